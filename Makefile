@@ -1,0 +1,87 @@
+# Outpace: `make demo` and `make test` need only Python 3.11-3.13 and make.
+
+ifndef PYTHON
+PYTHON := $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	"$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& { echo "$$python"; break; }; done)
+endif
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+MODEL ?= stories
+METHODS ?= autoregressive,prompt-lookup,draft-model,jacobi
+WORKERS ?= 2
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test certify bench mutants plugin catalogue docs serve-docs lint format types check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11-3.13 with venv was found. Install one, or name it: make $(MAKECMDGOALS) PYTHON=path" >&2; exit 2; }
+	@echo "Creating $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv "$(VENV)"
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Outpace (once; PyTorch is a large download)"
+	@$(INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the development tools (once)"
+	@$(INSTALL) ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	@echo "Installing the documentation tools (once)"
+	@$(INSTALL) ".[docs]"
+	@touch $@
+
+demo: $(VENV)/.installed ## generate from the shipped model, plainly and accelerated, and compare
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(VENV)/.installed-dev ## run the tests on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+certify: $(VENV)/.installed ## prove exactness on the shipped model: make certify METHODS=prompt-lookup,jacobi
+	@for method in $$(echo "$(METHODS)" | tr ',' ' '); do \
+		[ "$$method" = autoregressive ] || $(BIN)/outpace certify --model $(MODEL) --method "$$method" $(ARGS) || exit 1; done
+
+bench: $(VENV)/.installed-dev ## measure speed beside transformers
+	$(BIN)/outpace bench --model $(MODEL) --methods $(METHODS) --peers hf $(ARGS)
+
+mutants: $(VENV)/.installed-dev ## show that each deliberate fault is caught
+	OMP_NUM_THREADS=1 $(BIN)/python -m outpace.testing.mutants $(ARGS)
+
+plugin: $(VENV)/.installed-dev ## install the example plug-in aside and run its contract tests
+	@rm -rf build/plugin
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/plugin docs/plugins/outpace-example
+	PYTHONPATH=build/plugin OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider docs/plugins/outpace-example/tests
+
+catalogue: $(VENV)/.installed ## rewrite src/outpace/catalogue.json from the method classes
+	$(BIN)/python -m outpace.catalogue
+
+docs: $(VENV)/.installed-docs ## build the site into site/ (strict)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+serve-docs: $(VENV)/.installed-docs ## show the site while editing
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+lint: $(VENV)/.installed-dev ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev ## rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev ## strict type check of src/
+	$(BIN)/mypy
+
+check: lint types test docs ## everything a change needs before review
+
+clean: ## remove what the targets made, the environment included
+	rm -rf "$(VENV)" build site .pytest_cache .mypy_cache .ruff_cache

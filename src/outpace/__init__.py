@@ -1,0 +1,34 @@
+"""Outpace: token sequences faster than one token at a time, with the text unchanged.
+
+    import outpace
+    lm = outpace.load("stories")
+    print(lm.generate("Once upon a time", method="prompt-lookup").text)
+
+Names resolve on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "LanguageModel": "outpace.engine",
+    "Result": "outpace.result",
+    "Run": "outpace.loop",
+    "Row": "outpace.row",
+    "Sampling": "outpace.sampling",
+    "OutpaceError": "outpace.errors",
+    "load": "outpace.engine",
+    "methods": "outpace.catalogue",
+}
+
+__all__ = ["LanguageModel", "OutpaceError", "Result", "Row", "Run", "Sampling", "__version__", "load", "methods"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'outpace' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -1,0 +1,120 @@
+"""The static cache: one preallocated buffer per stored tensor, a length per row, scratch slots behind it.
+
+Slot = logical position for valid entries: row b holds entries 0..lengths[b]-1. A forward stages its T entries at
+slots lengths[b]..lengths[b]+T-1 without touching valid ones; `keep` makes some of them valid. A chain is kept without
+a copy, a tree path with one gather.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from outpace.types import Counter
+
+__all__ = ["Cache"]
+
+
+class Cache:
+    """Entries of several rows in preallocated buffers.
+
+    Args:
+        buffers: storage tensors with rows on axis 0 and slots on axis `slot_axis`; e.g. per layer two of
+            [B, H, capacity, D]. What they hold is the adapter's business.
+        slot_axis: the axis of every buffer that counts slots.
+        counter: where forwards on this cache are counted.
+        extra: tensors or trees per row that never grow (encoder outputs), gathered by `rows`.
+    """
+
+    def __init__(
+        self,
+        buffers: Sequence[Tensor],
+        slot_axis: int,
+        counter: Counter | None = None,
+        lengths: list[int] | None = None,
+        extra: Sequence[Tensor] = (),
+    ) -> None:
+        self.buffers = list(buffers)
+        self.slot_axis = slot_axis
+        self.counter = counter if counter is not None else Counter()
+        self.lengths = lengths if lengths is not None else [0] * (self.buffers[0].shape[0] if self.buffers else 0)
+        self.extra = list(extra)
+
+    @property
+    def capacity(self) -> int:
+        """Slots per row, scratch included."""
+        return self.buffers[0].shape[self.slot_axis]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the buffers in bytes."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers)
+
+    def keep(self, staged: Sequence[Sequence[int]]) -> None:
+        """Make staged entries valid, in the given order.
+
+        Args:
+            staged: per row, offsets into the last forward's tokens (0 = the first staged entry).
+        """
+        moves = [(row, offsets) for row, offsets in enumerate(staged) if any(o != i for i, o in enumerate(offsets))]
+        for row, offsets in moves:
+            # Offsets ascend along a path, so gathering before writing is the only care needed.
+            base = self.lengths[row]
+            source = torch.tensor([base + offset for offset in offsets], device=self.buffers[0].device)
+            for buffer in self.buffers:
+                entries = buffer[row]
+                picked = entries.index_select(self.slot_axis - 1, source)
+                entries.narrow(self.slot_axis - 1, base, len(offsets)).copy_(picked)
+        for row, offsets in enumerate(staged):
+            self.lengths[row] += len(offsets)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget entries at and beyond `lengths[b]` (a rollback; never lengthens)."""
+        self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
+
+    def fork(self, counter: Counter | None = None) -> Cache:
+        """Return an overlay that reads the valid entries and stages its own in the same scratch slots.
+
+        The base must not score while the fork is in use: whatever the fork staged is overwritten by it, which is
+        exactly what drafting on the target's own cache wants, and costs no copy.
+        """
+        return Cache(self.buffers, self.slot_axis, counter or Counter(), list(self.lengths), self.extra)
+
+    def rows(self, index: Sequence[int]) -> Cache:
+        """Return a copy with the given rows, in that order (rows may repeat)."""
+        if not self.buffers:
+            return Cache([], self.slot_axis, self.counter, [self.lengths[i] for i in index])
+        gather = torch.tensor(list(index), dtype=torch.int64, device=self.buffers[0].device)
+        buffers = [buffer.index_select(0, gather) for buffer in self.buffers]
+        extra = [tensor.index_select(0, gather) for tensor in self.extra]
+        return Cache(buffers, self.slot_axis, self.counter, [self.lengths[i] for i in index], extra)
+
+    @staticmethod
+    def join(caches: Sequence[Cache]) -> Cache:
+        """Stack the rows of several caches of one adapter; capacities may differ."""
+        caches = [cache for cache in caches if cache.lengths] or list(caches[:1])
+        first = caches[0]
+        if len(caches) == 1:
+            return first
+        capacity = max(cache.capacity for cache in caches)
+        buffers = []
+        for parts in zip(*(cache.buffers for cache in caches), strict=True):
+            shape = list(parts[0].shape)
+            shape[0], shape[first.slot_axis] = sum(part.shape[0] for part in parts), capacity
+            joined, row = parts[0].new_zeros(shape), 0
+            for part in parts:
+                joined[row : row + part.shape[0]].narrow(first.slot_axis, 0, part.shape[first.slot_axis]).copy_(part)
+                row += part.shape[0]
+            buffers.append(joined)
+        extra = [_stack(parts) for parts in zip(*(cache.extra for cache in caches), strict=True)]
+        lengths = [length for cache in caches for length in cache.lengths]
+        return Cache(buffers, first.slot_axis, first.counter, lengths, extra)
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate on axis 0, padding axis 1 with zeros to the longest."""
+    longest = max(part.shape[1] for part in parts)
+    padded = [torch.nn.functional.pad(p, [0, 0] * (p.dim() - 2) + [0, longest - p.shape[1]]) for p in parts]
+    return torch.cat(padded)

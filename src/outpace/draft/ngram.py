@@ -1,0 +1,40 @@
+"""An index of one row's n-grams that finds the longest, most recent match in constant time per token."""
+
+from __future__ import annotations
+
+__all__ = ["NgramIndex"]
+
+
+class NgramIndex:
+    """Where each n-gram of a growing text last ended.
+
+    Args:
+        smallest: shortest n-gram that counts as a match.
+        largest: longest n-gram tried.
+    """
+
+    def __init__(self, smallest: int, largest: int) -> None:
+        self.smallest, self.largest = smallest, largest
+        self._last: dict[tuple[int, ...], int] = {}
+        self._size = 0
+
+    def extend(self, text: list[int]) -> None:
+        """Index the part of `text` that is new, but for n-grams that end at its last token (they are the query)."""
+        for end in range(max(self._size, 1), len(text)):
+            for size in range(self.smallest, min(self.largest, end) + 1):
+                self._last[tuple(text[end - size : end])] = end
+        self._size = max(self._size, len(text))
+
+    def lookup(self, text: list[int]) -> int | None:
+        """Return where the longest, most recent earlier match of the text's end continues, or None."""
+        for size in range(min(self.largest, len(text)), self.smallest - 1, -1):
+            at = self._last.get(tuple(text[len(text) - size :]))
+            if at is not None:
+                return at
+        return None
+
+    def copy(self) -> NgramIndex:
+        """Return an independent copy (a forked row)."""
+        other = NgramIndex(self.smallest, self.largest)
+        other._last, other._size = dict(self._last), self._size
+        return other

@@ -1,0 +1,77 @@
+"""Every error that Outpace raises on purpose.
+
+    OutpaceError            exit status 1: something failed
+    ├── ConfigError         exit status 2: an argument, option or setting cannot be used (also a ValueError)
+    ├── CapabilityError     exit status 2: the method needs what this model does not offer
+    ├── ModelError          exit status 2: a model cannot be found, read or trusted
+    ├── NumericalError      exit status 1: the model produced NaN or infinite logits
+    ├── PluginError         exit status 1: an entry point is broken or named twice
+    └── StorageError        exit status 1: writing to disk failed
+
+Each carries one sentence (`str(error)`) and one actionable sentence (`error.hint`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CapabilityError",
+    "ConfigError",
+    "ModelError",
+    "NumericalError",
+    "OutpaceError",
+    "PluginError",
+    "StorageError",
+    "nearest",
+]
+
+
+class OutpaceError(Exception):
+    """Base of all errors raised on purpose; `hint` says what to do next."""
+
+    exit_status = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(OutpaceError, ValueError):
+    """An argument, option or setting that cannot be used."""
+
+    exit_status = 2
+
+
+class CapabilityError(OutpaceError):
+    """The method needs something that the model does not offer; the hint names methods that would fit."""
+
+    exit_status = 2
+
+
+class ModelError(OutpaceError):
+    """A model directory or file that cannot be found, read or trusted."""
+
+    exit_status = 2
+
+
+class NumericalError(OutpaceError):
+    """The model produced NaN or infinite logits for a row."""
+
+
+class PluginError(OutpaceError):
+    """An entry point cannot be loaded, or two packages give the same name."""
+
+
+class StorageError(OutpaceError):
+    """Writing to disk failed; what was stored before is still valid."""
+
+
+def nearest(name: str, known: Iterable[str], what: str) -> str:
+    """Return a hint that names the closest known names, for an unknown `what` called `name`."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(repr(item) for item in close)}?"
+    return f"Known {what}s: {', '.join(known)}." if known else f"No {what} is known here."

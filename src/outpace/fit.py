@@ -1,0 +1,41 @@
+"""Does a method fit a model? Asked before weights load."""
+
+from __future__ import annotations
+
+from outpace.errors import CapabilityError
+from outpace.methods.base import Method
+from outpace.registry import load_method, method_names
+from outpace.types import Capabilities
+
+__all__ = ["check_fit", "misfits"]
+
+
+def misfits(method: Method, offered: Capabilities) -> list[str]:
+    """Return what the method needs and the model lacks, each as a phrase; empty = it fits."""
+    needs, lacks = method.needs, []
+    if needs.attention != offered.attention:
+        lacks.append(f"{needs.attention} attention (the model's is {offered.attention})")
+    if needs.has_mask and offered.mask_id is None:
+        lacks.append("a mask token")
+    if needs.has_skip and not offered.has_skip:
+        lacks.append("layers that can be skipped")
+    if needs.has_tree and not offered.has_tree:
+        lacks.append("tree attention")
+    if needs.has_rollback and not offered.has_rollback:
+        lacks.append("a cache that can roll back")
+    return lacks
+
+
+def check_fit(method: Method, offered: Capabilities) -> None:
+    """Raise if the method cannot run on such a model.
+
+    Raises:
+        CapabilityError: names what is missing and which methods would fit.
+    """
+    lacks = misfits(method, offered)
+    if lacks:
+        fitting = [name for name in method_names() if not misfits(load_method(name)(), offered)]
+        raise CapabilityError(
+            f"The method {method.name!r} needs {' and '.join(lacks)}.",
+            f"Methods that fit this model: {', '.join(fitting)}." if fitting else "No method here fits this model.",
+        )

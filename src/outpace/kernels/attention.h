@@ -1,0 +1,164 @@
+// Attention of a few queries over one row's cached keys and values, for one key head.
+//
+// A query's result depends only on the ordered list of keys it sees. Scores are one fixed chain per key. The weighted
+// sum runs over slots in order, and a hidden slot weighs exactly 0, which leaves every sum as it was: an accepted path
+// of a tree gives the bits of a chain, and a wide window gives the bits of single steps.
+#pragma once
+
+#include "simd.h"
+
+namespace outpace {
+
+constexpr int kQueries = 16;  // per work item: keys are transposed once for all of them
+constexpr int kTile = 4;      // queries whose sums are in registers together
+constexpr int kChains = 4;    // partial sums per score: dimension d goes to chain d % kChains, to hide latency
+constexpr float kHidden = -__builtin_inff();
+
+// Per-thread memory of one work item; `slots` is padded to kLanes.
+struct Bench {
+  float* query;    // [queries, dims] scaled queries
+  float* scores;   // [queries, slots]
+  float* outputs;  // [queries, dims]
+  float* keys;     // [dims, kLanes] one block of keys, transposed
+  int64_t dims;    // head_dim, padded with zeros
+  int64_t slots;
+};
+
+// kLanes keys become columns of floats. Beyond `count` the last key is repeated; its scores are never read.
+template <class Type>
+inline void transpose_keys(const typename Type::Element* keys, int64_t count, int64_t head_dim, float* to) {
+  constexpr int kPer = Type::kPerWord;
+  int64_t word = 0;
+#if defined(__AVX512F__)
+  for (; word + 16 <= head_dim / kPer; word += 16) {
+    Words rows[16];
+    for (int i = 0; i < 16; i++) {
+      const auto* key = keys + std::min<int64_t>(i, count - 1) * head_dim;
+      rows[i] = load<Words>(reinterpret_cast<const uint32_t*>(key) + word);
+    }
+    transpose(rows);
+    for (int i = 0; i < 16; i++) {
+      float* column = to + (word + i) * kPer * kLanes;
+      store(column, bits<Floats>(kPer == 2 ? rows[i] << 16 : rows[i]));
+      if (kPer == 2) store(column + kLanes, bits<Floats>(rows[i] & 0xffff0000u));
+    }
+  }
+#endif
+  for (int64_t d = word * kPer; d < head_dim; d++) {
+    for (int i = 0; i < kLanes; i++) {
+      to[d * kLanes + i] = Type::read_one(keys[std::min<int64_t>(i, count - 1) * head_dim + d]);
+    }
+  }
+}
+
+template <int kCount>
+inline void score_block(const Bench& bench, int64_t query, int64_t slot) {
+  Floats sums[kCount][kChains] = {};
+  for (int64_t d = 0; d < bench.dims; d += kChains) {
+#pragma GCC unroll 4
+    for (int chain = 0; chain < kChains; chain++) {
+      const Floats keys = load<Floats>(bench.keys + (d + chain) * kLanes);
+#pragma GCC unroll 4
+      for (int q = 0; q < kCount; q++) {
+        const float value = bench.query[(query + q) * bench.dims + d + chain];
+        sums[q][chain] = fma(splat(value), keys, sums[q][chain]);
+      }
+    }
+  }
+  for (int q = 0; q < kCount; q++) {
+    const Floats total = (sums[q][0] + sums[q][1]) + (sums[q][2] + sums[q][3]);
+    store(bench.scores + (query + q) * bench.slots + slot, total);
+  }
+}
+
+// Scores of `queries` against keys 0..count-1.
+template <class Type>
+inline void score(const Bench& bench, int64_t queries, const typename Type::Element* keys, int64_t count,
+                  int64_t head_dim) {
+  for (int64_t slot = 0; slot < count; slot += kLanes) {
+    transpose_keys<Type>(keys + slot * head_dim, std::min<int64_t>(kLanes, count - slot), head_dim, bench.keys);
+    int64_t q = 0;
+    for (; q + kTile <= queries; q += kTile) score_block<kTile>(bench, q, slot);
+    for (; q < queries; q++) score_block<1>(bench, q, slot);
+  }
+}
+
+// Scores become weights exp(score - largest), not yet divided by their sum; hidden ones become 0.
+inline void weigh(float* scores, int64_t slots) {
+  Floats largest = splat(kHidden);
+  for (int64_t i = 0; i < slots; i += kLanes) {
+    const Floats value = load<Floats>(scores + i);
+    largest = value > largest ? value : largest;
+  }
+  float lanes[kLanes], top = kHidden;
+  store(lanes, largest);
+  for (float lane : lanes) top = lane > top ? lane : top;
+  for (int64_t i = 0; i < slots; i += kLanes) store(scores + i, exponential(load<Floats>(scores + i) - splat(top)));
+}
+
+// kWide vectors of the outputs of kCount queries, from dimension `at`.
+template <class Type, int kCount, int kWide>
+inline void average(const Bench& bench, int64_t query, const typename Type::Element* values, int64_t count,
+                    int64_t head_dim, int64_t at) {
+  Floats sums[kCount][kWide] = {}, total[kCount] = {};
+  const float* weights = bench.scores + query * bench.slots;
+  for (int64_t slot = 0; slot < count; slot++) {
+    Floats value[kWide];
+#pragma GCC unroll 4
+    for (int v = 0; v < kWide; v++) value[v] = Type::read(values + slot * head_dim + at + v * kLanes);
+#pragma GCC unroll 4
+    for (int q = 0; q < kCount; q++) {
+      const Floats weight = splat(weights[q * bench.slots + slot]);
+      total[q] += weight;
+#pragma GCC unroll 4
+      for (int v = 0; v < kWide; v++) sums[q][v] = fma(weight, value[v], sums[q][v]);
+    }
+  }
+  for (int q = 0; q < kCount; q++) {
+    const Floats scale = splat(1.0f) / total[q];
+    for (int v = 0; v < kWide; v++) {
+      store(bench.outputs + (query + q) * bench.dims + at + v * kLanes, sums[q][v] * scale);
+    }
+  }
+}
+
+// The same sums for dimensions that fill no vector; only head sizes that are not multiples of kLanes come here.
+template <class Type>
+inline void average_rest(const Bench& bench, int64_t query, const typename Type::Element* values, int64_t count,
+                         int64_t head_dim, int64_t at) {
+  const float* weights = bench.scores + query * bench.slots;
+  for (int64_t d = at; d < head_dim; d++) {
+    float sum = 0.0f, total = 0.0f;
+    for (int64_t slot = 0; slot < count; slot++) {
+      total += weights[slot];
+      sum = __builtin_fmaf(weights[slot], Type::read_one(values[slot * head_dim + d]), sum);
+    }
+    bench.outputs[query * bench.dims + d] = sum * (1.0f / total);
+  }
+}
+
+template <class Type, int kCount>
+inline void average_tile(const Bench& bench, int64_t query, const typename Type::Element* values, int64_t count,
+                         int64_t head_dim) {
+  constexpr int kWide = 4;
+  int64_t at = 0;
+  for (; at + kWide * kLanes <= head_dim; at += kWide * kLanes) {
+    average<Type, kCount, kWide>(bench, query, values, count, head_dim, at);
+  }
+  for (; at + kLanes <= head_dim; at += kLanes) {
+    average<Type, kCount, 1>(bench, query, values, count, head_dim, at);
+  }
+  if (at == head_dim) return;
+  for (int q = 0; q < kCount; q++) average_rest<Type>(bench, query + q, values, count, head_dim, at);
+}
+
+// Weighted means of values 0..count-1 for `queries`.
+template <class Type>
+inline void gather(const Bench& bench, int64_t queries, const typename Type::Element* values, int64_t count,
+                   int64_t head_dim) {
+  int64_t q = 0;
+  for (; q + kTile <= queries; q += kTile) average_tile<Type, kTile>(bench, q, values, count, head_dim);
+  for (; q < queries; q++) average_tile<Type, 1>(bench, q, values, count, head_dim);
+}
+
+}  // namespace outpace

@@ -1,0 +1,431 @@
+// A whole decoder forward in one call: embedding, all layers, head. See `decoder.py` for the Python side.
+//
+// One parallel region runs everything; threads meet at a barrier between stages. The residual stream, queries, scores
+// and sums are float32; bfloat16 models round only what a matrix product reads, what the cache holds and the logits.
+// The result for one token has the same bits whatever else the forward holds (see gemm.h and attention.h).
+
+#include <sys/mman.h>
+
+#include <chrono>
+
+#include "decoder.h"
+#include "plan.h"
+
+namespace outpace {
+
+// 1 / root of the mean square of `count` values, of which `padded` are stored (zeros behind).
+inline float rms_scale(const float* values, int64_t count, int64_t padded, double eps) {
+  Floats sums[kVectors] = {};
+  for (int64_t i = 0; i < padded; i += kColumns) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; v++) {
+      const Floats value = load<Floats>(values + i + v * kLanes);
+      sums[v] = fma(value, value, sums[v]);
+    }
+  }
+  Floats total = sums[0];
+  for (int v = 1; v < kVectors; v++) total += sums[v];
+  return 1.0f / __builtin_sqrtf(sum_lanes(total) / static_cast<float>(count) + static_cast<float>(eps));
+}
+
+// One thread's part of a forward.
+template <class Type>
+class Forward {
+  using Element = typename Type::Element;
+  using Sums = Floats[kVectors];
+
+ public:
+  Forward(Decoder& decoder, const Call& call, Worker& worker)
+      : decoder_(decoder), model_(decoder.model), sizes_(decoder.sizes), call_(call), worker_(worker) {
+    float* memory = decoder.bench.as<float>() + worker.thread * decoder.bench_floats;
+    const int64_t queries = std::max<int64_t>(sizes_.item_tokens * sizes_.group, kQueries);
+    bench_.dims = sizes_.head_dim;
+    bench_.keys = memory;
+    bench_.query = bench_.keys + bench_.dims * kLanes;
+    bench_.outputs = bench_.query + queries * bench_.dims;
+    bench_.scores = bench_.outputs + queries * bench_.dims;
+  }
+
+  void run() {
+    for (const Chunk& chunk : decoder_.chunks) {
+      chunk_ = &chunk;
+      embed();
+      worker_.wait();
+      for (int64_t index = next_layer(0); index < model_.layers; index = next_layer(index + 1)) run_layer(index);
+      answer();
+      worker_.wait();
+    }
+  }
+
+ private:
+  int64_t num_tokens() const { return chunk_->tokens.size(); }
+  const Token& token(int64_t m) const { return decoder_.tokens[chunk_->tokens.begin + m]; }
+  float* residual(int64_t m) const { return decoder_.residual.as<float>() + m * sizes_.hidden; }
+  float* projected(int64_t m) const { return decoder_.projected.as<float>() + m * sizes_.projected_row; }
+
+  int64_t next_layer(int64_t index) const {
+    while (index < model_.layers && call_.skip && call_.skip[index]) index++;
+    return index;
+  }
+
+  // What follows layer `index`: its first weights are fetched ahead of the barrier.
+  Matrix after(int64_t index) const {
+    const int64_t next = next_layer(index + 1);
+    return next < model_.layers ? decoder_.qkv(decoder_.layers[next]) : decoder_.head();
+  }
+
+  void run_layer(int64_t index) {
+    const LayerView& layer = decoder_.layers[index];
+    const Matrix qkv = decoder_.qkv(layer), output = decoder_.output(layer);
+    const Matrix gate_up = decoder_.gate_up(layer), down = decoder_.down(layer);
+    project(layer, normalise(layer.attention_norm, num_tokens(), [](int64_t m) { return m; }), qkv, output);
+    worker_.wait();
+    place(layer, index);
+    worker_.wait();
+    attend(layer, index);
+    worker_.wait();
+    add({decoder_.attended.as<uint32_t>(), sizes_.attended_row, num_tokens()}, output, gate_up);
+    worker_.wait();
+    activate(normalise(layer.ffn_norm, num_tokens(), [](int64_t m) { return m; }), gate_up, down);
+    worker_.wait();
+    add({decoder_.activated.as<uint32_t>(), sizes_.activated_row, num_tokens()}, down, after(index));
+    worker_.wait();
+  }
+
+  // --- token rows in and out -------------------------------------------------------------------------------------
+
+  void embed() {
+    constexpr int64_t kSegment = 256;  // words per work item: rows of a tied head are gathered word by word
+    const int64_t words = sizes_.words(model_.hidden), segments = (words + kSegment - 1) / kSegment;
+    worker_.share(num_tokens() * segments, [&](int64_t item) {
+      const int64_t m = item / segments, begin = item % segments * kSegment;
+      for (int64_t word = begin; word < std::min(words, begin + kSegment); word++) embed_word(m, word);
+      // Padding is cleared each time: a row that went NaN in an earlier call has spoiled it.
+      if (begin == 0) std::fill(residual(m) + model_.hidden, residual(m) + sizes_.hidden, 0.0f);
+    });
+  }
+
+  void embed_word(int64_t m, int64_t word) {
+    const int64_t id = token(m).id;
+    Element pair[Type::kPerWord] = {};
+    if (model_.embedding) {
+      const Element* row = static_cast<const Element*>(model_.embedding) + id * model_.hidden;
+      for (int i = 0; i < Type::kPerWord && word * Type::kPerWord + i < model_.hidden; i++) {
+        pair[i] = row[word * Type::kPerWord + i];
+      }
+    } else {
+      memcpy(pair, decoder_.head().panel(id / kColumns) + word * kColumns + id % kColumns, sizeof pair);
+    }
+    for (int i = 0; i < Type::kPerWord && word * Type::kPerWord + i < model_.hidden; i++) {
+      residual(m)[word * Type::kPerWord + i] = Type::read_one(pair[i]);
+    }
+  }
+
+  // Rows `source(0..rows-1)` of the residual stream, normalised and rounded. Few rows: every thread writes all of them
+  // into memory of its own; many: shared, with a barrier.
+  template <class Source>
+  Inputs normalise(const float* weight, int64_t rows, const Source& source) {
+    uint32_t* to = decoder_.normed.as<uint32_t>();
+    const auto one = [&](int64_t m) {
+      const float* from = residual(source(m));
+      const Floats scale = splat(rms_scale(from, model_.hidden, sizes_.hidden, model_.norm_eps));
+      Element* row = reinterpret_cast<Element*>(to + m * sizes_.normed_row);
+      for (int64_t i = 0; i < sizes_.hidden; i += kLanes) {
+        Type::write(row + i, load<Floats>(from + i) * scale * load<Floats>(weight + i));
+      }
+    };
+    if (rows <= kPrivateRows) {
+      to += worker_.thread * kPrivateRows * sizes_.normed_row;
+      for (int64_t m = 0; m < rows; m++) one(m);
+    } else {
+      worker_.share(rows, one);
+      worker_.wait();
+    }
+    return {to, sizes_.normed_row, rows};
+  }
+
+  void answer() {
+    const Answer* answers = decoder_.answers.data() + chunk_->answers.begin;
+    const auto source = [&](int64_t i) { return answers[i].token - chunk_->tokens.begin; };
+    const Inputs rows = normalise(model_.final_norm, chunk_->answers.size(), source);
+    const Matrix first = decoder_.qkv(decoder_.layers[0]);  // of the next call, most likely
+    product<Type>(worker_, rows, decoder_.head(), first, [&](int64_t i, int64_t column, const Sums& sums) {
+      Element* logits = static_cast<Element*>(call_.logits) + answers[i].output * model_.vocab + column;
+      write_row(logits, reinterpret_cast<const float*>(sums), std::min<int64_t>(kColumns, model_.vocab - column));
+    });
+  }
+
+  // `count` floats to elements; `from` may be read up to the next full vector.
+  static void write_row(Element* to, const float* from, int64_t count) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) Type::write(to + i, load<Floats>(from + i));
+    for (; i < count; i++) to[i] = Type::narrow_one(from[i]);
+  }
+
+  // --- matrix products -------------------------------------------------------------------------------------------
+
+  void project(const LayerView& layer, const Inputs& in, const Matrix& weight, const Matrix& then) {
+    product<Type>(worker_, in, weight, then, [&](int64_t m, int64_t column, const Sums& sums) {
+      for (int v = 0; v < kVectors; v++) {
+        const int64_t at = column + v * kLanes;
+        store(projected(m) + at, layer.qkv_bias ? sums[v] + load<Floats>(layer.qkv_bias + at) : sums[v]);
+      }
+    });
+  }
+
+  void add(const Inputs& in, const Matrix& weight, const Matrix& then) {
+    product<Type>(worker_, in, weight, then, [&](int64_t m, int64_t column, const Sums& sums) {
+      float* to = residual(m) + column;
+      for (int v = 0; v < kVectors; v++) store(to + v * kLanes, load<Floats>(to + v * kLanes) + sums[v]);
+    });
+  }
+
+  // A panel of `weight` holds half a panel of gates and the same columns of the other branch.
+  void activate(const Inputs& in, const Matrix& weight, const Matrix& then) {
+    constexpr int kGates = kVectors / 2;
+    product<Type>(worker_, in, weight, then, [&](int64_t m, int64_t column, const Sums& sums) {
+      uint32_t* row = decoder_.activated.as<uint32_t>() + m * sizes_.activated_row;
+      Element* to = reinterpret_cast<Element*>(row) + column / 2;
+      for (int v = 0; v < kGates; v++) {
+        const Floats gate = sums[v];
+        const Floats silu = gate / (splat(1.0f) + exponential(Floats{} - gate));
+        Type::write(to + v * kLanes, silu * sums[v + kGates]);
+      }
+    });
+  }
+
+  // --- attention -------------------------------------------------------------------------------------------------
+
+  Element* entry(int64_t layer, int which, int64_t row, int64_t head, int64_t slot) const {
+    Element* buffer = static_cast<Element*>(call_.buffers[2 * layer + which]);
+    return buffer + ((row * model_.kv_heads + head) * call_.capacity + slot) * model_.head_dim;
+  }
+
+  // Normalise and rotate queries and keys; write keys and values to the cache.
+  void place(const LayerView& layer, int64_t index) {
+    const int64_t heads = model_.heads, kv_heads = model_.kv_heads, per_token = heads + 2 * kv_heads;
+    worker_.share(num_tokens() * per_token, [&](int64_t item) {
+      const int64_t m = item / per_token, head = item % per_token, dim = model_.head_dim;
+      float* values = projected(m) + head * dim;
+      if (head < heads) return turn(layer, layer.query_norm, token(m).position, values);
+      const bool is_key = head < heads + kv_heads;
+      if (is_key) turn(layer, layer.key_norm, token(m).position, values);
+      const int64_t kv_head = head - heads - (is_key ? 0 : kv_heads);
+      write_row(entry(index, is_key ? 0 : 1, token(m).row, kv_head, token(m).slot), values, dim);
+    });
+    if (worker_.thread == 0 && chunk_ == decoder_.chunks.data()) clear_holes(index);
+  }
+
+  void clear_holes(int64_t index) {
+    for (const Token& hole : decoder_.holes) {
+      for (int64_t head = 0; head < model_.kv_heads; head++) {
+        for (int which : {0, 1}) {
+          memset(entry(index, which, hole.row, head, hole.slot), 0, model_.head_dim * sizeof(Element));
+        }
+      }
+    }
+  }
+
+  void turn(const LayerView& layer, const float* norm, int64_t position, float* values) const {
+    const int64_t dim = model_.head_dim, half = dim / 2;
+    if (norm) {
+      float squares = 0.0f;
+      for (int64_t i = 0; i < dim; i++) squares = __builtin_fmaf(values[i], values[i], squares);
+      const float mean = squares / static_cast<float>(dim);
+      const float scale = 1.0f / __builtin_sqrtf(mean + static_cast<float>(model_.norm_eps));
+      for (int64_t i = 0; i < dim; i++) values[i] = values[i] * scale * norm[i];
+    }
+    if (layer.cos == nullptr) return;
+    const float* cos = layer.cos + position * half;
+    const float* sin = layer.sin + position * half;
+    for (int64_t i = 0; i < half; i++) {
+      const float low = values[i], high = values[i + half];
+      values[i] = low * cos[i] - high * sin[i];
+      values[i + half] = high * cos[i] + low * sin[i];
+    }
+  }
+
+  void attend(const LayerView& layer, int64_t index) {
+    // Items of one head are neighbours: its keys stay in this core's cache.
+    const int64_t items = chunk_->items.size();
+    worker_.claim(items * model_.kv_heads, [&](int64_t work, bool) {
+      attend_item(layer, index, decoder_.items[chunk_->items.begin + work % items], work / items);
+    });
+  }
+
+  void attend_item(const LayerView& layer, int64_t index, const Item& item, int64_t kv_head) {
+    const Token* tokens = decoder_.tokens.data() + item.first;
+    const int64_t group = sizes_.group, dim = model_.head_dim, row = tokens[0].row;
+    int64_t begin = decoder_.ends[row], end = 0;
+    for (int64_t i = 0; i < item.count; i++) {
+      begin = std::min(begin, first_seen(layer, tokens[i]));
+      end = std::max(end, last_seen(tokens[i]));
+    }
+    bench_.slots = round_up(end - begin, kLanes);
+    for (int64_t i = 0; i < item.count; i++) {
+      for (int64_t g = 0; g < group; g++) take_query(i * group + g, item.first + i, kv_head * group + g);
+    }
+    score<Type>(bench_, item.count * group, entry(index, 0, row, kv_head, begin), end - begin, dim);
+    for (int64_t i = 0; i < item.count; i++) {
+      for (int64_t g = 0; g < group; g++) {
+        float* scores = bench_.scores + (i * group + g) * bench_.slots;
+        hide(layer, tokens[i], scores, begin, end);
+        weigh(scores, bench_.slots);
+      }
+    }
+    gather<Type>(bench_, item.count * group, entry(index, 1, row, kv_head, begin), end - begin, dim);
+    for (int64_t i = 0; i < item.count; i++) {
+      for (int64_t g = 0; g < group; g++) give_output(i * group + g, item.first + i, kv_head * group + g);
+    }
+  }
+
+  // The first slot that a token may see; valid entries have slot = position.
+  int64_t first_seen(const LayerView& layer, const Token& token) const {
+    if (layer.window == 0) return 0;
+    return std::max<int64_t>(0, std::min(call_.lengths[token.row], token.position - layer.window + 1));
+  }
+
+  // One past the last slot that a token may see.
+  int64_t last_seen(const Token& token) const {
+    return call_.visible || model_.is_full ? decoder_.ends[token.row] : token.slot + 1;
+  }
+
+  void take_query(int64_t query, int64_t token, int64_t head) {
+    const float* from = projected(token - chunk_->tokens.begin) + head * model_.head_dim;
+    float* to = bench_.query + query * bench_.dims;
+    const float scale = static_cast<float>(model_.attention_scale);
+    for (int64_t d = 0; d < model_.head_dim; d++) to[d] = from[d] * scale;
+  }
+
+  void give_output(int64_t query, int64_t token, int64_t head) {
+    uint32_t* row = decoder_.attended.as<uint32_t>() + (token - chunk_->tokens.begin) * sizes_.attended_row;
+    write_row(reinterpret_cast<Element*>(row) + head * model_.head_dim, bench_.outputs + query * bench_.dims,
+              model_.head_dim);
+  }
+
+  // Set the scores of slots that a token does not see (begin.. in `scores`) to -inf.
+  void hide(const LayerView& layer, const Token& token, float* scores, int64_t begin, int64_t end) const {
+    const int64_t length = call_.lengths[token.row];
+    for (int64_t slot = begin; slot < first_seen(layer, token); slot++) scores[slot - begin] = kHidden;
+    for (int64_t slot = std::max(length, begin); slot < end; slot++) {
+      if (!sees(layer, token, slot - length)) scores[slot - begin] = kHidden;
+    }
+    for (int64_t i = end - begin; i < bench_.slots; i++) scores[i] = kHidden;
+  }
+
+  // Whether a token sees the `other`-th token of its row in this forward.
+  bool sees(const LayerView& layer, const Token& token, int64_t other) const {
+    const int64_t position = call_.position[token.row * call_.width + other];
+    if (position < 0 || (layer.window && position <= token.position - layer.window)) return false;
+    if (call_.visible) return call_.visible[(token.row * call_.width + token.index) * call_.width + other];
+    return model_.is_full || other <= token.index;
+  }
+
+  Decoder& decoder_;
+  const ModelView& model_;
+  const Sizes& sizes_;
+  const Call& call_;
+  Worker& worker_;
+  const Chunk* chunk_ = nullptr;
+  Bench bench_{};
+};
+
+// --- one parallel region -----------------------------------------------------------------------------------------
+
+template <class Body>
+void in_parallel(int64_t threads, Body body) {
+  const auto call = [](void* data) { (*static_cast<Body*>(data))(omp_get_thread_num(), omp_get_num_threads()); };
+  GOMP_parallel(call, &body, static_cast<unsigned>(std::min<int64_t>(threads, kMaxThreads)), 0);
+}
+
+template <class Type>
+void forward(Decoder& decoder, const Call& call) {
+  in_parallel(call.threads, [&](int thread, int threads) {
+    Worker worker(decoder.team, thread, threads);
+    Forward<Type>(decoder, call, worker).run();
+  });
+}
+
+template <class Type>
+void pack(const void* source, int64_t outputs, int64_t inputs, bool is_gated, uint32_t* to, int64_t threads) {
+  const int64_t half = outputs / 2, steps = (inputs + Type::kPerWord - 1) / Type::kPerWord;
+  const int64_t panels = is_gated ? (half + kColumns / 2 - 1) / (kColumns / 2) : (outputs + kColumns - 1) / kColumns;
+  in_parallel(threads, [&](int thread, int count) {
+    for (int64_t panel = thread; panel < panels; panel += count) {
+      const auto row_of = [&](int column) -> int64_t {
+        if (!is_gated) return panel * kColumns + column < outputs ? panel * kColumns + column : -1;
+        const int64_t row = panel * (kColumns / 2) + column % (kColumns / 2);
+        return row >= half ? -1 : column < kColumns / 2 ? row : half + row;
+      };
+      pack_panel<Type>(static_cast<const typename Type::Element*>(source), inputs, steps,
+                       to + panel * steps * kColumns, row_of);
+    }
+  });
+}
+
+// Read a buffer once; returns something that depends on all of it, so that nothing is optimised away.
+inline uint32_t read_all(const uint32_t* data, int64_t words) {
+  Words sums[8] = {};
+  for (int64_t i = 0; i + 8 * kLanes <= words; i += 8 * kLanes) {
+    __builtin_prefetch(data + i + 4096, 0, 2);
+    __builtin_prefetch(data + i + 4096 + 4 * kLanes, 0, 2);
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; v++) sums[v] ^= load<Words>(data + i + v * kLanes);
+  }
+  Words total{};
+  for (const Words& sum : sums) total ^= sum;
+  return total[0];
+}
+
+}  // namespace outpace
+
+// --- what Python calls -------------------------------------------------------------------------------------------
+
+extern "C" {
+
+void* outpace_new(const outpace::ModelView* model) { return new (std::nothrow) outpace::Decoder(*model); }
+
+void outpace_delete(void* decoder) { delete static_cast<outpace::Decoder*>(decoder); }
+
+int64_t outpace_forward(void* handle, const outpace::Call* call) {
+  auto& decoder = *static_cast<outpace::Decoder*>(handle);
+  try {
+    const outpace::Status status = outpace::plan(decoder, *call);
+    if (status != outpace::kOk) return status;
+  } catch (const std::bad_alloc&) {
+    return outpace::kNoMemory;
+  }
+  if (decoder.model.is_bfloat16) outpace::forward<outpace::Bfloat16>(decoder, *call);
+  else outpace::forward<outpace::Float32>(decoder, *call);
+  return outpace::kOk;
+}
+
+// Pack [outputs, inputs] row by row into panels; gated: the first half of the rows is the gate.
+void outpace_pack(int64_t is_bfloat16, const void* source, int64_t outputs, int64_t inputs, int64_t is_gated,
+                  uint32_t* to, int64_t threads) {
+  if (is_bfloat16) outpace::pack<outpace::Bfloat16>(source, outputs, inputs, is_gated, to, threads);
+  else outpace::pack<outpace::Float32>(source, outputs, inputs, is_gated, to, threads);
+}
+
+// Ask for huge pages before the memory is touched: weights are streamed, and small pages cost walks.
+void outpace_advise(void* data, int64_t bytes) {
+  constexpr int64_t kHuge = 1 << 21;
+  const auto begin = outpace::round_up(reinterpret_cast<int64_t>(data), kHuge);
+  const auto end = (reinterpret_cast<int64_t>(data) + bytes) / kHuge * kHuge;
+#if defined(MADV_HUGEPAGE)
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+// Seconds that `threads` threads take to read `words` words once.
+double outpace_read(const uint32_t* data, int64_t words, int64_t threads) {
+  [[maybe_unused]] static volatile uint32_t sink;
+  const auto start = std::chrono::steady_clock::now();
+  outpace::in_parallel(threads, [&](int thread, int count) {
+    const int64_t begin = words * thread / count, end = words * (thread + 1) / count;
+    sink = outpace::read_all(data + begin, end - begin);
+  });
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // extern "C"

@@ -1,0 +1,158 @@
+// The shapes shared by the parts of a decoder: what Python hands over, and what is kept between calls.
+#pragma once
+
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "attention.h"
+#include "gemm.h"
+#include "simd.h"
+#include "team.h"
+
+namespace outpace {
+
+// What Python fills in; every field is 8 bytes. Mirrored by the ctypes structures of `library.py`.
+struct LayerView {
+  const float* attention_norm;  // vectors of floats are padded with zeros to kPadding
+  const uint32_t* qkv;
+  const float* qkv_bias;    // null = none
+  const float* query_norm;  // null = none
+  const float* key_norm;
+  const uint32_t* output;
+  const float* ffn_norm;
+  const uint32_t* gate_up;
+  const uint32_t* down;
+  const float* cos;  // [positions, head_dim / 2]; null = this layer does not rotate
+  const float* sin;
+  int64_t window;  // latest positions seen; 0 = all
+};
+
+struct ModelView {
+  int64_t is_bfloat16, is_full;
+  int64_t vocab, hidden, layers, heads, kv_heads, head_dim, ffn, positions;
+  double norm_eps, attention_scale;
+  const LayerView* layer;
+  const void* embedding;  // [vocab, hidden]; null = read from the packed head
+  const float* final_norm;
+  const uint32_t* head;
+};
+
+struct Call {
+  int64_t rows, width, asked, capacity, threads;
+  const int64_t* tokens;    // [rows, width]
+  const int64_t* position;  // [rows, width]; -1 = padding
+  const uint8_t* visible;   // [rows, width, width] or null
+  const int64_t* lengths;   // [rows] valid cache entries
+  void* const* buffers;     // keys and values per layer, each [rows, kv_heads, capacity, head_dim]
+  const int64_t* ask;       // [rows, asked] or null = all
+  const uint8_t* skip;      // [layers] or null
+  void* logits;             // [rows, asked, vocab]
+};
+
+enum Status : int64_t { kOk, kNoMemory, kBadToken, kBadPosition, kNoCapacity, kBadAsk };
+
+constexpr int64_t kChunk = 256;       // tokens of a long causal forward that run together
+constexpr int64_t kPrivateRows = 16;  // up to here every thread normalises all rows itself: cheaper than a barrier
+
+struct Token {
+  int64_t row, index, slot, position, id;
+};
+
+struct Answer {  // one row of logits
+  int64_t token, output;
+};
+
+struct Item {  // neighbouring tokens of one row that attend together
+  int64_t first, count;
+};
+
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+struct Chunk {  // tokens that go through the layers together, with their attention items and answers
+  Range tokens, items, answers;
+};
+
+// Memory that grows on demand and is kept between calls.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+
+  void reserve(size_t bytes) {
+    if (bytes <= size_) return;
+    std::free(data_);
+    size_ = round_up(bytes, 1 << 16);
+    data_ = std::aligned_alloc(kAlignment, size_);
+    if (data_ == nullptr) {
+      size_ = 0;
+      throw std::bad_alloc();
+    }
+    memset(data_, 0, size_);  // padding columns are read and must stay zero
+  }
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  static constexpr size_t kAlignment = 128;
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Sizes that follow from a model.
+struct Sizes {
+  explicit Sizes(const ModelView& m)
+      : per_word(m.is_bfloat16 ? 2 : 1),
+        group(m.heads / m.kv_heads),
+        hidden(round_up(m.hidden, kColumns)),
+        projected((m.heads + 2 * m.kv_heads) * m.head_dim),
+        projected_row(round_up(projected, kColumns)),
+        normed_row(input_stride(words(m.hidden))),
+        attended_row(input_stride(words(m.heads * m.head_dim))),
+        activated_row(input_stride(words(m.ffn))),
+        head_dim(round_up(m.head_dim, kLanes)),
+        item_tokens(std::max<int64_t>(1, kQueries / group)) {}
+
+  int64_t words(int64_t elements) const { return (elements + per_word - 1) / per_word; }
+
+  int64_t per_word, group, hidden, projected, projected_row, normed_row, attended_row, activated_row, head_dim;
+  int64_t item_tokens;  // tokens per attention item
+};
+
+struct Decoder {
+  explicit Decoder(const ModelView& view) : model(view), sizes(view), layers(view.layer, view.layer + view.layers) {}
+
+  ModelView model;
+  Sizes sizes;
+  std::vector<LayerView> layers;
+  // Planned by `plan.h` for each call.
+  std::vector<Token> tokens, holes;  // holes = padding before a row's last token: its slots are read with weight 0
+  std::vector<Answer> answers;
+  std::vector<Item> items;
+  std::vector<Chunk> chunks;
+  std::vector<int64_t> ends;  // per row, slots written or valid
+  int64_t bench_floats = 0;   // per thread
+  Buffer residual, normed, projected, attended, activated, bench;
+  Team team;
+
+  Matrix qkv(const LayerView& l) const { return matrix(l.qkv, model.hidden, sizes.projected); }
+  Matrix output(const LayerView& l) const { return matrix(l.output, model.heads * model.head_dim, model.hidden); }
+  Matrix gate_up(const LayerView& l) const { return matrix(l.gate_up, model.hidden, 2 * round_up(model.ffn, kColumns / 2)); }
+  Matrix down(const LayerView& l) const { return matrix(l.down, model.ffn, model.hidden); }
+  Matrix head() const { return matrix(model.head, model.hidden, model.vocab); }
+
+ private:
+  Matrix matrix(const uint32_t* data, int64_t inputs, int64_t outputs) const {
+    return {data, sizes.words(inputs), (outputs + kColumns - 1) / kColumns};
+  }
+};
+
+}  // namespace outpace

@@ -1,0 +1,269 @@
+"""A decoder whose whole forward is one C call, on packed weights. See `decoder.cpp` for the other side.
+
+Serves pre-norm decoders with RMS norms, a gated SiLU MLP and rotary positions (or none): Llama, Mistral, Qwen2, Qwen3,
+SmolLM3. The result for a token has the same bits whatever its window, batch, thread count or chunk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from outpace.cache import Cache
+from outpace.errors import ConfigError
+from outpace.kernels.library import FAILURES, CallView, LayerView, ModelView, empty_buffer, load
+from outpace.models.spec import Spec, rope_tables
+from outpace.models.weights import Matrix, Norm, Weights
+
+__all__ = ["CompiledDecoder", "compile_decoder", "supports"]
+
+COLUMNS = 32  # output columns per panel; `kColumns` in gemm.h
+PADDING = 32  # floats that vectors are padded to; `kPadding` in simd.h
+DTYPES = (torch.bfloat16, torch.float32)
+
+
+def supports(spec: Spec) -> bool:
+    """Whether the compiled path computes this decoder; the eager path serves the others."""
+    return (
+        (spec.norm, spec.norm_placement, spec.activation, spec.is_gated) == ("rms", "pre", "silu", True)
+        and spec.attention in ("causal", "full")
+        and spec.positions in ("rotary", "none")
+        and spec.qk_norm in ("none", "head")
+        and spec.has_final_norm
+        and spec.embed_size in (0, spec.hidden_size)
+        and spec.embed_scale == 1.0
+        and spec.head_dim % 2 == 0
+        and not (spec.is_parallel or spec.o_bias or spec.mlp_bias or spec.head_bias)
+        and not (spec.attn_softcap or spec.final_softcap or spec.logits_shift)
+    )
+
+
+def compile_decoder(
+    spec: Spec, weights: Weights, dtype: torch.dtype, release: bool = False, machine: str | None = None
+) -> CompiledDecoder | None:
+    """Pack the weights for the compiled path, or return None where it cannot serve (`outpace.kernels.note()`).
+
+    Nothing of `weights` but an untied embedding is kept: a tied one is read from the packed head.
+
+    Args:
+        spec: the decoder's shape.
+        weights: on the CPU; matrices are converted to `dtype` one at a time.
+        dtype: bfloat16 or float32.
+        release: free every plain matrix as soon as it is packed (`Matrix.weight` becomes None), so that memory peaks at
+            the weights plus one matrix. The eager forward is gone then.
+        machine: architecture flag for the compiler, for tests; None = this machine.
+    """
+    if dtype not in DTYPES or not supports(spec) or weights.embed.device.type != "cpu":
+        return None
+    library = load(machine)
+    return None if library is None else CompiledDecoder(library, spec, weights, dtype, release)
+
+
+class _Packer:
+    """One buffer that all matrices are packed into, back to back, and the small vectors beside it."""
+
+    def __init__(self, library: ctypes.CDLL, spec: Spec, dtype: torch.dtype, release: bool) -> None:
+        self.library, self.dtype, self.release = library, dtype, release
+        self.per_word = 2 if dtype == torch.bfloat16 else 1
+        ffn = 2 * _round_up(spec.ffn_size, COLUMNS // 2)
+        layer = [
+            (spec.q_size + 2 * spec.kv_size, spec.hidden_size),
+            (spec.hidden_size, spec.q_size),
+            (ffn, spec.hidden_size),
+            (spec.hidden_size, spec.ffn_size),
+        ]
+        words = spec.num_layers * sum(self.num_words(*shape) for shape in layer)
+        words += self.num_words(spec.vocab_size, spec.hidden_size)
+        # One panel more: the kernel fetches ahead of what it reads.
+        self.buffer = empty_buffer(library, 4 * words + 128)
+        self.next = _round_up(self.buffer.data_ptr(), 128)
+        self.kept: list[Tensor] = [self.buffer]
+
+    def num_words(self, outputs: int, inputs: int) -> int:
+        """Return the 32-bit words of a packed matrix."""
+        return _round_up(outputs, COLUMNS) * math.ceil(inputs / self.per_word)
+
+    def matrix(self, matrix: Matrix, is_gated: bool = False) -> int:
+        """Pack a matrix [outputs, inputs] and return its address."""
+        source = matrix.dense().detach().to(self.dtype).contiguous()
+        outputs, inputs = source.shape
+        columns = 2 * _round_up(outputs // 2, COLUMNS // 2) if is_gated else outputs
+        address, threads = self.next, torch.get_num_threads()
+        is_bfloat16 = int(self.dtype == torch.bfloat16)
+        self.library.outpace_pack(is_bfloat16, source.data_ptr(), outputs, inputs, int(is_gated), address, threads)
+        self.next += 4 * self.num_words(columns, inputs)
+        if self.release:
+            matrix.weight = matrix.packed = None
+        return address
+
+    def vector(self, values: Tensor | None) -> int | None:
+        """Keep a padded float32 copy and return its address; None stays None."""
+        if values is None:
+            return None
+        padded = torch.zeros(_round_up(values.numel(), PADDING))
+        padded[: values.numel()] = values.detach().float()
+        return self.keep(padded)
+
+    def norm(self, norm: Norm | None, size: int) -> int | None:
+        """Keep the scale of an RMS norm; one without a weight scales by 1."""
+        weight = None if norm is None else norm.weight
+        return self.vector(torch.ones(size) if weight is None else weight)
+
+    def keep(self, tensor: Tensor) -> int:
+        """Hold on to a tensor and return its address."""
+        self.kept.append(tensor)
+        return tensor.data_ptr()
+
+
+class CompiledDecoder:
+    """A decoder on packed weights; made by `compile_decoder`.
+
+    Forwards on one decoder take turns (they share scratch memory); the logits returned belong to the caller.
+    """
+
+    def __init__(
+        self, library: ctypes.CDLL, spec: Spec, weights: Weights, dtype: torch.dtype, release: bool = False
+    ) -> None:
+        self.spec, self.dtype = spec, dtype
+        self._library = library
+        self._lock = threading.Lock()
+        packer = _Packer(library, spec, dtype, release)
+        self._layers = _pack_layers(packer, spec, weights)
+        view = _model_view(packer, spec, weights, self._layers)
+        self._kept = packer.kept
+        self._handle = library.outpace_new(ctypes.byref(view))
+        if not self._handle:
+            raise MemoryError("There is not enough memory for a compiled decoder.")
+        self._call = CallView()
+        self._call_address = ctypes.byref(self._call)
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.outpace_delete(self._handle)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the packed weights, tables and kept tensors, in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._kept)
+
+    def supports(self, tokens: Tensor, visible: Tensor | None, cache: Cache) -> bool:
+        """Whether `forward` can run this call: every shape on the CPU with a cache of the model's own dtype."""
+        del visible
+        return tokens.device.type == "cpu" and cache.buffers[0].dtype == self.dtype
+
+    def forward(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Tensor:
+        """Run one forward; arguments as in `Adapter.score`, buffers of `cache` as [k0, v0, k1, v1, ...].
+
+        Args:
+            tokens: [B, T] int64.
+            position: [B, T] int64, -1 = padding, which writes nothing and whose logits are zero.
+            visible: [B, T, T] bool or None.
+            cache: per layer keys and values, each [B, K, capacity, D] in the model's dtype, contiguous.
+            ask: [B, A] int64 or None.
+            skip: layers to leave out.
+
+        Returns:
+            Logits [B, A, V] in the model's dtype, freshly allocated.
+
+        Raises:
+            ConfigError: shapes, dtypes, ids, positions or the cache do not fit.
+        """
+        rows, width = tokens.shape
+        tokens, position = tokens.contiguous(), position.contiguous()
+        visible = None if visible is None else visible.contiguous()
+        ask = None if ask is None else ask.contiguous()
+        self._check(tokens, position, visible, cache, ask)
+        asked = width if ask is None else ask.shape[1]
+        logits = torch.empty(rows, asked, self.spec.vocab_size, dtype=self.dtype)
+        buffers = (ctypes.c_void_p * len(cache.buffers))(*[buffer.data_ptr() for buffer in cache.buffers])
+        lengths = (ctypes.c_int64 * rows)(*cache.lengths)
+        skipped = bytes(index in skip for index in range(self.spec.num_layers)) if skip else None
+        with self._lock:
+            call = self._call
+            call.rows, call.width, call.asked, call.capacity = rows, width, asked, cache.buffers[0].shape[2]
+            call.threads = torch.get_num_threads()
+            call.tokens, call.position = tokens.data_ptr(), position.data_ptr()
+            call.visible = None if visible is None else visible.data_ptr()
+            call.ask = None if ask is None else ask.data_ptr()
+            call.lengths, call.buffers = ctypes.addressof(lengths), ctypes.addressof(buffers)
+            call.skip = ctypes.cast(skipped, ctypes.c_void_p).value if skipped else None
+            call.logits = logits.data_ptr()
+            status = self._library.outpace_forward(self._handle, self._call_address)
+        if status:
+            raise ConfigError(FAILURES[status])
+        return logits
+
+    def _check(
+        self, tokens: Tensor, position: Tensor, visible: Tensor | None, cache: Cache, ask: Tensor | None
+    ) -> None:
+        """Refuse what the C side could not survive; what depends on values it checks itself."""
+        rows, width = tokens.shape
+        is_int = tokens.dtype == position.dtype == torch.int64 and (ask is None or ask.dtype == torch.int64)
+        if not is_int or position.shape != tokens.shape or (ask is not None and ask.shape[0] != rows):
+            raise ConfigError("tokens and position have to be int64 [B, T], ask int64 [B, A].")
+        if visible is not None and (visible.dtype != torch.bool or visible.shape != (rows, width, width)):
+            raise ConfigError("visible has to be bool [B, T, T].")
+        spec = self.spec
+        if len(cache.buffers) != 2 * spec.num_layers or len(cache.lengths) != rows or min(cache.lengths, default=0) < 0:
+            raise ConfigError("The cache has another number of layers or rows than this forward.")
+        shape = (rows, spec.num_kv_heads, cache.buffers[0].shape[2], spec.head_dim)
+        for buffer in cache.buffers:
+            if buffer.shape != shape or buffer.dtype != self.dtype or not buffer.is_contiguous():
+                raise ConfigError(f"Every cache buffer has to be contiguous {self.dtype} {list(shape)}.")
+        if max(cache.lengths, default=0) > shape[2]:
+            raise ConfigError("The cache claims more entries than it has slots.")
+
+
+def _pack_layers(packer: _Packer, spec: Spec, weights: Weights) -> ctypes.Array[LayerView]:
+    tables = [_half_tables(packer, spec, index) for index in range(len(spec.ropes))]
+    views = (LayerView * spec.num_layers)()
+    for index, (view, layer) in enumerate(zip(views, weights.layers, strict=True)):
+        view.attention_norm = packer.norm(layer.attn_norm, spec.hidden_size)
+        view.ffn_norm = packer.norm(layer.mlp_norm, spec.hidden_size)
+        view.query_norm, view.key_norm = packer.vector(layer.q_norm), packer.vector(layer.k_norm)
+        view.qkv_bias = packer.vector(layer.qkv.bias)
+        view.qkv, view.output = packer.matrix(layer.qkv), packer.matrix(layer.o)
+        view.gate_up, view.down = packer.matrix(layer.up, is_gated=True), packer.matrix(layer.down)
+        view.window = spec.windows[index] or 0
+        if spec.rope_index[index] >= 0:
+            view.cos, view.sin = tables[spec.rope_index[index]]
+    return views
+
+
+def _half_tables(packer: _Packer, spec: Spec, index: int) -> tuple[int, int]:
+    """Keep cos and sin [positions, head_dim / 2] of a frequency set; the other half repeats them."""
+    cos, sin = rope_tables(spec, spec.ropes[index], torch.float32, "cpu")
+    half = spec.head_dim // 2
+    return packer.keep(cos[:, half:].contiguous()), packer.keep(sin[:, half:].contiguous())
+
+
+def _model_view(packer: _Packer, spec: Spec, weights: Weights, layers: ctypes.Array[LayerView]) -> ModelView:
+    view = ModelView(is_bfloat16=packer.dtype == torch.bfloat16, is_full=spec.attention == "full")
+    view.vocab, view.hidden, view.layers = spec.vocab_size, spec.hidden_size, spec.num_layers
+    view.heads, view.kv_heads, view.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+    view.ffn, view.positions = spec.ffn_size, spec.max_positions
+    view.norm_eps, view.attention_scale = spec.norm_eps, spec.attn_scale
+    view.layer = ctypes.cast(layers, ctypes.POINTER(LayerView))
+    view.final_norm = packer.norm(weights.final_norm, spec.hidden_size)
+    is_tied = weights.head.weight is weights.embed
+    view.head = packer.matrix(weights.head)
+    if not is_tied:
+        view.embedding = packer.keep(weights.embed.detach().to(packer.dtype).contiguous())
+    return view
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return (value + multiple - 1) // multiple * multiple

@@ -1,0 +1,130 @@
+// Matrix products over packed weights: outputs[m][n] = sum over k of inputs[m][k] * weight[n][k].
+//
+// A panel holds kColumns output columns: for every step (one float, or a pair of bfloat16, of the inputs) the words of
+// all its columns, so that a panel is read linearly whatever the number of rows. Each output is one chain of
+// accumulations over the steps, in order, in its own lane: its bits depend neither on the rows computed beside it nor
+// on the thread. Threads take panels, never parts of a sum.
+#pragma once
+
+#include "simd.h"
+#include "team.h"
+
+namespace outpace {
+
+constexpr int kColumns = 32;
+constexpr int kVectors = kColumns / kLanes;
+constexpr int kMaxTile = kLanes == 16 ? 12 : 3;  // rows per tile: kMaxTile * kVectors sums stay in registers
+constexpr int kLineWords = 16;                   // words per cache line
+
+struct Matrix {
+  const uint32_t* data;
+  int64_t steps;   // words per input row
+  int64_t panels;  // groups of kColumns columns
+
+  int64_t panel_words() const { return steps * kColumns; }
+  const uint32_t* panel(int64_t index) const { return data + index * panel_words(); }
+};
+
+struct Inputs {
+  const uint32_t* data;
+  int64_t stride;  // words between rows
+  int64_t rows;
+};
+
+// Rows of inputs are kept off multiples of 4 KiB apart: a tile reads one word of each, which would share a cache set.
+constexpr int64_t input_stride(int64_t words) { return round_up(words, kPadding) + kLineWords; }
+
+// kRows rows times one panel. While it runs, kLines cache lines per step of `ahead` (the panel read next) are fetched.
+template <class Type, int kRows, int kLines>
+inline void multiply(const uint32_t* input, int64_t stride, const uint32_t* panel, int64_t steps,
+                     const uint32_t* ahead, Floats (&sums)[kRows][kVectors]) {
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; row++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; v++) sums[row][v] = Floats{};
+  }
+  for (int64_t step = 0; step < steps; step++) {
+    Words weight[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; v++) weight[v] = load<Words>(panel + step * kColumns + v * kLanes);
+#pragma GCC unroll 2
+    for (int line = 0; line < kLines; line++) __builtin_prefetch(ahead + (step * kLines + line) * kLineWords, 0, 2);
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; row++) {
+      const Words value = splat_word(input[row * stride + step]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; v++) sums[row][v] = Type::step(sums[row][v], weight[v], value);
+    }
+  }
+}
+
+template <class Type, int kRows, int kLines, class Finish>
+__attribute__((noinline)) void tile(const Inputs& in, int64_t row, const uint32_t* panel, int64_t steps,
+                                    const uint32_t* ahead, int64_t column, const Finish& finish) {
+  Floats sums[kRows][kVectors];
+  multiply<Type, kRows, kLines>(in.data + row * in.stride, in.stride, panel, steps, ahead, sums);
+  for (int i = 0; i < kRows; i++) finish(row + i, column, sums[i]);
+}
+
+// Choose the instantiation for `rows` (1..kMaxTile) at run time.
+template <class Type, int kLines, class Finish, int kRows = kMaxTile>
+inline void tile_of(int64_t rows, const Inputs& in, int64_t row, const uint32_t* panel, int64_t steps,
+                    const uint32_t* ahead, int64_t column, const Finish& finish) {
+  if (rows == kRows) return tile<Type, kRows, kLines>(in, row, panel, steps, ahead, column, finish);
+  if constexpr (kRows > 1) tile_of<Type, kLines, Finish, kRows - 1>(rows, in, row, panel, steps, ahead, column, finish);
+}
+
+// All rows times one panel, in tiles of nearly equal height. The first passes fetch the next panel: two lines per
+// step in a single pass, or one line in each of the first two.
+template <class Type, class Finish>
+inline void panel_product(const Inputs& in, const Matrix& weight, int64_t index, const uint32_t* next,
+                          const Finish& finish) {
+  const uint32_t* panel = weight.panel(index);
+  const int64_t tiles = (in.rows + kMaxTile - 1) / kMaxTile, column = index * kColumns;
+  if (tiles == 1) return tile_of<Type, 2>(in.rows, in, 0, panel, weight.steps, next, column, finish);
+  for (int64_t i = 0, row = 0; i < tiles; i++) {
+    const int64_t rows = in.rows / tiles + (i < in.rows % tiles);
+    if (i < 2) {
+      tile_of<Type, 1>(rows, in, row, panel, weight.steps, next + i * weight.steps * kLineWords, column, finish);
+    } else {
+      tile_of<Type, 0>(rows, in, row, panel, weight.steps, next, column, finish);
+    }
+    row += rows;
+  }
+}
+
+// The whole product, shared by the team. `then` is the matrix of the next product: its first panel is fetched while
+// this thread's last one is computed, so that memory stays busy across the barrier.
+template <class Type, class Finish>
+inline void product(Worker& worker, const Inputs& in, const Matrix& weight, const Matrix& then, const Finish& finish) {
+  if (in.rows == 0) return worker.claim(0, [](int64_t, bool) {});
+  worker.claim(weight.panels, [&](int64_t index, bool is_last) {
+    const uint32_t* next = is_last ? then.panel(worker.first(then.panels)) : weight.panel(index + 1);
+    panel_product<Type>(in, weight, index, next, finish);
+  });
+}
+
+// Pack rows `first`..: element (column c, input k) of a panel goes to word k / kPerWord, lane c. `row_of(c)` names the
+// source row of a column, or -1 for padding.
+template <class Type, class RowOf>
+inline void pack_panel(const typename Type::Element* source, int64_t inputs, int64_t steps, uint32_t* panel,
+                       const RowOf& row_of) {
+  using Element = typename Type::Element;
+  constexpr int kBlock = 16;  // steps packed at a time, so that a source line is used while it is in cache
+  for (int64_t begin = 0; begin < steps; begin += kBlock) {
+    const int64_t count = std::min<int64_t>(kBlock, steps - begin);
+    Element* to = reinterpret_cast<Element*>(panel + begin * kColumns);
+    memset(to, 0, count * kColumns * sizeof(uint32_t));
+    for (int column = 0; column < kColumns; column++) {
+      const int64_t row = row_of(column);
+      if (row < 0) continue;
+      const Element* from = source + row * inputs + begin * Type::kPerWord;
+      const int64_t elements = std::min<int64_t>(count * Type::kPerWord, inputs - begin * Type::kPerWord);
+      for (int64_t k = 0; k < elements; k++) {
+        to[(k / Type::kPerWord * kColumns + column) * Type::kPerWord + k % Type::kPerWord] = from[k];
+      }
+    }
+  }
+}
+
+}  // namespace outpace

@@ -1,0 +1,117 @@
+"""The C interface of `decoder.cpp`: structures, argument types, and what its return codes mean."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from outpace.kernels.build import build
+
+__all__ = ["FAILURES", "CallView", "LayerView", "ModelView", "load", "note", "read_bandwidth"]
+
+# Return codes of `outpace_forward` after 0 = done.
+FAILURES = {
+    1: "There is not enough memory for the buffers of this forward.",
+    2: "A token id lies outside the vocabulary.",
+    3: "A position lies beyond the model's context.",
+    4: "The cache has too few slots for the tokens of this forward.",
+    5: "An asked index lies outside the tokens of this forward.",
+}
+
+
+class LayerView(Structure):
+    """Mirror of the C++ `LayerView`."""
+
+    _fields_ = [
+        (name, c_void_p)
+        for name in (
+            "attention_norm",
+            "qkv",
+            "qkv_bias",
+            "query_norm",
+            "key_norm",
+            "output",
+            "ffn_norm",
+            "gate_up",
+            "down",
+            "cos",
+            "sin",
+        )
+    ] + [("window", c_int64)]
+
+
+class ModelView(Structure):
+    """Mirror of the C++ `ModelView`."""
+
+    _fields_ = [
+        *[(name, c_int64) for name in ("is_bfloat16", "is_full")],
+        *[(name, c_int64) for name in ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")],
+        ("positions", c_int64),
+        *[(name, c_double) for name in ("norm_eps", "attention_scale")],
+        ("layer", POINTER(LayerView)),
+        *[(name, c_void_p) for name in ("embedding", "final_norm", "head")],
+    ]
+
+
+class CallView(Structure):
+    """Mirror of the C++ `Call`."""
+
+    _fields_ = [
+        *[(name, c_int64) for name in ("rows", "width", "asked", "capacity", "threads")],
+        *[(name, c_void_p) for name in ("tokens", "position", "visible", "lengths", "buffers", "ask", "skip")],
+        ("logits", c_void_p),
+    ]
+
+
+def load(machine: str | None = None) -> ctypes.CDLL | None:
+    """Return the library with its argument types set, or None (see `note`)."""
+    built = build(machine) if machine else build()
+    library = built.library
+    if library is None or library.outpace_forward.argtypes:
+        return library
+    library.outpace_new.argtypes = [POINTER(ModelView)]
+    library.outpace_new.restype = c_void_p
+    library.outpace_delete.argtypes = [c_void_p]
+    library.outpace_delete.restype = None
+    library.outpace_pack.argtypes = [c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64]
+    library.outpace_pack.restype = None
+    library.outpace_advise.argtypes = [c_void_p, c_int64]
+    library.outpace_advise.restype = None
+    library.outpace_read.argtypes = [c_void_p, c_int64, c_int64]
+    library.outpace_read.restype = c_double
+    library.outpace_forward.restype = c_int64
+    library.outpace_forward.argtypes = [c_void_p, POINTER(CallView)]
+    return library
+
+
+def note() -> str:
+    """Return which library is loaded, or why none is."""
+    return build().note
+
+
+def empty_buffer(library: ctypes.CDLL, num_bytes: int) -> Tensor:
+    """Return uninitialised memory on huge pages where the system grants them; uint8, one-dimensional."""
+    buffer = torch.empty(num_bytes, dtype=torch.uint8)
+    library.outpace_advise(buffer.data_ptr(), num_bytes)
+    return buffer
+
+
+def read_bandwidth(megabytes: int = 512, threads: int | None = None, repeats: int = 8) -> float:
+    """Return the best of `repeats` reads of a buffer, in GB/s (10^9): the ceiling for streaming weights.
+
+    Args:
+        megabytes: size of the buffer; well beyond the last cache to measure memory.
+        threads: threads that share the read; None = torch's number.
+        repeats: passes; the best counts, since others may use the machine.
+    """
+    library = load()
+    if library is None:
+        return 0.0
+    buffer = empty_buffer(library, megabytes << 20)
+    buffer.fill_(1)
+    words = buffer.numel() // 4
+    seconds = [library.outpace_read(buffer.data_ptr(), words, threads or torch.get_num_threads()) for _ in range(repeats)]
+    return 4e-9 * words / min(seconds)

@@ -1,0 +1,106 @@
+// Before the threads start: check a call, list its real tokens, and cut them into chunks.
+#pragma once
+
+#include "decoder.h"
+
+namespace outpace {
+
+inline Status list_tokens(Decoder& decoder, const Call& call) {
+  const ModelView& model = decoder.model;
+  decoder.tokens.clear();
+  decoder.holes.clear();
+  decoder.ends.assign(call.lengths, call.lengths + call.rows);
+  for (int64_t row = 0; row < call.rows; row++) {
+    for (int64_t index = 0; index < call.width; index++) {
+      const int64_t at = row * call.width + index, slot = call.lengths[row] + index;
+      if (call.position[at] < 0) continue;
+      if (call.position[at] >= model.positions) return kBadPosition;
+      if (call.tokens[at] < 0 || call.tokens[at] >= model.vocab) return kBadToken;
+      if (slot >= call.capacity) return kNoCapacity;
+      for (int64_t hole = decoder.ends[row]; hole < slot; hole++) decoder.holes.push_back({row, 0, hole, -1, 0});
+      decoder.ends[row] = slot + 1;
+      decoder.tokens.push_back({row, index, slot, call.position[at], call.tokens[at]});
+    }
+  }
+  return kOk;
+}
+
+// Map asked positions to tokens; logits of padding are zero.
+inline Status list_answers(Decoder& decoder, const Call& call) {
+  std::vector<int64_t> token_at(call.rows * call.width, -1);
+  for (size_t i = 0; i < decoder.tokens.size(); i++) {
+    token_at[decoder.tokens[i].row * call.width + decoder.tokens[i].index] = i;
+  }
+  const int64_t bytes = decoder.model.vocab * (decoder.model.is_bfloat16 ? 2 : 4);
+  decoder.answers.clear();
+  for (int64_t output = 0; output < call.rows * call.asked; output++) {
+    const int64_t row = output / call.asked, index = call.ask ? call.ask[output] : output % call.asked;
+    if (index < 0 || index >= call.width) return kBadAsk;
+    const int64_t token = token_at[row * call.width + index];
+    if (token < 0) memset(static_cast<char*>(call.logits) + output * bytes, 0, bytes);
+    else decoder.answers.push_back({token, output});
+  }
+  std::stable_sort(decoder.answers.begin(), decoder.answers.end(),
+                   [](const Answer& a, const Answer& b) { return a.token < b.token; });
+  return kOk;
+}
+
+// Attention items of the tokens begin..end-1: neighbours of one row.
+inline void list_items(Decoder& decoder, Range tokens) {
+  for (int64_t first = tokens.begin; first < tokens.end;) {
+    int64_t count = 1;
+    while (count < decoder.sizes.item_tokens && first + count < tokens.end &&
+           decoder.tokens[first + count].row == decoder.tokens[first].row) {
+      count++;
+    }
+    decoder.items.push_back({first, count});
+    first += count;
+  }
+}
+
+// A causal forward without a mask can run in chunks: no token sees a later one. Others run in one piece.
+inline void cut_chunks(Decoder& decoder, const Call& call) {
+  const int64_t total = decoder.tokens.size();
+  const int64_t size = decoder.model.is_full || call.visible ? std::max<int64_t>(total, 1) : kChunk;
+  decoder.items.clear();
+  decoder.chunks.clear();
+  int64_t answer = 0;
+  for (int64_t begin = 0; begin < total; begin += size) {
+    Chunk chunk;
+    chunk.tokens = {begin, std::min(begin + size, total)};
+    chunk.items.begin = decoder.items.size();
+    list_items(decoder, chunk.tokens);
+    chunk.items.end = decoder.items.size();
+    chunk.answers.begin = answer;
+    const int64_t answers = decoder.answers.size();
+    while (answer < answers && decoder.answers[answer].token < chunk.tokens.end) answer++;
+    chunk.answers.end = answer;
+    decoder.chunks.push_back(chunk);
+  }
+}
+
+inline void reserve(Decoder& decoder, int64_t threads) {
+  const Sizes& sizes = decoder.sizes;
+  int64_t rows = 1, slots = 1;
+  for (const Chunk& chunk : decoder.chunks) rows = std::max({rows, chunk.tokens.size(), chunk.answers.size()});
+  for (int64_t end : decoder.ends) slots = std::max(slots, end);
+  const int64_t queries = std::max<int64_t>(sizes.item_tokens * sizes.group, kQueries);
+  decoder.bench_floats = queries * (2 * sizes.head_dim + round_up(slots, kLanes)) + sizes.head_dim * kLanes;
+  decoder.residual.reserve(4 * rows * sizes.hidden);
+  decoder.normed.reserve(4 * std::max(rows, threads * kPrivateRows) * sizes.normed_row);
+  decoder.projected.reserve(4 * rows * sizes.projected_row);
+  decoder.attended.reserve(4 * rows * sizes.attended_row);
+  decoder.activated.reserve(4 * rows * sizes.activated_row);
+  decoder.bench.reserve(4 * threads * decoder.bench_floats);
+}
+
+inline Status plan(Decoder& decoder, const Call& call) {
+  Status status = list_tokens(decoder, call);
+  if (status == kOk) status = list_answers(decoder, call);
+  if (status != kOk) return status;
+  cut_chunks(decoder, call);
+  reserve(decoder, call.threads);
+  return kOk;
+}
+
+}  // namespace outpace

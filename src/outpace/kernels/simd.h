@@ -1,0 +1,168 @@
+// Vectors of 32-bit lanes, written once: GCC and clang lower these types to AVX-512, AVX2 or NEON.
+//
+// Contraction is off in the build (-ffp-contract=off) and `fma` below is explicit, so that the compiler cannot fuse
+// an expression in one instantiation and not in another: equal inputs must give equal bits everywhere.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace outpace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+constexpr int kPadding = 32;  // every row of floats is padded with zeros to this, so that no loop has a tail
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Unaligned load and store; the compiler turns the copy into one instruction.
+template <class Vector, class Element>
+inline Vector load(const Element* from) {
+  static_assert(sizeof(Vector) == kLanes * sizeof(Element), "lanes and elements must agree");
+  Vector value;
+  memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <class Vector, class Element>
+inline void store(Element* to, Vector value) {
+  static_assert(sizeof(Vector) == kLanes * sizeof(Element), "lanes and elements must agree");
+  memcpy(to, &value, sizeof value);
+}
+
+template <class To, class From>
+inline To bits(From value) {
+  static_assert(sizeof(To) == sizeof(From), "a cast of bits keeps the size");
+  To result;
+  memcpy(&result, &value, sizeof result);
+  return result;
+}
+
+inline Floats splat(float value) { return value - Floats{}; }
+inline Words splat_word(uint32_t value) { return value - Words{}; }
+
+inline Floats fma(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// Sum of the lanes, halves first: one fixed tree.
+inline float sum_lanes(Floats value) {
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+// e^x to about 2 units in the last place; exactly 0 below the normal range, so that a masked score (-inf) weighs 0.
+inline Floats exponential(Floats x) {
+  const Floats lowest = splat(-87.33654f), highest = splat(88.3762626f);
+  const Floats shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
+  const Floats clamped = x < lowest ? lowest : (x > highest ? highest : x);
+  const Floats rounded = fma(clamped, splat(1.44269504f), shift);
+  const Floats count = rounded - shift;
+  Floats rest = fma(count, splat(-0.693359375f), clamped);
+  rest = fma(count, splat(2.12194440e-4f), rest);
+  Floats series = splat(1.9875691500e-4f);
+  for (float term : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) {
+    series = fma(series, rest, splat(term));
+  }
+  series = fma(series, rest * rest, rest + splat(1.0f));
+  const Ints exponent = (bits<Ints>(rounded) - bits<Ints>(shift) + 127) << 23;
+  return x < lowest ? Floats{} : series * bits<Floats>(exponent);
+}
+
+inline Floats widen(Halves half) { return bits<Floats>(__builtin_convertvector(half, Words) << 16); }
+
+// To bfloat16, nearest even; NaN stays NaN.
+inline Halves narrow(Floats value) {
+  const Words word = bits<Words>(value);
+  const Words rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
+  const Words quiet = (word >> 16) | 0x40;
+  return __builtin_convertvector((word & 0x7fffffff) > 0x7f800000 ? quiet : rounded, Halves);
+}
+
+#if defined(__AVX512F__)
+// Rows become columns: 16 vectors of 16 words, in place.
+inline void transpose(Words (&row)[16]) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_epi32((__m512i)row[i], (__m512i)row[i + 1]);
+    a[i + 1] = _mm512_unpackhi_epi32((__m512i)row[i], (__m512i)row[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+    b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+    b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+    b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {
+    a[i] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0x88);
+    a[i + 4] = _mm512_shuffle_i32x4(b[i], b[i + 4], 0xdd);
+    a[i + 8] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0x88);
+    a[i + 12] = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; i++) {
+    row[i] = (Words)_mm512_shuffle_i32x4(a[i], a[i + 8], 0x88);
+    row[i + 8] = (Words)_mm512_shuffle_i32x4(a[i], a[i + 8], 0xdd);
+  }
+}
+#endif
+
+// What differs between the two dtypes. A GEMM input is a row of 32-bit words: one float, or two neighbouring
+// bfloat16 values, the lower index in the lower half; a weight panel holds the same words (see gemm.h).
+struct Float32 {
+  using Element = float;
+  static constexpr int kPerWord = 1;
+  static Floats step(Floats sum, Words weight, Words input) {
+    return fma(bits<Floats>(weight), bits<Floats>(input), sum);
+  }
+  static Floats read(const float* from) { return load<Floats>(from); }
+  static float read_one(float value) { return value; }
+  static void write(float* to, Floats value) { store(to, value); }
+  static float narrow_one(float value) { return value; }
+};
+
+struct Bfloat16 {
+  using Element = uint16_t;
+  static constexpr int kPerWord = 2;
+  // A machine with AMX (__AMX_BF16__) could read the same panels as tiles of 16 words by 16 columns, with a stride of
+  // one step; every width would then have to use them, a single token included, to keep equal bits.
+  static Floats step(Floats sum, Words weight, Words input) {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(sum, (__m512bh)weight, (__m512bh)input);
+#else
+    sum = fma(bits<Floats>(weight << 16), bits<Floats>(input << 16), sum);
+    return fma(bits<Floats>(weight & 0xffff0000u), bits<Floats>(input & 0xffff0000u), sum);
+#endif
+  }
+  static Floats read(const uint16_t* from) { return widen(load<Halves>(from)); }
+  static float read_one(uint16_t value) { return bits<float>(static_cast<uint32_t>(value) << 16); }
+  static void write(uint16_t* to, Floats value) { store(to, narrow(value)); }
+  static uint16_t narrow_one(float value) {
+    uint16_t lanes[kLanes];
+    write(lanes, splat(value));
+    return lanes[0];
+  }
+};
+
+}  // namespace outpace

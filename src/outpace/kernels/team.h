@@ -1,0 +1,98 @@
+// The threads of one forward: a barrier and a fair split of the work, on top of the OpenMP pool that torch uses.
+#pragma once
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+// The C entry points of libgomp. Calling them directly needs no -fopenmp, so that clang can build this file too.
+extern "C" {
+void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+int omp_get_thread_num(void);
+int omp_get_num_threads(void);
+}
+
+namespace outpace {
+
+constexpr int kMaxThreads = 256;
+constexpr int kSpins = 20000;     // about 0.3 ms: longer than any stage of a small window
+constexpr int kStagesAlive = 3;   // claims of the last stage, of this one and of the next (see Worker::begin)
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+struct alignas(128) Cursor {  // a cache line pair of its own, so that claiming does not disturb the neighbour
+  std::atomic<int64_t> next{0};
+};
+
+struct Team {
+  alignas(128) std::atomic<int> arrived{0};
+  alignas(128) std::atomic<int> round{0};
+  Cursor cursor[kStagesAlive][kMaxThreads];
+};
+
+// One thread's view of its team.
+class Worker {
+ public:
+  Worker(Team& team, int thread, int threads) : thread(thread), threads(threads), team_(team) {
+    for (int stage = 0; stage < kStagesAlive; stage++) clear(stage);
+    wait();
+  }
+
+  const int thread;
+  const int threads;
+
+  // Wait for all; spins first, then gives the core away so that an oversubscribed machine does not crawl.
+  void wait() {
+    const int round = team_.round.load(std::memory_order_relaxed);
+    if (team_.arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+      team_.arrived.store(0, std::memory_order_relaxed);
+      team_.round.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spin = 0; team_.round.load(std::memory_order_acquire) == round; spin++) {
+      if (spin < kSpins) relax();
+      else sched_yield();
+    }
+  }
+
+  // First item of this thread's share of `total`.
+  int64_t first(int64_t total) const { return total * thread / threads; }
+
+  // Call `body(item)` for this thread's fixed share; for stages too light to be worth claiming.
+  template <class Body>
+  void share(int64_t total, Body body) const {
+    for (int64_t i = first(total), end = total * (thread + 1) / threads; i < end; i++) body(i);
+  }
+
+  // Call `body(item, is_last)` for items claimed one by one: first this thread's share in order, then whatever slower
+  // threads have not begun. Who computes an item never changes its value. Every thread must call this in the same
+  // order, with a `wait` between two calls.
+  template <class Body>
+  void claim(int64_t total, Body body) {
+    stage_ = (stage_ + 1) % kStagesAlive;
+    clear((stage_ + 1) % kStagesAlive);  // its users left two waits ago, and the next arrive after one more
+    for (int offset = 0; offset < threads; offset++) {
+      const int owner = (thread + offset) % threads;
+      const int64_t begin = total * owner / threads, end = total * (owner + 1) / threads;
+      std::atomic<int64_t>& next = team_.cursor[stage_][owner].next;
+      for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); begin + i < end;
+           i = next.fetch_add(1, std::memory_order_relaxed)) {
+        body(begin + i, begin + i + 1 == end);
+      }
+    }
+  }
+
+ private:
+  void clear(int stage) { team_.cursor[stage][thread].next.store(0, std::memory_order_relaxed); }
+
+  Team& team_;
+  int stage_ = 0;
+};
+
+}  // namespace outpace

@@ -1,0 +1,146 @@
+"""What every method is: frozen settings, a few declared facts, and four functions with defaults.
+
+A method file holds one frozen dataclass derived from `Method`. Its fields are its settings, its module docstring names
+the paper, the guarantee, the cost and the differences from the paper.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from outpace.accept import sample_and_match
+from outpace.errors import ConfigError, nearest
+from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+
+__all__ = ["Method", "Paper", "chain", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """Where a method comes from.
+
+    Attributes:
+        title: exactly as published.
+        authors: first author and others, short.
+        year: of the first public version.
+        arxiv: identifier, or "".
+        number: our catalogue number of the system, 0 = none.
+        left_out: what of the paper is not built, one sentence, or "".
+    """
+
+    title: str
+    authors: str
+    year: int
+    arxiv: str = ""
+    number: int = 0
+    left_out: str = ""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods: proposes nothing and accepts by sample and match, which is plain decoding.
+
+    Subclasses are frozen dataclasses; settings are validated in `__post_init__` with `ConfigError`. Nothing is kept on
+    the object between steps: what a method remembers is the state that `start` and `observe` return.
+    """
+
+    name: ClassVar[str] = ""
+    family: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    paper: ClassVar[Paper | None] = None
+
+    @property
+    def needs(self) -> Needs:
+        """What the target and the caller must offer."""
+        return Needs()
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """The weakest promise among the acceptor, the draft law and the cache policy."""
+        return Guarantee.EXACT
+
+    def start(self, context: Context) -> Any:
+        """Return the state of joining rows: a tree with a row axis (see `outpace.state`)."""
+        del context
+        return None
+
+    def propose(self, view: View, state: Any) -> Proposal:
+        """Return candidates for every row."""
+        del state
+        return nothing(view)
+
+    def accept(self, proposal: Proposal, scores: Scores, view: View, state: Any) -> Decision:
+        """Return which candidates become final."""
+        del state
+        return sample_and_match(proposal, scores, view)
+
+    def observe(self, outcome: Outcome, view: View, state: Any) -> Any:
+        """Return the state after a commit or a prefill chunk; never runs a model."""
+        del outcome, view
+        return state
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Method:
+        """Build the method from settings given as values or as command-line strings.
+
+        Raises:
+            ConfigError: an unknown setting, or a value of the wrong kind.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        values = {}
+        for key, value in settings.items():
+            name = key.replace("-", "_")
+            if name not in fields:
+                raise ConfigError(
+                    f"The method {cls.name!r} has no option {key!r}.", nearest(name, fields, "option")
+                )
+            values[name] = _convert(cls.name, name, value, fields[name].default)
+        return cls(**values)
+
+
+def _convert(method: str, name: str, value: Any, default: Any) -> Any:
+    """Read a command-line string as the type of the setting's default."""
+    if not isinstance(value, str) or isinstance(default, str):
+        return value
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False, "1": True, "0": False}[value.lower()]
+        if isinstance(default, tuple):
+            return tuple(int(item) for item in value.split(",") if item)
+        return type(default)(value)
+    except (KeyError, ValueError) as error:
+        kind = type(default).__name__
+        raise ConfigError(f"The option {name!r} of {method!r} cannot be {value!r}.", f"Give {kind}.") from error
+
+
+def nothing(view: View) -> Proposal:
+    """Return an empty proposal for every row of the view."""
+    rows = len(view.texts)
+    return Proposal(torch.zeros(rows, 0, dtype=torch.int64, device=_device(view)), [0] * rows)
+
+
+def chain(view: View, drafts: list[list[int]], origin: str) -> Proposal:
+    """Return a proposal of one deterministic chain per row, padded to the longest."""
+    width = max((len(draft) for draft in drafts), default=0)
+    table = [draft + [0] * (width - len(draft)) for draft in drafts]
+    tokens = torch.tensor(table, dtype=torch.int64, device=_device(view)).view(len(drafts), width)
+    return Proposal(tokens, [len(draft) for draft in drafts], origin=origin)
+
+
+def _device(view: View) -> Any:
+    return view.cache.buffers[0].device if view.cache.buffers else "cpu"
+
+
+def as_device(tensor: Tensor, view: View) -> Tensor:
+    """Move a tensor to where the target's cache lies."""
+    return tensor.to(_device(view))

@@ -1,0 +1,68 @@
+"""Draft what followed the same words before, in the prompt or in the output.
+
+Paper: Saxena (2023), Prompt Lookup Decoding (a repository, no paper).
+Guarantee: exact (sample and match).
+Cost: at most 1 target forward per emitted token; an index of about 100 bytes per n-gram of the text.
+Differences: the longest match wins and the most recent of those; the original takes the first from the left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from outpace.draft.ngram import NgramIndex
+from outpace.errors import ConfigError
+from outpace.methods.base import Method, Paper, chain
+from outpace.types import Context, Needs, Proposal, View
+
+__all__ = ["PromptLookup"]
+
+
+@dataclass(frozen=True)
+class PromptLookup(Method):
+    """Prompt lookup.
+
+    Attributes:
+        draft_len: most tokens drafted per step.
+        max_ngram: longest ending of the text that is looked up.
+        min_ngram: shortest.
+
+    Raises:
+        ConfigError: a length is below 1, or min_ngram exceeds max_ngram.
+    """
+
+    draft_len: int = 10
+    max_ngram: int = 4
+    min_ngram: int = 1
+
+    name: ClassVar[str] = "prompt-lookup"
+    family: ClassVar[str] = "speculative"
+    summary: ClassVar[str] = "Drafts what followed the same tokens earlier in prompt or output."
+    paper: ClassVar[Paper] = Paper("Prompt Lookup Decoding", "Saxena", 2023)
+
+    def __post_init__(self) -> None:
+        if self.draft_len < 1:
+            raise ConfigError(f"draft_len is {self.draft_len}.", "draft_len must be 1 or more.")
+        if not 1 <= self.min_ngram <= self.max_ngram:
+            raise ConfigError(
+                f"min_ngram is {self.min_ngram} and max_ngram {self.max_ngram}.", "Use 1 <= min_ngram <= max_ngram."
+            )
+
+    @property
+    def needs(self) -> Needs:
+        """A causal target that can drop staged entries."""
+        return Needs(has_rollback=True, width=self.draft_len)
+
+    def start(self, context: Context) -> list[NgramIndex]:
+        """Return an empty index per row."""
+        return [NgramIndex(self.min_ngram, self.max_ngram) for _ in context.texts]
+
+    def propose(self, view: View, state: list[NgramIndex]) -> Proposal:
+        """Draft the tokens after the longest, most recent match."""
+        drafts = []
+        for text, room, index in zip(view.texts, view.room, state, strict=True):
+            index.extend(text)
+            at = index.lookup(text)
+            drafts.append([] if at is None else text[at : at + min(self.draft_len, room - 1)])
+        return chain(view, drafts, self.name)

@@ -1,0 +1,210 @@
+"""From named tensors to `Weights`: fused, transposed, reordered, and every shape checked on the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from outpace.errors import ModelError
+from outpace.models.families import Family
+from outpace.models.spec import Spec, rotary_order
+from outpace.models.tensors import TensorFiles
+from outpace.models.weights import LayerWeights, Matrix, Norm, Weights
+
+__all__ = ["assemble"]
+
+Shuffle = Callable[[Tensor], Tensor]
+
+
+def assemble(
+    files: TensorFiles, spec: Spec, family: Family, dtype: torch.dtype, device: torch.device, pack: bool
+) -> Weights:
+    """Read all weights; every tensor of the files is used, every parameter is filled, or `ModelError`."""
+    reader = _Reader(files, spec, family, dtype, device)
+    weights = reader.outer()
+    for index in range(spec.num_layers):
+        layer = reader.layer(index)
+        if pack:  # at once, so that one matrix exists twice, never the model
+            for matrix in layer.matrices():
+                matrix.pack()
+        weights.layers.append(layer)
+    ignored = [re.compile(pattern) for pattern in family.ignored]
+    unused = [name for name in files.unused() if not any(pattern.search(name) for pattern in ignored)]
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        raise ModelError(
+            f"Tensor {unused[0]} {list(files.entries[unused[0]].shape)}{more} has no place in this model; none was "
+            "expected.",
+            hint="The files are not of this config.json.",
+        )
+    return weights
+
+
+class _Reader:
+    """Finds tensors by role and puts them into the forward's layout."""
+
+    def __init__(
+        self, files: TensorFiles, spec: Spec, family: Family, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.files, self.spec, self.family, self.dtype, self.device = files, spec, family, dtype, device
+        embed = family.outer["embed"] + ".weight"
+        known = [prefix for prefix in family.prefixes if prefix + embed in files]
+        self.prefix = known[0] if known else family.prefixes[0]
+        self.order = torch.tensor(rotary_order(spec)) if spec.positions == "rotary" else torch.empty(0)
+        self.is_ordered = self.order.tolist() == sorted(self.order.tolist())
+
+    # Whole parts
+
+    def outer(self) -> Weights:
+        """Read what lies outside the layers."""
+        spec, names = self.spec, self.family.outer
+        width = spec.embed_size or spec.hidden_size
+        embed = self._read(self._name("embed", -1) + ".weight", (spec.vocab_size, width))
+        weights = Weights(embed=embed, layers=[], head=self._head(embed))
+        if spec.has_final_norm:
+            weights.final_norm = self._norm("final_norm", -1)
+        if spec.positions == "learned":
+            shape = (spec.max_positions + spec.position_offset, spec.hidden_size)
+            weights.positions = self._read(self._name("positions", -1) + ".weight", shape)
+        if spec.embed_size and "project_in" in names:
+            weights.project_in = Matrix(self._matrix(self._name("project_in", -1), spec.hidden_size, width))
+            weights.project_out = Matrix(self._matrix(self._name("project_out", -1), width, spec.hidden_size))
+        return weights
+
+    def _head(self, embed: Tensor) -> Matrix:
+        """Return the output matrix: the embedding itself when tied, unless the files hold another one."""
+        spec = self.spec
+        candidates = [prefix + self.family.outer["head"] for prefix in ("", *self._head_prefixes())]
+        name = next((c for c in candidates if c + ".weight" in self.files), candidates[0])
+        if spec.tie_embeddings and name + ".weight" not in self.files:
+            return Matrix(embed)
+        head = self._read(name + ".weight", tuple(embed.shape))
+        if spec.tie_embeddings and torch.equal(head, embed):
+            return Matrix(embed)
+        return Matrix(head, self._read(name + ".bias", (spec.vocab_size,)) if spec.head_bias else None)
+
+    def _head_prefixes(self) -> list[str]:
+        """What may stand before the head's name: nothing, or the wrapper of an image model."""
+        return ["language_model."] if self.family.text_key else []
+
+    def layer(self, index: int) -> LayerWeights:
+        """Read one layer."""
+        spec, roles = self.spec, self.family.layer
+        norms = {role: self._norm(role, index) for role in NORMS if role in roles}
+        qkv = Matrix(self._qkv(index), self._qkv_bias(index))
+        o = Matrix(self._matrix(self._name("o", index), spec.hidden_size, spec.q_size))
+        down = Matrix(self._matrix(self._name("down", index), spec.hidden_size, spec.ffn_size))
+        if spec.o_bias:
+            o.bias = self._vector(self._name("o", index), spec.hidden_size)
+        if spec.mlp_bias:
+            down.bias = self._vector(self._name("down", index), spec.hidden_size)
+        layer = LayerWeights(qkv=qkv, o=o, up=self._up(index), down=down, **norms)
+        if spec.qk_norm != "none":
+            is_full = spec.qk_norm == "full"
+            layer.q_norm = self._head_norm("q_norm", index, spec.num_heads if is_full else 1)
+            layer.k_norm = self._head_norm("k_norm", index, spec.num_kv_heads if is_full else 1)
+        return layer
+
+    # Fused matrices
+
+    def _qkv(self, index: int) -> Tensor:
+        """Return [(H + 2K) * D, hidden]; rows of a query or key head in `rotary_order`."""
+        spec = self.spec
+        rows = spec.q_size + 2 * spec.kv_size
+        if "qkv" in self.family.layer:
+            return self._order_heads(self._matrix(self._name("qkv", index), rows, spec.hidden_size))
+        fused = self._empty(rows, spec.hidden_size)
+        for role, part in zip("qkv", self._qkv_parts(fused), strict=True):
+            part.copy_(self._matrix(self._name(role, index), part.shape[0], spec.hidden_size))
+        return self._order_heads(fused)
+
+    def _qkv_bias(self, index: int) -> Tensor | None:
+        spec = self.spec
+        if not spec.qkv_bias:
+            return None
+        rows = spec.q_size + 2 * spec.kv_size
+        if "qkv" in self.family.layer:
+            return self._order_heads(self._vector(self._name("qkv", index), rows))
+        fused = self._empty(rows)
+        for role, part in zip("qkv", self._qkv_parts(fused), strict=True):
+            part.copy_(self._vector(self._name(role, index), part.shape[0]))
+        return self._order_heads(fused)
+
+    def _qkv_parts(self, fused: Tensor) -> tuple[Tensor, ...]:
+        return fused.split([self.spec.q_size, self.spec.kv_size, self.spec.kv_size])
+
+    def _order_heads(self, fused: Tensor) -> Tensor:
+        """Bring rows [q | k | v] into memory order, from GPT-NeoX's head by head, and with the partners of a partial
+        rotation half a head apart."""
+        spec = self.spec
+        if self.family.is_interleaved:
+            rest = fused.shape[1:]
+            heads = fused.view(spec.num_heads, 3, spec.head_dim, *rest)
+            fused = heads.transpose(0, 1).reshape(-1, *rest)
+        if not self.is_ordered:
+            turned = fused[: spec.q_size + spec.kv_size].unflatten(0, (-1, spec.head_dim))
+            turned.copy_(turned[:, self.order])
+        return fused
+
+    def _up(self, index: int) -> Matrix:
+        """Return [2F, hidden], gate first, or [F, hidden]."""
+        spec = self.spec
+        if not spec.is_gated or "gate_up" in self.family.layer:
+            rows = spec.ffn_size * (2 if spec.is_gated else 1)
+            name = self._name("gate_up" if spec.is_gated else "up", index)
+            bias = self._vector(name, rows) if spec.mlp_bias else None
+            return Matrix(self._matrix(name, rows, spec.hidden_size), bias)
+        fused = self._empty(2 * spec.ffn_size, spec.hidden_size)
+        bias = self._empty(2 * spec.ffn_size) if spec.mlp_bias else None
+        for half, role in enumerate(("gate", "up")):
+            rows = slice(half * spec.ffn_size, (half + 1) * spec.ffn_size)
+            fused[rows] = self._matrix(self._name(role, index), spec.ffn_size, spec.hidden_size)
+            if bias is not None:
+                bias[rows] = self._vector(self._name(role, index), spec.ffn_size)
+        return Matrix(fused, bias)
+
+    # Norms
+
+    def _norm(self, role: str, index: int) -> Norm:
+        name, spec = self._name(role, index), self.spec
+        weight = self._scale(name, spec.hidden_size)
+        return Norm(weight, self._vector(name, spec.hidden_size) if spec.has_norm_bias else None)
+
+    def _head_norm(self, role: str, index: int, heads: int) -> Tensor:
+        """Return the scale of query or key norms, ordered as the heads are."""
+        scale = self._scale(self._name(role, index), heads * self.spec.head_dim)
+        return scale if self.is_ordered else scale.view(heads, -1)[:, self.order].reshape(-1)
+
+    def _scale(self, name: str, size: int) -> Tensor:
+        """Return a norm's weight with its offset; in half precision the sum is kept in float32, as it is computed."""
+        offset = self.spec.norm_offset
+        if not offset:
+            return self._read(name + ".weight", (size,))
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return self._read(name + ".weight", (size,)).to(wide) + offset
+
+    # Single tensors
+
+    def _name(self, role: str, index: int) -> str:
+        names = self.family.outer if index < 0 else self.family.layer
+        return self.prefix + names[role].format(index)
+
+    def _matrix(self, name: str, rows: int, columns: int) -> Tensor:
+        if self.family.is_transposed:
+            return self._read(name + ".weight", (columns, rows)).t().contiguous()
+        return self._read(name + ".weight", (rows, columns))
+
+    def _vector(self, name: str, size: int) -> Tensor:
+        return self._read(name + ".bias", (size,))
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self.files.read(name, shape).to(self.device, self.dtype)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+
+NORMS = ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm")

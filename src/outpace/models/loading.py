@@ -1,0 +1,154 @@
+"""Opening a model: a directory or a hub id in, a `Transformer` out. Nobody's code is run, no pickle is opened."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outpace.errors import ModelError
+from outpace.models.assemble import assemble
+from outpace.models.families import find_family, make_spec
+from outpace.models.tensors import TensorFiles, find_tensor_files
+from outpace.models.transformer import Transformer, spec_capabilities
+from outpace.models.weights import can_pack
+from outpace.types import Capabilities
+
+__all__ = [
+    "find_model",
+    "load_model",
+    "pick_device",
+    "pick_dtype",
+    "read_capabilities",
+    "read_config",
+    "read_end_tokens",
+]
+
+FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
+STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    *,
+    context: int = 0,
+    pack: bool | None = None,
+    revision: str | None = None,
+) -> Transformer:
+    """Load a decoder.
+
+    Args:
+        name: a directory, or an id on the Hugging Face hub.
+        dtype: "auto" (as stored, but bfloat16 or float32 on a CPU), or a name or torch dtype.
+        device: "auto" (cuda where there is one), "cpu", "cuda", or a torch device.
+        context: the longest text wanted, 0 = what the model was made for.
+        pack: reorder matrices for oneDNN; None = where that exists, False = plain torch only.
+        revision: commit, branch or tag on the hub.
+    """
+    directory = find_model(name, revision)
+    config = read_config(directory)
+    spec, family = make_spec(config, context), find_family(config)
+    place = pick_device(device)
+    kind = pick_dtype(dtype, config, place)
+    is_packed = can_pack(kind, place) if pack is None else pack
+    files = TensorFiles(find_tensor_files(directory))
+    with torch.no_grad():
+        weights = assemble(files, spec, family, kind, place, is_packed)
+    return Transformer(spec, weights, pack=is_packed)
+
+
+def find_model(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Return the local directory of a model, fetching it from the hub if `name` is not a directory."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    text = os.fspath(name)
+    if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise ModelError(f"There is no model directory {text}.", hint="Give a directory, or a hub id like org/name.")
+    return _fetch(text, revision)
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    """Fetch weights, settings and tokenizer of a hub model; HF_HUB_OFFLINE is honoured by the client."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ModelError(
+            f"{name} is not a directory, and huggingface_hub is not installed.", hint="pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+    except Exception as error:  # the client raises a dozen kinds; each means that the model is not here
+        reason = type(error).__name__
+        raise ModelError(
+            f"{name} could not be fetched from the hub ({reason}).",
+            hint="Check the name and the network, or give a local directory; HF_HUB_OFFLINE=1 uses only the cache.",
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is not a readable JSON object.", hint="Fetch the model again.")
+    return found
+
+
+def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the parsed config.json of a model directory."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{directory} has no config.json.", hint="Give the directory that holds a model's files.")
+    return _read_json(path)
+
+
+def read_capabilities(directory: str | os.PathLike[str], context: int = 0) -> Capabilities:
+    """Return what a model offers, from its config.json alone."""
+    return spec_capabilities(make_spec(read_config(directory), context))
+
+
+def read_end_tokens(directory: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Return the ids that end a text: of generation_config.json, else of config.json; empty if neither names any."""
+    settings = Path(directory) / "generation_config.json"
+    found = _read_json(settings).get("eos_token_id") if settings.is_file() else None
+    if found is None:
+        config = read_config(directory)
+        found = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
+    if found is None:
+        return ()
+    return tuple(found) if isinstance(found, list) else (int(found),)
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """Return the torch device that a name means."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"There is no device {str(device)!r}.", hint="Use auto, cpu or cuda.") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError("No CUDA device can be used here.", hint="Use --device cpu.")
+    return place
+
+
+def pick_dtype(dtype: str | torch.dtype, config: dict[str, Any], device: torch.device) -> torch.dtype:
+    """Return the dtype to compute in; "auto" follows the files, with bfloat16 for float16 on a CPU."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        text = config.get("text_config") or {}
+        dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
+        if dtype == "float16" and device.type == "cpu":
+            dtype = "bfloat16"
+    name = str(dtype).removeprefix("torch.")
+    if name not in STORED:
+        raise ModelError(f"{dtype!r} is not a dtype to compute in.", hint=f"Use auto or {', '.join(STORED)}.")
+    return STORED[name]

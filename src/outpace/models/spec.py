@@ -1,0 +1,194 @@
+"""One decoder-only transformer, described by its shape: everything that differs between the families.
+
+A `Spec` holds no weights and reads no file. `outpace.models.families` makes one from a `config.json`,
+`outpace.models.transformer` runs it. Per-layer facts are tuples of length `num_layers`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from outpace.errors import ModelError
+
+__all__ = ["Rope", "Spec", "rope_tables", "rotary_order"]
+
+CHOICES = {
+    "norm": ("rms", "layer"),
+    "norm_placement": ("pre", "post", "sandwich", "after"),
+    "activation": ("silu", "gelu", "gelu_tanh", "relu"),
+    "positions": ("rotary", "learned", "none"),
+    "qk_norm": ("none", "head", "full"),
+    "attention": ("causal", "full", "block"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotation frequencies after scaling: pair i turns by `position * inv_freq[i]`; cos and sin are times `scale`."""
+
+    inv_freq: tuple[float, ...]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What a decoder computes.
+
+    Attributes:
+        vocab_size: V, rows of the embedding and of the head.
+        hidden_size: width of the residual stream.
+        num_layers: L.
+        num_heads: H, query heads.
+        num_kv_heads: K, key and value heads; H is a multiple of K.
+        head_dim: D.
+        ffn_size: width inside the MLP.
+        max_positions: context length in tokens.
+        embed_size: width of the embedding when it differs from `hidden_size` (OPT 350m), else 0.
+        norm: "rms" or "layer" (mean removed, with bias).
+        norm_eps: epsilon of every norm.
+        norm_offset: added to every RMS weight (Gemma: 1.0).
+        has_norm_bias: layer norms carry a bias.
+        norm_placement: "pre" x + f(norm(x)); "post" x + norm(f(x)) (OLMo2); "sandwich" x + norm(f(norm(x)))
+            (Gemma 2, 3); "after" norm(x + f(x)) (OPT 350m).
+        has_final_norm: a norm before the head.
+        is_parallel: attention and MLP both read the layer's input (GPT-NeoX); otherwise one after the other.
+        activation: "silu", "gelu", "gelu_tanh" or "relu".
+        is_gated: MLP = down(act(gate(x)) * up(x)); otherwise down(act(up(x))).
+        positions: "rotary", "learned" (added to the embedding) or "none".
+        position_offset: added to a position before the learned table is read (OPT: 2).
+        rotary_dim: leading dimensions of each head that turn; the rest pass. Rotation pairs dimension i with
+            i + rotary_dim / 2, the half-split convention of Hugging Face weights.
+        ropes: the frequency sets that layers use (Gemma 3 has two).
+        rope_index: per layer, which of `ropes` it uses; -1 = none (SmolLM3's NoPE layers).
+        windows: per layer, how many latest positions it sees, itself included; None = all.
+        qkv_bias, o_bias, mlp_bias, head_bias: whether those projections carry a bias.
+        qk_norm: "none", "head" (over each head, Qwen3, Gemma 3) or "full" (over the whole projection, OLMo2).
+        attn_scale: factor on query-key products.
+        attn_softcap: products become cap * tanh(product / cap); 0 = off.
+        final_softcap: the same for logits.
+        embed_scale: factor on embedded tokens (Gemma: sqrt(hidden_size)).
+        tie_embeddings: the head is the embedding.
+        attention: "causal", "full", or "block" (all of one's block of `block_size` positions and all before it).
+        block_size: positions per block of "block".
+        mask_id: the mask token of a masked model, else None.
+        logits_shift: a masked model whose output at i speaks of token i + 1 (Dream); False = of token i.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_size: int
+    max_positions: int
+    embed_size: int = 0
+    norm: str = "rms"
+    norm_eps: float = 1e-6
+    norm_offset: float = 0.0
+    has_norm_bias: bool = False
+    norm_placement: str = "pre"
+    has_final_norm: bool = True
+    is_parallel: bool = False
+    activation: str = "silu"
+    is_gated: bool = True
+    positions: str = "rotary"
+    position_offset: int = 0
+    rotary_dim: int = 0
+    ropes: tuple[Rope, ...] = ()
+    rope_index: tuple[int, ...] = ()
+    windows: tuple[int | None, ...] = ()
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    qk_norm: str = "none"
+    attn_scale: float = 0.0
+    attn_softcap: float = 0.0
+    final_softcap: float = 0.0
+    embed_scale: float = 1.0
+    tie_embeddings: bool = False
+    attention: str = "causal"
+    block_size: int = 0
+    mask_id: int | None = None
+    logits_shift: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ModelError(f"{name} is {getattr(self, name)!r}, not one of {', '.join(allowed)}.")
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_size"):
+            if getattr(self, name) <= 0:
+                raise ModelError(f"{name} is {getattr(self, name)}; it has to be positive.")
+        if self.num_heads % self.num_kv_heads:
+            raise ModelError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key heads evenly.")
+        fill = object.__setattr__  # frozen: defaults that depend on other fields are filled once, here
+        if not self.windows:
+            fill(self, "windows", (None,) * self.num_layers)
+        if not self.rope_index:
+            fill(self, "rope_index", (0 if self.positions == "rotary" else -1,) * self.num_layers)
+        if not self.attn_scale:
+            fill(self, "attn_scale", self.head_dim**-0.5)
+        if self.positions == "rotary" and not self.rotary_dim:
+            fill(self, "rotary_dim", self.head_dim)
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        for name in ("windows", "rope_index"):
+            if len(getattr(self, name)) != self.num_layers:
+                raise ModelError(f"{name} has {len(getattr(self, name))} entries for {self.num_layers} layers.")
+        if max(self.rope_index, default=-1) >= len(self.ropes):
+            raise ModelError("A layer names rotation frequencies that the model does not have.")
+        if any(2 * len(rope.inv_freq) != self.rotary_dim for rope in self.ropes):
+            raise ModelError(f"Rotation frequencies do not fill the {self.rotary_dim} rotary dimensions of a head.")
+
+    @property
+    def q_size(self) -> int:
+        """Rows of the query projection, H * D."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Rows of the key projection (and of the value projection), K * D."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def num_weights(self) -> int:
+        """Parameters in matrices (norms and biases left out), a tied head counted once."""
+        attention = self.hidden_size * (2 * self.q_size + 2 * self.kv_size)
+        mlp = self.hidden_size * self.ffn_size * (3 if self.is_gated else 2)
+        embed = self.vocab_size * (self.embed_size or self.hidden_size)
+        return self.num_layers * (attention + mlp) + embed * (1 if self.tie_embeddings else 2)
+
+
+def rope_tables(
+    spec: Spec, rope: Rope, dtype: torch.dtype, device: torch.device | str, length: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, each [length or max_positions, head_dim], computed in float64 and rounded once.
+
+    The tables cover a whole head in the layout that `Transformer` holds its query and key rows in (see
+    `rotary_order`): rotating partner = dimension +- head_dim / 2, sin negative in the lower half, and dimensions that
+    do not turn have cos 1 and sin 0. So `x * cos + roll(x, head_dim // 2) * sin` rotates, whatever `rotary_dim` is.
+    """
+    steps = torch.arange(length or spec.max_positions, dtype=torch.float64)
+    angle = steps[:, None] * torch.tensor(rope.inv_freq, dtype=torch.float64)  # [P, rotary_dim / 2]
+    still = (spec.head_dim - spec.rotary_dim) // 2
+    cos = torch.nn.functional.pad(angle.cos() * rope.scale, (0, still), value=1.0)
+    sin = torch.nn.functional.pad(angle.sin() * rope.scale, (0, still), value=0.0)
+    cos, sin = torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)
+    return cos.to(device, dtype), sin.to(device, dtype)
+
+
+def rotary_order(spec: Spec) -> list[int]:
+    """Return the order of a head's dimensions in memory: [turning low, still low, turning high, still high].
+
+    Identity when every dimension turns. Queries and keys are permuted alike when a model is loaded, which leaves
+    their products unchanged and makes partial rotation as cheap as full rotation.
+    """
+    half, still = spec.rotary_dim // 2, (spec.head_dim - spec.rotary_dim) // 2
+    low, high = range(half), range(half, 2 * half)
+    rest = range(spec.rotary_dim, spec.head_dim)
+    return [*low, *rest[:still], *high, *rest[still:]]

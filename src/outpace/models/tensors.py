@@ -1,0 +1,164 @@
+"""Reading safetensors files: a checked header, and tensors read straight into their place.
+
+No memory map: a mapped file counts as memory of the process while it is read, and here every byte is wanted once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outpace.errors import ModelError
+
+__all__ = ["TensorFiles", "find_tensor_files"]
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
+AGAIN = "Delete it and fetch the model again."
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor lies."""
+
+    path: Path
+    offset: int
+    num_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def find_tensor_files(directory: Path) -> list[Path]:
+    """Return the safetensors files of a model directory: those of its index, or the only ones there are."""
+    index = directory / "model.safetensors.index.json"
+    single = directory / "model.safetensors"
+    if index.is_file():
+        names = sorted(set(_read_index(index).values()))
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            raise ModelError(f"{directory} lacks {missing[0]}, which its index names.", hint="Fetch the model again.")
+        return [directory / name for name in names]
+    if single.is_file():
+        return [single]
+    found = sorted(directory.glob("*.safetensors"))
+    if found:
+        return found
+    if any(path.suffix in PICKLES for path in directory.iterdir()):
+        raise ModelError(
+            f"{directory} holds only pickled weights, which can run code when they are opened.",
+            hint="Save the model as safetensors first (transformers: save_pretrained).",
+        )
+    raise ModelError(f"{directory} holds no weights.", hint="A model directory has a model.safetensors in it.")
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if all(os.path.basename(name) == name for name in names.values()):
+            return dict(names)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ModelError(f"{path} is not a safetensors index.", hint=AGAIN)
+
+
+def _read_header(path: Path) -> dict[str, Entry]:
+    """Return the tensors of one file; every offset is checked against the file's size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER, size - 8):
+            raise ModelError(f"{path} is truncated or is not a safetensors file.", hint=AGAIN)
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            entries = {name: _entry(path, 8 + length, facts) for name, facts in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(f"{path} has a damaged header.", hint=AGAIN) from None
+    end = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+        if entry.offset != end or entry.num_bytes < 0:
+            raise ModelError(f"{path} has overlapping or missing bytes at {name}.", hint=AGAIN)
+        end = entry.offset + entry.num_bytes
+    if end != size:
+        raise ModelError(f"{path} has {size} bytes where its header promises {end}.", hint=AGAIN)
+    return entries
+
+
+def _entry(path: Path, base: int, facts: dict[str, Any]) -> Entry:
+    first, last = facts["data_offsets"]
+    shape = tuple(int(n) for n in facts["shape"])
+    dtype = facts["dtype"]
+    if dtype in DTYPES and prod(shape) * DTYPES[dtype].itemsize != last - first:
+        raise ValueError("shape and bytes disagree")
+    return Entry(path, base + first, last - first, dtype, shape)
+
+
+class TensorFiles:
+    """The tensors of several safetensors files by name. Remembers which were read."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.used: set[str] = set()
+        for path in paths:
+            for name, entry in _read_header(path).items():
+                if name in self.entries:
+                    raise ModelError(f"{name} is in {self.entries[name].path.name} and in {path.name}.", hint=AGAIN)
+                self.entries[name] = entry
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def unused(self) -> list[str]:
+        """Return the names that nobody read."""
+        return sorted(set(self.entries) - self.used)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return a tensor in the file's own dtype; it has to have this shape."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise ModelError(
+                f"Tensor {name} is missing; {list(shape)} was expected.", hint="The files are not of this config.json."
+            )
+        if entry.shape != shape:
+            raise ModelError(
+                f"Tensor {name} has shape {list(entry.shape)}; {list(shape)} was expected.",
+                hint="The files are not of this config.json.",
+            )
+        if entry.dtype not in DTYPES:
+            raise ModelError(f"Tensor {name} is stored as {entry.dtype}, which is not read here.")
+        self.used.add(name)
+        tensor = torch.empty(shape, dtype=DTYPES[entry.dtype])
+        if entry.num_bytes:
+            _fill(tensor, entry)
+        return tensor
+
+
+def _fill(tensor: Tensor, entry: Entry) -> None:
+    with entry.path.open("rb", buffering=0) as file:
+        file.seek(entry.offset)
+        view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise ModelError(f"{entry.path} ended while it was read.", hint=AGAIN)
+            view = view[count:]

@@ -1,0 +1,420 @@
+"""The native decoder: one forward for every family that a `Spec` can describe.
+
+Knows shapes, weights, caches and masks. Knows no method, no sampler, no tokenizer and no file format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from outpace.cache import Cache
+from outpace.errors import ConfigError
+from outpace.models.attention import additive, attend, chain_mask, window_mask
+from outpace.models.spec import Spec, rope_tables
+from outpace.models.weights import LayerWeights, Norm, Weights, can_pack
+from outpace.types import Capabilities, Counter, Scores
+
+__all__ = ["CompiledDecoder", "Transformer", "spec_capabilities"]
+
+SMALL_CHAIN = 64  # chains up to this long read their mask from one precomputed table
+
+
+class CompiledDecoder(Protocol):
+    """A faster forward for some shapes; see `outpace.kernels`."""
+
+    def supports(self, tokens: Tensor, visible: Tensor | None, cache: Cache) -> bool:
+        """Return whether `forward` can run this shape."""
+        ...
+
+    def forward(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None,
+        skip: Sequence[int],
+    ) -> Tensor | None:
+        """Return logits [B, A, V] with the cache staged, or None to leave the work to the eager path."""
+        ...
+
+
+def spec_capabilities(spec: Spec) -> Capabilities:
+    """Return what a native decoder of this shape offers."""
+    return Capabilities(
+        vocab_size=spec.vocab_size,
+        max_positions=spec.max_positions,
+        attention="full" if spec.attention == "full" else "causal",
+        has_skip=True,
+        num_layers=spec.num_layers,
+        mask_id=spec.mask_id,
+    )
+
+
+@dataclass(slots=True)
+class Layout:
+    """Where one forward's tokens go and what they see; made once, read by every layer.
+
+    Attributes:
+        rows, size: B, T.
+        start: the slot of the first token when all rows are equally long, else -1.
+        slots: [B, T] slots when rows differ, with `row_index` [B, 1].
+        extent: slots in use after staging, over all rows.
+        rotation: per frequency set, (cos, sin) broadcast to [B, T, 1, D].
+        masks: per window size, (first slot looked at, additive mask or None, is_causal).
+    """
+
+    rows: int
+    size: int
+    start: int
+    extent: int
+    slots: Tensor | None = None
+    row_index: Tensor | None = None
+    rotation: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    masks: dict[int | None, tuple[int, Tensor | None, bool]] = field(default_factory=dict)
+
+
+class Transformer:
+    """A decoder behind the `Adapter` contract.
+
+    Args:
+        spec: its shape.
+        weights: its weights; the transformer owns them from here on (packing frees the plain copies).
+        pack: reorder matrices for oneDNN; None = where the device and dtype have it.
+    """
+
+    def __init__(self, spec: Spec, weights: Weights, pack: bool | None = None) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.capabilities = spec_capabilities(spec)
+        self.dtype = weights.embed.dtype
+        self.device = weights.embed.device
+        self.is_packed = can_pack(self.dtype, self.device) if pack is None else pack
+        if self.is_packed:
+            weights.pack()
+        self._tables: list[tuple[Tensor, Tensor]] = []  # cos and sin per frequency set, as long as any cache so far
+        self._chains: dict[int | None, Tensor] = {}
+        self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.dtype, device=self.device)
+        self._compiled: CompiledDecoder | None = None
+
+    def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
+        """Return an empty cache: per layer a key and a value buffer, each [rows, K, capacity, D]."""
+        spec = self.spec
+        shape = (rows, spec.num_kv_heads, capacity, spec.head_dim)
+        buffers = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2 * spec.num_layers)]
+        return Cache(buffers, 2, counter, [0] * rows)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
+        x = F.embedding(tokens, self.weights.embed)
+        if self.spec.embed_scale != 1.0:
+            x = x * self._embed_scale
+        if self.weights.project_in is not None:
+            x = self.weights.project_in(x)
+        return x
+
+    def score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        heads: Sequence[str] = (),
+        inputs: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        """Run one forward; see `outpace.types.Adapter`.
+
+        `visible=None` on a causal model says that each row is a chain: position[b, i] = cache.lengths[b] + i, with
+        padding only at the right. A head named "tap:3" asks for the hidden state after layer 3 (the first is 0),
+        "hidden" for the normed state that the output matrix reads.
+        """
+        rows, size = tokens.shape
+        self._check(rows, size, visible, cache)
+        taps = _tap_layers(heads, self.spec.num_layers)
+        cache.counter.add(rows * size, self.spec.num_layers - len(skip))
+        compiled = self._compiled
+        if compiled is not None and not heads and inputs is None and compiled.supports(tokens, visible, cache):
+            logits = compiled.forward(tokens, position, visible, cache, ask, skip)
+            if logits is not None:
+                return Scores(logits)
+        with torch.inference_mode():
+            self._grow_tables(cache.capacity)
+            layout = self._layout(position, visible, cache)
+            x = self.embed(tokens) if inputs is None else inputs.to(self.dtype)
+            x = self._add_positions(x, position, layout)
+            x, tapped = self._run_layers(x.reshape(rows * size, -1), layout, cache.buffers, skip, taps)
+            x = self._select(x, rows, size, ask, self.spec.logits_shift)
+        with torch.no_grad():  # outside inference mode: callers may write into what they get
+            hidden, logits = self._read_out(x)
+            kept = {i: self._select(h, rows, size, ask).clone().view(rows, -1, h.shape[-1]) for i, h in tapped.items()}
+        extra = {"hidden": hidden.view(rows, -1, hidden.shape[-1])} if "hidden" in heads else {}
+        return Scores(logits.view(rows, -1, logits.shape[-1]), kept, extra)
+
+    def _check(self, rows: int, size: int, visible: Tensor | None, cache: Cache) -> None:
+        lengths = cache.lengths
+        if len(lengths) != rows:
+            raise ConfigError(f"The forward has {rows} rows and its cache {len(lengths)}.")
+        longest = max(lengths, default=0)
+        if longest + size > cache.capacity:
+            raise ConfigError(
+                f"{size} tokens do not fit behind {longest} entries in a cache of {cache.capacity} slots.",
+                hint="Ask new_cache for a larger capacity: final tokens plus the widest forward.",
+            )
+        # Padding and trees reach less far than slots do, and only their positions know; a lone chain is exact.
+        reach = longest + (size if rows == 1 and visible is None else 1)
+        if reach > self.spec.max_positions:
+            raise ConfigError(
+                f"Position {reach - 1} lies beyond the model's context of {self.spec.max_positions} tokens.",
+                hint="Use a shorter prompt or fewer new tokens.",
+            )
+
+    # What a forward needs before its first layer
+
+    def _grow_tables(self, capacity: int) -> None:
+        """Make the rotary tables cover every position that a cache of this capacity can hold."""
+        spec = self.spec
+        if not spec.ropes or (self._tables and self._tables[0][0].shape[0] >= min(capacity, spec.max_positions)):
+            return
+        length = min(spec.max_positions, max(512, 1 << (capacity - 1).bit_length()))
+        self._tables = [rope_tables(spec, rope, self.dtype, self.device, length) for rope in spec.ropes]
+
+    def _layout(self, position: Tensor, visible: Tensor | None, cache: Cache) -> Layout:
+        rows, size = position.shape
+        lengths = cache.lengths
+        is_even = all(length == lengths[0] for length in lengths)
+        layout = Layout(rows, size, lengths[0] if is_even else -1, max(lengths) + size)
+        if visible is None and is_even and self.spec.attention == "causal" and (rows == 1 or size == 1):
+            self._lay_chain(layout, cache.capacity)
+        else:
+            self._lay_rows(layout, position, visible, lengths)
+        return layout
+
+    def _lay_chain(self, layout: Layout, capacity: int) -> None:
+        """All rows stage one chain at the same slots: tables and masks are slices, nothing is computed."""
+        start, end = layout.start, layout.extent
+        layout.rotation = [(cos[start:end, None], sin[start:end, None]) for cos, sin in self._tables]
+        for window in set(self.spec.windows):
+            first = 0 if window is None else max(0, start - window + 1)
+            is_plain = window is None or window >= end
+            if layout.size == 1:
+                layout.masks[window] = (first, None, False)
+            elif start == 0 and is_plain:
+                layout.masks[window] = (0, None, True)
+            else:
+                layout.masks[window] = (first, self._chain_rows(layout.size, start, first, window, capacity), False)
+
+    def _chain_rows(self, size: int, start: int, first: int, window: int | None, capacity: int) -> Tensor:
+        """Return the mask [size, start + size - first] of a chain, from the table if it is short."""
+        if size > SMALL_CHAIN:
+            return chain_mask(size, start, first, window, self.weights.embed)
+        table = self._chains.get(window)
+        if table is None or table.shape[1] < capacity + SMALL_CHAIN:
+            table = chain_mask(SMALL_CHAIN, capacity, 0, window, self.weights.embed)
+            self._chains[window] = table
+        # Row i of the table stands at slot `base` + i; shifting the columns makes it stand at start + i.
+        base = table.shape[1] - SMALL_CHAIN
+        return table[:size, base - start + first : base + size]
+
+    def _lay_rows(self, layout: Layout, position: Tensor, visible: Tensor | None, lengths: list[int]) -> None:
+        """Rows of different lengths, trees, canvases: masks are computed, one per window size."""
+        spec, rows, size = self.spec, layout.rows, layout.size
+        device = position.device
+        held = upload(lengths, device)
+        for cos, sin in self._tables:
+            reach = position.clamp(0, cos.shape[0] - 1)
+            layout.rotation.append((cos[reach][:, :, None], sin[reach][:, :, None]))
+        if layout.start < 0:
+            layout.slots = held[:, None] + torch.arange(size, device=device)
+            layout.row_index = torch.arange(rows, device=device)[:, None]
+        is_seen, key_position = window_mask(self._tree(position, visible), position, held, layout.extent)
+        like = self.weights.embed
+        for window in set(spec.windows):
+            seen = is_seen
+            if window is not None:
+                seen = is_seen & (position[:, :, None] - key_position[:, None, :] < window)
+            layout.masks[window] = (0, additive(seen, like)[:, None], False)
+
+    def _tree(self, position: Tensor, visible: Tensor | None) -> Tensor:
+        """Return [B, T, T] bool, node sees node; a padded node sees itself, so that no row of a mask is empty."""
+        size = position.shape[1]
+        own = torch.eye(size, dtype=torch.bool, device=position.device)
+        if visible is not None:
+            return visible | own
+        is_real = (position >= 0)[:, None, :].expand(-1, size, -1)
+        if self.spec.attention == "full":
+            return is_real | own
+        if self.spec.attention == "block":
+            block = position // self.spec.block_size
+            return (is_real & (block[:, None, :] <= block[:, :, None])) | own
+        return is_real.tril() | own
+
+    def _add_positions(self, x: Tensor, position: Tensor, layout: Layout) -> Tensor:
+        table = self.weights.positions
+        if table is None:
+            return x
+        reach = position.clamp(0, self.spec.max_positions - 1)
+        return x + F.embedding(reach + self.spec.position_offset, table)
+
+    # The layers
+
+    def _run_layers(
+        self, x: Tensor, layout: Layout, buffers: list[Tensor], skip: Sequence[int], taps: Sequence[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Send x [B * T, hidden] through the layers that are not skipped; return it and the tapped states."""
+        tapped: dict[int, Tensor] = {}
+        layer = {"pre": self._pre_layer, "after": self._after_layer}.get(self.spec.norm_placement, self._post_layer)
+        for index, weights in enumerate(self.weights.layers):
+            if index not in skip:
+                x = layer(index, weights, x, layout, buffers)
+            if index in taps:
+                tapped[index] = x
+        return x, tapped
+
+    def _pre_layer(self, index: int, w: LayerWeights, x: Tensor, layout: Layout, buffers: list[Tensor]) -> Tensor:
+        """x + f(norm(x)), one after the other or side by side."""
+        attention = self._attention(index, w, self._norm(x, w.attn_norm), layout, buffers)
+        if self.spec.is_parallel:
+            return x + attention + self._mlp(w, self._norm(x, w.mlp_norm))
+        x = x + attention
+        return x + self._mlp(w, self._norm(x, w.mlp_norm))
+
+    def _post_layer(self, index: int, w: LayerWeights, x: Tensor, layout: Layout, buffers: list[Tensor]) -> Tensor:
+        """x + norm(f(x)), and with a norm inside as well ("sandwich")."""
+        read = x if w.attn_norm is None else self._norm(x, w.attn_norm)
+        x = x + self._norm(self._attention(index, w, read, layout, buffers), w.attn_post_norm)
+        read = x if w.mlp_norm is None else self._norm(x, w.mlp_norm)
+        return x + self._norm(self._mlp(w, read), w.mlp_post_norm)
+
+    def _after_layer(self, index: int, w: LayerWeights, x: Tensor, layout: Layout, buffers: list[Tensor]) -> Tensor:
+        """norm(x + f(x))."""
+        x = self._norm(x + self._attention(index, w, x, layout, buffers), w.attn_norm)
+        return self._norm(x + self._mlp(w, x), w.mlp_norm)
+
+    def _norm(self, x: Tensor, norm: Norm | None) -> Tensor:
+        if norm is None:
+            return x
+        spec, weight = self.spec, norm.weight
+        if spec.norm == "layer":
+            return F.layer_norm(x, x.shape[-1:], weight, norm.bias, spec.norm_eps)
+        return rms_norm(x, weight, spec.norm_eps)
+
+    def _mlp(self, w: LayerWeights, x: Tensor) -> Tensor:
+        up = w.up(x)
+        if not self.spec.is_gated:
+            return w.down(activate(up, self.spec.activation))
+        gate, up = up.chunk(2, dim=-1)
+        return w.down(activate(gate, self.spec.activation).mul_(up))
+
+    def _attention(self, index: int, w: LayerWeights, x: Tensor, layout: Layout, buffers: list[Tensor]) -> Tensor:
+        """Attention over the cache, with this forward's keys and values staged in it first; x [B * T, hidden]."""
+        spec = self.spec
+        heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        rows, size = layout.rows, layout.size
+        qkv = w.qkv(x).view(rows, size, heads + 2 * kv_heads, dim)
+        turned = qkv.narrow(2, 0, heads + kv_heads)  # queries and keys, rotated together
+        if w.q_norm is not None:
+            turned = self._norm_heads(w, turned)
+        which = spec.rope_index[index]
+        if which >= 0:
+            cos, sin = layout.rotation[which]
+            turned = torch.addcmul(turned * cos, turned.roll(dim // 2, -1), sin)
+        query = turned.narrow(2, 0, heads)
+        keys, values = buffers[2 * index], buffers[2 * index + 1]
+        stage(keys, turned.narrow(2, heads, kv_heads), layout)
+        stage(values, qkv.narrow(2, heads + kv_heads, kv_heads), layout)
+        first, mask, is_causal = layout.masks[spec.windows[index]]
+        extent = layout.extent - first
+        keys, values = keys.narrow(2, first, extent), values.narrow(2, first, extent)
+        return w.o(attend(query, keys, values, mask, is_causal, spec.attn_scale, spec.attn_softcap))
+
+    def _norm_heads(self, w: LayerWeights, turned: Tensor) -> Tensor:
+        """Norm queries and keys [B, T, H + K, D], each head by itself or all heads at once."""
+        heads, eps = self.spec.num_heads, self.spec.norm_eps
+        query, key = turned[:, :, :heads], turned[:, :, heads:]
+        if self.spec.qk_norm == "full":
+            query = rms_norm(query.flatten(2), w.q_norm, eps).view(query.shape)
+            key = rms_norm(key.flatten(2), w.k_norm, eps).view(key.shape)
+        else:
+            query, key = rms_norm(query, w.q_norm, eps), rms_norm(key, w.k_norm, eps)
+        return torch.cat([query, key], dim=2)
+
+    # From hidden states to logits
+
+    def _select(self, x: Tensor, rows: int, size: int, ask: Tensor | None, is_shifted: bool = False) -> Tensor:
+        """Gather the asked positions out of x [B * T, hidden], giving [B * A, hidden]."""
+        if ask is None and not is_shifted:
+            return x
+        if ask is None:
+            ask = torch.arange(size, device=x.device).expand(rows, -1)
+        if is_shifted:  # what is said of a token is said one position before it
+            ask = (ask - 1).clamp(min=0)
+        if rows > 1:
+            ask = ask + torch.arange(0, rows * size, size, device=x.device)[:, None]
+        return x.index_select(0, ask.reshape(-1))
+
+    def _read_out(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normed states [N, hidden] and their logits [N, V]."""
+        weights, cap = self.weights, self.spec.final_softcap
+        hidden = self._norm(x, weights.final_norm)
+        if not hidden.shape[0]:
+            return hidden, hidden.new_zeros(0, self.spec.vocab_size)
+        logits = weights.head(hidden if weights.project_out is None else weights.project_out(hidden))
+        return hidden, torch.tanh(logits / cap) * cap if cap else logits
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        shape = f"{spec.num_layers} layers, {spec.num_weights / 1e6:.1f}M weights, {spec.vocab_size} words"
+        return f"Transformer({shape}, {self.dtype}, {self.device}{', packed' if self.is_packed else ''})"
+
+
+def stage(buffer: Tensor, entries: Tensor, layout: Layout) -> None:
+    """Write entries [B, T, K, D] into the scratch slots of a buffer [B, K, capacity, D]."""
+    if layout.slots is None:
+        buffer.narrow(2, layout.start, layout.size).copy_(entries.transpose(1, 2))
+    else:
+        buffer.transpose(1, 2).index_put_((layout.row_index, layout.slots), entries)  # type: ignore[arg-type]
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Scale rows of x to unit root mean square, times weight; a float32 weight over a half x is applied in float32."""
+    if weight is not None and weight.dtype != x.dtype:
+        return torch.rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
+    return torch.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def activate(x: Tensor, name: str) -> Tensor:
+    """Apply the activation called `name`."""
+    if name == "silu":
+        return F.silu(x)
+    if name == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+def upload(values: list[int], device: torch.device) -> Tensor:
+    """Return a host list as an int64 tensor on the device, without waiting for the device."""
+    if device.type == "cuda":
+        return torch.tensor(values, dtype=torch.int64, pin_memory=True).to(device, non_blocking=True)
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def _tap_layers(heads: Sequence[str], num_layers: int) -> tuple[int, ...]:
+    """Return the layers named by "tap:N"; any other name than "hidden" is an error."""
+    layers = []
+    for name in heads:
+        kind, _, number = name.partition(":")
+        if kind == "tap" and number.isdigit() and int(number) < num_layers:
+            layers.append(int(number))
+        elif name != "hidden":
+            raise ConfigError(
+                f"The model has no output named {name!r}.", hint=f"Outputs: hidden, tap:0 to tap:{num_layers - 1}."
+            )
+    return tuple(layers)

@@ -1,0 +1,142 @@
+"""The weights of one decoder in the layout that the forward reads: fused matrices, plain or packed for oneDNN.
+
+Shapes: V vocabulary, E hidden, H query heads, K key heads, D head size, F MLP width. Matrices are [out, in].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["LayerWeights", "Matrix", "Norm", "Weights", "can_pack"]
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether oneDNN prepacked matrices exist for this dtype on this device."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Matrix:
+    """y = x W^T + b. `weight` is [out, in]; after `pack` it is None and oneDNN's own layout takes its place."""
+
+    __slots__ = ("bias", "packed", "shape", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight: Tensor | None = weight
+        self.bias = bias
+        self.packed: Tensor | None = None
+        self.shape = tuple(weight.shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply to x [N, in], giving [N, out]."""
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
+
+    def pack(self, keep: bool = False) -> None:
+        """Reorder for oneDNN and free the plain copy, unless `keep` (the matrix is also an embedding)."""
+        if self.packed is None and self.weight is not None:
+            with torch.no_grad():
+                self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
+            if not keep:
+                self.weight = None
+
+    def dense(self) -> Tensor:
+        """Return the plain [out, in] matrix (a copy when packed)."""
+        if self.weight is not None:
+            return self.weight
+        assert self.packed is not None
+        return self.packed.to_dense().view(self.shape)
+
+
+@dataclass(slots=True)
+class Norm:
+    """Scale (offset already added) and optional bias of a norm. Both None: normalise only."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """One layer. `qkv` is [(H + 2K) * D, E], rows of query, key, value; head rows lie in `rotary_order`.
+
+    `up` is [2F, E] with the gate first when the MLP is gated, else [F, E]. Norms that the placement does not use
+    are None.
+    """
+
+    qkv: Matrix
+    o: Matrix  # [E, H * D]
+    up: Matrix
+    down: Matrix  # [E, F]
+    attn_norm: Norm | None = None
+    mlp_norm: Norm | None = None
+    attn_post_norm: Norm | None = None
+    mlp_post_norm: Norm | None = None
+    q_norm: Tensor | None = None  # [D] per head or [H * D] over all
+    k_norm: Tensor | None = None
+
+    def matrices(self) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+        """Return the four matrices in the order they are applied."""
+        return self.qkv, self.o, self.up, self.down
+
+
+@dataclass(slots=True)
+class Weights:
+    """All weights. A tied head is a `Matrix` whose weight is the embedding itself."""
+
+    embed: Tensor  # [V, E] (or [V, embed_size])
+    layers: list[LayerWeights]
+    head: Matrix  # [V, E]
+    final_norm: Norm | None = None
+    positions: Tensor | None = None  # [max_positions + offset, E], learned positions
+    project_in: Matrix | None = None  # OPT 350m
+    project_out: Matrix | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def pack(self) -> None:
+        """Pack every matrix, one after the other, so that memory never doubles.
+
+        A tied head is packed beside the embedding only where that copy stays under a quarter of the layers' memory.
+        """
+        sizes = [rows * columns for layer in self.layers for rows, columns in (m.shape for m in layer.matrices())]
+        for layer in self.layers:
+            for matrix in layer.matrices():
+                matrix.pack()
+        is_tied = self.head.weight is self.embed
+        if not is_tied or 4 * self.embed.numel() <= sum(sizes):
+            self.head.pack(keep=False)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield every stored tensor once."""
+        seen: set[int] = set()
+        for tensor in self._all():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
+
+    def _all(self) -> Iterator[Tensor | None]:
+        yield from (self.embed, self.positions)
+        for matrix in (self.head, self.project_in, self.project_out):
+            if matrix is not None:
+                yield from (matrix.weight, matrix.packed, matrix.bias)
+        for layer in self.layers:
+            for matrix in layer.matrices():
+                yield from (matrix.weight, matrix.packed, matrix.bias)
+            for norm in (layer.attn_norm, layer.mlp_norm, layer.attn_post_norm, layer.mlp_post_norm, self.final_norm):
+                if norm is not None:
+                    yield from (norm.weight, norm.bias)
+            yield from (layer.q_norm, layer.k_norm)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all stored tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())

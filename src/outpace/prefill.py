@@ -1,0 +1,46 @@
+"""Bringing a cache up to date with a text: chunked forwards without logits, for targets and drafters alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from outpace.cache import Cache
+from outpace.layout import lay_out
+from outpace.types import Adapter, Proposal
+
+__all__ = ["catch_up", "no_nodes"]
+
+
+def catch_up(
+    adapter: Adapter, cache: Cache, texts: Sequence[Sequence[int]], chunk: int = 256, skip: Sequence[int] = ()
+) -> Iterator[None]:
+    """Forward every pending token but the last of each row, yielding after each chunk.
+
+    Chunk borders lie at multiples of `chunk`, whatever was decoded before, so that results never depend on drafts.
+
+    Args:
+        adapter: the model.
+        cache: its cache; `lengths` tell what is valid already.
+        texts: final tokens per row.
+        chunk: most tokens per row and forward.
+        skip: layers to leave out.
+    """
+    while True:
+        due = [len(text) - 1 - length for text, length in zip(texts, cache.lengths, strict=True)]
+        if max(due, default=0) <= 0:
+            return
+        take = [max(0, min(n, chunk - at % chunk)) for n, at in zip(due, cache.lengths, strict=True)]
+        pending = [text[at : at + n] for text, at, n in zip(texts, cache.lengths, take, strict=True)]
+        device = cache.buffers[0].device if cache.buffers else torch.device("cpu")
+        layout = lay_out(pending, cache.lengths, no_nodes(len(take), device), is_full=False)
+        ask = torch.zeros(len(take), 0, dtype=torch.int64, device=device)
+        adapter.score(layout.tokens, layout.position, layout.visible, cache, ask, skip=skip)
+        cache.keep([range(n) for n in take])
+        yield
+
+
+def no_nodes(rows: int, device: torch.device) -> Proposal:
+    """Return an empty window for `rows` rows."""
+    return Proposal(torch.zeros(rows, 0, dtype=torch.int64, device=device), [0] * rows)

@@ -1,0 +1,66 @@
+"""Names to objects, through entry points, lazily: listing names imports no torch.
+
+Built-in methods and plug-ins use the same door, the group `outpace.methods` with values "module:Class".
+Set OUTPACE_PLUGINS=0 to load built-ins only.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, cast
+
+from outpace.errors import ConfigError, PluginError, nearest
+
+if TYPE_CHECKING:
+    from outpace.methods.base import Method
+
+__all__ = ["load_method", "method_names"]
+
+_GROUP = "outpace.methods"
+_BUILT_IN = {
+    "autoregressive": "outpace.methods.autoregressive:Autoregressive",
+    "prompt-lookup": "outpace.methods.prompt_lookup:PromptLookup",
+    "draft-model": "outpace.methods.draft_model:DraftModel",
+    "jacobi": "outpace.methods.jacobi:Jacobi",
+    "layer-skip": "outpace.methods.layer_skip:LayerSkip",
+    "masked-diffusion": "outpace.methods.masked_diffusion:MaskedDiffusion",
+}
+
+
+@lru_cache(maxsize=1)
+def _entries() -> dict[str, EntryPoint]:
+    found = {name: EntryPoint(name, value, _GROUP) for name, value in _BUILT_IN.items()}
+    if os.environ.get("OUTPACE_PLUGINS") == "0":
+        return found
+    for entry in entry_points(group=_GROUP):
+        known = found.get(entry.name)
+        if known is not None and known.value != entry.value:
+            raise PluginError(
+                f"Two packages name a method {entry.name!r}: {known.value} and {entry.value}.",
+                "Uninstall one of them, or set OUTPACE_PLUGINS=0.",
+            )
+        found[entry.name] = entry
+    return found
+
+
+def method_names() -> list[str]:
+    """Return the names of all methods, built-in ones first."""
+    return list(_entries())
+
+
+def load_method(name: str) -> type[Method]:
+    """Return the class of a method.
+
+    Raises:
+        ConfigError: no such method; the hint names the nearest.
+        PluginError: the entry point does not load.
+    """
+    entry = _entries().get(name)
+    if entry is None:
+        raise ConfigError(f"There is no method {name!r}.", nearest(name, _entries(), "method"))
+    try:
+        return cast("type[Method]", entry.load())
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"The method {name!r} does not load: {error}.", f"Its entry point is {entry.value}.") from error

@@ -1,0 +1,58 @@
+"""What a generation returns, in Python and as `--json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from outpace.row import Usage
+
+__all__ = ["Result"]
+
+
+@dataclass(slots=True)
+class Result:
+    """One finished sequence.
+
+    Attributes:
+        model, method: names.
+        prompt_tokens: ids of the prompt.
+        tokens: ids written; an end token that was written is the last of them.
+        text: their text, cut before a stop string, without the end token.
+        finish_reason: "eos", "stop", "length", "cancelled" or "error".
+        usage: what it cost.
+        timing: seconds: load_s, prefill_s, decode_s, and decode's share draft_s, score_s, accept_s, other_s.
+            Rows of one batch share one clock.
+        seed: the seed; with the sample number it fixes the noise.
+        sample: sample number.
+        notes: what a user should know, e.g. a slower path that was taken.
+        log_probs: natural log-probability of each token under the model, when asked for.
+        margins: how far each token was from being another one, when asked for.
+        sources: per token: draft, recovered, bonus or plain.
+        settings: the method's settings.
+    """
+
+    model: str
+    method: str
+    prompt_tokens: list[int]
+    tokens: list[int]
+    text: str
+    finish_reason: str
+    usage: Usage
+    timing: dict[str, float]
+    seed: int
+    sample: int = 0
+    notes: list[str] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens written per second of decoding, prefill apart."""
+        return len(self.tokens) / self.timing["decode_s"] if self.timing.get("decode_s") else 0.0

@@ -1,0 +1,209 @@
+"""The one sampler: processors, law, noise and pick, for the target and for drafts alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from outpace.sampling.noise import gumbel, node_key
+from outpace.sampling.settings import Sampling
+from outpace.sampling.truncation import candidates, cuts, needs_order
+from outpace.types import Stream
+
+__all__ = ["History", "Law", "Sampler"]
+
+
+@dataclass(slots=True)
+class Law:
+    """A law over tokens, unnormalised.
+
+    Attributes:
+        logits: [N, K] float64; -inf = cut away.
+        ids: [N, K] int64 token of each column, or None when the columns are the vocabulary.
+        vocab_size: V.
+    """
+
+    logits: Tensor
+    ids: Tensor | None
+    vocab_size: int
+
+    def probs(self) -> Tensor:
+        """Return normalised probabilities over the whole vocabulary, [N, V] float64."""
+        probs = self.logits.softmax(-1)
+        if self.ids is None:
+            return probs
+        return probs.new_zeros(probs.shape[0], self.vocab_size).scatter_(-1, self.ids, probs)
+
+
+class History:
+    """What stateful processors know of each row: token counts and the last tokens, along one path of drafts."""
+
+    def __init__(self, texts: Sequence[Sequence[int]], prompts: Sequence[int], vocab_size: int) -> None:
+        self.tokens = [list(text) for text in texts]
+        self.prompts = list(prompts)
+        self.seen = torch.zeros(len(texts), vocab_size)
+        self.written = torch.zeros(len(texts), vocab_size)
+        for row, text in enumerate(self.tokens):
+            ids = torch.tensor(text, dtype=torch.int64)
+            self.seen[row] = torch.bincount(ids, minlength=vocab_size)[:vocab_size]
+            self.written[row] = torch.bincount(ids[self.prompts[row] :], minlength=vocab_size)[:vocab_size]
+
+    def push(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
+        """Append one token to each of the named rows."""
+        for row in rows:
+            self.tokens[row].append(tokens[row])
+            self.seen[row, tokens[row]] += 1
+            self.written[row, tokens[row]] += 1
+
+
+class Sampler:
+    """Settings bound to rows.
+
+    Args:
+        settings: the sampling settings of every row.
+        keys: the rows' noise keys (`row_key`).
+        end_tokens: ids that `min_tokens` holds back.
+    """
+
+    def __init__(self, settings: Sampling, keys: list[int], end_tokens: Sequence[int] = ()) -> None:
+        self.settings = settings
+        self.keys = keys
+        self.end_tokens = list(end_tokens)
+
+    def rows(self, index: Sequence[int]) -> Sampler:
+        """Return a sampler for some of the rows, in that order."""
+        return Sampler(self.settings, [self.keys[i] for i in index], self.end_tokens)
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether every node can be picked at once: no state along the path, and few tokens alive at each node."""
+        return not self.settings.is_stateful and (self.settings.is_greedy or 0 < self.settings.top_k <= 256)
+
+    def history(self, texts: Sequence[Sequence[int]], prompts: Sequence[int], vocab_size: int) -> History | None:
+        """Return the rows' history when a processor needs one, else None."""
+        return History(texts, prompts, vocab_size) if self.settings.is_stateful else None
+
+    def process(self, logits: Tensor, history: History | None) -> Tensor:
+        """Apply penalties, biases, bad words and minimum length.
+
+        Args:
+            logits: [N, V] (any leading shape when there is no history).
+            history: of the same N rows, or None.
+        """
+        settings = self.settings
+        if history is not None:
+            logits = self._penalise(logits, history)
+        if settings.logit_bias:
+            ids = torch.tensor(list(settings.logit_bias), dtype=torch.int64, device=logits.device)
+            bias = torch.tensor(list(settings.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+            logits = logits.index_add(-1, ids, bias.expand(*logits.shape[:-1], -1))
+        if history is not None:
+            self._forbid(logits, history)
+        return logits
+
+    def _penalise(self, logits: Tensor, history: History) -> Tensor:
+        settings, logits = self.settings, logits.clone()
+        seen, written = history.seen.to(logits.device), history.written.to(logits.device)
+        if settings.repetition_penalty != 1:
+            scaled = torch.where(
+                logits > 0, logits / settings.repetition_penalty, logits * settings.repetition_penalty
+            )
+            logits = torch.where(seen > 0, scaled, logits)
+        if settings.presence_penalty or settings.frequency_penalty:
+            penalty = settings.presence_penalty * (written > 0) + settings.frequency_penalty * written
+            logits = logits - penalty.to(logits.dtype)
+        return logits
+
+    def _forbid(self, logits: Tensor, history: History) -> None:
+        """Set impossible tokens to -inf, in place (the logits are a private copy by now)."""
+        for row, tokens in enumerate(history.tokens):
+            for word in self.settings.bad_words:
+                head = list(word[:-1])
+                if not head or tokens[-len(head) :] == head:
+                    logits[row, word[-1]] = float("-inf")
+            if len(tokens) - history.prompts[row] < self.settings.min_tokens:
+                logits[row, self.end_tokens] = float("-inf")
+
+    def law(self, logits: Tensor) -> Law:
+        """Turn processed logits [N, V] into the law that tokens are drawn from.
+
+        At temperature 0 all mass lies on the likeliest token (ties: lowest id).
+        """
+        settings, vocab = self.settings, logits.shape[-1]
+        if settings.is_greedy:
+            best = logits.argmax(-1, keepdim=True)
+            return Law(torch.zeros_like(best, dtype=torch.float64), best, vocab)
+        scaled = logits.double() / settings.temperature
+        if not needs_order(settings):
+            return Law(scaled, None, vocab)
+        values, ids = candidates(scaled, settings)
+        log_total = None if settings.top_k else scaled.logsumexp(-1, keepdim=True)
+        keep, _ = cuts(values, settings, log_total)
+        return Law(values.masked_fill(~keep, float("-inf")), ids, vocab)
+
+    def draw(self, law: Law, key: Tensor) -> Tensor:
+        """Return argmax(log p + Gumbel) per law, [N] int64; `key` [N] comes from `noise`."""
+        ids = law.ids if law.ids is not None else _vocabulary(law.vocab_size, law.logits.device)
+        best = (law.logits + gumbel(key, ids)).argmax(-1, keepdim=True)
+        return (best if law.ids is None else law.ids.gather(-1, best)).squeeze(-1)
+
+    def noise(self, stream: Stream, position: Tensor, visit: int = 0) -> Tensor:
+        """Return the keys of draws at `position` [B, ...] of these rows, as `node_key`."""
+        return node_key(self.keys, stream, position, visit)
+
+    def pick(self, logits: Tensor, position: Tensor, stream: Stream = Stream.TARGET, visit: int = 0) -> Tensor:
+        """Draw one token per processed logits row; -1 where the row is NaN, or infinite upwards.
+
+        Args:
+            logits: [B, ..., V] processed logits.
+            position: [B, ...] int64 index of the drawn token in its row's sequence.
+            stream: which noise to use.
+            visit: reference steps before this draw (canvases).
+        """
+        top, best = logits.max(-1)
+        if not self.settings.is_greedy:
+            flat = logits.reshape(-1, logits.shape[-1])
+            key = self.noise(stream, position, visit).reshape(-1)
+            best = self.draw(self.law(flat), key).view(position.shape)
+        return torch.where(torch.isfinite(top), best, -1)
+
+    def margin(self, logits: Tensor, position: int, row: int, visit: int = 0) -> float:
+        """Return how far the pick at one node is from being another token.
+
+        The least of: the gap between the best two of log p + Gumbel; the distance to the cuts of either, and of every
+        token that was cut but would have won. In logits, or in mass for top-p and typical-p. Costs a sort: for reports.
+
+        Args:
+            logits: [V] processed logits of one node.
+            position: index of the drawn token.
+            row: which row draws.
+            visit: as in `pick`.
+        """
+        settings = self.settings
+        if settings.is_greedy:
+            best = logits.double().topk(min(2, logits.shape[-1])).values
+            return float(best[0] - best[-1])
+        scaled = (logits.double() / settings.temperature).unsqueeze(0)
+        values, ids = torch.sort(scaled, dim=-1, descending=True, stable=True)
+        keep, distance = torch.ones_like(values, dtype=torch.bool), torch.full_like(values, float("inf"))
+        if 0 < settings.top_k < values.shape[-1]:
+            keep[:, settings.top_k :] = False
+            inside, outside = values[:, settings.top_k - 1], values[:, settings.top_k]
+            distance = torch.where(keep, values - outside, inside - values)
+        log_total = values.masked_fill(~keep, float("-inf")).logsumexp(-1, keepdim=True)
+        kept, gap = cuts(values.masked_fill(~keep, float("-inf")), settings, log_total)
+        keep, distance = keep & kept, torch.minimum(distance, gap)
+        where = torch.tensor([position], dtype=torch.int64, device=logits.device)
+        key = node_key([self.keys[row]], Stream.TARGET, where, visit)
+        noisy = values + gumbel(key, ids)
+        alive = noisy.masked_fill(~keep, float("-inf"))
+        first, second = alive.topk(2).values[0]
+        rivals = keep & (noisy >= second) | ~keep & (noisy >= first)
+        return float(torch.minimum(first - second, distance.masked_fill(~rivals, float("inf")).min()))
+
+
+def _vocabulary(size: int, device: torch.device) -> Tensor:
+    return torch.arange(size, dtype=torch.int64, device=device)

@@ -1,0 +1,77 @@
+"""Sampling settings: what a user may ask of the law that tokens are drawn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from outpace.errors import ConfigError
+
+__all__ = ["Sampling"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How logits become a law, applied in the order of the fields from `repetition_penalty` on.
+
+    Attributes:
+        temperature: 0 = greedy; above 0 divides the logits.
+        top_k: keep the k most likely tokens; 0 = all.
+        top_p: keep the fewest likely tokens whose mass reaches p; 1 = all.
+        min_p: keep tokens at least min_p times as likely as the likeliest; 0 = all.
+        typical_p: keep the tokens nearest the entropy until their mass reaches p (Meister et al. 2022); 1 = all.
+        repetition_penalty: divide positive and multiply negative logits of tokens seen in prompt or output
+            (Keskar et al. 2019); 1 = none.
+        presence_penalty: subtract once from tokens already written (output only).
+        frequency_penalty: subtract per occurrence in the output.
+        logit_bias: added to single tokens' logits.
+        bad_words: token sequences that may not be completed.
+        min_tokens: end tokens are impossible before this many tokens were written.
+
+    Raises:
+        ConfigError: a value is out of range; the sentence names it.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    bad_words: Sequence[Sequence[int]] = ()
+    min_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        ranges: list[tuple[str, float, bool, str]] = [
+            ("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1"),
+            ("typical_p", self.typical_p, 0 < self.typical_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
+            ("presence_penalty", self.presence_penalty, True, "a finite number"),
+            ("frequency_penalty", self.frequency_penalty, True, "a finite number"),
+            ("min_tokens", self.min_tokens, self.min_tokens >= 0, "0 or more"),
+        ]
+        for name, value, is_valid, text in ranges:
+            if not math.isfinite(value) or not is_valid:
+                raise ConfigError(f"{name} is {value}, which cannot be used.", f"{name} must be {text}.")
+        if any(not math.isfinite(bias) for bias in self.logit_bias.values()):
+            raise ConfigError("A logit bias is not a finite number.", "Use bad_words to forbid a token outright.")
+        if any(len(word) == 0 for word in self.bad_words):
+            raise ConfigError("A bad word is empty.", "Give each bad word at least one token.")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether the law at a position depends on the tokens before it, beyond the model's logits."""
+        penalties = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return penalties or bool(self.bad_words) or self.min_tokens > 0

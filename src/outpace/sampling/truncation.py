@@ -1,0 +1,110 @@
+"""Cutting a law: top-k, top-p, min-p and typical-p on candidates in a fixed order.
+
+Candidates stand in order of falling logit, ties by lowest token id, so a cut never depends on how a kernel sorts.
+Each cut returns the kept flags and, for margins, every candidate's distance to it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from outpace.sampling.settings import Sampling
+
+__all__ = ["candidates", "cuts", "needs_order"]
+
+_SPARE = 32  # extra candidates behind top-k, so that ties at its border are seen
+_GUESS = 256  # candidates tried for top-p alone before the whole vocabulary is sorted
+
+
+def needs_order(settings: Sampling) -> bool:
+    """Whether any setting truncates, and so needs ordered candidates."""
+    return settings.top_k > 0 or settings.top_p < 1 or settings.min_p > 0 or settings.typical_p < 1
+
+
+def candidates(logits: Tensor, settings: Sampling) -> tuple[Tensor, Tensor]:
+    """Return (logits, ids), both [N, K], ordered: all tokens that the cuts could keep.
+
+    Args:
+        logits: [N, V] float64, temperature applied.
+        settings: which cuts follow.
+    """
+    vocab = logits.shape[-1]
+    short = _short_list(logits, settings)
+    if short is not None:
+        values, ids = short
+    else:
+        values, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
+    if 0 < settings.top_k < vocab:
+        values, ids = values[:, : settings.top_k], ids[:, : settings.top_k]
+    return values, ids
+
+
+def _short_list(logits: Tensor, settings: Sampling) -> tuple[Tensor, Tensor] | None:
+    """Return enough leading candidates without sorting the vocabulary, or None when that cannot be told.
+
+    Reads back one flag, so only on the CPU; an accelerator sorts instead of waiting.
+    """
+    vocab = logits.shape[-1]
+    size = settings.top_k + _SPARE if settings.top_k > 0 else _GUESS
+    if size >= vocab or type(logits) is not Tensor or logits.device.type != "cpu":
+        return None
+    if settings.top_k == 0 and (settings.top_p == 1 or settings.typical_p < 1):
+        return None  # min-p and typical-p alone have no bound on how many tokens stay
+    values, ids = logits.topk(size, dim=-1)
+    last = values[:, -1]
+    if settings.top_k > 0:
+        is_enough = last < values[:, settings.top_k - 1]
+    else:
+        # The cut must fall among tokens that are likelier than the last listed one, so that no tie is left out.
+        likelier = values.masked_fill(values <= last.unsqueeze(-1), float("-inf"))
+        is_enough = (likelier.logsumexp(-1) - logits.logsumexp(-1)).exp() > settings.top_p + 1e-9
+    if not bool(is_enough.all()):
+        return None
+    ids, by_id = ids.sort(dim=-1)
+    values, order = values.gather(-1, by_id).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, order)
+
+
+def cuts(values: Tensor, settings: Sampling, log_total: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Apply top-p, min-p and typical-p to ordered candidates.
+
+    Args:
+        values: [N, K] ordered logits.
+        settings: the cuts.
+        log_total: [N, 1] log of the total mass that `values` belong to; None = they are all there is.
+
+    Returns:
+        keep: [N, K] bool, at least one per row.
+        distance: [N, K] how far each candidate is from the nearest cut (mass for top-p and typical-p, logits for min-p).
+    """
+    keep = torch.ones_like(values, dtype=torch.bool)
+    distance = torch.full_like(values, float("inf"))
+    if settings.top_p < 1:
+        total = values.logsumexp(-1, keepdim=True) if log_total is None else log_total
+        before = _mass_before((values - total).exp())
+        keep &= before < settings.top_p
+        distance = torch.minimum(distance, (before - settings.top_p).abs())
+    if settings.min_p > 0:
+        floor = values[:, :1] + torch.tensor(settings.min_p, dtype=values.dtype).log().to(values.device)
+        keep &= values >= floor
+        distance = torch.minimum(distance, (values - floor).abs())
+    if settings.typical_p < 1:
+        is_typical, gap = _typical(values.masked_fill(~keep, float("-inf")), settings.typical_p)
+        keep &= is_typical
+        distance = torch.minimum(distance, gap)
+    return keep, distance
+
+
+def _mass_before(probs: Tensor) -> Tensor:
+    return probs.cumsum(-1) - probs
+
+
+def _typical(values: Tensor, mass: float) -> tuple[Tensor, Tensor]:
+    log_probs = values.log_softmax(-1)
+    probs = log_probs.exp()
+    entropy = -(probs * log_probs.masked_fill(probs == 0, 0)).sum(-1, keepdim=True)
+    surprise = (-log_probs - entropy).abs()
+    order = surprise.argsort(dim=-1, stable=True)
+    before = torch.empty_like(probs).scatter_(-1, order, _mass_before(probs.gather(-1, order)))
+    return before < mass, (before - mass).abs()

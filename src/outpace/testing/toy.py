@@ -1,0 +1,115 @@
+"""A toy model whose every token depends on every visible entry and its position: cheap, float64, and unforgiving.
+
+A misplaced cache entry, a wrong position or a leaking mask changes its output, so methods can be checked on it in
+milliseconds. Shares nothing with `outpace.models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from outpace.cache import Cache
+from outpace.types import Capabilities, Counter, Scores
+
+__all__ = ["ToyModel"]
+
+
+class ToyModel:
+    """A few layers of distance-weighted sums over visible entries.
+
+    Args:
+        vocab_size: V.
+        num_layers: layers, each skippable.
+        attention: "causal" or "full".
+        seed: decides the weights.
+        hidden: width.
+        sharpness: scale of the logits; larger = more predictable text.
+        max_positions: context length.
+        like: a model to stay close to (a drafter that often agrees), with `noise` times other weights mixed in.
+        noise: how far from `like`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 13,
+        num_layers: int = 3,
+        attention: str = "causal",
+        seed: int = 0,
+        hidden: int = 8,
+        sharpness: float = 3.0,
+        max_positions: int = 4096,
+        like: ToyModel | None = None,
+        noise: float = 0.1,
+    ) -> None:
+        mask_id = vocab_size - 1 if attention == "full" else None
+        self.capabilities = Capabilities(
+            vocab_size, max_positions, attention, has_skip=True, num_layers=num_layers, mask_id=mask_id
+        )
+        generator = torch.Generator().manual_seed(seed)
+        shapes = [(vocab_size, hidden), (num_layers, hidden, hidden), (num_layers, 7), (hidden, vocab_size)]
+        self.weights = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        if like is not None:
+            self.weights = [ours * noise + theirs for ours, theirs in zip(self.weights, like.weights, strict=True)]
+        self.sharpness, self.hidden = sharpness, hidden
+
+    def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
+        """Return an empty cache: per layer [rows, capacity, hidden] values, and the entries' positions."""
+        values = [
+            torch.full((rows, capacity, self.hidden), float("nan"), dtype=torch.float64)
+            for _ in range(self.capabilities.num_layers)
+        ]
+        places = torch.full((rows, capacity, 1), -1, dtype=torch.float64)
+        return Cache([*values, places], 1, counter)
+
+    def score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        heads: Sequence[str] = (),
+        inputs: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        """Run one forward; see `outpace.types.Adapter`."""
+        rows, count = tokens.shape
+        layers = [layer for layer in range(self.capabilities.num_layers) if layer not in skip]
+        cache.counter.add(rows * count, len(layers))
+        slots = torch.tensor(cache.lengths).unsqueeze(1) + torch.arange(count)
+        every = torch.arange(rows).unsqueeze(1)
+        places = cache.buffers[-1]
+        places[every, slots] = position.double().unsqueeze(-1)
+        sees = self._sight(visible, cache, slots, position)
+        # The weight of an entry is a fixed function of its distance; unseen entries weigh nothing.
+        distance = (position.unsqueeze(2) - places.squeeze(-1).unsqueeze(1).long()).abs()
+        embed, mix, decay, head = self.weights
+        state = embed[tokens] if inputs is None else inputs
+        for layer in layers:
+            values = cache.buffers[layer]
+            values[every, slots] = state
+            weight = decay[layer][distance % 7] / (1 + distance).double().sqrt()
+            weight = torch.where(sees, weight, 0.0)
+            # torch.where keeps the NaN of never-written slots out of the sum.
+            seen = torch.where(sees.any(1).unsqueeze(-1), values, 0.0)
+            state = state + torch.tanh(weight @ seen @ mix[layer])
+        logits = self.sharpness * torch.tanh(state @ head)
+        if ask is not None:
+            logits = logits.gather(1, ask.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        return Scores(logits)
+
+    def _sight(self, visible: Tensor | None, cache: Cache, slots: Tensor, position: Tensor) -> Tensor:
+        """Return [B, T, capacity] bool."""
+        rows, count = slots.shape
+        sees = torch.zeros(rows, count, cache.capacity, dtype=torch.bool)
+        sees |= torch.arange(cache.capacity) < torch.tensor(cache.lengths).view(-1, 1, 1)
+        if visible is None:
+            if self.capabilities.attention == "full":
+                visible = torch.ones(rows, count, count, dtype=torch.bool)
+            else:
+                visible = torch.ones(count, count, dtype=torch.bool).tril().expand(rows, -1, -1)
+            visible = visible & (position >= 0).unsqueeze(1)
+        return sees.scatter(2, slots.unsqueeze(1).expand(-1, count, -1), visible)

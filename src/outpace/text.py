@@ -1,0 +1,82 @@
+"""Text from tokens while they arrive: whole characters only, and stop strings across token borders.
+
+Knows a tokenizer's `decode` and nothing of models or methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+__all__ = ["TextStream"]
+
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+_LONGEST_CHARACTER = 4  # bytes, hence at most this many tokens wait for a character to be complete
+
+
+class TextStream:
+    """One row's text, token by token.
+
+    Args:
+        decode: ids to text; bytes that do not form a character give U+FFFD.
+        stops: stop strings; text from the first one on is never released.
+        context: prompt tokens just before the first written one; they decide how the first is spaced.
+    """
+
+    def __init__(
+        self, decode: Callable[[list[int]], str], stops: Sequence[str] = (), context: Sequence[int] = ()
+    ) -> None:
+        self._decode = decode
+        self._stops = tuple(stops)
+        self._window = list(context[-_LONGEST_CHARACTER:])
+        self._known = len(self._window)  # tokens of the window whose text is out
+        self._text = ""
+        self._released = 0
+        self.is_stopped = False
+
+    def push(self, token: int) -> bool:
+        """Add one token; return whether a stop string is now complete. Tokens after a stop are ignored."""
+        if self.is_stopped:
+            return True
+        self._window.append(token)
+        known = self._decode(self._window[: self._known])
+        whole = self._decode(self._window)
+        piece = whole[len(known) :]
+        # An unfinished character shows as U+FFFD at the end; one that never ends is let through.
+        if piece.endswith(_BROKEN) and len(self._window) - self._known < _LONGEST_CHARACTER:
+            return False
+        self._window = self._window[self._known :]
+        self._known = len(self._window)
+        return self._extend(piece)
+
+    def _extend(self, piece: str) -> bool:
+        start = max(0, len(self._text) - max((len(stop) for stop in self._stops), default=0))
+        self._text += piece
+        found = [at for stop in self._stops if (at := self._text.find(stop, start)) >= 0]
+        if found:
+            self._text, self.is_stopped = self._text[: min(found)], True
+        return self.is_stopped
+
+    def flush(self) -> None:
+        """Let an unfinished character through: no more tokens come."""
+        if not self.is_stopped and self._known < len(self._window):
+            piece = self._decode(self._window)[len(self._decode(self._window[: self._known])) :]
+            self._known = len(self._window)
+            self._extend(piece)
+
+    def release(self, is_final: bool = False) -> str:
+        """Return text not yet released that can no longer become part of a stop string."""
+        end = len(self._text) if is_final or self.is_stopped else len(self._text) - self._held_back()
+        piece, self._released = self._text[self._released : end], max(self._released, end)
+        return piece
+
+    def _held_back(self) -> int:
+        """Return how many trailing characters could be the start of a stop string."""
+        for size in range(max((len(stop) for stop in self._stops), default=1) - 1, 0, -1):
+            if any(len(stop) > size and self._text.endswith(stop[:size]) for stop in self._stops):
+                return size
+        return 0
+
+    @property
+    def text(self) -> str:
+        """All text so far, cut before a stop string."""
+        return self._text

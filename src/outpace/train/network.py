@@ -1,0 +1,246 @@
+"""A small Llama for training: causal or full attention, tied embeddings, parameter names of Hugging Face.
+
+The names are those of `transformers.LlamaForCausalLM`, so that a state dict is exported without any renaming.
+Generation has its own, faster model layer; this one only trains and scores whole sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Sizes of a Llama-shaped network.
+
+    Attributes:
+        hidden: Width of the residual stream.
+        layers: Number of transformer layers.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads; divides `heads`.
+        head_dim: Size of one head.
+        ffn: Width of the gated feed-forward layer.
+        vocab: Number of tokens, special ones included.
+        context: Largest position count the model is meant for, in tokens.
+        rope_theta: Base of the rotary frequencies.
+        eps: Added to the mean square inside RMSNorm.
+        causal: Whether position i sees only positions up to i (else every position sees every other).
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int = 8192
+    context: int = 1024
+    rope_theta: float = 10000.0
+    eps: float = 1e-5
+    causal: bool = True
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation with a learned scale."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rope_tables(shape: Shape, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary embedding, each float32 [length, head_dim]."""
+    exponents = torch.arange(0, shape.head_dim, 2, device=device, dtype=torch.float32) / shape.head_dim
+    angles = torch.outer(torch.arange(length, device=device).float(), shape.rope_theta**-exponents)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn heads `x` [B, H, T, D] by their positions (halves convention of Hugging Face)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class Past:
+    """Keys and values of one layer, [B, H, T, D] each, growing as tokens come."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._key: Tensor | None = None
+        self._value: Tensor | None = None
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the newest positions; returns all of them."""
+        if self._key is not None and self._value is not None:
+            key, value = torch.cat([self._key, key], dim=2), torch.cat([self._value, value], dim=2)
+        self._key, self._value, self.length = key, value, key.shape[2]
+        return key, value
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        kv_size = shape.kv_heads * shape.head_dim
+        self.q_proj = nn.Linear(shape.hidden, shape.heads * shape.head_dim, bias=False)
+        self.k_proj = nn.Linear(shape.hidden, kv_size, bias=False)
+        self.v_proj = nn.Linear(shape.hidden, kv_size, bias=False)
+        self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.hidden, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None) -> Tensor:
+        """Mix positions of `x` [B, T, hidden]; with `past`, also look at (and add to) what came before."""
+        batch, length, _ = x.shape
+        heads = (batch, length, -1, self.shape.head_dim)
+        query = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)
+        key = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)
+        value = self.v_proj(x).view(heads).transpose(1, 2)
+        if past is not None:
+            key, value = past.extend(key, value)
+        # Repeating keys by hand keeps the fast CPU kernel, which knows no grouped queries.
+        groups = self.shape.heads // self.shape.kv_heads
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.shape.causal and length > 1)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU feed-forward layer."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden, shape.ffn, bias=False)
+        self.up_proj = nn.Linear(shape.hidden, shape.ffn, bias=False)
+        self.down_proj = nn.Linear(shape.ffn, shape.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each position of `x` [B, T, hidden] by itself."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class Layer(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(shape.hidden, shape.eps)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = RMSNorm(shape.hidden, shape.eps)
+        self.mlp = FeedForward(shape)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None) -> Tensor:
+        """Residual stream in, residual stream out, both [B, T, hidden]."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past)
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+
+class Body(nn.Module):
+    """Embedding, layers and the last norm (named as in Hugging Face checkpoints)."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocab, shape.hidden)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.norm = RMSNorm(shape.hidden, shape.eps)
+
+
+class Llama(nn.Module):
+    """A Llama-shaped language model with tied embeddings.
+
+    Args:
+        shape: The sizes.
+        seed: Seed of the initial weights.
+    """
+
+    def __init__(self, shape: Shape, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.model = Body(shape)
+        self._initialise(seed)
+
+    def _initialise(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        # Outputs that add to the residual stream start smaller, so that its size does not grow with depth.
+        shrink = (2 * self.shape.layers) ** -0.5
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:
+                scale = 0.02 * (shrink if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
+                nn.init.normal_(weight, std=scale, generator=generator)
+
+    def hidden(self, tokens: Tensor, past: list[Past] | None = None) -> Tensor:
+        """Final hidden states [B, T, hidden] of int64 `tokens` [B, T], which follow those in `past`.
+
+        With a filled `past` only one token at a time is taken.
+        """
+        x = self.model.embed_tokens(tokens)
+        if torch.is_autocast_enabled(tokens.device.type):
+            x = x.to(torch.get_autocast_dtype(tokens.device.type))
+        start = past[0].length if past else 0
+        end = start + tokens.shape[1]
+        cos, sin = (table[start:].to(x.dtype) for table in rope_tables(self.shape, end, tokens.device))
+        for index, layer in enumerate(self.model.layers):
+            x = layer(x, cos, sin, past[index] if past else None)
+        return self.model.norm(x)  # type: ignore[no-any-return]
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocab] of hidden states [..., hidden]."""
+        return F.linear(hidden, self.model.embed_tokens.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, T, vocab] of int64 `tokens` [B, T]; row i speaks of token i + 1 when causal, else of token i."""
+        return self.project(self.hidden(tokens))
+
+
+def hf_config(shape: Shape, *, eos_id: int, mask_id: int) -> dict[str, Any]:
+    """The `config.json` of a network of this shape, in the layout of Hugging Face.
+
+    A full-attention network gets our own `model_type`, because no class of transformers computes it.
+    """
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": shape.context,
+        "rms_norm_eps": shape.eps,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": None,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+        "pad_token_id": eos_id,
+        "use_cache": True,
+        "torch_dtype": "bfloat16",
+    }
+    if not shape.causal:
+        config |= {
+            "architectures": ["OutpaceMaskedLlama"],
+            "model_type": "outpace_masked_llama",
+            "mask_token_id": mask_id,
+            "attention": "full",
+            "logits_shift": False,
+            "use_cache": False,
+        }
+    return config

@@ -1,0 +1,90 @@
+"""The recipes of the zoo: one frozen record each, nothing computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .network import Shape
+from .sources import SOURCES, Source
+
+Objective = Literal["causal", "masked", "distilled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How one model of the zoo is trained.
+
+    Attributes:
+        name: Name of the model and of its directory.
+        summary: One sentence for the card.
+        shape: Sizes of the network.
+        objective: `causal` (next token), `masked` (masked diffusion) or `distilled` (next token, taught by the parent).
+        parent: Recipe whose tokenizer is shared, and whose weights start (`masked`) or teach (`distilled`) this one.
+        steps: Optimiser steps on a CPU.
+        gpu_steps: Optimiser steps where there is a GPU.
+        rows: Sequences in a batch of `length` tokens; longer sequences come in proportionally fewer rows.
+        length: Tokens in a sequence.
+        long_share: Share of the steps, at the end, that use sequences of twice the length.
+        warmup: Steps until the full learning rate.
+        matrix_rate: Peak learning rate of Muon, for the matrices of the layers.
+        other_rate: Peak learning rate of AdamW, for embeddings and norms.
+        weight_decay: Decoupled weight decay of the matrices.
+        clip: Largest norm of the gradient.
+        checkpoint_every: Steps between checkpoints.
+        sources: Texts to train on.
+    """
+
+    name: str
+    summary: str
+    shape: Shape
+    objective: Objective
+    parent: str | None = None
+    steps: int
+    gpu_steps: int
+    rows: int = 16
+    length: int = 512
+    long_share: float = 0.15
+    warmup: int = 60
+    matrix_rate: float = 5e-3
+    other_rate: float = 3e-3
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    checkpoint_every: int = 200
+    sources: tuple[Source, ...] = SOURCES
+
+
+_BASE = Shape(hidden=256, layers=6, heads=4, kv_heads=2, head_dim=64, ffn=688)
+_RECIPES = (
+    Recipe(
+        name="stories",
+        summary="A small causal Llama that writes simple stories, school mathematics and Python.",
+        shape=_BASE,
+        objective="causal",
+        steps=2300,
+        gpu_steps=8000,
+    ),
+    Recipe(
+        name="stories-mask",
+        summary="The masked diffusion sibling of `stories`: full attention, every position predicts its own token.",
+        shape=replace(_BASE, causal=False),
+        objective="masked",
+        parent="stories",
+        steps=1200,
+        gpu_steps=12000,
+        matrix_rate=3e-3,
+        other_rate=2e-3,
+    ),
+    Recipe(
+        name="stories-draft",
+        summary="A drafter of under a million parameters, distilled from `stories`.",
+        shape=Shape(hidden=96, layers=2, heads=3, kv_heads=1, head_dim=32, ffn=224),
+        objective="distilled",
+        parent="stories",
+        steps=900,
+        gpu_steps=8000,
+        matrix_rate=8e-3,
+        other_rate=6e-3,
+    ),
+)
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}

@@ -1,0 +1,220 @@
+"""The public texts behind the zoo: where each comes from, under which licence, and how it is read.
+
+Nothing here is needed to run or test Outpace: the trained weights ship. To train again, gather the files named in
+`SOURCES` into one folder (the layout is in each source's `files`) and pass it as `--data`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Reader = Callable[[Path], Iterator[str]]
+END = "<|endoftext|>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One public text that a recipe trains on.
+
+    Attributes:
+        name: Short name, as in the cards.
+        files: Paths inside the data folder; empty for Python's own library, which is read from the interpreter.
+        origin: Where anyone can get the same.
+        licence: Its licence.
+        note: What of it is used.
+        weight: Share of the training tokens drawn from it; the shares of all sources sum to 1.
+        read: Yields the training documents, given the data folder.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    origin: str
+    licence: str
+    note: str
+    weight: float
+    read: Reader
+
+
+def open_text(path: Path) -> str:
+    """Text of a plain or gzipped UTF-8 file, line ends made "\\n"."""
+    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return raw.decode("utf-8", errors="replace").replace("\r\n", "\n")
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a plain or gzipped JSONL file; cut at "\\n" alone, since texts may hold other separators."""
+    for line in open_text(path).split("\n"):
+        if line.strip():
+            yield json.loads(line)
+
+
+def _stories(name: str) -> Reader:
+    def read(data: Path) -> Iterator[str]:
+        for story in open_text(data / "tinystories" / name).split(END):
+            if story.strip():
+                yield story.strip() + "\n"
+
+    return read
+
+
+def _running_stories(data: Path) -> Iterator[str]:
+    # Story borders are not marked in this file, so it is cut into pieces at paragraph ends.
+    paragraphs = open_text(data / "tinystories/official_validation_head.txt").split("\n")
+    for start in range(0, len(paragraphs), 40):
+        piece = "\n".join(paragraphs[start : start + 40]).strip()
+        if piece:
+            yield piece + "\n"
+
+
+CLASSIC_BYTES = 5_000_000
+
+
+def _classic(data: Path) -> Iterator[str]:
+    # Up to 120 kB of each book rather than a few whole ones: more authors in the same number of bytes.
+    taken = 0
+    for book in read_jsonl(data / "classic_stories/train.jsonl.gz"):
+        text = str(book["text"])[:120_000]
+        taken += len(text)
+        yield text + "\n"
+        if taken > CLASSIC_BYTES:
+            return
+
+
+def gsm8k_document(row: dict[str, Any]) -> str:
+    """One worked problem as plain text (without the `<<...>>` calculator notes)."""
+    answer = "".join(part.split(">>")[-1] for part in str(row["answer"]).split("<<"))
+    return f"Question: {row['question']}\nAnswer: {answer}\n"
+
+
+def _gsm8k(data: Path) -> Iterator[str]:
+    return map(gsm8k_document, read_jsonl(data / "gsm8k/train.jsonl.gz"))
+
+
+def mbpp_document(row: dict[str, Any]) -> str:
+    """One MBPP problem as a Python file: the task as docstring, the code, the tests."""
+    code = "\n".join(line.rstrip() for line in str(row["code"]).replace("\r\n", "\n").replace("\t", "    ").split("\n"))
+    return f'"""{row["text"]}"""\n\n{code}\n\n' + "\n".join(row["test_list"]) + "\n"
+
+
+def _mbpp(data: Path) -> Iterator[str]:
+    # The published test split (task ids 11 to 510) is held out.
+    return (mbpp_document(row) for row in read_jsonl(data / "mbpp/mbpp.jsonl") if row["split"] != "test")
+
+
+SKIPPED_DIRS = frozenset(
+    {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "encodings", "pydoc_data", "__pycache__"}
+)
+
+
+def library_files() -> list[tuple[str, Path]]:
+    """Python files of the running interpreter's standard library: (relative path, path), sorted.
+
+    Tests, big tables and IDLE are skipped.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    found = []
+    for path in root.rglob("*.py"):
+        relative = path.relative_to(root)
+        if not SKIPPED_DIRS.intersection(relative.parts) and "-linux-" not in str(relative):
+            found.append((relative.as_posix(), path))
+    return sorted(found)
+
+
+def is_held_out(relative: str) -> bool:
+    """Whether a library file is kept for measuring: about 4% of files, by a hash of the relative path."""
+    return hashlib.sha256(relative.encode()).digest()[0] < 10
+
+
+def library_text(path: Path) -> str:
+    """Text of one library file, line ends made "\\n"."""
+    return path.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
+
+
+def _library(data: Path) -> Iterator[str]:
+    return (library_text(path) for relative, path in library_files() if not is_held_out(relative))
+
+
+def held_out_library() -> list[tuple[str, str]]:
+    """Held-out library files of a useful size: (relative path, text)."""
+    texts = [(relative, library_text(path)) for relative, path in library_files() if is_held_out(relative)]
+    return [(relative, text) for relative, text in texts if len(text) > 200]
+
+
+def held_out_stories(data: Path) -> list[str]:
+    """The stories of TinyStories that no recipe trains on."""
+    return list(_stories("valid.txt")(data))
+
+
+_TINY = "TinyStories by R. Eldan and Y. Li, huggingface.co/datasets/roneneldan/TinyStories"
+SOURCES: tuple[Source, ...] = (
+    Source(
+        name="python-library",
+        files=(),
+        origin="Lib/ of CPython, the running interpreter, github.com/python/cpython",
+        licence="PSF-2.0",
+        note="without tests, IDLE, lib2to3, codecs and tables; about 4% of files held out by hash",
+        weight=0.42,
+        read=_library,
+    ),
+    Source(
+        name="mbpp",
+        files=("mbpp/mbpp.jsonl",),
+        origin="Mostly Basic Python Problems, github.com/google-research/google-research/tree/master/mbpp",
+        licence="CC-BY-4.0",
+        note="all but the published test split",
+        weight=0.03,
+        read=_mbpp,
+    ),
+    Source(
+        name="tinystories",
+        files=("tinystories/train.txt.gz",),
+        origin=f"{_TINY}; sample from github.com/gusjengis/toy-RNN and github.com/mines-opt-ml/decoding-gpt",
+        licence="CDLA-Sharing-1.0",
+        note="3,742 stories, de-duplicated",
+        weight=0.25,
+        read=_stories("train.txt.gz"),
+    ),
+    Source(
+        name="tinystories-running",
+        files=("tinystories/official_validation_head.txt",),
+        origin=f"{_TINY}; copy in github.com/yuninxia/moe-routing-bench",
+        licence="CDLA-Sharing-1.0",
+        note="head of the official validation split",
+        weight=0.05,
+        read=_running_stories,
+    ),
+    Source(
+        name="tinystories-lowercase",
+        files=("tinystories/train_more_lowercase.txt.gz",),
+        origin=f"{_TINY}; lower-cased copy in github.com/Arnoochka/Transformer-Parallelism",
+        licence="CDLA-Sharing-1.0",
+        note="2,336 stories in lower case",
+        weight=0.02,
+        read=_stories("train_more_lowercase.txt.gz"),
+    ),
+    Source(
+        name="gsm8k",
+        files=("gsm8k/train.jsonl.gz",),
+        origin="github.com/openai/grade-school-math",
+        licence="MIT",
+        note="training split, calculator notes removed",
+        weight=0.10,
+        read=_gsm8k,
+    ),
+    Source(
+        name="classic-stories",
+        files=("classic_stories/train.jsonl.gz",),
+        origin="github.com/mlschmitt/classic-books-markdown and github.com/teropa/nlp",
+        licence="public domain",
+        note="the first 120 kB of each book, 5 MB in all",
+        weight=0.13,
+        read=_classic,
+    ),
+)

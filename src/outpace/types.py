@@ -1,0 +1,333 @@
+"""The words of the contract: what methods, adapters, caches and the loop hand to each other.
+
+Shapes are documented here once. B rows, P prefix, W window nodes, T tokens in a forward (pending + window),
+A asked positions (root + nodes), V vocabulary, L layers, H heads, D head size, N tokens decided.
+Lengths that the host already knows are Python lists; what a forward decides is a tensor, and the loop reads a
+`Decision` back in one synchronisation per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from outpace.cache import Cache
+    from outpace.sampling import Sampler
+
+__all__ = [
+    "Adapter",
+    "Capabilities",
+    "Context",
+    "Counter",
+    "Decision",
+    "EncoderAdapter",
+    "FinishReason",
+    "Guarantee",
+    "Needs",
+    "Outcome",
+    "Proposal",
+    "Sampled",
+    "Scores",
+    "Stream",
+    "View",
+]
+
+
+class Guarantee(str, Enum):
+    """What a method promises about its output, weakest last."""
+
+    EXACT = "exact"  # token for token what plain decoding writes under the same seed
+    DISTRIBUTION = "distribution"  # the same law, not the same tokens
+    APPROXIMATE = "approximate"  # may change the output; never called lossless
+
+
+class FinishReason(str, Enum):
+    """Why a row ended."""
+
+    EOS = "eos"  # an end token was written
+    STOP = "stop"  # a stop string appeared
+    LENGTH = "length"  # max_tokens, or the model's context, is full
+    CANCELLED = "cancelled"  # the caller left
+    ERROR = "error"  # this row's logits were NaN or infinite; its neighbours go on
+
+
+class Stream(IntEnum):
+    """Independent families of random numbers; see `outpace.sampling.noise`."""
+
+    TARGET = 0
+    DRAFT = 1
+    ACCEPT = 2
+    ORDER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an adapter offers; checked against `Needs` before weights load.
+
+    Attributes:
+        attention: "causal" (a position never sees a later one) or "full" (every position sees every other,
+            so nothing can be cached exactly while the canvas changes).
+        has_tree: `visible` masks between window nodes are honoured.
+        has_rollback: staged cache entries can be dropped (False for recurrent states).
+        has_skip: layers can be skipped per call.
+        num_layers: decoder layers (0 when the notion is meaningless).
+        max_positions: context length in tokens.
+        vocab_size: V.
+        mask_id: the mask token of a masked model, else None.
+        is_encoder_decoder: the prompt goes through an encoder once.
+        width: the largest number of tokens per forward (0 = unlimited).
+    """
+
+    vocab_size: int
+    max_positions: int
+    attention: str = "causal"
+    has_tree: bool = True
+    has_rollback: bool = True
+    has_skip: bool = False
+    num_layers: int = 0
+    mask_id: int | None = None
+    is_encoder_decoder: bool = False
+    width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a method needs from the target and from its caller."""
+
+    attention: str = "causal"
+    has_tree: bool = False
+    has_rollback: bool = False
+    has_skip: bool = False
+    has_mask: bool = False
+    width: int = 0
+    models: tuple[str, ...] = ()  # other models, by role, e.g. ("draft",)
+
+
+@dataclass(slots=True)
+class Counter:
+    """Work done by one model in one run.
+
+    Attributes:
+        nfe: forward passes.
+        positions: tokens forwarded, padding included.
+        layers: layer applications (nfe x layers run).
+    """
+
+    nfe: int = 0
+    positions: int = 0
+    layers: int = 0
+
+    def add(self, positions: int, layers: int) -> None:
+        """Count one forward of `positions` tokens through `layers` layers."""
+        self.nfe += 1
+        self.positions += positions
+        self.layers += layers
+
+    def rows(self, index: Sequence[int]) -> Counter:
+        """Return itself: work is counted per run, whichever rows stay."""
+        del index
+        return self
+
+    def join(self, counters: Sequence[Counter]) -> Counter:
+        """Return itself: the run that rows join goes on counting."""
+        del counters
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One forward of the target, aligned: row 0 of A is the root (last pending token), then every node.
+
+    Attributes:
+        logits: [B, A, V], the adapter's dtype. Entry i holds the logits of the token that follows the i-th asked
+            position (causal) or of the token at it (full attention, no shift).
+        taps: hidden states by layer, each [B, A, hidden]; empty unless asked.
+        heads: other named outputs.
+    """
+
+    logits: Tensor
+    taps: Mapping[int, Tensor] = field(default_factory=dict)
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Adapter(Protocol):
+    """A model behind the contract; knows no method.
+
+    `score` writes the keys and values of its T tokens into the cache's scratch slots, starting at each row's
+    length; they are only staged until `Cache.keep`.
+    """
+
+    capabilities: Capabilities
+
+    def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
+        """Return an empty preallocated cache for `rows` rows of up to `capacity` entries (scratch included)."""
+        ...
+
+    def score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        heads: Sequence[str] = (),
+        inputs: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        """Run one forward.
+
+        Args:
+            tokens: [B, T] int64 ids; padding may hold any valid id.
+            position: [B, T] int64 logical positions; -1 marks padding.
+            visible: [B, T, T] bool, node (row) sees node (column), itself included; None = every earlier token of
+                this forward and itself (causal) or all tokens (full). All valid cache entries are always visible
+                (subject to a sliding window).
+            cache: from `new_cache`; entries `0..cache.lengths[b]-1` of row b are valid.
+            ask: [B, A] int64 indices into T where logits are wanted; None = all T. A may be 0.
+            heads: names of further outputs wanted.
+            inputs: [B, T, hidden] soft embeddings in place of `tokens`; None = embed the tokens.
+            skip: indices of layers to leave out (the residual stream passes unchanged).
+        """
+        ...
+
+
+class EncoderAdapter(Adapter, Protocol):
+    """An adapter whose decoder attends to a source that is encoded once per row."""
+
+    def encode(self, sources: Sequence[list[int]], cache: Cache) -> None:
+        """Run the encoder on each row's source tokens and keep what the decoder needs in `cache`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The law that drafts were drawn from: `probs[b, i]` is the law of node i given its parent, [B, W, V]."""
+
+    probs: Tensor
+
+
+@dataclass(slots=True)
+class Proposal:
+    """Candidate tokens for the positions being worked on.
+
+    Attributes:
+        tokens: [B, W] int64; nodes beyond `length[b]` are padding.
+        length: nodes proposed per row; 0 = nothing.
+        parent: [B, W] int64 index of the parent node, -1 = last final token; None = a chain. Parents precede children.
+        position: [B, W] int64 logical positions; None = depth after the prefix.
+        visible: [B, W, W] bool; None = ancestors and self (causal) or all (full attention).
+        law: None = deterministic drafts, or `Sampled`.
+        origin: who drafted, for traces.
+        carry: anything the method's own `accept` needs.
+    """
+
+    tokens: Tensor
+    length: list[int]
+    parent: Tensor | None = None
+    position: Tensor | None = None
+    visible: Tensor | None = None
+    law: Sampled | None = None
+    origin: str = ""
+    carry: Any = None
+
+
+@dataclass(slots=True)
+class Decision:
+    """Which candidates are written, and how many leading positions are now final.
+
+    Attributes:
+        tokens: [B, N] int64 final tokens to append, right-padded.
+        num: [B] int64, how many of them count; may be 0.
+        path: [B, N] int64 window node accepted as each token, -1 = recovered, bonus or collapsed.
+            None = chain: nodes 0, 1, ..., and -1 for the last token.
+        keep: False = no entry of this forward stays in the cache (a canvas under full attention);
+            None = pending entries and accepted nodes stay.
+        done: [B] bool, the method ends the row.
+        is_recovered: [B] bool, the last token replaced a rejected draft (False: it is a bonus after full acceptance).
+        carry: handed to the method's own `observe`.
+    """
+
+    tokens: Tensor
+    num: Tensor
+    path: Tensor | None = None
+    keep: bool | None = None
+    done: Tensor | None = None
+    is_recovered: Tensor | None = None
+    carry: Any = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """A step as it was committed: the Decision after the loop's cut.
+
+    Attributes:
+        emitted: tokens appended per row, after the cut at end of text, stop string or length.
+        accepted: how many of them were drafts.
+        proposal, decision, scores: what the step was made of (None for a prefill chunk).
+        seconds: time per phase of this step: draft, score, accept.
+    """
+
+    emitted: list[list[int]]
+    accepted: list[int]
+    proposal: Proposal | None = None
+    decision: Decision | None = None
+    scores: Scores | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class View:
+    """What a method may read during a step. Read-only.
+
+    Attributes:
+        texts: final tokens per row, prompt included (decoder side in an encoder-decoder).
+        prompts: how many leading tokens of each row's text are its prompt.
+        room: tokens each row may still emit.
+        step: steps this run has taken.
+        cache: the target's cache.
+        sampler: `law`, `pick` and `noise`, bound to the rows' keys.
+        last: the last Outcome.
+    """
+
+    texts: list[list[int]]
+    prompts: list[int]
+    room: list[int]
+    step: int
+    cache: Cache
+    sampler: Sampler
+    last: Outcome | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """Final tokens per row."""
+        return [len(text) for text in self.texts]
+
+
+@dataclass(slots=True)
+class Context:
+    """What a method gets when rows join.
+
+    Attributes:
+        target: the adapter being decoded.
+        texts: the joining rows' final tokens.
+        capacity: cache entries per row that the run allows, scratch included.
+        sampler: the joining rows' sampler.
+        models: other models by role, as `Needs.models` asks.
+        counters: work counters by role; pass them to caches so that drafting is counted.
+        memory: what outlives a run, handed in by the caller, or None.
+        cache: the target's cache for the joining rows.
+    """
+
+    target: Adapter
+    texts: list[list[int]]
+    capacity: int
+    sampler: Sampler
+    models: Mapping[str, Adapter]
+    counters: dict[str, Counter]
+    memory: Any = None
+    cache: Cache | None = None
