@@ -28,9 +28,7 @@ Prompt = str | Sequence[int]
 _INVARIANT_WIDTH = 16  # window nodes of every forward in batch-invariant mode on the eager path
 
 
-def load(
-    model: str | Path, *, dtype: str = "auto", device: str = "auto", is_compiled: bool = True
-) -> LanguageModel:
+def load(model: str | Path, *, dtype: str = "auto", device: str = "auto", is_compiled: bool = True) -> LanguageModel:
     """Load a model by zoo name, directory or hub id.
 
     Args:
@@ -202,7 +200,8 @@ class LanguageModel:
                 raise ConfigError("The prompt is empty.", "Give at least one character.")
             if min(tokens) < 0 or max(tokens) >= capabilities.vocab_size:
                 raise ConfigError(
-                    "The prompt holds a token outside the vocabulary.", f"Ids go from 0 to {capabilities.vocab_size - 1}."
+                    "The prompt holds a token outside the vocabulary.",
+                    f"Ids go from 0 to {capabilities.vocab_size - 1}.",
                 )
             if not capabilities.is_encoder_decoder and len(tokens) >= capabilities.max_positions:
                 raise ConfigError(

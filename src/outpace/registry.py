@@ -63,4 +63,6 @@ def load_method(name: str) -> type[Method]:
     try:
         return cast("type[Method]", entry.load())
     except (ImportError, AttributeError) as error:
-        raise PluginError(f"The method {name!r} does not load: {error}.", f"Its entry point is {entry.value}.") from error
+        raise PluginError(
+            f"The method {name!r} does not load: {error}.", f"Its entry point is {entry.value}."
+        ) from error

@@ -23,5 +23,7 @@ def write_surest(confidence: Tensor, is_masked: Tensor, least: int, threshold: f
     """
     ranked = confidence.masked_fill(~is_masked, -1.0)
     order = ranked.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return is_masked & ((rank < least) | (confidence >= threshold))

@@ -80,4 +80,6 @@ def _target_probs(proposal: Proposal, scores: Scores, view: View) -> Tensor:
 
 
 def _accept_uniforms(view: View, place: Tensor) -> Tensor:
-    return uniform(view.sampler.noise(Stream.ACCEPT, place), torch.zeros(1, dtype=torch.int64, device=place.device)).squeeze(-1)
+    return uniform(
+        view.sampler.noise(Stream.ACCEPT, place), torch.zeros(1, dtype=torch.int64, device=place.device)
+    ).squeeze(-1)

@@ -131,7 +131,7 @@ class _locked:
     def __enter__(self) -> None:
         import fcntl  # not on Windows, where there is no libgomp to link either
 
-        self.file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
+        self.file = open(self.path, "w", encoding="utf-8")
         fcntl.flock(self.file, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:

@@ -101,9 +101,7 @@ class Method:
         for key, value in settings.items():
             name = key.replace("-", "_")
             if name not in fields:
-                raise ConfigError(
-                    f"The method {cls.name!r} has no option {key!r}.", nearest(name, fields, "option")
-                )
+                raise ConfigError(f"The method {cls.name!r} has no option {key!r}.", nearest(name, fields, "option"))
             values[name] = _convert(cls.name, name, value, fields[name].default)
         return cls(**values)
 

@@ -81,9 +81,7 @@ class DraftModel(Method):
     def needs(self) -> Needs:
         """A causal target, and a draft model of the same vocabulary."""
         is_tree = self.tree_width > 1
-        return Needs(
-            has_tree=is_tree, has_rollback=True, width=self.draft_len * self.tree_width, models=("draft",)
-        )
+        return Needs(has_tree=is_tree, has_rollback=True, width=self.draft_len * self.tree_width, models=("draft",))
 
     @property
     def guarantee(self) -> Guarantee:

@@ -138,7 +138,8 @@ class _Reader:
 
     def _order_heads(self, fused: Tensor) -> Tensor:
         """Bring rows [q | k | v] into memory order, from GPT-NeoX's head by head, and with the partners of a partial
-        rotation half a head apart."""
+        rotation half a head apart.
+        """
         spec = self.spec
         if self.family.is_interleaved:
             rest = fused.shape[1:]

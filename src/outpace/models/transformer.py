@@ -279,7 +279,7 @@ class Transformer:
         return x, tapped
 
     def _pre_layer(self, index: int, w: LayerWeights, x: Tensor, layout: Layout, buffers: list[Tensor]) -> Tensor:
-        """x + f(norm(x)), one after the other or side by side."""
+        """X + f(norm(x)), one after the other or side by side."""
         attention = self._attention(index, w, self._norm(x, w.attn_norm), layout, buffers)
         if self.spec.is_parallel:
             return x + attention + self._mlp(w, self._norm(x, w.mlp_norm))
@@ -287,7 +287,7 @@ class Transformer:
         return x + self._mlp(w, self._norm(x, w.mlp_norm))
 
     def _post_layer(self, index: int, w: LayerWeights, x: Tensor, layout: Layout, buffers: list[Tensor]) -> Tensor:
-        """x + norm(f(x)), and with a norm inside as well ("sandwich")."""
+        """X + norm(f(x)), and with a norm inside as well ("sandwich")."""
         read = x if w.attn_norm is None else self._norm(x, w.attn_norm)
         x = x + self._norm(self._attention(index, w, read, layout, buffers), w.attn_post_norm)
         read = x if w.mlp_norm is None else self._norm(x, w.mlp_norm)

@@ -108,9 +108,7 @@ class Sampler:
         settings, logits = self.settings, logits.clone()
         seen, written = history.seen.to(logits.device), history.written.to(logits.device)
         if settings.repetition_penalty != 1:
-            scaled = torch.where(
-                logits > 0, logits / settings.repetition_penalty, logits * settings.repetition_penalty
-            )
+            scaled = torch.where(logits > 0, logits / settings.repetition_penalty, logits * settings.repetition_penalty)
             logits = torch.where(seen > 0, scaled, logits)
         if settings.presence_penalty or settings.frequency_penalty:
             penalty = settings.presence_penalty * (written > 0) + settings.frequency_penalty * written

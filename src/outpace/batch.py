@@ -1,0 +1,59 @@
+"""The rows of a run and everything that has a row axis: cache, method state, sampler. Rows join and leave here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from outpace import state as trees
+from outpace.cache import Cache
+from outpace.row import Row
+from outpace.sampling import Sampler, Sampling
+from outpace.types import Outcome, View
+
+__all__ = ["Batch"]
+
+
+class Batch:
+    """Rows side by side.
+
+    Attributes:
+        rows: the sequences being written.
+        cache: the target's cache, one row each; None while there are no rows.
+        state: the method's state, one row each.
+        sampler: bound to the rows' keys.
+    """
+
+    def __init__(self, settings: Sampling) -> None:
+        self.rows: list[Row] = []
+        self.cache: Cache | None = None
+        self.state: Any = None
+        self.sampler = Sampler(settings, [])
+
+    def join(self, rows: Sequence[Row], cache: Cache, state: Any) -> None:
+        """Add rows with their cache and state."""
+        self.cache = cache if self.cache is None else Cache.join([self.cache, cache])
+        self.state = trees.join([self.state, state]) if self.rows else state
+        self.rows += rows
+        self.sampler = bind(self.sampler.settings, self.rows)
+
+    def leave(self, gone: Sequence[Row]) -> None:
+        """Drop rows; the others close ranks."""
+        stay = [i for i, row in enumerate(self.rows) if not any(row is other for other in gone)]
+        if len(stay) == len(self.rows):
+            return
+        self.rows = [self.rows[i] for i in stay]
+        self.sampler = self.sampler.rows(stay)
+        self.cache = self.cache.rows(stay) if self.cache is not None and stay else None
+        self.state = trees.rows(self.state, stay) if stay else None
+
+    def view(self, step: int, last: Outcome | None) -> View:
+        """Return what a method may read now."""
+        assert self.cache is not None  # a run without rows takes no step
+        texts, prompts = [row.tokens for row in self.rows], [row.num_prompt for row in self.rows]
+        return View(texts, prompts, [row.room for row in self.rows], step, self.cache, self.sampler, last)
+
+
+def bind(settings: Sampling, rows: Sequence[Row]) -> Sampler:
+    """Return a sampler for these rows. They share settings, and so the end tokens that `min_tokens` holds back."""
+    return Sampler(settings, [row.key for row in rows], rows[0].end_tokens)
