@@ -10,12 +10,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 CATALOGUE = ROOT / "src/outpace/catalogue.json"
-COMMANDS = ("generate", "methods", "models", "certify", "bench", "train", "new-method")
+COMMANDS = ("generate", "methods", "models", "certify", "bench", "train", "new-method", "cite")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -25,32 +26,48 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def catalogue() -> str:
     """One section per method, from the generated catalogue."""
-    entries = json.loads(CATALOGUE.read_text(encoding="utf-8"))
-    methods = entries["methods"] if isinstance(entries, dict) and "methods" in entries else entries
-    rows = [dict(entry, name=name) for name, entry in methods.items()] if isinstance(methods, dict) else methods
-    return "\n\n".join(_method(row) for row in sorted(rows, key=lambda row: str(row["name"])))
+    return "\n\n".join(_method(entry) for entry in json.loads(CATALOGUE.read_text(encoding="utf-8")))
 
 
 def _method(entry: dict[str, Any]) -> str:
-    facts = [(key, value) for key, value in entry.items() if key not in ("name", "summary", "settings", "doc")]
-    lines = [f"## {entry['name']}", "", str(entry.get("summary", "")), "", "| | |", "|---|---|"]
-    given = [(key.replace("_", " "), _cell(value)) for key, value in facts if value not in (None, "", [], {})]
-    lines += [f"| {key} | {value} |" for key, value in given]
-    settings = entry.get("settings") or []
-    if settings:
-        columns = list(settings[0])
-        lines += ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        cells = [[_cell(setting.get(column, "")) for column in columns] for setting in settings]
-        lines += ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join(lines)
+    """Summary, what the method's file says of itself, what it needs, and its settings."""
+    paper = entry["paper"] or {}
+    facts = {"family": entry["family"], **_said(entry["doc"]), "needs": _needs(entry["needs"])}
+    if paper.get("arxiv"):
+        facts["paper"] = (
+            f"[{paper['title']}](https://arxiv.org/abs/{paper['arxiv']}), {paper['authors']}, {paper['year']}"
+        )
+    if paper.get("left_out"):
+        facts["not built"] = paper["left_out"]
+    lines = [f"## {entry['name']}", entry["summary"], _table(["", f"*{entry['guarantee']}*"], facts.items())]
+    if entry["settings"]:
+        rows = [(f"`{item['name']}`", f"`{json.dumps(item['default'])}`", item["doc"]) for item in entry["settings"]]
+        lines.append(_table(["setting", "default", "meaning"], rows))
+    return "\n\n".join(lines)
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        value = ", ".join(f"{key}: {_cell(item)}" for key, item in value.items())
-    elif isinstance(value, list):
-        value = ", ".join(map(str, value))
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def _said(doc: str) -> dict[str, str]:
+    """Read the lines "Word: text" of a method's module docstring."""
+    items = re.findall(r"^([A-Z]\w+): (.*(?:\n +.*)*)", doc, flags=re.MULTILINE)
+    return {word.lower(): " ".join(text.split()) for word, text in items}
+
+
+def _needs(needs: dict[str, Any]) -> str:
+    said = {
+        "has_tree": "tree attention",
+        "has_rollback": "a cache that rolls back",
+        "has_skip": "layers that can be skipped",
+    }
+    parts = [f"{needs['attention']} attention"] + [text for name, text in said.items() if needs.get(name)]
+    parts += ["a mask token"] if needs.get("has_mask") else []
+    return ", ".join(parts + [f"a {role} model" for role in needs.get("models", ())])
+
+
+def _table(head: list[str], rows: Iterable[tuple[str, ...]]) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(head), "|" + "---|" * len(head), *(line(row) for row in rows)])
 
 
 def command_line() -> str:
@@ -60,8 +77,9 @@ def command_line() -> str:
 
 def _help(command: str) -> str:
     plain = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
-    program = [sys.executable, "-c", "import sys; from outpace.cli import main; sys.argv[0] = 'outpace'; main()"]
-    run = subprocess.run([*program, command, "--help"], env=plain, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "outpace", command, "--help"], env=plain, capture_output=True, text=True, check=True
+    )
     return "\n".join(line.rstrip() for line in run.stdout.strip().splitlines())
 
 

@@ -1,6 +1,6 @@
 """Write one text plainly and accelerated, time both, and check that they are the same text.
 
-    python examples/demo.py [--method prompt-lookup] [--max-tokens 160] [--temperature 0.7] [--seed 0]
+    python examples/demo.py [--method prompt-lookup] [--max-tokens 120] [--temperature 0.5] [--seed 0]
 
 The repetitions of the two methods alternate, each speed is the median of its repetitions, and only decoding is timed.
 The exit status is 0 only if both methods wrote the same tokens.
@@ -24,10 +24,30 @@ from outpace import LanguageModel, Result
 Results = dict[str, list[Result]]  # by method, one per repetition
 
 PLAIN = "autoregressive"
-PROMPT = """\
-Lily had a red ball and a blue ball. She put the red ball in the red box and the blue ball in the blue box.
-"Where is my red ball?" said Tom. "Your red ball is in the red box," said Lily.
-"Where is my blue ball?" said Tom. "Your blue"""
+# Much of what follows this prompt stands in it already: the kind of text that prompt lookup is meant for.
+PROMPT = '''\
+class Message:
+    """A message with a few fields, each kept as text."""
+
+    def __init__(self):
+        self._name = None
+        self._title = None
+        self._author = None
+
+    def get_name(self):
+        """Return the name of this message, or None."""
+        return self._name
+
+    def set_name(self, name):
+        """Set the name of this message."""
+        self._name = name
+
+    def get_title(self):
+        """Return the title of this message, or None."""
+        return self._title
+
+    def set_title(self, title):
+'''
 
 
 def main() -> int:
@@ -56,10 +76,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--model", default="stories")
     parser.add_argument("--method", default="prompt-lookup")
     parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--max-tokens", type=int, default=160)
-    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--max-tokens", type=int, default=120)
+    parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=3)
     return parser.parse_args()
 
 

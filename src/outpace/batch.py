@@ -39,7 +39,8 @@ class Batch:
 
     def leave(self, gone: Sequence[Row]) -> None:
         """Drop rows; the others close ranks."""
-        stay = [i for i, row in enumerate(self.rows) if not any(row is other for other in gone)]
+        leaving = {id(row) for row in gone}
+        stay = [i for i, row in enumerate(self.rows) if id(row) not in leaving]
         if len(stay) == len(self.rows):
             return
         self.rows = [self.rows[i] for i in stay]

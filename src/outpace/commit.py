@@ -59,7 +59,12 @@ def fit(proposal: Proposal, limit: int, pad_to: int) -> Proposal:
         )
     missing = pad_to - proposal.tokens.shape[1]
     if missing > 0 and proposal.parent is None:
-        proposal = replace(proposal, tokens=torch.nn.functional.pad(proposal.tokens, (0, missing)))
+        law, pad = proposal.law, torch.nn.functional.pad
+        proposal = replace(
+            proposal,
+            tokens=pad(proposal.tokens, (0, missing)),
+            law=None if law is None else replace(law, probs=pad(law.probs, (0, 0, 0, missing))),
+        )
     return proposal
 
 

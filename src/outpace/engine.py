@@ -126,8 +126,12 @@ class LanguageModel:
         prompts, is_single = self._prompts(prompt)
         chosen = self._method(method, options)
         settings = _settings(sampling)
-        if max_tokens < 1:
-            raise ConfigError(f"max_tokens is {max_tokens}.", "max_tokens must be 1 or more.")
+        for name, count in (("max_tokens", max_tokens), ("num_samples", num_samples)):
+            if count < 1:
+                raise ConfigError(f"{name} is {count}.", f"{name} must be 1 or more.")
+        vocab_size = self.target.capabilities.vocab_size
+        if any(not 0 <= token < vocab_size for token in settings.logit_bias):
+            raise ConfigError("A logit bias is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
         if any(not text for text in stop):
             raise ConfigError("A stop string is empty.", "Give each stop string at least one character.")
         if stop and self.tokenizer is None:

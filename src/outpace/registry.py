@@ -16,7 +16,7 @@ from outpace.errors import ConfigError, PluginError, nearest
 if TYPE_CHECKING:
     from outpace.methods.base import Method
 
-__all__ = ["load_method", "method_names"]
+__all__ = ["built_in_names", "load_method", "method_names", "plugin_origins"]
 
 _GROUP = "outpace.methods"
 _BUILT_IN = {
@@ -48,6 +48,17 @@ def _entries() -> dict[str, EntryPoint]:
 def method_names() -> list[str]:
     """Return the names of all methods, built-in ones first."""
     return list(_entries())
+
+
+def built_in_names() -> list[str]:
+    """Return the names of the methods that ship with Outpace."""
+    return list(_BUILT_IN)
+
+
+def plugin_origins() -> dict[str, str]:
+    """Return the package that each plug-in method comes from, by the method's name; imports none of them."""
+    found = {name: entry for name, entry in _entries().items() if name not in _BUILT_IN}
+    return {name: entry.dist.name if entry.dist else entry.module for name, entry in found.items()}
 
 
 def load_method(name: str) -> type[Method]:

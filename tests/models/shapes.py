@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ CASES: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     "smollm3": lambda: hf.SmolLM3Config(**GROUPED, no_rope_layers=[1, 0, 1], pad_token_id=0),
     "olmo2": lambda: hf.Olmo2Config(**GROUPED),
 }
-SEEDS = {"gpt2": 3}
+SEEDS = {"qwen3": 1, "gpt2": 2, "gpt_neox": 3, "gpt_neox-serial": 3, "opt": 2, "opt-350m": 2, "olmo2": 1}
 
 
 class Lifted(TorchFunctionMode):
@@ -80,19 +81,45 @@ class Lifted(TorchFunctionMode):
         return (torch.Tensor.double if func is torch.Tensor.float else func)(*args, **kwargs)
 
 
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    """Lift float32 islands, and make float64 the dtype of what numbers become."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Lifted():
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def make_model(config: hf.PreTrainedConfig, seed: int = 0) -> hf.PreTrainedModel:
     """A random model whose every tensor matters and whose text does not loop at once."""
     torch.manual_seed(seed)
     config._attn_implementation = "eager"
     model = hf.AutoModelForCausalLM.from_config(config).eval()
+    is_after = getattr(config, "do_layer_norm_before", True) is False  # norms after the sum tame large weights
     for name, weight in model.named_parameters():
-        spread = 0.2 if weight.dim() == 1 else 3.0 / weight.shape[-1] ** 0.5
+        spread = (0.05 if is_after else 0.2) if weight.dim() == 1 else (1.0 if is_after else 3.0) / weight.shape[-1] ** 0.5
         if any(part in name for part in ("embed_tokens", "embed_in", "embed_positions", "wte", "wpe")):
-            spread = 1.0 if getattr(config, "do_layer_norm_before", True) is False else 0.1  # the layers, not the last token, have to decide what a tied head says
+            spread = 3.0 if is_after else 0.1  # the layers, not the last token, decide what a tied head says
         if weight.dim() == 1 and name.endswith("norm.weight") and "post_" in name:
             spread = 3.0
         weight.data = weight.data + torch.randn_like(weight) * spread
     return model
+
+
+def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
+    """Decode greedily, one token per forward, with our own cache; return all ids."""
+    cache, text, new = model.new_cache(1, len(prompt) + count), list(prompt), list(prompt)
+    for _ in range(count):
+        start, size = cache.lengths[0], len(new)
+        position = torch.arange(start, start + size)[None]
+        ask = torch.tensor([[size - 1]])
+        logits = model.score(torch.tensor([new]), position, None, cache, ask).logits
+        cache.keep([range(size)])
+        new = [int(logits[0, -1].argmax())]
+        text += new
+    return text
 
 
 @functools.cache
@@ -105,18 +132,14 @@ def saved(case: str, root: Path) -> tuple[Path, hf.PreTrainedModel]:
 
 
 def lifted(model: hf.PreTrainedModel) -> hf.PreTrainedModel:
-    """Return a float64 copy; run it under `Lifted`."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        with Lifted():
-            twin = type(model)(model.config).double().eval()
-    finally:
-        torch.set_default_dtype(torch.float32)
+    """Return a float64 copy; run it through `reference_logits`."""
+    with in_float64():
+        twin = type(model)(model.config).double().eval()
     twin.load_state_dict(model.state_dict())
     return twin
 
 
 def reference_logits(model: hf.PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Logits [B, T, V] of one teacher-forced forward in float64."""
-    with Lifted(), torch.no_grad():
+    with in_float64(), torch.no_grad():
         return model(ids, use_cache=False).logits

@@ -17,7 +17,7 @@ int omp_get_num_threads(void);
 namespace outpace {
 
 constexpr int kMaxThreads = 256;
-constexpr int kSpins = 20000;     // about 0.3 ms: longer than any stage of a small window
+constexpr int kSpins = 4000;      // some 50 us: longer than threads of an idle machine ever wait for each other
 constexpr int kStagesAlive = 3;   // claims of the last stage, of this one and of the next (see Worker::begin)
 
 inline void relax() {

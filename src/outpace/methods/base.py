@@ -108,6 +108,8 @@ class Method:
 
 def _convert(method: str, name: str, value: Any, default: Any) -> Any:
     """Read a command-line string as the type of the setting's default."""
+    if isinstance(value, list) and isinstance(default, tuple):  # JSON has no tuples
+        return tuple(value)
     if not isinstance(value, str) or isinstance(default, str):
         return value
     try:

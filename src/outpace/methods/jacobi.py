@@ -72,8 +72,8 @@ class Jacobi(Method):
         del state
         decision = sample_and_match(proposal, scores, view)
         # Penalties see the true text only along the accepted path, so the next guess may ignore them: it is a guess.
-        width = proposal.tokens.shape[1]
-        decision.carry = decision.tokens if decision.tokens.shape[1] == width + 1 else picks(proposal, scores, view)
+        # (A walk, which leaves a path, draws nothing useful behind the place where a row stopped.)
+        decision.carry = decision.tokens if decision.path is None else picks(proposal, scores, view)
         return decision
 
     def observe(self, outcome: Outcome, view: View, state: Tensor) -> Tensor:

@@ -9,24 +9,27 @@ from typing import Any
 
 import torch
 
-from outpace.errors import ModelError
+from outpace.errors import ModelError, nearest
 from outpace.models.assemble import assemble
 from outpace.models.families import find_family, make_spec
+from outpace.models.spec import Spec
 from outpace.models.tensors import TensorFiles, find_tensor_files
 from outpace.models.transformer import Transformer, spec_capabilities
 from outpace.models.weights import can_pack
 from outpace.types import Capabilities
 
 __all__ = [
-    "find_model",
+    "has_kernels",
     "load_model",
     "pick_device",
     "pick_dtype",
     "read_capabilities",
     "read_config",
     "read_end_tokens",
+    "resolve",
 ]
 
+ZOO = Path(__file__).parents[1] / "zoo"  # weights that ship with the package
 FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -37,6 +40,7 @@ def load_model(
     device: str | torch.device = "auto",
     *,
     context: int = 0,
+    is_compiled: bool = True,
     pack: bool | None = None,
     revision: str | None = None,
 ) -> Transformer:
@@ -47,29 +51,45 @@ def load_model(
         dtype: "auto" (as stored, but bfloat16 or float32 on a CPU), or a name or torch dtype.
         device: "auto" (cuda where there is one), "cpu", "cuda", or a torch device.
         context: the longest text wanted, 0 = what the model was made for.
-        pack: reorder matrices for oneDNN; None = where that exists, False = plain torch only.
+        is_compiled: use `outpace.kernels` where a compiler is found and the model fits them.
+        pack: on the eager path, reorder matrices for oneDNN; None = where that exists, False = plain torch only.
         revision: commit, branch or tag on the hub.
     """
-    directory = find_model(name, revision)
+    directory = resolve(name, revision)
     config = read_config(directory)
     spec, family = make_spec(config, context), find_family(config)
     place = pick_device(device)
     kind = pick_dtype(dtype, config, place)
-    is_packed = can_pack(kind, place) if pack is None else pack
     files = TensorFiles(find_tensor_files(directory))
+    is_native = is_compiled and has_kernels(spec, kind, place)
+    is_packed = not is_native and (can_pack(kind, place) if pack is None else pack)
     with torch.no_grad():
-        weights = assemble(files, spec, family, kind, place, is_packed)
-    return Transformer(spec, weights, pack=is_packed)
+        model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed), pack=is_packed)
+    if is_native:
+        model.compile(pack)
+    return model
 
 
-def find_model(name: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """Return the local directory of a model, fetching it from the hub if `name` is not a directory."""
-    path = Path(name).expanduser()
+def has_kernels(spec: Spec, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether `outpace.kernels` may serve this model; only building them tells whether a compiler is there."""
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    from outpace import kernels
+
+    return kernels.supports(spec)
+
+
+def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Return the local directory of a model: one of the zoo by name, a directory, or fetched from the hub."""
+    text, path = os.fspath(name), Path(name).expanduser()
+    zoo = {folder.name: folder for folder in ZOO.glob("*") if (folder / "config.json").is_file()}
+    if text in zoo:
+        return zoo[text]
     if path.is_dir():
         return path
-    text = os.fspath(name)
     if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise ModelError(f"There is no model directory {text}.", hint="Give a directory, or a hub id like org/name.")
+        hint = nearest(text, zoo, "model") + " Or give a directory, or a hub id like org/name."
+        raise ModelError(f"There is no model {text!r}: neither a directory nor one of ours.", hint=hint)
     return _fetch(text, revision)
 
 

@@ -102,6 +102,30 @@ class Transformer:
         self._chains: dict[int | None, Tensor] = {}
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.dtype, device=self.device)
         self._compiled: CompiledDecoder | None = None
+        self.is_invariant = False  # a token's logits have the same bits whatever its window and batch
+        self.notes: list[str] = []
+
+    def compile(self, pack: bool | None = None) -> bool:
+        """Hand the weights to `outpace.kernels`, if it can serve this model; return whether it does.
+
+        The eager forward is gone then, and with it taps, "hidden" and soft embeddings. Otherwise the weights are
+        packed as `pack` says, and a note tells why.
+        """
+        from outpace import kernels
+
+        self._compiled = kernels.compile_decoder(self.spec, self.weights, self.dtype, release=True)
+        self.is_invariant = self._compiled is not None
+        if self._compiled is None:
+            self.notes.append(f"eager path: {kernels.note()}")
+            self.is_packed = can_pack(self.dtype, self.device) if pack is None else pack
+            if self.is_packed:
+                self.weights.pack()
+        return self.is_invariant
+
+    @property
+    def path(self) -> str:
+        """What runs the forward: "compiled", "packed" (oneDNN) or "torch"."""
+        return "compiled" if self._compiled is not None else "packed" if self.is_packed else "torch"
 
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return an empty cache: per layer a key and a value buffer, each [rows, K, capacity, D]."""
@@ -140,11 +164,8 @@ class Transformer:
         self._check(rows, size, visible, cache)
         taps = _tap_layers(heads, self.spec.num_layers)
         cache.counter.add(rows * size, self.spec.num_layers - len(skip))
-        compiled = self._compiled
-        if compiled is not None and not heads and inputs is None and compiled.supports(tokens, visible, cache):
-            logits = compiled.forward(tokens, position, visible, cache, ask, skip)
-            if logits is not None:
-                return Scores(logits)
+        if self._compiled is not None:
+            return self._score_compiled(tokens, position, visible, cache, ask, heads, inputs, skip)
         with torch.inference_mode():
             self._grow_tables(cache.capacity)
             layout = self._layout(position, visible, cache)
@@ -157,6 +178,27 @@ class Transformer:
             kept = {i: self._select(h, rows, size, ask).clone().view(rows, -1, h.shape[-1]) for i, h in tapped.items()}
         extra = {"hidden": hidden.view(rows, -1, hidden.shape[-1])} if "hidden" in heads else {}
         return Scores(logits.view(rows, -1, logits.shape[-1]), kept, extra)
+
+    def _score_compiled(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None,
+        heads: Sequence[str],
+        inputs: Tensor | None,
+        skip: Sequence[int],
+    ) -> Scores:
+        compiled = self._compiled
+        assert compiled is not None
+        if not heads and inputs is None and compiled.supports(tokens, visible, cache):
+            logits = compiled.forward(tokens, position, visible, cache, ask, skip)
+            if logits is not None:
+                return Scores(logits)
+        raise ConfigError(
+            "The compiled path has no hidden states and no soft embeddings.", hint="Load with is_compiled=False."
+        )
 
     def _check(self, rows: int, size: int, visible: Tensor | None, cache: Cache) -> None:
         lengths = cache.lengths
@@ -372,7 +414,7 @@ class Transformer:
     def __repr__(self) -> str:
         spec = self.spec
         shape = f"{spec.num_layers} layers, {spec.num_weights / 1e6:.1f}M weights, {spec.vocab_size} words"
-        return f"Transformer({shape}, {self.dtype}, {self.device}{', packed' if self.is_packed else ''})"
+        return f"Transformer({shape}, {self.dtype}, {self.device}, {self.path})"
 
 
 def stage(buffer: Tensor, entries: Tensor, layout: Layout) -> None:

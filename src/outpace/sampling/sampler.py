@@ -134,11 +134,9 @@ class Sampler:
         if settings.is_greedy:
             best = logits.argmax(-1, keepdim=True)
             return Law(torch.zeros_like(best, dtype=torch.float64), best, vocab)
-        scaled = logits.double() / settings.temperature
         if not needs_order(settings):
-            return Law(scaled, None, vocab)
-        values, ids = candidates(scaled, settings)
-        log_total = None if settings.top_k else scaled.logsumexp(-1, keepdim=True)
+            return Law(logits.double() / settings.temperature, None, vocab)
+        values, ids, log_total = candidates(logits, settings)
         keep, _ = cuts(values, settings, log_total)
         return Law(values.masked_fill(~keep, float("-inf")), ids, vocab)
 

@@ -43,15 +43,17 @@ def masked_loss(network: Llama, masked: Tensor, tokens: Tensor, weights: Tensor)
     return losses.sum()
 
 
-def distilled_loss(network: Llama, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
+def distilled_loss(network: Llama, tokens: Tensor, teacher: Llama) -> Tensor:
     """Cross-entropy against the teacher's distribution and, a little, against the text, in nats.
 
     Args:
         network: The student.
-        teacher_logits: The teacher's logits [B, T, V] for `tokens` [B, T + 1].
-        tokens: The text.
+        tokens: The text, int64 [B, T + 1].
+        teacher: The parent, whose next-token distributions the student learns.
     """
-    logprobs = network(tokens[:, :-1]).float().log_softmax(-1)
-    taught = -(teacher_logits.float().softmax(-1) * logprobs).sum(-1).mean()
+    with torch.no_grad():
+        taught_probs: Tensor = teacher(tokens[:, :-1]).float().softmax(-1)
+    logprobs: Tensor = network(tokens[:, :-1]).float().log_softmax(-1)
+    taught = -(taught_probs * logprobs).sum(-1).mean()
     text = F.nll_loss(logprobs.flatten(0, 1), tokens[:, 1:].flatten())
     return TEACHER_SHARE * taught + (1 - TEACHER_SHARE) * text

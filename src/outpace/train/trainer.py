@@ -84,7 +84,7 @@ class Trainer:
         # The context is entered anew in each step, because inside it the weights are cast once and then remembered.
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = self._loss(self.network, *self._arguments())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -97,7 +97,7 @@ class Trainer:
         self.seconds += time.perf_counter() - started
         return value
 
-    def _arguments(self) -> tuple[Tensor, ...]:
+    def _arguments(self) -> tuple[Tensor | Llama, ...]:
         recipe = self.recipe
         is_long = self.step >= self.steps * (1 - recipe.long_share)
         length, rows = (recipe.length * 2, recipe.rows // 2) if is_long else (recipe.length, recipe.rows)
@@ -106,10 +106,7 @@ class Trainer:
         if recipe.objective == "masked":
             masked, weights = mask_tokens(tokens, self.step, self.seed)
             return masked, tokens, weights
-        if self.teacher is not None:
-            with torch.no_grad():
-                return self.teacher(tokens[:, :-1]), tokens
-        return (tokens,)
+        return (tokens,) if self.teacher is None else (tokens, self.teacher)
 
     def _set_rates(self) -> None:
         # A linear ramp, then a straight line to zero, which for short runs ends lower than a cosine.

@@ -1,0 +1,124 @@
+"""What a benchmark measures. Imports no torch, so that a command line can build it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from outpace.errors import ConfigError, nearest
+
+__all__ = ["PATHS", "PEERS", "BenchOptions", "MicroOptions"]
+
+PATHS = ("eager", "compiled")
+PEERS = ("hf",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """A speed benchmark of methods and peers on one model.
+
+    Attributes:
+        model: a zoo name, directory or hub id.
+        methods: names; settings may follow after colons: "draft-model:draft_len=4". Plain decoding is always measured.
+        options: settings by method name, added to those in `methods`.
+        prompts: names of shipped sets (stories, code, copy) or JSON-lines files of {"id", "text"}.
+        peers: "hf" = transformers' generate: plain, prompt lookup and assisted.
+        paths: "eager" and "compiled" forwards, each a row.
+        temperatures: 0 = greedy.
+        max_tokens: most tokens per generation.
+        num_prompts: of each set, from its head; 0 = all.
+        repeats: repetitions of everything.
+        seed: of sampling, and of the bootstrap.
+        dtype: "auto", "float32", "bfloat16".
+        device: "auto", "cpu", "cuda".
+        threads: of torch; 0 = as they are.
+        draft: the drafter of `draft-model` and of the peers' assisted generation; "auto" = the model's own.
+        inflate: parameters; above 0, the model is first inflated to that size, in a temporary folder.
+        with_memory: also run every arm in a fresh process for its peak memory.
+        time_limit_s: stop after the first complete round of arms beyond this many seconds; 0 = never.
+        wait_s: how long to wait for another benchmark on this machine to end.
+        json, plot, markdown: files to write.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+
+    model: str = "stories"
+    methods: tuple[str, ...] = ("autoregressive", "prompt-lookup", "draft-model", "jacobi")
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ("stories", "code", "copy")
+    peers: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ("compiled", "eager")
+    temperatures: tuple[float, ...] = (0.0, 0.7)
+    max_tokens: int = 128
+    num_prompts: int = 0
+    repeats: int = 3
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int = 0
+    draft: str = "auto"
+    inflate: int = 0
+    with_memory: bool = True
+    time_limit_s: float = 0.0
+    wait_s: float = 600.0
+    json: Path | None = None
+    plot: Path | None = None
+    markdown: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_known(self.paths, PATHS, "path")
+        _check_known(self.peers, PEERS, "peer")
+        for name in ("max_tokens", "repeats"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}.", f"{name} must be 1 or more.")
+        if not self.prompts or not self.paths or not self.temperatures:
+            raise ConfigError("Nothing is left to measure.", "Name at least one prompt set, path and temperature.")
+        if any(not 0 <= value < float("inf") for value in self.temperatures):
+            raise ConfigError("A temperature is negative or not finite.", "Use 0 (greedy) or more.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroOptions:
+    """Forwards, plain decoding, overhead and memory on random models of set sizes.
+
+    Attributes:
+        parts: "forward" T(k) against prepacked PyTorch and the memory floor; "plain" decoding against transformers;
+            "overhead" outside the forwards; "memory" at peak.
+        sizes: "30m", "350m" ("tiny" is for tests).
+        dtypes: "bfloat16", "float32".
+        widths: k of T(k).
+        repeats: of each timing.
+        threads: of torch; 0 = as they are.
+        quick: tiny sizes and few repetitions, to see that everything runs.
+        time_limit_s: leave out what would start later than this; 0 = never.
+        wait_s: as in `BenchOptions`.
+        json, markdown: files to write.
+    """
+
+    parts: tuple[str, ...] = ("forward", "plain", "overhead", "memory")
+    sizes: tuple[str, ...] = ("30m", "350m")
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")
+    widths: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    repeats: int = 30
+    threads: int = 0
+    quick: bool = False
+    time_limit_s: float = 0.0
+    wait_s: float = 600.0
+    json: Path | None = None
+    markdown: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_known(self.parts, ("forward", "plain", "overhead", "memory"), "part")
+        _check_known(self.sizes, ("tiny", "30m", "350m"), "size")
+        _check_known(self.dtypes, ("bfloat16", "float32"), "dtype")
+        if self.repeats < 1 or min(self.widths, default=0) < 1:
+            raise ConfigError("A count is below 1.", "repeats and widths must be 1 or more.")
+
+
+def _check_known(given: tuple[str, ...], known: tuple[str, ...], what: str) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"There is no {what} {name!r}.", nearest(name, known, what))

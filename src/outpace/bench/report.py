@@ -1,0 +1,238 @@
+"""A measurement as JSON, as a table in the terminal, as Markdown, and as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from outpace.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["SCHEMA_VERSION", "Report", "cells", "markdown_table"]
+
+SCHEMA_VERSION = 1
+
+_COLUMNS = (
+    "method",
+    "tok/s",
+    "x plain [95%]",
+    "x hf plain",
+    "x hf same",
+    "tok/fwd",
+    "pos/tok",
+    "draft/score/accept/other %",
+    "prefill ms",
+    "peak MB",
+    "rep. 8-grams",
+    "copied",
+    "exact",
+)
+_LEGEND = (
+    "tok/s: median over prompts of decoding speed, prefill apart. x plain: median ratio to plain decoding of the same "
+    "engine and path, over pairs, with its 95% bootstrap interval; x hf plain and x hf same: to transformers' plain "
+    "generate and to its own mode of the same kind. tok/fwd: tokens per target forward; pos/tok: positions scored per "
+    "token. peak MB: memory beyond the imported libraries, in a fresh process. rep. 8-grams: share of the output that "
+    "lies in 8-grams repeated within it; copied: in 8-grams of the prompt. exact: texts equal to plain decoding's, "
+    "with the first flip and its margin."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `run` or `run_micro` measured; `document` is the JSON object."""
+
+    document: dict[str, Any]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the tables."""
+        return list(self.document["rows"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return self.document
+
+    def tables(self) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
+        """Yield (title, column names, cells) of every table."""
+        if self.document["kind"] == "micro":
+            yield from ((part["title"], part["columns"], part["cells"]) for part in self.document["tables"])
+            return
+        memory = {arm["name"]: arm["memory"] for arm in self.document["arms"]}
+        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for row in self.rows:
+            groups.setdefault((row["temperature"], row["set"], row["part"]), []).append(row)
+        for (temperature, name, part), rows in groups.items():
+            law = "greedy" if temperature == 0 else f"T = {temperature:g}"
+            apart = " - REPETITIVE output (over 20% repeated 8-grams), apart: loops fake speed" if part != "main" else ""
+            title = f"{self._model()} - {name}, {law}, {rows[0]['prompts']} prompts{apart}"
+            yield title, _COLUMNS, [cells(row, memory.get(row["arm"])) for row in rows]
+
+    def renderable(self) -> RenderableType:
+        """Return the tables for a rich console."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        parts: list[RenderableType] = [Text(line) for line in self._head()]
+        for title, columns, lines in self.tables():
+            table = Table(title=title, title_justify="left")
+            for number, column in enumerate(columns):
+                table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+            for line in lines:
+                table.add_row(*(Text(cell) for cell in line))
+            parts.append(table)
+        return Group(*parts, *(Text(line) for line in self._foot()))
+
+    def markdown(self) -> str:
+        """Return the tables as Markdown, with the machine above and the notes below."""
+        parts = ["\n".join(f"- {line}" for line in self._head())]
+        parts += [f"**{title}**\n\n{markdown_table(columns, lines)}" for title, columns, lines in self.tables()]
+        parts.append("\n".join(f"- {line}" for line in self._foot()))
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, file: Path | None = None, plot: Path | None = None, markdown: Path | None = None) -> None:
+        """Write the JSON object, the picture and the Markdown where a path is given.
+
+        Raises:
+            StorageError: a file cannot be written.
+        """
+        try:
+            if file is not None:
+                _make_room(file).write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
+            if markdown is not None:
+                picture = f"\n![speed]({plot.name})\n" if plot is not None else ""
+                _make_room(markdown).write_text(self.markdown() + picture, encoding="utf-8")
+            if plot is not None:
+                self.draw(_make_room(plot))
+        except OSError as error:
+            raise StorageError(f"A result cannot be written: {error}.", "Check the path and the space left.") from error
+
+    def draw(self, path: Path) -> None:
+        """Draw decoding speed by arm, one panel per set and temperature.
+
+        Raises:
+            ConfigError: matplotlib is not installed, or there is nothing to draw.
+        """
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise ConfigError("Plots need matplotlib.", "pip install 'outpace[plot]'") from None
+        rows = [row for row in self.rows if row.get("part") == "main"] or self.rows
+        panels: dict[tuple[str, float], list[dict[str, Any]]] = {}
+        for row in rows:
+            panels.setdefault((row["set"], row["temperature"]), []).append(row)
+        if not panels:
+            raise ConfigError("There is nothing to draw.", "Measure at least one prompt.")
+        columns = min(3, len(panels))
+        height = 1.2 + 0.28 * max(len(group) for group in panels.values())
+        lines = -(-len(panels) // columns)
+        figure = Figure(figsize=(5.2 * columns, height * lines), layout="constrained")
+        FigureCanvasAgg(figure)
+        for number, ((name, temperature), group) in enumerate(panels.items()):
+            _draw_panel(figure.add_subplot(lines, columns, number + 1), name, temperature, group)
+        figure.suptitle(self._model())
+        figure.savefig(path, dpi=120)
+
+    def _model(self) -> str:
+        model = self.document["model"]
+        marker = model.get("inflated")
+        size = f"{model['parameters'] / 1e6:.1f}M"
+        kind = f"INFLATED from {marker['from']} to {size}" if marker else size
+        return f"{model['name']} ({kind}, {model['dtype']})"
+
+    def _head(self) -> list[str]:
+        facts = self.document["machine"]
+        load = ", ".join(str(value) for value in facts["load_average"])
+        return [
+            f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, load beforehand {load}"
+            + (" (BUSY: noisy figures)" if facts["is_busy"] else ""),
+            f"torch {facts['torch']}, transformers {facts['transformers']}, outpace {facts['outpace']}"
+            f" at {facts['commit']}, {facts['time']}",
+        ]
+
+    def _foot(self) -> list[str]:
+        lines = [f"Left out: {item['name']}. {item['reason']}" for item in self.document["skipped"]]
+        legend = [_LEGEND] if self.document["kind"] == "speed" else []
+        return [*self.document["notes"], *lines, *legend]
+
+
+def cells(row: dict[str, Any], memory: dict[str, Any] | None) -> list[str]:
+    """Return a row of the speed table as text."""
+    shares = row["time_shares"]
+    phases = "/".join(f"{100 * shares[name]:.0f}" for name in ("draft", "score", "accept", "other")) if shares else ""
+    peak = f"{memory['peak'] / 1e6:.0f} ({memory['ratio']:.2f}x)" if memory and "peak" in memory else ""
+    return [
+        row["arm"],
+        f"{row['tokens_per_s']:.1f}",
+        _ratio(row["ratio_plain"], True) if row["ratio_plain"] else "",
+        _ratio(row["ratio_peer_plain"]),
+        _ratio(row["ratio_counterpart"]),
+        _number(row["tokens_per_forward"]),
+        _number(row["positions_per_token"]),
+        phases,
+        f"{row['prefill_ms']:.1f}",
+        peak,
+        f"{row['repeated_8gram_share']:.0%}",
+        f"{row['copied_8gram_share']:.0%}",
+        _exact(row["exactness"]),
+    ]
+
+
+def _ratio(value: dict[str, Any] | None, with_interval: bool = False) -> str:
+    if value is None:
+        return ""
+    text = f"{value['median']:.2f}"
+    return f"{text} [{value['low']:.2f}, {value['high']:.2f}]" if with_interval else text
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _exact(found: dict[str, Any]) -> str:
+    if found["equal"] is None:
+        return str(found.get("note", ""))
+    if found["reference"] is None:
+        return "reference"
+    text = f"{found['equal']}/{found['of']}"
+    if found["flips"]:
+        first = found["flips"][0]
+        margin = f", margin {first['margin']:.1e}" if first["margin"] is not None else ""
+        text += f" (flip at {first['at']}{margin})"
+    return text
+
+
+def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, numbers to the right."""
+    head = "| " + " | ".join(columns) + " |"
+    rule = "|" + "|".join("---" if number == 0 else "--:" for number in range(len(columns))) + "|"
+    return "\n".join([head, rule, *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def _draw_panel(axes: Any, name: str, temperature: float, group: Sequence[dict[str, Any]]) -> None:
+    labels = [row["arm"] for row in group]
+    speeds = [row["tokens_per_s"] for row in group]
+    colours = [{"compiled": "#1b6ca8", "eager": "#7fb2d9"}.get(row["path"], "#c9803a") for row in group]
+    axes.barh(range(len(group)), speeds, color=colours)
+    axes.set_yticks(range(len(group)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("tokens per second")
+    axes.set_xlim(0, 1.3 * max([*speeds, 1e-9]))
+    axes.set_title(f"{name}, {'greedy' if temperature == 0 else f'T = {temperature:g}'}", fontsize=10)
+    for place, row in enumerate(group):
+        ratio = row["ratio_plain"]
+        text = f" {row['tokens_per_s']:.0f}" + (f" ({ratio['median']:.2f}x)" if ratio else "")
+        axes.text(row["tokens_per_s"], place, text, va="center", fontsize=7)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _make_room(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

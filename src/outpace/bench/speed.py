@@ -1,0 +1,213 @@
+"""The speed benchmark: every arm on every prompt, side by side, in rotating order; see docs/measuring.md for the rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outpace.bench import machine, memory
+from outpace.bench.arms import Arm, OurArm, Task, drafter_name, make_arms
+from outpace.bench.options import BenchOptions
+from outpace.bench.peers import make_peers
+from outpace.bench.prompts import Prompt, read_prompts
+from outpace.bench.report import SCHEMA_VERSION, Report
+from outpace.bench.rows import Record, make_rows
+from outpace.errors import ConfigError
+from outpace.models.loading import read_config, resolve
+from outpace.testing.inflate import inflate, inflated_from
+
+__all__ = ["measure", "run"]
+
+_WARM_UP = 16  # tokens
+_MEMORY_TOKENS = 128
+
+
+def run(options: BenchOptions, tell: Callable[[str], None] | None = None) -> Report:
+    """Measure methods, and peers, on prompts; write the files that the options name.
+
+    Args:
+        options: what to measure.
+        tell: called with sentences on the progress.
+
+    Raises:
+        ConfigError, ModelError, CapabilityError: something asked for does not exist.
+        OutpaceError: another benchmark runs on this machine.
+    """
+    tell = tell or (lambda text: None)
+    prompts = [prompt for name in options.prompts for prompt in read_prompts(name, options.num_prompts)]
+    with machine.lock(options.wait_s), tempfile.TemporaryDirectory() as scratch:
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        directory = resolve(options.model)
+        facts = machine.describe()
+        if facts["is_busy"]:
+            tell(f"The machine is busy (load {facts['load_average'][0]}): the figures will be noisy.")
+        if options.inflate:
+            tell(f"Inflating {options.model} to {options.inflate:,} parameters.")
+            # Named like the source, so that what is written down names the source.
+            directory = inflate(directory, Path(scratch) / directory.name, options.inflate, options.seed)
+        report = _measure_all(options, directory, prompts, facts, tell)
+    report.write(options.json, options.plot, options.markdown)
+    return report
+
+
+def _measure_all(
+    options: BenchOptions, directory: Path, prompts: Sequence[Prompt], facts: dict[str, Any], tell: Callable[[str], None]
+) -> Report:
+    arms, skipped, lm = make_arms(options, directory)
+    device = str(getattr(lm.target, "device", "cpu")).partition(":")[0]
+    facts.update(machine.describe(device) if device == "cuda" else {})
+    dtype = getattr(lm.target, "dtype", torch.float32)
+    everything: list[Arm] = list(arms)
+    for _ in options.peers:
+        peers, missing = make_peers(directory, _draft_directory(options, directory), dtype, device)
+        everything += peers
+        skipped += missing
+    tasks = {prompt: lm.encode(prompt.text) for prompt in prompts}
+    tell(f"{len(everything)} arms, {len(prompts)} prompts, {options.repeats} repetitions.")
+    records, is_cut = measure(everything, tasks, options, lm.end_tokens, tell, device)
+    notes = _notes(options, directory, facts, is_cut, lm)
+    memories = _memories(options, everything, tasks, device, tell) if options.with_memory else {}
+    rows = make_rows(records, everything, tasks, options, lm.end_tokens)
+    arms_told = [
+        {"name": arm.name, "method": arm.method, "path": arm.path, "memory": memories.get(arm.name), **_settings(arm)}
+        for arm in everything
+    ]
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "speed",
+        "options": _told(options),
+        "machine": facts,
+        "model": _model_facts(options, directory, dtype),
+        "arms": arms_told,
+        "skipped": [dataclasses.asdict(item) for item in skipped],
+        "notes": notes,
+        "rows": rows,
+        "samples": [record.to_dict() for record in records],
+    }
+    return Report(document)
+
+
+def measure(
+    arms: Sequence[Arm],
+    tasks: dict[Prompt, list[int]],
+    options: BenchOptions,
+    end_tokens: Sequence[int] = (),
+    tell: Callable[[str], None] | None = None,
+    device: str = "cpu",
+) -> tuple[list[Record], bool]:
+    """Run every arm on every prompt: repetitions outermost, arms innermost and adjacent, their order rotating.
+
+    Returns:
+        The records, and whether the time limit cut the measurement short (only whole rounds of arms are kept).
+    """
+    began = time.monotonic()
+    first = next(iter(tasks.values()))
+    for arm in arms:
+        for temperature in options.temperatures:
+            arm.run(Task(tuple(first), _WARM_UP, temperature, options.seed, tuple(end_tokens)))
+    records: list[Record] = []
+    rounds = list(_rounds(tasks, options))
+    for number, (repeat, temperature, prompt) in enumerate(rounds):
+        if options.time_limit_s and number and time.monotonic() - began > options.time_limit_s:
+            return records, True
+        ids = tasks[prompt]
+        task = Task(tuple(ids), options.max_tokens, temperature, options.seed, tuple(end_tokens))
+        gc.collect()
+        turn = number % len(arms)
+        for arm in [*arms[turn:], *arms[:turn]]:
+            machine.synchronise(device)
+            records.append(Record(arm.name, prompt.set, prompt.id, temperature, repeat, arm.run(task)))
+        if tell is not None and (number + 1) % 12 == 0:
+            tell(f"{number + 1} of {len(rounds)} rounds, {time.monotonic() - began:.0f} s.")
+    return records, False
+
+
+def _rounds(tasks: dict[Prompt, list[int]], options: BenchOptions) -> Iterator[tuple[int, float, Prompt]]:
+    """Yield every (repetition, temperature, prompt), sets alternating, so that a time limit cuts all sets alike."""
+    by_set: dict[str, list[Prompt]] = {}
+    for prompt in tasks:
+        by_set.setdefault(prompt.set, []).append(prompt)
+    longest = max(len(group) for group in by_set.values())
+    mixed = [group[i] for i in range(longest) for group in by_set.values() if i < len(group)]
+    for repeat in range(options.repeats):
+        for prompt in mixed:
+            for temperature in options.temperatures:
+                yield repeat, temperature, prompt
+
+
+def _draft_directory(options: BenchOptions, directory: Path) -> Path | None:
+    try:
+        return resolve(drafter_name(options, directory))
+    except ConfigError:
+        return None
+
+
+def _memories(
+    options: BenchOptions, arms: Sequence[Arm], tasks: dict[Prompt, list[int]], device: str, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    if device == "cuda":
+        return {arm.name: {"error": "Peak memory is measured on the CPU only."} for arm in arms}
+    ids = max(tasks.values(), key=len)
+    tell(f"Peak memory of {len(arms)} arms, each in a fresh process.")
+    size = min(options.max_tokens, _MEMORY_TOKENS)
+    return {arm.name: memory.measure(arm.memory_job(), ids, size, torch.get_num_threads()) for arm in arms}
+
+
+def _notes(
+    options: BenchOptions, directory: Path, facts: dict[str, Any], is_cut: bool, lm: Any
+) -> list[str]:
+    notes = ["Ids in, ids out: no arm turns tokens into text.", str(facts["gpu_note"])]
+    marker = inflated_from(directory)
+    if marker:
+        notes.append(
+            f"The target is inflated: it writes what {marker['from']} writes, at the cost of {marker['params']:,} parameters."
+        )
+    if facts["is_busy"]:
+        notes.append(f"The machine was busy beforehand: load average {facts['load_average'][0]}.")
+    if is_cut:
+        notes.append(f"The time limit of {options.time_limit_s:.0f} s cut the repetitions short; all rounds are whole.")
+    if options.peers and any(options.temperatures):
+        notes.append("At a temperature the peers' text differs from ours, and from one mode to the next: other noise.")
+    notes += [str(note) for note in getattr(lm.target, "notes", [])]
+    return [note for note in notes if note]
+
+
+def _model_facts(options: BenchOptions, directory: Path, dtype: torch.dtype) -> dict[str, Any]:
+    config, marker = read_config(directory), inflated_from(directory)
+    total = memory.stored_parameters(directory)
+    is_tied = bool(config.get("tie_word_embeddings"))
+    table = 0 if is_tied else config.get("vocab_size", 0) * config.get("hidden_size", 0)
+    return {
+        "name": Path(options.model).name,
+        "parameters": total,
+        "streamed_per_token": total - table,
+        "inflated": marker,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _settings(arm: Arm) -> dict[str, Any]:
+    if not isinstance(arm, OurArm):
+        return {}
+    told = arm.settings.to_dict()
+    return {"settings": {**told, **{role: Path(str(told[role])).name for role in arm.settings.needs.models}}}
+
+
+def _told(options: BenchOptions) -> dict[str, Any]:
+    """Return the options without the caller's paths."""
+    values = dataclasses.asdict(options)
+    for name in ("json", "plot", "markdown"):
+        del values[name]
+    values["model"], values["draft"] = Path(options.model).name, Path(options.draft).name
+    values["prompts"] = [Path(name).name for name in options.prompts]
+    return dict(json.loads(json.dumps(values)))

@@ -1,0 +1,45 @@
+"""The typer application: which commands there are, in the order that `--help` shows them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import outpace
+from outpace.cli import bench, certify, cite, generate, methods, models, new_method, train
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="outpace",
+    help="Token sequences faster than one token at a time: one decoding loop, many methods, the same text.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"outpace {outpace.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def outpace_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Token sequences faster than one token at a time: one decoding loop, many methods, the same text."""
+
+
+app.command("generate")(generate.generate)
+app.command("methods")(methods.methods)
+app.command("models")(models.models)
+app.command("certify")(certify.certify)
+app.command("bench")(bench.bench)
+app.command("train")(train.train)
+app.command("new-method")(new_method.new_method)
+app.command("cite")(cite.cite)

@@ -1,0 +1,138 @@
+"""`outpace bench`: measure methods against plain decoding and against other libraries."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from outpace.bench.options import BenchOptions, MicroOptions
+from outpace.cli.values import Device, Dtype
+from outpace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from outpace.bench.report import Report
+
+__all__ = ["bench"]
+
+_WHAT, _OUT, _MICRO = "What is measured", "Output", "Micro-benchmark"
+
+
+def bench(
+    model: Annotated[str, typer.Option(help="A shipped model, a directory or a hub id.")] = "stories",
+    methods: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Methods; settings as in draft-model:draft_len=4.")
+    ] = "autoregressive,prompt-lookup,draft-model,jacobi",
+    prompts: Annotated[
+        str, typer.Option(metavar="SET|FILE,...", help="stories, code, copy; .jsonl, or text parted by empty lines.")
+    ] = "stories,code,copy",
+    peers: Annotated[str, typer.Option(metavar="hf,...", help="hf = transformers' generate.")] = "",
+    draft: Annotated[str, typer.Option(help="The drafter; auto = the one of the model.")] = "auto",
+    inflate: Annotated[
+        str, typer.Option(metavar="SIZE", help="Widen and deepen the model first, as in 350M.", rich_help_panel=_WHAT)
+    ] = "",
+    temperatures: Annotated[str, typer.Option(metavar="T,...", rich_help_panel=_WHAT)] = "0,0.7",
+    paths: Annotated[str, typer.Option(metavar="PATH,...", help="Forwards.", rich_help_panel=_WHAT)] = "compiled,eager",
+    max_tokens: Annotated[int, typer.Option(help="Most tokens per text.", rich_help_panel=_WHAT)] = 128,
+    num_prompts: Annotated[int, typer.Option(help="Of each set; 0 = all.", rich_help_panel=_WHAT)] = 0,
+    repeats: Annotated[int, typer.Option(help="Repetitions of everything.", rich_help_panel=_WHAT)] = 3,
+    seed: Annotated[int, typer.Option(help="Of sampling and bootstrap.", rich_help_panel=_WHAT)] = 0,
+    dtype: Annotated[Dtype, typer.Option(help="Precision.", rich_help_panel=_WHAT)] = Dtype.AUTO,
+    device: Annotated[Device, typer.Option(help="Where to compute.", rich_help_panel=_WHAT)] = Device.AUTO,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = as they are.", rich_help_panel=_WHAT)] = 0,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Skip peak memory.", rich_help_panel=_WHAT)] = False,
+    time_limit: Annotated[
+        float, typer.Option(help="Start no new round after these seconds; 0 = none.", rich_help_panel=_WHAT)
+    ] = 0.0,
+    json: Annotated[Path | None, typer.Option(help="Write the raw figures here.", rich_help_panel=_OUT)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture here.", rich_help_panel=_OUT)] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.", rich_help_panel=_OUT)] = None,
+    micro: Annotated[
+        bool,
+        typer.Option("--micro", help="Forwards, overhead and memory on random models.", rich_help_panel=_MICRO),
+    ] = False,
+    sizes: Annotated[str, typer.Option(metavar="SIZE,...", help="30m, 350m.", rich_help_panel=_MICRO)] = "30m,350m",
+    quick: Annotated[bool, typer.Option("--quick", help="Only see that it runs.", rich_help_panel=_MICRO)] = False,
+) -> None:
+    """Measure speed in paired, interleaved repetitions, and print tables.
+
+    Decoding is timed apart from prefill; ratios are medians over pairs with bootstrap intervals.
+    """
+    if micro:
+        _show(_run_micro(MicroOptions(
+            sizes=_items(sizes), quick=quick, threads=threads, time_limit_s=time_limit, json=json, markdown=markdown
+        )))  # fmt: skip
+        return
+    options = BenchOptions(
+        model=model,
+        methods=_items(methods),
+        prompts=_items(prompts),
+        peers=_items(peers),
+        paths=_items(paths),
+        temperatures=tuple(_number(item) for item in _items(temperatures)),
+        max_tokens=max_tokens,
+        num_prompts=num_prompts,
+        repeats=repeats,
+        seed=seed,
+        dtype=dtype.value,
+        device=device.value,
+        threads=threads,
+        draft=draft,
+        inflate=_size(inflate),
+        with_memory=not no_memory,
+        time_limit_s=time_limit,
+        json=json,
+        plot=plot,
+        markdown=markdown,
+    )
+    _show(_run(options))
+
+
+def _run(options: BenchOptions) -> Report:
+    from outpace import catalogue
+
+    for method in options.methods:
+        catalogue.find(method.partition(":")[0])
+    from outpace.bench.speed import run
+
+    return run(options, _tell)
+
+
+def _run_micro(options: MicroOptions) -> Report:
+    from outpace.bench import run_micro
+
+    report: Report = run_micro(options, _tell)
+    return report
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+
+    # Where no terminal tells its width, a table is as wide as it needs to be.
+    Console(width=None if sys.stdout.isatty() else 240).print(report.renderable())
+
+
+def _items(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a temperature.", "Give numbers, as in --temperatures 0,0.7.") from None
+
+
+def _size(text: str) -> int:
+    """Read a number of parameters: 350M, 1B or digits; nothing = 0."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text.strip().lower() or "0")
+    if found is None:
+        raise ConfigError(f"{text!r} is not a number of parameters.", "Write it as in --inflate 350M.")
+    return int(float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[found[2]])

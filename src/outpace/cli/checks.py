@@ -1,0 +1,54 @@
+"""What can be known to be wrong before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from outpace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from outpace.methods.base import Method
+
+__all__ = ["check_method", "check_run"]
+
+
+def check_run(run: Mapping[str, Any]) -> None:
+    """Refuse lengths, counts and stop strings that cannot be used.
+
+    Raises:
+        ConfigError: names the one.
+    """
+    for name in ("max_tokens", "num_samples"):
+        if run[name] < 1:
+            raise ConfigError(f"{name} is {run[name]}.", f"{name} must be 1 or more.")
+    if any(not text for text in run["stop"]):
+        raise ConfigError("A stop string is empty.", "Give each stop string at least one character.")
+
+
+def check_method(
+    model: str, name: str, options: Mapping[str, str], law: Mapping[str, Any] | None = None
+) -> tuple[Method, int]:
+    """Build a method from its options and see that it and its drafters fit a model, by the model's config alone.
+
+    Returns:
+        The method and the model's vocabulary size.
+
+    Raises:
+        OutpaceError: an unknown method, option, setting or model, or a method that does not fit.
+    """
+    from outpace.registry import load_method
+
+    method = load_method(name).from_settings(options)
+    from outpace.fit import check_fit
+    from outpace.models.loading import read_capabilities, resolve
+    from outpace.sampling import Sampling
+    from outpace.zoo import drafter_of
+
+    Sampling(**(law or {}))
+    offered = read_capabilities(resolve(model))
+    check_fit(method, offered)
+    for role in method.needs.models:
+        other = str(getattr(method, role))
+        read_capabilities(resolve(drafter_of(model) if other == "auto" else other))
+    return method, offered.vocab_size

@@ -1,0 +1,221 @@
+"""`outpace generate`: write text, streaming it to the terminal as it becomes final."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outpace.cli.failures import FAILURE, INTERRUPTED, interruptible, tell
+from outpace.cli.output import print_json, statistics, write_text
+from outpace.cli.values import Device, Dtype, biases, options, prompt_text
+from outpace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from outpace.engine import LanguageModel
+    from outpace.methods.base import Method
+    from outpace.result import Result
+
+__all__ = ["generate"]
+
+_LAW, _RUN, _OUT = "Law of the next token", "Run", "Output"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Request:
+    """What was asked, read but not yet checked against a model."""
+
+    prompt: str
+    model: str
+    method: str
+    options: dict[str, str]
+    is_chat: bool
+    is_json: bool
+    wants_log_probs: bool
+    bad_words: list[str]
+    run: dict[str, Any] = field(default_factory=dict)
+    law: dict[str, Any] = field(default_factory=dict)
+    load: dict[str, Any] = field(default_factory=dict)
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue; - reads it from standard input.")] = None,
+    model: Annotated[str, typer.Option(help="A shipped model, a directory or a hub id.")] = "stories",
+    method: Annotated[str, typer.Option(help="How to decode; `outpace methods` lists all.")] = "autoregressive",
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to write.", rich_help_panel=_RUN)] = 128,
+    seed: Annotated[int, typer.Option(help="Fixes every random draw.", rich_help_panel=_RUN)] = 0,
+    num_samples: Annotated[int, typer.Option(help="Texts to write from the prompt.", rich_help_panel=_RUN)] = 1,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text (repeatable).", rich_help_panel=_RUN)
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Write on past end tokens.", rich_help_panel=_RUN)
+    ] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Frame the prompt with the model's chat template.", rich_help_panel=_RUN)
+    ] = False,
+    dtype: Annotated[Dtype, typer.Option(help="Precision; auto = as stored.", rich_help_panel=_RUN)] = Dtype.AUTO,
+    device: Annotated[Device, typer.Option(help="Where to compute.", rich_help_panel=_RUN)] = Device.AUTO,
+    batch_invariant: Annotated[
+        bool,
+        typer.Option("--batch-invariant", help="Same text, bit for bit, whatever is drafted.", rich_help_panel=_RUN),
+    ] = False,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Use no compiled kernels.", rich_help_panel=_RUN)
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.", rich_help_panel=_LAW)] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the K likeliest tokens; 0 = all.", rich_help_panel=_LAW)] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to mass P.", rich_help_panel=_LAW)] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Keep tokens M times as likely as the likeliest.", rich_help_panel=_LAW)
+    ] = 0.0,
+    typical_p: Annotated[
+        float, typer.Option(help="Keep the most typical tokens up to mass P.", rich_help_panel=_LAW)
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Divides logits of tokens seen; 1 = none.", rich_help_panel=_LAW)
+    ] = 1.0,
+    presence_penalty: Annotated[
+        float, typer.Option(help="Subtracted once from tokens written.", rich_help_panel=_LAW)
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Subtracted per time a token was written.", rich_help_panel=_LAW)
+    ] = 0.0,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID=VALUE", help="Added to a token's logit (repeatable).", rich_help_panel=_LAW),
+    ] = None,
+    bad_word: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="May not be written (repeatable).", rich_help_panel=_LAW)
+    ] = None,
+    min_tokens: Annotated[int, typer.Option(help="No end token before this many tokens.", rich_help_panel=_LAW)] = 0,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one object (a list with --num-samples above 1).", rich_help_panel=_OUT),
+    ] = False,
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="With --json: each token's log-probability.", rich_help_panel=_OUT)
+    ] = False,
+) -> int:
+    """Write text from a prompt.
+
+    Text goes to standard output as it becomes final. Several samples are printed at the end, parted by lines of ---.
+    Ctrl-C ends the text where it is (exit status 130); a second Ctrl-C ends at once.
+    """
+    request = _Request(
+        prompt=prompt_text(prompt),
+        model=model,
+        method=method,
+        options=options(option or []),
+        is_chat=chat,
+        is_json=json,
+        wants_log_probs=logprobs,
+        bad_words=bad_word or [],
+        load={"dtype": dtype.value, "device": device.value, "is_compiled": not no_compile},
+        run={
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "num_samples": num_samples,
+            "stop": stop or [],
+            "ignore_eos": ignore_eos,
+            "is_batch_invariant": batch_invariant,
+        },
+        law={
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "typical_p": typical_p,
+            "repetition_penalty": repetition_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "logit_bias": biases(logit_bias or []),
+            "min_tokens": min_tokens,
+        },
+    )
+    return _write(request)
+
+
+def _write(request: _Request) -> int:
+    """Check what can be checked before weights load, load, generate, print; return the exit status."""
+    method = _check(request)
+    from outpace.engine import load
+
+    lm = load(request.model, **request.load)
+    prompt = _prompt(request, lm)
+    law = {**request.law, "bad_words": _bad_words(request, lm)}
+    is_streamed = not request.is_json and request.run["num_samples"] == 1
+    record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if request.is_json else []
+    with interruptible() as is_wished:
+        found = lm.generate(
+            prompt,
+            method=method,
+            record=record,
+            on_text=(lambda _, text: write_text(text)) if is_streamed else None,
+            is_cancelled=is_wished,
+            **request.run,
+            **law,
+        )
+    results = found if isinstance(found, list) else [found]
+    _print(request, results, is_streamed)
+    return _status(results)
+
+
+def _check(request: _Request) -> Method:
+    """Return the method; refuse what cannot work, the cheapest to find out first.
+
+    Raises:
+        OutpaceError: an unknown method, option or model, a setting out of range, or a method that does not fit.
+    """
+    from outpace.cli.checks import check_method, check_run
+
+    check_run(request.run)
+    if request.wants_log_probs and not request.is_json:
+        raise ConfigError("--logprobs has nowhere to go.", "Add --json.")
+    if any(not word for word in request.bad_words):
+        raise ConfigError("A bad word is empty.", "Give each bad word at least one character.")
+    method, vocab_size = check_method(request.model, request.method, request.options, request.law)
+    if any(not 0 <= token < vocab_size for token in request.law["logit_bias"]):
+        raise ConfigError("A logit bias is for a token outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
+    return method
+
+
+def _prompt(request: _Request, lm: LanguageModel) -> str | list[int]:
+    if not request.is_chat:
+        return request.prompt
+    if lm.tokenizer is None:
+        raise ConfigError("The model has no tokenizer, hence no chat template.", "Leave out --chat.")
+    return lm.tokenizer.encode_chat([{"role": "user", "content": request.prompt}])
+
+
+def _bad_words(request: _Request, lm: LanguageModel) -> list[list[int]]:
+    """Return each word's tokens, at the start of a text and after a space."""
+    if lm.tokenizer is None:
+        return []
+    spellings = [text for word in request.bad_words for text in (word, f" {word}")]
+    return [lm.tokenizer.encode(text, is_special=False) for text in spellings]
+
+
+def _print(request: _Request, results: list[Result], is_streamed: bool) -> None:
+    if request.is_json:
+        records = [result.to_dict() for result in results]
+        print_json(records if request.run["num_samples"] > 1 else records[0])
+        return
+    write_text("\n" if is_streamed else "\n---\n".join(result.text for result in results) + "\n")
+    statistics(results)
+
+
+def _status(results: list[Result]) -> int:
+    reasons = {result.finish_reason for result in results}
+    if "error" in reasons:
+        written = max(len(result.tokens) for result in results if result.finish_reason == "error")
+        tell(
+            f"The model produced NaN or infinite logits after {written} tokens.",
+            "The text until then is kept; try --dtype float32, or fetch the weights again.",
+        )
+        return FAILURE
+    return INTERRUPTED if "cancelled" in reasons else 0

@@ -1,0 +1,92 @@
+"""`outpace methods`: what there is, from the generated catalogue; imports no method and no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from outpace.cli.output import print_json
+
+__all__ = ["methods"]
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show one method in full.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON: a list, or one object with NAME.")] = False,
+) -> None:
+    """List the decoding methods, or tell all about one."""
+    from outpace import catalogue
+
+    if name is not None:
+        entry = catalogue.find(name)
+        print_json(entry) if json else typer.echo(_describe(entry))
+    elif json:
+        print_json(catalogue.methods())
+    else:
+        _table(catalogue.methods())
+
+
+def _table(entries: list[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("guarantee", no_wrap=True)
+    table.add_column("what it does; family, needs, paper")
+    for entry in entries:
+        what = Text.assemble(_summary(entry), (f"\n{_facts(entry)}", "dim"))
+        table.add_row(Text(entry["name"], style="bold"), entry["guarantee"], what)
+    Console().print(table)
+
+
+def _summary(entry: dict[str, Any]) -> str:
+    return str(entry["summary"]) or f"`outpace methods {entry['name']}` loads it and tells more."
+
+
+def _facts(entry: dict[str, Any]) -> str:
+    if not entry["family"]:
+        return f"from the package {entry['plugin']}"
+    needs, paper = _needs(entry), _short(entry["paper"])
+    return "; ".join(item for item in (entry["family"], needs and f"needs {needs}", paper) if item)
+
+
+def _describe(entry: dict[str, Any]) -> str:
+    lines = [f"{entry['name']}: {entry['summary']}", "", entry["doc"], ""]
+    lines += [f"family     {entry['family']}", f"guarantee  {entry['guarantee']} (under default settings)"]
+    lines += [f"needs      {_needs(entry) or 'nothing special'}"]
+    paper = entry["paper"]
+    if paper:
+        where = f", arXiv {paper['arxiv']}" if paper["arxiv"] else ""
+        lines += [f"paper      {paper['title']}. {paper['authors']} ({paper['year']}){where}"]
+        lines += [f"left out   {paper['left_out']}"] if paper["left_out"] else []
+    if entry["plugin"]:
+        lines += [f"package    {entry['plugin']}"]
+    lines += ["", "settings, given as -o name=value:" if entry["settings"] else "No settings."]
+    for setting in entry["settings"]:
+        lines += [f"  {setting['name']} = {_value(setting['default'])}", f"      {setting['doc']}"]
+    return "\n".join(lines)
+
+
+def _needs(entry: dict[str, Any]) -> str:
+    """Return what a method needs beyond a causal model, in words."""
+    needs = entry["needs"]
+    words = [f"{needs['attention']} attention"] if needs.get("attention", "causal") != "causal" else []
+    names = {"has_tree": "tree attention", "has_skip": "skippable layers", "has_mask": "a mask token"}
+    words += [text for key, text in names.items() if needs.get(key)]
+    words += [f"a {role} model" for role in needs.get("models", [])]
+    return ", ".join(words)
+
+
+def _short(paper: dict[str, Any] | None) -> str:
+    if not paper:
+        return ""
+    first = paper["authors"].split(",")[0].removesuffix(" et al.")
+    return f"{first} {paper['year']}" + (f", {paper['arxiv']}" if paper["arxiv"] else "")
+
+
+def _value(value: Any) -> str:
+    return ",".join(map(str, value)) or "(empty)" if isinstance(value, list) else str(value)

@@ -1,0 +1,57 @@
+"""Writing: text as it becomes final, JSON that every parser reads, and a dim line of statistics."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from outpace.result import Result
+
+__all__ = ["print_json", "statistics", "write_text"]
+
+
+def write_text(text: str) -> None:
+    """Write text to standard output at once, whatever the terminal's encoding can show."""
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value on one line, in ASCII; numbers that JSON lacks (infinity, not a number) become null."""
+    print(json.dumps(_finite(value), allow_nan=False), flush=True)
+
+
+def statistics(results: list[Result]) -> None:
+    """Write one dim line on standard error about what it took, and any notes, when a person looks on."""
+    if not sys.stderr.isatty():
+        return
+    usage, seconds = [result.usage for result in results], results[0].timing["decode_s"]
+    emitted, steps = sum(use.num_emitted for use in usage), sum(use.num_steps for use in usage)
+    proposed, accepted = sum(use.num_proposed for use in usage), sum(use.num_accepted for use in usage)
+    parts = [
+        f"{results[0].method}: {emitted} tokens in {seconds:.2f} s",
+        f"{emitted / max(seconds, 1e-9):.0f} per second",
+        f"{emitted / max(steps, 1):.2f} per step",
+        *([f"{accepted} of {proposed} drafts kept"] if proposed else []),
+        f"ended by {', '.join(sorted({result.finish_reason for result in results}))}",
+    ]
+    lines = [", ".join(parts), *(f"note: {note}" for note in results[0].notes)]
+    sys.stderr.write("\n" + "".join(f"\x1b[2m{line}\x1b[0m\n" for line in lines))
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with infinite and undefined numbers as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

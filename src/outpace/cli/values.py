@@ -1,0 +1,99 @@
+"""Reading what was given on the command line: pairs, prompts, dtypes and devices."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+
+from outpace.errors import ConfigError
+
+__all__ = ["Device", "Dtype", "biases", "options", "prompt_text", "read_text"]
+
+
+class Dtype(str, Enum):
+    """Precisions to compute in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT64 = "float64"
+
+
+class Device(str, Enum):
+    """Where to compute."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def options(given: Iterable[str]) -> dict[str, str]:
+    """Read `key=value` pairs; a later pair replaces an earlier one of the same key."""
+    pairs = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"The option {item!r} is not key=value.", "Write it as in -o draft_len=8.")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def biases(given: Iterable[str]) -> Mapping[int, float]:
+    """Read `ID=VALUE` pairs of --logit-bias."""
+    pairs = {}
+    for item in given:
+        key, _, value = item.partition("=")
+        try:
+            pairs[int(key)] = float(value)
+        except ValueError:
+            raise ConfigError(
+                f"The logit bias {item!r} is not ID=VALUE.", "Write it as in --logit-bias 42=-5."
+            ) from None
+    return pairs
+
+
+def prompt_text(given: str | None) -> str:
+    """Return the prompt: as given, or from standard input for "-" or where nothing is given and input is piped.
+
+    One line break at the end of standard input is dropped, since `echo` and editors add it.
+
+    Raises:
+        ConfigError: there is none, it is empty, or it is not UTF-8.
+    """
+    if given is None and sys.stdin.isatty():
+        raise ConfigError(
+            "No prompt was given.", 'Write one, as in outpace generate "Once upon a time", or pipe it in.'
+        )
+    if given is None or given == "-":
+        text = _decode(sys.stdin.buffer.read(), "Standard input").removesuffix("\n").removesuffix("\r")
+    else:
+        text = given
+    if not text:
+        raise ConfigError("The prompt is empty.", "Give at least one character.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ConfigError("The prompt is not valid UTF-8.", "Pipe it in after iconv -t utf-8.")
+    return text
+
+
+def read_text(path: Path, what: str) -> str:
+    """Return the text of a file that the user named.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return _decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(f"The {what} {path} cannot be read: {error.strerror}.", "Name a readable file.") from error
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{name} is not valid UTF-8 (byte {error.start}).", "Convert it, for example with iconv -f latin1 -t utf-8."
+        ) from None

@@ -1,0 +1,553 @@
+"""Any transformers model behind the `Adapter` contract: slower than the native decoder, same answers.
+
+    adapter = load_transformers("org/name")     # or a directory; causal or encoder-decoder
+    adapter = wrap(model)                       # a model object in memory
+
+What a model can do is found out by trying it, not by its name: on the way in, a few short forwards are compared with
+the model's own full forward, and the adapter settles for the first way of scoring that gives the same logits.
+
+    batched   all rows in one forward, each at its own length; trees where they come out right too
+    rows      one row at a time, chains only: models that count positions from one past length
+    plain     the whole prefix again each time, without a cache: recurrent and hybrid models
+
+The slower two say so in `notes`. A model that looks ahead is refused. transformers is imported only inside functions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from outpace.cache import Cache
+from outpace.errors import CapabilityError, ConfigError, ModelError
+from outpace.models.hf_forward import Forward, head_only, prepare, staged_cache, stored_cache
+from outpace.types import Capabilities, Counter, Scores
+
+__all__ = ["TransformersAdapter", "TransformersSeq2Seq", "load_transformers", "wrap"]
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+MAX_POSITIONS = ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+UNLIMITED = 2048  # positions promised where a model names none (relative positions)
+NOTES = {
+    "rows": "transformers adapter: this model counts positions by itself, so its rows are scored one by one.",
+    "plain": "transformers adapter: this model has no cache that can roll back, so every step reads the whole prefix.",
+}
+NATIVE = "Use a model that outpace loads natively."
+PROBE = 12  # tokens of the longest probed row
+
+
+def load_transformers(
+    name: str | os.PathLike[str],
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    trust_remote_code: bool = False,
+) -> TransformersAdapter:
+    """Load a model with transformers.
+
+    Args:
+        name: a directory, or an id on the Hugging Face hub. Only safetensors are read.
+        dtype: "auto" (as stored, but bfloat16 for float16 on a CPU), or a name or torch dtype.
+        device: "auto", "cpu", "cuda", or a torch device.
+        trust_remote_code: run the code that comes with the model.
+
+    Raises:
+        ModelError: it cannot be found, read or trusted, or transformers is not installed.
+        CapabilityError: it is not a model that writes from left to right.
+    """
+    from outpace.models.loading import pick_device, pick_dtype, read_config, resolve
+    from outpace.models.tensors import find_tensor_files
+
+    transformers = _transformers()
+    # A fetched snapshot has no code in it, so a trusted name goes to transformers as it is.
+    where = os.fspath(name) if trust_remote_code and not Path(name).is_dir() else str(resolve(name))
+    place = pick_device(device)
+    stored: dict[str, Any] = {}
+    if os.path.isdir(where):
+        stored = read_config(where)
+        find_tensor_files(Path(where))
+    with _quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+            kind = pick_dtype(dtype, stored or config.to_dict(), place)
+            maker = (
+                transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+            )
+            model, report = maker.from_pretrained(
+                where,
+                config=config,
+                dtype=kind,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+        except ModelError:
+            raise
+        except Exception as error:  # transformers raises a dozen kinds; each means that the model cannot be had
+            raise ModelError(f"transformers cannot load {where}: {_first_line(error)}", _load_hint(error)) from error
+    missing = sorted(report["missing_keys"]) or sorted(str(item) for item in report["mismatched_keys"])
+    if missing:
+        raise ModelError(
+            f"{where} lacks or mis-shapes {len(missing)} tensors, {missing[0]} among them.",
+            "The files are not of this config.json.",
+        )
+    adapter = wrap(model.to(place))
+    if report["unexpected_keys"]:
+        first = sorted(report["unexpected_keys"])[0]
+        adapter.notes.append(f"transformers left {len(report['unexpected_keys'])} tensors unread, {first} among them.")
+    return adapter
+
+
+def wrap(model: Any) -> TransformersAdapter:
+    """Return the adapter of a transformers model in memory: a `TransformersSeq2Seq` if it has an encoder.
+
+    The model is put into evaluation mode. Its own functions, `generate` included, go on working as before.
+
+    Raises:
+        ModelError: the model cannot be run.
+        CapabilityError: it is not a model that writes from left to right.
+    """
+    _transformers()
+    return TransformersSeq2Seq(model) if model.config.is_encoder_decoder else TransformersAdapter(model)
+
+
+class TransformersAdapter:
+    """A causal transformers model.
+
+    Args:
+        model: any `...ForCausalLM` (or, for the subclass, `...ForConditionalGeneration`).
+
+    Attributes:
+        mode: "batched", "rows" or "plain", see the module.
+        notes: what a result should say about this model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+        self.mode = "plain"
+        self.notes: list[str] = []
+        self.device, self.dtype = model.device, model.dtype
+        self._accepts = set(inspect.signature(model.forward).parameters)
+        self._shapes: list[tuple[int, int, torch.dtype]] = []  # of every buffer: heads, head size, dtype
+        self._has_windows = False
+        self._num_masks = 0  # masks made from our positions so far
+        if getattr(model.config, "_attn_implementation", "eager") not in ("eager", "sdpa"):
+            model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
+        prepare(model)
+        with _quiet(), torch.no_grad():
+            self.capabilities = self._discover()
+            self._settle()
+
+    # The contract
+
+    def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
+        """Return an empty cache: [k0, v0, ...], each [rows, H, capacity, D]; in plain mode tokens [rows, capacity]."""
+        if self.mode == "plain":
+            tokens = torch.zeros(rows, capacity, dtype=torch.int64, device=self.device)
+            return Cache([tokens], 1, counter, [0] * rows)
+        buffers = [
+            torch.zeros(rows, heads, capacity, size, dtype=dtype, device=self.device)
+            for heads, size, dtype in self._shapes
+        ]
+        return Cache(buffers, 2, counter, [0] * rows)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
+        embedded: Tensor = self.model.get_input_embeddings()(tokens)
+        return embedded
+
+    @torch.no_grad()
+    def score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        heads: Sequence[str] = (),
+        inputs: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        """Run one forward; see `outpace.types.Adapter`. A head named "hidden" is what the output matrix reads."""
+        self._check(tokens, position, visible, cache, heads, skip)
+        if self.mode == "plain":
+            logits, hidden = self._score_plain(tokens, position, cache, ask, inputs)
+        elif self.mode == "rows":
+            logits, hidden = self._score_rows(tokens, position, cache, ask, inputs)
+        else:
+            forward = Forward(position, visible, cache.lengths, ask, self.capabilities.max_positions)
+            cache.counter.add(tokens.numel(), self.capabilities.num_layers)
+            logits, hidden = self._run(tokens, inputs, forward, cache.buffers, cache.extra)
+        if "hidden" in heads and hidden is None:
+            raise CapabilityError("This model does not show its hidden states.", NATIVE)
+        return Scores(logits, {}, {"hidden": hidden} if "hidden" in heads and hidden is not None else {})
+
+    def _check(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        heads: Sequence[str],
+        skip: Sequence[int],
+    ) -> None:
+        if skip:
+            raise CapabilityError("The transformers adapter cannot skip layers.", NATIVE)
+        unknown = [name for name in heads if name != "hidden"]
+        if unknown:
+            raise ConfigError(f"The model has no output named {unknown[0]!r}.", "Outputs: hidden.")
+        longest, size = max(cache.lengths), tokens.shape[1]
+        if longest + size > cache.capacity:
+            raise ConfigError(
+                f"{size} tokens do not fit behind {longest} entries in a cache of {cache.capacity} slots.",
+                "Ask new_cache for a larger capacity: final tokens plus the widest forward.",
+            )
+        if visible is None or self.capabilities.has_tree:
+            return
+        is_real = position >= 0
+        chain = torch.ones(size, size, dtype=torch.bool, device=tokens.device).tril()
+        if ((visible ^ chain) & is_real[:, :, None] & is_real[:, None, :]).any():
+            raise CapabilityError("This model cannot score trees.", "Draft chains (tree_width=1).")
+
+    # Three ways of scoring
+
+    def _score_rows(
+        self, tokens: Tensor, position: Tensor, cache: Cache, ask: Tensor | None, inputs: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Score each row by itself, without its padding; a row of padding only gets zeros."""
+        rows, size = tokens.shape
+        counts = (position >= 0).sum(1).tolist()
+        asked = torch.arange(size, device=tokens.device).expand(rows, -1) if ask is None else ask
+        logits = torch.zeros(rows, asked.shape[1], self.capabilities.vocab_size, dtype=self.dtype, device=tokens.device)
+        parts = []
+        for row, count in enumerate(counts):
+            if not count:
+                continue
+            one = slice(row, row + 1)
+            where = asked[one].clamp(max=count - 1)
+            forward = Forward(position[one, :count], None, cache.lengths[one], where, self.capabilities.max_positions)
+            cache.counter.add(count, self.capabilities.num_layers)
+            buffers, extra = [buffer[one] for buffer in cache.buffers], [tensor[one] for tensor in cache.extra]
+            soft = None if inputs is None else inputs[one, :count]
+            part, hidden = self._run(tokens[one, :count], soft, forward, buffers, extra)
+            logits[row] = part[0]
+            parts.append((row, hidden))
+        states = [hidden for _, hidden in parts if hidden is not None]
+        if not states or len(states) < len(parts):
+            return logits, None
+        together = states[0].new_zeros(rows, asked.shape[1], states[0].shape[-1])
+        together[[row for row, _ in parts]] = torch.cat(states)
+        return logits, together
+
+    def _score_plain(
+        self, tokens: Tensor, position: Tensor, cache: Cache, ask: Tensor | None, inputs: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Score whole texts again; rows are padded at the right, where a causal model does not look."""
+        if inputs is not None:
+            raise CapabilityError("This model cannot read soft embeddings.", NATIVE)
+        rows, size = tokens.shape
+        (book,) = cache.buffers
+        held = torch.tensor(cache.lengths, device=tokens.device)[:, None]
+        slots = held + torch.arange(size, device=tokens.device)
+        book.scatter_(1, slots, tokens)
+        if ask is not None and not ask.shape[1]:  # prefill: noting the tokens is all there is to do
+            return torch.zeros(rows, 0, self.capabilities.vocab_size, dtype=self.dtype, device=tokens.device), None
+        asked = slots if ask is None else held + ask
+        extent = int((held[:, 0] + (position >= 0).sum(1)).max())
+        forward = head_only(rows, extent, asked.clamp(max=extent - 1), tokens.device)
+        cache.counter.add(rows * extent, self.capabilities.num_layers)
+        return self._run(book[:, :extent], None, forward, [], cache.extra)
+
+    def _run(
+        self,
+        tokens: Tensor,
+        inputs: Tensor | None,
+        forward: Forward,
+        buffers: Sequence[Tensor],
+        extra: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Call the model; return logits [B, A, V] and, where it shows them, the states before the output matrix."""
+        with forward.running():
+            past = staged_cache(buffers, forward) if forward.is_staged else None
+            output = self._call(tokens, inputs, forward.position if forward.is_staged else None, past, extra)
+        self._num_masks += forward.num_masks
+        logits: Tensor = output.logits
+        if not forward.is_gathered and forward.ask is not None:
+            logits = logits.gather(1, forward.ask.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        return logits, forward.hidden
+
+    def _call(
+        self, tokens: Tensor, inputs: Tensor | None, position: Tensor | None, past: Any, extra: Sequence[Tensor]
+    ) -> Any:
+        del extra
+        arguments = {"input_ids": tokens} if inputs is None else {"inputs_embeds": inputs.to(self.dtype)}
+        if position is not None and "position_ids" in self._accepts:
+            arguments["position_ids"] = position
+        if past is None:
+            return self.model(**arguments, use_cache=False)
+        return self.model(**arguments, past_key_values=past, use_cache=True)
+
+    # What the model can do, by trying
+
+    def _discover(self) -> Capabilities:
+        """Run three tokens; read the cache's shapes and the vocabulary off what comes out."""
+        config = self.model.config.get_text_config(decoder=True)
+        try:
+            output = self._first_call(torch.tensor([[1, 2, 3]], device=self.device))
+        except Exception as error:  # whatever it raises, this adapter cannot run it
+            raise ModelError(
+                f"{type(self.model).__name__} cannot be run on plain tokens: {_first_line(error)}",
+                "Only models from tokens to tokens fit this adapter.",
+            ) from error
+        layers = list(self._layers_of(getattr(output, "past_key_values", None)))
+        self._shapes = _shapes(layers)
+        self._has_windows = any(getattr(layer, "is_sliding", False) for layer in layers)
+        return Capabilities(
+            vocab_size=output.logits.shape[-1],
+            max_positions=self._max_positions(config),
+            has_tree=False,
+            num_layers=int(getattr(config, "num_decoder_layers", None) or getattr(config, "num_hidden_layers", 0) or 0),
+            is_encoder_decoder=self.model.config.is_encoder_decoder,
+        )
+
+    def _max_positions(self, config: Any) -> int:
+        found = next(
+            (int(n) for n in (getattr(config, name, None) for name in MAX_POSITIONS) if n and n > 0), UNLIMITED
+        )
+        scaling = getattr(config, "rope_parameters", None) or {}
+        named = [scaling, *(value for value in scaling.values() if isinstance(value, dict))]
+        kinds = {str(item.get("rope_type", "default")) for item in named}
+        if kinds & {"dynamic", "longrope"}:
+            # Their frequencies change with the longest row of a batch, so longer texts would not be a row's own.
+            first = [item.get("original_max_position_embeddings") for item in named]
+            found = min([found, *(int(n) for n in first if n)])
+            self.notes.append(f"transformers adapter: texts end at {found} tokens, where the model's rotation changes.")
+        return found
+
+    def _first_call(self, tokens: Tensor) -> Any:
+        return self.model(input_ids=tokens, use_cache=True)
+
+    def _layers_of(self, past: Any) -> Sequence[Any]:
+        return getattr(past, "layers", ())
+
+    def _probe_cache(self, rows: int, capacity: int) -> Cache:
+        return self.new_cache(rows, capacity)
+
+    def _settle(self) -> None:
+        """Choose the fastest way of scoring whose logits equal the model's own full forward."""
+        texts = self._probe_texts()
+        self.mode = "plain"
+        want = [self._full(texts, row, PROBE) for row in range(2)]
+        short = self._full(texts, 0, PROBE // 2)
+        if not self._is_close(short, want[0][: PROBE // 2]):
+            raise CapabilityError(
+                f"{type(self.model).__name__} scores a beginning differently once more follows: it is not causal.",
+                "Use a causal or an encoder-decoder model.",
+            )
+        for mode in ("batched", "rows"):
+            self.mode = mode
+            if self._shapes and self._is_right(self._try_chain, texts, want):
+                has_tree = mode == "batched" and self._is_right(self._try_tree, texts, want)
+                self.capabilities = replace(self.capabilities, has_tree=has_tree)
+                break
+        else:
+            self.mode = "plain"
+        if self.mode in NOTES:
+            self.notes.append(NOTES[self.mode])
+
+    def _probe_texts(self) -> Tensor:
+        """Return [2, PROBE] tokens, none of them special."""
+        config, vocab = self.model.config, self.capabilities.vocab_size
+        special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")}
+        flat = {item for found in special for item in (found if isinstance(found, list) else [found])}
+        words = [token for token in range(min(vocab, 1000)) if token not in flat] or [0]
+        chosen = [[words[(7 * i * i + 3 * i + 5 + 11 * row) % len(words)] for i in range(PROBE)] for row in range(2)]
+        return torch.tensor(chosen, device=self.device)
+
+    def _full(self, texts: Tensor, row: int, length: int) -> Tensor:
+        """Return logits [length, V] of one row's own full forward, without a cache."""
+        extra = [tensor[row : row + 1] for tensor in self._probe_cache(2, PROBE).extra]
+        logits: Tensor = self._call(texts[row : row + 1, :length], None, None, None, extra).logits
+        return logits[0]
+
+    def _is_right(self, attempt: Any, texts: Tensor, want: list[Tensor]) -> bool:
+        try:
+            pairs = attempt(texts, want)
+        except Exception:  # a model that cannot be run in this way fails in its own words
+            return False
+        if self._has_windows and not self._num_masks:  # a window wider than the probe, kept by unknown means
+            return False
+        return all(self._is_close(ours, theirs) for ours, theirs in pairs)
+
+    def _is_close(self, ours: Tensor, theirs: Tensor) -> bool:
+        scale = theirs.double().abs().max()
+        return bool((ours.double() - theirs.double()).abs().max() <= TOLERANCE.get(self.dtype, 5e-2) * scale)
+
+    def _try_chain(self, texts: Tensor, want: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Two rows, seven and two tokens long, then three more of each."""
+        cache, ends = self._probe_cache(2, 2 * PROBE), (7, 2)
+        first = torch.arange(7, device=self.device).expand(2, -1)
+        position = torch.where(first < torch.tensor([[7], [2]], device=self.device), first, -1)
+        scores = self.score(texts[:, :7], position, None, cache).logits
+        pairs = [(scores[row, :end], want[row][:end]) for row, end in enumerate(ends)]
+        cache.keep([range(end) for end in ends])
+        tokens = torch.stack([texts[row, end : end + 3] for row, end in enumerate(ends)])
+        position = torch.tensor([[end, end + 1, end + 2] for end in ends], device=self.device)
+        ask = torch.tensor([[1, 2], [0, 2]], device=self.device)
+        scores = self.score(tokens, position, None, cache, ask).logits
+        return pairs + [(scores[row], want[row][ends[row] + ask[row]]) for row in range(2)]
+
+    def _try_tree(self, texts: Tensor, want: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """A token, its rival, and the token's child, which must not see the rival."""
+        plain, self.capabilities = self.capabilities, replace(self.capabilities, has_tree=True)
+        try:
+            cache, ends = self._probe_cache(2, 2 * PROBE), (7, 2)
+            first = torch.arange(7, device=self.device).expand(2, -1)
+            position = torch.where(first < torch.tensor([[7], [2]], device=self.device), first, -1)
+            self.score(texts[:, :7], position, None, cache)
+            cache.keep([range(end) for end in ends])
+            tokens = torch.stack([texts[row, [end, end + 2, end + 1]] for row, end in enumerate(ends)])
+            position = torch.tensor([[end, end, end + 1] for end in ends], device=self.device)
+            sight = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 1]], dtype=torch.bool, device=self.device)
+            scores = self.score(tokens, position, sight.expand(2, -1, -1), cache).logits
+            return [(scores[row][[0, 2]], want[row][[end, end + 1]]) for row, end in enumerate(ends)]
+        finally:
+            self.capabilities = plain
+
+
+class TransformersSeq2Seq(TransformersAdapter):
+    """An encoder-decoder transformers model; the prompt is its source, and each row's encoder runs once.
+
+    A cache's `extra` holds the encoder's states [B, S, hidden], their mask [B, S] (1 = a source token), and per decoder
+    layer the cross-attention's keys and values, each [B, S, H, D].
+
+    Attributes:
+        start_token: the first decoder token, which the model never writes.
+    """
+
+    def __init__(self, model: Any) -> None:
+        config, settings = model.config, getattr(model, "generation_config", None)
+        names, owners = ("decoder_start_token_id", "bos_token_id"), (settings, config)
+        found = [getattr(owner, name, None) for name in names for owner in owners]
+        start = next((token for token in found if token is not None), None)
+        if start is None:
+            raise ModelError("The model names no token to start its decoder with.", "Set decoder_start_token_id.")
+        self.start_token = int(start)
+        super().__init__(model)
+
+    @torch.no_grad()
+    def encode(self, sources: Sequence[list[int]], cache: Cache) -> None:
+        """Run the encoder on each row's source tokens and keep what the decoder needs in `cache`.
+
+        One decoder token is run besides, for the cross-attention's keys and values.
+        """
+        if not all(sources):
+            raise ConfigError("A source is empty.", "Give at least one token.")
+        longest, pad = max(len(source) for source in sources), self.model.config.pad_token_id or 0
+        padded = [[*source, *([pad] * (longest - len(source)))] for source in sources]
+        held = torch.tensor([len(source) for source in sources], device=self.device)[:, None]
+        mask = (torch.arange(longest, device=self.device) < held).long()
+        hidden = self.model.get_encoder()(torch.tensor(padded, device=self.device), attention_mask=mask)[0]
+        cache.extra = [hidden, mask]
+        if self.mode != "plain":
+            start = torch.full((len(sources), 1), self.start_token, device=self.device)
+            past = self._call_decoder({"decoder_input_ids": start}, hidden, mask, None, True).past_key_values
+            layers = past.cross_attention_cache.layers
+            cache.extra += [kv.transpose(1, 2).contiguous() for layer in layers for kv in (layer.keys, layer.values)]
+
+    def _call(
+        self, tokens: Tensor, inputs: Tensor | None, position: Tensor | None, past: Any, extra: Sequence[Tensor]
+    ) -> Any:
+        from transformers.cache_utils import EncoderDecoderCache
+
+        soft = None if inputs is None else inputs.to(self.dtype)
+        arguments = {"decoder_input_ids": tokens} if soft is None else {"decoder_inputs_embeds": soft}
+        if position is not None and "decoder_position_ids" in self._accepts:
+            arguments["decoder_position_ids"] = position
+        both = None if past is None else EncoderDecoderCache(past, stored_cache(extra[2:]))
+        return self._call_decoder(arguments, extra[0], extra[1], both, past is not None)
+
+    def _call_decoder(
+        self, arguments: dict[str, Tensor], hidden: Tensor, mask: Tensor, past: Any, is_cached: bool
+    ) -> Any:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        states = BaseModelOutput(last_hidden_state=hidden)
+        return self.model(
+            **arguments, encoder_outputs=states, attention_mask=mask, past_key_values=past, use_cache=is_cached
+        )
+
+    def _first_call(self, tokens: Tensor) -> Any:
+        return self.model(input_ids=tokens, decoder_input_ids=tokens, use_cache=True)
+
+    def _layers_of(self, past: Any) -> Sequence[Any]:
+        return getattr(getattr(past, "self_attention_cache", None), "layers", ())
+
+    def _probe_cache(self, rows: int, capacity: int) -> Cache:
+        cache = self.new_cache(rows, capacity)
+        texts = self._probe_texts().tolist()
+        self.encode([texts[0][:5], texts[1][:3]], cache)
+        return cache
+
+
+def _shapes(layers: Sequence[Any]) -> list[tuple[int, int, torch.dtype]]:
+    """Return every buffer's heads, head size and dtype, or [] if a layer keeps something else than keys and values."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    shapes = []
+    for layer in layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            return []
+        for entries in (layer.keys, layer.values):
+            if entries is None or entries.dim() != 4 or entries.shape[0] != 1:
+                return []
+            shapes.append((entries.shape[1], entries.shape[3], entries.dtype))
+    return shapes
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise ModelError(
+            "This model needs transformers, which is not installed.", 'pip install "outpace[transformers]"'
+        ) from None
+    return transformers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' log, progress bars and warnings away while a model is loaded or tried."""
+    from transformers.utils import logging as found
+
+    theirs: Any = found
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity(logging.CRITICAL)
+    theirs.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _load_hint(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "It needs its own code; read that code, then pass trust_remote_code=True if you trust it."
+    return "Check that the directory holds a model that transformers knows, as safetensors."

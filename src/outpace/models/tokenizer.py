@@ -1,0 +1,164 @@
+"""Text to ids and back, from a directory's tokenizer.json; chat templates in a sandbox. No transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Engine
+
+from outpace.errors import ConfigError, ModelError
+
+__all__ = ["Tokenizer", "load_tokenizer"]
+
+
+class Tokenizer:
+    """A tokenizer and what its directory says about special tokens.
+
+    Args:
+        engine: from the tokenizers library.
+        settings: the parsed tokenizer_config.json.
+        template: the chat template, empty if there is none.
+    """
+
+    def __init__(self, engine: Engine, settings: Mapping[str, Any] | None = None, template: str = "") -> None:
+        self._engine = engine
+        self._settings = dict(settings or {})
+        self._template = template
+        self.eos_id = self._special_id("eos_token")
+        self.bos_id = self._special_id("bos_token")
+        self.pad_id = self._special_id("pad_token")
+
+    @classmethod
+    def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
+        """Read tokenizer.json, and tokenizer_config.json and chat_template.jinja where they exist."""
+        folder = Path(directory)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ModelError(
+                f"{directory} has no tokenizer.json.",
+                hint="Save a fast tokenizer there (transformers: AutoTokenizer.from_pretrained(...).save_pretrained).",
+            )
+        try:
+            engine = Engine.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"{path} is not a readable tokenizer.", hint="Fetch the model again.") from error
+        engine.no_padding()
+        engine.no_truncation()
+        settings = _read_settings(folder / "tokenizer_config.json")
+        return cls(engine, settings, _read_template(folder, settings))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return int(self._engine.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, is_special: bool = True) -> list[int]:
+        """Return the ids of a text; `is_special` adds what the tokenizer puts around it (a start token, say)."""
+        return list(self._engine.encode(text, add_special_tokens=is_special).ids)
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Return the text of ids; bytes that do not make a character yet show as U+FFFD."""
+        return str(self._engine.decode(list(ids), skip_special_tokens=skip_special))
+
+    def token(self, index: int) -> str:
+        """Return how the vocabulary spells an id."""
+        found = self._engine.id_to_token(index)
+        return "" if found is None else str(found)
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a vocabulary entry."""
+        found = self._engine.token_to_id(token)
+        return None if found is None else int(found)
+
+    def _special_id(self, role: str) -> int | None:
+        text = self._special(role)
+        return None if text is None else self.token_id(text)
+
+    def _special(self, role: str) -> str | None:
+        found = self._settings.get(role)
+        return found.get("content") if isinstance(found, dict) else found
+
+    # Chat
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether the directory brings a chat template."""
+        return bool(self._template)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], is_open: bool = True, tools: Any = None, **extra: Any
+    ) -> str:
+        """Return the text of a conversation.
+
+        Args:
+            messages: {"role": ..., "content": ...} each.
+            is_open: end with the words that make the model answer.
+            tools: handed to the template.
+            **extra: further variables of the template.
+        """
+        if not self._template:
+            raise ConfigError("This model has no chat template.", hint="Give plain text instead of messages.")
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": _today}
+        tokens = {role: self._special(role) or "" for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        names = tokens | {"messages": list(messages), "add_generation_prompt": is_open, "tools": tools} | extra
+        try:
+            return environment.from_string(self._template).render(**names)
+        except TemplateError as error:
+            raise ConfigError(f"The chat template refused these messages: {error}.") from error
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], is_open: bool = True, **extra: Any) -> list[int]:
+        """Return the ids of a conversation; the template brings its own special tokens."""
+        return self.encode(self.render_chat(messages, is_open, **extra), is_special=False)
+
+
+def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
+    """Return the tokenizer of a model directory."""
+    return Tokenizer.from_directory(directory)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        raise ModelError(f"{path} is not readable JSON.", hint="Fetch the model again.") from None
+
+
+def _read_template(folder: Path, settings: Mapping[str, Any]) -> str:
+    """Return the chat template: its own file, or a key of the settings (a list names several, "default" is ours)."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = settings.get("chat_template") or ""
+    if isinstance(found, list):
+        named = {item["name"]: item["template"] for item in found}
+        found = named.get("default") or next(iter(named.values()), "")
+    return str(found)
+
+
+def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> None:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)
+
+
+def _today(form: str) -> str:
+    from datetime import datetime
+
+    return datetime.now().strftime(form)

@@ -1,0 +1,377 @@
+"""Deliberate faults: each changes one line of the shipped code, and the checks must notice.
+
+    python -m outpace.testing.mutants
+
+A mutant names a function and one piece of its source to replace, so it is always a change of the code as it is now; if that
+piece is gone, applying the mutant fails and says so. Exactness tests that never failed prove nothing: these make them fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from outpace.methods.base import Method
+from outpace.methods.draft_model import DraftModel
+from outpace.methods.prompt_lookup import PromptLookup
+from outpace.testing import world
+from outpace.testing.answers import answer_checks, law_checks
+from outpace.testing.checks import contract_checks
+from outpace.testing.enumeration import check_match_chain, check_match_tree, check_rejection
+
+__all__ = ["MUTANTS", "Mutant", "battery", "catch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One fault.
+
+    Attributes:
+        name: short.
+        fault: what goes wrong, one line.
+        where: "module:function" or "module:Class.function", below `outpace`.
+        old: a piece of its source, found exactly once.
+        new: what stands there instead.
+    """
+
+    name: str
+    fault: str
+    where: str
+    old: str
+    new: str
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the fault in place, everywhere the function is known, for the length of a `with` block.
+
+        Raises:
+            LookupError: the piece of source is not there exactly once: the code moved on, and the mutant must follow.
+        """
+        module_name, _, path = self.where.partition(":")
+        module = importlib.import_module(f"outpace.{module_name}")
+        *owners, last = path.split(".")
+        owner: Any = module
+        for name in owners:
+            owner = getattr(owner, name)
+        original = inspect.getattr_static(owner, last)
+        changed = self._changed(module, original, last)
+        # A function that other modules imported by name is replaced there too.
+        places = [owner] if owners else [m for n, m in list(sys.modules.items()) if n.startswith("outpace")]
+        known = [place for place in places if vars(place).get(last) is original]
+        try:
+            for place in known:
+                setattr(place, last, changed)
+            world.reference.cache_clear()
+            yield
+        finally:
+            for place in known:
+                setattr(place, last, original)
+            world.reference.cache_clear()
+
+    def _changed(self, module: Any, original: Any, name: str) -> Any:
+        function = getattr(original, "__func__", getattr(original, "fget", original))
+        source = textwrap.dedent(inspect.getsource(function))
+        if source.count(self.old) != 1:
+            raise LookupError(f"The mutant {self.name!r} no longer applies to {self.where}: {self.old!r} is not there once.")
+        scope = dict(vars(module))
+        code = "from __future__ import annotations\n" + source.replace(self.old, self.new)
+        exec(compile(code, f"<mutant {self.name}>", "exec"), scope)
+        return scope[name]
+
+
+MUTANTS = (
+    Mutant(
+        "kv-shifted",
+        "cache entries of accepted tree nodes are stored one slot late",
+        "cache.static:Cache.keep",
+        "narrow(self.slot_axis - 1, base, len(offsets))",
+        "narrow(self.slot_axis - 1, base + 1, len(offsets))",
+    ),
+    Mutant(
+        "window-shifted",
+        "drafts are scored one position too far",
+        "layout:lay_out",
+        "position = base + torch.arange(longest + width, device=device)",
+        "position = base + torch.arange(longest + width, device=device) + (torch.arange(longest + width) >= longest)",
+    ),
+    Mutant(
+        "noise-by-slot",
+        "noise is keyed on the batch slot instead of the row",
+        "sampling.noise:node_key",
+        "for key in keys]",
+        "for key in range(len(keys))]",
+    ),
+    Mutant(
+        "noise-by-draw",
+        "noise is keyed on the place in the window instead of the position in the text",
+        "accept.match:picks",
+        "position = lengths + torch",
+        "position = 0 * lengths + torch",
+    ),
+    Mutant(
+        "noise-streams-shared",
+        "drafts, accept tests and recovered tokens share their noise",
+        "sampling.noise:node_key",
+        "_base(key, stream, visit)",
+        "_base(key, Stream.TARGET, visit)",
+    ),
+    Mutant(
+        "noise-reaches-one",
+        "uniforms are rounded up, so that 1.0 occurs",
+        "sampling.noise:uniform",
+        "((bits >> 12) & ((1 << 52) - 1)).double().add_(0.5).mul_(2.0**-52)",
+        "((bits >> 12) & ((1 << 52) - 1)).double().mul_(2.0**-52).mul_(256).ceil().div_(256)",
+    ),
+    Mutant(
+        "visit-ignored",
+        "a canvas position that is drawn again gets the same noise",
+        "sampling.sampler:Sampler.pick",
+        "self.noise(stream, position, visit)",
+        "self.noise(stream, position, 0)",
+    ),
+    Mutant(
+        "penalty-row-copied",
+        "the penalties of the prefix are used for the whole draft",
+        "sampling.sampler:History.push",
+        "            self.seen[row, tokens[row]] += 1\n            self.written[row, tokens[row]] += 1",
+        "            pass",
+    ),
+    Mutant(
+        "minimum-ignores-drafts",
+        "bad words and the minimum length do not see drafted tokens",
+        "sampling.sampler:History.push",
+        "self.tokens[row].append(tokens[row])",
+        "pass",
+    ),
+    Mutant(
+        "past-the-end",
+        "an accepted run is written to its end, whatever ends the text inside it",
+        "commit:append",
+        "            break",
+        "            pass",
+    ),
+    Mutant(
+        "past-the-stop",
+        "stop strings are searched only at the end of an accepted run",
+        "row:Row.push",
+        "elif self.text is not None and self.text.push(token):",
+        "elif self.text is not None and self.text.push(token) and len(self.tokens) % 3 == 0:",
+    ),
+    Mutant(
+        "length-overshoot",
+        "one token more than max_tokens is written",
+        "row:Row.push",
+        "elif self.room <= 0:",
+        "elif self.room < 0:",
+    ),
+    Mutant(
+        "bonus-dropped",
+        "the token after full acceptance is thrown away",
+        "accept.match:_match_chain",
+        "return Decision(drawn, num + 1,",
+        "return Decision(drawn, (num + 1).clamp(max=max(width, 1)),",
+    ),
+    Mutant(
+        "accepted-one-more",
+        "the accepted count is off by one",
+        "accept.match:_match_chain",
+        "num = is_match.cumprod(-1).sum(-1)",
+        "num = (is_match.cumprod(-1).sum(-1) + 1).clamp(max=min(proposal.length))",
+    ),
+    Mutant(
+        "padding-accepted",
+        "padding behind a short draft can be accepted",
+        "accept.match:_match_chain",
+        "if min(proposal.length) < width:",
+        "if False:",
+    ),
+    Mutant(
+        "rejected-entry-kept",
+        "the cache keeps the entry of a rejected draft",
+        "commit:kept",
+        "accepted = [start + node for node in nodes[:count] if node >= 0]",
+        "accepted = [start + i for i in range(count)]\n        count += 1",
+    ),
+    Mutant(
+        "tree-path-reversed",
+        "the accepted path is stored in the wrong order",
+        "commit:kept",
+        "[*range(start), *accepted][: start + count - 1]",
+        "[*range(start), *accepted[::-1]][: start + count - 1]",
+    ),
+    Mutant(
+        "siblings-visible",
+        "tree nodes see their siblings",
+        "tree:ancestors",
+        "return reach > 0",
+        "return (reach > 0) | (parent.unsqueeze(1) == parent.unsqueeze(2))",
+    ),
+    Mutant(
+        "wrong-sibling",
+        "the walk enters the wrong child",
+        "accept.match:_walk",
+        "is_next = is_child & (proposal.tokens == token.unsqueeze(1))",
+        "is_next = is_real & (proposal.tokens == token.unsqueeze(1))",
+    ),
+    Mutant(
+        "rows-swapped",
+        "when a row leaves, the others' cache entries change places",
+        "batch:Batch.leave",
+        "self.cache = self.cache.rows(stay)",
+        "self.cache = self.cache.rows(stay[::-1])",
+    ),
+    Mutant(
+        "state-not-reindexed",
+        "when a row leaves, its neighbours inherit its method state",
+        "batch:Batch.leave",
+        "trees.rows(self.state, stay)",
+        "trees.rows(self.state, range(len(stay)))",
+    ),
+    Mutant(
+        "keys-not-reindexed",
+        "when a row leaves, its neighbours inherit its noise",
+        "batch:Batch.leave",
+        "self.sampler.rows(stay)",
+        "self.sampler.rows(range(len(stay)))",
+    ),
+    Mutant(
+        "prompt-token-skipped",
+        "prefill repeats a token of each chunk in place of the last",
+        "prefill:catch_up",
+        "text[at : at + n] for",
+        "[*text[at : at + n - 1], *text[at : at + 1]][:n] for",
+    ),
+    Mutant(
+        "stale-draft-cache",
+        "the drafter's cache keeps the entry of a rejected draft",
+        "methods.draft_model:DraftModel.observe",
+        "length - len(tokens) + accepted for",
+        "length - len(tokens) + accepted + 1 for",
+    ),
+    Mutant(
+        "draft-law-stale",
+        "each draft carries the law of the draft before it",
+        "draft.model:draft_chain",
+        "torch.stack(laws, 1)",
+        "torch.stack([laws[0], *laws[:-1]], 1)",
+    ),
+    Mutant(
+        "draft-law-cold",
+        "the drafts' law ignores temperature and cuts",
+        "draft.model:draft_chain",
+        "view.sampler.law(processed).probs()",
+        "processed.double().softmax(-1)",
+    ),
+    Mutant(
+        "draft-argmax",
+        "the likeliest token is drafted but the soft law handed over",
+        "draft.model:draft_chain",
+        "token = view.sampler.pick(processed, place, stream).clamp(min=0)",
+        "token = view.sampler.pick(processed, place, stream).clamp(min=0) if is_coupled else processed.argmax(-1)",
+    ),
+    Mutant(
+        "ratio-ignores-draft",
+        "a draft is kept with probability p instead of p / q",
+        "accept.rejection:rejection",
+        "(uniforms * drawn_with < kept)",
+        "(uniforms < kept)",
+    ),
+    Mutant(
+        "residual-not-zeroed",
+        "after a rejection the token comes from the target's law instead of the residual",
+        "accept.rejection:rejection",
+        "target_law - draft_law * is_rejected.unsqueeze(-1)",
+        "target_law - 0 * draft_law",
+    ),
+    Mutant(
+        "ties-by-highest-id",
+        "equal logits at a cut are broken by the highest id",
+        "sampling.truncation:candidates",
+        "values, ids = values[:, : settings.top_k], ids[:, : settings.top_k]",
+        "values, ids = (x.flip(-1)[:, : settings.top_k] for x in (values.flip(-1).sort(descending=True)[0].flip(-1), ids))",
+    ),
+    Mutant(
+        "log-prob-of-neighbour",
+        "log-probabilities are read one node too early",
+        "commit:record",
+        "nodes = [node + 1 for node in path[index]]",
+        "nodes = [max(node, 0) for node in path[index]]",
+    ),
+    Mutant(
+        "character-split",
+        "bytes of an unfinished character are released",
+        "text:TextStream.push",
+        "if piece.endswith(_BROKEN) and",
+        "if False and",
+    ),
+    Mutant(
+        "stop-leaks",
+        "the beginning of a stop string is released before the rest is known",
+        "text:TextStream._held_back",
+        "return size",
+        "return 0",
+    ),
+)
+
+
+def battery() -> list[tuple[str, Callable[[], None]]]:
+    """Return all checks that a fault has to pass, named; the cheap ones first."""
+    plain: list[Callable[[], None]] = [*answer_checks(), check_rejection, check_match_chain, check_match_tree]
+    found = [(check.__name__, check) for check in plain]
+    subjects: list[Method] = [DraftModel(draft_len=4), DraftModel(draft_len=2, tree_width=2), PromptLookup(draft_len=5)]
+    for check in contract_checks():
+        for subject in subjects:
+            found.append((f"{check.__name__}[{_short(subject)}]", lambda check=check, subject=subject: check(subject)))
+    return found + [(check.__name__, check) for check in law_checks()]
+
+
+def _short(method: Method) -> str:
+    return f"{method.name} tree" if method.needs.has_tree else method.name
+
+
+def catch(mutant: Mutant | None, is_thorough: bool = False) -> list[str]:
+    """Return the names of the checks that fail under a fault; empty = it escaped.
+
+    Args:
+        mutant: the fault; None = the code as it is, which must fail nothing.
+        is_thorough: run every check, rather than stop at the first that fails.
+    """
+    caught = []
+    with mutant.applied() if mutant is not None else contextlib.nullcontext():
+        for name, check in battery():
+            try:
+                check()
+            except Exception:  # a crash is a failure too
+                caught.append(name)
+                if not is_thorough:
+                    break
+    return caught
+
+
+def main() -> int:
+    """Print a table of all faults and what caught them; return the exit status, 1 if one escaped."""
+    is_thorough = "--all" in sys.argv[1:]
+    escaped = 0
+    clean = catch(None)
+    print(f"{'(no fault)':24}{'nothing fails' if not clean else 'FAILS: ' + clean[0]}")
+    for mutant in MUTANTS:
+        began = time.perf_counter()
+        caught = catch(mutant, is_thorough)
+        escaped += not caught
+        print(f"{mutant.name:24}{', '.join(caught) or 'ESCAPED':60}{time.perf_counter() - began:6.1f} s  {mutant.fault}")
+    print(f"{len(MUTANTS) - escaped} of {len(MUTANTS)} faults were caught.")
+    return 1 if escaped or clean else 0
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    raise SystemExit(main())

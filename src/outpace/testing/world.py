@@ -1,0 +1,259 @@
+"""A small world to check methods in: toy models, ragged prompts, and one call that writes them to the end."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from outpace.cache import Cache
+from outpace.loop import Run
+from outpace.methods.autoregressive import Autoregressive
+from outpace.methods.base import Method
+from outpace.row import Row
+from outpace.sampling import Sampling, row_key
+from outpace.testing.toy import ToyModel
+from outpace.text import TextStream
+from outpace.types import Adapter, Capabilities, Counter, Scores
+
+__all__ = [
+    "PROMPTS",
+    "SETTINGS",
+    "NanRow",
+    "PeriodicModel",
+    "Watched",
+    "drive",
+    "make_rows",
+    "make_run",
+    "reference",
+    "toy_decode",
+    "write",
+]
+
+SEED = 7
+NUM_TOKENS = 16  # written per row, unless said otherwise
+END = 3  # the end token wherever one is needed
+PROMPTS: tuple[tuple[int, ...], ...] = (
+    (1, 2, 3, 4, 5, 6, 7, 1, 2, 3),
+    (5,),
+    (2, 9, 2, 9, 2, 9, 4, 2, 9),
+    (8, 0, 3, 3, 11, 6, 1, 10, 4, 7, 2, 8, 0),
+)
+SETTINGS: dict[str, Sampling] = {
+    "greedy": Sampling(),
+    "temperature 0.7": Sampling(temperature=0.7),
+    "temperature 1.3": Sampling(temperature=1.3),
+    "top-k": Sampling(temperature=0.9, top_k=3),
+    "top-p": Sampling(temperature=1.3, top_p=0.7),
+    "min-p": Sampling(temperature=1.3, min_p=0.2),
+    "typical-p": Sampling(temperature=1.1, typical_p=0.6),
+    "repetition penalty": Sampling(repetition_penalty=1.8),
+    "presence penalty": Sampling(temperature=0.7, presence_penalty=2.5),
+    "frequency penalty": Sampling(frequency_penalty=1.5),
+    "logit bias": Sampling(temperature=0.7, logit_bias={3: 2.5, 4: -3.0}),
+    "bad words": Sampling(bad_words=((8,), (3, 3), (12, 6, 3))),
+    "minimum length": Sampling(temperature=0.7, logit_bias={END: 4.0}, min_tokens=9),
+    "everything": Sampling(
+        temperature=1.2,
+        top_k=8,
+        top_p=0.95,
+        min_p=0.01,
+        typical_p=0.98,
+        repetition_penalty=1.2,
+        presence_penalty=0.3,
+        frequency_penalty=0.2,
+        logit_bias={5: 0.5},
+        bad_words=((4, 4), (7,)),
+        min_tokens=4,
+    ),
+}
+
+
+@functools.lru_cache(maxsize=4)
+def target_for(attention: str) -> ToyModel:
+    """Return the toy target with such attention."""
+    return ToyModel(attention=attention)
+
+
+@functools.lru_cache(maxsize=4)
+def drafter_for(attention: str) -> ToyModel:
+    """Return a drafter that agrees with `target_for` often, but not always."""
+    return ToyModel(attention=attention, like=target_for(attention), noise=0.15, seed=1)
+
+
+def make_rows(
+    prompts: Sequence[Sequence[int]] = PROMPTS,
+    max_tokens: int = NUM_TOKENS,
+    *,
+    keys: Sequence[int] | None = None,
+    end_tokens: Sequence[int] = (),
+) -> list[Row]:
+    """Return one fresh row per prompt; row i has the key of sample i unless `keys` says otherwise."""
+    keys = keys if keys is not None else [row_key(SEED, i) for i in range(len(prompts))]
+    return [
+        Row(list(prompt), len(prompt), key, max_tokens, tuple(end_tokens))
+        for prompt, key in zip(prompts, keys, strict=True)
+    ]
+
+
+def make_run(
+    method: Method,
+    settings: Sampling = SETTINGS["greedy"],
+    *,
+    target: Adapter | None = None,
+    models: Mapping[str, Adapter] | None = None,
+    capacity: int = 96,
+    record: Sequence[str] = (),
+    width: int = 0,
+) -> Run:
+    """Return a run of the method on the toy world; short prefill chunks, so that prompts need several."""
+    attention = method.needs.attention
+    others = models if models is not None else {role: drafter_for(attention) for role in method.needs.models}
+    chosen = target if target is not None else target_for(attention)
+    return Run(chosen, method, settings, capacity=capacity, models=others, record=record, chunk=4, width=width)
+
+
+def drive(run: Run, rows: Sequence[Row] = (), steps: int = 10_000) -> Run:
+    """Join rows, and step until all are finished or `steps` were taken."""
+    run.join(list(rows))
+    while run.rows and steps > 0:
+        run.step()
+        steps -= 1
+    return run
+
+
+def write(
+    method: Method,
+    settings: Sampling = SETTINGS["greedy"],
+    rows: Sequence[Row] | None = None,
+    *,
+    target: Adapter | None = None,
+    models: Mapping[str, Adapter] | None = None,
+    capacity: int = 96,
+    record: Sequence[str] = (),
+    width: int = 0,
+) -> list[Row]:
+    """Write rows (the standard prompts by default) to the end and return them."""
+    rows = make_rows(end_tokens=(END,) if settings.min_tokens else ()) if rows is None else list(rows)
+    run = make_run(method, settings, target=target, models=models, capacity=capacity, record=record, width=width)
+    drive(run, rows)
+    return rows
+
+
+@functools.lru_cache(maxsize=64)
+def reference(name: str) -> tuple[tuple[int, ...], ...]:
+    """Return what plain decoding writes after the standard prompts under `SETTINGS[name]`."""
+    return tuple(tuple(row.written) for row in write(Autoregressive(), SETTINGS[name]))
+
+
+def toy_decode(tokens: list[int]) -> str:
+    """Two characters per token, so that stop strings can cross a token border."""
+    return "".join(chr(97 + token) + chr(65 + token) for token in tokens)
+
+
+def with_stop(row: Row, stop: str) -> Row:
+    """Give a row a stop string over `toy_decode`."""
+    row.text = TextStream(toy_decode, (stop,), row.tokens)
+    return row
+
+
+class _Wrapper:
+    """An adapter around an adapter."""
+
+    def __init__(self, target: Adapter) -> None:
+        self.target = target
+        self.capabilities: Capabilities = target.capabilities
+
+    def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
+        """Return the inner adapter's cache."""
+        return self.target.new_cache(rows, capacity, counter)
+
+    def score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        heads: Sequence[str] = (),
+        inputs: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        """Run the inner adapter, then `after`."""
+        scores = self.target.score(tokens, position, visible, cache, ask, heads, inputs, skip)
+        return self.after(scores, tokens, visible, skip)
+
+    def after(self, scores: Scores, tokens: Tensor, visible: Tensor | None, skip: Sequence[int]) -> Scores:
+        """Look at, or change, what was scored."""
+        raise NotImplementedError
+
+
+@dataclass
+class _Calls:
+    """What an adapter was asked for."""
+
+    num: int = 0
+    skips: set[int] = field(default_factory=set)
+    used_tree: bool = False
+    outside: bool = False
+
+
+class Watched(_Wrapper):
+    """Notes what is asked of an adapter: calls, skipped layers, masks between tokens, ids outside the vocabulary."""
+
+    def __init__(self, target: Adapter) -> None:
+        super().__init__(target)
+        self.calls = _Calls()
+
+    def after(self, scores: Scores, tokens: Tensor, visible: Tensor | None, skip: Sequence[int]) -> Scores:
+        """Note the call."""
+        self.calls.num += 1
+        self.calls.skips |= set(skip)
+        self.calls.used_tree |= visible is not None
+        self.calls.outside |= bool(((tokens < 0) | (tokens >= self.capabilities.vocab_size)).any())
+        return scores
+
+
+class NanRow(_Wrapper):
+    """Makes one row's logits NaN from some forward on, for as long as the batch is whole."""
+
+    def __init__(self, target: Adapter, row: int, rows: int, first: int = 6) -> None:
+        super().__init__(target)
+        self.row, self.whole, self.left = row, rows, first
+
+    def after(self, scores: Scores, tokens: Tensor, visible: Tensor | None, skip: Sequence[int]) -> Scores:
+        """Break the row."""
+        self.left -= 1
+        if self.left >= 0 or tokens.shape[0] != self.whole:
+            return scores
+        logits = scores.logits.clone()
+        logits[self.row] = float("nan")
+        return replace(scores, logits=logits)
+
+
+class PeriodicModel(_Wrapper):
+    """Always continues 0, 1, ..., period - 1, 0, 1, ...: what follows position t is (t + 1) % period."""
+
+    def __init__(self, period: int = 6) -> None:
+        super().__init__(ToyModel())
+        self.period = period
+
+    def score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        heads: Sequence[str] = (),
+        inputs: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        """Run the toy model, whose cache discipline is kept, and replace what it says."""
+        scores = self.target.score(tokens, position, visible, cache, ask, heads, inputs, skip)
+        asked = position if ask is None else position.gather(1, ask)
+        follows = (asked.clamp(min=-1) + 1) % self.period
+        return Scores(60.0 * torch.nn.functional.one_hot(follows, scores.logits.shape[-1]).double())

@@ -1,0 +1,173 @@
+"""`outpace generate`: the same text as from Python, whole characters, JSON as promised."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests_cli import Command
+
+import outpace
+from outpace import LanguageModel, zoo
+from outpace.cli import generate as command
+
+METHODS = ["autoregressive", "prompt-lookup", "draft-model", "jacobi", "layer-skip"]
+TEMPERATURES = [0.0, 0.7, 1.3]
+PROMPT = "the quick brown fox and the lazy dog and the quick"
+FIELDS = {
+    "model": str,
+    "method": str,
+    "prompt_tokens": list,
+    "tokens": list,
+    "text": str,
+    "finish_reason": str,
+    "usage": dict,
+    "timing": dict,
+    "seed": int,
+    "notes": list,
+    "margins": list,
+    "log_probs": list,
+    "sources": list,
+}
+USAGE = {
+    "num_prompt",
+    "num_emitted",
+    "num_proposed",
+    "num_accepted",
+    "target_nfe",
+    "draft_nfe",
+    "positions_scored",
+}
+
+
+@pytest.fixture(scope="module")
+def lm(tiny: Path) -> LanguageModel:
+    return outpace.load(tiny)
+
+
+def written(cli: Command, *arguments: object) -> Any:
+    ended = cli("generate", *arguments, "--json")
+    assert (ended.status, ended.err) == (0, "")
+    return json.loads(ended.out)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_seed_gives_the_same_tokens_here_and_in_python(
+    cli: Command, lm: LanguageModel, tiny: Path, tiny_draft: Path, method: str, temperature: float
+) -> None:
+    options = {"draft": str(tiny_draft)} if method == "draft-model" else {}
+    extra = [f"-o{key}={value}" for key, value in options.items()]
+    sampling = ["--temperature", temperature, "--seed", 11, "--max-tokens", 24, "--ignore-eos"]
+    shown = written(cli, PROMPT, "--model", tiny, "--method", method, *extra, *sampling)
+    settings = {"temperature": temperature, "seed": 11, "max_tokens": 24, "ignore_eos": True}
+    assert shown["tokens"] == lm.generate(PROMPT, method=method, options=options, **settings).tokens
+    assert shown["tokens"] == lm.generate(PROMPT, **settings).tokens
+    assert len(shown["tokens"]) == 24
+
+
+@pytest.fixture(scope="module")
+def stories() -> LanguageModel:
+    return outpace.load("stories", dtype="float64")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("stories-draft" not in zoo.names(), reason="the zoo is not there")
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_seed_gives_the_same_story(cli: Command, stories: LanguageModel, method: str, temperature: float) -> None:
+    settings = {"temperature": temperature, "seed": 2, "max_tokens": 16}
+    flags = ["--temperature", temperature, "--seed", 2, "--max-tokens", 16, "--dtype", "float64"]
+    shown = written(cli, "Once upon a time there was a dog. The dog", "--method", method, *flags)
+    plain = stories.generate("Once upon a time there was a dog. The dog", **settings)
+    assert shown["tokens"] == plain.tokens
+    assert shown["text"] == plain.text
+    drafted = stories.generate("Once upon a time there was a dog. The dog", method=method, **settings)
+    assert drafted.tokens == plain.tokens
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_streaming_writes_the_text_in_whole_characters(
+    cli: Command, cycle: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    draft = ["-o", f"draft={cycle}"] if method == "draft-model" else []
+    arguments = [" ", "--model", cycle, "--method", method, *draft, "--max-tokens", 44]
+    pieces: list[str] = []
+    write = command.write_text
+    monkeypatch.setattr(command, "write_text", lambda text: (pieces.append(text), write(text)))
+    streamed = cli("generate", *arguments)
+    text = written(cli, *arguments)["text"]
+    assert streamed.out == text + "\n" == "".join(pieces)
+    assert text.startswith("日語é🙂ж 日語")
+    assert len(pieces) > 2 and not any("\ufffd" in piece for piece in pieces)
+
+
+def test_json_has_the_promised_fields(cli: Command, tiny: Path, tiny_draft: Path) -> None:
+    arguments = [PROMPT, "--model", tiny, "--method", "draft-model", "-o", f"draft={tiny_draft}", "--max-tokens", 20]
+    shown = written(cli, *arguments, "--ignore-eos", "--logprobs", "--temperature", 0.7)
+    assert {key: type(shown[key]) for key in FIELDS} == FIELDS
+    assert shown["usage"].keys() >= USAGE
+    assert shown["timing"].keys() >= {"load_s", "prefill_s", "decode_s"}
+    assert shown["model"] == str(tiny) and shown["method"] == "draft-model" and shown["finish_reason"] == "length"
+    assert {len(shown[key]) for key in ("tokens", "margins", "log_probs", "sources")} == {20}
+    usage = shown["usage"]
+    assert usage["num_emitted"] == 20 and usage["num_prompt"] == len(shown["prompt_tokens"])
+    assert usage["num_accepted"] == shown["sources"].count("draft") > 0
+    assert usage["num_proposed"] >= usage["num_accepted"]
+
+
+def test_without_logprobs_none_are_shown_but_margins_are(cli: Command, tiny: Path) -> None:
+    shown = written(cli, PROMPT, "--model", tiny, "--max-tokens", 5, "--ignore-eos", "--temperature", 1, "--top-k", 1)
+    assert shown["log_probs"] == []
+    assert len(shown["margins"]) == 5  # with one token alive there may be no rival: null, as JSON has no infinity
+
+
+def test_several_samples_are_a_list(cli: Command, tiny: Path) -> None:
+    arguments = [PROMPT, "--model", tiny, "--temperature", 1, "--max-tokens", 6, "--num-samples", 3]
+    shown = written(cli, *arguments)
+    assert [sample["sample"] for sample in shown] == [0, 1, 2]
+    assert shown[0]["tokens"] == written(cli, *arguments[:-2])["tokens"] != shown[1]["tokens"]
+    assert cli("generate", *arguments).out == "\n---\n".join(sample["text"] for sample in shown) + "\n"
+
+
+def test_the_prompt_may_come_from_standard_input(cli: Command, tiny: Path) -> None:
+    given = cli("generate", "the fox é", "--model", tiny, "--max-tokens", 5)
+    for arguments in (["-"], []):
+        assert cli("generate", *arguments, "--model", tiny, "--max-tokens", 5, stdin="the fox é\n".encode()) == given
+
+
+def test_a_chat_is_framed_by_the_template(cli: Command, tiny: Path) -> None:
+    chat = written(cli, "hello", "--chat", "--model", tiny, "--max-tokens", 3)
+    plain = written(cli, "user: hello\nbot:", "--model", tiny, "--max-tokens", 3)
+    assert chat["prompt_tokens"] == plain["prompt_tokens"]
+
+
+def test_every_sampler_flag_reaches_the_sampler(cli: Command, lm: LanguageModel, tiny: Path) -> None:
+    settings = {
+        "temperature": 0.9,
+        "top_k": 40,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "typical_p": 0.95,
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.3,
+        "frequency_penalty": 0.2,
+        "min_tokens": 4,
+    }
+    flags = [item for name, value in settings.items() for item in (f"--{name.replace('_', '-')}", value)]
+    more = ["--logit-bias", "7=2.5", "--logit-bias", "9=-3", "--bad-word", "the", "--bad-word", "q"]
+    shown = written(
+        cli, PROMPT, "--model", tiny, "--max-tokens", 30, *flags, *more, "--batch-invariant", "--no-compile"
+    )
+    assert lm.tokenizer is not None
+    words = [lm.tokenizer.encode(text, is_special=False) for text in ("the", " the", "q", " q")]
+    law = {**settings, "logit_bias": {7: 2.5, 9: -3.0}, "bad_words": words}
+    assert shown["tokens"] == lm.generate(PROMPT, max_tokens=30, **law).tokens
+    assert shown["tokens"] != lm.generate(PROMPT, max_tokens=30, temperature=0.9).tokens
+
+
+def test_stop_strings_may_be_several(cli: Command, cycle: Path) -> None:
+    ended = cli("generate", " ", "--model", cycle, "--stop", "nothing", "--stop", "🙂ж")
+    assert (ended.status, ended.out) == (0, "日語é\n")
