@@ -72,7 +72,9 @@ def make(case: str, dtype: torch.dtype = torch.float64) -> Any:
     for name, weight in model.named_parameters():
         if weight.dim() > 1 and "conv" not in name and "A_log" not in name:
             is_table = any(part in name for part in ("embed", "shared", "wte", "wpe"))
-            spread = 1.0 if is_table else SPREAD.get(case, 4.0) / weight.shape[-1] ** 0.5
+            spread = (
+                (3.0 if "positions" in name else 1.0) if is_table else SPREAD.get(case, 4.0) / weight.shape[-1] ** 0.5
+            )
             weight.data = torch.randn_like(weight) * spread
     return model
 
@@ -363,7 +365,9 @@ def test_what_cannot_be_done_is_refused() -> None:
 def test_a_rotation_that_changes_with_length_ends_the_context() -> None:
     factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     rope = {"rope_type": "longrope", "rope_theta": 500.0, **factors}
-    model = hf.Phi3ForCausalLM(hf.Phi3Config(**GROUPED, pad_token_id=0, rope_parameters=rope, original_max_position_embeddings=40))
+    model = hf.Phi3ForCausalLM(
+        hf.Phi3Config(**GROUPED, pad_token_id=0, rope_parameters=rope, original_max_position_embeddings=40)
+    )
     target = wrap(model)
     assert target.capabilities.max_positions == 40 and "40 tokens" in target.notes[0]
 

@@ -78,7 +78,9 @@ def compiled(spec: Spec, dtype: torch.dtype, machine: str | None = None) -> Comp
 def new_cache(spec: Spec, dtype: torch.dtype, rows: int = 1, capacity: int = CAPACITY) -> Cache:
     # NaN where nothing was written: whoever reads beyond the valid entries shows it.
     shape = (rows, spec.num_kv_heads, capacity, spec.head_dim)
-    return Cache([torch.full(shape, float("nan"), dtype=dtype) for _ in range(2 * spec.num_layers)], 2, None, [0] * rows)
+    return Cache(
+        [torch.full(shape, float("nan"), dtype=dtype) for _ in range(2 * spec.num_layers)], 2, None, [0] * rows
+    )
 
 
 def chain(length: int, vocab: int, start: int = 0, seed: int = 3) -> tuple[Tensor, Tensor]:
@@ -86,7 +88,9 @@ def chain(length: int, vocab: int, start: int = 0, seed: int = 3) -> tuple[Tenso
     return tokens, torch.arange(start, start + length)[None]
 
 
-def reference(spec: Spec, weights: Weights, tokens: Tensor, seen: Tensor, position: Tensor, dtype: torch.dtype) -> Tensor:
+def reference(
+    spec: Spec, weights: Weights, tokens: Tensor, seen: Tensor, position: Tensor, dtype: torch.dtype
+) -> Tensor:
     """One row without a cache: tokens [T], seen [T, T], position [T] -> logits [T, V]; everything in `dtype`."""
     x = weights.embed[tokens].to(dtype)
     for index, layer in enumerate(weights.layers):

@@ -16,12 +16,13 @@ from tokenizers import Tokenizer
 
 from outpace.errors import ConfigError, ModelError, StorageError
 from outpace.train import RECIPES, Recipe, checkpoint, train
+from outpace.train.completions import complete, cut_block, drop_open_statement, prompts
 from outpace.train.data import EOS_ID, MASK, MASK_ID, Mixture, encode_stream, train_tokenizer
 from outpace.train.export import load_network
 from outpace.train.network import Llama, Shape
 from outpace.train.ngram import NGram
 from outpace.train.objectives import mask_tokens
-from outpace.train.quality import causal_bits, complete, cut_block, drop_open_statement, masked_bits, prompts
+from outpace.train.quality import causal_bits, masked_bits
 from outpace.train.sources import END, SOURCES, Source, gsm8k_document, is_held_out, library_files
 from outpace.train.trainer import EXIT_INTERRUPTED, Trainer
 

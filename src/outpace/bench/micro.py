@@ -64,6 +64,7 @@ class _Micro:
     def __init__(self, options: MicroOptions, scratch: Path, tell: Callable[[str], None]) -> None:
         self.options, self.scratch, self.tell = options, scratch, tell
         self.sizes = ("tiny",) if options.quick else options.sizes
+        self.dtypes = options.dtypes[:1] if options.quick else options.dtypes
         self.repeats = min(3, options.repeats) if options.quick else options.repeats
         self.began = time.monotonic()
         self.rows: list[dict[str, Any]] = []
@@ -111,7 +112,7 @@ class _Micro:
 
     def _forward(self) -> None:
         for size in self.sizes:
-            for name in self.options.dtypes:
+            for name in self.dtypes:
                 if self._is_late(f"forward {size} {name}"):
                     continue
                 rows = _forward_rows(self._model(size), size, name, self.options.widths, self.repeats)
@@ -127,7 +128,7 @@ class _Micro:
 
     def _plain(self) -> None:
         for size in self.sizes:
-            for name in self.options.dtypes:
+            for name in self.dtypes:
                 if self._is_late(f"plain {size} {name}"):
                     continue
                 rows = self._plain_rows(size, name)
@@ -187,7 +188,7 @@ class _Micro:
         rows = []
         ids = torch.randint(0, 512, (_PROMPT,), generator=torch.Generator().manual_seed(1)).tolist()
         for size in self.sizes[-1:]:
-            for name in self.options.dtypes:
+            for name in self.dtypes:
                 for arm, job in _memory_jobs(self._model(size), name).items():
                     if not self._is_late(f"memory {size} {name} {arm}"):
                         found = memory.measure(job, ids, self._tokens, torch.get_num_threads())

@@ -21,9 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; None = those of this process.
     """
-    from outpace.cli.failures import guarded
+    try:
+        from outpace.cli.failures import guarded
 
-    return guarded(_run, list(sys.argv[1:] if argv is None else argv) or ["--help"])
+        return guarded(_run, list(sys.argv[1:] if argv is None else argv) or ["--help"])
+    except KeyboardInterrupt:  # before anything was set up, or while the last words were said
+        return 130
 
 
 def _run(arguments: list[str]) -> int:

@@ -62,9 +62,8 @@ def bench(
     Decoding is timed apart from prefill; ratios are medians over pairs with bootstrap intervals.
     """
     if micro:
-        _show(_run_micro(MicroOptions(
-            sizes=_items(sizes), quick=quick, threads=threads, time_limit_s=time_limit, json=json, markdown=markdown
-        )))  # fmt: skip
+        small = {"sizes": _items(sizes), "quick": quick, "threads": threads, "time_limit_s": time_limit}
+        _show(_run_micro(MicroOptions(**small, json=json, markdown=markdown)))  # type: ignore[arg-type]
         return
     options = BenchOptions(
         model=model,

@@ -63,14 +63,15 @@ def prompt_text(given: str | None) -> str:
     Raises:
         ConfigError: there is none, it is empty, or it is not UTF-8.
     """
-    if given is None and sys.stdin.isatty():
+    is_piped = given is None or given == "-"
+    if is_piped and (sys.stdin is None or (given is None and sys.stdin.isatty())):
         raise ConfigError(
             "No prompt was given.", 'Write one, as in outpace generate "Once upon a time", or pipe it in.'
         )
-    if given is None or given == "-":
+    if is_piped:
         text = _decode(sys.stdin.buffer.read(), "Standard input").removesuffix("\n").removesuffix("\r")
     else:
-        text = given
+        text = given or ""
     if not text:
         raise ConfigError("The prompt is empty.", "Give at least one character.")
     if any("\ud800" <= character <= "\udfff" for character in text):

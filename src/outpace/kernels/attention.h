@@ -5,6 +5,8 @@
 // of a tree gives the bits of a chain, and a wide window gives the bits of single steps.
 #pragma once
 
+#include <algorithm>
+
 #include "simd.h"
 
 namespace outpace {
@@ -26,7 +28,8 @@ struct Bench {
 
 // kLanes keys become columns of floats. Beyond `count` the last key is repeated; its scores are never read.
 template <class Type>
-inline void transpose_keys(const typename Type::Element* keys, int64_t count, int64_t head_dim, float* to) {
+inline void transpose_keys(const typename Type::Element* keys, int64_t count, int64_t head_dim, const Bench& bench) {
+  float* to = bench.keys;
   constexpr int kPer = Type::kPerWord;
   int64_t word = 0;
 #if defined(__AVX512F__)
@@ -49,6 +52,7 @@ inline void transpose_keys(const typename Type::Element* keys, int64_t count, in
       to[d * kLanes + i] = Type::read_one(keys[std::min<int64_t>(i, count - 1) * head_dim + d]);
     }
   }
+  std::fill(to + head_dim * kLanes, to + bench.dims * kLanes, 0.0f);
 }
 
 template <int kCount>
@@ -76,7 +80,7 @@ template <class Type>
 inline void score(const Bench& bench, int64_t queries, const typename Type::Element* keys, int64_t count,
                   int64_t head_dim) {
   for (int64_t slot = 0; slot < count; slot += kLanes) {
-    transpose_keys<Type>(keys + slot * head_dim, std::min<int64_t>(kLanes, count - slot), head_dim, bench.keys);
+    transpose_keys<Type>(keys + slot * head_dim, std::min<int64_t>(kLanes, count - slot), head_dim, bench);
     int64_t q = 0;
     for (; q + kTile <= queries; q += kTile) score_block<kTile>(bench, q, slot);
     for (; q < queries; q++) score_block<1>(bench, q, slot);

@@ -295,6 +295,7 @@ class Forward {
     float* to = bench_.query + query * bench_.dims;
     const float scale = static_cast<float>(model_.attention_scale);
     for (int64_t d = 0; d < model_.head_dim; d++) to[d] = from[d] * scale;
+    std::fill(to + model_.head_dim, to + bench_.dims, 0.0f);
   }
 
   void give_output(int64_t query, int64_t token, int64_t head) {

@@ -113,5 +113,7 @@ def read_bandwidth(megabytes: int = 512, threads: int | None = None, repeats: in
     buffer = empty_buffer(library, megabytes << 20)
     buffer.fill_(1)
     words = buffer.numel() // 4
-    seconds = [library.outpace_read(buffer.data_ptr(), words, threads or torch.get_num_threads()) for _ in range(repeats)]
+    seconds = [
+        library.outpace_read(buffer.data_ptr(), words, threads or torch.get_num_threads()) for _ in range(repeats)
+    ]
     return 4e-9 * words / min(seconds)

@@ -140,8 +140,8 @@ MUTANTS = (
         "penalty-row-copied",
         "the penalties of the prefix are used for the whole draft",
         "sampling.sampler:History.push",
-        "            self.seen[row, tokens[row]] += 1\n            self.written[row, tokens[row]] += 1",
-        "            pass",
+        "self.seen[row, tokens[row]] += 1\n            self.written[row, tokens[row]] += 1",
+        "pass",
     ),
     Mutant(
         "minimum-ignores-drafts",
@@ -154,8 +154,8 @@ MUTANTS = (
         "past-the-end",
         "an accepted run is written to its end, whatever ends the text inside it",
         "commit:append",
-        "            break",
-        "            pass",
+        "            break\n",
+        "            pass\n",
     ),
     Mutant(
         "past-the-stop",

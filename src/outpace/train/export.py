@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,18 @@ def load_network(directory: Path) -> Llama:
     return network.eval()
 
 
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a zoo directory.
+
+    Raises:
+        ModelError: When there is none.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"{directory} holds no tokenizer.json", "Give one that `outpace train` wrote.")
+    return Tokenizer.from_file(str(path))
+
+
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -140,7 +153,7 @@ def card(run: Run, parameters: int) -> str:
             "",
             "## Data",
             "",
-            "The token counts of `python-library` depend on the Python version that trains.",
+            f"The library is that of Python {platform.python_version()}; another version gives other token counts.",
             "",
             "| source | used | origin | licence | tokens | share of rows |",
             "|---|---|---|---|---|---|",

@@ -152,7 +152,11 @@ def held_out_stories(data: Path) -> list[str]:
     return list(_stories("valid.txt")(data))
 
 
-_TINY = "TinyStories by R. Eldan and Y. Li, huggingface.co/datasets/roneneldan/TinyStories"
+_TINY = (
+    "TinyStories by R. Eldan and Y. Li (huggingface.co/datasets/roneneldan/TinyStories), samples of it in "
+    "github.com/gusjengis/toy-RNN, mines-opt-ml/decoding-gpt, Arnoochka/Transformer-Parallelism and "
+    "yuninxia/moe-routing-bench"
+)
 SOURCES: tuple[Source, ...] = (
     Source(
         name="python-library",
@@ -175,7 +179,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         name="tinystories",
         files=("tinystories/train.txt.gz",),
-        origin=f"{_TINY}; sample from github.com/gusjengis/toy-RNN and github.com/mines-opt-ml/decoding-gpt",
+        origin=_TINY,
         licence="CDLA-Sharing-1.0",
         note="3,742 stories, de-duplicated",
         weight=0.25,
@@ -184,7 +188,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         name="tinystories-running",
         files=("tinystories/official_validation_head.txt",),
-        origin=f"{_TINY}; copy in github.com/yuninxia/moe-routing-bench",
+        origin=_TINY,
         licence="CDLA-Sharing-1.0",
         note="head of the official validation split",
         weight=0.05,
@@ -193,7 +197,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         name="tinystories-lowercase",
         files=("tinystories/train_more_lowercase.txt.gz",),
-        origin=f"{_TINY}; lower-cased copy in github.com/Arnoochka/Transformer-Parallelism",
+        origin=_TINY,
         licence="CDLA-Sharing-1.0",
         note="2,336 stories in lower case",
         weight=0.02,
@@ -212,7 +216,7 @@ SOURCES: tuple[Source, ...] = (
         name="classic-stories",
         files=("classic_stories/train.jsonl.gz",),
         origin="github.com/mlschmitt/classic-books-markdown and github.com/teropa/nlp",
-        licence="public domain",
+        licence="public domain (USA)",
         note="the first 120 kB of each book, 5 MB in all",
         weight=0.13,
         read=_classic,

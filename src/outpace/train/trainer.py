@@ -24,7 +24,7 @@ from outpace.errors import ConfigError, NumericalError, nearest
 
 from . import checkpoint
 from .data import Mixture, find_data, mix, read_documents, train_tokenizer
-from .export import Run, export, load_network
+from .export import Run, export, load_network, load_tokenizer
 from .network import Llama
 from .objectives import causal_loss, distilled_loss, mask_tokens, masked_loss
 from .recipes import RECIPES, Recipe
@@ -182,7 +182,7 @@ def build(
         )
     else:
         directory = _parent_directory(recipe, out)
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        tokenizer = load_tokenizer(directory)
         parent = load_network(directory)
         if recipe.objective == "masked":
             network.load_state_dict(parent.state_dict())
