@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from outpace.errors import CapabilityError, ConfigError
-from outpace.fit import check_fit
+from outpace.errors import CapabilityError, ConfigError, nearest
+from outpace.fit import check_fit, check_partner
 from outpace.loop import Run
 from outpace.methods.base import Method
 from outpace.models.loading import load_model, read_end_tokens, resolve
@@ -22,9 +22,10 @@ from outpace.text import TextStream
 from outpace.types import Adapter, FinishReason
 from outpace.zoo import drafter_of
 
-__all__ = ["LanguageModel", "load"]
+__all__ = ["LanguageModel", "Request", "load"]
 
 Prompt = str | Sequence[int]
+_CHUNK = 256  # prompt tokens per prefill forward
 _INVARIANT_WIDTH = 16  # window nodes of every forward in batch-invariant mode on the eager path
 
 
@@ -50,6 +51,59 @@ def load(model: str | Path, *, dtype: str = "auto", device: str = "auto", is_com
     lm.is_compiled = is_compiled
     lm.load_s = time.perf_counter() - began
     return lm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to write, beyond the prompt and the sampling settings.
+
+    Attributes:
+        method: a name, or a method object.
+        options: the method's settings, when it is given by name.
+        max_tokens: most tokens to write per prompt.
+        seed: with the sample number, fixes every random draw.
+        num_samples: texts per prompt, numbered from 0.
+        stop: strings that end the text; nothing is emitted past one.
+        ignore_eos: write on past end tokens.
+        record: "log_probs", "margins": noted per token (margins cost a sort each).
+        models: other models by role, e.g. {"draft": adapter}; else the method's settings name them.
+        memory: what outlives the call, for methods that keep one.
+        is_batch_invariant: the text may not depend, by rounding, on window or drafts (slower on the eager path).
+
+    Raises:
+        ConfigError: a number is too small, or a stop string is empty.
+    """
+
+    method: str | Method = "autoregressive"
+    options: Mapping[str, Any] | None = None
+    max_tokens: int = 128
+    seed: int = 0
+    num_samples: int = 1
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+    record: Sequence[str] = ()
+    models: Mapping[str, Adapter] | None = None
+    memory: Any = None
+    is_batch_invariant: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens is {self.max_tokens}.", "max_tokens must be 1 or more.")
+        if self.num_samples < 1:
+            raise ConfigError(f"num_samples is {self.num_samples}.", "num_samples must be 1 or more.")
+        if any(not text for text in self.stop):
+            raise ConfigError("A stop string is empty.", "Give each stop string at least one character.")
+
+
+@dataclass(slots=True)
+class _Job:
+    """A run and what its results will say."""
+
+    run: Run
+    rows: list[Row]
+    method: Method
+    request: Request
+    is_single: bool
 
 
 class LanguageModel:
@@ -83,39 +137,18 @@ class LanguageModel:
         self,
         prompt: Prompt | Sequence[Prompt],
         *,
-        method: str | Method = "autoregressive",
-        options: Mapping[str, Any] | None = None,
-        max_tokens: int = 128,
-        seed: int = 0,
-        num_samples: int = 1,
-        stop: Sequence[str] = (),
-        ignore_eos: bool = False,
-        record: Sequence[str] = (),
-        models: Mapping[str, Adapter] | None = None,
-        memory: Any = None,
-        is_batch_invariant: bool = False,
         on_text: Callable[[int, str], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
-        **sampling: Any,
+        **arguments: Any,
     ) -> Any:
         """Write text.
 
         Args:
             prompt: text or token ids; a list of them is one ragged batch.
-            method: a name, or a method object.
-            options: the method's settings, when it is given by name.
-            max_tokens: most tokens to write per prompt.
-            seed: with the sample number, fixes every random draw.
-            num_samples: texts per prompt, numbered from 0.
-            stop: strings that end the text; nothing is emitted past one.
-            ignore_eos: write on past end tokens.
-            record: "log_probs", "margins": noted per token (margins cost a sort each).
-            models: other models by role, e.g. {"draft": adapter}; else the method's settings name them.
-            memory: what outlives the call, for methods that keep one.
-            is_batch_invariant: the text may not depend, by rounding, on batch, window or drafts (slower eagerly).
             on_text: called with (row index, new text) as text becomes final, whole characters only.
             is_cancelled: asked between steps; True ends with finish_reason "cancelled", keeping what is written.
-            **sampling: fields of `outpace.Sampling`.
+            **arguments: fields of `Request` (method, options, max_tokens, seed, num_samples, stop, ignore_eos, record,
+                models, memory, is_batch_invariant) and of `outpace.Sampling` (temperature, top_k, top_p, ...).
 
         Returns:
             A `Result`; a list of them for a list of prompts or num_samples above 1 (prompt by prompt).
@@ -123,74 +156,52 @@ class LanguageModel:
         Raises:
             ConfigError, CapabilityError: see the message and its hint.
         """
-        prompts, is_single = self._prompts(prompt)
-        chosen = self._method(method, options)
-        settings = _settings(sampling)
-        for name, count in (("max_tokens", max_tokens), ("num_samples", num_samples)):
-            if count < 1:
-                raise ConfigError(f"{name} is {count}.", f"{name} must be 1 or more.")
-        vocab_size = self.target.capabilities.vocab_size
-        if any(not 0 <= token < vocab_size for token in settings.logit_bias):
-            raise ConfigError("A logit bias is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
-        if any(not text for text in stop):
-            raise ConfigError("A stop string is empty.", "Give each stop string at least one character.")
-        if stop and self.tokenizer is None:
-            raise ConfigError("Stop strings need a tokenizer.", "Use end tokens instead.")
-        check_fit(chosen, self.target.capabilities)
-        others = {**self._other_models(chosen, models or {}), **(models or {})}
-        wants_text = self.tokenizer is not None
-        rows = [
-            self._row(ids, row_key(seed, sample), max_tokens, stop, ignore_eos, wants_text)
-            for ids in prompts
-            for sample in range(num_samples)
-        ]
-        run = self._run(chosen, settings, rows, others, memory, record, is_batch_invariant)
-        began = time.perf_counter()
-        cancelled = self._drive(run, rows, on_text, is_cancelled)
-        seconds = {**run.seconds, "wall": time.perf_counter() - began}
-        notes = self._notes(rows, max_tokens, cancelled)
-        results = [self._result(row, chosen, seconds, seed, i % num_samples, notes) for i, row in enumerate(rows)]
-        return results[0] if is_single and num_samples == 1 else results
+        job = self._start(prompt, arguments)
+        for index, piece in self._advance(job, is_cancelled):
+            if on_text is not None:
+                on_text(index, piece)
+        results = self._finish(job)
+        return results[0] if job.is_single else results
 
-    def stream(self, prompt: Prompt, **arguments: Any) -> Iterator[str]:
+    def stream(
+        self, prompt: Prompt, *, is_cancelled: Callable[[], bool] | None = None, **arguments: Any
+    ) -> Generator[str, None, Result]:
         """Yield text as it becomes final; whole characters, never past a stop string. Returns the `Result`.
 
-        Takes the arguments of `generate`, for one prompt and one sample. Closing the iterator cancels the run.
+        Takes the arguments of `generate`, for one prompt and one sample. The run advances as the iterator is read.
         """
-        import queue
-        import threading
-
-        pieces: queue.Queue[tuple[str, Any]] = queue.Queue()
-        gone = threading.Event()
-
-        def work() -> None:
-            try:
-                result = self.generate(
-                    prompt, on_text=lambda _, text: pieces.put(("text", text)), is_cancelled=gone.is_set, **arguments
-                )
-                pieces.put(("result", result))
-            except BaseException as error:  # handed to the consumer, whatever it is
-                pieces.put(("error", error))
-
-        worker = threading.Thread(target=work, daemon=True)
-        worker.start()
-        try:
-            while True:
-                kind, value = pieces.get()
-                if kind == "error":
-                    raise value
-                if kind == "result":
-                    return value
-                yield value
-        finally:
-            gone.set()
-            worker.join()
+        job = self._start(prompt, arguments)
+        if not job.is_single:
+            raise ConfigError("A stream writes one text.", "Use generate with on_text for several.")
+        for _, piece in self._advance(job, is_cancelled):
+            yield piece
+        return self._finish(job)[0]
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, as the tokenizer frames it."""
         if self.tokenizer is None:
             raise ConfigError("The model has no tokenizer.", "Give token ids.")
         return self.tokenizer.encode(text)
+
+    def _start(self, prompt: Prompt | Sequence[Prompt], arguments: Mapping[str, Any]) -> _Job:
+        """Check everything, then set up the run."""
+        request, settings = _split(arguments)
+        prompts, is_single = self._prompts(prompt)
+        method = self._method(request.method, request.options)
+        if request.stop and self.tokenizer is None:
+            raise ConfigError("Stop strings need a tokenizer.", "Use end tokens instead.")
+        vocab_size = self.target.capabilities.vocab_size
+        if any(not 0 <= token < vocab_size for token in settings.logit_bias):
+            raise ConfigError("A logit bias is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
+        check_fit(method, self.target.capabilities)
+        models = self._other_models(method, request.models or {})
+        rows = [
+            self._row(ids, row_key(request.seed, sample), request)
+            for ids in prompts
+            for sample in range(request.num_samples)
+        ]
+        run = self._run(method, settings, rows, models, request)
+        return _Job(run, rows, method, request, is_single and request.num_samples == 1)
 
     def _prompts(self, prompt: Prompt | Sequence[Prompt]) -> tuple[list[list[int]], bool]:
         is_single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], int))
@@ -235,137 +246,115 @@ class LanguageModel:
                         resolve(name), dtype=self.dtype, device=self.device, is_compiled=self.is_compiled
                     )
                 other = self._others[name]
-            if other.capabilities.vocab_size != self.target.capabilities.vocab_size:
-                raise CapabilityError(
-                    f"The {role} model has {other.capabilities.vocab_size} tokens, "
-                    f"the target {self.target.capabilities.vocab_size}.",
-                    "Name a model of the same vocabulary, or use prompt-lookup, jacobi or layer-skip.",
-                )
+            check_partner(role, other.capabilities, self.target.capabilities)
             others[role] = other
         return others
 
-    def _row(
-        self, ids: list[int], key: int, max_tokens: int, stop: Sequence[str], ignore_eos: bool, wants_text: bool
-    ) -> Row:
+    def _row(self, ids: list[int], key: int, request: Request) -> Row:
         capabilities = self.target.capabilities
-        ends = () if ignore_eos else self.end_tokens
-        text = None
-        if wants_text and self.tokenizer is not None:
-            text = TextStream(self.tokenizer.decode, stop, ids)
+        ends = () if request.ignore_eos else self.end_tokens
+        text = None if self.tokenizer is None else TextStream(self.tokenizer.decode, request.stop, ids)
         if capabilities.is_encoder_decoder:
             start = [self.target.start_token]  # type: ignore[attr-defined]
-            return Row(start, 1, key, min(max_tokens, capabilities.max_positions - 1), ends, text, source=ids)
-        return Row(list(ids), len(ids), key, min(max_tokens, capabilities.max_positions - len(ids)), ends, text)
+            most = min(request.max_tokens, capabilities.max_positions - 1)
+            return Row(start, 1, key, most, ends, text, source=ids)
+        most = min(request.max_tokens, capabilities.max_positions - len(ids))
+        return Row(list(ids), len(ids), key, most, ends, text)
 
     def _run(
-        self,
-        method: Method,
-        settings: Sampling,
-        rows: list[Row],
-        models: dict[str, Adapter],
-        memory: Any,
-        record: Sequence[str],
-        is_batch_invariant: bool,
+        self, method: Method, settings: Sampling, rows: list[Row], models: dict[str, Adapter], request: Request
     ) -> Run:
         longest = max(row.num_prompt + row.max_tokens for row in rows)
         width = max(method.needs.width, _INVARIANT_WIDTH) + 1
-        chunk = 256
         # In a batch every row stages as many entries as the widest one, prefill chunks included.
-        slack = max(width, chunk) if len(rows) > 1 else width
-        fixed = _INVARIANT_WIDTH if is_batch_invariant and not getattr(self.target, "is_invariant", False) else 0
+        slack = max(width, _CHUNK) if len(rows) > 1 else width
+        is_fixed = request.is_batch_invariant and not getattr(self.target, "is_invariant", False)
         run = Run(
             self.target,
             method,
             settings,
             capacity=longest + slack,
             models=models,
-            memory=memory,
-            record=record,
-            chunk=chunk,
-            width=fixed,
+            memory=request.memory,
+            record=request.record,
+            chunk=_CHUNK,
+            width=_INVARIANT_WIDTH if is_fixed else 0,
             device=getattr(self.target, "device", "cpu"),
         )
         run.join(rows)
         return run
 
-    def _drive(
-        self,
-        run: Run,
-        rows: list[Row],
-        on_text: Callable[[int, str], None] | None,
-        is_cancelled: Callable[[], bool] | None,
-    ) -> bool:
-        number = {id(row): index for index, row in enumerate(rows)}
-        while run.rows:
+    def _advance(self, job: _Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple[int, str]]:
+        """Step until every row has ended, yielding (row index, text) as text becomes final."""
+        number = {id(row): index for index, row in enumerate(job.rows)}
+        while job.run.rows:
             if is_cancelled is not None and is_cancelled():
-                for row in run.rows:
-                    row.finish = FinishReason.CANCELLED
-                    if row.text is not None:
-                        row.text.flush()
-                cancelled = list(run.rows)
-                run.leave(cancelled)
-                _release(cancelled, number, on_text)
-                return True
-            _release([row for row, _ in run.step()], number, on_text)
-        return False
+                stepped = list(job.run.rows)
+                for row in stepped:
+                    row.cancel()
+                job.run.leave(stepped)
+            else:
+                stepped = [row for row, _ in job.run.step()]
+            for row in stepped:
+                piece = "" if row.text is None else row.text.release(is_final=row.finish is not None)
+                if piece:
+                    yield number[id(row)], piece
 
-    def _notes(self, rows: list[Row], max_tokens: int, cancelled: bool) -> list[str]:
+    def _finish(self, job: _Job) -> list[Result]:
+        timing = _timing(self.load_s, job.run.seconds)
+        notes = self._notes(job.rows, job.request.max_tokens)
+        samples = job.request.num_samples
+        return [self._result(row, job, timing, i % samples, notes) for i, row in enumerate(job.rows)]
+
+    def _notes(self, rows: list[Row], max_tokens: int) -> list[str]:
         notes = [str(note) for note in getattr(self.target, "notes", [])]
         if any(row.max_tokens < max_tokens for row in rows):
             notes.append("max_tokens was cut to what the model's context holds.")
         if any(row.finish is FinishReason.ERROR for row in rows):
             notes.append("The model produced NaN or infinite logits; the text ends before them.")
-        if cancelled:
+        if any(row.finish is FinishReason.CANCELLED for row in rows):
             notes.append("Cancelled: the text is what was written until then.")
         return notes
 
-    def _result(
-        self, row: Row, method: Method, seconds: dict[str, float], seed: int, sample: int, notes: list[str]
-    ) -> Result:
-        decode = seconds["total"] - seconds["prefill"]
-        known = seconds["draft"] + seconds["score"] + seconds["accept"]
-        timing = {
-            "load_s": self.load_s,
-            "prefill_s": seconds["prefill"],
-            "decode_s": decode,
-            "draft_s": seconds["draft"],
-            "score_s": seconds["score"],
-            "accept_s": seconds["accept"],
-            "other_s": max(0.0, decode - known),
-        }
+    def _result(self, row: Row, job: _Job, timing: dict[str, float], sample: int, notes: list[str]) -> Result:
         return Result(
-            self.name,
-            method.name,
-            list(row.source) if row.source is not None else row.tokens[: row.num_prompt],
-            row.written,
-            row.text.text if row.text is not None else "",
-            row.finish.value if row.finish is not None else "",
-            row.usage,
-            timing,
-            seed,
-            sample,
-            notes,
-            row.log_probs,
-            row.margins,
-            row.sources,
-            method.to_dict(),
+            model=self.name,
+            method=job.method.name,
+            prompt_tokens=list(row.source) if row.source is not None else row.tokens[: row.num_prompt],
+            tokens=row.written,
+            text=row.text.text if row.text is not None else "",
+            finish_reason=row.finish.value if row.finish is not None else "",
+            usage=row.usage,
+            timing=timing,
+            seed=job.request.seed,
+            sample=sample,
+            notes=notes,
+            log_probs=row.log_probs,
+            margins=row.margins,
+            sources=row.sources,
+            settings=job.method.to_dict(),
         )
 
 
-def _release(rows: list[Row], number: dict[int, int], on_text: Callable[[int, str], None] | None) -> None:
-    """Hand out text that became final."""
-    for row in rows:
-        if on_text is not None and row.text is not None:
-            piece = row.text.release(is_final=row.finish is not None)
-            if piece:
-                on_text(number[id(row)], piece)
+def _timing(load_s: float, seconds: Mapping[str, float]) -> dict[str, float]:
+    decode = seconds["total"] - seconds["prefill"]
+    known = seconds["draft"] + seconds["score"] + seconds["accept"]
+    return {
+        "load_s": load_s,
+        "prefill_s": seconds["prefill"],
+        "decode_s": decode,
+        "draft_s": seconds["draft"],
+        "score_s": seconds["score"],
+        "accept_s": seconds["accept"],
+        "other_s": max(0.0, decode - known),
+    }
 
 
-def _settings(values: dict[str, Any]) -> Sampling:
-    known = {f.name for f in fields(Sampling)}
-    for name in values:
-        if name not in known:
-            from outpace.errors import nearest
-
-            raise ConfigError(f"There is no sampling setting {name!r}.", nearest(name, known, "setting"))
-    return Sampling(**values)
+def _split(arguments: Mapping[str, Any]) -> tuple[Request, Sampling]:
+    """Sort keyword arguments into the request and the sampling settings."""
+    asked, sampled = {f.name for f in fields(Request)}, {f.name for f in fields(Sampling)}
+    for name in arguments:
+        if name not in asked | sampled:
+            raise ConfigError(f"There is no argument {name!r}.", nearest(name, asked | sampled, "argument"))
+    request = Request(**{name: value for name, value in arguments.items() if name in asked})
+    return request, Sampling(**{name: value for name, value in arguments.items() if name in sampled})

@@ -7,7 +7,7 @@ from outpace.methods.base import Method
 from outpace.registry import load_method, method_names
 from outpace.types import Capabilities
 
-__all__ = ["check_fit", "misfits"]
+__all__ = ["check_fit", "check_partner", "misfits"]
 
 
 def misfits(method: Method, offered: Capabilities) -> list[str]:
@@ -38,4 +38,19 @@ def check_fit(method: Method, offered: Capabilities) -> None:
         raise CapabilityError(
             f"The method {method.name!r} needs {' and '.join(lacks)}.",
             f"Methods that fit this model: {', '.join(fitting)}." if fitting else "No method here fits this model.",
+        )
+
+
+def check_partner(role: str, other: Capabilities, target: Capabilities) -> None:
+    """Raise if another model cannot work beside the target.
+
+    Raises:
+        CapabilityError: it has another vocabulary or another kind of attention.
+    """
+    hint = "Name a model of the same vocabulary and kind, or use prompt-lookup, jacobi or layer-skip."
+    if other.vocab_size != target.vocab_size:
+        raise CapabilityError(f"The {role} model has {other.vocab_size} tokens, the target {target.vocab_size}.", hint)
+    if other.attention != target.attention:
+        raise CapabilityError(
+            f"The {role} model has {other.attention} attention, the target {target.attention} attention.", hint
         )

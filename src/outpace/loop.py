@@ -1,7 +1,7 @@
 """The one decoding loop: propose, score, accept, commit.
 
-A `Run` owns prefill, the cache, end of text, stops, per-row finish, counting, timing and randomness. It knows no method:
-what is proposed and what is kept is the method's. Rows join and leave between two steps, each at its own pace.
+A `Run` owns prefill, the cache, end of text, stops, per-row finish, counting, timing and randomness. It knows no
+method: what is proposed and what is kept is the method's. Rows join and leave between two steps, at their own pace.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Run:
         return list(zip(rows, emitted, strict=True))
 
     def _prefill(self) -> Cache:
-        """Forward pending tokens but the last, chunk by chunk. Under full attention everything is forwarded each step."""
+        """Forward pending tokens but the last, chunk by chunk. Under full attention each step forwards everything."""
         batch = self.batch
         if batch.cache is None:
             raise ConfigError("The run has no rows.", "Call join first.")

@@ -83,6 +83,12 @@ class Row:
         """Tokens this row may still write."""
         return self.max_tokens - (len(self.tokens) - self.num_prompt)
 
+    def cancel(self) -> None:
+        """End the row here, keeping what is written."""
+        self.finish = FinishReason.CANCELLED
+        if self.text is not None:
+            self.text.flush()
+
     def push(self, token: int) -> bool:
         """Append one final token; return whether the row ends here."""
         if token < 0:  # the pick's sign for NaN or infinite logits; nothing is written

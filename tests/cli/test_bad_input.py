@@ -83,7 +83,12 @@ def test_mistakes_are_told_before_weights_load(
         (["train", "storys"], "no recipe 'storys'"),
         (["train"], "Missing argument"),
         (["certify", "--method", "jacobbi"], "no method 'jacobbi'"),
-        (["certify", "--prompts", "/nowhere/prompts"], "cannot be read"),
+        (["bench", "--methods", "autoregressive,jacobbi"], "no method 'jacobbi'"),
+        (["bench", "--inflate", "many"], "not a number of parameters"),
+        (["bench", "--temperatures", "warm"], "not a temperature"),
+        (["bench", "--peers", "hff"], "no peer 'hff'"),
+        (["bench", "--prompts", "storis"], "no prompt set or file 'storis'"),
+        (["certify", "--prompts", "/nowhere/prompts"], "no prompt set or file"),
     ],
 )
 def test_mistakes_in_other_commands(
@@ -95,6 +100,15 @@ def test_mistakes_in_other_commands(
 
 def test_invalid_utf8_on_standard_input(cli: Command, tiny: Path) -> None:
     check(cli("generate", "-", "--model", tiny, stdin=b"caf\xe9"), 2, "not valid UTF-8 (byte 3)", "iconv")
+
+
+@pytest.mark.parametrize(("data", "message"), [(b"caf\xe9", "not valid UTF-8"), (b"\n\n", "holds no prompt")])
+@pytest.mark.parametrize("arguments", [["certify"], ["bench", "--num-prompts", "1"]])
+def test_prompt_files_that_cannot_be_used(
+    cli: Command, tmp_path: Path, arguments: list[str], data: bytes, message: str
+) -> None:
+    (tmp_path / "prompts.txt").write_bytes(data)
+    check(cli(*arguments, "--prompts", tmp_path / "prompts.txt"), 2, message)
 
 
 def test_empty_standard_input(cli: Command, tiny: Path) -> None:
@@ -113,6 +127,17 @@ def test_a_logit_bias_outside_the_vocabulary(cli: Command, tiny: Path) -> None:
 
 def test_a_model_without_drafter(cli: Command, tiny: Path) -> None:
     check(cli("generate", "x", "--model", tiny, "--method", "draft-model"), 2, "No drafter", "-o draft=")
+
+
+@pytest.mark.parametrize(("draft", "message"), [("stories-mask", "298"), ("nowhere", "no model 'nowhere'")])
+def test_a_drafter_that_does_not_fit(cli: Command, tiny: Path, draft: str, message: str) -> None:
+    arguments = ["--model", tiny, "--method", "draft-model", "-o", f"draft={draft}"]
+    check(cli("generate", "x", *arguments), 2, message)
+
+
+def test_a_masked_drafter_of_a_causal_model(cli: Command) -> None:
+    arguments = ["--model", "stories", "--method", "draft-model", "-o", "draft=stories-mask"]
+    check(cli("generate", "x", *arguments), 2, "full attention", "prompt-lookup")
 
 
 def test_a_prompt_longer_than_the_context(cli: Command, tiny: Path) -> None:

@@ -195,3 +195,41 @@ def test_python_m_outpace_is_the_command() -> None:
     process = start("--version")
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out.decode()) == (0, f"outpace {outpace.__version__}\n")
+
+
+# Proving and measuring
+
+
+def test_certify_prints_a_certificate(cli: Command, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("the fox the fox the\n\nthe lazy dog and the lazy")
+    # One round of two short texts sees too little: the certificate says so, and is refused.
+    arguments = ["certify", "--model", tiny, "--method", "jacobi", "--prompts", tmp_path / "prompts.txt"]
+    ended = cli(*arguments, "--dtype", "float64", "--time-limit", 0, "--json")
+    shown = json.loads(ended.out)
+    assert (ended.status, shown["holds"], shown["method"], shown["guarantee"]) == (1, False, "jacobi", "exact")
+    assert not any(line["faults"] for line in shown["lines"]) and any(line["missing"] for line in shown["lines"])
+
+
+def test_certify_refuses_to_call_an_approximate_method_exact(cli: Command) -> None:
+    ended = cli("certify", "--model", "stories-mask", "--method", "masked-diffusion")
+    assert ended.status == 1 and "approximate: no certificate" in ended.out
+
+
+def test_bench_prints_a_table_and_writes_what_it_measured(cli: Command, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("the fox the fox the")
+    arguments = ["--methods", "autoregressive,jacobi:window=3", "--prompts", tmp_path / "prompts.txt", "--repeats", 1]
+    arguments += [
+        "--max-tokens",
+        6,
+        "--paths",
+        "eager",
+        "--temperatures",
+        0,
+        "--no-memory",
+        "--json",
+        tmp_path / "x.json",
+    ]
+    ended = cli("bench", "--model", tiny, *arguments)
+    assert ended.status == 0, ended.err
+    assert "autoregressive" in ended.out and "jacobi" in ended.out
+    assert json.loads((tmp_path / "x.json").read_text())["schema_version"] >= 1

@@ -38,7 +38,7 @@ COMMANDS = [
 def test_shown_commands_parse(line: str) -> None:
     from typer.main import get_command
 
-    from outpace.cli.app import app
+    from outpace.cli import app
 
     command, [_, name, *arguments] = get_command(app), shlex.split(line)
     assert name in command.commands, line

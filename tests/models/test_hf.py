@@ -57,8 +57,8 @@ ENCODED = {
 CASES = CAUSAL | ENCODED
 NO_TREE = {"bloom", "falcon-alibi", "mamba", "m2m100"}
 MODES = {"mamba": "plain", "m2m100": "rows"}
-SEEDS: dict[str, int] = {}  # where the first seed tried writes a text that loops
-SPREAD: dict[str, float] = {}
+SEEDS = {"bloom": 1, "bart": 11, "marian": 75}  # where the first seed tried writes a text that loops
+SPREAD = {"falcon-alibi": 8.0}
 PROMPTS = [[5, 9, 17, 5, 9], [40], [88, 3, 61, 12, 100, 7, 7, 30, 64, 51, 23, 90]]
 
 

@@ -152,7 +152,7 @@ def test_nan_logits_end_one_row_and_not_its_neighbour(lm: LanguageModel, altered
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"num_samples": 0}, "num_samples is 0"),
         ({"stop": [""]}, "stop string is empty"),
-        ({"temperatur": 1.0}, "no sampling setting 'temperatur'"),
+        ({"temperatur": 1.0}, "no argument 'temperatur'"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0"),

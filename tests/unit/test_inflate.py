@@ -91,7 +91,7 @@ def test_size_marker_and_files(source: Path, tmp_path: Path) -> None:
     stored = 0
     for path in larger.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+            tensors = [file.get_tensor(name) for name in file.keys()]
         stored += sum(tensor.numel() for tensor in tensors)
         assert all(bool((tensor != 0).float().mean() > 0.9) for tensor in tensors)
     assert stored == marker["params"]

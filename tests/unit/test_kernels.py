@@ -317,6 +317,24 @@ def test_a_broken_row_leaves_its_neighbours_and_later_calls_alone(dtype: torch.d
     assert torch.equal(again, good)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_inputs_and_taps(dtype: torch.dtype) -> None:
+    """Soft embeddings replace tokens; the last tap times the head gives the logits; skipped layers tap the stream."""
+    spec = make_spec(hidden_size=45)
+    weights, decoder, (tokens, position) = make(spec, dtype), compiled(spec, dtype), chain(20, spec.vocab_size)
+    ask = torch.tensor([[3, 19]])
+    plain = decoder.forward(tokens, position, None, new_cache(spec, dtype), ask)
+    soft, call = weights.embed[tokens], (torch.zeros_like(tokens), position, None)
+    out = decoder.run(*call, new_cache(spec, dtype), ask, inputs=soft, taps=(0, 2, 3))
+    assert torch.equal(out.logits, plain) and set(out.taps) == {0, 2, 3}
+    head = out.taps[3].double() @ weights.head.weight.double().T
+    assert error(out.logits, head) < (1e-6 if dtype == torch.float32 else 4e-3)
+    stream = norm(spec, out.taps[2].double(), weights.final_norm.weight)
+    assert error(out.taps[3], stream) < (1e-6 if dtype == torch.float32 else 8e-3)
+    none = decoder.run(*call, new_cache(spec, dtype), ask, (0, 1, 2), inputs=soft, taps=(0,))
+    assert torch.equal(none.taps[0][0], soft[0, ask[0]])
+
+
 def test_logits_belong_to_the_caller() -> None:
     spec = make_spec()
     decoder, (tokens, position) = compiled(spec, torch.float32), chain(2, spec.vocab_size)
@@ -338,13 +356,15 @@ def test_logits_belong_to_the_caller() -> None:
         ({"position": torch.tensor([[0, 1]])}, "int64"),
         ({"visible": torch.ones(1, 2, 2, dtype=torch.bool)}, "visible"),
         ({"visible": torch.ones(1, 1, 1)}, "visible"),
+        ({"inputs": torch.ones(1, 1, 3)}, "inputs"),
+        ({"taps": (4,)}, "no layer"),
     ],
 )
-def test_bad_calls_are_refused(change: dict[str, Tensor], words: str) -> None:
+def test_bad_calls_are_refused(change: dict[str, object], words: str) -> None:
     spec = make_spec()
     call = {"tokens": torch.tensor([[1]]), "position": torch.tensor([[0]]), "visible": None} | change
     with pytest.raises(ConfigError, match=words):
-        compiled(spec, torch.float32).forward(**call, cache=new_cache(spec, torch.float32))
+        compiled(spec, torch.float32).run(**call, cache=new_cache(spec, torch.float32))
 
 
 @pytest.mark.parametrize("kind", ["full", "claims", "rows", "layers", "dtype", "strides"])
@@ -357,7 +377,7 @@ def test_caches_that_do_not_fit_are_refused(kind: str) -> None:
         cache.buffers.pop()
     elif kind == "strides":
         cache.buffers[3] = cache.buffers[3].transpose(1, 2).contiguous().transpose(1, 2)
-    with pytest.raises(ConfigError, match="cache|slots"):
+    with pytest.raises(ConfigError, match=r"cache|slots"):
         compiled(spec, torch.float32).forward(*chain(1, spec.vocab_size), None, cache)
 
 

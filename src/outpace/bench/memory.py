@@ -1,6 +1,6 @@
 """Peak memory of one arm, in a fresh process, beyond the libraries that it imports.
 
-    python -m outpace.bench.memory '{"kind": "ours", ...}'   prints one JSON object
+Run by `measure` as `python -m outpace.bench.memory JOB`, with the job as JSON; prints one JSON object.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ def measure(job: Mapping[str, Any], ids: list[int], max_tokens: int, threads: in
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": paths}
     command = [sys.executable, "-m", "outpace.bench.memory", json.dumps(task)]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=_TIMEOUT_S, check=True
-        )
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=_TIMEOUT_S, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
     except (subprocess.SubprocessError, ValueError, IndexError) as error:
         detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
@@ -57,7 +55,7 @@ def stored_parameters(directory: str | Path) -> int:
     total = 0
     for path in Path(directory).glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
+            for name in file.keys():
                 size = 1
                 for length in file.get_slice(name).get_shape():
                     size *= length
@@ -82,8 +80,6 @@ def _warm_up(dtype: Any) -> None:
 
 
 def _ours(task: dict[str, Any]) -> dict[str, Any]:
-    import torch
-
     from outpace.engine import LanguageModel
     from outpace.models.loading import load_model, pick_device, pick_dtype, read_config, resolve
     from outpace.registry import load_method
@@ -101,7 +97,6 @@ def _ours(task: dict[str, Any]) -> dict[str, Any]:
     result = lm.generate(task["ids"], method=method, max_tokens=task["max_tokens"])
     drafts = [getattr(method, role) for role in method.needs.models]
     weights = sum(stored_parameters(resolve(name)) for name in (task["directory"], *drafts)) * dtype.itemsize
-    del torch
     return _facts(before, weights, max(caches, default=0), len(result.tokens))
 
 

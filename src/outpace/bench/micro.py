@@ -133,7 +133,7 @@ class _Micro:
                     continue
                 rows = self._plain_rows(size, name)
                 self.rows += rows
-                title = f"Plain decoding, {size} {name}: {_PROMPT} random prompt ids, {self._tokens} new, no end of text"
+                title = f"Plain decoding, {size} {name}: {_PROMPT} random prompt ids, {self._tokens} new"
                 columns = ("arm", "tok/s", "ms/token", "x hf plain [95%]", "prefill ms")
                 self._table(title, columns, [_plain_cells(row) for row in rows])
 
@@ -164,7 +164,8 @@ class _Micro:
         rows = make_rows(records, arms, prompts, asked, ())
         # Whatever repeats itself, plain decoding costs the same.
         distinct = [len(set(record.sample.tokens)) for record in records]
-        return [{**row, "kind": "plain", "size": size, "dtype": name, "least_distinct_ids": min(distinct)} for row in rows]
+        facts = {"kind": "plain", "size": size, "dtype": name, "least_distinct_ids": min(distinct)}
+        return [{**row, **facts} for row in rows]
 
     # Time outside the forwards
 
@@ -179,7 +180,9 @@ class _Micro:
         self.rows += rows
         columns = ("method", "V", "law", "ms/step", "draft ms", "accept ms", "other ms")
         times = ("total_ms", "draft_ms", "accept_ms", "other_ms")
-        cells = [[row["method"], str(row["vocab"]), row["law"], *(f"{row[name]:.3f}" for name in times)] for row in rows]
+        cells = [
+            [row["method"], str(row["vocab"]), row["law"], *(f"{row[name]:.3f}" for name in times)] for row in rows
+        ]
         self._table("Outside the forwards, a chain of 16, all accepted, milliseconds per step", columns, cells)
 
     # Peak memory
@@ -195,12 +198,10 @@ class _Micro:
                         rows.append({"kind": "memory", "size": size, "dtype": name, "arm": arm, **found})
         self.rows += rows
         columns = ("arm", "model", "peak MB", "weights MB", "cache MB", "peak / (weights + cache)")
-        self._table("Peak memory beyond the imported libraries, fresh process", columns, [_memory_cells(r) for r in rows])
+        self._table("Peak memory beyond the libraries, fresh process", columns, [_memory_cells(r) for r in rows])
 
 
-def _forward_rows(
-    directory: Path, size: str, name: str, widths: tuple[int, ...], repeats: int
-) -> list[dict[str, Any]]:
+def _forward_rows(directory: Path, size: str, name: str, widths: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
     dtype, capacity = getattr(torch, name), _PREFIX + max(widths)
     models = {path: load_model(directory, dtype=name, device="cpu", is_compiled=path == "compiled") for path in _PATHS}
     if models["compiled"].path != "compiled":
@@ -210,7 +211,7 @@ def _forward_rows(
     rows = []
     first: dict[str, float] = {}
     for width in widths:
-        runs: dict[str, Callable[[], object]] = {path: _window(model, width, capacity) for path, model in models.items()}
+        runs = {path: _window(model, width, capacity) for path, model in models.items()}
         tokens = torch.arange(width) + 3
         runs["torch"] = lambda tokens=tokens: plain(tokens, _PREFIX)  # type: ignore[misc]
         seconds, bandwidth = _interleave(runs, repeats, max(1, streamed_bytes >> 20))

@@ -45,7 +45,10 @@ def read_prompts(name: str, limit: int = 0) -> list[Prompt]:
     path = _HOME / f"{name}.jsonl" if name in set_names() else Path(name)
     if not path.is_file():
         raise ConfigError(f"There is no prompt set or file {name!r}.", nearest(name, set_names(), "set"))
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"The prompt file {name!r} is not valid UTF-8.", "Convert it with iconv -t utf-8.") from None
     if path.suffix == ".jsonl":
         found = [_parse(line, path.stem, number) for number, line in enumerate(text.splitlines()) if line.strip()]
     else:

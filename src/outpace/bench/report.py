@@ -68,7 +68,7 @@ class Report:
             groups.setdefault((row["temperature"], row["set"], row["part"]), []).append(row)
         for (temperature, name, part), rows in groups.items():
             law = "greedy" if temperature == 0 else f"T = {temperature:g}"
-            apart = " - REPETITIVE output (over 20% repeated 8-grams), apart: loops fake speed" if part != "main" else ""
+            apart = " - REPETITIVE output, over 20% repeated 8-grams: loops fake speed" if part != "main" else ""
             title = f"{self._model()} - {name}, {law}, {rows[0]['prompts']} prompts{apart}"
             yield title, _COLUMNS, [cells(row, memory.get(row["arm"])) for row in rows]
 

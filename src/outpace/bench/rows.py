@@ -159,12 +159,13 @@ def _exactness(
         return {"reference": None, "equal": len(places), "of": len(places), "flips": []}
     if not isinstance(arm, OurArm) and places[0][2] > 0:
         return {"reference": None, "equal": None, "of": len(places), "flips": [], "note": "other random numbers"}
-    flips = []
+    flips: list[dict[str, Any]] = []
     for place in places:
         ours = table.samples(arm.name, place)[0].tokens
         plain = table.samples(arm.baseline, place)[0].tokens
         if ours != plain:
-            at = next((i for i, (a, b) in enumerate(zip(ours, plain, strict=False)) if a != b), min(len(ours), len(plain)))
+            differs = (i for i, (a, b) in enumerate(zip(ours, plain, strict=False)) if a != b)
+            at = next(differs, min(len(ours), len(plain)))
             flip: dict[str, Any] = {"prompt": place[1], "at": at, "margin": None}
             if isinstance(arm, OurArm) and len(flips) < _FLIPS_TOLD:
                 flip["margin"] = _margin(arm, table.ids[place[:2]], place[2], at, options, end_tokens)

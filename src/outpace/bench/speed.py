@@ -1,4 +1,4 @@
-"""The speed benchmark: every arm on every prompt, side by side, in rotating order; see docs/measuring.md for the rules."""
+"""The speed benchmark: every arm on every prompt, side by side, in rotating order (docs/measuring.md has the rules)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,12 @@ from outpace.testing.inflate import inflate, inflated_from
 
 __all__ = ["measure", "run"]
 
+Tell = Callable[[str], None]  # takes a sentence on the progress
 _WARM_UP = 16  # tokens
 _MEMORY_TOKENS = 128
 
 
-def run(options: BenchOptions, tell: Callable[[str], None] | None = None) -> Report:
+def run(options: BenchOptions, tell: Tell | None = None) -> Report:
     """Measure methods, and peers, on prompts; write the files that the options name.
 
     Args:
@@ -61,7 +61,11 @@ def run(options: BenchOptions, tell: Callable[[str], None] | None = None) -> Rep
 
 
 def _measure_all(
-    options: BenchOptions, directory: Path, prompts: Sequence[Prompt], facts: dict[str, Any], tell: Callable[[str], None]
+    options: BenchOptions,
+    directory: Path,
+    prompts: Sequence[Prompt],
+    facts: dict[str, Any],
+    tell: Tell,
 ) -> Report:
     arms, skipped, lm = make_arms(options, directory)
     device = str(getattr(lm.target, "device", "cpu")).partition(":")[0]
@@ -102,7 +106,7 @@ def measure(
     tasks: dict[Prompt, list[int]],
     options: BenchOptions,
     end_tokens: Sequence[int] = (),
-    tell: Callable[[str], None] | None = None,
+    tell: Tell | None = None,
     device: str = "cpu",
 ) -> tuple[list[Record], bool]:
     """Run every arm on every prompt: repetitions outermost, arms innermost and adjacent, their order rotating.
@@ -153,7 +157,7 @@ def _draft_directory(options: BenchOptions, directory: Path) -> Path | None:
 
 
 def _memories(
-    options: BenchOptions, arms: Sequence[Arm], tasks: dict[Prompt, list[int]], device: str, tell: Callable[[str], None]
+    options: BenchOptions, arms: Sequence[Arm], tasks: dict[Prompt, list[int]], device: str, tell: Tell
 ) -> dict[str, Any]:
     if device == "cuda":
         return {arm.name: {"error": "Peak memory is measured on the CPU only."} for arm in arms}
@@ -163,14 +167,13 @@ def _memories(
     return {arm.name: memory.measure(arm.memory_job(), ids, size, torch.get_num_threads()) for arm in arms}
 
 
-def _notes(
-    options: BenchOptions, directory: Path, facts: dict[str, Any], is_cut: bool, lm: Any
-) -> list[str]:
+def _notes(options: BenchOptions, directory: Path, facts: dict[str, Any], is_cut: bool, lm: Any) -> list[str]:
     notes = ["Ids in, ids out: no arm turns tokens into text.", str(facts["gpu_note"])]
     marker = inflated_from(directory)
     if marker:
         notes.append(
-            f"The target is inflated: it writes what {marker['from']} writes, at the cost of {marker['params']:,} parameters."
+            f"The target is inflated: it writes what {marker['from']} writes, at the cost of {marker['params']:,}"
+            " parameters."
         )
     if facts["is_busy"]:
         notes.append(f"The machine was busy beforehand: load average {facts['load_average'][0]}.")

@@ -40,7 +40,7 @@ def check_method(
     from outpace.registry import load_method
 
     method = load_method(name).from_settings(options)
-    from outpace.fit import check_fit
+    from outpace.fit import check_fit, check_partner
     from outpace.models.loading import read_capabilities, resolve
     from outpace.sampling import Sampling
     from outpace.zoo import drafter_of
@@ -50,5 +50,6 @@ def check_method(
     check_fit(method, offered)
     for role in method.needs.models:
         other = str(getattr(method, role))
-        read_capabilities(resolve(drafter_of(model) if other == "auto" else other))
+        partner = resolve(drafter_of(model) if other == "auto" else other)
+        check_partner(role, read_capabilities(partner), offered)
     return method, offered.vocab_size

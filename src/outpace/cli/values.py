@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from pathlib import Path
 
 from outpace.errors import ConfigError
 
-__all__ = ["Device", "Dtype", "biases", "options", "prompt_text", "read_text"]
+__all__ = ["Device", "Dtype", "biases", "options", "prompt_text"]
 
 
 class Dtype(str, Enum):
@@ -77,18 +76,6 @@ def prompt_text(given: str | None) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ConfigError("The prompt is not valid UTF-8.", "Pipe it in after iconv -t utf-8.")
     return text
-
-
-def read_text(path: Path, what: str) -> str:
-    """Return the text of a file that the user named.
-
-    Raises:
-        ConfigError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        return _decode(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ConfigError(f"The {what} {path} cannot be read: {error.strerror}.", "Name a readable file.") from error
 
 
 def _decode(data: bytes, name: str) -> str:

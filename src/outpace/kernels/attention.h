@@ -126,19 +126,29 @@ inline void average(const Bench& bench, int64_t query, const typename Type::Elem
   }
 }
 
-// The same sums for dimensions that fill no vector; only head sizes that are not multiples of kLanes come here.
+// The same sums one dimension at a time, for `dims` from `at`: what fills no vector, and the repair below.
 template <class Type>
-inline void average_rest(const Bench& bench, int64_t query, const typename Type::Element* values, int64_t count,
-                         int64_t head_dim, int64_t at) {
+inline void average_slowly(const Bench& bench, int64_t query, const typename Type::Element* values, int64_t count,
+                           int64_t head_dim, int64_t at) {
   const float* weights = bench.scores + query * bench.slots;
   for (int64_t d = at; d < head_dim; d++) {
     float sum = 0.0f, total = 0.0f;
     for (int64_t slot = 0; slot < count; slot++) {
+      if (weights[slot] == 0.0f) continue;
       total += weights[slot];
-      sum = __builtin_fmaf(weights[slot], Type::read_one(values[slot * head_dim + d]), sum);
+      sum = fma(weights[slot], Type::read_one(values[slot * head_dim + d]), sum);
     }
     bench.outputs[query * bench.dims + d] = sum * (1.0f / total);
   }
+}
+
+// A hidden value that is NaN or infinite spoils the vector sums, where it is multiplied by 0; leave it out.
+template <class Type>
+inline void repair(const Bench& bench, int64_t query, const typename Type::Element* values, int64_t count,
+                   int64_t head_dim) {
+  const float* outputs = bench.outputs + query * bench.dims;
+  const bool is_broken = std::any_of(outputs, outputs + head_dim, [](float value) { return value != value; });
+  if (is_broken) average_slowly<Type>(bench, query, values, count, head_dim, 0);
 }
 
 template <class Type, int kCount>
@@ -153,7 +163,7 @@ inline void average_tile(const Bench& bench, int64_t query, const typename Type:
     average<Type, kCount, 1>(bench, query, values, count, head_dim, at);
   }
   if (at == head_dim) return;
-  for (int q = 0; q < kCount; q++) average_rest<Type>(bench, query + q, values, count, head_dim, at);
+  for (int q = 0; q < kCount; q++) average_slowly<Type>(bench, query + q, values, count, head_dim, at);
 }
 
 // Weighted means of values 0..count-1 for `queries`.
@@ -163,6 +173,7 @@ inline void gather(const Bench& bench, int64_t queries, const typename Type::Ele
   int64_t q = 0;
   for (; q + kTile <= queries; q += kTile) average_tile<Type, kTile>(bench, q, values, count, head_dim);
   for (; q < queries; q++) average_tile<Type, 1>(bench, q, values, count, head_dim);
+  for (q = 0; q < queries; q++) repair<Type>(bench, q, values, count, head_dim);
 }
 
 }  // namespace outpace

@@ -51,7 +51,10 @@ class Forward {
       chunk_ = &chunk;
       embed();
       worker_.wait();
-      for (int64_t index = next_layer(0); index < model_.layers; index = next_layer(index + 1)) run_layer(index);
+      for (int64_t index = 0; index < model_.layers; index++) {
+        if (!call_.skip || !call_.skip[index]) run_layer(index);
+        if (call_.taps && call_.taps[index]) tap(index);
+      }
       answer();
       worker_.wait();
     }
@@ -99,10 +102,20 @@ class Forward {
     const int64_t words = sizes_.words(model_.hidden), segments = (words + kSegment - 1) / kSegment;
     worker_.share(num_tokens() * segments, [&](int64_t item) {
       const int64_t m = item / segments, begin = item % segments * kSegment;
-      for (int64_t word = begin; word < std::min(words, begin + kSegment); word++) embed_word(m, word);
+      const int64_t end = std::min(words, begin + kSegment);
+      if (call_.inputs) {
+        copy_inputs(m, begin * Type::kPerWord, std::min(model_.hidden, end * Type::kPerWord));
+      } else {
+        for (int64_t word = begin; word < end; word++) embed_word(m, word);
+      }
       // Padding is cleared each time: a row that went NaN in an earlier call has spoiled it.
       if (begin == 0) std::fill(residual(m) + model_.hidden, residual(m) + sizes_.hidden, 0.0f);
     });
+  }
+
+  void copy_inputs(int64_t m, int64_t begin, int64_t end) {
+    const float* from = call_.inputs + (token(m).row * call_.width + token(m).index) * model_.hidden;
+    std::copy(from + begin, from + end, residual(m) + begin);
   }
 
   void embed_word(int64_t m, int64_t word) {
@@ -148,11 +161,28 @@ class Forward {
     const Answer* answers = decoder_.answers.data() + chunk_->answers.begin;
     const auto source = [&](int64_t i) { return answers[i].token - chunk_->tokens.begin; };
     const Inputs rows = normalise(model_.final_norm, chunk_->answers.size(), source);
+    if (call_.taps && call_.taps[model_.layers]) {
+      worker_.share(rows.rows, [&](int64_t i) {
+        memcpy(tapped(model_.layers, answers[i]), rows.data + i * rows.stride, model_.hidden * sizeof(Element));
+      });
+    }
     const Matrix first = decoder_.qkv(decoder_.layers[0]);  // of the next call, most likely
     product<Type>(worker_, rows, decoder_.head(), first, [&](int64_t i, int64_t column, const Sums& sums) {
       Element* logits = static_cast<Element*>(call_.logits) + answers[i].output * model_.vocab + column;
       write_row(logits, reinterpret_cast<const float*>(sums), std::min<int64_t>(kColumns, model_.vocab - column));
     });
+  }
+
+  // Write the stream of the asked tokens as it stands after layer `index`.
+  void tap(int64_t index) {
+    const Answer* answers = decoder_.answers.data() + chunk_->answers.begin;
+    worker_.share(chunk_->answers.size(), [&](int64_t i) {
+      write_row(tapped(index, answers[i]), residual(answers[i].token - chunk_->tokens.begin), model_.hidden);
+    });
+  }
+
+  Element* tapped(int64_t index, const Answer& answer) const {
+    return static_cast<Element*>(call_.taps[index]) + answer.output * model_.hidden;
   }
 
   // `count` floats to elements; `from` may be read up to the next full vector.
@@ -230,7 +260,7 @@ class Forward {
     const int64_t dim = model_.head_dim, half = dim / 2;
     if (norm) {
       float squares = 0.0f;
-      for (int64_t i = 0; i < dim; i++) squares = __builtin_fmaf(values[i], values[i], squares);
+      for (int64_t i = 0; i < dim; i++) squares = fma(values[i], values[i], squares);
       const float mean = squares / static_cast<float>(dim);
       const float scale = 1.0f / __builtin_sqrtf(mean + static_cast<float>(model_.norm_eps));
       for (int64_t i = 0; i < dim; i++) values[i] = values[i] * scale * norm[i];

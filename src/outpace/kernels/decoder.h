@@ -42,12 +42,16 @@ struct Call {
   int64_t rows, width, asked, capacity, threads;
   const int64_t* tokens;    // [rows, width]
   const int64_t* position;  // [rows, width]; -1 = padding
+  const float* inputs;      // [rows, width, hidden] in place of embedded tokens, or null
   const uint8_t* visible;   // [rows, width, width] or null
   const int64_t* lengths;   // [rows] valid cache entries
   void* const* buffers;     // keys and values per layer, each [rows, kv_heads, capacity, head_dim]
   const int64_t* ask;       // [rows, asked] or null = all
   const uint8_t* skip;      // [layers] or null
   void* logits;             // [rows, asked, vocab]
+  // [layers + 1], or null: where to write the stream after each layer, and last the normed state that the head reads;
+  // each null or [rows, asked, hidden].
+  void* const* taps;
 };
 
 enum Status : int64_t { kOk, kNoMemory, kBadToken, kBadPosition, kNoCapacity, kBadAsk };

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from outpace.kernels.library import FAILURES, CallView, LayerView, ModelView, em
 from outpace.models.spec import Spec, rope_tables
 from outpace.models.weights import Matrix, Norm, Weights
 
-__all__ = ["CompiledDecoder", "compile_decoder", "supports"]
+__all__ = ["CompiledDecoder", "Outputs", "compile_decoder", "supports"]
 
 COLUMNS = 32  # output columns per panel; `kColumns` in gemm.h
 PADDING = 32  # floats that vectors are padded to; `kPadding` in simd.h
@@ -120,6 +121,19 @@ class _Packer:
         return tensor.data_ptr()
 
 
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What one forward returns.
+
+    Attributes:
+        logits: [B, A, V].
+        taps: by layer, [B, A, hidden]; zero where padding was asked.
+    """
+
+    logits: Tensor
+    taps: dict[int, Tensor]
+
+
 class CompiledDecoder:
     """A decoder on packed weights; made by `compile_decoder`.
 
@@ -165,6 +179,20 @@ class CompiledDecoder:
         ask: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Tensor:
+        """Run one forward and return its logits; see `run`."""
+        return self.run(tokens, position, visible, cache, ask, skip).logits
+
+    def run(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        skip: Sequence[int] = (),
+        inputs: Tensor | None = None,
+        taps: Sequence[int] = (),
+    ) -> Outputs:
         """Run one forward; arguments as in `Adapter.score`, buffers of `cache` as [k0, v0, k1, v1, ...].
 
         Args:
@@ -174,9 +202,11 @@ class CompiledDecoder:
             cache: per layer keys and values, each [B, K, capacity, D] in the model's dtype, contiguous.
             ask: [B, A] int64 or None.
             skip: layers to leave out.
+            inputs: [B, T, hidden] in place of embedded tokens, or None.
+            taps: layers after which the residual stream is wanted; `num_layers` = the normed state the head reads.
 
         Returns:
-            Logits [B, A, V] in the model's dtype, freshly allocated.
+            Logits and tapped states in the model's dtype, freshly allocated.
 
         Raises:
             ConfigError: shapes, dtypes, ids, positions or the cache do not fit.
@@ -187,10 +217,16 @@ class CompiledDecoder:
         ask = None if ask is None else ask.contiguous()
         self._check(tokens, position, visible, cache, ask)
         asked = width if ask is None else ask.shape[1]
+        if inputs is not None:
+            inputs = inputs.float().contiguous()
+            if inputs.shape != (rows, width, self.spec.hidden_size):
+                raise ConfigError("inputs has to be [B, T, hidden].")
         logits = torch.empty(rows, asked, self.spec.vocab_size, dtype=self.dtype)
+        tapped = {index: torch.zeros(rows, asked, self.spec.hidden_size, dtype=self.dtype) for index in taps}
+        states = _addresses(tapped, self.spec.num_layers + 1)
         buffers = (ctypes.c_void_p * len(cache.buffers))(*[buffer.data_ptr() for buffer in cache.buffers])
         lengths = (ctypes.c_int64 * rows)(*cache.lengths)
-        skipped = bytes(index in skip for index in range(self.spec.num_layers)) if skip else None
+        skipped = _flags(skip, self.spec.num_layers)
         with self._lock:
             call = self._call
             call.rows, call.width, call.asked, call.capacity = rows, width, asked, cache.buffers[0].shape[2]
@@ -199,12 +235,13 @@ class CompiledDecoder:
             call.visible = None if visible is None else visible.data_ptr()
             call.ask = None if ask is None else ask.data_ptr()
             call.lengths, call.buffers = ctypes.addressof(lengths), ctypes.addressof(buffers)
-            call.skip = ctypes.cast(skipped, ctypes.c_void_p).value if skipped else None
-            call.logits = logits.data_ptr()
+            call.skip = None if skipped is None else ctypes.addressof(skipped)
+            call.logits, call.inputs = logits.data_ptr(), None if inputs is None else inputs.data_ptr()
+            call.taps = None if states is None else ctypes.addressof(states)
             status = self._library.outpace_forward(self._handle, self._call_address)
         if status:
             raise ConfigError(FAILURES[status])
-        return logits
+        return Outputs(logits, tapped)
 
     def _check(
         self, tokens: Tensor, position: Tensor, visible: Tensor | None, cache: Cache, ask: Tensor | None
@@ -263,6 +300,21 @@ def _model_view(packer: _Packer, spec: Spec, weights: Weights, layers: ctypes.Ar
     if not is_tied:
         view.embedding = packer.keep(weights.embed.detach().to(packer.dtype).contiguous())
     return view
+
+
+def _flags(chosen: Sequence[int], count: int) -> ctypes.Array[ctypes.c_uint8] | None:
+    """Return a byte per layer, 1 for the chosen; None when there is none."""
+    return (ctypes.c_uint8 * count)(*[index in chosen for index in range(count)]) if chosen else None
+
+
+def _addresses(tensors: Mapping[int, Tensor], count: int) -> ctypes.Array[ctypes.c_void_p] | None:
+    """Return `count` addresses, null where there is no tensor; None when there is none at all."""
+    if not tensors:
+        return None
+    if not all(0 <= index < count for index in tensors):
+        raise ConfigError(f"There is no layer {max(tensors)} to tap.")
+    found = [tensors[index].data_ptr() if index in tensors else None for index in range(count)]
+    return (ctypes.c_void_p * count)(*found)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from outpace.kernels.build import build
 
-__all__ = ["FAILURES", "CallView", "LayerView", "ModelView", "load", "note", "read_bandwidth"]
+__all__ = ["FAILURES", "CallView", "LayerView", "ModelView", "Reader", "load", "note", "read_bandwidth"]
 
 # Return codes of `outpace_forward` after 0 = done.
 FAILURES = {
@@ -61,8 +61,11 @@ class CallView(Structure):
 
     _fields_ = [
         *[(name, c_int64) for name in ("rows", "width", "asked", "capacity", "threads")],
-        *[(name, c_void_p) for name in ("tokens", "position", "visible", "lengths", "buffers", "ask", "skip")],
-        ("logits", c_void_p),
+        *[
+            (name, c_void_p)
+            for name in ("tokens", "position", "inputs", "visible", "lengths", "buffers", "ask", "skip")
+        ],
+        *[(name, c_void_p) for name in ("logits", "taps")],
     ]
 
 
@@ -99,21 +102,30 @@ def empty_buffer(library: ctypes.CDLL, num_bytes: int) -> Tensor:
     return buffer
 
 
+class Reader:
+    """Reads a buffer of `num_bytes` once per call, as fast as the machine can: the floor for streaming weights."""
+
+    def __init__(self, library: ctypes.CDLL, num_bytes: int) -> None:
+        self._library = library
+        self._buffer = empty_buffer(library, num_bytes)
+        self._buffer.fill_(1)  # untouched pages would all be one page of zeros
+
+    def __call__(self, threads: int | None = None) -> float:
+        """Read with `threads` threads (None = torch's number) and return the seconds it took."""
+        words, count = self._buffer.numel() // 4, threads or torch.get_num_threads()
+        return float(self._library.outpace_read(self._buffer.data_ptr(), words, count))
+
+
 def read_bandwidth(megabytes: int = 512, threads: int | None = None, repeats: int = 8) -> float:
-    """Return the best of `repeats` reads of a buffer, in GB/s (10^9): the ceiling for streaming weights.
+    """Return the best of `repeats` reads of a buffer, in GB/s (10^9); 0 without the library.
 
     Args:
-        megabytes: size of the buffer; well beyond the last cache to measure memory.
+        megabytes: size of the buffer, in units of 2^20 bytes; well beyond the last cache to measure memory.
         threads: threads that share the read; None = torch's number.
         repeats: passes; the best counts, since others may use the machine.
     """
     library = load()
     if library is None:
         return 0.0
-    buffer = empty_buffer(library, megabytes << 20)
-    buffer.fill_(1)
-    words = buffer.numel() // 4
-    seconds = [
-        library.outpace_read(buffer.data_ptr(), words, threads or torch.get_num_threads()) for _ in range(repeats)
-    ]
-    return 4e-9 * words / min(seconds)
+    reader = Reader(library, megabytes << 20)
+    return 1e-9 * (megabytes << 20) / min(reader(threads) for _ in range(repeats))

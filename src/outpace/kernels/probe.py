@@ -1,9 +1,10 @@
 """Time the compiled decoder against prepacked PyTorch linears of the same shapes, and against the memory floor.
 
-    python -m outpace.kernels.probe [--shapes 30m,350m] [--dtypes bfloat16,float32] [--threads 2]
+    python -m outpace.kernels.probe [--shapes 30m,350m] [--dtypes bfloat16,float32] [--threads 2] [--clock wall]
 
-Both sides take turns within one run, so that a noisy machine disturbs both alike; medians and minima are printed. The
-floor is the time to read all weights of a token once at the bandwidth measured in between.
+All sides take turns within one run, so that a noisy machine disturbs them alike; medians and minima are printed. The
+floor is the time to read as many bytes as one token streams, measured in the same turns (small models fit the last
+cache, and so does their floor). On a busy machine, `--clock cpu --threads 1` counts processor time instead.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.kernels.decoder import CompiledDecoder, compile_decoder
-from outpace.kernels.library import note, read_bandwidth
+from outpace.kernels.library import Reader, load, note
 from outpace.models.spec import Rope, Spec
 from outpace.models.weights import LayerWeights, Matrix, Norm, Weights
 
@@ -78,12 +79,8 @@ def make_weights(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Weights:
         for _ in range(spec.num_layers)
     ]
     embed = torch.randn(spec.vocab_size, hidden, generator=generator).to(dtype)
-    return Weights(embed, layers, embed_head(embed, matrix(spec.vocab_size, hidden), spec), norm(hidden))
-
-
-def embed_head(embed: Tensor, head: Matrix, spec: Spec) -> Matrix:
-    """Return the head: its own matrix, or the embedding when tied."""
-    return Matrix(embed) if spec.tie_embeddings else head
+    head = Matrix(embed) if spec.tie_embeddings else matrix(spec.vocab_size, hidden)
+    return Weights(embed, layers, head, norm(hidden))
 
 
 def streamed_bytes(spec: Spec, dtype: torch.dtype) -> int:
@@ -124,33 +121,32 @@ class TorchLinears:
         return torch.zeros(width, size, dtype=self.dtype)
 
 
-def interleave(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
+def interleave(
+    runs: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Timing]:
     """Time several functions in turns, after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: Timing(statistics.median(values), min(values)) for name, values in seconds.items()}
 
 
-def _rows(spec: Spec, dtype: torch.dtype, widths: Sequence[int], repeats: int) -> list[str]:
-    weights = make_weights(spec, dtype)
+def _rows(spec: Spec, dtype: torch.dtype, widths: Sequence[int], repeats: int, clock: Callable[[], float]) -> list[str]:
+    weights, library = make_weights(spec, dtype), load()
     decoder = compile_decoder(spec, weights, dtype)
-    if decoder is None:
+    if decoder is None or library is None:
         return [note()]
-    linears = TorchLinears(spec, weights)
+    linears, reader = TorchLinears(spec, weights), Reader(library, streamed_bytes(spec, dtype))
     rows = []
     for width in widths:
         cache = new_cache(spec, dtype, PREFIX, PREFIX + width)
-        runs = {"ours": _forward(decoder, spec, width, cache), "torch": lambda width=width: linears(width)}
-        count = max(7, repeats // (1 + width // 16))
-        timing, bandwidth = interleave(runs, count), read_bandwidth(256, repeats=4)
-        floor = streamed_bytes(spec, dtype) / bandwidth / 1e9
-        rows.append(_row(width, timing, floor, bandwidth))
+        runs = {"ours": _forward(decoder, spec, width, cache), "torch": _linears(linears, width), "floor": reader}
+        rows.append(_row(width, interleave(runs, max(7, repeats // (1 + width // 16)), clock)))
     return rows
 
 
@@ -160,13 +156,18 @@ def _forward(decoder: CompiledDecoder, spec: Spec, width: int, cache: Cache) -> 
     return lambda: decoder.forward(tokens, position, None, cache, ask)
 
 
-def _row(width: int, timing: Mapping[str, Timing], floor: float, bandwidth: float) -> str:
-    ours, torchs = timing["ours"], timing["torch"]
+def _linears(linears: TorchLinears, width: int) -> Callable[[], object]:
+    return lambda: linears(width)
+
+
+def _row(width: int, timing: Mapping[str, Timing]) -> str:
+    ours, torchs, floor = timing["ours"], timing["torch"], timing["floor"]
     return (
         f"T({width:3d})  ours {1e3 * ours.median:8.3f} ms (best {1e3 * ours.best:8.3f})  "
         f"torch linears {1e3 * torchs.median:8.3f} ({1e3 * torchs.best:8.3f})  "
         f"ratio {ours.median / torchs.median:5.2f} ({ours.best / torchs.best:5.2f})  "
-        f"floor {1e3 * floor:7.3f} ms at {bandwidth:5.1f} GB/s: {floor / ours.median:4.0%} ({floor / ours.best:4.0%})"
+        f"floor {1e3 * floor.median:7.3f} ({1e3 * floor.best:7.3f}), "
+        f"share {floor.median / ours.median:4.0%} ({floor.best / ours.best:4.0%})"
     )
 
 
@@ -178,15 +179,17 @@ def main() -> None:
     parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = parser.parse_args()
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
     torch.set_num_threads(options.threads)
     print(f"{note()}; {options.threads} threads; prefix of {PREFIX} tokens")
     for shape in options.shapes.split(","):
         for name in options.dtypes.split(","):
             dtype, spec = getattr(torch, name), SHAPES[shape]
             print(f"\n{shape} {name}: {streamed_bytes(spec, dtype) / 1e6:.1f} MB per token")
-            for row in _rows(spec, dtype, [int(width) for width in options.widths.split(",")], options.repeats):
-                print(row, flush=True)
+            widths = [int(width) for width in options.widths.split(",")]
+            print("\n".join(_rows(spec, dtype, widths, options.repeats, clock)), flush=True)
 
 
 if __name__ == "__main__":

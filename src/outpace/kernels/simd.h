@@ -63,6 +63,15 @@ inline Floats fma(Floats a, Floats b, Floats c) {
 #endif
 }
 
+// One lane of the above: the same rounding.
+inline float fma(float a, float b, float c) {
+#if defined(__AVX512F__) || defined(__FMA__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // Sum of the lanes, halves first: one fixed tree.
 inline float sum_lanes(Floats value) {
   float lanes[kLanes];

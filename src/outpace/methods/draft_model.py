@@ -3,8 +3,8 @@
 Paper: Leviathan, Kalman, Matias (2023), arXiv 2211.17192, algorithm 1.
 Guarantee: exact with accept_rule=match (default), distribution with accept_rule=rejection (the paper's rule).
 Cost: at most 1 target forward per emitted token; one draft forward per drafted token; the drafter's weights and cache.
-Differences: drafts are coupled to the target's noise by default, which gives plain decoding's own text at any temperature;
-    the draft length follows acceptance; a tree of the best branches can be drafted instead of a chain.
+Differences: drafts are coupled to the target's noise by default, which gives plain decoding's own text at any
+    temperature; the draft length follows acceptance; a tree of the best branches can be drafted instead of a chain.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Guess a window of tokens, score it in parallel, and feed the target's own answers back as the next guess.
 
 Paper: Santilli et al. (2023), arXiv 2305.10427, algorithms 1 and 2 (Jacobi and block Gauss-Seidel-Jacobi decoding).
-Guarantee: exact (sample and match; at a temperature the noise is a function of the position, so the fixed point is the
-    plainly sampled text).
+Guarantee: exact (sample and match; at a temperature the noise is a function of the position, so the fixed point is
+    the plainly sampled text).
 Cost: at most 1 target forward per emitted token, `window` positions each; no extra memory.
-Differences: the window slides after every accepted token instead of waiting for a whole block; guesses start as copies of
-    the last token rather than padding.
+Differences: the window slides after every accepted token instead of waiting for a whole block; guesses start as copies
+    of the last token rather than padding.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Jacobi(Method):
         """Shift the answers by what was emitted; new positions repeat the last answer."""
         if outcome.decision is None:
             return state
-        answers = outcome.decision.carry.clamp(min=0).to(state.device)
+        answers: Tensor = outcome.decision.carry.clamp(min=0).to(state.device)
         shift = torch.tensor([len(tokens) for tokens in outcome.emitted]).unsqueeze(1)
         place = (shift + torch.arange(self.window)).clamp_(max=answers.shape[1] - 1)
         return answers.gather(1, place)

@@ -3,8 +3,8 @@
 Paper: Nie et al. (2025), arXiv 2502.09992 (LLaDA), semi-autoregressive sampling with low-confidence re-masking; the
     threshold is Wu et al. (2025), arXiv 2505.22618 (Fast-dLLM).
 Guarantee: approximate. The reference is the same model and block length with one token per step (threshold above 1).
-Cost: 1 forward over prompt, text and block per step, and at most one step per token; no cache, since under full attention
-    every entry changes with the canvas.
+Cost: 1 forward over prompt, text and block per step, and at most one step per token; no cache, since under full
+    attention every entry changes with the canvas.
 Differences: tokens are drawn with noise keyed by position and visit; end tokens end the text at the end of a block.
 """
 

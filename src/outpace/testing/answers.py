@@ -30,6 +30,7 @@ def answer_checks() -> list[Callable[[], None]]:
     """Return the deterministic checks, each milliseconds."""
     return [
         check_noise,
+        check_visits,
         check_ties,
         check_text,
         check_own_drafter,
@@ -76,6 +77,14 @@ def check_ties() -> None:
         assert kept == wanted, f"top_k={top_k} kept {kept[:8]}... where {wanted[:8]}... are the lowest ids."
     kept = Sampler(Sampling(temperature=1.0, top_p=0.01), [1]).law(logits).probs()[0].nonzero().flatten().tolist()
     assert kept == likely[: len(kept)] and len(kept) < 10, "Ties at the top-p cut do not go to the lowest ids."
+
+
+def check_visits() -> None:
+    """A canvas position that is drawn again gets fresh noise."""
+    sampler, place = Sampler(Sampling(temperature=1.0), [row_key(1)]), torch.arange(60).unsqueeze(0)
+    flat = torch.zeros(1, 60, 50, dtype=torch.float64)
+    first, again = sampler.pick(flat, place, visit=0), sampler.pick(flat, place, visit=1)
+    assert int((first == again).sum()) < 10, "The second visit draws what the first one drew."
 
 
 def _bytes_to_text(tokens: list[int]) -> str:
@@ -127,7 +136,9 @@ def check_copied_text() -> None:
         write(PromptLookup(), SETTINGS[name], rows, target=PeriodicModel(6))
         for row in rows:
             share = row.usage.num_accepted / max(1, row.usage.num_proposed)
-            assert share >= 0.9 and row.usage.num_steps <= 8, f"{name}: {share:.0%} accepted, {row.usage.num_steps} steps."
+            assert share >= 0.9 and row.usage.num_steps <= 8, (
+                f"{name}: {share:.0%} accepted, {row.usage.num_steps} steps."
+            )
 
 
 def check_jacobi() -> None:
@@ -192,7 +203,7 @@ def check_sampled_rejection(rows: int = 12_000) -> None:
     assert chance > 1e-4, f"A G-test of {rows} texts gives p = {chance:.2g}."
 
 
-def check_sampled_canvas(rows: int = 6_000) -> None:
+def check_sampled_canvas(rows: int = 3_000) -> None:
     """Masked diffusion, one token per step, follows its enumerated law: a position is drawn anew at every visit."""
     target, settings = small_model("full"), Sampling(temperature=1.0)
     counts = text_counts(MaskedDiffusion(block=2, threshold=2.0), target, 2, settings, rows)

@@ -6,8 +6,8 @@ RMS norm over them is unchanged. Shares are split unevenly, at random, where tha
 neighbour -d.
 
 Depth: added layers compute attention and MLP in full, from a real layer's weights, but write exactly opposite multiples
-of two equal numbers that stand side by side: value dimensions 2i and 2i + 1 of a head, neurons 2i and 2i + 1 of the MLP.
-Neighbours meet first in every summation order in use, so that the sum is zero in bfloat16 with float32 accumulation, and
+of two equal numbers that stand side by side: value dimensions 2i and 2i + 1 of a head, neurons 2i and 2i + 1 of the
+MLP. Summation orders in use treat neighbours alike, so that the sum is zero in bfloat16 with float32 accumulation, and
 within rounding of it in float32.
 """
 
@@ -117,7 +117,7 @@ def _read_config(source: Path) -> dict[str, Any]:
     try:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise ModelError(f"{source} has no readable config.json.", "Give the directory of a causal zoo model.") from None
+        raise ModelError(f"{source} has no readable config.json.", "Name a causal zoo model.") from None
     if config.get("model_type") != "llama" or config.get("attention_bias") or config.get("mlp_bias"):
         raise ModelError("Only Llama-shaped models without biases can be inflated.", "Use a causal zoo model: stories.")
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
@@ -136,7 +136,7 @@ def _plan(config: Mapping[str, Any], params: int, width: int | None) -> tuple[in
     layers = _depth(config, params, width)
     if layers < least:
         raise ConfigError(
-            f"{params:,} parameters are fewer than {width} copies of the source take.", "Ask for more, or a smaller width."
+            f"{params:,} parameters are fewer than {width} copies of the source take.", "Ask for more weights."
         )
     return width, layers
 
@@ -160,14 +160,15 @@ class _Files:
         self._home = {}
         for path in paths:
             with safe_open(path, framework="pt") as file:
-                self._home.update({name: path for name in file.keys()})  # noqa: SIM118 - not a dict
+                self._home.update({name: path for name in file.keys()})
 
     def __contains__(self, name: str) -> bool:
         return name in self._home
 
     def read(self, name: str) -> Tensor:
         with safe_open(self._home[name], framework="pt") as file:
-            return file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
 
 
 def _open(source: Path) -> _Files:

@@ -79,7 +79,9 @@ class Mutant:
         function = getattr(original, "__func__", getattr(original, "fget", original))
         source = textwrap.dedent(inspect.getsource(function))
         if source.count(self.old) != 1:
-            raise LookupError(f"The mutant {self.name!r} no longer applies to {self.where}: {self.old!r} is not there once.")
+            raise LookupError(
+                f"The mutant {self.name!r} no longer applies to {self.where}: {self.old!r} is not there once."
+            )
         scope = dict(vars(module))
         code = "from __future__ import annotations\n" + source.replace(self.old, self.new)
         exec(compile(code, f"<mutant {self.name}>", "exec"), scope)
@@ -140,7 +142,7 @@ MUTANTS = (
         "penalty-row-copied",
         "the penalties of the prefix are used for the whole draft",
         "sampling.sampler:History.push",
-        "self.seen[row, tokens[row]] += 1\n            self.written[row, tokens[row]] += 1",
+        "self.seen[row, tokens[row]] += 1\n        self.written[row, tokens[row]] += 1",
         "pass",
     ),
     Mutant(
@@ -326,7 +328,8 @@ def battery() -> list[tuple[str, Callable[[], None]]]:
     plain: list[Callable[[], None]] = [*answer_checks(), check_rejection, check_match_chain, check_match_tree]
     found = [(check.__name__, check) for check in plain]
     subjects: list[Method] = [DraftModel(draft_len=4), DraftModel(draft_len=2, tree_width=2), PromptLookup(draft_len=5)]
-    for check in contract_checks():
+    first = ("check_equality", "check_lengths", "check_end_tokens", "check_stops", "check_drafts_alone")
+    for check in sorted(contract_checks(), key=lambda check: check.__name__ not in first):
         for subject in subjects:
             found.append((f"{check.__name__}[{_short(subject)}]", lambda check=check, subject=subject: check(subject)))
     return found + [(check.__name__, check) for check in law_checks()]
@@ -365,7 +368,9 @@ def main() -> int:
         began = time.perf_counter()
         caught = catch(mutant, is_thorough)
         escaped += not caught
-        print(f"{mutant.name:24}{', '.join(caught) or 'ESCAPED':60}{time.perf_counter() - began:6.1f} s  {mutant.fault}")
+        print(
+            f"{mutant.name:24}{', '.join(caught) or 'ESCAPED':60}{time.perf_counter() - began:6.1f} s  {mutant.fault}"
+        )
     print(f"{len(MUTANTS) - escaped} of {len(MUTANTS)} faults were caught.")
     return 1 if escaped or clean else 0
 

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from outpace.bench.options import BenchOptions, MicroOptions
+from outpace.bench.prompts import read_prompts, set_names
+from outpace.bench.stats import copied_share
+from outpace.errors import ConfigError
+
+
+def test_shipped_sets() -> None:
+    assert set_names() == ("code", "copy", "stories")
+    for name in set_names():
+        prompts = read_prompts(name)
+        assert len(prompts) == 12
+        assert len({prompt.id for prompt in prompts}) == len({prompt.text for prompt in prompts}) == 12
+        assert all(prompt.set == name and prompt.text.strip() for prompt in prompts)
+    assert len(read_prompts("code", 5)) == 5
+
+
+def test_copy_prompts_invite_copying() -> None:
+    """Each repeats a pattern of its own: its second half lies largely in word 4-grams of its first."""
+    for prompt in read_prompts("copy"):
+        words = prompt.text.split()
+        half = len(words) // 2
+        code = {word: number for number, word in enumerate(dict.fromkeys(words))}
+        ids = [code[word] for word in words]
+        assert copied_share(ids[:half], ids[half:], 4) > 0.2, prompt.id
+
+
+def test_files_of_ones_own(tmp_path: Path) -> None:
+    lines = tmp_path / "mine.jsonl"
+    lines.write_text('{"id": "a", "text": "one"}\n\n{"text": "two"}\n')
+    assert [(p.set, p.id, p.text) for p in read_prompts(str(lines))] == [("mine", "a", "one"), ("mine", "2", "two")]
+    plain = tmp_path / "mine.txt"
+    plain.write_text("one\nstill one\n\ntwo\n")
+    assert [prompt.text for prompt in read_prompts(str(plain))] == ["one\nstill one", "two\n"]
+    lines.write_text("no json\n")
+    with pytest.raises(ConfigError, match="Line 1"):
+        read_prompts(str(lines))
+    plain.write_text("\n")
+    with pytest.raises(ConfigError, match="holds no prompt"):
+        read_prompts(str(plain))
+    with pytest.raises(ConfigError) as caught:
+        read_prompts("storys")
+    assert "stories" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"paths": ("fast",)},
+        {"peers": ("vllm",)},
+        {"max_tokens": 0},
+        {"repeats": 0},
+        {"prompts": ()},
+        {"temperatures": (-1.0,)},
+        {"temperatures": (float("nan"),)},
+    ],
+)
+def test_options_that_cannot_be_used(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        BenchOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_micro_options_that_cannot_be_used() -> None:
+    for wrong in ({"parts": ("speed",)}, {"sizes": ("7b",)}, {"dtypes": ("int4",)}, {"repeats": 0}, {"widths": (0,)}):
+        with pytest.raises(ConfigError):
+            MicroOptions(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,95 @@
+"""Every registered method fulfils the contract; a new one is covered the day it is registered."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from outpace.methods.base import Method
+from outpace.methods.draft_model import DraftModel
+from outpace.methods.layer_skip import LayerSkip
+from outpace.methods.masked_diffusion import MaskedDiffusion
+from outpace.methods.prompt_lookup import PromptLookup
+from outpace.registry import load_method, method_names
+from outpace.testing import check_method, run_contract
+from outpace.testing.answers import answer_checks, law_checks
+from outpace.testing.checks import contract_checks
+from outpace.types import Needs, Outcome, Proposal, View
+
+VARIANTS = [
+    DraftModel(draft_len=3, tree_width=2),
+    DraftModel(accept_rule="rejection", draft_len=4),
+    DraftModel(min_confidence=0.3, is_adaptive=False),
+    LayerSkip(skip=(0, 2), min_confidence=0.2),
+    MaskedDiffusion(block=5, threshold=2.0, per_step=2),
+]
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_registered(name: str) -> None:
+    began = time.process_time()
+    check_method(load_method(name)())
+    assert time.process_time() - began < 4  # about one second on an idle core; "at most 2 s a method"
+
+
+@pytest.mark.parametrize("method", VARIANTS, ids=str)
+def test_variants(method: Method) -> None:
+    check_method(method)
+
+
+@pytest.mark.parametrize("check", answer_checks() + law_checks(), ids=lambda check: check.__name__)
+def test_known_answers(check: Any) -> None:
+    check()
+
+
+def test_checks_say_what_they_check() -> None:
+    assert all(check.__doc__ for check in (*contract_checks(), *answer_checks(), *law_checks()))
+
+
+@dataclass(frozen=True)
+class Remembers(PromptLookup):
+    """Keeps something on itself."""
+
+    seen: list[int] = field(default_factory=list)
+
+    def observe(self, outcome: Outcome, view: View, state: Any) -> Any:
+        self.seen.append(view.step)
+        return state
+
+
+@dataclass(frozen=True)
+class Wider(PromptLookup):
+    """Proposes more than it says."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(width=1)
+
+
+@dataclass(frozen=True)
+class Mixes(DraftModel):
+    """Drafts for one row from another."""
+
+    def propose(self, view: View, state: Any) -> Proposal:
+        proposal = super().propose(view, state)
+        proposal.tokens = proposal.tokens.flip(0)
+        return proposal
+
+
+@pytest.mark.parametrize(
+    ("method", "check"),
+    [
+        (Remembers(), "check_bookkeeping"),
+        (Wider(), "check_needs"),
+        (Mixes(), "check_drafts_alone"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_broken_methods_are_caught(method: Method, check: str) -> None:
+    chosen = [one for one in contract_checks() if one.__name__ == check]
+    assert check in run_contract(method, chosen)
+    with pytest.raises(AssertionError, match=check):
+        check_method(method)

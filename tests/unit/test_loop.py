@@ -1,0 +1,184 @@
+"""The loop: what it refuses, cuts, counts and keeps apart, and that it waits for the device once per step."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import outpace
+from outpace.errors import ConfigError
+from outpace.layout import lay_out
+from outpace.methods.autoregressive import Autoregressive
+from outpace.methods.base import Method
+from outpace.methods.draft_model import DraftModel
+from outpace.methods.jacobi import Jacobi
+from outpace.methods.layer_skip import LayerSkip
+from outpace.methods.masked_diffusion import MaskedDiffusion
+from outpace.methods.prompt_lookup import PromptLookup
+from outpace.prefill import catch_up
+from outpace.registry import method_names
+from outpace.row import Row
+from outpace.sampling import Sampler, Sampling, row_key
+from outpace.testing.toy import ToyModel
+from outpace.testing.world import PROMPTS, drive, make_rows, make_run, target_for, write
+from outpace.types import Context, Counter, FinishReason, View
+
+SOURCE = Path(outpace.__file__).parent
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    run = make_run(Autoregressive(), capacity=20)
+    with pytest.raises(ConfigError, match="empty"):
+        run.join([Row([], 0, 1, 5)])
+    with pytest.raises(ConfigError, match="fit"):
+        run.join([Row([1] * 10, 10, 1, 11)])
+    with pytest.raises(ConfigError, match="no rows"):
+        run.step()
+
+
+def test_finished_rows_do_not_join_and_strangers_do_not_leave() -> None:
+    rows, run = make_rows(max_tokens=4), make_run(Autoregressive())
+    drive(run, rows)
+    run.join(rows)
+    assert run.rows == []
+    others = make_rows()
+    run.join(others)
+    run.leave(make_rows())
+    assert len(run.rows) == len(others)
+
+
+def test_a_step_returns_what_it_wrote() -> None:
+    rows, run = make_rows(), make_run(DraftModel())
+    run.join(rows)
+    seen: dict[int, list[int]] = {id(row): [] for row in rows}
+    while run.rows:
+        for row, tokens in run.step():
+            seen[id(row)] += tokens
+    assert [seen[id(row)] for row in rows] == [row.written for row in rows]
+    assert set(run.seconds) == {"prefill", "draft", "score", "accept", "total"} and run.seconds["total"] > 0
+
+
+@pytest.mark.parametrize("method", [Autoregressive(), PromptLookup(), DraftModel(), Jacobi(), LayerSkip()], ids=str)
+def test_a_tight_cache_changes_nothing(method: Method) -> None:
+    """With no slot to spare windows are cut, and the text is the same."""
+    roomy = write(method, rows=make_rows(PROMPTS[:1]))
+    tight = write(method, rows=make_rows(PROMPTS[:1]), capacity=len(PROMPTS[0]) + 16)
+    assert tight[0].written == roomy[0].written
+
+
+@pytest.mark.parametrize(
+    "method", [PromptLookup(), DraftModel(), DraftModel(tree_width=2), Jacobi(), LayerSkip()], ids=str
+)
+def test_the_end_of_the_context_changes_nothing(method: Method) -> None:
+    size = len(PROMPTS[0]) + 16
+    model, drafter = ToyModel(max_positions=size), ToyModel(max_positions=size - 6, seed=1)
+    rows = write(method, rows=make_rows(PROMPTS[:1]), target=model, models={"draft": drafter})
+    plain = write(Autoregressive(), rows=make_rows(PROMPTS[:1]), target=model)
+    assert rows[0].written == plain[0].written
+
+
+def test_prefill_counts_its_chunks() -> None:
+    rows = write(Autoregressive(), rows=make_rows([PROMPTS[3]], 1))
+    assert rows[0].usage.target_nfe == 1 + -(-12 // 4) and rows[0].usage.num_steps == 1
+
+
+def test_prefill_borders_do_not_depend_on_what_was_there() -> None:
+    model, text, seen = target_for("causal"), list(range(11)), []
+    cache = model.new_cache(1, 16, Counter())
+    for _ in catch_up(model, cache, [text[:3]], chunk=4):
+        seen.append(list(cache.lengths))
+    for _ in catch_up(model, cache, [text], chunk=4):
+        seen.append(list(cache.lengths))
+    assert seen == [[2], [4], [8], [10]]
+    assert list(catch_up(model, cache, [text], chunk=4)) == []
+
+
+def test_cancelled_rows_keep_their_text() -> None:
+    rows, run = make_rows(), make_run(PromptLookup())
+    run.join(rows)
+    drive(run, steps=3)
+    before = [row.written for row in rows]
+    run.leave(rows)
+    assert run.rows == [] and [row.written for row in rows] == before and rows[0].finish is None
+
+
+def test_masked_rows_end_at_their_length() -> None:
+    rows = write(MaskedDiffusion(block=5), rows=make_rows(max_tokens=7))
+    assert all(row.finish is FinishReason.LENGTH and len(row.written) == 7 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "settings", [Sampling(), Sampling(temperature=0.8, top_k=5, top_p=0.9)], ids=["greedy", "top-k"]
+)
+@pytest.mark.parametrize("method", [Autoregressive(), DraftModel(draft_len=3, is_adaptive=False), LayerSkip()], ids=str)
+def test_a_step_never_waits_for_the_device(method: Any, settings: Sampling) -> None:
+    """Propose, lay out, score and accept on tensors without values: reading one would fail."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        target, drafter = ToyModel(), ToyModel(seed=1)
+        texts = [[1, 2, 3], [4, 5, 6]]
+        sampler = Sampler(settings, [row_key(1, i) for i in range(2)])
+        cache = target.new_cache(2, 32)
+        cache.lengths = [2, 2]
+        counters = {"target": Counter(), "draft": Counter()}
+        state = method.start(Context(target, texts, 32, sampler, {"draft": drafter}, counters, cache=cache))
+        view = View(texts, [3, 3], [9, 9], 0, cache, sampler)
+        proposal = method.propose(view, state)
+        assert proposal.tokens.shape[1] == (0 if isinstance(method, Autoregressive) else max(proposal.length))
+        layout = lay_out([text[2:] for text in texts], cache.lengths, proposal, False)
+        scores = target.score(layout.tokens, layout.position, layout.visible, cache, layout.ask)
+        decision = method.accept(proposal, scores, view, state)
+        assert decision.tokens.shape == (2, proposal.tokens.shape[1] + 1)
+
+
+def _imports(path: Path) -> set[str]:
+    """Modules that a file imports when it runs; what only type checkers read does not count."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
+    return {name.removeprefix("outpace.").split(".")[0] for name in found if name.startswith("outpace.")}
+
+
+LAYERS = {
+    "types": set(),
+    "sampling": {"types", "sampling", "errors"},
+    "cache": {"types", "cache", "errors"},
+    "schedule": {"types", "schedule", "errors"},
+    "draft": {"types", "sampling", "cache", "schedule", "draft", "layout", "prefill", "tree", "errors"},
+    "accept": {"types", "sampling", "cache", "schedule", "accept", "tree", "errors"},
+    "methods": {"types", "sampling", "cache", "schedule", "draft", "accept", "methods", "tree", "errors"},
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_go_one_way(layer: str) -> None:
+    files = sorted((SOURCE / layer).glob("*.py")) or [SOURCE / f"{layer}.py"]
+    for path in files:
+        assert _imports(path) <= LAYERS[layer], f"{path.name} imports {_imports(path) - LAYERS[layer]}"
+
+
+@pytest.mark.parametrize("name", ["loop", "batch", "commit", "layout", "prefill", "row", "text", "state", "tree"])
+def test_the_loop_knows_no_method(name: str) -> None:
+    path = SOURCE / f"{name}.py"
+    forbidden = {"methods", "draft", "accept", "schedule", "registry", "models", "engine"}
+    assert not _imports(path) & forbidden
+    source = path.read_text().lower()
+    for method in method_names():
+        assert method not in source and method.replace("-", "_") not in source
+
+
+def test_a_method_imports_no_other_method() -> None:
+    for path in (SOURCE / "methods").glob("*.py"):
+        others = {other.stem for other in (SOURCE / "methods").glob("*.py")} - {"__init__", "base", path.stem}
+        for other in others:
+            assert f"outpace.methods.{other}" not in path.read_text(), f"{path.name} imports {other}"
