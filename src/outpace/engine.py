@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from outpace.errors import CapabilityError, ConfigError, nearest
+from outpace.errors import ConfigError, nearest
 from outpace.fit import check_fit, check_partner
 from outpace.loop import Run
 from outpace.methods.base import Method
-from outpace.models.loading import load_model, read_end_tokens, resolve
+from outpace.models.loading import read_end_tokens
+from outpace.models.opening import locate, open_model
 from outpace.models.tokenizer import Tokenizer
 from outpace.registry import load_method
 from outpace.result import Result
@@ -33,7 +34,8 @@ def load(model: str | Path, *, dtype: str = "auto", device: str = "auto", is_com
     """Load a model by zoo name, directory or hub id.
 
     Args:
-        model: e.g. "stories", "./my-llama", "org/name".
+        model: e.g. "stories", "./my-llama", "org/name"; "hf:NAME" goes through transformers, as do architectures that
+            have no native loader.
         dtype: "auto" (as stored), "float32", "bfloat16", "float16" or "float64".
         device: "auto", "cpu" or "cuda".
         is_compiled: use compiled kernels where a compiler is found and the model fits them.
@@ -42,8 +44,8 @@ def load(model: str | Path, *, dtype: str = "auto", device: str = "auto", is_com
         ModelError: it cannot be found, read or trusted.
     """
     began = time.perf_counter()
-    directory = resolve(str(model))
-    target = load_model(directory, dtype=dtype, device=device, is_compiled=is_compiled)
+    directory, _ = locate(str(model))
+    target = open_model(str(model), dtype, device, is_compiled)
     tokenizer = Tokenizer.from_directory(directory)
     lm = LanguageModel(
         target, tokenizer, end_tokens=read_end_tokens(directory), name=str(model), dtype=dtype, device=device
@@ -242,9 +244,7 @@ class LanguageModel:
                 name = str(getattr(method, role))
                 name = drafter_of(self.name) if name == "auto" else name
                 if name not in self._others:
-                    self._others[name] = load_model(
-                        resolve(name), dtype=self.dtype, device=self.device, is_compiled=self.is_compiled
-                    )
+                    self._others[name] = open_model(name, self.dtype, self.device, self.is_compiled)
                 other = self._others[name]
             check_partner(role, other.capabilities, self.target.capabilities)
             others[role] = other

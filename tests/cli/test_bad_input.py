@@ -309,7 +309,8 @@ def test_a_real_ctrl_c(cycle: Path) -> None:
     rest, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (130, b"")
     text = (first + rest).decode()
-    assert text.startswith("日") and text.endswith("\n") and "\ufffd" not in text
+    assert text.startswith("日") and text.endswith("\n")
+    assert "\ufffd" not in text.rstrip("\n\ufffd")  # the last character may have been cut
 
 
 def test_a_reader_that_goes_away(cycle: Path) -> None:

@@ -28,11 +28,11 @@ def check_run(run: Mapping[str, Any]) -> None:
 
 def check_method(
     model: str, name: str, options: Mapping[str, str], law: Mapping[str, Any] | None = None
-) -> tuple[Method, int]:
+) -> tuple[Method, int | None]:
     """Build a method from its options and see that it and its drafters fit a model, by the model's config alone.
 
     Returns:
-        The method and the model's vocabulary size.
+        The method and the model's vocabulary size (None = known only once the model is loaded).
 
     Raises:
         OutpaceError: an unknown method, option, setting or model, or a method that does not fit.
@@ -41,15 +41,18 @@ def check_method(
 
     method = load_method(name).from_settings(options)
     from outpace.fit import check_fit, check_partner
-    from outpace.models.loading import read_capabilities, resolve
+    from outpace.models.opening import offered_by
     from outpace.sampling import Sampling
     from outpace.zoo import drafter_of
 
     Sampling(**(law or {}))
-    offered = read_capabilities(resolve(model))
+    offered = offered_by(model)
+    if offered is None:  # a model that only transformers can load is checked when it is loaded
+        return method, None
     check_fit(method, offered)
     for role in method.needs.models:
         other = str(getattr(method, role))
-        partner = resolve(drafter_of(model) if other == "auto" else other)
-        check_partner(role, read_capabilities(partner), offered)
+        partner = offered_by(drafter_of(model) if other == "auto" else other)
+        if partner is not None:
+            check_partner(role, partner, offered)
     return method, offered.vocab_size

@@ -179,7 +179,7 @@ def _check(request: _Request) -> Method:
     if any(not word for word in request.bad_words):
         raise ConfigError("A bad word is empty.", "Give each bad word at least one character.")
     method, vocab_size = check_method(request.model, request.method, request.options, request.law)
-    if any(not 0 <= token < vocab_size for token in request.law["logit_bias"]):
+    if vocab_size is not None and any(not 0 <= token < vocab_size for token in request.law["logit_bias"]):
         raise ConfigError("A logit bias is for a token outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
     return method
 

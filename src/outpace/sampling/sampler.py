@@ -137,7 +137,7 @@ class Sampler:
         if not needs_order(settings):
             return Law(logits.double() / settings.temperature, None, vocab)
         values, ids, log_total = candidates(logits, settings)
-        keep, _ = cuts(values, settings, log_total)
+        keep, _ = cuts(values, settings, log_total, is_measured=False)
         return Law(values.masked_fill(~keep, float("-inf")), ids, vocab)
 
     def draw(self, law: Law, key: Tensor) -> Tensor:

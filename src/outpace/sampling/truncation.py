@@ -94,13 +94,16 @@ def _largest(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return values, ids.gather(-1, best)
 
 
-def cuts(values: Tensor, settings: Sampling, log_total: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def cuts(
+    values: Tensor, settings: Sampling, log_total: Tensor | None = None, *, is_measured: bool = True
+) -> tuple[Tensor, Tensor]:
     """Apply top-p, min-p and typical-p to ordered candidates.
 
     Args:
         values: [N, K] ordered logits.
         settings: the cuts.
         log_total: [N, 1] log of the total mass that `values` belong to; None = they are all there is.
+        is_measured: False leaves the distance to top-p out (every step decides, only margins measure).
 
     Returns:
         keep: [N, K] bool, at least one per row.
@@ -112,8 +115,9 @@ def cuts(values: Tensor, settings: Sampling, log_total: Tensor | None = None) ->
         total = values.logsumexp(-1, keepdim=True) if log_total is None else log_total
         before = _mass_before((values - total).exp())
         keep &= before < settings.top_p
-        distance = torch.minimum(distance, (before - settings.top_p).abs())
-        distance = torch.minimum(distance, _to_other_side(values, before < settings.top_p))
+        if is_measured:
+            distance = torch.minimum(distance, (before - settings.top_p).abs())
+            distance = torch.minimum(distance, _to_other_side(values, before < settings.top_p))
     if settings.min_p > 0:
         floor = values[:, :1] + torch.tensor(settings.min_p, dtype=values.dtype).log().to(values.device)
         keep &= values >= floor
