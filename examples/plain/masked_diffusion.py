@@ -1,6 +1,6 @@
-"""Block-wise masked diffusion (LLaDA, Nie et al. 2025; the threshold is Fast-dLLM's, Wu et al. 2025), the text scored whole.
+"""Block-wise masked diffusion (LLaDA, Nie et al. 2025; the threshold is Fast-dLLM's, Wu et al. 2025), without a cache.
 
-Each block starts as masks. A step draws a token at every masked place and writes the surest ones; the others are drawn anew.
+Each block starts as masks. A step draws a token at every masked place and writes the surest; the others are drawn anew.
 The noise of a draw is keyed by the place and by how many tokens had been written before ("visit"), so a place that is
 drawn again gets fresh noise.
 """

@@ -2,9 +2,9 @@
 
 Used by the other files here, and by tests as an oracle; imports nothing of outpace.
 
-The noise, as documented: mix = the finaliser of splitmix64 (64-bit, wrapping); base = blake2b-64("node KEY STREAM VISIT"),
-KEY = blake2b-64("row SEED SAMPLE"), both read as little-endian signed; then, with G = 0x9E3779B97F4A7C15,
-    node = mix(position * G + base),  bits = mix(node + id * G),  uniform = (bits >> 12, + 1/2) / 2**52.
+The noise, as documented: mix = the finaliser of splitmix64 (64-bit, wrapping); KEY = blake2b-64("row SEED SAMPLE") and
+base = blake2b-64("node KEY STREAM VISIT"), both read as little-endian signed; then, with G = 0x9E3779B97F4A7C15,
+    node = mix(position * G + base),  bits = mix(node + id * G),  uniform = ((bits >> 12) + 1/2) / 2**52.
 A token is argmax(log p + Gumbel) with Gumbel = -log(-log(uniform)); ties and cuts go by lowest id.
 """
 

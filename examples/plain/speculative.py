@@ -1,8 +1,8 @@
 """Speculative decoding of a chain, by two rules, with both models scoring whole texts (no caches).
 
 `match`: draw the target's own token at each place and keep the draft while it agrees: the text is plain decoding's.
-`rejection`: keep a draft with probability min(1, p / q), else draw from the positive part of p - q (Leviathan et al. 2023,
-algorithm 1): the law is plain decoding's.
+`rejection`: keep a draft with probability min(1, p / q), else draw from the positive part of p - q (Leviathan et al.
+2023, algorithm 1): the law is plain decoding's.
 """
 
 from __future__ import annotations

@@ -84,6 +84,7 @@ class Run:
         if not rows:
             return
         cache = self.target.new_cache(len(rows), self.capacity, self.counters["target"])
+        cache.has_fixed_extent = self.width > 0
         if self.target.capabilities.is_encoder_decoder:
             cast("EncoderAdapter", self.target).encode([row.source or [] for row in rows], cache)
         texts, sampler = [row.tokens for row in rows], bind(self.settings, rows)

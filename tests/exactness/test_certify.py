@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 import pytest
 
-from outpace.engine import LanguageModel
+from outpace.engine import LanguageModel, load
 from outpace.methods.draft_model import DraftModel
 from outpace.methods.jacobi import Jacobi
 from outpace.methods.masked_diffusion import MaskedDiffusion
 from outpace.methods.prompt_lookup import PromptLookup
-from outpace.testing.certify import Line, certify, certify_model, logit_drift
+from outpace.testing.certify import PROMPTS as SAMPLES
+from outpace.testing.certify import Flip, Line, certify, certify_model, logit_drift
 from outpace.testing.world import PROMPTS, drafter_for, target_for
 from outpace.types import Decision, Proposal, Scores, View
+from outpace.zoo import path
 
 
 @pytest.fixture
@@ -66,8 +68,6 @@ def test_an_approximate_method_gets_none() -> None:
 
 
 def test_a_flip_must_lie_under_the_tolerance() -> None:
-    from outpace.testing.certify import Flip
-
     line = Line("greedy", "bfloat16", flips=[Flip(0, 3, 0.01, 0.02)])
     assert line.holds
     line.flips.append(Flip(1, 5, 0.03, 0.02))
@@ -76,3 +76,13 @@ def test_a_flip_must_lie_under_the_tolerance() -> None:
 
 def test_float64_drifts_by_rounding_only() -> None:
     assert logit_drift(target_for("causal"), PROMPTS) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (path("stories") / "model.safetensors").exists(), reason="the shipped model is not here")
+def test_the_shipped_model() -> None:
+    """A sample; `make certify` does all settings, prompts and methods."""
+    lm = load("stories", dtype="float64", device="cpu")
+    prompts = [text for text in SAMPLES if "happy" in text or "sat on" in text or "def" in text]
+    certificate = certify_model(lm, PromptLookup(), prompts, settings=("greedy",), max_tokens=32)
+    assert certificate.holds, certificate.render()

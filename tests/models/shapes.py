@@ -99,7 +99,8 @@ def make_model(config: hf.PreTrainedConfig, seed: int = 0) -> hf.PreTrainedModel
     model = hf.AutoModelForCausalLM.from_config(config).eval()
     is_after = getattr(config, "do_layer_norm_before", True) is False  # norms after the sum tame large weights
     for name, weight in model.named_parameters():
-        spread = (0.05 if is_after else 0.2) if weight.dim() == 1 else (1.0 if is_after else 3.0) / weight.shape[-1] ** 0.5
+        narrow, wide = (0.05, 1.0) if is_after else (0.2, 3.0)
+        spread = narrow if weight.dim() == 1 else wide / weight.shape[-1] ** 0.5
         if any(part in name for part in ("embed_tokens", "embed_in", "embed_positions", "wte", "wpe")):
             spread = 3.0 if is_after else 0.1  # the layers, not the last token, decide what a tied head says
         if weight.dim() == 1 and name.endswith("norm.weight") and "post_" in name:

@@ -61,7 +61,8 @@ def test_chat(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ raise_exception('no') }}", "{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% if %}"]
+    "template",
+    ["{{ raise_exception('no') }}", "{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% if %}"],
 )
 def test_templates_are_confined(directory: Path, template: str) -> None:
     (directory / "chat_template.jinja").write_text(template)

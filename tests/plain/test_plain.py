@@ -128,7 +128,7 @@ def test_masked_diffusion(plain: Any, name: str, threshold: float) -> None:
 
 
 def test_noise_is_the_documented_formula(plain: Any) -> None:
-    ids = list(range(40)) + [151_000]
+    ids = [*range(40), 151_000]
     for seed, sample, stream, position, visit in ((7, 0, 0, 1, 0), (7, 3, 2, 4000, 0), (0, 0, 1, 12, 9)):
         key = node_key([row_key(seed, sample)], Stream(stream), torch.tensor([position]), visit)
         ours = uniform(key, torch.tensor(ids))[0].numpy()

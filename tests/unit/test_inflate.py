@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import outpace.testing
 from outpace.errors import ConfigError, ModelError
 from outpace.models.loading import load_model
 from outpace.testing.inflate import _Splitter, count_parameters, inflate, inflated_from, parse_size, streamed_parameters
@@ -113,6 +114,10 @@ def test_what_cannot_be_inflated(source: Path, tmp_path: Path) -> None:
         inflate(source, tmp_path / "b", 100, width=2)
     with pytest.raises(ModelError):
         inflate(tmp_path, tmp_path / "c", 400_000)
+
+
+def test_it_is_public() -> None:
+    assert outpace.testing.inflate is inflate
 
 
 def test_sizes() -> None:

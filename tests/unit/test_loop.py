@@ -156,7 +156,8 @@ LAYERS = {
     "schedule": {"types", "schedule", "errors"},
     "draft": {"types", "sampling", "cache", "schedule", "draft", "layout", "prefill", "tree", "errors"},
     "accept": {"types", "sampling", "cache", "schedule", "accept", "tree", "errors"},
-    "methods": {"types", "sampling", "cache", "schedule", "draft", "accept", "methods", "tree", "errors"},
+    # (`methods/__init__.py` answers a call with the catalogue, read then)
+    "methods": {"types", "sampling", "cache", "schedule", "draft", "accept", "methods", "tree", "errors", "catalogue"},
 }
 
 

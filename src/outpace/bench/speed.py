@@ -69,7 +69,8 @@ def _measure_all(
 ) -> Report:
     arms, skipped, lm = make_arms(options, directory)
     device = str(getattr(lm.target, "device", "cpu")).partition(":")[0]
-    facts.update(machine.describe(device) if device == "cuda" else {})
+    if device == "cuda":  # the load stays the one from before the model was read
+        facts.update({name: machine.describe(device)[name] for name in ("gpu", "gpu_note")})
     dtype = getattr(lm.target, "dtype", torch.float32)
     everything: list[Arm] = list(arms)
     for _ in options.peers:

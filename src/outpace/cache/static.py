@@ -41,6 +41,7 @@ class Cache:
         self.counter = counter if counter is not None else Counter()
         self.lengths = lengths if lengths is not None else [0] * (self.buffers[0].shape[0] if self.buffers else 0)
         self.extra = list(extra)
+        self.has_fixed_extent = False  # attend over all slots, so that sums have one shape (batch-invariant mode)
 
     @property
     def capacity(self) -> int:
@@ -80,16 +81,24 @@ class Cache:
         The base must not score while the fork is in use: whatever the fork staged is overwritten by it, which is
         exactly what drafting on the target's own cache wants, and costs no copy.
         """
-        return Cache(self.buffers, self.slot_axis, counter or Counter(), list(self.lengths), self.extra)
+        return self._derive(self.buffers, list(self.lengths), self.extra, counter or Counter())
 
     def rows(self, index: Sequence[int]) -> Cache:
         """Return a copy with the given rows, in that order (rows may repeat)."""
         if not self.buffers:
-            return Cache([], self.slot_axis, self.counter, [self.lengths[i] for i in index])
+            return self._derive([], [self.lengths[i] for i in index], [])
         gather = torch.tensor(list(index), dtype=torch.int64, device=self.buffers[0].device)
         buffers = [buffer.index_select(0, gather) for buffer in self.buffers]
         extra = [tensor.index_select(0, gather) for tensor in self.extra]
-        return Cache(buffers, self.slot_axis, self.counter, [self.lengths[i] for i in index], extra)
+        return self._derive(buffers, [self.lengths[i] for i in index], extra)
+
+    def _derive(
+        self, buffers: Sequence[Tensor], lengths: list[int], extra: Sequence[Tensor], counter: Counter | None = None
+    ) -> Cache:
+        """Return a cache of the same kind over other buffers."""
+        cache = Cache(buffers, self.slot_axis, counter or self.counter, lengths, extra)
+        cache.has_fixed_extent = self.has_fixed_extent
+        return cache
 
     @staticmethod
     def join(caches: Sequence[Cache]) -> Cache:
@@ -110,7 +119,7 @@ class Cache:
             buffers.append(joined)
         extra = [_stack(parts) for parts in zip(*(cache.extra for cache in caches), strict=True)]
         lengths = [length for cache in caches for length in cache.lengths]
-        return Cache(buffers, first.slot_axis, first.counter, lengths, extra)
+        return first._derive(buffers, lengths, extra)
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:

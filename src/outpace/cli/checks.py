@@ -5,25 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from outpace.errors import ConfigError
-
 if TYPE_CHECKING:
     from outpace.methods.base import Method
 
-__all__ = ["check_method", "check_run"]
-
-
-def check_run(run: Mapping[str, Any]) -> None:
-    """Refuse lengths, counts and stop strings that cannot be used.
-
-    Raises:
-        ConfigError: names the one.
-    """
-    for name in ("max_tokens", "num_samples"):
-        if run[name] < 1:
-            raise ConfigError(f"{name} is {run[name]}.", f"{name} must be 1 or more.")
-    if any(not text for text in run["stop"]):
-        raise ConfigError("A stop string is empty.", "Give each stop string at least one character.")
+__all__ = ["check_method"]
 
 
 def check_method(

@@ -171,9 +171,10 @@ def _check(request: _Request) -> Method:
     Raises:
         OutpaceError: an unknown method, option or model, a setting out of range, or a method that does not fit.
     """
-    from outpace.cli.checks import check_method, check_run
+    from outpace.cli.checks import check_method
+    from outpace.engine import Request
 
-    check_run(request.run)
+    Request(**request.run)  # refuses what is out of range
     if request.wants_log_probs and not request.is_json:
         raise ConfigError("--logprobs has nowhere to go.", "Add --json.")
     if any(not word for word in request.bad_words):

@@ -145,7 +145,8 @@ def _rows(spec: Spec, dtype: torch.dtype, widths: Sequence[int], repeats: int, c
     rows = []
     for width in widths:
         cache = new_cache(spec, dtype, PREFIX, PREFIX + width)
-        runs = {"ours": _forward(decoder, spec, width, cache), "torch": _linears(linears, width), "floor": reader}
+        runs: dict[str, Callable[[], object]] = {"torch": _linears(linears, width), "floor": reader}
+        runs["ours"] = _forward(decoder, spec, width, cache)
         rows.append(_row(width, interleave(runs, max(7, repeats // (1 + width // 16)), clock)))
     return rows
 

@@ -101,7 +101,9 @@ class _Reader:
             o.bias = self._vector(self._name("o", index), spec.hidden_size)
         if spec.mlp_bias:
             down.bias = self._vector(self._name("down", index), spec.hidden_size)
-        layer = LayerWeights(qkv=qkv, o=o, up=self._up(index), down=down, **norms)
+        layer = LayerWeights(qkv=qkv, o=o, up=self._up(index), down=down)
+        for role, norm in norms.items():
+            setattr(layer, role, norm)
         if spec.qk_norm != "none":
             is_full = spec.qk_norm == "full"
             layer.q_norm = self._head_norm("q_norm", index, spec.num_heads if is_full else 1)
@@ -134,12 +136,11 @@ class _Reader:
         return self._order_heads(fused)
 
     def _qkv_parts(self, fused: Tensor) -> tuple[Tensor, ...]:
-        return fused.split([self.spec.q_size, self.spec.kv_size, self.spec.kv_size])
+        query, key, value = torch.split(fused, [self.spec.q_size, self.spec.kv_size, self.spec.kv_size])
+        return query, key, value
 
     def _order_heads(self, fused: Tensor) -> Tensor:
-        """Bring rows [q | k | v] into memory order, from GPT-NeoX's head by head, and with the partners of a partial
-        rotation half a head apart.
-        """
+        """Bring rows into the order [q | k | v], and within a head into `rotary_order`."""
         spec = self.spec
         if self.family.is_interleaved:
             rest = fused.shape[1:]
@@ -161,10 +162,10 @@ class _Reader:
         fused = self._empty(2 * spec.ffn_size, spec.hidden_size)
         bias = self._empty(2 * spec.ffn_size) if spec.mlp_bias else None
         for half, role in enumerate(("gate", "up")):
-            rows = slice(half * spec.ffn_size, (half + 1) * spec.ffn_size)
-            fused[rows] = self._matrix(self._name(role, index), spec.ffn_size, spec.hidden_size)
+            part = slice(half * spec.ffn_size, (half + 1) * spec.ffn_size)
+            fused[part] = self._matrix(self._name(role, index), spec.ffn_size, spec.hidden_size)
             if bias is not None:
-                bias[rows] = self._vector(self._name(role, index), spec.ffn_size)
+                bias[part] = self._vector(self._name(role, index), spec.ffn_size)
         return Matrix(fused, bias)
 
     # Norms

@@ -161,13 +161,17 @@ def _smollm3(config: Config, context: int) -> dict[str, Any]:
         turns = [int((i + 1) % every != 0) for i in range(common["num_layers"])]
     bias = bool(config.get("attention_bias", False))
     has_window = bool(config.get("use_sliding_window", False))
-    return common | _rotary(config, common, 2000000.0) | {
-        "rope_index": tuple(0 if turn else -1 for turn in turns),
-        "windows": _windows(config, lambda i: not turns[i]) if has_window else (),
-        "qkv_bias": bias,
-        "o_bias": bias,
-        "mlp_bias": bool(config.get("mlp_bias", False)),
-    }
+    return (
+        common
+        | _rotary(config, common, 2000000.0)
+        | {
+            "rope_index": tuple(0 if turn else -1 for turn in turns),
+            "windows": _windows(config, lambda i: not turns[i]) if has_window else (),
+            "qkv_bias": bias,
+            "o_bias": bias,
+            "mlp_bias": bool(config.get("mlp_bias", False)),
+        }
+    )
 
 
 def _olmo2(config: Config, context: int) -> dict[str, Any]:
@@ -181,11 +185,16 @@ def _olmo2(config: Config, context: int) -> dict[str, Any]:
 def _gemma2(config: Config, context: int) -> dict[str, Any]:
     config = _gemma_defaults({"max_position_embeddings": 8192, "sliding_window": 4096} | dict(config))
     common = _common(config, context)
-    return common | _rotary(config, common) | _gemma(config, common) | {
-        "windows": _windows(config, lambda i: i % 2 == 0),
-        "attn_softcap": config.get("attn_logit_softcapping", 50.0) or 0.0,
-        "final_softcap": config.get("final_logit_softcapping", 30.0) or 0.0,
-    }
+    return (
+        common
+        | _rotary(config, common)
+        | _gemma(config, common)
+        | {
+            "windows": _windows(config, lambda i: i % 2 == 0),
+            "attn_softcap": config.get("attn_logit_softcapping", 50.0) or 0.0,
+            "final_softcap": config.get("final_logit_softcapping", 30.0) or 0.0,
+        }
+    )
 
 
 def _gemma3(config: Config, context: int) -> dict[str, Any]:
@@ -198,15 +207,19 @@ def _gemma3(config: Config, context: int) -> dict[str, Any]:
     local, full = _gemma3_settings(config)
     trained = config["max_position_embeddings"]
     ropes = tuple(make_rope(s, common["head_dim"], trained, common["max_positions"]) for s in (full, local))
-    return common | _gemma(config, common) | {
-        "ropes": ropes,
-        "rotary_dim": 2 * len(ropes[0].inv_freq),
-        "rope_index": tuple(0 if window is None else 1 for window in windows),
-        "windows": windows,
-        "qk_norm": "head",
-        "attn_softcap": config.get("attn_logit_softcapping") or 0.0,
-        "final_softcap": config.get("final_logit_softcapping") or 0.0,
-    }
+    return (
+        common
+        | _gemma(config, common)
+        | {
+            "ropes": ropes,
+            "rotary_dim": 2 * len(ropes[0].inv_freq),
+            "rope_index": tuple(0 if window is None else 1 for window in windows),
+            "windows": windows,
+            "qk_norm": "head",
+            "attn_softcap": config.get("attn_logit_softcapping") or 0.0,
+            "final_softcap": config.get("final_logit_softcapping") or 0.0,
+        }
+    )
 
 
 def _gemma3_settings(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -267,19 +280,23 @@ def _gpt2(config: Config, context: int) -> dict[str, Any]:
 
 
 def _neox(config: Config, context: int) -> dict[str, Any]:
-    common = _common(config | {"hidden_act": config.get("hidden_act", "gelu")}, context)
+    common = _common(dict(config) | {"hidden_act": config.get("hidden_act", "gelu")}, context)
     has_bias = bool(config.get("attention_bias", True))
     settings = {"rope_theta": config.get("rotary_emb_base", 10000.0)} | dict(config)
-    return common | _rotary(settings, common, part=config.get("rotary_pct", 0.25)) | {
-        "norm": "layer",
-        "norm_eps": config.get("layer_norm_eps", 1e-5),
-        "has_norm_bias": True,
-        "is_parallel": bool(config.get("use_parallel_residual", True)),
-        "is_gated": False,
-        "qkv_bias": has_bias,
-        "o_bias": has_bias,
-        "mlp_bias": True,
-    }
+    return (
+        common
+        | _rotary(settings, common, part=config.get("rotary_pct", 0.25))
+        | {
+            "norm": "layer",
+            "norm_eps": config.get("layer_norm_eps", 1e-5),
+            "has_norm_bias": True,
+            "is_parallel": bool(config.get("use_parallel_residual", True)),
+            "is_gated": False,
+            "qkv_bias": has_bias,
+            "o_bias": has_bias,
+            "mlp_bias": True,
+        }
+    )
 
 
 def _opt(config: Config, context: int) -> dict[str, Any]:

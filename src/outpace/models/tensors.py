@@ -156,7 +156,7 @@ class TensorFiles:
 def _fill(tensor: Tensor, entry: Entry) -> None:
     with entry.path.open("rb", buffering=0) as file:
         file.seek(entry.offset)
-        view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        view = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         while view:
             count = file.readinto(view)
             if not count:

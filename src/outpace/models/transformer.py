@@ -232,8 +232,10 @@ class Transformer:
         rows, size = position.shape
         lengths = cache.lengths
         is_even = all(length == lengths[0] for length in lengths)
-        layout = Layout(rows, size, lengths[0] if is_even else -1, max(lengths) + size)
-        if visible is None and is_even and self.spec.attention == "causal" and (rows == 1 or size == 1):
+        extent = cache.capacity if cache.has_fixed_extent else max(lengths) + size
+        layout = Layout(rows, size, lengths[0] if is_even else -1, extent)
+        is_chain = visible is None and is_even and not cache.has_fixed_extent
+        if is_chain and self.spec.attention == "causal" and (rows == 1 or size == 1):
             self._lay_chain(layout, cache.capacity)
         else:
             self._lay_rows(layout, position, visible, lengths)
@@ -422,7 +424,7 @@ def stage(buffer: Tensor, entries: Tensor, layout: Layout) -> None:
     if layout.slots is None:
         buffer.narrow(2, layout.start, layout.size).copy_(entries.transpose(1, 2))
     else:
-        buffer.transpose(1, 2).index_put_((layout.row_index, layout.slots), entries)  # type: ignore[arg-type]
+        buffer.transpose(1, 2).index_put_((layout.row_index, layout.slots), entries)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

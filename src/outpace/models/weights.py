@@ -38,7 +38,8 @@ class Matrix:
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x [N, in], giving [N, out]."""
         if self.packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+            return out
         return F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
 
     def pack(self, keep: bool = False) -> None:

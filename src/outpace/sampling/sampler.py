@@ -171,8 +171,9 @@ class Sampler:
     def margin(self, logits: Tensor, position: int, row: int, visit: int = 0) -> float:
         """Return how far the pick at one node is from being another token.
 
-        The least of: the gap between the best two of log p + Gumbel; the distance to the cuts of either, and of every
-        token that was cut but would have won. In logits, or in mass for top-p and typical-p. Costs a sort: for reports.
+        The least of: what another token lacks to overtake the pick in log p + Gumbel, or to pass the cut that it fell
+        to, whichever is more; and the pick's own distance to a cut. In logits divided by the temperature, or in mass
+        where top-p or typical-p decides (of first order: right for moves the size of rounding). Costs a sort.
 
         Args:
             logits: [V] processed logits of one node.
@@ -197,10 +198,10 @@ class Sampler:
         where = torch.tensor([position], dtype=torch.int64, device=logits.device)
         key = node_key([self.keys[row]], Stream.TARGET, where, visit)
         noisy = values + gumbel(key, ids)
-        alive = noisy.masked_fill(~keep, float("-inf"))
-        first, second = alive.topk(2).values[0]
-        rivals = keep & (noisy >= second) | ~keep & (noisy >= first)
-        return float(torch.minimum(first - second, distance.masked_fill(~rivals, float("inf")).min()))
+        first, winner = noisy.masked_fill(~keep, float("-inf")).max(-1, keepdim=True)
+        # Another token needs to overtake the winner and, if it was cut, to pass the cut; the winner needs to be cut.
+        needed = torch.maximum((first - noisy).clamp(min=0), distance.masked_fill(keep, 0))
+        return float(needed.scatter(-1, winner, distance.gather(-1, winner)).min())
 
 
 def _vocabulary(size: int, device: torch.device) -> Tensor:

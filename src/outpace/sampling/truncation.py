@@ -107,7 +107,7 @@ def cuts(
 
     Returns:
         keep: [N, K] bool, at least one per row.
-        distance: [N, K] how far each candidate is from the nearest cut (mass for top-p and typical-p, logits for min-p).
+        distance: [N, K] how far each candidate is from the nearest cut: mass for top-p and typical-p, logits else.
     """
     keep = torch.ones_like(values, dtype=torch.bool)
     distance = torch.full_like(values, float("inf"))

@@ -92,7 +92,7 @@ def _bytes_to_text(tokens: list[int]) -> str:
 
 
 def check_text() -> None:
-    """Characters leave whole, text that may become a stop string waits, and nothing from a stop string on is released."""
+    """Characters leave whole, what may become a stop string waits, and nothing from a stop string on is released."""
     whole = "a\N{LATIN SMALL LETTER E WITH ACUTE}\N{CJK UNIFIED IDEOGRAPH-65E5}\N{SLIGHTLY SMILING FACE}z end"
     stream, pieces = TextStream(_bytes_to_text, ("never",)), []
     for byte in whole.encode():
@@ -192,6 +192,10 @@ def check_draft_law() -> None:
             wanted = wanted.masked_fill(wanted < wanted.topk(3).values[-1], float("-inf")).softmax(-1)
             off = float((proposal.law.probs[row, node] - wanted).abs().max())
             assert off < 1e-9, f"The law of draft {node} is off by {off:.3g}."
+            place, ids = torch.tensor([text.shape[1]]), torch.arange(len(wanted))
+            noise = uniform(node_key([rows[row].key], Stream.DRAFT, place), ids)[0]
+            drawn = int((wanted.log() - noise.log().neg().log()).argmax())
+            assert drawn == int(proposal.tokens[row, node]), f"Draft {node} was not drawn from its law."
 
 
 def check_sampled_rejection(rows: int = 12_000) -> None:

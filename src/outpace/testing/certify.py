@@ -1,14 +1,14 @@
 """Certificates: what a method promises, put to the test on a real model and prompts.
 
-An exact method is run beside plain decoding in float64, where rounding cannot hide behind anything: every token of every
-row must agree, under greedy decoding, two temperatures, cuts and penalties, in a ragged batch and alone, with stop strings
-and end tokens that fall inside accepted runs. A certificate that saw nothing proves nothing, so it also fails unless each
-setting saw enough accepted and rejected drafts, a recovered and a bonus token, and a stop inside an accepted run.
+An exact method is run beside plain decoding in float64, where nothing can pass for rounding: every token of every row
+must agree, under greedy decoding, two temperatures, cuts and penalties, in a ragged batch and alone, with stop strings
+and end tokens that fall inside accepted runs. A certificate that saw nothing proves nothing, so it also fails unless
+each setting saw enough accepted and rejected drafts, a recovered and a bonus token, and a stop inside an accepted run.
 
-Below float64 a forward of one token and a forward of several round differently, and a token may flip. A flip is listed with
-plain decoding's margin and must lie under the tolerance: twice the largest difference between the logits of forwards of one
-and of several tokens, measured here on the same texts (both rivals may move by it), divided by the temperature, times the
-penalty. It ends the comparison of its row. A flip above the tolerance is a bug.
+Below float64 a forward of one token and a forward of several round differently, and a token may flip. A flip is listed
+with plain decoding's margin and must lie under the tolerance: twice the largest difference between the logits of
+forwards of one and of several tokens, measured here on the same texts (both rivals may move by it), divided by the
+temperature, times the penalty. It ends the comparison of its row. A flip above the tolerance is a bug.
 
 A method that promises the law only is enumerated and G-tested on toy laws, and its books are checked on the model.
 An approximate method gets no certificate. Exit status: 0 = certified; 1 = failed, or no certificate can be given.
@@ -255,7 +255,7 @@ def certify_model(
         lm: the model in float64.
         method: with its settings.
         prompts: texts or ids; None = `PROMPTS`.
-        rounded: the same model in its working precision, to list flips and certify batch-invariant mode; None = leave out.
+        rounded: the same model in its working precision, for flips and batch-invariant mode; None = leave out.
         seed: of every draw.
         max_tokens: tokens per text.
         max_rounds: rounds of texts per setting, other prompts and seeds each, until the evidence suffices.
@@ -351,8 +351,8 @@ class _Work:
         method: Method | None = None,
         **arguments: Any,
     ) -> list[Result]:
-        chosen = {"method": method if method is not None else "autoregressive", "max_tokens": self.max_tokens}
-        chosen |= {"seed": seed, "ignore_eos": True, **SETTINGS[name], **arguments}
+        chosen: dict[str, Any] = {"method": method or "autoregressive", "max_tokens": self.max_tokens, "seed": seed}
+        chosen |= {"ignore_eos": True, **SETTINGS[name], **arguments}
         results: list[Result] = lm.generate([list(ids) for ids in prompts], **chosen)
         return results
 

@@ -1,7 +1,7 @@
 """Exact enumeration of the acceptors: the shipped code is run on every draft and every random outcome, and weighed.
 
-Laws are tables of sixteenths, so that each uniform matters only through a few equal intervals: running the acceptor at the
-middle of each interval integrates over it exactly. The result is compared with plain decoding's law to 1e-12.
+Laws are tables of sixteenths, so that each uniform matters only through a few equal intervals: running the acceptor at
+the middle of each interval integrates over it exactly. The result is compared with plain decoding's law to 1e-12.
 Only the sampler's sources of chance are replaced; the acceptors are the ones that decode.
 """
 

@@ -1,7 +1,7 @@
 """Statistical checks with fixed seeds: does what is sampled follow the law that it should?
 
-The expected laws are enumerated here, text by text, from logits alone: no cache, sampler, acceptor or noise is shared with
-the code under test. One batch holds all samples, so 100,000 texts take seconds.
+The expected laws are enumerated here, text by text, from logits alone: no cache, sampler, acceptor or noise is shared
+with the code under test. One batch holds all samples, so 100,000 texts take seconds.
 """
 
 from __future__ import annotations

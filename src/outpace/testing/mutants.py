@@ -2,13 +2,15 @@
 
     python -m outpace.testing.mutants
 
-A mutant names a function and one piece of its source to replace, so it is always a change of the code as it is now; if that
-piece is gone, applying the mutant fails and says so. Exactness tests that never failed prove nothing: these make them fail.
+A mutant names a function and one piece of its source to replace, so it is always a change of the code as it is now; if
+that piece is gone, applying the mutant fails and says so. Exactness tests that never failed prove nothing: these make
+them fail.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import sys
@@ -202,11 +204,11 @@ MUTANTS = (
         "accepted = [start + i for i in range(count)]\n        count += 1",
     ),
     Mutant(
-        "tree-path-reversed",
-        "the accepted path is stored in the wrong order",
+        "tree-kept-as-chain",
+        "the first nodes of a tree are kept instead of the accepted path",
         "commit:kept",
-        "[*range(start), *accepted][: start + count - 1]",
-        "[*range(start), *accepted[::-1]][: start + count - 1]",
+        "accepted = [start + node for node in nodes[:count] if node >= 0]",
+        "accepted = [start + i for i, node in enumerate(nodes[:count]) if node >= 0]",
     ),
     Mutant(
         "siblings-visible",
@@ -297,7 +299,8 @@ MUTANTS = (
         "equal logits at a cut are broken by the highest id",
         "sampling.truncation:candidates",
         "values, ids = values[:, : settings.top_k], ids[:, : settings.top_k]",
-        "values, ids = (x.flip(-1)[:, : settings.top_k] for x in (values.flip(-1).sort(descending=True)[0].flip(-1), ids))",
+        "values, ids = logits.flip(-1).sort(dim=-1, descending=True, stable=True)\n"
+        "        values, ids = values[:, : settings.top_k], logits.shape[-1] - 1 - ids[:, : settings.top_k]",
     ),
     Mutant(
         "log-prob-of-neighbour",
@@ -328,10 +331,18 @@ def battery() -> list[tuple[str, Callable[[], None]]]:
     plain: list[Callable[[], None]] = [*answer_checks(), check_rejection, check_match_chain, check_match_tree]
     found = [(check.__name__, check) for check in plain]
     subjects: list[Method] = [DraftModel(draft_len=4), DraftModel(draft_len=2, tree_width=2), PromptLookup(draft_len=5)]
-    first = ("check_equality", "check_lengths", "check_end_tokens", "check_stops", "check_drafts_alone")
-    for check in sorted(contract_checks(), key=lambda check: check.__name__ not in first):
+    first = [
+        "check_equality",
+        "check_lengths",
+        "check_end_tokens",
+        "check_drafts_alone",
+        "check_records",
+        "check_options",
+    ]
+    rank = {name: place for place, name in enumerate(first)}
+    for check in sorted(contract_checks(), key=lambda check: rank.get(check.__name__, len(rank))):
         for subject in subjects:
-            found.append((f"{check.__name__}[{_short(subject)}]", lambda check=check, subject=subject: check(subject)))
+            found.append((f"{check.__name__}[{_short(subject)}]", functools.partial(check, subject)))
     return found + [(check.__name__, check) for check in law_checks()]
 
 
