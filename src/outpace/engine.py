@@ -266,14 +266,12 @@ class LanguageModel:
     ) -> Run:
         longest = max(row.num_prompt + row.max_tokens for row in rows)
         width = max(method.needs.width, _INVARIANT_WIDTH) + 1
-        # In a batch every row stages as many entries as the widest one, prefill chunks included.
-        slack = max(width, _CHUNK) if len(rows) > 1 else width
         is_fixed = request.is_batch_invariant and not getattr(self.target, "is_invariant", False)
         run = Run(
             self.target,
             method,
             settings,
-            capacity=longest + slack,
+            capacity=longest + width,
             models=models,
             memory=request.memory,
             record=request.record,

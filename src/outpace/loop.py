@@ -83,12 +83,14 @@ class Run:
             raise ConfigError("A row does not fit the run's cache.", "Give the run a larger capacity.")
         if not rows:
             return
-        cache = self.target.new_cache(len(rows), self.capacity, self.counters["target"])
+        # Side by side, every row stages as many entries as the widest one, prefill chunks included.
+        slots = self.capacity + (self.chunk if len(rows) + len(self.rows) > 1 else 0)
+        cache = self.target.new_cache(len(rows), slots, self.counters["target"])
         cache.has_fixed_extent = self.width > 0
         if self.target.capabilities.is_encoder_decoder:
             cast("EncoderAdapter", self.target).encode([row.source or [] for row in rows], cache)
         texts, sampler = [row.tokens for row in rows], bind(self.settings, rows)
-        context = Context(self.target, texts, self.capacity, sampler, self.models, self.counters, self.memory, cache)
+        context = Context(self.target, texts, slots, sampler, self.models, self.counters, self.memory, cache)
         self.batch.join(rows, cache, self.method.start(context))
 
     def leave(self, gone: Sequence[Row]) -> None:

@@ -22,7 +22,18 @@ from outpace.train.export import load_network
 from outpace.train.network import Llama, Shape
 from outpace.train.ngram import NGram
 from outpace.train.objectives import mask_tokens
-from outpace.train.quality import causal_bits, masked_bits
+from outpace.train.quality import (
+    Agreement,
+    BitsPerByte,
+    HeldOut,
+    Parsing,
+    Quality,
+    causal_bits,
+    masked_bits,
+    measure_agreement,
+    measure_bits,
+    write_card,
+)
 from outpace.train.sources import END, SOURCES, Source, gsm8k_document, is_held_out, library_files
 from outpace.train.trainer import EXIT_INTERRUPTED, Trainer
 
@@ -274,3 +285,39 @@ def test_the_recipes_keep_their_promises() -> None:
 def test_gsm8k_documents_lose_their_calculator_notes() -> None:
     row = {"question": "How many?", "answer": "He sold 48/2 = <<48/2=24>>24 clips.\n#### 24"}
     assert gsm8k_document(row) == "Question: How many?\nAnswer: He sold 48/2 = 24 clips.\n#### 24\n"
+
+
+def test_a_model_agrees_with_itself_and_is_set_beside_the_baselines() -> None:
+    stream = np.random.default_rng(0).integers(2, 300, 150)
+    bits = float(150 * np.log2(300))
+    held = HeldOut(
+        text="stories", num_bytes=300, stream=stream, token_ngram=bits, byte_ngram=2 * bits, domain_ngram=bits
+    )
+    network = Llama(SHAPE, seed=3)
+    assert measure_agreement(network, network, held).same_top == 1
+    assert measure_agreement(network, network, held).overlap == pytest.approx(1)
+    assert measure_agreement(network, Llama(SHAPE, seed=4), held).same_top < 0.5
+    row = measure_bits(network, held)
+    assert row.model == pytest.approx(causal_bits(network, stream) / 300)
+    assert row.below_byte == pytest.approx(0.5 + row.below_token / 2)
+
+
+def test_figures_replace_earlier_ones_in_the_card(tmp_path: Path) -> None:
+    (tmp_path / "card.md").write_text("# tiny\n\nA toy.\n")
+    row = BitsPerByte(
+        text="stories",
+        num_bytes=9,
+        model=1.0,
+        token_ngram=2.0,
+        byte_ngram=4.0,
+        domain_ngram=2.0,
+        below_token=0.5,
+        below_byte=0.75,
+    )
+    parsing = Parsing(num=3, temperature=0.5, strict=1 / 3, statement=2 / 3)
+    agreement = [Agreement(text="stories", same_top=0.5, overlap=0.25)]
+    for _ in range(2):
+        write_card(tmp_path, Quality(model="tiny", bits_per_byte=[row], parsing=parsing, agreement=agreement))
+    text = (tmp_path / "card.md").read_text()
+    assert text.startswith("# tiny\n\nA toy.\n") and text.count("## Quality") == 1
+    assert "33.3% parse" in text and "| 50.0% | 75.0% |" in text and "| 50.0% | 25.0% |" in text

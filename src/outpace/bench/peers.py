@@ -25,6 +25,7 @@ def load_hf(directory: str | Path, dtype: torch.dtype | str, device: str = "cpu"
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype)
     return model.to(device).eval()
 

@@ -25,6 +25,20 @@ __all__ = ["CompiledDecoder", "Transformer", "spec_capabilities"]
 SMALL_CHAIN = 64  # chains up to this long read their mask from one precomputed table
 
 
+class Outputs(Protocol):
+    """What a compiled forward returns."""
+
+    @property
+    def logits(self) -> Tensor:
+        """[B, A, V]."""
+        ...
+
+    @property
+    def taps(self) -> dict[int, Tensor]:
+        """By layer, [B, A, hidden]."""
+        ...
+
+
 class CompiledDecoder(Protocol):
     """A faster forward for some shapes; see `outpace.kernels`."""
 
@@ -32,7 +46,7 @@ class CompiledDecoder(Protocol):
         """Return whether `forward` can run this shape."""
         ...
 
-    def forward(
+    def run(
         self,
         tokens: Tensor,
         position: Tensor,
@@ -40,8 +54,10 @@ class CompiledDecoder(Protocol):
         cache: Cache,
         ask: Tensor | None,
         skip: Sequence[int],
-    ) -> Tensor | None:
-        """Return logits [B, A, V] with the cache staged, or None to leave the work to the eager path."""
+        inputs: Tensor | None,
+        taps: Sequence[int],
+    ) -> Outputs:
+        """Return logits [B, A, V] and taps with the cache staged."""
         ...
 
 
@@ -108,8 +124,7 @@ class Transformer:
     def compile(self, pack: bool | None = None) -> bool:
         """Hand the weights to `outpace.kernels`, if it can serve this model; return whether it does.
 
-        The eager forward is gone then, and with it taps, "hidden" and soft embeddings. Otherwise the weights are
-        packed as `pack` says, and a note tells why.
+        The plain matrices are freed then. Otherwise they are packed as `pack` says, and a note tells why.
         """
         from outpace import kernels
 
@@ -192,13 +207,13 @@ class Transformer:
     ) -> Scores:
         compiled = self._compiled
         assert compiled is not None
-        if not heads and inputs is None and compiled.supports(tokens, visible, cache):
-            logits = compiled.forward(tokens, position, visible, cache, ask, skip)
-            if logits is not None:
-                return Scores(logits)
-        raise ConfigError(
-            "The compiled path has no hidden states and no soft embeddings.", hint="Load with is_compiled=False."
-        )
+        if not compiled.supports(tokens, visible, cache):
+            raise ConfigError("The compiled path needs a cache of its own on the CPU.", hint="Use new_cache.")
+        last = self.spec.num_layers  # the kernels' name for the normed state before the head
+        taps = _tap_layers(heads, last) + ((last,) if "hidden" in heads else ())
+        found = compiled.run(tokens, position, visible, cache, ask, skip, inputs, taps)
+        hidden = {"hidden": found.taps.pop(last)} if "hidden" in heads else {}
+        return Scores(found.logits, found.taps, hidden)
 
     def _check(self, rows: int, size: int, visible: Tensor | None, cache: Cache) -> None:
         lengths = cache.lengths

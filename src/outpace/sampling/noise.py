@@ -1,8 +1,9 @@
 """Counter-based noise: a pure function of who draws, where and for what, never of when or in which batch slot.
 
 `uniform(key, ids)` gives one number in (0, 1) per token id, and `node_key` derives `key` from (row key, stream,
-position, visit), so that plain decoding and any drafted decoding draw the same token at the same place. The mixing function is
-the finaliser of splitmix64 (Steele, Lea, Flood 2014), which is integer arithmetic only: bit-identical on every device.
+position, visit), so that plain decoding and any drafted decoding draw the same token at the same place. The mixing
+function is the finaliser of splitmix64 (Steele, Lea, Flood 2014), which is integer arithmetic only: bit-identical on
+every device.
 """
 
 from __future__ import annotations

@@ -225,16 +225,16 @@ def describe(quality: Quality) -> str:
     lines = [
         HEADING,
         "",
-        f"| held-out text | bytes | {kind} | token 5-gram | token 5-gram, own kind | byte 5-gram "
+        f"| bits per byte of | bytes | {kind} | token 5-gram | token 5-gram, own kind | byte 5-gram "
         "| below token 5-gram | below byte 5-gram |",
         "|---|---|---|---|---|---|---|---|",
         *(
-            f"| {row.text} | {row.num_bytes:,} | {row.model:.3f} | {row.token_ngram:.3f} | {row.domain_ngram:.3f} "
-            f"| {row.byte_ngram:.3f} | {row.below_token:.1%} | {row.below_byte:.1%} |"
+            f"| held-out {row.text} | {row.num_bytes:,} | {row.model:.3f} | {row.token_ngram:.3f} "
+            f"| {row.domain_ngram:.3f} | {row.byte_ngram:.3f} | {row.below_token:.1%} | {row.below_byte:.1%} |"
             for row in quality.bits_per_byte
         ),
         "",
-        "Bits per byte; the n-gram models are interpolated modified Kneser-Ney on the same training texts.",
+        "The n-gram models are interpolated modified Kneser-Ney on the same training texts.",
     ]
     if parsing := quality.parsing:
         lines += [
@@ -245,7 +245,7 @@ def describe(quality: Quality) -> str:
         ]
     if quality.agreement:
         lines += ["", "| agreement with the target | same top token | overlap of distributions |", "|---|---|---|"]
-        lines += [f"| {row.text} | {row.same_top:.1%} | {row.overlap:.1%} |" for row in quality.agreement]
+        lines += [f"| held-out {row.text} | {row.same_top:.1%} | {row.overlap:.1%} |" for row in quality.agreement]
     return "\n".join(lines) + "\n"
 
 
