@@ -32,7 +32,8 @@ def methods() -> list[dict[str, Any]]:
     Of plug-ins, only name, guarantee "plug-in" and plugin are known; `find` loads one and tells the rest.
     """
     known: list[dict[str, Any]] = json.loads(_FILE.read_text(encoding="utf-8"))
-    empty: dict[str, Any] = {"family": "", "guarantee": "plug-in", "needs": {}, "paper": None, "summary": "", "settings": [], "doc": ""}
+    empty: dict[str, Any] = {"family": "", "guarantee": "plug-in", "needs": {}, "paper": None}
+    empty |= {"summary": "", "settings": [], "doc": ""}
     return known + [{"name": name, **empty, "plugin": origin} for name, origin in plugin_origins().items()]
 
 

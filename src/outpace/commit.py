@@ -94,7 +94,7 @@ def append(row: Row, tokens: list[int], path: list[int], is_recovered: bool, num
     if is_done and row.finish is None:
         row.finish = FinishReason.EOS
     row.usage.num_proposed += num_proposed
-    row.usage.num_prompt, row.usage.num_emitted = row.num_prompt, len(row.tokens) - row.num_prompt
+    row.usage.num_emitted = len(row.tokens) - row.num_prompt
     row.usage.num_steps += 1
     return count
 

@@ -27,6 +27,7 @@ __all__ = ["LanguageModel", "Request", "load"]
 
 Prompt = str | Sequence[int]
 _CHUNK = 256  # prompt tokens per prefill forward
+_RECORDS = ("log_probs", "margins")
 _INVARIANT_WIDTH = 16  # window nodes of every forward in batch-invariant mode on the eager path
 
 
@@ -73,7 +74,7 @@ class Request:
         is_batch_invariant: the text may not depend, by rounding, on window or drafts (slower on the eager path).
 
     Raises:
-        ConfigError: a number is too small, or a stop string is empty.
+        ConfigError: a number is too small, a stop string is empty, or `record` names something else.
     """
 
     method: str | Method = "autoregressive"
@@ -93,6 +94,12 @@ class Request:
             raise ConfigError(f"max_tokens is {self.max_tokens}.", "max_tokens must be 1 or more.")
         if self.num_samples < 1:
             raise ConfigError(f"num_samples is {self.num_samples}.", "num_samples must be 1 or more.")
+        for name in ("stop", "record"):  # a lone string is one string, not its letters
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, (getattr(self, name),))
+        for name in self.record:
+            if name not in _RECORDS:
+                raise ConfigError(f"record has no {name!r}.", nearest(name, _RECORDS, "record"))
         if any(not text for text in self.stop):
             raise ConfigError("A stop string is empty.", "Give each stop string at least one character.")
 
@@ -195,6 +202,8 @@ class LanguageModel:
         vocab_size = self.target.capabilities.vocab_size
         if any(not 0 <= token < vocab_size for token in settings.logit_bias):
             raise ConfigError("A logit bias is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
+        if any(not 0 <= token < vocab_size for word in settings.bad_words for token in word):
+            raise ConfigError("A bad word is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
         check_fit(method, self.target.capabilities)
         models = self._other_models(method, request.models or {})
         rows = [
@@ -206,6 +215,8 @@ class LanguageModel:
         return _Job(run, rows, method, request, is_single and request.num_samples == 1)
 
     def _prompts(self, prompt: Prompt | Sequence[Prompt]) -> tuple[list[list[int]], bool]:
+        if hasattr(prompt, "tolist"):  # an array or a tensor of ids
+            prompt = prompt.tolist()
         is_single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], int))
         if not isinstance(prompt, str) and len(prompt) == 0:
             raise ConfigError("The prompt is empty.", "Give at least one character.")
@@ -300,21 +311,20 @@ class LanguageModel:
 
     def _finish(self, job: _Job) -> list[Result]:
         timing = _timing(self.load_s, job.run.seconds)
-        notes = self._notes(job.rows, job.request.max_tokens)
         samples = job.request.num_samples
-        return [self._result(row, job, timing, i % samples, notes) for i, row in enumerate(job.rows)]
+        return [self._result(row, job, timing, i % samples) for i, row in enumerate(job.rows)]
 
-    def _notes(self, rows: list[Row], max_tokens: int) -> list[str]:
+    def _notes(self, row: Row, max_tokens: int) -> list[str]:
         notes = [str(note) for note in getattr(self.target, "notes", [])]
-        if any(row.max_tokens < max_tokens for row in rows):
+        if row.max_tokens < max_tokens:
             notes.append("max_tokens was cut to what the model's context holds.")
-        if any(row.finish is FinishReason.ERROR for row in rows):
+        if row.finish is FinishReason.ERROR:
             notes.append("The model produced NaN or infinite logits; the text ends before them.")
-        if any(row.finish is FinishReason.CANCELLED for row in rows):
+        if row.finish is FinishReason.CANCELLED:
             notes.append("Cancelled: the text is what was written until then.")
         return notes
 
-    def _result(self, row: Row, job: _Job, timing: dict[str, float], sample: int, notes: list[str]) -> Result:
+    def _result(self, row: Row, job: _Job, timing: dict[str, float], sample: int) -> Result:
         return Result(
             model=self.name,
             method=job.method.name,
@@ -323,10 +333,10 @@ class LanguageModel:
             text=row.text.text if row.text is not None else "",
             finish_reason=row.finish.value if row.finish is not None else "",
             usage=row.usage,
-            timing=timing,
+            timing=dict(timing),
             seed=job.request.seed,
             sample=sample,
-            notes=notes,
+            notes=self._notes(row, job.request.max_tokens),
             log_probs=row.log_probs,
             margins=row.margins,
             sources=row.sources,

@@ -154,11 +154,13 @@ class Run:
     def _fit(self, proposal: Proposal, pending: list[list[int]], cache: Cache) -> Proposal:
         """Cut a proposal to what cache, context and remaining length can take; pad it in batch-invariant mode."""
         longest = max(len(tokens) + length for tokens, length in zip(pending, cache.lengths, strict=True))
-        limit = min(cache.capacity, self.target.capabilities.max_positions) - longest
-        pad_to = min(self.width, limit) if not self._is_full else 0
-        if proposal.parent is None and not self._is_full:
+        slots = cache.capacity - longest
+        if self._is_full:  # a canvas is as long as its own row's room allows, whatever its neighbours' length
+            return fit(proposal, slots, 0)
+        limit = min(slots, self.target.capabilities.max_positions - longest)
+        if proposal.parent is None:
             limit = min(limit, max(row.room for row in self.rows) - 1, self.width or limit)
-        return fit(proposal, limit, pad_to)
+        return fit(proposal, limit, min(self.width, slots))
 
     def _count(self, rows: list[Row], before: list[tuple[int, int]], seconds: dict[str, float]) -> None:
         (target_nfe, positions), (draft_nfe, _) = before

@@ -73,6 +73,9 @@ class Row:
     sources: list[str] = field(default_factory=list)
     source: list[int] | None = None
 
+    def __post_init__(self) -> None:
+        self.usage.num_prompt = self.num_prompt
+
     @property
     def written(self) -> list[int]:
         """Tokens written after the prompt."""

@@ -128,6 +128,7 @@ def draft_tree(
     for level in range(levels):
         score = total.unsqueeze(-1) + _branch_scores(view, logits, level)
         vocab = score.shape[-1]
+        width = min(width, vocab)
         total, best = score.flatten(1).topk(width, dim=-1)
         parent = torch.cat([parent, last.gather(1, best // vocab)], 1)
         last = torch.arange(tokens.shape[1], tokens.shape[1] + width, device=device).expand(rows, width)

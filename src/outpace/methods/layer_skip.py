@@ -86,7 +86,9 @@ class LayerSkip(Method):
 
     def propose(self, view: View, state: LayerSkipState) -> Proposal:
         """Draft on a fork of the target's cache."""
-        most = view.cache.capacity - max(view.lengths)
+        # All rows draft side by side, so the longest one decides how far context and cache reach.
+        reach = min(view.cache.capacity, state.target.capabilities.max_positions)
+        most = reach - max(view.lengths)
         lengths = [max(0, min(n, room - 1, most)) for n, room in zip(state.length, view.room, strict=True)]
         if max(lengths) == 0:
             return nothing(view)

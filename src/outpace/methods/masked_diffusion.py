@@ -18,7 +18,7 @@ from torch import Tensor
 
 from outpace.accept.canvas import write_surest
 from outpace.errors import ConfigError
-from outpace.methods.base import Method, Paper
+from outpace.methods.base import Method, Paper, as_device
 from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["CanvasState", "MaskedDiffusion"]
@@ -83,13 +83,18 @@ class MaskedDiffusion(Method):
         mask_id = context.target.capabilities.mask_id
         if mask_id is None:
             raise ConfigError("The model has no mask token.", "Use a masked model, such as stories-mask.")
+        if context.sampler.settings.is_stateful:
+            raise ConfigError(
+                "masked-diffusion writes out of order, so penalties, bad words and min_tokens have no meaning there.",
+                "Leave them out, or use a causal model.",
+            )
         rows = len(context.texts)
         return CanvasState(torch.full((rows, self.block), mask_id), [0] * rows, mask_id)
 
     def propose(self, view: View, state: CanvasState) -> Proposal:
         """Propose the canvas as it stands; the last block is as long as the room left."""
         length = [min(self.block, room) for room in view.room]
-        return Proposal(state.canvas[:, : max(length)], length, origin=self.name)
+        return Proposal(as_device(state.canvas[:, : max(length)], view), length, origin=self.name)
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: CanvasState) -> Decision:
         """Draw a token at every masked position, write the surest, and end the block when no mask is left."""

@@ -226,7 +226,8 @@ class Transformer:
                 hint="Ask new_cache for a larger capacity: final tokens plus the widest forward.",
             )
         # Padding and trees reach less far than slots do, and only their positions know; a lone chain is exact.
-        reach = longest + (size if rows == 1 and visible is None else 1)
+        is_exact = rows == 1 and visible is None and not cache.has_fixed_extent
+        reach = longest + (size if is_exact else 1)
         if reach > self.spec.max_positions:
             raise ConfigError(
                 f"Position {reach - 1} lies beyond the model's context of {self.spec.max_positions} tokens.",

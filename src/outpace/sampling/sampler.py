@@ -94,6 +94,8 @@ class Sampler:
             history: of the same N rows, or None.
         """
         settings = self.settings
+        if (history is not None or settings.logit_bias) and logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()  # a bias may lie beyond float16, and a small penalty below bfloat16's steps
         if history is not None:
             logits = self._penalise(logits, history)
         if settings.logit_bias:
@@ -201,6 +203,7 @@ class Sampler:
         first, winner = noisy.masked_fill(~keep, float("-inf")).max(-1, keepdim=True)
         # Another token needs to overtake the winner and, if it was cut, to pass the cut; the winner needs to be cut.
         needed = torch.maximum((first - noisy).clamp(min=0), distance.masked_fill(keep, 0))
+        needed = needed.masked_fill(values == float("-inf"), float("inf"))  # forbidden tokens stay so
         return float(needed.scatter(-1, winner, distance.gather(-1, winner)).min())
 
 

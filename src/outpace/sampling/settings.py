@@ -10,13 +10,15 @@ from outpace.errors import ConfigError
 
 __all__ = ["Sampling"]
 
+_COLDEST = 1e-30  # logits divided by less might overflow
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How logits become a law, applied in the order of the fields from `repetition_penalty` on.
 
     Attributes:
-        temperature: 0 = greedy; above 0 divides the logits.
+        temperature: 0 (or below 1e-30) = greedy; else divides the logits.
         top_k: keep the k most likely tokens; 0 = all.
         top_p: keep the fewest likely tokens whose mass reaches p; 1 = all.
         min_p: keep tokens at least min_p times as likely as the likeliest; 0 = all.
@@ -68,7 +70,7 @@ class Sampling:
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
-        return self.temperature == 0
+        return self.temperature < _COLDEST
 
     @property
     def is_stateful(self) -> bool:
