@@ -278,6 +278,11 @@ class LanguageModel:
         longest = max(row.num_prompt + row.max_tokens for row in rows)
         width = max(method.needs.width, _INVARIANT_WIDTH) + 1
         is_fixed = request.is_batch_invariant and not getattr(self.target, "is_invariant", False)
+        if is_fixed and method.needs.has_tree:
+            raise ConfigError(
+                "Batch-invariant mode drafts chains here: a tree's siblings change how sums are rounded.",
+                "Set tree_width=1, or use compiled kernels.",
+            )
         run = Run(
             self.target,
             method,

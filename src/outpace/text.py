@@ -41,9 +41,15 @@ class TextStream:
         known = self._decode(self._window[: self._known])
         whole = self._decode(self._window)
         piece = whole[len(known) :]
-        # An unfinished character shows as U+FFFD at the end; one that never ends is let through.
+        # An unfinished character shows as U+FFFD at the end.
         if piece.endswith(_BROKEN) and len(self._window) - self._known < _LONGEST_CHARACTER:
             return False
+        if piece.endswith(_BROKEN):  # what began with the oldest token never ends; the others may still
+            old, self._known = self._known, self._known + 1
+            piece = self._decode(self._window[: self._known])[len(self._decode(self._window[:old])) :]
+            excess = max(0, self._known - _LONGEST_CHARACTER)
+            self._window, self._known = self._window[excess:], self._known - excess
+            return self._extend(piece)
         self._window = self._window[self._known :]
         self._known = len(self._window)
         return self._extend(piece)

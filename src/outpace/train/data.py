@@ -87,11 +87,8 @@ class Mixture:
     weights: tuple[float, ...]
     seed: int
 
-    def row(self, number: int, length: int, repeats: float = 0.0) -> Tokens:
-        """Row `number` of the run: `length` tokens of one source.
-
-        A share `repeats` of all rows says one span of 32 tokens or more, at most half the row, again and again.
-        """
+    def row(self, number: int, length: int) -> Tokens:
+        """Row `number` of the run: `length` tokens of one source."""
         # Two additive recurrences (the R2 sequence) instead of a generator: they depend on the number alone, keep every
         # batch close to the wanted shares, and cover each stream evenly at ever new offsets.
         pick = (0.5 + self.seed * 0.3247 + number * 0.7548776662466927) % 1.0 * sum(self.weights)
@@ -101,16 +98,12 @@ class Mixture:
         if len(stream) <= length:
             return np.resize(stream, length)
         start = int(place * (len(stream) - length + 1))
-        lot = (0.5 + number * 0.6180339887498949) % 1.0
-        if lot < repeats:
-            span = 32 + int(lot / repeats * (length // 2 - 32))
-            return np.resize(stream[start : start + span], length)
         return stream[start : start + length]
 
-    def batch(self, step: int, rows: int, length: int, repeats: float = 0.0) -> Tensor:
+    def batch(self, step: int, rows: int, length: int) -> Tensor:
         """The int64 tokens [rows, length] of one step."""
         numbers = range(step * rows, (step + 1) * rows)
-        return torch.from_numpy(np.stack([self.row(number, length, repeats) for number in numbers]).astype(np.int64))
+        return torch.from_numpy(np.stack([self.row(number, length) for number in numbers]).astype(np.int64))
 
 
 def read_documents(sources: Sequence[Source], data: Path) -> list[list[str]]:

@@ -26,10 +26,6 @@ class Recipe:
         rows: Sequences in a batch of `length` tokens; longer sequences come in proportionally fewer rows.
         length: Tokens in a sequence.
         long_share: Share of the steps, at the end, that use sequences of twice the length.
-        tail_steps: Steps at the very end, counted in `steps`, on long rows of which some repeat a span again and
-            again, so that the model learns to copy from its context. They have a schedule of their own.
-        tail_repeats: Share of repeating rows in the tail.
-        tail_rate: Peak learning rates of the tail, as a share of the main ones.
         warmup: Steps until the full learning rate.
         matrix_rate: Peak learning rate of Muon, for the matrices of the layers.
         other_rate: Peak learning rate of AdamW, for embeddings and norms.
@@ -49,9 +45,6 @@ class Recipe:
     rows: int = 16
     length: int = 512
     long_share: float = 0.15
-    tail_steps: int = 0
-    tail_repeats: float = 0.0
-    tail_rate: float = 0.6
     warmup: int = 60
     matrix_rate: float = 5e-3
     other_rate: float = 3e-3
@@ -68,10 +61,8 @@ _RECIPES = (
         summary="A small causal Llama that writes simple stories, school mathematics and Python.",
         shape=_BASE,
         objective="causal",
-        steps=2550,
-        gpu_steps=8250,
-        tail_steps=250,
-        tail_repeats=0.4,
+        steps=2300,
+        gpu_steps=8000,
     ),
     Recipe(
         name="stories-mask",

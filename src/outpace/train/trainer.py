@@ -99,28 +99,18 @@ class Trainer:
 
     def _arguments(self) -> tuple[Tensor | Llama, ...]:
         recipe = self.recipe
-        is_tail = self.step >= self.main_steps
-        is_long = is_tail or self.step >= self.main_steps * (1 - recipe.long_share)
+        is_long = self.step >= self.steps * (1 - recipe.long_share)
         length, rows = (recipe.length * 2, recipe.rows // 2) if is_long else (recipe.length, recipe.rows)
         extra = 0 if recipe.objective == "masked" else 1
-        repeats = recipe.tail_repeats if is_tail else 0.0
-        tokens = self.mixture.batch(self.step, rows, length + extra, repeats).to(self.device)
+        tokens = self.mixture.batch(self.step, rows, length + extra).to(self.device)
         if recipe.objective == "masked":
             masked, weights = mask_tokens(tokens, self.step, self.seed)
             return masked, tokens, weights
         return (tokens,) if self.teacher is None else (tokens, self.teacher)
 
-    @property
-    def main_steps(self) -> int:
-        """Steps before the tail; a short run has a shorter tail."""
-        return self.steps - min(self.recipe.tail_steps, self.steps // 8)
-
     def _set_rates(self) -> None:
         # A linear ramp, then a straight line to zero, which for short runs ends lower than a cosine.
-        step, steps, peak_factor = self.step, self.main_steps, 1.0
-        if step >= steps:
-            step, steps, peak_factor = step - steps, self.steps - steps, self.recipe.tail_rate
-        factor = peak_factor * min((step + 1) / self.recipe.warmup, max(1 - step / steps, 0.01))
+        factor = min((self.step + 1) / self.recipe.warmup, max(1 - self.step / self.steps, 0.01))
         peaks = (self.recipe.matrix_rate, self.recipe.other_rate)
         for optimiser, peak in zip(self.optimisers, peaks, strict=True):
             for group in optimiser.param_groups:
