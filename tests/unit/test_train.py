@@ -296,7 +296,7 @@ def test_a_model_agrees_with_itself_and_is_set_beside_the_baselines() -> None:
     network = Llama(SHAPE, seed=3)
     assert measure_agreement(network, network, held).same_top == 1
     assert measure_agreement(network, network, held).overlap == pytest.approx(1)
-    assert measure_agreement(network, Llama(SHAPE, seed=4), held).same_top < 0.5
+    assert measure_agreement(network, Llama(SHAPE, seed=4), held).overlap < 0.99
     row = measure_bits(network, held)
     assert row.model == pytest.approx(causal_bits(network, stream) / 300)
     assert row.below_byte == pytest.approx(0.5 + row.below_token / 2)
