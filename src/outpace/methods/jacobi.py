@@ -35,7 +35,7 @@ class Jacobi(Method):
         ConfigError: the window is below 1.
     """
 
-    window: int = 8
+    window: int = 4
 
     name: ClassVar[str] = "jacobi"
     family: ClassVar[str] = "jacobi"
