@@ -55,6 +55,12 @@ def bench(
         typer.Option("--micro", help="Forwards, overhead and memory on random models.", rich_help_panel=_MICRO),
     ] = False,
     sizes: Annotated[str, typer.Option(metavar="SIZE,...", help="30m, 350m.", rich_help_panel=_MICRO)] = "30m,350m",
+    parts: Annotated[
+        str, typer.Option(metavar="PART,...", help="forward, plain, overhead, memory.", rich_help_panel=_MICRO)
+    ] = "forward,plain,overhead,memory",
+    precisions: Annotated[
+        str, typer.Option(metavar="DTYPE,...", help="bfloat16, float32.", rich_help_panel=_MICRO)
+    ] = "bfloat16,float32",
     quick: Annotated[bool, typer.Option("--quick", help="Only see that it runs.", rich_help_panel=_MICRO)] = False,
 ) -> None:
     """Measure speed in paired, interleaved repetitions, and print tables.
@@ -62,8 +68,18 @@ def bench(
     Decoding is timed apart from prefill; ratios are medians over pairs with bootstrap intervals.
     """
     if micro:
-        small = {"sizes": _items(sizes), "quick": quick, "threads": threads, "time_limit_s": time_limit}
-        _show(_run_micro(MicroOptions(**small, json=json, markdown=markdown)))  # type: ignore[arg-type]
+        small = MicroOptions(
+            parts=_items(parts),
+            sizes=_items(sizes),
+            dtypes=_items(precisions),
+            repeats=repeats,
+            threads=threads,
+            quick=quick,
+            time_limit_s=time_limit,
+            json=json,
+            markdown=markdown,
+        )
+        _show(_run_micro(small))
         return
     options = BenchOptions(
         model=model,

@@ -25,6 +25,7 @@ __all__ = ["CompiledDecoder", "Outputs", "compile_decoder", "supports"]
 
 COLUMNS = 32  # output columns per panel; `kColumns` in gemm.h
 PADDING = 32  # floats that vectors are padded to; `kPadding` in simd.h
+TRIM_BYTES = 32 << 20  # freed weights after which memory goes back to the system
 DTYPES = (torch.bfloat16, torch.float32)
 
 
@@ -84,6 +85,7 @@ class _Packer:
         self.buffer = empty_buffer(library, 4 * words + 128)
         self.next = _round_up(self.buffer.data_ptr(), 128)
         self.kept: list[Tensor] = [self.buffer]
+        self.freed = 0
 
     def num_words(self, outputs: int, inputs: int) -> int:
         """Return the 32-bit words of a packed matrix."""
@@ -99,8 +101,19 @@ class _Packer:
         self.library.outpace_pack(is_bfloat16, source.data_ptr(), outputs, inputs, int(is_gated), address, threads)
         self.next += 4 * self.num_words(columns, inputs)
         if self.release:
+            del source
             matrix.weight = matrix.packed = None
+            self._give_back(2 * outputs * inputs)
         return address
+
+    def _give_back(self, num_bytes: int) -> None:
+        """Return freed memory to the system now and then: the allocator keeps blocks of a few megabytes otherwise."""
+        self.freed += num_bytes
+        if self.freed >= TRIM_BYTES:
+            self.freed = 0
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+            if trim is not None:
+                trim(0)
 
     def vector(self, values: Tensor | None) -> int | None:
         """Keep a padded float32 copy and return its address; None stays None."""
