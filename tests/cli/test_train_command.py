@@ -46,7 +46,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 KILL = """
 import os, signal, sys
-from test_train import RECIPES, Trainer, recipe
+from test_train_command import RECIPES, Trainer, recipe
 from outpace.cli import main
 import outpace.train.trainer as trainer
 trainer.shutil.which = lambda name: None

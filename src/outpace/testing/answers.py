@@ -145,7 +145,7 @@ def check_jacobi() -> None:
     """Jacobi takes far fewer steps than tokens where the text follows from the position."""
     for name in ("greedy", "temperature 0.7", "repetition penalty"):
         rows = make_rows([[0, 1, 2], [0, 1, 2, 3, 4]], 40)
-        write(Jacobi(), SETTINGS[name], rows, target=PeriodicModel(6))
+        write(Jacobi(window=8), SETTINGS[name], rows, target=PeriodicModel(6))
         assert all(row.usage.num_steps <= 10 for row in rows), f"{name}: Jacobi took {rows[0].usage.num_steps} steps."
 
 
