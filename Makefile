@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 MODEL ?= stories
-METHODS ?= autoregressive,prompt-lookup,draft-model,jacobi
+METHODS ?= autoregressive,prompt-lookup,draft-model,jacobi,layer-skip
 WORKERS ?= 2
 ARGS ?=
 

@@ -138,7 +138,7 @@ class Certificate:
         guarantee: "exact", "distribution" or "approximate".
         lines: per setting and precision.
         checks: toy-law checks by name, "" = passed (methods that promise the law).
-        invariant: batch-invariant mode: rows, is_identical, cost (time with it / time without), note.
+        invariant: batch-invariant mode: rows, is_identical (None = not tried), cost (time with over without), note.
         tolerance: dtype to the tolerance in logits, before temperature and penalties.
         seconds: how long it took.
     """
@@ -158,8 +158,8 @@ class Certificate:
         """Whether the guarantee was put to the test and held; never so for an approximate method."""
         if self.guarantee == Guarantee.APPROXIMATE.value:
             return False
-        is_invariant = bool(self.invariant.get("is_identical", True))
-        return all(line.holds for line in self.lines) and not any(self.checks.values()) and is_invariant
+        is_variant = self.invariant.get("is_identical") is False  # None = not asked of this method
+        return all(line.holds for line in self.lines) and not any(self.checks.values()) and not is_variant
 
     @property
     def exit_status(self) -> int:
@@ -429,7 +429,7 @@ class _Work:
     def invariant(self, lm: LanguageModel) -> dict[str, Any]:
         """Compare plain and drafted decoding in batch-invariant mode, and measure what the mode costs."""
         if self.method.needs.has_tree:
-            return {"is_identical": True, "note": "drafts chains only; nothing was certified for this tree."}
+            return {"is_identical": None, "note": "drafts chains only; nothing was certified for this tree."}
         is_identical, rows, seconds = True, 0, {False: 0.0, True: 0.0}
         for name in ("greedy", "temperature 0.7"):
             for ids in self.prompts[:4]:
