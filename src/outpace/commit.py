@@ -12,7 +12,9 @@ from outpace.layout import Layout
 from outpace.row import Row
 from outpace.types import Decision, FinishReason, Proposal, Scores, View
 
-__all__ = ["HostDecision", "append", "fit", "kept", "read_back", "record"]
+__all__ = ["HostDecision", "append", "fit", "kept", "read_back", "record", "sound"]
+
+_UNSOUND = "The drafter proposed ids outside the vocabulary or laws that are none; those drafts were ignored."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,30 @@ def read_back(decision: Decision) -> HostDecision:
     else:
         path = [row[3 + size : 3 + size + row[0]] for row in table]
     return HostDecision(tokens, path, [bool(row[1]) for row in table], [bool(row[2]) for row in table])
+
+
+def sound(proposal: Proposal, rows: Sequence[Row], vocab_size: int) -> Proposal:
+    """Cut each row's drafts before the first that is no token, or whose law is no law; note it on the row.
+
+    Parents precede children, so what is left of a tree is one. On the CPU the look costs microseconds.
+    """
+    if proposal.tokens.shape[1] == 0 or proposal.visible is not None:  # a canvas is the method's own
+        return proposal
+    low, high = (int(value) for value in torch.aminmax(proposal.tokens))
+    is_bad = None if low >= 0 and high < vocab_size else (proposal.tokens < 0) | (proposal.tokens >= vocab_size)
+    if proposal.law is not None:
+        mass = proposal.law.probs.sum(-1)
+        is_void = ~(torch.isfinite(mass) & (mass > 0))
+        is_bad = is_void if is_bad is None else is_bad | is_void
+    if is_bad is None or not bool(is_bad.any()):
+        return proposal
+    # Padding may hold anything, so only nodes that count can be bad.
+    first = torch.where(is_bad.any(-1), is_bad.to(torch.int8).argmax(-1), is_bad.shape[1]).tolist()
+    length = [min(n, at) for n, at in zip(proposal.length, first, strict=True)]
+    for row, old, new in zip(rows, proposal.length, length, strict=True):
+        if new < old and _UNSOUND not in row.notes:
+            row.notes.append(_UNSOUND)
+    return replace(proposal, tokens=proposal.tokens.clamp(0, vocab_size - 1), length=length)
 
 
 def fit(proposal: Proposal, limit: int, pad_to: int) -> Proposal:

@@ -20,7 +20,7 @@ from outpace.result import Result
 from outpace.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.text import TextStream
-from outpace.types import Adapter, FinishReason
+from outpace.types import Adapter, FinishReason, Outcome
 from outpace.zoo import drafter_of
 
 __all__ = ["LanguageModel", "Request", "load"]
@@ -72,6 +72,7 @@ class Request:
         models: other models by role, e.g. {"draft": adapter}; else the method's settings name them.
         memory: what outlives the call, for methods that keep one.
         is_batch_invariant: the text may not depend, by rounding, on window or drafts (slower on the eager path).
+        watch: called after every step with the rows that took part and its `Outcome`; it may only read.
 
     Raises:
         ConfigError: a number is too small, a stop string is empty, or `record` names something else.
@@ -88,6 +89,7 @@ class Request:
     models: Mapping[str, Adapter] | None = None
     memory: Any = None
     is_batch_invariant: bool = False
+    watch: Callable[[Sequence[Row], Outcome], None] | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -252,14 +254,36 @@ class LanguageModel:
             if role in given:
                 other = given[role]
             else:
-                name = str(getattr(method, role))
-                name = drafter_of(self.name) if name == "auto" else name
+                name = self._other_name(method, role)
                 if name not in self._others:
                     self._others[name] = open_model(name, self.dtype, self.device, self.is_compiled)
                 other = self._others[name]
-            check_partner(role, other.capabilities, self.target.capabilities)
+            is_same_vocab = not method.needs.has_text
+            check_partner(role, other.capabilities, self.target.capabilities, is_same_vocab=is_same_vocab)
             others[role] = other
         return others
+
+    def _other_name(self, method: Method, role: str) -> str:
+        name = str(getattr(method, role))
+        return drafter_of(self.name) if name == "auto" else name
+
+    def _tokenizers(self, method: Method, given: Mapping[str, Adapter]) -> dict[str, Tokenizer]:
+        """Return the tokenizers of a method that works on text, by role."""
+        if not method.needs.has_text:
+            return {}
+        found: dict[str, Tokenizer | None] = {"target": self.tokenizer}
+        for role in method.needs.models:
+            if role in given:
+                found[role] = getattr(given[role], "tokenizer", None)
+            else:
+                found[role] = Tokenizer.from_directory(locate(self._other_name(method, role))[0])
+        for role, tokenizer in found.items():
+            if tokenizer is None:
+                raise ConfigError(
+                    f"The method {method.name!r} works on text, but the {role} model has no tokenizer.",
+                    "Use a model with a tokenizer.json.",
+                )
+        return {role: tokenizer for role, tokenizer in found.items() if tokenizer is not None}
 
     def _row(self, ids: list[int], key: int, request: Request) -> Row:
         capabilities = self.target.capabilities
@@ -294,6 +318,8 @@ class LanguageModel:
             chunk=_CHUNK,
             width=_INVARIANT_WIDTH if is_fixed else 0,
             device=getattr(self.target, "device", "cpu"),
+            tokenizers=self._tokenizers(method, request.models or {}),
+            watch=request.watch,
         )
         run.join(rows)
         return run
@@ -320,7 +346,7 @@ class LanguageModel:
         return [self._result(row, job, timing, i % samples) for i, row in enumerate(job.rows)]
 
     def _notes(self, row: Row, max_tokens: int) -> list[str]:
-        notes = [str(note) for note in getattr(self.target, "notes", [])]
+        notes = [str(note) for note in (*getattr(self.target, "notes", []), *row.notes)]
         if row.max_tokens < max_tokens:
             notes.append("max_tokens was cut to what the model's context holds.")
         if row.finish is FinishReason.ERROR:

@@ -41,14 +41,21 @@ def check_fit(method: Method, offered: Capabilities) -> None:
         )
 
 
-def check_partner(role: str, other: Capabilities, target: Capabilities) -> None:
+def check_partner(role: str, other: Capabilities, target: Capabilities, *, is_same_vocab: bool = True) -> None:
     """Raise if another model cannot work beside the target.
+
+    Args:
+        role: what the other model is for.
+        other, target: their capabilities.
+        is_same_vocab: False where the method translates between vocabularies.
 
     Raises:
         CapabilityError: it has another vocabulary or another kind of attention.
     """
     hint = "Name a model of the same vocabulary and kind, or use prompt-lookup, jacobi or layer-skip."
-    if other.vocab_size != target.vocab_size:
+    if other.is_encoder_decoder and not target.is_encoder_decoder:
+        raise CapabilityError(f"The {role} model is an encoder-decoder, but the target is not.", hint)
+    if is_same_vocab and other.vocab_size != target.vocab_size:
         raise CapabilityError(f"The {role} model has {other.vocab_size} tokens, the target {target.vocab_size}.", hint)
     if other.attention != target.attention:
         raise CapabilityError(

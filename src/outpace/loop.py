@@ -7,20 +7,23 @@ method: what is proposed and what is kept is the method's. Rows join and leave b
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from outpace.batch import Batch, bind
 from outpace.cache import Cache
-from outpace.commit import append, fit, kept, read_back, record
+from outpace.commit import append, fit, kept, read_back, record, sound
 from outpace.errors import ConfigError
 from outpace.layout import lay_out
 from outpace.prefill import catch_up
 from outpace.row import Row
 from outpace.sampling import Sampling
 from outpace.types import Adapter, Context, Counter, EncoderAdapter, Outcome, Proposal
+
+if TYPE_CHECKING:
+    from outpace.models.tokenizer import Tokenizer
 
 __all__ = ["Run"]
 
@@ -39,6 +42,8 @@ class Run:
         chunk: prompt tokens per prefill forward; borders lie at multiples of it, whatever was drafted before.
         width: every scoring forward has exactly this many window nodes (batch-invariant mode); 0 = as proposed.
         device: where tokens are laid out.
+        tokenizers: by role, for methods that work on text.
+        watch: called after every step with the rows that took part and its Outcome (traces); it may only read.
     """
 
     def __init__(
@@ -54,10 +59,13 @@ class Run:
         chunk: int = 256,
         width: int = 0,
         device: torch.device | str = "cpu",
+        tokenizers: Mapping[str, Tokenizer] | None = None,
+        watch: Callable[[Sequence[Row], Outcome], None] | None = None,
     ) -> None:
         self.target, self.method, self.settings = target, method, settings
         self.capacity, self.models, self.memory = capacity, dict(models or {}), memory
         self.record, self.chunk, self.width, self.device = tuple(record), chunk, width, torch.device(device)
+        self.tokenizers, self.watch = dict(tokenizers or {}), watch
         self.counters = {"target": Counter(), "draft": Counter()}
         self.seconds = {"prefill": 0.0, "draft": 0.0, "score": 0.0, "accept": 0.0, "total": 0.0}
         self.num_steps = 0
@@ -87,10 +95,12 @@ class Run:
         slots = self.capacity + (self.chunk if len(rows) + len(self.rows) > 1 else 0)
         cache = self.target.new_cache(len(rows), slots, self.counters["target"])
         cache.has_fixed_extent = self.width > 0
+        sources = [row.source or [] for row in rows]
         if self.target.capabilities.is_encoder_decoder:
-            cast("EncoderAdapter", self.target).encode([row.source or [] for row in rows], cache)
+            cast("EncoderAdapter", self.target).encode(sources, cache)
         texts, sampler = [row.tokens for row in rows], bind(self.settings, rows)
-        context = Context(self.target, texts, slots, sampler, self.models, self.counters, self.memory, cache)
+        given = (self.models, self.counters, self.memory, cache, self.tokenizers, sources)
+        context = Context(self.target, texts, slots, sampler, *given)
         self.batch.join(rows, cache, self.method.start(context))
 
     def leave(self, gone: Sequence[Row]) -> None:
@@ -110,7 +120,8 @@ class Run:
         # 1 gather pending, 2 propose, 3 lay out and pad
         pending = [row.tokens[length:] for row, length in zip(rows, cache.lengths, strict=True)]
         t0 = time.perf_counter()
-        proposal = self._fit(self.method.propose(view, batch.state), pending, cache)
+        proposal = sound(self.method.propose(view, batch.state), rows, self.target.capabilities.vocab_size)
+        proposal = self._fit(proposal, pending, cache)
         t1 = time.perf_counter()
         layout = lay_out(pending, cache.lengths, proposal, self._is_full)
         # 4 score
@@ -131,9 +142,12 @@ class Run:
             cache.keep(kept(layout, host.path, counts))
         # 8 observe, emit, count
         seconds = {"draft": t1 - t0, "score": t2 - t1, "accept": t3 - t2}
-        self.last = Outcome(emitted, accepted, proposal, decision, scores, seconds)
+        path = [nodes[:count] for nodes, count in zip(host.path, counts, strict=True)]
+        self.last = Outcome(emitted, accepted, path, proposal, decision, scores, seconds=seconds)
         self.num_steps += 1
         batch.state = self.method.observe(self.last, batch.view(self.num_steps, self.last), batch.state)
+        if self.watch is not None:
+            self.watch(rows, self.last)
         batch.leave([row for row in rows if row.finish is not None])
         self._count(rows, before, {**seconds, "total": time.perf_counter() - began})
         return list(zip(rows, emitted, strict=True))
@@ -145,8 +159,9 @@ class Run:
             raise ConfigError("The run has no rows.", "Call join first.")
         began = time.perf_counter()
         if not self._is_full:
-            for _ in catch_up(self.target, batch.cache, [row.tokens for row in batch.rows], self.chunk):
-                chunk = Outcome([[] for _ in batch.rows], [0] * len(batch.rows))
+            texts, wants_logits = [row.tokens for row in batch.rows], self.method.needs.has_prefill_logits
+            for places, scores in catch_up(self.target, batch.cache, texts, self.chunk, has_logits=wants_logits):
+                chunk = Outcome([[] for _ in texts], [0] * len(texts), scores=scores, chunk=places)
                 batch.state = self.method.observe(chunk, batch.view(self.num_steps, self.last), batch.state)
         self.seconds["prefill"] += time.perf_counter() - began
         return batch.cache

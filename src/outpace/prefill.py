@@ -8,15 +8,21 @@ import torch
 
 from outpace.cache import Cache
 from outpace.layout import lay_out
-from outpace.types import Adapter, Proposal
+from outpace.types import Adapter, Proposal, Scores
 
 __all__ = ["catch_up", "no_nodes"]
 
 
 def catch_up(
-    adapter: Adapter, cache: Cache, texts: Sequence[Sequence[int]], chunk: int = 256, skip: Sequence[int] = ()
-) -> Iterator[None]:
-    """Forward every pending token but the last of each row, yielding after each chunk.
+    adapter: Adapter,
+    cache: Cache,
+    texts: Sequence[Sequence[int]],
+    chunk: int = 256,
+    skip: Sequence[int] = (),
+    *,
+    has_logits: bool = False,
+) -> Iterator[tuple[list[range], Scores]]:
+    """Forward every pending token but the last of each row, yielding each chunk's positions per row, and its scores.
 
     Chunk borders lie at multiples of `chunk`, whatever was decoded before, so that results never depend on drafts.
 
@@ -26,6 +32,7 @@ def catch_up(
         texts: final tokens per row.
         chunk: most tokens per row and forward.
         skip: layers to leave out.
+        has_logits: ask for logits at every token.
     """
     while True:
         due = [len(text) - 1 - length for text, length in zip(texts, cache.lengths, strict=True)]
@@ -35,10 +42,11 @@ def catch_up(
         pending = [text[at : at + n] for text, at, n in zip(texts, cache.lengths, take, strict=True)]
         device = cache.buffers[0].device if cache.buffers else torch.device("cpu")
         layout = lay_out(pending, cache.lengths, no_nodes(len(take), device), is_full=False)
-        ask = torch.zeros(len(take), 0, dtype=torch.int64, device=device)
-        adapter.score(layout.tokens, layout.position, layout.visible, cache, ask, skip=skip)
+        ask = None if has_logits else torch.zeros(len(take), 0, dtype=torch.int64, device=device)
+        places = [range(at, at + n) for at, n in zip(cache.lengths, take, strict=True)]
+        scores = adapter.score(layout.tokens, layout.position, layout.visible, cache, ask, skip=skip)
         cache.keep([range(n) for n in take])
-        yield
+        yield places, scores
 
 
 def no_nodes(rows: int, device: torch.device) -> Proposal:

@@ -57,6 +57,7 @@ class Row:
         margins: how far each token was from being another one, when recorded.
         sources: per written token "draft", "recovered", "bonus" or "plain".
         source: an encoder-decoder's source tokens, else None.
+        notes: what a user should know about this row.
     """
 
     tokens: list[int]
@@ -72,6 +73,7 @@ class Row:
     margins: list[float] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     source: list[int] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.usage.num_prompt = self.num_prompt

@@ -1,11 +1,98 @@
-"""Token trees as tensors: who sees whom and how deep, from parent indices, without Python per node."""
+"""Token trees as tensors, built and cut without Python per node."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["ancestors", "depth"]
+from outpace.types import Proposal
+
+__all__ = ["TokenTree", "ancestors", "depth", "merge"]
+
+
+@dataclass(slots=True)
+class TokenTree:
+    """Candidate continuations of every row, as trees that share a width.
+
+    Attributes:
+        tokens: [B, W] int64; nodes beyond `length[b]` are padding.
+        parent: [B, W] int64, -1 = the last final token; parents precede children.
+        length: nodes per row.
+        score: [B, W] estimated log-probability that the walk reaches each node (never rises along a path), or None.
+    """
+
+    tokens: Tensor
+    parent: Tensor
+    length: list[int]
+    score: Tensor | None = None
+
+    def proposal(self, origin: str) -> Proposal:
+        """Return the tree as a deterministic proposal."""
+        return Proposal(self.tokens, list(self.length), self.parent, origin=origin)
+
+    def best(self, budget: int) -> TokenTree:
+        """Return the `budget` likeliest nodes of each row, which form a tree since scores never rise along a path.
+
+        Source: Wang et al. (2024), OPT-Tree, arXiv 2406.17276: the sum of the path probabilities of the nodes is the
+        expected number of accepted drafts, so the likeliest nodes are the best tree of their number.
+        """
+        rows, width = self.tokens.shape
+        if self.score is None or budget >= width:
+            return self
+        lengths = torch.tensor(self.length, device=self.tokens.device).unsqueeze(1)
+        order = torch.arange(width, device=self.tokens.device)
+        score = self.score.masked_fill(order >= lengths, float("-inf"))
+        # Stable, so that of equals the earlier node stays, and with it every parent.
+        kept = score.sort(dim=-1, descending=True, stable=True).indices[:, :budget].sort(dim=-1).values
+        # Where the kept nodes went, with a place in front for the root.
+        place = torch.full((rows, width + 1), -1, dtype=torch.int64, device=self.tokens.device)
+        place.scatter_(1, kept + 1, torch.arange(budget, device=kept.device).expand(rows, budget))
+        return TokenTree(
+            self.tokens.gather(1, kept),
+            place.gather(1, self.parent.gather(1, kept) + 1),
+            [min(n, budget) for n in self.length],
+            self.score.gather(1, kept),
+        )
+
+
+def merge(paths: Tensor, score: Tensor | None = None) -> TokenTree:
+    """Return the tree (trie) of several continuations per row; shared beginnings become one node.
+
+    Nodes are ordered by depth, and at one depth by the first path that holds them.
+
+    Args:
+        paths: [B, N, D] int64 tokens; -1 from the end of a path on.
+        score: [B, N, D] estimated log-probability of each path up to each token; a node gets that of its first path.
+    """
+    rows, count, longest = paths.shape
+    number = torch.full((rows, count), -1, dtype=torch.int64, device=paths.device)  # of the node each path stands at
+    alive = torch.ones(rows, count, dtype=torch.bool, device=paths.device)
+    total = torch.zeros(rows, 1, dtype=torch.int64, device=paths.device)
+    tokens, parents, scores, fresh = [], [], [], []
+    for level in range(longest):
+        token = paths[:, :, level]
+        alive = alive & (token >= 0)
+        same = (token.unsqueeze(1) == token.unsqueeze(2)) & (number.unsqueeze(1) == number.unsqueeze(2))
+        first = (same & alive.unsqueeze(1) & alive.unsqueeze(2)).to(torch.int8).argmax(-1)  # first path at the node
+        is_new = alive & (first == torch.arange(count, device=paths.device))
+        own = total + is_new.cumsum(-1) - 1
+        tokens.append(token)
+        parents.append(number)
+        fresh.append(is_new)
+        if score is not None:
+            scores.append(score[:, :, level])
+        number = torch.where(alive, own.gather(1, first), number)
+        total = total + is_new.sum(-1, keepdim=True)
+    if not tokens:
+        return TokenTree(paths.new_zeros(rows, 0), paths.new_zeros(rows, 0), [0] * rows)
+    is_new = torch.cat(fresh, 1)
+    length = [int(n) for n in total.flatten().tolist()]
+    order = (~is_new).to(torch.int8).sort(dim=-1, stable=True).indices[:, : max(length)]
+    picked = [None if not parts else torch.cat(parts, 1).gather(1, order) for parts in (tokens, parents, scores)]
+    assert picked[0] is not None and picked[1] is not None  # there is a level
+    return TokenTree(picked[0].clamp(min=0), picked[1], length, picked[2])
 
 
 def ancestors(parent: Tensor) -> Tensor:

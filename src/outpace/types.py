@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from outpace.cache import Cache
+    from outpace.models.tokenizer import Tokenizer
     from outpace.sampling import Sampler
 
 __all__ = [
@@ -97,7 +98,15 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a method needs from the target and from its caller."""
+    """What a method needs from the target and from its caller.
+
+    Attributes:
+        attention, has_tree, has_rollback, has_skip, width: as in `Capabilities`; width is the widest window proposed.
+        has_mask: a mask token.
+        models: other models, by role, e.g. ("draft",).
+        has_text: the tokenizers of the target and of the other models, which may then have other vocabularies.
+        has_prefill_logits: logits at every prompt position; `observe` gets them chunk by chunk.
+    """
 
     attention: str = "causal"
     has_tree: bool = False
@@ -105,7 +114,9 @@ class Needs:
     has_skip: bool = False
     has_mask: bool = False
     width: int = 0
-    models: tuple[str, ...] = ()  # other models, by role, e.g. ("draft",)
+    models: tuple[str, ...] = ()
+    has_text: bool = False
+    has_prefill_logits: bool = False
 
 
 @dataclass(slots=True)
@@ -206,9 +217,15 @@ class EncoderAdapter(Adapter, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The law that drafts were drawn from: `probs[b, i]` is the law of node i given its parent, [B, W, V]."""
+    """The law that drafts were drawn from.
+
+    Attributes:
+        probs: [B, W, V]; `probs[b, i]` is the law of node i given its parent (siblings share it), before any removal.
+        has_replacement: siblings were drawn independently; False = without replacement, in the order of their nodes.
+    """
 
     probs: Tensor
+    has_replacement: bool = True
 
 
 @dataclass(slots=True)
@@ -222,7 +239,7 @@ class Proposal:
         position: [B, W] int64 logical positions; None = depth after the prefix.
         visible: [B, W, W] bool; None = ancestors and self (causal) or all (full attention).
         law: None = deterministic drafts, or `Sampled`.
-        origin: who drafted, for traces.
+        origin: who drafted, for traces: one name, or one per row.
         carry: anything the method's own `accept` needs.
     """
 
@@ -232,7 +249,7 @@ class Proposal:
     position: Tensor | None = None
     visible: Tensor | None = None
     law: Sampled | None = None
-    origin: str = ""
+    origin: str | list[str] = ""
     carry: Any = None
 
 
@@ -268,15 +285,20 @@ class Outcome:
     Attributes:
         emitted: tokens appended per row, after the cut at end of text, stop string or length.
         accepted: how many of them were drafts.
-        proposal, decision, scores: what the step was made of (None for a prefill chunk).
+        path: window node accepted as each emitted token, -1 = not a draft.
+        proposal, decision: what the step was made of (None for a prefill chunk).
+        scores: the step's; of a prefill chunk only where `Needs.has_prefill_logits`, one entry per token forwarded.
+        chunk: of a prefill chunk, per row the positions that were forwarded.
         seconds: time per phase of this step: draft, score, accept.
     """
 
     emitted: list[list[int]]
     accepted: list[int]
+    path: list[list[int]] = field(default_factory=list)
     proposal: Proposal | None = None
     decision: Decision | None = None
     scores: Scores | None = None
+    chunk: list[range] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -321,6 +343,8 @@ class Context:
         counters: work counters by role; pass them to caches so that drafting is counted.
         memory: what outlives a run, handed in by the caller, or None.
         cache: the target's cache for the joining rows.
+        tokenizers: by role, "target" included, where `Needs.has_text`.
+        sources: the joining rows' source tokens, for encoder-decoder models.
     """
 
     target: Adapter
@@ -331,3 +355,13 @@ class Context:
     counters: dict[str, Counter]
     memory: Any = None
     cache: Cache | None = None
+    tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
+    sources: list[list[int]] = field(default_factory=list)
+
+    def cache_for(self, role: str) -> Cache:
+        """Return an empty cache of another model for the joining rows, its encoder run where it has one."""
+        model = self.models[role]
+        cache = model.new_cache(len(self.texts), self.capacity, self.counters["draft"])
+        if model.capabilities.is_encoder_decoder:
+            cast("EncoderAdapter", model).encode(self.sources, cache)
+        return cache

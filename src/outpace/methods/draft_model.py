@@ -90,10 +90,8 @@ class DraftModel(Method):
 
     def start(self, context: Context) -> DraftState:
         """Give the drafter an empty cache for the joining rows."""
-        drafter = context.models["draft"]
-        cache = drafter.new_cache(len(context.texts), context.capacity, context.counters["draft"])
         first = max(1, self.draft_len // 2) if self.is_adaptive else self.draft_len
-        return DraftState(drafter, cache, [first] * len(context.texts))
+        return DraftState(context.models["draft"], context.cache_for("draft"), [first] * len(context.texts))
 
     def propose(self, view: View, state: DraftState) -> Proposal:
         """Let the drafter catch up and draft; rows with no room, or past the drafter's context, go on plainly."""
