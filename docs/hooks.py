@@ -10,13 +10,26 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 CATALOGUE = ROOT / "src/outpace/catalogue.json"
-COMMANDS = ("generate", "methods", "models", "certify", "bench", "train", "new-method", "cite")
+FIGURES = ROOT / "docs/results"
+COMMANDS = (
+    "generate",
+    "methods",
+    "models",
+    "certify",
+    "bench",
+    "tune",
+    "trace",
+    "index",
+    "train",
+    "new-method",
+    "cite",
+)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -25,12 +38,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def catalogue() -> str:
-    """One section per method, from the generated catalogue."""
-    return "\n\n".join(_method(entry) for entry in json.loads(CATALOGUE.read_text(encoding="utf-8")))
+    """One section per method, from the generated catalogue, with what `outpace bench --catalogue` measured."""
+    entries, measured = json.loads(CATALOGUE.read_text(encoding="utf-8")), _measured()
+    return "\n\n".join([*map(_measured_on, measured[:1]), *(_method(entry, measured) for entry in entries)])
 
 
-def _method(entry: dict[str, Any]) -> str:
-    """Summary, what the method's file says of itself, what it needs, and its settings."""
+def _method(entry: dict[str, Any], measured: Sequence[dict[str, Any]]) -> str:
+    """Summary, what the method's file says of itself, what it needs, its settings and its figures."""
     paper = entry["paper"] or {}
     facts = {"family": entry["family"], **_said(entry["doc"]), "needs": _needs(entry["needs"])}
     if paper.get("arxiv"):
@@ -43,7 +57,48 @@ def _method(entry: dict[str, Any]) -> str:
     if entry["settings"]:
         rows = [(f"`{item['name']}`", f"`{json.dumps(item['default'])}`", item["doc"]) for item in entry["settings"]]
         lines.append(_table(["setting", "default", "meaning"], rows))
+    lines += _figures(entry["name"], measured)
     return "\n\n".join(lines)
+
+
+def _measured() -> list[dict[str, Any]]:
+    """The documents of `outpace bench --catalogue`, smallest model first."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FIGURES.glob("catalogue*.json"))]
+    return sorted(found, key=lambda document: document["model"]["parameters"])
+
+
+def _measured_on(document: dict[str, Any]) -> str:
+    facts = document["machine"]
+    return (
+        f"Figures: {facts['cpu']}, {facts['threads']} threads, batch 1, default settings, on the shipped prompt sets. "
+        "*accepted* drafts per step and *tokens* per target forward do not depend on the machine; *x plain* is the "
+        "median ratio of speeds to plain decoding, with its 95% interval. A method that needs a large target to pay "
+        "loses on a small one. How and with which commands: [How we measure](measuring.md)."
+    )
+
+
+def _figures(name: str, measured: Sequence[dict[str, Any]]) -> list[str]:
+    """A table of what was measured of a method, or the sentence that says why it was not."""
+    found = [document for document in measured if any(row["method"] == name for row in document["rows"])]
+    if not found:
+        reasons = [item["reason"] for document in measured for item in document["skipped"] if item["name"] == name]
+        return [f"Not measured: {reasons[0]}"] if reasons else []
+    rows: dict[str, list[str]] = {}
+    for place, document in enumerate(found):
+        for row in (row for row in document["rows"] if row["method"] == name):
+            law = "greedy" if row["temperature"] == 0 else f"T = {row['temperature']:g}"
+            line = rows.setdefault(
+                f"{row['set']}, {law}",
+                [f"{row['accepted_per_step']:.2f}", f"{row['tokens_per_forward']:.2f}", *[""] * len(found)],
+            )
+            line[2 + place] = _interval(row["ratio_plain"])
+    sizes = [f"x plain, {document['model']['parameters'] / 1e6:.3g}M parameters" for document in found]
+    cells = [(label, *line) for label, line in rows.items()]
+    return [_table(["prompts", "accepted", "tokens", *sizes], cells)]
+
+
+def _interval(ratio: dict[str, Any] | None) -> str:
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
 
 
 def _said(doc: str) -> dict[str, str]:

@@ -56,5 +56,7 @@ class Batch:
 
 
 def bind(settings: Sampling, rows: Sequence[Row]) -> Sampler:
-    """Return a sampler for these rows. They share settings, and so the end tokens that `min_tokens` holds back."""
-    return Sampler(settings, [row.key for row in rows], rows[0].end_tokens)
+    """Return a sampler for these rows, which share the settings and take on their constraint."""
+    for row in rows:
+        row.obey(settings.constraint)
+    return Sampler(settings, [row.key for row in rows], [row.end_tokens for row in rows], [row.state for row in rows])

@@ -56,7 +56,7 @@ def sound(proposal: Proposal, rows: Sequence[Row], vocab_size: int) -> Proposal:
     is_bad = None if low >= 0 and high < vocab_size else (proposal.tokens < 0) | (proposal.tokens >= vocab_size)
     if proposal.law is not None:
         mass = proposal.law.probs.sum(-1)
-        is_void = ~(torch.isfinite(mass) & (mass > 0))
+        is_void = ~(torch.isfinite(mass) & (mass > 0)) | (proposal.law.probs.amin(-1) < 0)
         is_bad = is_void if is_bad is None else is_bad | is_void
     if is_bad is None or not bool(is_bad.any()):
         return proposal
@@ -102,13 +102,15 @@ def append(row: Row, tokens: list[int], path: list[int], is_recovered: bool, num
     """Write decided tokens to a row until it ends, and count them.
 
     Returns:
-        How many were written: nothing after an end token, a stop string, the length limit or a NaN pick (-1).
+        How many were written: nothing after an end token, a stop string, the length limit, a NaN pick (-1) or a token
+        that the row's constraint refuses.
     """
     last = "recovered" if is_recovered else "bonus" if num_proposed else "plain"
     count = 0
     for token, node in zip(tokens, path, strict=True):
+        size = len(row.tokens)
         is_end = row.push(token)
-        if token >= 0:
+        if len(row.tokens) > size:
             row.sources.append("draft" if node >= 0 else last)
             row.usage.num_accepted += node >= 0
             row.usage.num_recovered += node < 0 and last == "recovered"
@@ -153,6 +155,6 @@ def record(
                 row.log_probs.append(float(logits.double().log_softmax(-1)[token]))
             if "margins" in names:
                 text = [row.tokens[: first + offset]]
-                history = view.sampler.history(text, [row.num_prompt], logits.shape[-1])
+                history = view.sampler.rows([index]).history(text, [row.num_prompt], logits.shape[-1])
                 processed = view.sampler.process(logits.unsqueeze(0), history)[0]
                 row.margins.append(view.sampler.margin(processed, first + offset, index))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from outpace import constrain
 from outpace.errors import ConfigError, nearest
 from outpace.fit import check_fit, check_partner
 from outpace.loop import Run
@@ -28,6 +29,7 @@ __all__ = ["LanguageModel", "Request", "load"]
 Prompt = str | Sequence[int]
 _CHUNK = 256  # prompt tokens per prefill forward
 _RECORDS = ("log_probs", "margins")
+_CONSTRAINTS = ("regex", "json_schema", "grammar")
 _INVARIANT_WIDTH = 16  # window nodes of every forward in batch-invariant mode on the eager path
 
 
@@ -67,7 +69,10 @@ class Request:
         seed: with the sample number, fixes every random draw.
         num_samples: texts per prompt, numbered from 0.
         stop: strings that end the text; nothing is emitted past one.
-        ignore_eos: write on past end tokens.
+        ignore_eos: write on past end tokens (under a constraint: until nothing may follow).
+        regex: a regular expression that the whole text matches. This, json_schema and grammar need llguidance.
+        json_schema: a JSON schema, as a mapping or as JSON, that the text fulfils.
+        grammar: a context-free grammar of the text, in Lark's syntax.
         record: "log_probs", "margins": noted per token (margins cost a sort each).
         models: other models by role, e.g. {"draft": adapter}; else the method's settings name them.
         memory: what outlives the call, for methods that keep one.
@@ -75,7 +80,8 @@ class Request:
         watch: called after every step with the rows that took part and its `Outcome`; it may only read.
 
     Raises:
-        ConfigError: a number is too small, a stop string is empty, or `record` names something else.
+        ConfigError: a number is too small, a stop string is empty, `record` names something else, or a constraint
+            cannot be read.
     """
 
     method: str | Method = "autoregressive"
@@ -85,6 +91,9 @@ class Request:
     num_samples: int = 1
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    regex: str | None = None
+    json_schema: str | Mapping[str, Any] | None = None
+    grammar: str | None = None
     record: Sequence[str] = ()
     models: Mapping[str, Adapter] | None = None
     memory: Any = None
@@ -104,6 +113,13 @@ class Request:
                 raise ConfigError(f"record has no {name!r}.", nearest(name, _RECORDS, "record"))
         if any(not text for text in self.stop):
             raise ConfigError("A stop string is empty.", "Give each stop string at least one character.")
+        if self.constraints:
+            constrain.check(**self.constraints)
+
+    @property
+    def constraints(self) -> dict[str, Any]:
+        """The constraint that was asked for, by its name; empty = none."""
+        return {name: getattr(self, name) for name in _CONSTRAINTS if getattr(self, name) is not None}
 
 
 @dataclass(slots=True)
@@ -143,6 +159,8 @@ class LanguageModel:
         self.is_compiled = True
         self.load_s = 0.0
         self._others: dict[str, Adapter] = {}
+        self._tokenizers_of: dict[str, Tokenizer] = {}
+        self._compiler: constrain.Compiler | None = None
 
     def generate(
         self,
@@ -158,8 +176,9 @@ class LanguageModel:
             prompt: text or token ids; a list of them is one ragged batch.
             on_text: called with (row index, new text) as text becomes final, whole characters only.
             is_cancelled: asked between steps; True ends with finish_reason "cancelled", keeping what is written.
-            **arguments: fields of `Request` (method, options, max_tokens, seed, num_samples, stop, ignore_eos, record,
-                models, memory, is_batch_invariant) and of `outpace.Sampling` (temperature, top_k, top_p, ...).
+            **arguments: fields of `Request` (method, options, max_tokens, seed, num_samples, stop, ignore_eos, regex,
+                json_schema, grammar, record, models, memory, is_batch_invariant) and of `outpace.Sampling`
+                (temperature, top_k, top_p, ...).
 
         Returns:
             A `Result`; a list of them for a list of prompts or num_samples above 1 (prompt by prompt).
@@ -207,6 +226,7 @@ class LanguageModel:
         if any(not 0 <= token < vocab_size for word in settings.bad_words for token in word):
             raise ConfigError("A bad word is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
         check_fit(method, self.target.capabilities)
+        settings = self._constrained(settings, request)
         models = self._other_models(method, request.models or {})
         rows = [
             self._row(ids, row_key(request.seed, sample), request)
@@ -215,6 +235,26 @@ class LanguageModel:
         ]
         run = self._run(method, settings, rows, models, request)
         return _Job(run, rows, method, request, is_single and request.num_samples == 1)
+
+    def _constrained(self, settings: Sampling, request: Request) -> Sampling:
+        """Return the settings with the request's constraint, compiled over this model's vocabulary."""
+        asked, vocab_size = request.constraints, self.target.capabilities.vocab_size
+        if asked and settings.constraint is not None:
+            raise ConfigError("Two constraints were given.", f"Leave out {next(iter(asked))} or constraint.")
+        if asked and self.tokenizer is None:
+            raise ConfigError("Constraints on text need a tokenizer.", "Give a constraint over tokens.")
+        if asked:
+            assert self.tokenizer is not None
+            if self._compiler is None:
+                self._compiler = constrain.Compiler(self.tokenizer, vocab_size)
+            settings = replace(settings, constraint=self._compiler.compile(**asked))
+        given = settings.constraint
+        if given is not None and given.vocab_size != vocab_size:
+            raise ConfigError(
+                f"The constraint was made for {given.vocab_size} tokens, but the model has {vocab_size}.",
+                f"Compile it with vocab_size={vocab_size}.",
+            )
+        return settings
 
     def _prompts(self, prompt: Prompt | Sequence[Prompt]) -> tuple[list[list[int]], bool]:
         if hasattr(prompt, "tolist"):  # an array or a tensor of ids
@@ -250,11 +290,17 @@ class LanguageModel:
     def _other_models(self, method: Method, given: Mapping[str, Adapter]) -> dict[str, Adapter]:
         """Load the models that the method's settings name, once per language model."""
         others = {}
-        for role in method.needs.models:
+        needs = method.needs
+        for role in (*needs.models, *needs.optional_models):
             if role in given:
                 other = given[role]
             else:
-                name = self._other_name(method, role)
+                try:
+                    name = self._other_name(method, role)
+                except ConfigError:
+                    if role in needs.optional_models:
+                        continue
+                    raise
                 if name not in self._others:
                     self._others[name] = open_model(name, self.dtype, self.device, self.is_compiled)
                 other = self._others[name]
@@ -268,15 +314,18 @@ class LanguageModel:
         return drafter_of(self.name) if name == "auto" else name
 
     def _tokenizers(self, method: Method, given: Mapping[str, Adapter]) -> dict[str, Tokenizer]:
-        """Return the tokenizers of a method that works on text, by role."""
+        """Return the target's tokenizer, and those of a method that works on text, by role."""
         if not method.needs.has_text:
-            return {}
+            return {} if self.tokenizer is None else {"target": self.tokenizer}
         found: dict[str, Tokenizer | None] = {"target": self.tokenizer}
         for role in method.needs.models:
             if role in given:
                 found[role] = getattr(given[role], "tokenizer", None)
             else:
-                found[role] = Tokenizer.from_directory(locate(self._other_name(method, role))[0])
+                name = self._other_name(method, role)
+                if name not in self._tokenizers_of:
+                    self._tokenizers_of[name] = Tokenizer.from_directory(locate(name)[0])
+                found[role] = self._tokenizers_of[name]
         for role, tokenizer in found.items():
             if tokenizer is None:
                 raise ConfigError(
@@ -349,8 +398,9 @@ class LanguageModel:
         notes = [str(note) for note in (*getattr(self.target, "notes", []), *row.notes)]
         if row.max_tokens < max_tokens:
             notes.append("max_tokens was cut to what the model's context holds.")
-        if row.finish is FinishReason.ERROR:
-            notes.append("The model produced NaN or infinite logits; the text ends before them.")
+        is_cut = row.finish in (FinishReason.LENGTH, FinishReason.STOP)
+        if is_cut and row.state is not None and not row.state.is_complete:
+            notes.append("The text ends before what its constraint asks for is complete.")
         if row.finish is FinishReason.CANCELLED:
             notes.append("Cancelled: the text is what was written until then.")
         return notes

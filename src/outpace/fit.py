@@ -56,7 +56,10 @@ def check_partner(role: str, other: Capabilities, target: Capabilities, *, is_sa
     if other.is_encoder_decoder and not target.is_encoder_decoder:
         raise CapabilityError(f"The {role} model is an encoder-decoder, but the target is not.", hint)
     if is_same_vocab and other.vocab_size != target.vocab_size:
-        raise CapabilityError(f"The {role} model has {other.vocab_size} tokens, the target {target.vocab_size}.", hint)
+        raise CapabilityError(
+            f"The {role} model has {other.vocab_size} tokens, the target {target.vocab_size}.",
+            "Use cross-vocab, which takes a drafter of any vocabulary, or prompt-lookup, jacobi or layer-skip.",
+        )
     if other.attention != target.attention:
         raise CapabilityError(
             f"The {role} model has {other.attention} attention, the target {target.attention} attention.", hint

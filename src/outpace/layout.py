@@ -71,8 +71,8 @@ def _ragged(head: Tensor, base: Tensor, start: list[int], proposal: Proposal, is
     safe = node.clamp(0, max(width - 1, 0))
     pad_head = torch.nn.functional.pad(head, (0, max(0, total - head.shape[1])))[:, :total]
     tokens = torch.where(is_node, proposal.tokens.gather(1, safe), pad_head) if width else pad_head
-    sight = proposal.visible if proposal.visible is not None else None
-    if sight is None and proposal.parent is not None:
+    sight = proposal.visible if width else None
+    if width and sight is None and proposal.parent is not None:
         sight = ancestors(proposal.parent)
     position = base + column
     if width and (proposal.position is not None or sight is not None):

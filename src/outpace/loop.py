@@ -72,6 +72,7 @@ class Run:
         self.last: Outcome | None = None
         self.batch = Batch(settings)
         self._is_full = target.capabilities.attention == "full"
+        self._has_logits = method.needs.has_prefill_logits
 
     @property
     def rows(self) -> list[Row]:
@@ -159,8 +160,8 @@ class Run:
             raise ConfigError("The run has no rows.", "Call join first.")
         began = time.perf_counter()
         if not self._is_full:
-            texts, wants_logits = [row.tokens for row in batch.rows], self.method.needs.has_prefill_logits
-            for places, scores in catch_up(self.target, batch.cache, texts, self.chunk, has_logits=wants_logits):
+            texts = [row.tokens for row in batch.rows]
+            for places, scores in catch_up(self.target, batch.cache, texts, self.chunk, has_logits=self._has_logits):
                 chunk = Outcome([[] for _ in texts], [0] * len(texts), scores=scores, chunk=places)
                 batch.state = self.method.observe(chunk, batch.view(self.num_steps, self.last), batch.state)
         self.seconds["prefill"] += time.perf_counter() - began

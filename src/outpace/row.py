@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from outpace.errors import ConfigError
 from outpace.text import TextStream
 from outpace.types import FinishReason
 
-__all__ = ["Row", "Usage"]
+if TYPE_CHECKING:
+    from outpace.constrain.protocol import Constraint, ConstraintState
+
+__all__ = ["BROKEN", "DEAD_END", "DISOBEYED", "FORBIDDEN", "Row", "Usage"]
+
+# Why a row ended with an error.
+BROKEN = "The model produced NaN or infinite logits; the text ends before them."
+DEAD_END = "The constraint allows no token here, although the text is not complete."
+FORBIDDEN = "Every token that the constraint allows here is forbidden by the other settings, or its logit is no number."
+DISOBEYED = "The method wrote a token that the constraint forbids; the text ends before it."
 
 
 @dataclass(slots=True)
@@ -58,6 +69,8 @@ class Row:
         sources: per written token "draft", "recovered", "bonus" or "plain".
         source: an encoder-decoder's source tokens, else None.
         notes: what a user should know about this row.
+        constraint: what the written text must look like, None = anything; set by the run that the row joins.
+        state: where the text stands in it.
     """
 
     tokens: list[int]
@@ -74,6 +87,8 @@ class Row:
     sources: list[str] = field(default_factory=list)
     source: list[int] | None = None
     notes: list[str] = field(default_factory=list)
+    constraint: Constraint | None = None
+    state: ConstraintState | None = None
 
     def __post_init__(self) -> None:
         self.usage.num_prompt = self.num_prompt
@@ -94,18 +109,50 @@ class Row:
         if self.text is not None:
             self.text.flush()
 
+    def obey(self, constraint: Constraint | None) -> None:
+        """Take on a constraint on the written text, prompt apart; a row that has it already goes on where it stands.
+
+        Raises:
+            ConfigError: what is written breaks it.
+        """
+        if constraint is self.constraint:
+            return
+        self.constraint, self.state = constraint, None if constraint is None else constraint.start()
+        if self.state is not None and not all(self.state.push(token) for token in self.written):
+            raise ConfigError("What a row has written breaks the constraint.", "Begin a new row with it as the prompt.")
+
     def push(self, token: int) -> bool:
         """Append one final token; return whether the row ends here."""
-        if token < 0:  # the pick's sign for NaN or infinite logits; nothing is written
-            self.finish = FinishReason.ERROR
-            return True
-        self.tokens.append(token)
-        if token in self.end_tokens:
-            self.finish = FinishReason.EOS
-        elif self.text is not None and self.text.push(token):
-            self.finish = FinishReason.STOP
-        elif self.room <= 0:
-            self.finish = FinishReason.LENGTH
+        if token < 0 or not self._may_write(token):  # -1 is the pick's sign for a law that is none; nothing is written
+            self._stick(token)
+        else:
+            self.tokens.append(token)
+            if token in self.end_tokens:
+                self.finish = FinishReason.EOS
+            elif self.text is not None and self.text.push(token):
+                self.finish = FinishReason.STOP
+            elif self.state is not None and self.state.is_final:
+                self.finish = FinishReason.EOS
+            elif self.room <= 0:
+                self.finish = FinishReason.LENGTH
         if self.finish is not None and self.text is not None:
             self.text.flush()
         return self.finish is not None
+
+    def _may_write(self, token: int) -> bool:
+        """Advance the constraint's state by a token; return whether it is allowed."""
+        if self.state is None:
+            return True
+        return self.state.is_complete if token in self.end_tokens else self.state.push(token)
+
+    def _stick(self, token: int) -> None:
+        """End the row because no token can be written."""
+        state, why = self.state, BROKEN
+        if state is not None:
+            is_open = bool(state.allowed().any())
+            if state.is_complete and not is_open:
+                self.finish = FinishReason.EOS
+                return
+            why = DEAD_END if not is_open else FORBIDDEN if token < 0 else DISOBEYED
+        self.finish = FinishReason.ERROR
+        self.notes.append(why)

@@ -19,7 +19,8 @@ class TextStream:
     Args:
         decode: ids to text; bytes that do not form a character give U+FFFD.
         stops: stop strings; text from the first one on is never released.
-        context: prompt tokens just before the first written one; they decide how the first is spaced.
+        context: prompt tokens just before the first written one; they decide how the first is spaced. A character that
+            the prompt leaves unfinished belongs to the text once it is finished.
     """
 
     def __init__(
@@ -27,8 +28,12 @@ class TextStream:
     ) -> None:
         self._decode = decode
         self._stops = tuple(stops)
-        self._window = list(context[-_LONGEST_CHARACTER:])
+        self._window = list(context[-2 * _LONGEST_CHARACTER :])
+        self._num_prompt = len(self._window)  # tokens of the window that are prompt
         self._known = len(self._window)  # tokens of the window whose text is out
+        least = max(0, self._known - _LONGEST_CHARACTER + 1)
+        while self._known > least and decode(self._window[: self._known]).endswith(_BROKEN):
+            self._known -= 1
         self._text = ""
         self._released = 0
         self.is_stopped = False
@@ -38,21 +43,32 @@ class TextStream:
         if self.is_stopped:
             return True
         self._window.append(token)
-        known = self._decode(self._window[: self._known])
-        whole = self._decode(self._window)
-        piece = whole[len(known) :]
-        # An unfinished character shows as U+FFFD at the end.
-        if piece.endswith(_BROKEN) and len(self._window) - self._known < _LONGEST_CHARACTER:
+        is_open = self._behind(self._known, len(self._window)).endswith(_BROKEN)  # how an unfinished character shows
+        if is_open and len(self._window) - self._known < _LONGEST_CHARACTER:
             return False
-        if piece.endswith(_BROKEN):  # what began with the oldest token never ends; the others may still
-            old, self._known = self._known, self._known + 1
-            piece = self._decode(self._window[: self._known])[len(self._decode(self._window[:old])) :]
+        if is_open:  # what began with the oldest token never ends; the others may still
+            piece = self._behind(self._known, self._known + 1) if self._known >= self._num_prompt else ""
+            self._known += 1
             excess = max(0, self._known - _LONGEST_CHARACTER)
             self._window, self._known = self._window[excess:], self._known - excess
+            self._num_prompt -= excess
             return self._extend(piece)
-        self._window = self._window[self._known :]
+        piece = self._fresh()
+        self._window, self._num_prompt = self._window[self._known :], 0
         self._known = len(self._window)
         return self._extend(piece)
+
+    def _behind(self, start: int, end: int) -> str:
+        """Return what the window's tokens from `start` to `end` add to the text before them."""
+        return self._decode(self._window[:end])[len(self._decode(self._window[:start])) :]
+
+    def _fresh(self) -> str:
+        """Return the text that is not out yet, without what the prompt's last tokens say on their own."""
+        piece = self._behind(self._known, len(self._window))
+        if self._known >= self._num_prompt:
+            return piece
+        head = self._behind(self._known, self._num_prompt)
+        return piece.removeprefix(head if piece.startswith(head) else head.rstrip(_BROKEN))
 
     def _extend(self, piece: str) -> bool:
         start = max(0, len(self._text) - max((len(stop) for stop in self._stops), default=0))
@@ -65,7 +81,7 @@ class TextStream:
     def flush(self) -> None:
         """Let an unfinished character through: no more tokens come."""
         if not self.is_stopped and self._known < len(self._window):
-            piece = self._decode(self._window)[len(self._decode(self._window[: self._known])) :]
+            piece = self._fresh()
             self._known = len(self._window)
             self._extend(piece)
 

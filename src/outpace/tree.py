@@ -9,7 +9,7 @@ from torch import Tensor
 
 from outpace.types import Proposal
 
-__all__ = ["TokenTree", "ancestors", "depth", "merge"]
+__all__ = ["TokenTree", "ancestors", "depth", "kept_order", "largest", "merge"]
 
 
 @dataclass(slots=True)
@@ -32,29 +32,52 @@ class TokenTree:
         """Return the tree as a deterministic proposal."""
         return Proposal(self.tokens, list(self.length), self.parent, origin=origin)
 
+    def keep(self, is_kept: Tensor) -> TokenTree:
+        """Return the tree of some nodes, in their order; the parent of a kept node must be kept too.
+
+        Args:
+            is_kept: [B, W] bool; padding is never kept.
+        """
+        order, length = kept_order(is_kept)
+        # Where the kept nodes went, with a place in front for the root.
+        place = torch.nn.functional.pad(is_kept.cumsum(-1) - 1, (1, 0), value=-1)
+        is_node = is_kept.gather(1, order)
+        return TokenTree(
+            self.tokens.gather(1, order),
+            place.gather(1, self.parent.gather(1, order) + 1).masked_fill(~is_node, -1),
+            length,
+            None if self.score is None else self.score.gather(1, order),
+        )
+
     def best(self, budget: int) -> TokenTree:
         """Return the `budget` likeliest nodes of each row, which form a tree since scores never rise along a path.
 
         Source: Wang et al. (2024), OPT-Tree, arXiv 2406.17276: the sum of the path probabilities of the nodes is the
         expected number of accepted drafts, so the likeliest nodes are the best tree of their number.
         """
-        rows, width = self.tokens.shape
+        width = self.tokens.shape[1]
         if self.score is None or budget >= width:
             return self
         lengths = torch.tensor(self.length, device=self.tokens.device).unsqueeze(1)
         order = torch.arange(width, device=self.tokens.device)
-        score = self.score.masked_fill(order >= lengths, float("-inf"))
-        # Stable, so that of equals the earlier node stays, and with it every parent.
-        kept = score.sort(dim=-1, descending=True, stable=True).indices[:, :budget].sort(dim=-1).values
-        # Where the kept nodes went, with a place in front for the root.
-        place = torch.full((rows, width + 1), -1, dtype=torch.int64, device=self.tokens.device)
-        place.scatter_(1, kept + 1, torch.arange(budget, device=kept.device).expand(rows, budget))
-        return TokenTree(
-            self.tokens.gather(1, kept),
-            place.gather(1, self.parent.gather(1, kept) + 1),
-            [min(n, budget) for n in self.length],
-            self.score.gather(1, kept),
-        )
+        return self.keep(largest(self.score.masked_fill(order >= lengths, float("-inf")), budget))
+
+
+def largest(key: Tensor, count: int) -> Tensor:
+    """Return [B, W] bool, true at the `count` largest entries of each row; of equals the earlier; never at -inf or NaN.
+
+    Being stable, it keeps the parent of every node that it keeps if keys never rise from parent to child.
+    """
+    key = key.masked_fill(key.isnan(), float("-inf"))
+    best = key.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+    is_best = torch.zeros(key.shape, dtype=torch.bool, device=key.device).scatter_(1, best, True)
+    return is_best & (key > float("-inf"))
+
+
+def kept_order(is_kept: Tensor) -> tuple[Tensor, list[int]]:
+    """Return [B, N] indices of the true entries of each row, in order, padded with others; and how many there are."""
+    length = is_kept.sum(-1).tolist()
+    return (~is_kept).to(torch.int8).sort(dim=-1, stable=True).indices[:, : max(length, default=0)], length
 
 
 def merge(paths: Tensor, score: Tensor | None = None) -> TokenTree:

@@ -50,11 +50,11 @@ class Guarantee(str, Enum):
 class FinishReason(str, Enum):
     """Why a row ended."""
 
-    EOS = "eos"  # an end token was written
+    EOS = "eos"  # an end token was written, or a constraint lets nothing follow
     STOP = "stop"  # a stop string appeared
     LENGTH = "length"  # max_tokens, or the model's context, is full
     CANCELLED = "cancelled"  # the caller left
-    ERROR = "error"  # this row's logits were NaN or infinite; its neighbours go on
+    ERROR = "error"  # no token could be written: NaN logits, or a constraint's dead end; its neighbours go on
 
 
 class Stream(IntEnum):
@@ -104,6 +104,7 @@ class Needs:
         attention, has_tree, has_rollback, has_skip, width: as in `Capabilities`; width is the widest window proposed.
         has_mask: a mask token.
         models: other models, by role, e.g. ("draft",).
+        optional_models: roles that are filled where a model is named or known, and left empty elsewhere.
         has_text: the tokenizers of the target and of the other models, which may then have other vocabularies.
         has_prefill_logits: logits at every prompt position; `observe` gets them chunk by chunk.
     """
@@ -115,6 +116,7 @@ class Needs:
     has_mask: bool = False
     width: int = 0
     models: tuple[str, ...] = ()
+    optional_models: tuple[str, ...] = ()
     has_text: bool = False
     has_prefill_logits: bool = False
 
@@ -241,6 +243,7 @@ class Proposal:
         law: None = deterministic drafts, or `Sampled`.
         origin: who drafted, for traces: one name, or one per row.
         carry: anything the method's own `accept` needs.
+        note: why this was proposed, for traces.
     """
 
     tokens: Tensor
@@ -251,6 +254,7 @@ class Proposal:
     law: Sampled | None = None
     origin: str | list[str] = ""
     carry: Any = None
+    note: str = ""
 
 
 @dataclass(slots=True)
@@ -343,7 +347,7 @@ class Context:
         counters: work counters by role; pass them to caches so that drafting is counted.
         memory: what outlives a run, handed in by the caller, or None.
         cache: the target's cache for the joining rows.
-        tokenizers: by role, "target" included, where `Needs.has_text`.
+        tokenizers: by role; "target" where it has one (to know a vocabulary by), the others where `Needs.has_text`.
         sources: the joining rows' source tokens, for encoder-decoder models.
     """
 

@@ -18,8 +18,8 @@ from outpace.errors import ConfigError, ModelError
 
 COMMANDS = ["generate", "methods", "models", "certify", "bench", "train", "new-method", "cite"]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
---presence-penalty --frequency-penalty --logit-bias --bad-word --min-tokens --seed --num-samples --stop --dtype --device
---ignore-eos --json --chat --logprobs --batch-invariant --no-compile --help""".split()
+--presence-penalty --frequency-penalty --logit-bias --bad-word --min-tokens --regex --json-schema --grammar --seed
+--num-samples --stop --dtype --device --ignore-eos --json --chat --logprobs --batch-invariant --no-compile --help""".split()
 
 
 def flags_of(name: str) -> set[str]:

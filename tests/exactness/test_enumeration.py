@@ -3,30 +3,80 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from outpace.accept import block_verification, multi_candidate, rejection, spectr, traversal_verification
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
+from outpace.methods.block_verification import BlockVerification
 from outpace.methods.draft_model import DraftModel
+from outpace.methods.multi_candidate import MultiCandidate
+from outpace.methods.rsd import Rsd
+from outpace.methods.spectr import SpecTr
+from outpace.methods.traversal import Traversal
 from outpace.sampling import Sampling, node_key, row_key, uniform
 from outpace.testing import enumeration
+from outpace.testing.answers import check_drafts, check_texts
 from outpace.testing.gtest import g_test, small_model, text_counts, text_law
-from outpace.types import Stream
+from outpace.types import Decision, Proposal, Scores, Stream, View
 
 
-@pytest.mark.parametrize("draft_len", [1, 2, 3])
-def test_rejection_is_exact(draft_len: int) -> None:
-    assert enumeration.rejection_error(draft_len) < 1e-12
+@pytest.mark.parametrize("check", enumeration.rule_checks(), ids=lambda check: check.__name__)
+def test_every_rule_keeps_the_law(check: Callable[[], None]) -> None:
+    check()
 
 
-def test_sample_and_match_is_exact_on_chains() -> None:
-    enumeration.check_match_chain()
+SIX = ((-1, -1, 0, 0, 1, 1), (-1, -1, 0, 1, 2, 3), (-1, -1, -1, 0, 0, 1))
+TREE_RULES = [
+    (multi_candidate, True),
+    (multi_candidate, False),
+    (spectr, True),
+    (traversal_verification, True),
+    (traversal_verification, False),
+]
 
 
-def test_sample_and_match_is_exact_on_trees() -> None:
-    enumeration.check_match_tree()
+@pytest.mark.parametrize("parent", SIX, ids=str)
+@pytest.mark.parametrize(("rule", "has_replacement"), TREE_RULES)
+def test_larger_trees(rule: Any, has_replacement: bool, parent: tuple[int, ...]) -> None:
+    assert enumeration.rule_error(rule, parent, has_replacement=has_replacement) < 1e-12
+
+
+@pytest.mark.parametrize("rule", [rejection, block_verification, multi_candidate, spectr, traversal_verification])
+def test_longer_chains(rule: Any) -> None:
+    assert enumeration.rule_error(rule, (-1, 0, 1), is_chain=True, penalty=0.7) < 1e-12
+
+
+def test_the_enumeration_sees_a_wrong_rule() -> None:
+    def keeps_all(proposal: Proposal, scores: Scores, view: View) -> Decision:
+        decision = rejection(proposal, scores, view)
+        return replace(decision, num=decision.num.clamp(min=2))
+
+    assert enumeration.rule_error(keeps_all, (-1,), is_chain=True) > 0.01
+
+
+DISTRIBUTION = [
+    DraftModel(draft_len=2, accept_rule="rejection"),
+    MultiCandidate(branches=(2, 1)),
+    MultiCandidate(branches=(2, 2), has_replacement=True),
+    SpecTr(num_drafts=3, draft_len=2),
+    BlockVerification(draft_len=3),
+    Traversal(branches=(2, 2)),
+    Rsd(beam=3, draft_len=2),
+    Rsd(branches=(3, 1)),
+]
+
+
+@pytest.mark.parametrize("method", DISTRIBUTION, ids=str)
+def test_what_a_certificate_asks_of_a_method(method: Method) -> None:
+    enumeration.check_rule(method)
+    check_drafts(method)
+    check_texts(method, rows=3_000)
 
 
 @pytest.mark.parametrize(

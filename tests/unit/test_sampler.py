@@ -48,7 +48,7 @@ CASES: dict[str, tuple[dict[str, Any], list[tuple[Any, ...]]]] = {
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_laws_equal_those_of_transformers(name: str, temperature: float) -> None:
     options, steps = CASES[name]
-    sampler = Sampler(Sampling(temperature=temperature, **options), [1, 2, 3], [11])
+    sampler = Sampler(Sampling(temperature=temperature, **options), [1, 2, 3], [[11]] * 3)
     for seed in range(4):
         logits = random_logits(seed=seed)
         history = sampler.history(TEXTS, [PROMPT] * 3, VOCAB)

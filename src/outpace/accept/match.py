@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from outpace.accept.nodes import is_real, parents
 from outpace.tree import ancestors
 from outpace.types import Decision, Proposal, Scores, View
 
@@ -42,20 +43,13 @@ def _depth(proposal: Proposal) -> Tensor:
     return ancestors(proposal.parent).sum(-1)
 
 
-def _real(proposal: Proposal) -> Tensor:
-    """Return [B, W] bool: nodes that are no padding."""
-    device, width = proposal.tokens.device, proposal.tokens.shape[1]
-    lengths = torch.tensor(proposal.length, device=device).unsqueeze(1)
-    return torch.arange(width, device=device).unsqueeze(0) < lengths
-
-
 def _match_chain(proposal: Proposal, drawn: Tensor) -> Decision:
     width = proposal.tokens.shape[1]
     if width == 0:
         return Decision(drawn, torch.ones_like(drawn[:, 0]))
     is_match = drawn[:, :width] == proposal.tokens
     if min(proposal.length) < width:
-        is_match &= _real(proposal)
+        is_match &= is_real(proposal)
     num = is_match.cumprod(-1).sum(-1)
     lengths = torch.tensor(proposal.length, device=drawn.device)
     # Accepted drafts equal the draws, so the draws are the text.
@@ -67,8 +61,7 @@ def _walk(proposal: Proposal, scores: Scores, view: View) -> Decision:
     sampler, device = view.sampler, scores.logits.device
     rows, width = scores.logits.shape[0], proposal.tokens.shape[1]
     history = sampler.history(view.texts, view.prompts, scores.logits.shape[-1])
-    parent = proposal.parent if proposal.parent is not None else torch.arange(-1, width - 1, device=device)
-    is_real = _real(proposal)
+    parent, real = parents(proposal), is_real(proposal)
     node = torch.full((rows,), -1, device=device)
     alive = torch.ones(rows, dtype=torch.bool, device=device)
     place = torch.tensor(view.lengths, device=device)
@@ -79,7 +72,7 @@ def _walk(proposal: Proposal, scores: Scores, view: View) -> Decision:
     for _ in range(max(proposal.length, default=0) + 1):
         logits = sampler.process(scores.logits[every, node + 1], history)
         token = sampler.pick(logits, place)
-        is_child = (parent == node.unsqueeze(1)) & is_real
+        is_child = (parent == node.unsqueeze(1)) & real
         is_next = is_child & (proposal.tokens == token.unsqueeze(1)) if width else is_child
         found = is_next.any(-1) & alive
         tokens.append(token)

@@ -1,6 +1,7 @@
 """Speed: paired, interleaved measurements of methods and peers; one JSON schema, tables and plots.
 
-`run(BenchOptions(...))` measures methods on prompts, `run_micro(MicroOptions(...))` forwards, overhead and memory.
+`run` measures methods on prompts, `run_catalogue` all methods that are registered (both take `BenchOptions`),
+`run_growth` batch, context and budget (`GrowthOptions`), `run_micro` forwards, overhead and memory (`MicroOptions`).
 Names resolve on first use, so that importing the package imports no torch.
 """
 
@@ -11,13 +12,16 @@ from typing import Any
 
 _HOMES = {
     "BenchOptions": "options",
+    "GrowthOptions": "options",
     "MicroOptions": "options",
     "Report": "report",
     "run": "speed",
+    "run_catalogue": "catalogue",
+    "run_growth": "growth",
     "run_micro": "micro",
 }
 
-__all__ = ["BenchOptions", "MicroOptions", "Report", "run", "run_micro"]
+__all__ = ["BenchOptions", "GrowthOptions", "MicroOptions", "Report", "run", "run_catalogue", "run_growth", "run_micro"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from outpace.bench.options import BenchOptions
+from outpace.bench.options import BenchOptions, GrowthOptions
 from outpace.engine import LanguageModel, load
 from outpace.errors import CapabilityError, ConfigError
 from outpace.fit import check_fit
@@ -17,7 +17,18 @@ from outpace.registry import load_method
 from outpace.testing.inflate import inflated_from
 from outpace.zoo import drafter_of
 
-__all__ = ["PLAIN", "Arm", "OurArm", "Sample", "Skipped", "Task", "drafter_name", "make_arms", "make_method"]
+__all__ = [
+    "PLAIN",
+    "Arm",
+    "OurArm",
+    "Sample",
+    "Skipped",
+    "Task",
+    "drafter_name",
+    "make_arms",
+    "make_method",
+    "with_drafter",
+]
 
 PLAIN = "autoregressive"
 
@@ -81,6 +92,7 @@ class Arm(Protocol):
         name: unique.
         method: our method, or the peer's mode.
         path: "eager" or "compiled", or the peer's name.
+        precision: "" = that of our own arms; "int8", "int4" of a peer write another text.
         baseline: name of the plain arm that this one's text and speed are compared with.
         counterpart: name of the peer arm of the same kind, "" = none.
     """
@@ -88,6 +100,7 @@ class Arm(Protocol):
     name: str
     method: str
     path: str
+    precision: str
     baseline: str
     counterpart: str
 
@@ -113,6 +126,8 @@ _COUNTERPARTS = {PLAIN: "hf:plain", "prompt-lookup": "hf:prompt-lookup", "draft-
 
 class OurArm:
     """One of our methods on one forward path."""
+
+    precision = ""
 
     def __init__(self, lm: LanguageModel, method: Method, path: str, label: str, directory: str = "") -> None:
         self.lm, self.settings = lm, method
@@ -175,7 +190,7 @@ def make_method(text: str, options: BenchOptions) -> Method:
     return load_method(name).from_settings({**options.options.get(name, {}), **given})
 
 
-def drafter_name(options: BenchOptions, directory: Path) -> str:
+def drafter_name(options: BenchOptions | GrowthOptions, directory: Path) -> str:
     """Return the draft model's name: as asked, or that of the model, or of the model which was inflated."""
     if options.draft != "auto":
         return options.draft
@@ -186,7 +201,7 @@ def drafter_name(options: BenchOptions, directory: Path) -> str:
 def make_arms(options: BenchOptions, directory: Path) -> tuple[list[OurArm], list[Skipped], LanguageModel]:
     """Load the target once per path and return our arms, plain decoding first, what is left out, and a full model.
 
-    The arms' models have no tokenizer: ids in, ids out, as with the peers.
+    The arms' models have no tokenizer (ids in, ids out, as with the peers), but for methods that draft on text.
     """
     arms, skipped, kept = [], [], None
     is_inflated = inflated_from(directory) is not None
@@ -199,15 +214,19 @@ def make_arms(options: BenchOptions, directory: Path) -> tuple[list[OurArm], lis
             skipped.append(Skipped("all methods (compiled)", f"No compiled path: {reason}."))
             continue
         kept = lm
-        bare = LanguageModel(lm.target, None, name=options.model, dtype=options.dtype, device=options.device)
-        bare.is_compiled = lm.is_compiled
+        bare, textual = (
+            LanguageModel(lm.target, tokenizer, name=options.model, dtype=options.dtype, device=options.device)
+            for tokenizer in (None, lm.tokenizer)
+        )
+        bare.is_compiled = textual.is_compiled = lm.is_compiled
         for text in dict.fromkeys(wanted):
             method = make_method(text, options)
             reason = _refusal(method, bare, is_inflated)
             if reason:
                 skipped.append(Skipped(f"{text} ({path})", reason))
             else:
-                arms.append(OurArm(bare, _with_drafter(method, options, directory), path, text, str(directory)))
+                chosen = textual if method.needs.has_text else bare
+                arms.append(OurArm(chosen, with_drafter(method, options, directory), path, text, str(directory)))
     if kept is None:
         raise ConfigError("No forward path that was asked for works here.", "Add --paths eager.")
     return arms, skipped, kept
@@ -224,7 +243,8 @@ def _refusal(method: Method, lm: LanguageModel, is_inflated: bool) -> str:
     return ""
 
 
-def _with_drafter(method: Method, options: BenchOptions, directory: Path) -> Method:
+def with_drafter(method: Method, options: BenchOptions | GrowthOptions, directory: Path) -> Method:
+    """Return a method whose draft model is named by its directory, if it has one."""
     if "draft" not in method.needs.models:
         return method
     name = str(getattr(method, "draft", "auto"))

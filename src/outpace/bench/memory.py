@@ -33,6 +33,10 @@ def measure(job: Mapping[str, Any], ids: list[int], max_tokens: int, threads: in
         Bytes: `peak` beyond the imported libraries, `weights` (target and drafter in the dtype computed in), `cache`;
         and `ratio` = peak / (weights + cache). Only {"error": sentence} when the process failed.
     """
+    if job["kind"] == "engine":
+        from outpace.bench.engines import measure_memory
+
+        return measure_memory(job["engine"], job["job"], ids, max_tokens)
     task = {**job, "ids": ids, "max_tokens": max_tokens, "threads": threads}
     package = str(Path(__file__).parents[2])
     paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -299,7 +299,7 @@ def _forward_cells(row: dict[str, Any]) -> list[str]:
 def _plain_cells(row: dict[str, Any]) -> list[str]:
     ratio = row["ratio_peer_plain"]
     return [
-        row["arm"] + (", looping text" if row["part"] == "repetitive" else ""),
+        row["arm"] + (", looping text" if row["repetitive_prompts"] else ""),
         f"{row['tokens_per_s']:.1f}",
         f"{row['ms_per_token']:.2f}" if row["ms_per_token"] else "",
         f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "",

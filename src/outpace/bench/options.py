@@ -9,10 +9,10 @@ from typing import Any
 
 from outpace.errors import ConfigError, nearest
 
-__all__ = ["PATHS", "PEERS", "BenchOptions", "MicroOptions"]
+__all__ = ["PATHS", "PEERS", "BenchOptions", "GrowthOptions", "MicroOptions"]
 
 PATHS = ("eager", "compiled")
-PEERS = ("hf",)
+PEERS = ("hf", "llama.cpp", "openvino")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,8 @@ class BenchOptions:
         methods: names; settings may follow after colons: "draft-model:draft_len=4". Plain decoding is always measured.
         options: settings by method name, added to those in `methods`.
         prompts: names of shipped sets (stories, code, copy) or JSON-lines files of {"id", "text"}.
-        peers: "hf" = transformers' generate: plain, prompt lookup and assisted.
+        peers: "hf" = transformers' generate (plain, prompt lookup, assisted); "llama.cpp", "openvino" = those engines
+            (plain, prompt lookup, and plain in int8 and int4), each mode in a process of its own.
         paths: "eager" and "compiled" forwards, each a row.
         temperatures: 0 = greedy.
         max_tokens: most tokens per generation.
@@ -39,6 +40,7 @@ class BenchOptions:
         with_memory: also run every arm in a fresh process for its peak memory.
         time_limit_s: stop after the first complete round of arms beyond this many seconds; 0 = never.
         wait_s: how long to wait for another benchmark on this machine to end.
+        peer_models: a folder that keeps the models converted for peers; None = they are converted for this run alone.
         json, plot, markdown: files to write.
 
     Raises:
@@ -64,6 +66,7 @@ class BenchOptions:
     with_memory: bool = True
     time_limit_s: float = 0.0
     wait_s: float = 600.0
+    peer_models: Path | None = None
     json: Path | None = None
     plot: Path | None = None
     markdown: Path | None = None
@@ -116,6 +119,62 @@ class MicroOptions:
         _check_known(self.dtypes, ("bfloat16", "float32"), "dtype")
         if self.repeats < 1 or min(self.widths, default=0) < 1:
             raise ConfigError("A count is below 1.", "repeats and widths must be 1 or more.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrowthOptions:
+    """How speed grows with batch, context and drafted nodes, against plain decoding.
+
+    Attributes:
+        model, inflate, draft, dtype, device, seed, threads, wait_s, json, plot, markdown: as in `BenchOptions`.
+        is_compiled: the compiled path, where there is one.
+        axes: "batch", "context", "budget".
+        batches, contexts, budgets: the values of each axis.
+        batch, context, budget: the value of an axis while another one varies.
+        shares: of drafts that are right, each a curve of replayed drafts: the plain text, with that share of its tokens
+            left right. They isolate cost from text.
+        methods: further curves with drafts of their own; "{budget}" stands for the nodes, as in
+            "draft-model:draft_len={budget}".
+        max_tokens: written per row.
+        repeats: of each point; sides take turns.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+
+    model: str = "stories"
+    inflate: int = 0
+    draft: str = "auto"
+    is_compiled: bool = True
+    axes: tuple[str, ...] = ("batch", "context", "budget")
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    contexts: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
+    budgets: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    batch: int = 1
+    context: int = 128
+    budget: int = 4
+    shares: tuple[float, ...] = (0.5, 0.8)
+    methods: tuple[str, ...] = ("prompt-lookup:draft_len={budget}", "opt-tree:budget={budget}")
+    max_tokens: int = 32
+    repeats: int = 3
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int = 0
+    wait_s: float = 600.0
+    json: Path | None = None
+    plot: Path | None = None
+    markdown: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_known(self.axes, ("batch", "context", "budget"), "axis")
+        counts = (*self.batches, *self.contexts, *self.budgets, self.batch, self.context, self.budget)
+        if min(*counts, self.max_tokens, self.repeats) < 1:
+            raise ConfigError(
+                "A count is below 1.", "Batches, contexts, budgets, tokens and repeats must be 1 or more."
+            )
+        if any(not 0 < share <= 1 for share in self.shares):
+            raise ConfigError("A share of right drafts is outside 0 to 1.", "Use for example 0.8.")
 
 
 def _check_known(given: tuple[str, ...], known: tuple[str, ...], what: str) -> None:

@@ -1,20 +1,25 @@
-"""transformers' `generate` as arms: plain, prompt lookup and assisted, with its own defaults, on the same weights.
+"""Peers as arms, all on the same weights: transformers' `generate` here, other engines through `outpace.bench.engines`.
 
-Sampling at a temperature has no other cut (top_k = 0), as ours; its random numbers are torch's, so its text differs.
+transformers runs plain, with prompt lookup and assisted, with its own defaults. Sampling at a temperature has no other
+cut (top_k = 0), as ours; its random numbers are torch's, so its text differs.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from outpace.bench.arms import Sample, Skipped, Task
+from outpace.bench.arms import Arm, Sample, Skipped, Task
+from outpace.bench.engines import Workplace, make_engine_arms
 from outpace.bench.machine import synchronise
+from outpace.bench.options import BenchOptions
 
-__all__ = ["HfArm", "load_hf", "make_peers"]
+__all__ = ["HfArm", "gather_peers", "load_hf", "make_peers"]
 
 _MODES: dict[str, dict[str, Any]] = {"plain": {}, "prompt-lookup": {"prompt_lookup_num_tokens": 10}, "assisted": {}}
 
@@ -28,6 +33,39 @@ def load_hf(directory: str | Path, dtype: torch.dtype | str, device: str = "cpu"
     logging.set_verbosity_error()
     model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype)
     return model.to(device).eval()
+
+
+def gather_peers(
+    options: BenchOptions,
+    place: Workplace,
+    draft: Path | None,
+    device: str,
+    stack: ExitStack,
+    tell: Callable[[str], None],
+) -> tuple[list[Arm], list[Skipped], dict[str, str]]:
+    """Return the arms of all peers asked for, what is left out, and the versions of engines' packages.
+
+    Args:
+        options: what is measured.
+        place: the model, and where it is converted.
+        draft: the assistant's directory, or None.
+        device: "cpu" or "cuda"; engines run on the CPU only.
+        stack: closes the engines' processes.
+        tell: called with sentences on the progress.
+    """
+    arms: list[Arm] = []
+    skipped: list[Skipped] = []
+    versions: dict[str, str] = {}
+    for name in dict.fromkeys(options.peers):
+        if name == "hf":
+            found, missing = make_peers(place.source, draft, place.dtype, device)
+            arms, skipped = [*arms, *found], [*skipped, *missing]
+        elif device != "cpu":
+            skipped.append(Skipped(name, "This peer is measured on the CPU only."))
+        else:
+            engines, missing, known = make_engine_arms(name, place, stack, options.temperatures, tell)
+            arms, skipped, versions = [*arms, *engines], [*skipped, *missing], {**versions, **known}
+    return arms, skipped, versions
 
 
 def make_peers(
@@ -56,7 +94,7 @@ def make_peers(
 class HfArm:
     """One mode of transformers' generate."""
 
-    path = "hf"
+    path, precision = "hf", ""
 
     def __init__(
         self, model: Any, mode: str, directory: str, device: str = "cpu", assistant: Any = None, draft: str = ""

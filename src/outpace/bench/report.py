@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outpace.errors import ConfigError, StorageError
+from outpace.errors import StorageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,7 +21,9 @@ _COLUMNS = (
     "method",
     "tok/s",
     "x plain [95%]",
-    "x hf plain",
+    "x plain, calm",
+    "x best plain peer",
+    "x best peer",
     "x hf same",
     "tok/fwd",
     "pos/tok",
@@ -34,11 +36,13 @@ _COLUMNS = (
 )
 _LEGEND = (
     "tok/s: median over prompts of decoding speed, prefill apart. x plain: median ratio to plain decoding of the same "
-    "engine and path, over pairs, with its 95% bootstrap interval; x hf plain and x hf same: to transformers' plain "
-    "generate and to its own mode of the same kind. tok/fwd: tokens per target forward; pos/tok: positions scored per "
+    "engine and path, over pairs, with its 95% bootstrap interval; calm: the same without repetitive prompts, those of "
+    "whose plain text over 20% lies in 8-grams repeated within it (loops fake speed). x best plain peer, x best peer: "
+    "to the fastest plain mode and the fastest mode of any peer in the same precision, named above the table; x hf "
+    "same: to transformers' mode of the same kind. tok/fwd: tokens per target forward; pos/tok: positions scored per "
     "token. peak MB: memory beyond the imported libraries, in a fresh process. rep. 8-grams: share of the output that "
     "lies in 8-grams repeated within it; copied: in 8-grams of the prompt. exact: texts equal to plain decoding's, "
-    "with the first flip and its margin."
+    "with the first flip and its margin; of a peer's plain mode, the leading tokens (median) that equal ours."
 )
 
 
@@ -59,17 +63,17 @@ class Report:
 
     def tables(self) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
         """Yield (title, column names, cells) of every table."""
-        if self.document["kind"] == "micro":
+        if "tables" in self.document:
             yield from ((part["title"], part["columns"], part["cells"]) for part in self.document["tables"])
             return
         memory = {arm["name"]: arm["memory"] for arm in self.document["arms"]}
         groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         for row in self.rows:
-            groups.setdefault((row["temperature"], row["set"], row["part"]), []).append(row)
-        for (temperature, name, part), rows in groups.items():
+            groups.setdefault((row["temperature"], row["set"]), []).append(row)
+        for (temperature, name), rows in groups.items():
             law = "greedy" if temperature == 0 else f"T = {temperature:g}"
-            apart = " - REPETITIVE output, over 20% repeated 8-grams: loops fake speed" if part != "main" else ""
-            title = f"{self._model()} - {name}, {law}, {rows[0]['prompts']} prompts{apart}"
+            number = f"{rows[0]['prompts']} prompts, {rows[0]['repetitive_prompts']} of them repetitive"
+            title = f"{self._model()} - {name}, {law}, {number}{_best(rows[0])}"
             yield title, _COLUMNS, [cells(row, memory.get(row["arm"])) for row in rows]
 
     def renderable(self) -> RenderableType:
@@ -103,7 +107,7 @@ class Report:
         """
         try:
             if file is not None:
-                _make_room(file).write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
+                _make_room(file).write_text(_as_json(self.document), encoding="utf-8")
             if markdown is not None:
                 picture = f"\n![speed]({plot.name})\n" if plot is not None else ""
                 _make_room(markdown).write_text(self.markdown() + picture, encoding="utf-8")
@@ -113,31 +117,15 @@ class Report:
             raise StorageError(f"A result cannot be written: {error}.", "Check the path and the space left.") from error
 
     def draw(self, path: Path) -> None:
-        """Draw decoding speed by arm, one panel per set and temperature.
+        """Draw speed by arm, one panel per set and temperature; or the curves of `outpace bench --growth`.
 
         Raises:
             ConfigError: matplotlib is not installed, or there is nothing to draw.
         """
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise ConfigError("Plots need matplotlib.", "pip install 'outpace[plot]'") from None
-        rows = [row for row in self.rows if row.get("part") == "main"] or self.rows
-        panels: dict[tuple[str, float], list[dict[str, Any]]] = {}
-        for row in rows:
-            panels.setdefault((row["set"], row["temperature"]), []).append(row)
-        if not panels:
-            raise ConfigError("There is nothing to draw.", "Measure at least one prompt.")
-        columns = min(3, len(panels))
-        height = 1.2 + 0.28 * max(len(group) for group in panels.values())
-        lines = -(-len(panels) // columns)
-        figure = Figure(figsize=(5.2 * columns, height * lines), layout="constrained")
-        FigureCanvasAgg(figure)
-        for number, ((name, temperature), group) in enumerate(panels.items()):
-            _draw_panel(figure.add_subplot(lines, columns, number + 1), name, temperature, group)
-        figure.suptitle(self._model())
-        figure.savefig(path, dpi=120)
+        from outpace.bench.plots import draw_growth, draw_speed
+
+        draw = draw_growth if self.document["kind"] == "growth" else draw_speed
+        draw(self.rows, self._model(), path)
 
     def _model(self) -> str:
         model = self.document["model"]
@@ -146,14 +134,17 @@ class Report:
         kind = f"INFLATED from {marker['from']} to {size}" if marker else size
         return f"{model['name']} ({kind}, {model['dtype']})"
 
+    def _versions(self) -> str:
+        return "".join(f", {name} {version}" for name, version in self.document.get("peers", {}).items())
+
     def _head(self) -> list[str]:
         facts = self.document["machine"]
         load = ", ".join(str(value) for value in facts["load_average"])
         return [
             f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, load beforehand {load}"
             + (" (BUSY: noisy figures)" if facts["is_busy"] else ""),
-            f"torch {facts['torch']}, transformers {facts['transformers']}, outpace {facts['outpace']}"
-            f" at {facts['commit']}, {facts['time']}",
+            f"torch {facts['torch']}, transformers {facts['transformers']}{self._versions()}, "
+            f"outpace {facts['outpace']} at {facts['commit']}, {facts['time']}",
         ]
 
     def _foot(self) -> list[str]:
@@ -171,7 +162,9 @@ def cells(row: dict[str, Any], memory: dict[str, Any] | None) -> list[str]:
         row["arm"],
         f"{row['tokens_per_s']:.1f}",
         _ratio(row["ratio_plain"], True) if row["ratio_plain"] else "",
-        _ratio(row["ratio_peer_plain"]),
+        _ratio(row["ratio_plain_calm"]),
+        _ratio(row["ratio_best_plain"]),
+        _ratio(row["ratio_best_peer"]),
         _ratio(row["ratio_counterpart"]),
         _number(row["tokens_per_forward"]),
         _number(row["positions_per_token"]),
@@ -182,6 +175,13 @@ def cells(row: dict[str, Any], memory: dict[str, Any] | None) -> list[str]:
         f"{row['copied_8gram_share']:.0%}",
         _exact(row["exactness"]),
     ]
+
+
+def _best(row: dict[str, Any]) -> str:
+    """Name the fastest peers that a table's rows are compared with."""
+    if not row["best_peer"]:
+        return ""
+    return f" (best plain peer {row['best_plain']}, best peer {row['best_peer']})"
 
 
 def _ratio(value: dict[str, Any] | None, with_interval: bool = False) -> str:
@@ -199,7 +199,7 @@ def _exact(found: dict[str, Any]) -> str:
     if found["equal"] is None:
         return str(found.get("note", ""))
     if found["reference"] is None:
-        return "reference"
+        return "reference" if found.get("agrees") is None else f"reference; {found['agrees']:g} tokens as ours"
     text = f"{found['equal']}/{found['of']}"
     if found["flips"]:
         first = found["flips"][0]
@@ -215,22 +215,14 @@ def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> st
     return "\n".join([head, rule, *("| " + " | ".join(line) + " |" for line in lines)])
 
 
-def _draw_panel(axes: Any, name: str, temperature: float, group: Sequence[dict[str, Any]]) -> None:
-    labels = [row["arm"] for row in group]
-    speeds = [row["tokens_per_s"] for row in group]
-    colours = [{"compiled": "#1b6ca8", "eager": "#7fb2d9"}.get(row["path"], "#c9803a") for row in group]
-    axes.barh(range(len(group)), speeds, color=colours)
-    axes.set_yticks(range(len(group)), labels, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("tokens per second")
-    axes.set_xlim(0, 1.3 * max([*speeds, 1e-9]))
-    axes.set_title(f"{name}, {'greedy' if temperature == 0 else f'T = {temperature:g}'}", fontsize=10)
-    for place, row in enumerate(group):
-        ratio = row["ratio_plain"]
-        text = f" {row['tokens_per_s']:.0f}" + (f" ({ratio['median']:.2f}x)" if ratio else "")
-        axes.text(row["tokens_per_s"], place, text, va="center", fontsize=7)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+def _as_json(document: dict[str, Any]) -> str:
+    """Return the document, each of its samples on a line of its own."""
+    samples = document.get("samples", [])
+    head = json.dumps({name: value for name, value in document.items() if name != "samples"}, indent=1)
+    if not samples:
+        return head + "\n"
+    lines = ",\n".join(f"  {json.dumps(sample)}" for sample in samples)
+    return f'{head[:-2]},\n "samples": [\n{lines}\n ]\n}}\n'
 
 
 def _make_room(path: Path) -> Path:

@@ -8,6 +8,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 
 from outpace.bench import machine, memory
 from outpace.bench.arms import Arm, OurArm, Task, drafter_name, make_arms
-from outpace.bench.options import BenchOptions
-from outpace.bench.peers import make_peers
+from outpace.bench.engines import ENGINES, OTHER_TEXT, Workplace, fingerprint
+from outpace.bench.options import BenchOptions, GrowthOptions
+from outpace.bench.peers import gather_peers
 from outpace.bench.prompts import Prompt, read_prompts
 from outpace.bench.report import SCHEMA_VERSION, Report
 from outpace.bench.rows import Record, make_rows
@@ -24,11 +26,12 @@ from outpace.errors import ConfigError
 from outpace.models.loading import read_config, resolve
 from outpace.testing.inflate import inflate, inflated_from
 
-__all__ = ["measure", "run"]
+__all__ = ["measure", "model_facts", "prepared", "run"]
 
 Tell = Callable[[str], None]  # takes a sentence on the progress
 _WARM_UP = 16  # tokens
 _MEMORY_TOKENS = 128
+_SLACK = 32  # cache slots beyond the longest text, for drafts that reach past its end
 
 
 def run(options: BenchOptions, tell: Tell | None = None) -> Report:
@@ -44,6 +47,15 @@ def run(options: BenchOptions, tell: Tell | None = None) -> Report:
     """
     tell = tell or (lambda text: None)
     prompts = [prompt for name in options.prompts for prompt in read_prompts(name, options.num_prompts)]
+    with prepared(options, tell) as (directory, facts, scratch), ExitStack() as stack:
+        report = _measure_all(options, directory, prompts, facts, tell, scratch, stack)
+    report.write(options.json, options.plot, options.markdown)
+    return report
+
+
+@contextmanager
+def prepared(options: BenchOptions | GrowthOptions, tell: Tell) -> Iterator[tuple[Path, dict[str, Any], Path]]:
+    """Hold the machine's lock and yield the model's directory, inflated if asked, the machine, and a scratch folder."""
     with machine.lock(options.wait_s), tempfile.TemporaryDirectory() as scratch:
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -55,9 +67,7 @@ def run(options: BenchOptions, tell: Tell | None = None) -> Report:
             tell(f"Inflating {options.model} to {options.inflate:,} parameters.")
             # Named like the source, so that what is written down names the source.
             directory = inflate(directory, Path(scratch) / directory.name, options.inflate, options.seed)
-        report = _measure_all(options, directory, prompts, facts, tell)
-    report.write(options.json, options.plot, options.markdown)
-    return report
+        yield directory, facts, Path(scratch)
 
 
 def _measure_all(
@@ -66,18 +76,22 @@ def _measure_all(
     prompts: Sequence[Prompt],
     facts: dict[str, Any],
     tell: Tell,
+    scratch: Path,
+    stack: ExitStack,
 ) -> Report:
     arms, skipped, lm = make_arms(options, directory)
     device = str(getattr(lm.target, "device", "cpu")).partition(":")[0]
     if device == "cuda":  # the load stays the one from before the model was read
         facts.update({name: machine.describe(device)[name] for name in ("gpu", "gpu_note")})
     dtype = getattr(lm.target, "dtype", torch.float32)
-    everything: list[Arm] = list(arms)
-    for _ in options.peers:
-        peers, missing = make_peers(directory, _draft_directory(options, directory), dtype, device)
-        everything += peers
-        skipped += missing
     tasks = {prompt: lm.encode(prompt.text) for prompt in prompts}
+    folder = (options.peer_models or scratch) / f"{directory.name}-{fingerprint(directory)}"
+    capacity = max(len(ids) for ids in tasks.values()) + options.max_tokens + _SLACK
+    place = Workplace(directory, folder, dtype, torch.get_num_threads(), capacity)
+    peers, missing, versions = gather_peers(options, place, _draft_directory(options, directory), device, stack, tell)
+    # Another precision is another text: those stand last, apart from what they may be compared with.
+    everything = sorted([*arms, *peers], key=lambda arm: bool(arm.precision))
+    skipped += missing
     tell(f"{len(everything)} arms, {len(prompts)} prompts, {options.repeats} repetitions.")
     records, is_cut = measure(everything, tasks, options, lm.end_tokens, tell, device)
     notes = _notes(options, directory, facts, is_cut, lm)
@@ -92,7 +106,8 @@ def _measure_all(
         "kind": "speed",
         "options": _told(options),
         "machine": facts,
-        "model": _model_facts(options, directory, dtype),
+        "peers": versions,
+        "model": model_facts(options.model, directory, dtype),
         "arms": arms_told,
         "skipped": [dataclasses.asdict(item) for item in skipped],
         "notes": notes,
@@ -180,19 +195,22 @@ def _notes(options: BenchOptions, directory: Path, facts: dict[str, Any], is_cut
         notes.append(f"The machine was busy beforehand: load average {facts['load_average'][0]}.")
     if is_cut:
         notes.append(f"The time limit of {options.time_limit_s:.0f} s cut the repetitions short; all rounds are whole.")
+    if any(name in ENGINES for name in options.peers):
+        notes.append(f"Rows in int8 and int4 are marked '{OTHER_TEXT}': what a CPU user may pick instead.")
     if options.peers and any(options.temperatures):
         notes.append("At a temperature the peers' text differs from ours, and from one mode to the next: other noise.")
     notes += [str(note) for note in getattr(lm.target, "notes", [])]
     return [note for note in notes if note]
 
 
-def _model_facts(options: BenchOptions, directory: Path, dtype: torch.dtype) -> dict[str, Any]:
+def model_facts(name: str, directory: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what a document says of its model."""
     config, marker = read_config(directory), inflated_from(directory)
     total = memory.stored_parameters(directory)
     is_tied = bool(config.get("tie_word_embeddings"))
     table = 0 if is_tied else config.get("vocab_size", 0) * config.get("hidden_size", 0)
     return {
-        "name": Path(options.model).name,
+        "name": Path(name).name,
         "parameters": total,
         "streamed_per_token": total - table,
         "inflated": marker,
@@ -210,7 +228,7 @@ def _settings(arm: Arm) -> dict[str, Any]:
 def _told(options: BenchOptions) -> dict[str, Any]:
     """Return the options without the caller's paths."""
     values = dataclasses.asdict(options)
-    for name in ("json", "plot", "markdown"):
+    for name in ("json", "plot", "markdown", "peer_models"):
         del values[name]
     values["model"], values["draft"] = Path(options.model).name, Path(options.draft).name
     values["prompts"] = [Path(name).name for name in options.prompts]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import outpace
-from outpace.cli import bench, certify, cite, generate, methods, models, new_method, train
+from outpace.cli import bench, certify, cite, generate, index, methods, models, new_method, trace, train, tune
 
 __all__ = ["app"]
 
@@ -41,5 +41,8 @@ app.command("models")(models.models)
 app.command("certify")(certify.certify)
 app.command("bench")(bench.bench)
 app.command("train")(train.train)
+app.command("index")(index.index)
+app.command("tune")(tune.tune)
+app.command("trace")(trace.trace)
 app.command("new-method")(new_method.new_method)
 app.command("cite")(cite.cite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outpace.bench.options import BenchOptions, MicroOptions
+from outpace.bench.options import BenchOptions, GrowthOptions, MicroOptions
 from outpace.cli.values import Device, Dtype
 from outpace.errors import ConfigError
 
@@ -18,18 +19,23 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
-_WHAT, _OUT, _MICRO = "What is measured", "Output", "Micro-benchmark"
+_WHAT, _OUT, _MICRO, _OTHER = "What is measured", "Output", "Micro-benchmark", "Other benchmarks"
 
 
 def bench(
     model: Annotated[str, typer.Option(help="A shipped model, a directory or a hub id.")] = "stories",
     methods: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Methods; settings as in draft-model:draft_len=4.")
+        str,
+        typer.Option(
+            metavar="A,B,...", help="Methods; settings as in draft-model:draft_len=4 ({budget} with --growth)."
+        ),
     ] = "autoregressive,prompt-lookup,draft-model,jacobi",
     prompts: Annotated[
         str, typer.Option(metavar="SET|FILE,...", help="stories, code, copy; .jsonl, or text parted by empty lines.")
     ] = "stories,code,copy",
-    peers: Annotated[str, typer.Option(metavar="hf,...", help="hf = transformers' generate.")] = "",
+    peers: Annotated[
+        str, typer.Option(metavar="hf,...", help="Other engines: hf (transformers), llama.cpp, openvino.")
+    ] = "",
     draft: Annotated[str, typer.Option(help="The drafter; auto = the one of the model.")] = "auto",
     inflate: Annotated[
         str, typer.Option(metavar="SIZE", help="Widen and deepen the model first, as in 350M.", rich_help_panel=_WHAT)
@@ -50,6 +56,22 @@ def bench(
     json: Annotated[Path | None, typer.Option(help="Write the raw figures here.", rich_help_panel=_OUT)] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture here.", rich_help_panel=_OUT)] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables here.", rich_help_panel=_OUT)] = None,
+    peer_models: Annotated[
+        Path | None, typer.Option(help="Keep models converted for peers here.", rich_help_panel=_OUT)
+    ] = None,
+    catalogue: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Every exact method, for the catalogue page; written here.", rich_help_panel=_OTHER
+        ),
+    ] = None,
+    growth: Annotated[
+        bool,
+        typer.Option("--growth", help="Speed against batch, context and drafted nodes.", rich_help_panel=_OTHER),
+    ] = False,
+    axes: Annotated[
+        str, typer.Option(metavar="AXIS,...", help="Of --growth.", rich_help_panel=_OTHER)
+    ] = "batch,context,budget",
     micro: Annotated[
         bool,
         typer.Option("--micro", help="Forwards, overhead and memory on random models.", rich_help_panel=_MICRO),
@@ -67,6 +89,26 @@ def bench(
 
     Decoding is timed apart from prefill; ratios are medians over pairs with bootstrap intervals.
     """
+    if growth:
+        curves = GrowthOptions(
+            model=model,
+            inflate=_size(inflate),
+            draft=draft,
+            is_compiled="compiled" in _items(paths),
+            axes=_items(axes),
+            max_tokens=min(max_tokens, 64),
+            repeats=repeats,
+            seed=seed,
+            dtype=dtype.value,
+            device=device.value,
+            threads=threads,
+            json=json,
+            plot=plot,
+            markdown=markdown,
+        )
+        growing = _growing(methods)
+        _show(_run_growth(dataclasses.replace(curves, methods=growing) if growing else curves))
+        return
     if micro:
         small = MicroOptions(
             parts=_items(parts),
@@ -99,11 +141,12 @@ def bench(
         inflate=_size(inflate),
         with_memory=not no_memory,
         time_limit_s=time_limit,
-        json=json,
+        peer_models=peer_models,
+        json=catalogue or json,
         plot=plot,
         markdown=markdown,
     )
-    _show(_run(options))
+    _show(_run_catalogue(options) if catalogue else _run(options))
 
 
 def _run(options: BenchOptions) -> Report:
@@ -114,6 +157,20 @@ def _run(options: BenchOptions) -> Report:
     from outpace.bench.speed import run
 
     return run(options, _tell)
+
+
+def _run_catalogue(options: BenchOptions) -> Report:
+    from outpace.bench import run_catalogue
+
+    report: Report = run_catalogue(options, _tell)
+    return report
+
+
+def _run_growth(options: GrowthOptions) -> Report:
+    from outpace.bench import run_growth
+
+    report: Report = run_growth(options, _tell)
+    return report
 
 
 def _run_micro(options: MicroOptions) -> Report:
@@ -136,6 +193,11 @@ def _show(report: Report) -> None:
 
 def _items(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
+def _growing(text: str) -> tuple[str, ...]:
+    """Return the methods whose settings vary with the budget."""
+    return tuple(item for item in _items(text) if "{budget}" in item)
 
 
 def _number(text: str) -> float:

@@ -39,5 +39,5 @@ def check_method(
         other = str(getattr(method, role))
         partner = offered_by(drafter_of(model) if other == "auto" else other)
         if partner is not None:
-            check_partner(role, partner, offered)
+            check_partner(role, partner, offered, is_same_vocab=not method.needs.has_text)
     return method, offered.vocab_size

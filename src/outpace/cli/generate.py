@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,13 +11,14 @@ import typer
 
 from outpace.cli.failures import FAILURE, INTERRUPTED, interruptible, tell
 from outpace.cli.output import print_json, statistics, write_text
-from outpace.cli.values import Device, Dtype, biases, options, prompt_text
+from outpace.cli.values import Device, Dtype, biases, json_schema, options, prompt_text, text_file
 from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
     from outpace.engine import LanguageModel
     from outpace.methods.base import Method
     from outpace.result import Result
+    from outpace.trace import Recorder
 
 __all__ = ["generate"]
 
@@ -34,6 +37,7 @@ class _Request:
     is_json: bool
     wants_log_probs: bool
     bad_words: list[str]
+    trace: str | None = None
     run: dict[str, Any] = field(default_factory=dict)
     law: dict[str, Any] = field(default_factory=dict)
     load: dict[str, Any] = field(default_factory=dict)
@@ -93,6 +97,20 @@ def generate(
         list[str] | None, typer.Option(metavar="TEXT", help="May not be written (repeatable).", rich_help_panel=_LAW)
     ] = None,
     min_tokens: Annotated[int, typer.Option(help="No end token before this many tokens.", rich_help_panel=_LAW)] = 0,
+    regex: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="The whole text matches it.", rich_help_panel=_LAW)
+    ] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option("--json-schema", metavar="FILE|JSON", help="The text fulfils it.", rich_help_panel=_LAW),
+    ] = None,
+    grammar: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The text obeys this Lark grammar.", rich_help_panel=_LAW)
+    ] = None,
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write every step here; `outpace trace` shows it.", rich_help_panel=_OUT),
+    ] = None,
     json: Annotated[
         bool,
         typer.Option("--json", help="Print one object (a list with --num-samples above 1).", rich_help_panel=_OUT),
@@ -114,6 +132,7 @@ def generate(
         is_chat=chat,
         is_json=json,
         wants_log_probs=logprobs,
+        trace=trace,
         bad_words=bad_word or [],
         load={"dtype": dtype.value, "device": device.value, "is_compiled": not no_compile},
         run={
@@ -123,6 +142,9 @@ def generate(
             "stop": stop or [],
             "ignore_eos": ignore_eos,
             "is_batch_invariant": batch_invariant,
+            "regex": regex,
+            "json_schema": None if schema is None else json_schema(schema),
+            "grammar": None if grammar is None else text_file(grammar),
         },
         law={
             "temperature": temperature,
@@ -150,19 +172,35 @@ def _write(request: _Request) -> int:
     law = {**request.law, "bad_words": _bad_words(request, lm)}
     is_streamed = not request.is_json and request.run["num_samples"] == 1
     record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if request.is_json else []
-    with interruptible() as is_wished:
+    with interruptible() as is_wished, _recorded(request, lm, method) as recorder:
         found = lm.generate(
             prompt,
             method=method,
             record=record,
             on_text=(lambda _, text: write_text(text)) if is_streamed else None,
             is_cancelled=is_wished,
+            watch=recorder,
             **request.run,
             **law,
         )
-    results = found if isinstance(found, list) else [found]
+        results = found if isinstance(found, list) else [found]
+        if recorder is not None:
+            recorder.close(results)
     _print(request, results, is_streamed)
     return _status(results)
+
+
+@contextlib.contextmanager
+def _recorded(request: _Request, lm: LanguageModel, method: Method) -> Iterator[Recorder | None]:
+    """Open the trace that was asked for; one that breaks off keeps the steps it has."""
+    if request.trace is None:
+        yield None
+        return
+    from outpace.trace import Recorder
+
+    recorder = Recorder(request.trace, lm.tokenizer.decode if lm.tokenizer is not None else None)
+    recorder.begin(request.model, method.name, method.to_dict(), [request.prompt] * request.run["num_samples"])
+    yield recorder
 
 
 def _check(request: _Request) -> Method:
@@ -213,10 +251,19 @@ def _print(request: _Request, results: list[Result], is_streamed: bool) -> None:
 def _status(results: list[Result]) -> int:
     reasons = {result.finish_reason for result in results}
     if "error" in reasons:
-        written = max(len(result.tokens) for result in results if result.finish_reason == "error")
-        tell(
-            f"The model produced NaN or infinite logits after {written} tokens.",
-            "The text until then is kept; try --dtype float32, or fetch the weights again.",
-        )
+        tell(*_failure(max((r for r in results if r.finish_reason == "error"), key=lambda result: len(result.tokens))))
         return FAILURE
     return INTERRUPTED if "cancelled" in reasons else 0
+
+
+def _failure(result: Result) -> tuple[str, str]:
+    """Return why a text ended with an error, and what to do about it."""
+    from outpace.row import DEAD_END, DISOBEYED, FORBIDDEN
+
+    reason = next((note for note in (DEAD_END, FORBIDDEN, DISOBEYED) if note in result.notes), None)
+    if reason is not None:
+        return reason, "The text until then is kept; loosen the constraint, or the other settings."
+    return (
+        f"The model produced NaN or infinite logits after {len(result.tokens)} tokens.",
+        "The text until then is kept; try --dtype float32, or fetch the weights again.",
+    )

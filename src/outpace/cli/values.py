@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from enum import Enum
+from pathlib import Path
 
 from outpace.errors import ConfigError
 
-__all__ = ["Device", "Dtype", "biases", "options", "prompt_text"]
+__all__ = ["Device", "Dtype", "biases", "json_schema", "options", "prompt_text", "text_file"]
 
 
 class Dtype(str, Enum):
@@ -76,6 +77,23 @@ def prompt_text(given: str | None) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ConfigError("The prompt is not valid UTF-8.", "Pipe it in after iconv -t utf-8.")
     return text
+
+
+def json_schema(given: str) -> str:
+    """Return the JSON of --json-schema: what was given, if it begins like an object, else that file's text."""
+    return given if given.lstrip().startswith("{") else text_file(given)
+
+
+def text_file(name: str) -> str:
+    """Return the text of a file.
+
+    Raises:
+        ConfigError: it does not exist, is a directory, or is not UTF-8.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"There is no file {name}.", "Check the path.")
+    return _decode(path.read_bytes(), name)
 
 
 def _decode(data: bytes, name: str) -> str:

@@ -6,7 +6,9 @@ SmolLM3. The result for a token has the same bits whatever its window, batch, th
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import dataclasses
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,7 @@ from outpace.kernels.library import FAILURES, CallView, LayerView, ModelView, em
 from outpace.models.spec import Spec, rope_tables
 from outpace.models.weights import Matrix, Norm, Weights
 
-__all__ = ["CompiledDecoder", "Outputs", "compile_decoder", "supports"]
+__all__ = ["CompiledDecoder", "Outputs", "TrimmedDecoder", "compile_decoder", "supports"]
 
 COLUMNS = 32  # output columns per panel; `kColumns` in gemm.h
 PADDING = 32  # floats that vectors are padded to; `kPadding` in simd.h
@@ -158,15 +160,17 @@ class CompiledDecoder:
     ) -> None:
         self.spec, self.dtype = spec, dtype
         self._library = library
-        self._lock = threading.Lock()
         packer = _Packer(library, spec, dtype, release)
         self._layers = _pack_layers(packer, spec, weights)
-        view = _model_view(packer, spec, weights, self._layers)
+        self._view = _model_view(packer, spec, weights, self._layers)
         self._kept = packer.kept
-        self._handle = library.outpace_new(ctypes.byref(view))
+        self._open()
+
+    def _open(self) -> None:
+        self._handle = self._library.outpace_new(ctypes.byref(self._view))
         if not self._handle:
             raise MemoryError("There is not enough memory for a compiled decoder.")
-        self._call = CallView()
+        self._lock, self._call = threading.Lock(), CallView()
         self._call_address = ctypes.byref(self._call)
 
     def __del__(self) -> None:
@@ -177,6 +181,35 @@ class CompiledDecoder:
     def num_bytes(self) -> int:
         """Memory of the packed weights, tables and kept tensors, in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._kept)
+
+    def head_rows(self, ids: Tensor) -> Tensor:
+        """Return some rows of the head, [len(ids), hidden], unpacked (see `gemm.h` for the layout)."""
+        steps = math.ceil(self.spec.hidden_size / (2 if self.dtype == torch.bfloat16 else 1))
+        panels, buffer = math.ceil(self.spec.vocab_size / COLUMNS), self._kept[0]
+        begin = self._view.head - buffer.data_ptr()
+        words = buffer[begin : begin + 4 * panels * steps * COLUMNS].view(torch.int32).view(panels, steps, COLUMNS)
+        return words[ids // COLUMNS, :, ids % COLUMNS].contiguous().view(self.dtype)[:, : self.spec.hidden_size]
+
+    def trim_head(self, ids: Tensor, embed: Tensor) -> TrimmedDecoder:
+        """Return a decoder whose logits are those of some tokens; layers are shared, the head is packed anew.
+
+        Args:
+            ids: [K] int64 tokens.
+            embed: [V, hidden] the embedding, which a tied model reads from the head that is left out.
+        """
+        rows, other = self.head_rows(ids).contiguous(), copy.copy(self)
+        other._handle = None
+        other.spec = dataclasses.replace(self.spec, vocab_size=len(ids))
+        words = _round_up(len(ids), COLUMNS) * math.ceil(self.spec.hidden_size * rows.element_size() / 4)
+        buffer = empty_buffer(self._library, 4 * words + 256)
+        address = _round_up(buffer.data_ptr(), 128)
+        is_bfloat16, threads = int(self.dtype == torch.bfloat16), torch.get_num_threads()
+        self._library.outpace_pack(is_bfloat16, rows.data_ptr(), *rows.shape, 0, address, threads)
+        other._view = ModelView.from_buffer_copy(self._view)
+        other._view.vocab, other._view.head, other._view.embedding = len(ids), address, None
+        other._kept = [buffer, *self._kept]
+        other._open()
+        return TrimmedDecoder(other, embed)
 
     def supports(self, tokens: Tensor, visible: Tensor | None, cache: Cache) -> bool:
         """Whether `forward` can run this call: every shape on the CPU with a cache of the model's own dtype."""
@@ -275,6 +308,37 @@ class CompiledDecoder:
                 raise ConfigError(f"Every cache buffer has to be contiguous {self.dtype} {list(shape)}.")
         if max(cache.lengths, default=0) > shape[2]:
             raise ConfigError("The cache claims more entries than it has slots.")
+
+
+class TrimmedDecoder:
+    """A decoder with some rows of the head; it takes every token, since it embeds them itself."""
+
+    def __init__(self, decoder: CompiledDecoder, embed: Tensor) -> None:
+        self._decoder, self._embed = decoder, embed
+
+    def supports(self, tokens: Tensor, visible: Tensor | None, cache: Cache) -> bool:
+        """As `CompiledDecoder.supports`."""
+        return self._decoder.supports(tokens, visible, cache)
+
+    def run(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        skip: Sequence[int] = (),
+        inputs: Tensor | None = None,
+        taps: Sequence[int] = (),
+    ) -> Outputs:
+        """As `CompiledDecoder.run`, with logits [B, A, K]."""
+        if inputs is None:
+            inputs = torch.nn.functional.embedding(tokens, self._embed)
+        return self._decoder.run(torch.zeros_like(tokens), position, visible, cache, ask, skip, inputs, taps)
+
+    def trim_head(self, ids: Tensor, embed: Tensor) -> TrimmedDecoder:
+        """Return a decoder with some of these rows."""
+        return self._decoder.trim_head(ids, embed)
 
 
 def _pack_layers(packer: _Packer, spec: Spec, weights: Weights) -> ctypes.Array[LayerView]:

@@ -7,10 +7,12 @@ the paper, the guarantee, the cost and the differences from the paper.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,7 +20,9 @@ from outpace.accept import sample_and_match
 from outpace.errors import ConfigError, nearest
 from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
-__all__ = ["Method", "Paper", "chain", "nothing"]
+__all__ = ["Method", "Paper", "chain", "nothing", "trees"]
+
+_Ids = Sequence[int] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,10 @@ class Method:
     family: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
+    harvests: ClassVar[bool] = False
+    """`observe` learns from the scores of every step, whoever proposed it; `auto` then shows it all of them."""
+    drafts_together: ClassVar[bool] = False
+    """Rows of a batch share choices, so that a row's drafts (never its text) depend on its neighbours."""
 
     @property
     def needs(self) -> Needs:
@@ -135,6 +143,25 @@ def chain(view: View, drafts: list[list[int]], origin: str) -> Proposal:
     table = [draft + [0] * (width - len(draft)) for draft in drafts]
     tokens = torch.tensor(table, dtype=torch.int64, device=_device(view)).view(len(drafts), width)
     return Proposal(tokens, [len(draft) for draft in drafts], origin=origin)
+
+
+def trees(view: View, drafts: Sequence[tuple[_Ids, _Ids]], origin: str) -> Proposal:
+    """Return a proposal of one deterministic tree per row, padded to the largest.
+
+    Args:
+        view: the step.
+        drafts: per row, tokens and the index of each one's parent (-1 = the last final token); parents come first.
+        origin: who drafted.
+    """
+    length = [len(tokens) for tokens, _ in drafts]
+    if max(length) == 0:
+        return nothing(view)
+    both = np.zeros((2, len(drafts), max(length)), dtype=np.int64)
+    both[1] = -1
+    for row, (tokens, parents) in enumerate(drafts):
+        both[0, row, : length[row]], both[1, row, : length[row]] = tokens, parents
+    tokens_of, parents_of = as_device(torch.from_numpy(both), view)
+    return Proposal(tokens_of, length, parents_of, origin=origin)
 
 
 def _device(view: View) -> Any:

@@ -1,11 +1,14 @@
 """Guess a window of tokens, score it in parallel, and feed the target's own answers back as the next guess.
 
-Paper: Santilli et al. (2023), arXiv 2305.10427, algorithms 1 and 2 (Jacobi and block Gauss-Seidel-Jacobi decoding).
+Paper: Santilli et al. (2023), arXiv 2305.10427: parallel Jacobi (mode=jacobi), parallel Gauss-Seidel-Jacobi
+    (mode=block) and hybrid Gauss-Seidel-Jacobi decoding (mode=hybrid).
 Guarantee: exact (sample and match; at a temperature the noise is a function of the position, so the fixed point is
     the plainly sampled text).
-Cost: at most 1 target forward per emitted token, `window` positions each; no extra memory.
-Differences: the window slides after every accepted token instead of waiting for a whole block; guesses start as copies
-    of the last token rather than padding.
+Cost: at most 1 target forward per emitted token, up to `window` further positions each; no extra memory.
+Differences: tokens are written as soon as they are fixed, not when their block is, which takes no more iterations; in
+    mode jacobi the window slides on after them. Guesses start as copies of the last token rather than padding. Nothing
+    is told about the length of the translation: every mode writes on until the end of the text. Mode hybrid also cuts
+    a guess behind an end token that it holds, which saves positions, not iterations.
 """
 
 from __future__ import annotations
@@ -23,19 +26,26 @@ from outpace.types import Context, Decision, Needs, Outcome, Proposal, Scores, V
 
 __all__ = ["Jacobi"]
 
+_MODES = ("jacobi", "block", "hybrid")
+
 
 @dataclass(frozen=True)
 class Jacobi(Method):
     """Jacobi decoding.
 
     Attributes:
-        window: positions guessed per step.
+        window: positions guessed per step; in the modes block and hybrid the size of a block.
+        mode: "jacobi" (the window slides), "block" (a block is iterated to its fixed point before the next begins) or
+            "hybrid" (blocks, cut where a guess ends the text, and plain decoding after `parallel_len` tokens).
+        parallel_len: written tokens after which mode hybrid goes on plainly; 0 = never.
 
     Raises:
-        ConfigError: the window is below 1.
+        ConfigError: the window is below 1, the mode is unknown, or parallel_len is negative or of another mode.
     """
 
     window: int = 4
+    mode: str = "jacobi"
+    parallel_len: int = 0
 
     name: ClassVar[str] = "jacobi"
     family: ClassVar[str] = "jacobi"
@@ -46,26 +56,49 @@ class Jacobi(Method):
         2023,
         "2305.10427",
         125,
-        "The dependency trace, blocks that wait for their fixed point, and the hybrid rule for end of text.",
+        "Splitting a block's positions over several devices.",
     )
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ConfigError(f"window is {self.window}.", "window must be 1 or more.")
+        if self.mode not in _MODES:
+            raise ConfigError(f"mode is {self.mode!r}.", f"Use one of {', '.join(_MODES)}.")
+        if self.parallel_len < 0 or (self.parallel_len and self.mode != "hybrid"):
+            raise ConfigError(
+                f"parallel_len is {self.parallel_len} in mode {self.mode!r}.", "Use 0, or more in mode hybrid."
+            )
 
     @property
     def needs(self) -> Needs:
         """A causal target that can drop staged entries."""
-        return Needs(has_rollback=True, width=self.window)
+        # The last position of a block is answered by the one before it, so it is never forwarded.
+        return Needs(has_rollback=True, width=self.window if self.mode == "jacobi" else self.window - 1)
 
     def start(self, context: Context) -> Tensor:
         """Return the first guess: the last prompt token, `window` times."""
-        last = torch.tensor([text[-1] for text in context.texts])
-        return last.unsqueeze(1).repeat(1, self.window)
+        return self._fresh(context.texts)
+
+    def _fresh(self, texts: list[list[int]]) -> Tensor:
+        return torch.tensor([text[-1] for text in texts]).unsqueeze(1).repeat(1, self.window)
 
     def propose(self, view: View, state: Tensor) -> Proposal:
-        """Propose the current guess."""
-        return Proposal(as_device(state, view), [self.window] * len(view.texts), origin=self.name)
+        """Propose the current guess, as far as the mode looks ahead."""
+        lengths = [min(self._ahead(view, state, row), max(0, room - 1)) for row, room in enumerate(view.room)]
+        return Proposal(as_device(state[:, : max(lengths)], view), lengths, origin=self.name)
+
+    def _ahead(self, view: View, state: Tensor, row: int) -> int:
+        """Return how many guesses of a row are forwarded."""
+        if self.mode == "jacobi":
+            return self.window
+        written = view.lengths[row] - view.prompts[row]
+        left = self.window - written % self.window
+        if self.mode == "block":
+            return left - 1
+        if self.parallel_len:
+            left = max(1, min(left, self.parallel_len - written))
+        ends = view.sampler.end_tokens[row]
+        return next((at for at, token in enumerate(state[row, : left - 1].tolist()) if token in ends), left - 1)
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: Tensor) -> Decision:
         """Keep the prefix that is already a fixed point; carry the target's answers everywhere else."""
@@ -78,9 +111,12 @@ class Jacobi(Method):
 
     def observe(self, outcome: Outcome, view: View, state: Tensor) -> Tensor:
         """Shift the answers by what was emitted; new positions repeat the last answer."""
-        if outcome.decision is None:
+        if outcome.decision is None or outcome.proposal is None:
             return state
-        answers: Tensor = outcome.decision.carry.clamp(min=0).to(state.device)
+        carry = outcome.decision.carry
+        if outcome.proposal.origin != self.name or carry is None:  # another method's step, which gave no answers
+            return self._fresh(view.texts)
+        answers: Tensor = carry.clamp(min=0).to(state.device)
         shift = torch.tensor([len(tokens) for tokens in outcome.emitted]).unsqueeze(1)
-        place = (shift + torch.arange(self.window)).clamp_(max=answers.shape[1] - 1)
-        return answers.gather(1, place)
+        last = torch.tensor(outcome.proposal.length).unsqueeze(1)
+        return answers.gather(1, torch.minimum(shift + torch.arange(self.window), last))

@@ -4,7 +4,8 @@ Paper: Zhang et al. (2023), arXiv 2309.08168, Draft & Verify; Elhoushi et al. (2
 Guarantee: exact (sample and match).
 Cost: at most 1 full target forward per emitted token; one partial forward per drafted token; no extra memory, since the
     drafts use the scratch slots of the target's own cache.
-Differences: which layers are skipped is a setting; the papers search for them or train early exits.
+Differences: which layers are skipped is a setting; the method swift searches for them, and early-exit leaves out the
+    last ones, which LayerSkip trains a model for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from outpace.draft.layers import own_reach, spread_layers
 from outpace.draft.model import draft_chain
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper, nothing
@@ -81,15 +83,12 @@ class LayerSkip(Method):
         if any(not 0 <= layer < layers for layer in self.skip):
             raise ConfigError(f"skip names layers outside 0 to {layers - 1}.", "Name layers that the model has.")
         first = max(1, self.draft_len // 2) if self.is_adaptive else self.draft_len
-        skip = self.skip or _middle(layers, self.fraction)
+        skip = self.skip or spread_layers(layers, round(layers * self.fraction))
         return LayerSkipState(context.target, skip, context.counters["draft"], [first] * len(context.texts))
 
     def propose(self, view: View, state: LayerSkipState) -> Proposal:
         """Draft on a fork of the target's cache."""
-        # All rows draft side by side, so the longest one decides how far context and cache reach.
-        reach = min(view.cache.capacity, state.target.capabilities.max_positions)
-        most = reach - max(view.lengths)
-        lengths = [max(0, min(n, room - 1, most)) for n, room in zip(state.length, view.room, strict=True)]
+        lengths = own_reach(state.target, view, state.length)
         if max(lengths) == 0:
             return nothing(view)
         fork = view.cache.fork(state.counter)
@@ -106,14 +105,8 @@ class LayerSkip(Method):
     def observe(self, outcome: Outcome, view: View, state: LayerSkipState) -> LayerSkipState:
         """Let the length follow acceptance."""
         del view
-        if self.is_adaptive and outcome.proposal is not None:
+        if self.is_adaptive and outcome.proposal is not None and outcome.proposal.origin == self.name:
             steps = zip(state.length, outcome.proposal.length, outcome.accepted, strict=True)
             lengths = [next_length(length, n, accepted, self.draft_len) for length, n, accepted in steps]
             return LayerSkipState(state.target, state.skip, state.counter, lengths)
         return state
-
-
-def _middle(layers: int, fraction: float) -> tuple[int, ...]:
-    """Return `fraction` of the layers, evenly spread, sparing the first and the last (they matter most)."""
-    count = min(round(layers * fraction), max(0, layers - 2))
-    return tuple(sorted({1 + round((i + 0.5) * (layers - 2) / count - 0.5) for i in range(count)}))

@@ -85,7 +85,7 @@ class MaskedDiffusion(Method):
             raise ConfigError("The model has no mask token.", "Use a masked model, such as stories-mask.")
         if context.sampler.settings.is_stateful:
             raise ConfigError(
-                "masked-diffusion writes out of order, so penalties, bad words and min_tokens have no meaning there.",
+                "masked-diffusion writes out of order, so no penalty, bad word, min_tokens or constraint can hold.",
                 "Leave them out, or use a causal model.",
             )
         rows = len(context.texts)

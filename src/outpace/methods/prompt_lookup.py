@@ -14,7 +14,7 @@ from typing import ClassVar
 from outpace.draft.ngram import NgramIndex
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper, chain
-from outpace.types import Context, Needs, Proposal, View
+from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["PromptLookup"]
 
@@ -66,3 +66,10 @@ class PromptLookup(Method):
             at = index.lookup(text)
             drafts.append([] if at is None else text[at : at + min(self.draft_len, room - 1)])
         return chain(view, drafts, self.name)
+
+    def observe(self, outcome: Outcome, view: View, state: list[NgramIndex]) -> list[NgramIndex]:
+        """Index what is final: the prompt before the first step, then what was written."""
+        del outcome
+        for text, index in zip(view.texts, state, strict=True):
+            index.extend(text)
+        return state

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from tokenizers import Tokenizer as Engine
 from outpace.errors import ConfigError, ModelError
 
 __all__ = ["Tokenizer", "load_tokenizer"]
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space
 
 
 class Tokenizer:
@@ -74,6 +78,32 @@ class Tokenizer:
         found = self._engine.token_to_id(token)
         return None if found is None else int(found)
 
+    @functools.cached_property
+    def spellings(self) -> list[bytes | None]:
+        """The bytes that each id writes; None for special tokens, and for all if decoding is more than joining bytes.
+
+        What a decoder does at the very beginning of a text (dropping a space) is left out.
+        """
+        vocab, kinds = self._engine.get_vocab(with_added_tokens=True), _decoder_kinds(self._engine)
+        added = self._engine.get_added_tokens_decoder()
+        found: list[bytes | None] = [None] * (max(vocab.values(), default=-1) + 1)
+        for token, index in vocab.items():
+            if index not in added:
+                found[index] = _spell(token, kinds)
+            elif not added[index].special and "?" not in kinds:
+                found[index] = token.encode()
+        return found
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Ids of the special tokens, by what they are called."""
+        added = self._engine.get_added_tokens_decoder()
+        return {token.content: index for index, token in added.items() if token.special}
+
+    def to_json(self) -> str:
+        """Return the tokenizer.json that is in use."""
+        return str(self._engine.to_str())
+
     def _special_id(self, role: str) -> int | None:
         text = self._special(role)
         return None if text is None else self.token_id(text)
@@ -125,6 +155,40 @@ class Tokenizer:
 def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     """Return the tokenizer of a model directory."""
     return Tokenizer.from_directory(directory)
+
+
+def _decoder_kinds(engine: Engine) -> set[str]:
+    """Return the kinds of decoder that a tokenizer goes through, "?" for one that does not just join bytes."""
+    if engine.decoder is None:  # joins with spaces
+        return {"?"}
+    state = json.loads(engine.decoder.__getstate__())
+    parts = state.get("decoders", [state])
+    joins = {"ByteLevel", "Metaspace", "ByteFallback", "Fuse", "Strip"}
+    is_known = [
+        part["type"] in joins or (part.get("pattern") == {"String": _SPACE} and part.get("content") == " ")
+        for part in parts
+    ]
+    return {part["type"] if known else "?" for part, known in zip(parts, is_known, strict=True)}
+
+
+def _spell(token: str, kinds: set[str]) -> bytes | None:
+    """Return the bytes of a vocabulary entry under a decoder of these kinds."""
+    if "?" in kinds:
+        return None
+    if "ByteLevel" in kinds:
+        alphabet = _byte_alphabet()
+        return bytes(alphabet[letter] for letter in token) if all(letter in alphabet for letter in token) else None
+    if "ByteFallback" in kinds and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    return (token.replace(_SPACE, " ") if kinds & {"Metaspace", "Replace"} else token).encode()
+
+
+@functools.lru_cache(maxsize=1)
+def _byte_alphabet() -> dict[str, int]:
+    """Return the byte that each letter of the byte-level alphabet stands for: printable ones stand for themselves."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

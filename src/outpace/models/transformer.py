@@ -5,8 +5,9 @@ Knows shapes, weights, caches and masks. Knows no method, no sampler, no tokeniz
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -17,7 +18,7 @@ from outpace.cache import Cache
 from outpace.errors import ConfigError
 from outpace.models.attention import additive, attend, chain_mask, window_mask
 from outpace.models.spec import Spec, rope_tables
-from outpace.models.weights import LayerWeights, Norm, Weights, can_pack
+from outpace.models.weights import LayerWeights, Matrix, Norm, Weights, can_pack
 from outpace.types import Capabilities, Counter, Scores
 
 __all__ = ["CompiledDecoder", "Transformer", "spec_capabilities"]
@@ -58,6 +59,10 @@ class CompiledDecoder(Protocol):
         taps: Sequence[int],
     ) -> Outputs:
         """Return logits [B, A, V] and taps with the cache staged."""
+        ...
+
+    def trim_head(self, ids: Tensor, embed: Tensor) -> CompiledDecoder:
+        """Return a decoder whose logits are those of some tokens."""
         ...
 
 
@@ -136,6 +141,24 @@ class Transformer:
             if self.is_packed:
                 self.weights.pack()
         return self.is_invariant
+
+    def trim_head(self, ids: Tensor) -> Transformer:
+        """Return this decoder with some rows of its head: logits are [B, A, K], all else is the same and shared.
+
+        Args:
+            ids: [K] int64 tokens.
+        """
+        trimmed = copy.copy(self)
+        trimmed.spec = replace(self.spec, vocab_size=len(ids))
+        if self._compiled is not None:
+            trimmed._compiled = self._compiled.trim_head(ids, self.weights.embed)
+            return trimmed
+        head = self.weights.head
+        rows = Matrix(head.dense()[ids], None if head.bias is None else head.bias[ids])
+        if self.is_packed:
+            rows.pack()
+        trimmed.weights = replace(self.weights, head=rows)
+        return trimmed
 
     @property
     def path(self) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from outpace.types import Stream
 
-__all__ = ["fork_key", "gumbel", "node_key", "row_key", "uniform"]
+__all__ = ["fork_key", "gumbel", "node_key", "place_in_step", "row_key", "uniform"]
 
 
 def _signed(value: int) -> int:
@@ -60,6 +60,19 @@ def node_key(keys: list[int], stream: Stream, position: Tensor, visit: int = 0) 
     """
     base = torch.tensor([_base(key, stream, visit) for key in keys], dtype=torch.int64, device=position.device)
     return _mix(position * _GOLDEN + base.view(-1, *[1] * (position.dim() - 1)))
+
+
+def place_in_step(lengths: Tensor, number: Tensor) -> Tensor:
+    """Return stand-ins for positions, for draws that a step makes at places it may not reach.
+
+    A rule that looks ahead is decided by draws at positions that stay open. The next step must not see them again, and
+    no step begins at the same length, so these draws are keyed by (length at the step's beginning, number).
+
+    Args:
+        lengths: [B, ...] int64 final tokens when the step began.
+        number: [B, ...] int64 from 0 to 2 ** 32 - 1, another one for each draw of the step and stream.
+    """
+    return (lengths << 32) + number
 
 
 def uniform(key: Tensor, ids: Tensor) -> Tensor:

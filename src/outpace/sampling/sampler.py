@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from outpace.sampling.noise import gumbel, node_key
+from outpace.sampling.history import History, state_after
+from outpace.sampling.noise import gumbel, node_key, uniform
 from outpace.sampling.settings import Sampling
 from outpace.sampling.truncation import candidates, cuts, needs_order
 from outpace.types import Stream
+
+if TYPE_CHECKING:
+    from outpace.constrain.protocol import ConstraintState
 
 __all__ = ["History", "Law", "Sampler"]
 
@@ -38,44 +43,32 @@ class Law:
         return probs.new_zeros(probs.shape[0], self.vocab_size).scatter_(-1, self.ids, probs)
 
 
-class History:
-    """What stateful processors know of each row: token counts and the last tokens, along one path of drafts."""
-
-    def __init__(self, texts: Sequence[Sequence[int]], prompts: Sequence[int], vocab_size: int) -> None:
-        self.tokens = [list(text) for text in texts]
-        self.prompts = list(prompts)
-        self.seen = torch.zeros(len(texts), vocab_size)
-        self.written = torch.zeros(len(texts), vocab_size)
-        for row, text in enumerate(self.tokens):
-            ids = torch.tensor(text, dtype=torch.int64)
-            self.seen[row] = torch.bincount(ids, minlength=vocab_size)[:vocab_size]
-            self.written[row] = torch.bincount(ids[self.prompts[row] :], minlength=vocab_size)[:vocab_size]
-
-    def push(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
-        """Append one token to each of the named rows."""
-        for row in rows:
-            self.tokens[row].append(tokens[row])
-            self.seen[row, tokens[row]] += 1
-            self.written[row, tokens[row]] += 1
-
-
 class Sampler:
     """Settings bound to rows.
 
     Args:
         settings: the sampling settings of every row.
         keys: the rows' noise keys (`row_key`).
-        end_tokens: ids that `min_tokens` holds back.
+        end_tokens: per row, the ids that end its text; `min_tokens` and a constraint hold them back.
+        states: per row, where its final text stands in the constraint; None = told from the text each time.
     """
 
-    def __init__(self, settings: Sampling, keys: list[int], end_tokens: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        settings: Sampling,
+        keys: list[int],
+        end_tokens: Sequence[Sequence[int]] = (),
+        states: Sequence[ConstraintState | None] = (),
+    ) -> None:
         self.settings = settings
         self.keys = keys
-        self.end_tokens = list(end_tokens)
+        self.end_tokens = [tuple(ends) for ends in end_tokens] or [()] * len(keys)
+        self.states = list(states) or [None] * len(keys)
 
     def rows(self, index: Sequence[int]) -> Sampler:
         """Return a sampler for some of the rows, in that order."""
-        return Sampler(self.settings, [self.keys[i] for i in index], self.end_tokens)
+        keys, ends = [self.keys[i] for i in index], [self.end_tokens[i] for i in index]
+        return Sampler(self.settings, keys, ends, [self.states[i] for i in index])
 
     @property
     def is_parallel(self) -> bool:
@@ -83,11 +76,24 @@ class Sampler:
         return not self.settings.is_stateful and (self.settings.is_greedy or 0 < self.settings.top_k <= 256)
 
     def history(self, texts: Sequence[Sequence[int]], prompts: Sequence[int], vocab_size: int) -> History | None:
-        """Return the rows' history when a processor needs one, else None."""
-        return History(texts, prompts, vocab_size) if self.settings.is_stateful else None
+        """Return the rows' history when a processor needs one, else None.
+
+        Args:
+            texts: per row of this sampler, its tokens: the final ones, or any others that it might have. (Texts of
+                other rows, or several of one, take `rows` first.)
+            prompts: how many leading tokens of each are its prompt.
+            vocab_size: V.
+        """
+        if not self.settings.is_stateful:
+            return None
+        constraint, states = self.settings.constraint, []
+        if constraint is not None:
+            known = zip(texts, prompts, self.states, strict=True)
+            states = [state_after(constraint, text[prompt:], state) for text, prompt, state in known]
+        return History(texts, prompts, vocab_size, self.end_tokens, states)
 
     def process(self, logits: Tensor, history: History | None) -> Tensor:
-        """Apply penalties, biases, bad words and minimum length.
+        """Apply penalties, biases, bad words, minimum length and constraint.
 
         Args:
             logits: [N, V] (any leading shape when there is no history).
@@ -125,7 +131,10 @@ class Sampler:
                 if not head or tokens[-len(head) :] == head:
                     logits[row, word[-1]] = float("-inf")
             if len(tokens) - history.prompts[row] < self.settings.min_tokens:
-                logits[row, self.end_tokens] = float("-inf")
+                logits[row, history.end_tokens[row]] = float("-inf")
+            allowed = history.allowed(row)
+            if allowed is not None:
+                logits[row].masked_fill_(~allowed.to(logits.device), float("-inf"))
 
     def law(self, logits: Tensor) -> Law:
         """Turn processed logits [N, V] into the law that tokens are drawn from.
@@ -151,6 +160,16 @@ class Sampler:
     def noise(self, stream: Stream, position: Tensor, visit: int = 0) -> Tensor:
         """Return the keys of draws at `position` [B, ...] of these rows, as `node_key`."""
         return node_key(self.keys, stream, position, visit)
+
+    def accepts(self, chance: Tensor, position: Tensor) -> Tensor:
+        """Return [B, ...] bool, each true with its own probability, from the accept stream.
+
+        Args:
+            chance: [B, ...] float64; 1 or more = always, 0 or NaN = never.
+            position: [B, ...] int64 position of the draft under test, or `place_in_step`; no two tests share one.
+        """
+        only = torch.zeros(1, dtype=torch.int64, device=position.device)
+        return uniform(self.noise(Stream.ACCEPT, position), only).squeeze(-1) < chance
 
     def pick(self, logits: Tensor, position: Tensor, stream: Stream = Stream.TARGET, visit: int = 0) -> Tensor:
         """Draw one token per processed logits row; -1 where the row is NaN, or infinite upwards.

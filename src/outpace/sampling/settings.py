@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from outpace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from outpace.constrain.protocol import Constraint
 
 __all__ = ["Sampling"]
 
@@ -30,6 +34,8 @@ class Sampling:
         logit_bias: added to single tokens' logits.
         bad_words: token sequences that may not be completed.
         min_tokens: end tokens are impossible before this many tokens were written.
+        constraint: what the written text must look like (see `outpace.constrain`); None = anything. End tokens are
+            possible only where the text is complete, and a text to which nothing may be added ends at once.
 
     Raises:
         ConfigError: a value is out of range; the sentence names it.
@@ -46,6 +52,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     bad_words: Sequence[Sequence[int]] = ()
     min_tokens: int = 0
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         ranges: list[tuple[str, float, bool, str]] = [
@@ -66,6 +73,10 @@ class Sampling:
             raise ConfigError("A logit bias is not a finite number.", "Use bad_words to forbid a token outright.")
         if any(len(word) == 0 for word in self.bad_words):
             raise ConfigError("A bad word is empty.", "Give each bad word at least one token.")
+        if self.constraint is not None and not hasattr(self.constraint, "start"):
+            raise ConfigError(
+                f"constraint is a {type(self.constraint).__name__}.", "Make one with outpace.constrain.compile."
+            )
 
     @property
     def is_greedy(self) -> bool:
@@ -76,4 +87,4 @@ class Sampling:
     def is_stateful(self) -> bool:
         """Whether the law at a position depends on the tokens before it, beyond the model's logits."""
         penalties = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-        return penalties or bool(self.bad_words) or self.min_tokens > 0
+        return penalties or bool(self.bad_words) or self.min_tokens > 0 or self.constraint is not None

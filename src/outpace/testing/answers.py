@@ -11,19 +11,24 @@ from collections.abc import Callable
 import torch
 
 from outpace.methods.autoregressive import Autoregressive
+from outpace.methods.base import Method
+from outpace.methods.block_verification import BlockVerification
 from outpace.methods.draft_model import DraftModel
 from outpace.methods.jacobi import Jacobi
 from outpace.methods.layer_skip import LayerSkip
 from outpace.methods.masked_diffusion import MaskedDiffusion
+from outpace.methods.multi_candidate import MultiCandidate
 from outpace.methods.prompt_lookup import PromptLookup
+from outpace.methods.rsd import Rsd
+from outpace.methods.spectr import SpecTr
 from outpace.sampling import Sampler, Sampling, node_key, row_key, uniform
 from outpace.testing import world
-from outpace.testing.gtest import canvas_law, g_test, small_model, text_counts, text_law
+from outpace.testing.gtest import PROMPT, canvas_law, g_test, small_model, text_counts, text_law
 from outpace.testing.world import SETTINGS, PeriodicModel, drive, make_rows, make_run, write
 from outpace.text import TextStream
-from outpace.types import Stream
+from outpace.types import Proposal, Stream
 
-__all__ = ["answer_checks", "law_checks"]
+__all__ = ["answer_checks", "check_drafts", "check_texts", "law_checks"]
 
 
 def answer_checks() -> list[Callable[[], None]]:
@@ -40,12 +45,14 @@ def answer_checks() -> list[Callable[[], None]]:
         check_end_inside,
         check_drafter_is_plain,
         check_draft_law,
+        check_streams,
+        check_sampled_drafts,
     ]
 
 
 def law_checks() -> list[Callable[[], None]]:
     """Return the statistical checks with fixed seeds, each about a second."""
-    return [check_sampled_canvas, check_sampled_rejection]
+    return [check_sampled_canvas, check_sampled_rejection, check_sampled_cut, check_sampled_block, check_sampled_beam]
 
 
 def check_noise() -> None:
@@ -198,13 +205,127 @@ def check_draft_law() -> None:
             assert drawn == int(proposal.tokens[row, node]), f"Draft {node} was not drawn from its law."
 
 
-def check_sampled_rejection(rows: int = 12_000) -> None:
-    """Texts written under the rejection rule follow the target's law."""
-    target = small_model()
-    settings, method = Sampling(temperature=0.7), DraftModel(draft_len=2, is_adaptive=False, accept_rule="rejection")
-    counts = text_counts(method, target, 2, settings, rows, {"draft": small_model(seed=4, like=target)})
-    chance = g_test(counts, text_law(target, 2, settings))
+class _Listener(Sampler):
+    """A sampler that notes which noise is asked for."""
+
+    def __init__(self, settings: Sampling, keys: list[int]) -> None:
+        super().__init__(settings, keys)
+        self.asked: list[tuple[Stream, set[int]]] = []
+
+    def noise(self, stream: Stream, position: torch.Tensor, visit: int = 0) -> torch.Tensor:
+        """Note the stream and where in it."""
+        self.asked.append((stream, set(position.flatten().tolist())))
+        return super().noise(stream, position, visit)
+
+
+def check_streams() -> None:
+    """Ratio tests, their drafts and recovered tokens draw from three streams; looking ahead, each step draws anew."""
+    methods = (DraftModel(accept_rule="rejection"), BlockVerification(), SpecTr(), MultiCandidate(), Rsd())
+    for method in methods:
+        run, seen = make_run(method, SETTINGS["temperature 1.3"]), set[tuple[Stream, int]]()
+        run.join(make_rows(max_tokens=30)[:1])
+        for _ in range(3):
+            run.batch.sampler = listener = _Listener(run.settings, run.batch.sampler.keys)
+            run.step()
+            streams = [stream for stream, _ in listener.asked]
+            drafts = streams.count(Stream.DRAFT)
+            assert drafts > 0 and streams[:drafts] == [Stream.DRAFT] * drafts, f"{method.name} drafts from {streams[0]}."
+            tests = streams[drafts:-1]
+            assert tests and {*tests} == {Stream.ACCEPT}, f"{method.name} tests drafts with noise of {tests}."
+            assert streams[-1] is Stream.TARGET, f"{method.name} draws the last token from {streams[-1]}."
+            places = {(stream, place) for stream, places in listener.asked for place in places}
+            is_ahead = method.name != "draft-model"
+            assert not is_ahead or not places & seen, f"{method.name} draws two steps from the same noise."
+            seen |= places
+
+
+def check_drafts(method: Method, rows: int = 1_000) -> None:
+    """Drafts are drawn from the law that they carry, which is the drafter's; siblings as the proposal says."""
+    drafter, settings = small_model(seed=4), Sampling(temperature=0.6, top_k=3)
+    run = make_run(method, settings, target=small_model(), models={"draft": drafter})
+    run.join(make_rows([PROMPT] * rows, 8))
+    run.step()
+    proposal = run.last.proposal if run.last is not None else None
+    assert proposal is not None and proposal.law is not None, "The drafts carry no law."
+    vocab = proposal.law.probs.shape[-1]
+    parent = _parents(proposal)
+    laws = [torch.ones(1, dtype=torch.float64), *(text_law(drafter, size, settings) for size in (1, 2, 3))]
+    for node in range(min(proposal.length)):
+        head = _path(proposal, parent, int(parent[0, node])) if parent[0, node] >= 0 else parent[:, :0]
+        if not bool((parent[:, node] == parent[0, node]).all()) or head.shape[1] > 2:
+            continue  # a beam grows other shapes in other rows
+        code = (head * vocab ** torch.arange(head.shape[1] - 1, -1, -1)).sum(-1)
+        wanted = laws[head.shape[1] + 1].view(-1, vocab)[code] / laws[head.shape[1]][code].unsqueeze(1)
+        off = float((proposal.law.probs[:, node] - wanted)[laws[head.shape[1]][code] > 0].abs().max())
+        assert off < 1e-9, f"The law of draft {node} is off by {off:.3g}."
+    for other, what in _relatives(parent):
+        cells = proposal.tokens[:, 0] * vocab + proposal.tokens[:, other]
+        pair = laws[2].view(vocab, vocab)
+        if what == "sibling":
+            pair = laws[1].unsqueeze(1) * laws[1]
+            if not proposal.law.has_replacement:
+                pair = (pair - pair.diag().diag()) / (1 - laws[1]).unsqueeze(1)
+        chance = g_test(cells.bincount(minlength=vocab**2), pair.flatten())
+        assert chance > 1e-4, f"A G-test of {rows} first drafts and their first {what} gives p = {chance:.2g}."
+
+
+def _parents(proposal: Proposal) -> torch.Tensor:
+    if proposal.parent is not None:
+        return proposal.parent
+    return torch.arange(-1, proposal.tokens.shape[1] - 1).expand_as(proposal.tokens)
+
+
+def _path(proposal: Proposal, parent: torch.Tensor, node: int) -> torch.Tensor:
+    """Return the tokens on the way to a node, [B, depth]; the shape is that of the first row."""
+    nodes = []
+    while node >= 0:
+        nodes.append(node)
+        node = int(parent[0, node])
+    return proposal.tokens[:, nodes[::-1]]
+
+
+def _relatives(parent: torch.Tensor) -> list[tuple[int, str]]:
+    """Return the first sibling and the first child of the first node, where every row has them."""
+    found = []
+    for above, what in ((-1, "sibling"), (0, "child")):
+        others = ((parent == above).all(0) & (torch.arange(parent.shape[1]) > 0)).nonzero().flatten().tolist()
+        found += [(others[0], what)] if others else []
+    return found
+
+
+def check_texts(method: Method, rows: int = 6_000, length: int = 3) -> None:
+    """Texts that a method writes follow the target's law, over several steps."""
+    target, settings = small_model(), Sampling(temperature=0.7)
+    counts = text_counts(method, target, length, settings, rows, {"draft": small_model(seed=4, like=target)})
+    chance = g_test(counts, text_law(target, length, settings))
     assert chance > 1e-4, f"A G-test of {rows} texts gives p = {chance:.2g}."
+
+
+def check_sampled_drafts() -> None:
+    """Sampled trees carry the laws that they were drawn from: siblings with and without replacement, and beams."""
+    for method in (SpecTr(num_drafts=2, draft_len=2), MultiCandidate(branches=(2, 2)), Rsd(beam=2, draft_len=2)):
+        check_drafts(method)
+
+
+def check_sampled_rejection() -> None:
+    """Texts written under the rejection rule follow the target's law."""
+    check_texts(DraftModel(draft_len=2, is_adaptive=False, accept_rule="rejection"), rows=12_000, length=2)
+
+
+def check_sampled_cut() -> None:
+    """They do so too where chains end before an unsure token: the cut does not look at the token."""
+    method = DraftModel(draft_len=2, is_adaptive=False, accept_rule="rejection", min_confidence=0.3)
+    check_texts(method, rows=2_000, length=2)
+
+
+def check_sampled_block() -> None:
+    """Texts written by a rule that looks ahead follow the target's law: no step sees the noise of the one before."""
+    check_texts(BlockVerification(draft_len=2), rows=3_000)
+
+
+def check_sampled_beam() -> None:
+    """Texts drafted by stochastic beam search follow the target's law."""
+    check_texts(Rsd(beam=2, draft_len=2), rows=3_000)
 
 
 def check_sampled_canvas(rows: int = 3_000) -> None:

@@ -28,9 +28,9 @@ from torch import Tensor
 from outpace.engine import LanguageModel, load
 from outpace.methods.base import Method
 from outpace.result import Result
-from outpace.testing.answers import check_draft_law, check_sampled_rejection
+from outpace.testing.answers import check_drafts, check_texts
 from outpace.testing.checks import run_contract
-from outpace.testing.enumeration import check_rejection
+from outpace.testing.enumeration import check_rule
 from outpace.types import Adapter, Guarantee
 
 __all__ = ["PROMPTS", "Certificate", "Flip", "Line", "certify", "certify_model", "logit_drift"]
@@ -293,11 +293,11 @@ def _tell(on_line: Callable[[Line], None] | None, line: Line) -> None:
 
 
 def _law_checks(method: Method) -> dict[str, str]:
-    """Enumerate and G-test the rejection rule on toy laws, and run the contract on the method as it is set."""
+    """Enumerate the method's rule on toy laws, G-test its drafts and texts, and run the contract on it as it is set."""
     reasons = dict.fromkeys(("exact enumeration of the rule", "law of the drafts", "G-test of written texts"), "")
-    for name, check in zip(list(reasons), (check_rejection, check_draft_law, check_sampled_rejection), strict=True):
+    for name, check in zip(list(reasons), (check_rule, check_drafts, check_texts), strict=True):
         try:
-            check()
+            check(method)
         except AssertionError as error:
             reasons[name] = str(error)
     failures = run_contract(method)

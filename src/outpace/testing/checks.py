@@ -216,7 +216,7 @@ def check_alone(method: Method) -> None:
 
 def check_drafts_alone(method: Method) -> None:
     """A row's drafts do not depend on its neighbours, nor on who has left (trees may share their depth)."""
-    if method.needs.has_tree:
+    if method.needs.has_tree or method.drafts_together:
         return
     rows = make_rows()
     for index, row in enumerate(rows):

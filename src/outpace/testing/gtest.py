@@ -16,6 +16,7 @@ from outpace.loop import Run
 from outpace.methods.base import Method
 from outpace.row import Row
 from outpace.sampling import Sampling, row_key
+from outpace.testing.spelling import toy_tokenizers
 from outpace.testing.toy import ToyModel
 from outpace.types import Adapter
 
@@ -62,7 +63,8 @@ def text_counts(
     """Write `rows` texts of `length` tokens after one prompt, in one batch; return [V ** length] counts."""
     texts = [Row(list(PROMPT), len(PROMPT), row_key(seed, i), length) for i in range(rows)]
     capacity = len(PROMPT) + length + method.needs.width + 1
-    run = Run(target, method, settings, capacity=capacity, models=models)
+    words = toy_tokenizers(method, target, models or {})
+    run = Run(target, method, settings, capacity=capacity, models=models, tokenizers=words)
     run.join(texts)
     while run.rows:
         run.step()

@@ -26,7 +26,7 @@ from outpace.methods.prompt_lookup import PromptLookup
 from outpace.testing import world
 from outpace.testing.answers import answer_checks, law_checks
 from outpace.testing.checks import contract_checks
-from outpace.testing.enumeration import check_match_chain, check_match_tree, check_rejection
+from outpace.testing.enumeration import rule_checks
 
 __all__ = ["MUTANTS", "Mutant", "battery", "catch"]
 
@@ -155,6 +155,13 @@ MUTANTS = (
         "pass",
     ),
     Mutant(
+        "constraint-of-the-prefix",
+        "the constraint's mask after the final text is used for the whole draft",
+        "sampling.sampler:History.push",
+        "self._advance(row, tokens[row])",
+        "pass",
+    ),
+    Mutant(
         "past-the-end",
         "an accepted run is written to its end, whatever ends the text inside it",
         "commit:append",
@@ -222,7 +229,7 @@ MUTANTS = (
         "the walk enters the wrong child",
         "accept.match:_walk",
         "is_next = is_child & (proposal.tokens == token.unsqueeze(1))",
-        "is_next = is_real & (proposal.tokens == token.unsqueeze(1))",
+        "is_next = real & (proposal.tokens == token.unsqueeze(1))",
     ),
     Mutant(
         "rows-swapped",
@@ -255,7 +262,7 @@ MUTANTS = (
     Mutant(
         "stale-draft-cache",
         "the drafter's cache keeps the entry of a rejected draft",
-        "methods.draft_model:DraftModel.observe",
+        "draft.reading:Drafter.forget",
         "length - len(tokens) + accepted for",
         "length - len(tokens) + accepted + 1 for",
     ),
@@ -281,18 +288,160 @@ MUTANTS = (
         "token = view.sampler.pick(processed, place, stream).clamp(min=0) if is_coupled else processed.argmax(-1)",
     ),
     Mutant(
+        "cut-by-token",
+        "a chain ends before a token because the token drawn is unlikely",
+        "draft.model:draft_chain",
+        "sure = (processed.softmax(-1).amax(-1) >= min_confidence).tolist()",
+        "place = torch.tensor([length + step for length in view.lengths])\n"
+        "            drawn = view.sampler.pick(processed, place, stream).unsqueeze(-1)\n"
+        "            sure = (processed.softmax(-1).gather(-1, drawn)[:, 0] >= min_confidence).tolist()",
+    ),
+    Mutant(
+        "chain-from-target-noise",
+        "drafts for the ratio test are drawn with the noise of recovered tokens",
+        "draft.model:draft_chain",
+        "else Stream.DRAFT",
+        "else Stream.TARGET",
+    ),
+    Mutant(
+        "tree-from-target-noise",
+        "sampled trees are drawn with the noise of recovered tokens",
+        "draft.stochastic:_noise",
+        "view.sampler.noise(Stream.DRAFT, place_in_step(lengths, number))",
+        "view.sampler.noise(Stream.TARGET, lengths + number)",
+    ),
+    Mutant(
+        "tests-from-draft-noise",
+        "a draft is tested with the noise that it was drawn with",
+        "sampling.sampler:Sampler.accepts",
+        "Stream.ACCEPT",
+        "Stream.DRAFT",
+    ),
+    Mutant(
+        "steps-share-noise",
+        "rules that look ahead meet the same noise again in the next step",
+        "sampling.noise:place_in_step",
+        "(lengths << 32) + number",
+        "lengths + number",
+    ),
+    Mutant(
+        "siblings-share-noise",
+        "siblings that should be independent are drawn with one noise",
+        "draft.stochastic:_independent",
+        "_noise(view, own, vocab)",
+        "_noise(view, level.nodes.unsqueeze(-1).expand(own.shape) + 1, vocab)",
+    ),
+    Mutant(
+        "siblings-argmax",
+        "the likeliest token is drafted, but the soft law handed over",
+        "draft.stochastic:_independent",
+        "log_law.unsqueeze(2) + _noise(view, own, vocab)",
+        "log_law.unsqueeze(2)",
+    ),
+    Mutant(
+        "top-k-called-sampled",
+        "the likeliest tokens are drafted as if drawn without replacement",
+        "draft.stochastic:_children",
+        "scores = scores + _noise(view, level.nodes + 1, vocab)",
+        "pass",
+    ),
+    Mutant(
+        "beam-out-of-order",
+        "the siblings of a stochastic beam do not stand in the order in which they were drawn",
+        "draft.stochastic:_children",
+        "value, best = total.flatten(1).topk(min(shape.beam, count * vocab), dim=-1)",
+        "value, best = (part.flip(-1) for part in total.flatten(1).topk(min(shape.beam, count * vocab), dim=-1))",
+    ),
+    Mutant(
         "ratio-ignores-draft",
         "a draft is kept with probability p instead of p / q",
         "accept.rejection:rejection",
-        "(uniforms * drawn_with < kept)",
-        "(uniforms < kept)",
+        "chance_of(kept, drawn_with)",
+        "kept",
     ),
     Mutant(
         "residual-not-zeroed",
         "after a rejection the token comes from the target's law instead of the residual",
         "accept.rejection:rejection",
-        "target_law - draft_law * is_rejected.unsqueeze(-1)",
-        "target_law - 0 * draft_law",
+        "draft_law * is_rejected.unsqueeze(-1)",
+        "0 * draft_law",
+    ),
+    Mutant(
+        "stale-law",
+        "the next candidate is tested against the target's law as it was before the rejection",
+        "accept.multi_candidate:_in_turn",
+        "target = torch.where(is_rejected, left_over(target, draft)[0], target)",
+        "pass",
+    ),
+    Mutant(
+        "stale-draft-law",
+        "a rejected token stays in the law of its siblings, which were drawn without it",
+        "accept.multi_candidate:_in_turn",
+        "draft = torch.where(is_rejected, rest / rest.sum(-1, keepdim=True).clamp_(min=1e-300), draft)",
+        "pass",
+    ),
+    Mutant(
+        "removed-not-renormalised",
+        "a rejected token is taken out of the law of its siblings, which is not normalised again",
+        "accept.multi_candidate:_in_turn",
+        "rest / rest.sum(-1, keepdim=True).clamp_(min=1e-300)",
+        "rest",
+    ),
+    Mutant(
+        "walk-forgets-residual",
+        "after the last candidate failed, the token comes from the target's law",
+        "accept.descent:descend",
+        "torch.where(alive.unsqueeze(1), rest, law)",
+        "torch.where(alive.unsqueeze(1), target, law)",
+    ),
+    Mutant(
+        "walk-forgets-path",
+        "going down a tree, penalties do not see the drafts on the path",
+        "accept.descent:descend",
+        "history.push(token[:, 0].tolist(), alive.nonzero().flatten().tolist())",
+        "pass",
+    ),
+    Mutant(
+        "laws-forget-path",
+        "the target's laws in a tree are penalised for the final text alone",
+        "accept.nodes:node_laws",
+        "paths.append([*paths[above + 1], token])",
+        "paths.append([*text])",
+    ),
+    Mutant(
+        "k-seq-undivided",
+        "k-seq tests every candidate as if it were the only one",
+        "accept.spectr:division_factor",
+        "is_allowed = _any_of(one, number) <= middle * one",
+        "is_allowed = one >= 0",
+    ),
+    Mutant(
+        "block-share-above-one",
+        "in block verification, later drafts make up for what an unlikely one has lost",
+        "accept.block:block_verification",
+        "(kept[-1] * ratio[:, i]).clamp(max=1)",
+        "kept[-1] * ratio[:, i]",
+    ),
+    Mutant(
+        "block-share-not-raised",
+        "in block verification, a cut before the end is tested with the chance of one at the end",
+        "accept.block:block_verification",
+        "chance_of(mass, mass + 1 - share)[:, 1:]",
+        "share[:, 1:]",
+    ),
+    Mutant(
+        "traversal-share-not-raised",
+        "in traversal, a node's share stays as it was when its children have failed",
+        "accept.traversal:_Search._take_from_parent",
+        "torch.where(is_rejected, chance_of(mass, mass + 1 - share), share)",
+        "share",
+    ),
+    Mutant(
+        "traversal-stale-siblings",
+        "in traversal, what a failed child has taken is not told to its siblings",
+        "accept.traversal:_Search._take_from_parent",
+        "self.ratio = torch.where(is_sibling, ratio, self.ratio)",
+        "pass",
     ),
     Mutant(
         "ties-by-highest-id",
@@ -313,8 +462,8 @@ MUTANTS = (
         "character-split",
         "bytes of an unfinished character are released",
         "text:TextStream.push",
-        "if piece.endswith(_BROKEN) and",
-        "if False and",
+        "if is_open and len",
+        "if False and len",
     ),
     Mutant(
         "stop-leaks",
@@ -328,8 +477,6 @@ MUTANTS = (
 
 def battery() -> list[tuple[str, Callable[[], None]]]:
     """Return all checks that a fault has to pass, named; the cheap ones first."""
-    plain: list[Callable[[], None]] = [*answer_checks(), check_rejection, check_match_chain, check_match_tree]
-    found = [(check.__name__, check) for check in plain]
     subjects: list[Method] = [DraftModel(draft_len=4), DraftModel(draft_len=2, tree_width=2), PromptLookup(draft_len=5)]
     first = [
         "check_equality",
@@ -339,11 +486,18 @@ def battery() -> list[tuple[str, Callable[[], None]]]:
         "check_records",
         "check_options",
     ]
+    named: dict[bool, list[tuple[str, Callable[[], None]]]] = {True: [], False: []}
     rank = {name: place for place, name in enumerate(first)}
     for check in sorted(contract_checks(), key=lambda check: rank.get(check.__name__, len(rank))):
         for subject in subjects:
-            found.append((f"{check.__name__}[{_short(subject)}]", functools.partial(check, subject)))
-    return found + [(check.__name__, check) for check in law_checks()]
+            name = f"{check.__name__}[{_short(subject)}]"
+            named[check.__name__ in first].append((name, functools.partial(check, subject)))
+    cheap, slow = ([(check.__name__, check) for check in checks] for checks in (_cheap_checks(), law_checks()))
+    return [*cheap, *named[True], *slow, *named[False]]
+
+
+def _cheap_checks() -> list[Callable[[], None]]:
+    return [*answer_checks(), *rule_checks()]
 
 
 def _short(method: Method) -> str:

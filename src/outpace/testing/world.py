@@ -15,6 +15,8 @@ from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
 from outpace.row import Row
 from outpace.sampling import Sampling, row_key
+from outpace.testing.grammar import ToyGrammar
+from outpace.testing.spelling import respelled, toy_tokenizers
 from outpace.testing.toy import ToyModel
 from outpace.text import TextStream
 from outpace.types import Adapter, Capabilities, Counter, Scores
@@ -56,6 +58,7 @@ SETTINGS: dict[str, Sampling] = {
     "logit bias": Sampling(temperature=0.7, logit_bias={3: 2.5, 4: -3.0}),
     "bad words": Sampling(bad_words=((8,), (3, 3), (12, 6, 3))),
     "minimum length": Sampling(temperature=0.7, logit_bias={END: 4.0}, min_tokens=9),
+    "grammar": Sampling(temperature=0.7, logit_bias={END: 2.0}, min_tokens=1, constraint=ToyGrammar()),
     "everything": Sampling(
         temperature=1.2,
         top_k=8,
@@ -111,9 +114,21 @@ def make_run(
 ) -> Run:
     """Return a run of the method on the toy world; short prefill chunks, so that prompts need several."""
     attention = method.needs.attention
-    others = models if models is not None else {role: drafter_for(attention) for role in method.needs.models}
+    roles = (*method.needs.models, *method.needs.optional_models)
+    drafter = respelled(drafter_for(attention)) if method.needs.has_text else drafter_for(attention)
+    others = models if models is not None else dict.fromkeys(roles, drafter)
     chosen = target if target is not None else target_for(attention)
-    return Run(chosen, method, settings, capacity=capacity, models=others, record=record, chunk=4, width=width)
+    return Run(
+        chosen,
+        method,
+        settings,
+        capacity=capacity,
+        models=others,
+        record=record,
+        chunk=4,
+        width=width,
+        tokenizers=toy_tokenizers(method, chosen, others),
+    )
 
 
 def drive(run: Run, rows: Sequence[Row] = (), steps: int = 10_000) -> Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .recipes import RECIPES, Recipe
+from .recipes import RECIPES, TRANSLATIONS, Recipe, TranslationRecipe
 from .trainer import train
 
-__all__ = ["RECIPES", "Recipe", "train"]
+__all__ = ["RECIPES", "TRANSLATIONS", "Recipe", "TranslationRecipe", "train"]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from outpace.errors import OutpaceError
 
-from . import RECIPES, train
+from . import RECIPES, TRANSLATIONS, train
 
 
 def main() -> int:
     """Parse the command line and train; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m outpace.train", description=__doc__)
-    parser.add_argument("recipe", help=", ".join(RECIPES))
+    parser.add_argument("recipe", help=", ".join([*RECIPES, *TRANSLATIONS]))
     parser.add_argument("--out", type=Path, help="directory of the run (default: runs/RECIPE)")
     parser.add_argument("--data", type=Path, help="folder of training texts (default: ./data or ../shared/data)")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")

@@ -45,8 +45,8 @@ def find_data(data: Path | None) -> Path:
     )
 
 
-def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
-    """A byte-level BPE of `vocab` entries; ids 0 and 1 are `<|endoftext|>` and `<|mask|>`."""
+def train_tokenizer(texts: Iterable[str], vocab: int, extra: Sequence[str] = ()) -> Tokenizer:
+    """A byte-level BPE of `vocab` entries; ids 0 and 1 are `<|endoftext|>` and `<|mask|>`, `extra` ones follow."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -57,7 +57,7 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
-        special_tokens=[END, MASK],
+        special_tokens=[END, MASK, *extra],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -56,11 +56,9 @@ def export(network: Llama, tokenizer: Tokenizer, run: Run, out: Path) -> None:
     # Written by hand, since save_file makes a file that only its owner may read.
     part.write_bytes(save(weights, metadata={"format": "pt"}))
     part.replace(out / "model.safetensors")
-    _write_json(out / "config.json", hf_config(network.shape, eos_id=EOS_ID, mask_id=MASK_ID))
-    _write_json(
-        out / "generation_config.json", {"bos_token_id": EOS_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID}
-    )
-    _write_json(out / "tokenizer_config.json", _tokenizer_config(network.shape.context))
+    write_json(out / "config.json", hf_config(network.shape, eos_id=EOS_ID, mask_id=MASK_ID))
+    write_json(out / "generation_config.json", {"bos_token_id": EOS_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID})
+    write_json(out / "tokenizer_config.json", _tokenizer_config(network.shape.context))
     tokenizer.save(str(out / "tokenizer.json"))
     (out / "card.md").write_text(card(run, sum(weight.numel() for weight in weights.values())), encoding="utf-8")
     if run.step == run.steps:
@@ -111,7 +109,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a value as indented JSON."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 

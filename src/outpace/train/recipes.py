@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .network import Shape
+from .pairs import MULTI30K, TATOEBA, PairSource
 from .sources import SOURCES, Source
 
 Objective = Literal["causal", "masked", "distilled"]
@@ -91,3 +92,85 @@ _RECIPES = (
     ),
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranslationRecipe:
+    """How one encoder-decoder of the zoo is trained; fields not told here are those of `Recipe`.
+
+    Attributes:
+        width: Size of the residual stream.
+        encoder_layers: Layers of the encoder.
+        decoder_layers: Layers of the decoder.
+        heads: Attention heads.
+        ffn: Width of the feed-forward layers.
+        vocab: Tokens of the vocabulary that both languages share.
+        context: Most positions on either side.
+        objective: `translation` or `distilled` (taught by the parent).
+        parent: Recipe whose tokenizer is shared, and whose weights start (`translation`) or teach (`distilled`) this.
+        budget: Positions of a batch on the longer side, padding included.
+        longest: Pairs with a longer side, in tokens, are left out.
+        joined: Share of further pairs made by joining two or three.
+        dropout: Of the residual branches.
+        source: Pairs to train on.
+    """
+
+    name: str
+    summary: str
+    width: int = 192
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    heads: int = 4
+    ffn: int = 768
+    vocab: int = 6144
+    context: int = 256
+    objective: Literal["translation", "distilled"] = "translation"
+    parent: str | None = None
+    steps: int
+    gpu_steps: int
+    budget: int = 4096
+    longest: int = 96
+    joined: float = 0.05
+    dropout: float = 0.1
+    warmup: int = 100
+    matrix_rate: float = 1.2e-2
+    other_rate: float = 5e-3
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    checkpoint_every: int = 200
+    source: PairSource = TATOEBA
+
+
+_TRANSLATIONS = (
+    TranslationRecipe(
+        name="translate",
+        summary="A small encoder-decoder that translates everyday sentences from German to English.",
+        steps=2200,
+        gpu_steps=16000,
+    ),
+    TranslationRecipe(
+        name="translate-draft",
+        summary="A drafter of about a million parameters with one decoder layer, distilled from `translate`.",
+        width=96,
+        encoder_layers=2,
+        decoder_layers=1,
+        ffn=384,
+        objective="distilled",
+        parent="translate",
+        dropout=0.0,
+        steps=1500,
+        gpu_steps=16000,
+    ),
+    TranslationRecipe(
+        name="translate-captions",
+        summary="`translate`, trained on to describe pictures; its texts are for research only, so it does not ship.",
+        parent="translate",
+        source=MULTI30K,
+        dropout=0.2,
+        matrix_rate=4e-3,
+        other_rate=2e-3,
+        steps=900,
+        gpu_steps=4000,
+    ),
+)
+TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in _TRANSLATIONS}

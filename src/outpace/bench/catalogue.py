@@ -1,0 +1,143 @@
+"""Figures for the catalogue: every registered method that keeps the text, on the shipped prompt sets, beside plain."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from outpace.bench.arms import PLAIN, Arm, OurArm, Skipped, Task, make_arms
+from outpace.bench.options import BenchOptions
+from outpace.bench.prompts import read_prompts
+from outpace.bench.report import SCHEMA_VERSION, Report
+from outpace.bench.rows import make_rows
+from outpace.bench.speed import measure, model_facts, prepared
+from outpace.errors import ConfigError, OutpaceError, PluginError
+from outpace.registry import load_method, method_names
+from outpace.types import Guarantee
+
+__all__ = ["candidates", "run_catalogue"]
+
+_KEPT = (
+    "method",
+    "path",
+    "set",
+    "temperature",
+    "prompts",
+    "repetitive_prompts",
+    "accepted_per_step",
+    "tokens_per_forward",
+    "tokens_per_s",
+    "ratio_plain",
+)
+_COLUMNS = ("method", "accepted/step", "tok/fwd", "tok/s", "x plain [95%]", "exact")
+
+
+def run_catalogue(options: BenchOptions, tell: Callable[[str], None] | None = None) -> Report:
+    """Measure every method of the registry that fits, under its default settings, and write the files named.
+
+    Args:
+        options: as in `outpace.bench.run`; methods, peers and memory are not looked at, and only the first path is.
+        tell: called with sentences on the progress.
+
+    Raises:
+        ConfigError, ModelError: something asked for does not exist.
+        OutpaceError: another benchmark runs on this machine.
+    """
+    tell = tell or (lambda text: None)
+    names, skipped = candidates()
+    options = dataclasses.replace(options, methods=tuple(names), paths=options.paths[:1], peers=(), with_memory=False)
+    prompts = [prompt for name in options.prompts for prompt in read_prompts(name, options.num_prompts)]
+    with prepared(options, tell) as (directory, facts, _):
+        arms, misfits, lm = make_arms(options, directory)
+        tasks = {prompt: lm.encode(prompt.text) for prompt in prompts}
+        arms, broken = _that_run(arms, next(iter(tasks.values())), options.temperatures)
+        skipped += [*misfits, *broken]
+        everything: list[Arm] = list(arms)
+        tell(f"{len(arms)} methods, {len(prompts)} prompts, {options.repeats} repetitions.")
+        records, is_cut = measure(everything, tasks, options, lm.end_tokens, tell)
+        rows = make_rows(records, everything, tasks, options, lm.end_tokens)
+        model = model_facts(options.model, directory, getattr(lm.target, "dtype", torch.float32))
+    notes = [str(facts["gpu_note"])]
+    notes += [f"The time limit of {options.time_limit_s:.0f} s cut the repetitions short."] if is_cut else []
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "catalogue",
+        "options": {name: getattr(options, name) for name in ("max_tokens", "num_prompts", "repeats", "seed")},
+        "machine": facts,
+        "model": model,
+        "rows": [_kept(row) for row in rows],
+        "tables": _tables(rows),
+        "skipped": [{"name": item.name.partition(" (")[0], "reason": item.reason} for item in skipped],
+        "notes": [note for note in notes if note],
+    }
+    report = Report(document)
+    report.write(options.json, None, options.markdown)
+    return report
+
+
+def candidates() -> tuple[list[str], list[Skipped]]:
+    """Return the registered methods that keep the text or its law, plain decoding first, and what is left out."""
+    names, skipped = [PLAIN], []
+    for name in method_names():
+        try:
+            guarantee = load_method(name)().guarantee
+        except (PluginError, ConfigError) as error:
+            skipped.append(Skipped(name, str(error)))
+            continue
+        if guarantee is Guarantee.APPROXIMATE:
+            skipped.append(Skipped(name, "It may change the text, so its speed is no speed of that text."))
+        elif name != PLAIN:
+            names.append(name)
+    return names, skipped
+
+
+def _that_run(
+    arms: Sequence[OurArm], ids: Sequence[int], temperatures: Sequence[float]
+) -> tuple[list[OurArm], list[Skipped]]:
+    """Try each arm once per temperature, and leave out those that lack something."""
+    running, skipped = [], []
+    for arm in arms:
+        try:
+            for temperature in temperatures:
+                arm.run(Task(tuple(ids), 8, temperature, 0))
+        except OutpaceError as error:
+            skipped.append(Skipped(arm.name, f"{error} {error.hint}".strip()))
+            continue
+        except Exception as error:  # one method that breaks is named, and does not take the others' figures away
+            skipped.append(Skipped(arm.name, f"It broke: {type(error).__name__}: {error}"))
+            continue
+        running.append(arm)
+    return running, skipped
+
+
+def _kept(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what the catalogue page shows of a row."""
+    exactness = {name: row["exactness"].get(name) for name in ("equal", "of", "note")}
+    return {**{name: row[name] for name in _KEPT}, "exactness": exactness}
+
+
+def _tables(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["set"], row["temperature"]), []).append(row)
+    tables = []
+    for (name, temperature), group in groups.items():
+        law = "greedy" if temperature == 0 else f"T = {temperature:g}"
+        title = f"{name}, {law}, {group[0]['prompts']} prompts, {group[0]['repetitive_prompts']} of them repetitive"
+        tables.append({"title": title, "columns": list(_COLUMNS), "cells": [_cells(row) for row in group]})
+    return tables
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ratio, exact = row["ratio_plain"], row["exactness"]
+    return [
+        row["method"],
+        f"{row['accepted_per_step']:.2f}",
+        f"{row['tokens_per_forward']:.2f}",
+        f"{row['tokens_per_s']:.0f}",
+        f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "",
+        str(exact.get("note", "")) if exact["equal"] is None else f"{exact['equal']}/{exact['of']}",
+    ]

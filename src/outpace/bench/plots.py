@@ -1,0 +1,115 @@
+"""Pictures of measurements: bars by arm, and curves along an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from outpace.errors import ConfigError
+
+__all__ = ["draw_growth", "draw_speed"]
+
+_COLOURS = ("#555555", "#1b6ca8", "#c9803a", "#3a8f5c", "#8a4fa3", "#b03a48")
+_LABELS = {"batch": "rows in a batch", "context": "tokens of context", "budget": "drafted nodes per step"}
+
+
+def draw_speed(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw decoding speed by arm, one panel per set and temperature.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or there is nothing to draw.
+    """
+    panels: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for row in rows:
+        panels.setdefault((row["set"], row["temperature"]), []).append(row)
+    if not panels:
+        raise ConfigError("There is nothing to draw.", "Measure at least one prompt.")
+    columns = min(3, len(panels))
+    height = 1.2 + 0.28 * max(len(group) for group in panels.values())
+    lines = -(-len(panels) // columns)
+    figure = _figure(5.2 * columns, height * lines)
+    for number, ((name, temperature), group) in enumerate(panels.items()):
+        _draw_panel(figure.add_subplot(lines, columns, number + 1), name, temperature, group)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def draw_growth(curves: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw tokens per second, and below it the ratio to plain decoding, along each axis; dots mark where it passes 1.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or there is nothing to draw.
+    """
+    axes = list(dict.fromkeys(curve["axis"] for curve in curves))
+    if not axes:
+        raise ConfigError("There is nothing to draw.", "Measure at least one axis.")
+    figure = _figure(5.2 * len(axes), 7.0)
+    for number, axis in enumerate(axes):
+        chosen = [curve for curve in curves if curve["axis"] == axis]
+        speed = figure.add_subplot(2, len(axes), number + 1)
+        ratio = figure.add_subplot(2, len(axes), len(axes) + number + 1, sharex=speed)
+        _draw_curves(speed, ratio, chosen)
+        speed.set_ylabel("tokens per second")
+        ratio.set_ylabel("ratio to plain decoding")
+        ratio.set_xlabel(_LABELS[axis])
+        speed.legend(fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_curves(speed: Any, ratio: Any, curves: Sequence[dict[str, Any]]) -> None:
+    for curve, colour in zip(curves, _COLOURS * len(curves), strict=False):
+        values = [point["value"] for point in curve["points"]]
+        style = {"color": colour, "marker": "o", "markersize": 3, "label": curve["name"]}
+        speed.plot(values, [point["tokens_per_s"] for point in curve["points"]], **style)
+        if all(point["ratio"] is not None for point in curve["points"]):
+            ratio.plot(values, [point["ratio"] for point in curve["points"]], **style)
+        for at, _ in curve["crossings"]:
+            ratio.plot([at], [1], color=colour, marker="o", markersize=8, fillstyle="none")
+            ratio.annotate(
+                f"{at:.3g}" if at < 1000 else f"{at:.0f}",
+                (at, 1),
+                xytext=(4, 6),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+            )
+    ratio.axhline(1, color="#999999", linewidth=0.8)
+    speed.set_ylim(bottom=0)
+    ratio.set_ylim(bottom=0)
+    for axes in (speed, ratio):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("Plots need matplotlib.", "pip install 'outpace[plot]'") from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_panel(axes: Any, name: str, temperature: float, group: Sequence[dict[str, Any]]) -> None:
+    labels = [row["arm"] for row in group]
+    speeds = [row["tokens_per_s"] for row in group]
+    ours = {"compiled": "#1b6ca8", "eager": "#7fb2d9"}
+    colours = ["#bbbbbb" if row["precision"] else ours.get(row["path"], "#c9803a") for row in group]
+    axes.barh(range(len(group)), speeds, color=colours)
+    axes.set_yticks(range(len(group)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("tokens per second")
+    axes.set_xlim(0, 1.3 * max([*speeds, 1e-9]))
+    axes.set_title(f"{name}, {'greedy' if temperature == 0 else f'T = {temperature:g}'}", fontsize=10)
+    for place, row in enumerate(group):
+        ratio = row["ratio_plain"]
+        text = f" {row['tokens_per_s']:.0f}" + (f" ({ratio['median']:.2f}x)" if ratio else "")
+        axes.text(row["tokens_per_s"], place, text, va="center", fontsize=7)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

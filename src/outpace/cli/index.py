@@ -1,0 +1,88 @@
+"""`outpace index`: make a datastore of a corpus, for the retrieval method."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from outpace.cli.failures import tell
+from outpace.cli.output import print_json
+from outpace.errors import ConfigError
+
+__all__ = ["index"]
+
+
+def index(
+    corpus: Annotated[list[Path], typer.Argument(help="Text files, folders, or .jsonl files with a text per line.")],
+    out: Annotated[Path, typer.Option(help="The datastore to write.")],
+    model: Annotated[str, typer.Option(help="The model whose tokenizer is used.")] = "stories",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as one object.")] = False,
+) -> int:
+    """Make a datastore that `--method retrieval -o index=FILE` drafts from.
+
+    It answers for any model with the same tokenizer. The file is written beside the old one and then swapped in.
+    """
+    if out.exists() and not force:
+        raise ConfigError(f"{str(out)!r} exists.", "Name another file with --out, or add --force.")
+    if out.is_dir():
+        raise ConfigError(f"{str(out)!r} is a folder.", "Name a file with --out.")
+    from outpace.draft.corpus import Corpus
+    from outpace.draft.datastore import fingerprint, write_datastore
+    from outpace.models.opening import locate
+    from outpace.models.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_directory(locate(model)[0])
+    found, began = Corpus(), time.perf_counter()
+    with _progress(corpus) as advance:
+        found.read(corpus, lambda text: tokenizer.encode(text, is_special=False), advance)
+    encoded = time.perf_counter()
+    size = write_datastore(out, found.texts, tokenizer.vocab_size, fingerprint(tokenizer))
+    ended = time.perf_counter()
+    for path in found.skipped:
+        tell(f"Skipped {path}: no UTF-8 text")
+    figures: dict[str, Any] = {
+        "file": str(out),
+        "texts": len(found.texts),
+        "tokens": found.num_tokens,
+        "text_mb": found.num_bytes / 1e6,
+        "mb_per_s": found.num_bytes / 1e6 / (ended - began),
+        "encode_s": encoded - began,
+        "sort_s": ended - encoded,
+        "bytes": size,
+        "bytes_per_token": size / found.num_tokens,
+    }
+    print_json(figures) if json else typer.echo(_sentence(figures))
+    return 0
+
+
+def _sentence(figures: dict[str, Any]) -> str:
+    return (
+        f"{figures['file']}: {figures['texts']:,} texts, {figures['tokens']:,} tokens, "
+        f"{figures['text_mb']:.1f} MB of text at {figures['mb_per_s']:.1f} MB/s "
+        f"({figures['encode_s']:.1f} s to encode, {figures['sort_s']:.1f} s to sort and write), "
+        f"{figures['bytes_per_token']:.1f} bytes per token"
+    )
+
+
+@contextmanager
+def _progress(corpus: list[Path]) -> Iterator[Callable[[int], None] | None]:
+    """Show a bar on the terminal while bytes go by; nothing where nobody looks on."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    inner = [file for path in corpus for file in (path.rglob("*") if path.is_dir() else [path])]
+    total = sum(file.stat().st_size for file in inner if file.is_file())
+    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda size: bar.update(task, advance=size)

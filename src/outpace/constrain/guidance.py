@@ -1,0 +1,263 @@
+"""Regular expressions, JSON schemas and Lark grammars as constraints, through the library llguidance.
+
+A token is allowed if some text of the grammar begins with what is written and the token's bytes: the whole of that
+set, not only the usual spelling of a forced word, so that masks depend on nothing but the grammar and the text.
+End tokens and padding of the vocabulary are never allowed; the sampler adds end tokens where a text is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outpace.constrain.vocabulary import vocabulary
+from outpace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from outpace.models.tokenizer import Tokenizer
+
+__all__ = ["Compiler", "TextConstraint", "TextState", "check", "compile"]
+
+# By default the library allows only the tokenizer's own spelling where the grammar leaves no choice.
+_EVERY_SPELLING = '\n%llguidance {"no_forcing": true}\n'
+
+# With spaces and line breaks free, a small model may write nothing else. A schema's own "x-guidance" comes first.
+_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_TRIALS = 128  # tokens tried when a constraint is compiled, to see whether a text can end: a few milliseconds
+
+
+def compile(
+    tokenizer: Tokenizer,
+    *,
+    regex: str | None = None,
+    json_schema: str | Mapping[str, Any] | None = None,
+    grammar: str | None = None,
+    vocab_size: int | None = None,
+) -> TextConstraint:
+    """Return the constraint of a regular expression, a JSON schema or a grammar in Lark's syntax (one of them).
+
+    Args:
+        tokenizer: the model's.
+        regex: must match the whole text.
+        json_schema: as a mapping or as JSON. The text is one line, as in {"a": 1, "b": [2, 3]}, unless the schema says
+            otherwise under "x-guidance": {"whitespace_flexible": true} frees spaces and line breaks.
+        grammar: Lark's syntax, beginning at the rule `start`.
+        vocab_size: the model's, which may be padded; None = the tokenizer's.
+
+    Raises:
+        ConfigError: llguidance is missing, the tokenizer has no bytes of its own, or the constraint cannot be read or
+            allows no text.
+    """
+    return Compiler(tokenizer, vocab_size).compile(regex=regex, json_schema=json_schema, grammar=grammar)
+
+
+def check(
+    *, regex: str | None = None, json_schema: str | Mapping[str, Any] | None = None, grammar: str | None = None
+) -> None:
+    """Raise what `compile` would raise about the text of a constraint; needs no tokenizer.
+
+    Raises:
+        ConfigError: llguidance is missing, several are given, or it cannot be read.
+    """
+    kind, lark = _lark(regex, json_schema, grammar)
+    fault = _library().LLMatcher.validate_grammar(_wrapped(lark))
+    if fault:
+        raise _unreadable(kind, fault)
+
+
+class Compiler:
+    """Compiles constraints over one vocabulary, which is read once.
+
+    Args:
+        tokenizer: the model's.
+        vocab_size: the model's V; None = the tokenizer's.
+
+    Raises:
+        ConfigError: llguidance is missing, or the tokenizer has no bytes of its own.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None) -> None:
+        library = _library()
+        self.vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
+        words = _Words(tokenizer, self.vocab_size)
+        self._vocabulary = library.LLTokenizer(library.TokenizerWrapper(words))
+
+    def compile(
+        self,
+        *,
+        regex: str | None = None,
+        json_schema: str | Mapping[str, Any] | None = None,
+        grammar: str | None = None,
+    ) -> TextConstraint:
+        """Return a constraint; arguments and errors as for `outpace.constrain.compile`."""
+        kind, lark = _lark(regex, json_schema, grammar)
+        matcher = _library().LLMatcher(self._vocabulary, _wrapped(lark), log_level=0)
+        if matcher.is_error():
+            raise _unreadable(kind, matcher.get_error())
+        constraint = TextConstraint(kind, matcher, self.vocab_size)
+        start = constraint.start()
+        is_empty = not bool(start.allowed().any())
+        if not _can_end(start) or is_empty:
+            extent = "only the empty text" if start.is_complete else "no text at all"
+            raise ConfigError(f"The {kind} allows {extent}.", "Check it for parts that exclude each other.")
+        return constraint
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextConstraint:
+    """A compiled constraint.
+
+    Attributes:
+        kind: what it was made of: "regular expression", "JSON schema" or "grammar".
+        matcher: the library's matcher of an empty text; never advanced.
+        vocab_size: V.
+    """
+
+    kind: str
+    matcher: Any
+    vocab_size: int
+
+    def start(self) -> TextState:
+        """Return the state of an empty text."""
+        return TextState(self.matcher.deep_copy(), [], self.vocab_size)
+
+
+class TextState:
+    """Where a text stands in a `TextConstraint`; see `ConstraintState`."""
+
+    def __init__(self, matcher: Any, tokens: list[int], vocab_size: int) -> None:
+        self.tokens = tokens
+        self._matcher, self._vocab_size = matcher, vocab_size
+        self._allowed: Tensor | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the text may end here."""
+        return bool(self._matcher.is_accepting())
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the text may end here and nothing may follow."""
+        return bool(self._matcher.is_accepting() and self._matcher.is_stopped())
+
+    def allowed(self) -> Tensor:
+        """Return the mask, [V] bool; nothing is allowed past the end, or where the grammar became too complex."""
+        if self._allowed is None:
+            # Computing a mask that turns out empty puts a matcher into an error state for good.
+            packed = np.frombuffer(self._matcher.deep_copy().compute_bitmask(), np.uint8)
+            bits = np.unpackbits(packed, count=self._vocab_size, bitorder="little")
+            self._allowed = torch.from_numpy(bits.view(np.bool_))
+        return self._allowed
+
+    def push(self, token: int) -> bool:
+        """Append a token, unless it is forbidden."""
+        if not 0 <= token < self._vocab_size or self._matcher.try_consume_tokens([token]) != 1:
+            return False
+        self.tokens.append(token)
+        self._allowed = None
+        return True
+
+    def back(self, count: int) -> None:
+        """Take the last tokens back."""
+        if count > 0:
+            self._matcher.rollback(count)
+            del self.tokens[-count:]
+            self._allowed = None
+
+    def fork(self) -> TextState:
+        """Return an independent copy."""
+        return TextState(self._matcher.deep_copy(), list(self.tokens), self._vocab_size)
+
+
+def _can_end(start: TextState) -> bool:
+    """Return False if a text can be shown never to be complete: every way on was tried, and there were few."""
+    waiting, left = [start], _TRIALS
+    while waiting:
+        state = waiting.pop()
+        if state.is_complete:
+            return True
+        tokens = state.allowed().nonzero().flatten().tolist()
+        left -= len(tokens)
+        if left < 0:
+            return True
+        for token in tokens:
+            fork = state.fork()
+            fork.push(token)
+            waiting.append(fork)
+    return False
+
+
+class _Words:
+    """A vocabulary in the form that the library reads; its end token lies behind the last id, so that none is ours."""
+
+    eos_token_id = None
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self.tokens, self.special_token_ids = vocabulary(tokenizer, vocab_size)
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self._encode(text.decode() if isinstance(text, bytes) else text, is_special=False)
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise ConfigError(
+            "Constraints need the package llguidance.", "python -m pip install 'outpace[constraints]'"
+        ) from None
+    return llguidance
+
+
+def _lark(regex: str | None, json_schema: str | Mapping[str, Any] | None, grammar: str | None) -> tuple[str, str]:
+    """Return what kind of constraint is given, and its Lark grammar."""
+    given = [item for item in (regex, json_schema, grammar) if item is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            f"{len(given) or 'No'} constraints were given.", "Give one regular expression, JSON schema or grammar."
+        )
+    if regex is not None:
+        written = json.loads(_library().LLMatcher.grammar_from_regex(regex))
+        return "regular expression", str(written["grammars"][0]["lark_grammar"])
+    if grammar is not None:
+        return "grammar", grammar
+    return "JSON schema", f"start: %json {json.dumps(_schema(json_schema))}"
+
+
+def _schema(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise ConfigError(f"The JSON schema is not JSON: {error}.", "Check its commas and quotes.") from None
+    if not isinstance(given, Mapping):
+        raise ConfigError("The JSON schema is not an object.", 'Write it as in {"type": "object"}.')
+    return {**given, "x-guidance": {**_ONE_LINE, **given.get("x-guidance", {})}}
+
+
+def _wrapped(lark: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": lark + _EVERY_SPELLING}]})
+
+
+def _unreadable(kind: str, fault: str) -> ConfigError:
+    """Return the library's complaint as one sentence: its first line, or the last "error:" that a regex adds."""
+    lines = [line.strip() for line in fault.splitlines()]
+    details = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    first = lines[0].removeprefix("at ").split("failed to compile JSON schema: ")[-1]
+    reason = details[-1] if details else first
+    return ConfigError(f"The {kind} cannot be used: {reason.rstrip('.')}.", _HINTS[kind])
+
+
+_HINTS = {
+    "regular expression": "Lookaround and back references are not known; escape characters that stand for themselves.",
+    "JSON schema": "Leave out, or correct, the keyword that is named.",
+    "grammar": "Positions are LINE(COLUMN); rules are in Lark's syntax and begin at `start`.",
+}

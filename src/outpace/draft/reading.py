@@ -1,0 +1,129 @@
+"""Asking a drafting model what comes next: after each row's text, and after the nodes of a tree on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from outpace.cache import Cache
+from outpace.layout import lay_out
+from outpace.prefill import catch_up, no_nodes
+from outpace.sampling import History, gumbel
+from outpace.sampling.truncation import needs_order
+from outpace.tree import TokenTree, ancestors
+from outpace.types import Adapter, Outcome, Stream, View
+
+__all__ = ["Drafter", "branch_scores", "forward_pending", "read_nodes", "read_texts"]
+
+SPREAD = 0.8  # of the drafter's error in logits; what served trees best at temperatures 0, 0.7 and 1 on the zoo's pair
+
+
+@dataclass
+class Drafter:
+    """A drafting model and its cache, valid up to a prefix of each row's text."""
+
+    adapter: Adapter
+    cache: Cache
+
+    def reach(self, view: View, most: int | Sequence[int]) -> list[int]:
+        """Return how many tokens ahead each row may draft; 0 past the drafter's context, whatever its neighbours do."""
+        limits = [most] * len(view.texts) if isinstance(most, int) else most
+        context = self.adapter.capabilities.max_positions
+        rows = zip(limits, view.room, view.lengths, strict=True)
+        return [max(0, min(limit, room - 1, context - length)) for limit, room, length in rows]
+
+    def forget(self, outcome: Outcome, view: View) -> None:
+        """Drop drafted entries that did not become text."""
+        emitted = zip(view.lengths, outcome.emitted, outcome.accepted, strict=True)
+        self.cache.truncate([length - len(tokens) + accepted for length, tokens, accepted in emitted])
+
+
+def read_texts(adapter: Adapter, cache: Cache, view: View, reach: Sequence[int], skip: Sequence[int] = ()) -> Tensor:
+    """Let the cache catch up with the texts and return the logits after them, [B, V].
+
+    Args:
+        adapter: the drafting model.
+        cache: its cache.
+        view: the run.
+        reach: tokens each row is to draft; a row with 0 is left where it is, and its logits mean nothing.
+        skip: layers left out.
+    """
+    rows = zip(view.texts, cache.lengths, reach, strict=True)
+    texts = [text if ahead > 0 else text[:held] for text, held, ahead in rows]
+    for _ in catch_up(adapter, cache, texts, skip=skip):
+        pass
+    return forward_pending(adapter, cache, texts, skip)
+
+
+def forward_pending(adapter: Adapter, cache: Cache, texts: Sequence[Sequence[int]], skip: Sequence[int]) -> Tensor:
+    """Forward what each row lacks, and return the logits after its last token, [B, V]."""
+    pending = [text[length:] for text, length in zip(texts, cache.lengths, strict=True)]
+    layout = lay_out(pending, cache.lengths, no_nodes(len(pending), cache.buffers[0].device), is_full=False)
+    scores = adapter.score(layout.tokens, layout.position, layout.visible, cache, layout.ask, skip=skip)
+    cache.keep([range(len(tokens)) for tokens in pending])
+    return scores.logits[:, 0]
+
+
+def read_nodes(
+    adapter: Adapter, cache: Cache, tree: TokenTree, nodes: Tensor, is_real: Tensor, skip: Sequence[int] = ()
+) -> Tensor:
+    """Return the logits after some nodes of a tree, [B, F, V].
+
+    The nodes and their ancestors are forwarded, again and again as a tree grows, and nothing is kept: a cache shows
+    its valid entries to every node, so branches cannot wait in it. The ancestors ride along in a forward that streams
+    the weights anyway, and only the asked nodes pass the head.
+
+    Args:
+        adapter: the drafting model.
+        cache: its cache, which holds the texts.
+        tree: the tree so far.
+        nodes: [B, F] int64 indices.
+        is_real: [B, F] bool; the others are padding, and their logits mean nothing.
+        skip: layers left out.
+    """
+    sees = ancestors(tree.parent)
+    is_needed = (sees.gather(1, nodes.unsqueeze(-1).expand(-1, -1, sees.shape[2])) & is_real.unsqueeze(-1)).any(1)
+    part = tree.keep(is_needed)
+    visible = ancestors(part.parent)
+    device = part.tokens.device
+    held = torch.tensor(cache.lengths, device=device).unsqueeze(1)
+    is_node = torch.arange(part.tokens.shape[1], device=device) < torch.tensor(part.length, device=device).unsqueeze(1)
+    position = (held - 1 + visible.sum(-1)).masked_fill(~is_node, -1)
+    ask = (is_needed.cumsum(-1) - 1).gather(1, nodes).clamp_(min=0)
+    return adapter.score(part.tokens, position, visible, cache, ask, skip=skip).logits
+
+
+def branch_scores(
+    view: View, logits: Tensor, place: Tensor, history: History | None = None, spread: float = SPREAD
+) -> Tensor:
+    """Return log-probabilities that the target picks each token at each node, as the drafter sees it, [B, F, V].
+
+    Were the drafter right, the pick would be known: argmax of logits + temperature x Gumbel noise, with the target's
+    own noise. It errs; if the error of its logits is taken as Gumbel noise times `spread`, the target picks with the
+    softmax of that sum over `spread`. At any temperature, 0 included, the likeliest branch is the token that a coupled
+    chain would draft.
+
+    Args:
+        view: the run.
+        logits: [B, F, V].
+        place: [B, F] or [B, 1] int64 position of the picked token.
+        history: of the rows' final text, where processors need one (drafts on the path are not counted).
+        spread: scale of the drafter's error.
+    """
+    sampler, settings = view.sampler, view.sampler.settings
+    if history is None:
+        logits = sampler.process(logits, None)
+    else:
+        logits = torch.stack([sampler.process(logits[:, i], history) for i in range(logits.shape[1])], 1)
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if not settings.is_greedy:
+        noise = gumbel(sampler.noise(Stream.TARGET, place), torch.arange(logits.shape[-1], device=logits.device))
+        noisy = logits + noise.to(logits.dtype) * settings.temperature
+        if needs_order(settings):
+            noisy = noisy.masked_fill(sampler.law(logits.flatten(0, 1)).probs().view(logits.shape) == 0, float("-inf"))
+        logits = noisy
+    return (logits / spread).log_softmax(-1)

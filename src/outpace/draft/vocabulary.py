@@ -1,0 +1,165 @@
+"""A drafter that speaks only the most frequent tokens: counting them, choosing them, and cutting its head to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from outpace.cache import Cache
+from outpace.draft.memory import Memory
+from outpace.errors import ConfigError
+from outpace.types import Adapter, Counter, EncoderAdapter, Scores
+
+__all__ = ["TokenCounts", "TrimmedHead", "count_tokens", "memory_bound_speedup"]
+
+
+class TokenCounts(Memory):
+    """How often each token was written; outlives calls, and goes to a file and back.
+
+    Args:
+        counts: occurrences by token id.
+
+    Raises:
+        ConfigError: an id or a count is below 0.
+    """
+
+    def __init__(self, counts: dict[int, int] | None = None) -> None:
+        super().__init__()
+        self.counts = dict(counts or {})
+        self.note(list(self.counts))
+        if min(self.counts.values(), default=0) < 0:
+            raise ConfigError("A token count is below 0.", "Count how often each token was written.")
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Count the tokens of a text."""
+        for token in tokens:
+            self.counts[token] = self.counts.get(token, 0) + 1
+
+    def most_frequent(self, size: int, vocab_size: int) -> list[int]:
+        """Return the `size` most frequent ids, ascending. Equals, such as all that were never seen: the lower id.
+
+        Vocabularies made by merging (byte-pair encoding) number tokens roughly by falling frequency, so that the lower
+        id is the better guess.
+        """
+        order = sorted(range(vocab_size), key=lambda token: -self.counts.get(token, 0))
+        return sorted(order[:size])
+
+    def save(self, file: str | Path) -> None:
+        """Write the counts as one JSON object from id to count."""
+        Path(file).write_text(json.dumps({str(token): n for token, n in sorted(self.counts.items())}), encoding="utf-8")
+
+    @staticmethod
+    def read(file: str | Path) -> TokenCounts:
+        """Read counts from a JSON object of ids and counts, or a list of counts by id.
+
+        Raises:
+            ConfigError: the file is missing, or holds something else.
+        """
+        try:
+            found = json.loads(Path(file).read_text(encoding="utf-8"))
+            pairs = found.items() if isinstance(found, dict) else enumerate(found)
+            return TokenCounts({int(token): int(count) for token, count in pairs if count})
+        except OSError as error:
+            raise ConfigError(
+                f"The token counts {str(file)!r} cannot be read.", "Write them with count_tokens."
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"The file {str(file)!r} holds no token counts.", "Write one JSON object from token id to count."
+            ) from error
+
+    def rows(self, index: Sequence[int]) -> TokenCounts:
+        """Return itself: the rows of a run share it."""
+        del index
+        return self
+
+    def join(self, counts: Sequence[TokenCounts]) -> TokenCounts:
+        """Return itself: rows that join count into the same object."""
+        del counts
+        return self
+
+
+class _Writer(Protocol):
+    def generate(self, prompt: Any, **arguments: Any) -> Any:
+        """As `LanguageModel.generate`."""
+        ...
+
+
+def count_tokens(lm: _Writer, prompts: Sequence[Any], **arguments: Any) -> TokenCounts:
+    """Let a model write after some prompts, as its users would, and count what it wrote.
+
+    Args:
+        lm: the target, an `outpace.LanguageModel`.
+        prompts: texts or lists of ids.
+        **arguments: of `generate`: max_tokens, temperature, num_samples, method, ...
+    """
+    counts = TokenCounts()
+    for prompt in prompts:
+        results = lm.generate(prompt, **arguments)
+        for result in results if isinstance(results, list) else [results]:
+            counts.add(result.tokens)
+    return counts
+
+
+class TrimmedHead:
+    """An adapter that gives every token outside a list no chance; where it can, without computing their logits.
+
+    Our own decoder drops the other rows of its head (`Transformer.trim_head`). Another adapter computes all logits, and
+    the others are masked: the same drafts, but nothing saved.
+
+    Args:
+        adapter: the drafter.
+        ids: the tokens that stay, ascending.
+    """
+
+    def __init__(self, adapter: Adapter, ids: Sequence[int]) -> None:
+        self.capabilities = adapter.capabilities
+        self.is_sliced = hasattr(adapter, "trim_head")
+        self._ids = torch.tensor(list(ids), dtype=torch.int64, device=getattr(adapter, "device", "cpu"))
+        self._inner: Adapter = adapter.trim_head(self._ids) if hasattr(adapter, "trim_head") else adapter
+
+    def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
+        """Return the drafter's own cache."""
+        return self._inner.new_cache(rows, capacity, counter)
+
+    def encode(self, sources: Sequence[list[int]], cache: Cache) -> None:
+        """Run the drafter's encoder."""
+        cast("EncoderAdapter", self._inner).encode(sources, cache)
+
+    def score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        heads: Sequence[str] = (),
+        inputs: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        """Run one forward; logits are scattered back to the whole vocabulary, -inf elsewhere."""
+        scores = self._inner.score(tokens, position, visible, cache, ask, heads, inputs, skip)
+        known = scores.logits if self.is_sliced else scores.logits[..., self._ids]
+        logits = known.new_full((*known.shape[:-1], self.capabilities.vocab_size), float("-inf"))
+        logits[..., self._ids] = known
+        return replace(scores, logits=logits)
+
+
+def memory_bound_speedup(tokens_per_step: float, draft_len: float, draft_bytes: float, target_bytes: float) -> float:
+    """Return the speed-up over plain decoding where reading weights is all that takes time.
+
+    Source: Goel et al. (2025), VocabTrim, arXiv 2506.22694, after Goel et al. (2024), arXiv 2403.00858: block
+    efficiency / (c x draft length + 1), with c the drafter's size over the target's.
+
+    Args:
+        tokens_per_step: block efficiency, tokens written per target forward.
+        draft_len: drafter forwards per target forward.
+        draft_bytes, target_bytes: weights that one forward reads (of an embedding, one row).
+    """
+    return tokens_per_step / (draft_bytes / target_bytes * draft_len + 1)

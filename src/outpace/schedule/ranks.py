@@ -1,0 +1,58 @@
+"""How often the target picks the drafter's likeliest token, its second, its third: counted as a row is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["RankCounts"]
+
+_PRIOR_WEIGHT = 20.0  # an unseen rank counts as if it had been tried this often
+_DISCOUNT = 0.99  # per step
+
+
+@dataclass(slots=True)
+class RankCounts:
+    """Tries and acceptances of each rank of one row, discounted.
+
+    Attributes:
+        prior: rate of each rank before anything was seen.
+        tried, accepted: counts per rank.
+    """
+
+    prior: tuple[float, ...]
+    tried: list[float] = field(default_factory=list)
+    accepted: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.tried:
+            self.tried, self.accepted = [0.0] * len(self.prior), [0.0] * len(self.prior)
+
+    def add(self, parent: Sequence[int], rank: Sequence[int], path: Sequence[int]) -> None:
+        """Count one step: at every node that the walk came to, each child there was tried, and one or none accepted.
+
+        Args:
+            parent, rank: of the tree's nodes, without padding.
+            path: accepted nodes in order.
+        """
+        self.tried = [_DISCOUNT * count for count in self.tried]
+        self.accepted = [_DISCOUNT * count for count in self.accepted]
+        visited = {-1, *path}
+        for above, order in zip(parent, rank, strict=True):
+            if above in visited and order < len(self.tried):
+                self.tried[order] += 1
+        for node in path:
+            if rank[node] < len(self.accepted):
+                self.accepted[rank[node]] += 1
+
+    def rates(self) -> tuple[float, ...]:
+        """Return the estimated acceptance of each rank, never rising, in hundredths (so that estimates settle)."""
+        found, least = [], 1.0
+        for prior, tried, accepted in zip(self.prior, self.tried, self.accepted, strict=True):
+            least = min(least, (accepted + _PRIOR_WEIGHT * prior) / (tried + _PRIOR_WEIGHT))
+            found.append(round(least, 2))
+        return tuple(found)
+
+    def copy(self) -> RankCounts:
+        """Return an independent copy (a forked row)."""
+        return RankCounts(self.prior, list(self.tried), list(self.accepted))

@@ -1,0 +1,146 @@
+"""Certifying every method that fits a model, side by side in processes; what cannot run here is said, not left out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+
+import torch
+
+from outpace.engine import LanguageModel, load
+from outpace.errors import OutpaceError
+from outpace.fit import misfits
+from outpace.methods.base import Method
+from outpace.registry import load_method, method_names
+from outpace.testing.certify import Certificate, certify_model
+from outpace.types import Guarantee
+from outpace.zoo import drafter_of
+
+__all__ = ["Entry", "certifiable", "certify_all"]
+
+_PLAIN = "autoregressive"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One method's certificate, or why there is none.
+
+    Attributes:
+        method: its name.
+        certificate: None = not run.
+        reason: why not.
+        is_failure: it should have run.
+    """
+
+    method: str
+    certificate: Certificate | None = None
+    reason: str = ""
+    is_failure: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is wrong: certified, or rightly left out."""
+        return self.certificate.holds if self.certificate is not None else not self.is_failure
+
+    def render(self) -> str:
+        """Return one line."""
+        if self.certificate is None:
+            return f"{self.method:24}{'FAILED' if self.is_failure else 'not run':16}{self.reason}"
+        seen = self.certificate
+        accepted, rejected = (sum(getattr(line, kind) for line in seen.lines) for kind in ("accepted", "rejected"))
+        flips = sum(len(line.flips) for line in seen.lines)
+        faults = [fault for line in seen.lines for fault in (*line.faults, *(f"not seen: {m}" for m in line.missing))]
+        faults += [f"{name}: {reason}" for name, reason in seen.checks.items() if reason]
+        verdict = "certified" if seen.holds else "NOT CERTIFIED"
+        counts = f"{accepted:>7} kept {rejected:>7} rejected {flips:>3} flips {seen.seconds:>5.0f} s"
+        return f"{self.method:24}{verdict:16}{seen.guarantee:14}{counts}{'  ' + faults[0] if faults else ''}"
+
+
+def certifiable(model: str, names: Sequence[str] = ()) -> Iterator[tuple[Method | None, Entry]]:
+    """Yield each method that can be certified on a model, or None with an entry that says why it cannot.
+
+    Args:
+        model: the model's name, for its drafter.
+        names: which methods; empty = all that are registered.
+    """
+    from outpace.models.opening import offered_by
+
+    offered = offered_by(model)
+    for name in names or [name for name in method_names() if name != _PLAIN]:
+        method = load_method(name)()
+        if method.guarantee is Guarantee.APPROXIMATE:
+            yield None, Entry(name, reason="approximate: it may change the text, so there is nothing to certify")
+        elif offered is not None and misfits(method, offered):
+            yield None, Entry(name, reason=f"needs {' and '.join(misfits(method, offered))}")
+        elif (lacks := _lacks(method, model)) is not None:
+            yield None, Entry(name, reason=lacks)
+        else:
+            yield method, Entry(name)
+
+
+def _lacks(method: Method, model: str) -> str | None:
+    """Return the sentence about a drafter that is not at hand."""
+    for role in method.needs.models:
+        if getattr(method, role) == "auto":
+            try:
+                drafter_of(model)
+            except OutpaceError as error:
+                return str(error)
+    return None
+
+
+def certify_all(
+    model: str,
+    names: Sequence[str] = (),
+    *,
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    limit_s: float = 300.0,
+    jobs: int = 2,
+) -> Iterator[Entry]:
+    """Certify methods under their default settings, yielding each entry as it is ready.
+
+    Args:
+        model: zoo name, directory or hub id.
+        names: which; empty = all that are registered.
+        dtype: the working precision in which flips are listed.
+        seed: of every draw.
+        limit_s: per method, no new round of texts is begun after this long.
+        jobs: processes side by side.
+    """
+    methods = []
+    for method, entry in certifiable(model, names):
+        if method is None:
+            yield entry
+        else:
+            methods.append(method)
+    # A fresh process each: a fork would copy the threads' locks.
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_set_up, initargs=(model, dtype, threads)) as pool:
+        waiting = {pool.submit(_certify, method, seed, limit_s): method.name for method in methods}
+        for done in as_completed(waiting):
+            name, error = waiting[done], done.exception()
+            if error is not None:
+                yield Entry(name, reason=f"{type(error).__name__}: {error}", is_failure=True)
+            else:
+                yield Entry(name, done.result())
+
+
+_loaded: dict[str, LanguageModel] = {}  # of a worker process
+
+
+def _set_up(model: str, dtype: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _loaded["exact"], _loaded["rounded"] = load(model, dtype="float64"), load(model, dtype=dtype)
+
+
+def _certify(method: Method, seed: int, limit_s: float) -> Certificate:
+    began = time.perf_counter()
+    certificate = certify_model(_loaded["exact"], method, rounded=_loaded["rounded"], seed=seed, limit_s=limit_s)
+    certificate.seconds = time.perf_counter() - began
+    return certificate

@@ -1,0 +1,247 @@
+"""The training loop that all recipes share: fixed steps, checkpoints, progress, and a clean stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from outpace.errors import ConfigError, NumericalError
+
+from . import checkpoint
+
+log = logging.getLogger("outpace.train")
+EXIT_INTERRUPTED = 130
+
+
+class Schedule(Protocol):
+    """What the loop reads of a recipe; see `outpace.train.recipes`."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def warmup(self) -> int: ...  # noqa: D102
+    @property
+    def matrix_rate(self) -> float: ...  # noqa: D102
+    @property
+    def other_rate(self) -> float: ...  # noqa: D102
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+    @property
+    def clip(self) -> float: ...  # noqa: D102
+    @property
+    def checkpoint_every(self) -> int: ...  # noqa: D102
+
+
+@dataclass(slots=True, kw_only=True)
+class Loop:
+    """Everything that changes while one model trains; a subclass says what a step's loss is and what is exported.
+
+    Attributes:
+        schedule: The settings.
+        network: The model, in float32.
+        device: Where it runs.
+        seed: Seed of weights, data order and masks.
+        steps: Steps of the whole run.
+        step: Steps done.
+        losses: Loss of each step done, in nats per token.
+        seconds: Time spent in steps so far.
+    """
+
+    schedule: Schedule
+    network: nn.Module
+    device: torch.device
+    seed: int
+    steps: int
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    optimisers: list[torch.optim.Optimizer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Build the optimisers."""
+        self.network.to(self.device)
+        self.optimisers = _optimisers(self.network, self.schedule)
+
+    def loss(self) -> Tensor:
+        """Return the loss of step `self.step`, in nats per token; a pure function of weights, step and seed."""
+        raise NotImplementedError
+
+    def export(self, out: Path) -> None:
+        """Write the model as it is now to `out`."""
+        raise NotImplementedError
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in a step, for the speed that the log shows."""
+        raise NotImplementedError
+
+    def advance(self) -> float:
+        """Do one step; returns its loss in nats per token."""
+        started = time.perf_counter()
+        self._set_rates()
+        # Weights and optimiser stay in float32; bfloat16 products double the speed where the CPU has them.
+        # The context is entered anew in each step, because inside it the weights are cast once and then remembered.
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss = self.loss()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.schedule.clip)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        value = float(loss.detach())
+        if value != value:
+            raise NumericalError(f"the loss became NaN at step {self.step}", "Resume, or lower the learning rates.")
+        self.step += 1
+        self.losses.append(value)
+        self.seconds += time.perf_counter() - started
+        return value
+
+    def _set_rates(self) -> None:
+        # A linear ramp, then a straight line to zero, which for short runs ends lower than a cosine.
+        factor = min((self.step + 1) / self.schedule.warmup, max(1 - self.step / self.steps, 0.01))
+        peaks = (self.schedule.matrix_rate, self.schedule.other_rate)
+        for optimiser, peak in zip(self.optimisers, peaks, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = peak * factor
+
+    def keep(self, out: Path) -> None:
+        """Write a checkpoint and the model."""
+        checkpoint.save(self.state(), out / "checkpoint.pt")
+        self.export(out)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "recipe": self.schedule.name,
+            "seed": self.seed,
+            "step": self.step,
+            "losses": self.losses,
+            "seconds": self.seconds,
+            "network": self.network.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ConfigError: When it is of another recipe or seed.
+        """
+        if (state["recipe"], state["seed"]) != (self.schedule.name, self.seed):
+            raise ConfigError(
+                f"the checkpoint is of {state['recipe']} with seed {state['seed']}, "
+                f"not of {self.schedule.name} with seed {self.seed}",
+                "Give another --out, or leave out --resume.",
+            )
+        self.network.load_state_dict(state["network"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.step, self.losses, self.seconds = state["step"], list(state["losses"]), state["seconds"]
+
+
+def _optimisers(network: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices (Jordan et al., 2024), AdamW for embeddings, norms and biases."""
+    named = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
+    tables = ("embed", "shared")
+    matrices = [weight for name, weight in named if weight.ndim == 2 and not any(part in name for part in tables)]
+    others = [weight for name, weight in named if weight.ndim != 2 or any(part in name for part in tables)]
+    return [
+        torch.optim.Muon(
+            matrices, lr=schedule.matrix_rate, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+
+
+def run(loop: Loop, out: Path, *, resume: bool) -> int:
+    """Do the steps that are left, keeping checkpoints in `out`.
+
+    Returns:
+        Exit status: 0, or 130 when it was interrupted (a checkpoint is then saved).
+
+    Raises:
+        OutpaceError: For a full disk, a checkpoint that does not fit, a loss that became NaN.
+    """
+    if resume:
+        loop.restore(checkpoint.load(out / "checkpoint.pt"))
+        log.info("resumed at step %d", loop.step)
+    parameters = sum(weight.numel() for weight in loop.network.parameters() if weight.requires_grad)
+    log.info("%s: %d parameters, %d steps on %s", loop.schedule.name, parameters, loop.steps, loop.device)
+    with _stop_requests() as is_stopping, _progress(loop) as show:
+        while loop.step < loop.steps:
+            show(loop.advance())
+            if is_stopping():
+                loop.keep(out)
+                log.info("interrupted; the checkpoint at step %d is saved, --resume continues it", loop.step)
+                return EXIT_INTERRUPTED
+            if loop.step % loop.schedule.checkpoint_every == 0:
+                loop.keep(out)
+    loop.keep(out)
+    return 0
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and termination into a question asked between two steps."""
+    asked: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        previous = [signal.signal(number, lambda caught, _: asked.append(caught)) for number in numbers]
+    except ValueError:  # Not the main thread: the caller owns the signals.
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Log lines to a file, and to standard error when it is no terminal (a progress bar is shown there)."""
+    handlers: list[logging.Handler] = [logging.FileHandler(path)]
+    if not Console(stderr=True).is_terminal:
+        handlers.append(logging.StreamHandler())
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
+def _progress(loop: Loop) -> Iterator[Callable[[float], None]]:
+    """A bar on a terminal, a log line every 20 steps everywhere."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(loop.schedule.name, total=loop.steps, completed=loop.step, loss="")
+        mark = [time.perf_counter(), float(loop.step)]
+
+        def show(loss: float) -> None:
+            bar.update(task, completed=loop.step, loss=f"loss {loss:.3f}")
+            if loop.step % 20 == 0 or loop.step == loop.steps:
+                now, done = time.perf_counter(), loop.step - mark[1]
+                rate = done * loop.tokens_per_step / (now - mark[0])
+                recent = loop.losses[-20:]
+                log.info("step %d/%d loss %.4f, %.0f tokens/s", loop.step, loop.steps, sum(recent) / len(recent), rate)
+                mark[:] = [now, float(loop.step)]
+
+        yield show

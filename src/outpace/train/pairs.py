@@ -1,0 +1,206 @@
+"""Sentence pairs: where they come from, how they are read, and batches that depend on the step alone."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+
+from outpace.errors import ConfigError
+
+from .data import EOS_ID, train_tokenizer
+from .sources import END
+
+START = "<|start|>"
+START_ID = 2
+IGNORED = -100  # where a batch has no label
+Pair = tuple[str, str]  # a sentence and its translation
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSource:
+    """One public text of sentence pairs.
+
+    Attributes:
+        name: Short name, as in the cards.
+        splits: Files of each split inside the data folder.
+        origin: Where anyone can get the same.
+        licence: Its licence.
+        note: What of it is used.
+        read: Yields the pairs (German, English) of the named files.
+    """
+
+    name: str
+    splits: dict[str, tuple[str, ...]]
+    origin: str
+    licence: str
+    note: str
+    read: Callable[[Sequence[Path]], list[Pair]]
+
+    def pairs(self, data: Path, split: str) -> list[Pair]:
+        """Return the pairs of a split.
+
+        Raises:
+            ConfigError: When it has no such split, or a file is missing.
+        """
+        if split not in self.splits:
+            raise ConfigError(f"{self.name} has no split {split!r}", f"Its splits: {', '.join(self.splits)}.")
+        for name in self.splits[split]:
+            if not (data / name).is_file():
+                raise ConfigError(f"{name} is missing in {data}", f"Get it from {self.origin} ({self.licence}).")
+        return self.read([data / name for name in self.splits[split]])
+
+
+def _lines(path: Path) -> list[str]:
+    return gzip.decompress(path.read_bytes()).decode("utf-8").rstrip("\n").split("\n")
+
+
+def _tsv(paths: Sequence[Path]) -> list[Pair]:
+    rows = [line.rstrip("\r").split("\t") for path in paths for line in _lines(path)]
+    return [(row[1].strip(), row[0].strip()) for row in rows]
+
+
+def _aligned(paths: Sequence[Path]) -> list[Pair]:
+    german, english = (_lines(path) for path in paths)
+    return [(a.strip(), b.strip()) for a, b in zip(german, english, strict=True)]
+
+
+def _multi30k(name: str) -> tuple[str, str]:
+    return f"multi30k/{name}.de.gz", f"multi30k/{name}.en.gz"
+
+
+TATOEBA = PairSource(
+    name="tatoeba-pairs",
+    splits={split: (f"tatoeba_pairs/en-de.{split}.tsv.gz",) for split in ("train", "valid", "test")},
+    origin="tatoeba.org through www.manythings.org/anki, the copy in github.com/rioyshky/translation",
+    licence="CC-BY-2.0",
+    note="German to English, split by a hash of the English sentence",
+    read=_tsv,
+)
+MULTI30K = PairSource(
+    name="multi30k",
+    splits={
+        "train": _multi30k("train"),
+        "valid": _multi30k("val"),
+        "test": _multi30k("test_2016_flickr"),
+        "test-2017": _multi30k("test_2017_mscoco"),
+    },
+    origin="github.com/multi30k/dataset",
+    licence="none, research use only",
+    note="captions, German to English",
+    read=_aligned,
+)
+PAIR_SOURCES = {source.name: source for source in (TATOEBA, MULTI30K)}
+
+
+def train_pair_tokenizer(pairs: Iterable[Pair], vocab: int) -> Tokenizer:
+    """A byte-level BPE shared by both languages, ending each text with `<|endoftext|>`; id 2 starts the decoder."""
+    tokenizer = train_tokenizer((text for pair in pairs for text in pair), vocab, extra=(START,))
+    tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, EOS_ID)])
+    return tokenizer
+
+
+def join_neighbours(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
+    """Return the pairs and, for a share of them, the pair joined with one or two random others.
+
+    Short sentences alone would teach a model to stop after the first one.
+    """
+    generator = np.random.default_rng(seed)
+    num = int(len(pairs) * share)
+    picked = generator.integers(0, len(pairs), size=(num, 3))
+    counts = generator.integers(2, 4, size=num)
+    joined = []
+    for row, count in zip(picked.tolist(), counts.tolist(), strict=True):
+        chosen = [pairs[index] for index in row[:count]]
+        joined.append((" ".join(pair[0] for pair in chosen), " ".join(pair[1] for pair in chosen)))
+    return [*pairs, *joined]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairBatches:
+    """Encoded pairs and the batches that a run sees.
+
+    Every epoch holds each pair once, in batches of similar length. Which pairs a step holds is a pure function of
+    (seed, step), so a resumed run goes on where the killed one stopped, without saved state.
+
+    Attributes:
+        sources: Token ids of each source, end of text included.
+        targets: Those of each translation.
+        budget: Most positions of a batch, padding included, on the longer side.
+        seed: Of the order.
+    """
+
+    sources: tuple[Ints, ...]
+    targets: tuple[Ints, ...]
+    budget: int
+    seed: int
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of the longer side of each pair, [N]."""
+        both = zip(self.sources, self.targets, strict=True)
+        return np.array([max(len(source), len(target)) for source, target in both], dtype=np.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that hold each pair once."""
+        return len(_plan(self, 0))
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the batch of a step.
+
+        Returns:
+            sources [B, S], their mask [B, S] (1 = a token), decoder inputs [B, T] and labels [B, T] (-100 = none).
+        """
+        per_epoch = self.steps_per_epoch
+        members = _plan(self, step // per_epoch)[step % per_epoch]
+        sources = [self.sources[index] for index in members]
+        targets = [self.targets[index] for index in members]
+        shifted = [np.concatenate([[START_ID], target[:-1]]) for target in targets]
+        padded = _pad(sources, EOS_ID)
+        held = torch.tensor([len(source) for source in sources]).unsqueeze(1)
+        mask = (torch.arange(padded.shape[1]) < held).long()
+        return padded, mask, _pad(shifted, EOS_ID), _pad(targets, IGNORED)
+
+
+@lru_cache(maxsize=2)
+def _plan(batches: PairBatches, epoch: int) -> list[list[int]]:
+    """Return the pairs of each batch of an epoch, in a random order.
+
+    Pairs of one length are shuffled among themselves before the cut, so borders lie alike in every epoch.
+    """
+    generator = np.random.default_rng([batches.seed, epoch])
+    shuffled = generator.permutation(len(batches.sources))
+    lengths = batches.lengths[shuffled]
+    order = shuffled[np.argsort(lengths, kind="stable")]
+    plan: list[list[int]] = []
+    for index, length in zip(order.tolist(), np.sort(lengths).tolist(), strict=True):
+        if not plan or (len(plan[-1]) + 1) * length > batches.budget:
+            plan.append([])
+        plan[-1].append(index)
+    return [plan[at] for at in generator.permutation(len(plan))]
+
+
+def _pad(rows: Sequence[Ints], filler: int) -> Tensor:
+    padded = np.full((len(rows), max(len(row) for row in rows)), filler, dtype=np.int64)
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair], budget: int, longest: int, seed: int) -> PairBatches:
+    """Encode pairs, leaving out those with a side longer than `longest` tokens."""
+    sides = [tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1)]
+    kept = [(a.ids, b.ids) for a, b in zip(*sides, strict=True) if max(len(a.ids), len(b.ids)) <= longest]
+    sources = tuple(np.array(source, dtype=np.int64) for source, _ in kept)
+    return PairBatches(sources, tuple(np.array(target, dtype=np.int64) for _, target in kept), budget, seed)

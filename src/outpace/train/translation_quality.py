@@ -1,0 +1,180 @@
+"""How good a translator is, and how much work each method needs for its text: BLEU, forwards and drafts per token.
+
+    python -m outpace.train.translation_quality translate --set tatoeba-pairs:test
+    python -m outpace.train.translation_quality translate --methods autoregressive jacobi:mode=block,window=8
+
+The model is a zoo name or a directory. Steps are counted per sentence, so they do not depend on the batch. `--card`
+notes the BLEU of plain decoding in the card of a directory, and for a drafter how far it agrees with its parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outpace.engine import LanguageModel, load
+from outpace.errors import ConfigError, OutpaceError, nearest
+from outpace.result import Result
+
+from .bleu import bleu
+from .data import find_data
+from .pairs import PAIR_SOURCES, Pair
+from .quality import HEADING
+
+__all__ = ["Work", "measure", "read_set", "translate"]
+
+SETS = ("tatoeba-pairs:test", "multi30k:test")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One method on one set of sentences.
+
+    Attributes:
+        set: name of the set.
+        method: name and settings, as given.
+        sentences: how many.
+        tokens: tokens written.
+        bleu: of the texts.
+        same: share of sentences with the first method's tokens.
+        forwards: target forwards per token.
+        drafts: drafted tokens per token.
+    """
+
+    set: str
+    method: str
+    sentences: int
+    tokens: int
+    bleu: float
+    same: float
+    forwards: float
+    drafts: float
+
+
+def read_set(name: str, data: Path, count: int = 0) -> list[Pair]:
+    """Return the pairs of a set named "source:split", or `count` of them, evenly spread.
+
+    Raises:
+        ConfigError: no such source or split, or a file is missing.
+    """
+    source, _, split = name.partition(":")
+    if source not in PAIR_SOURCES:
+        raise ConfigError(f"There is no set of sentence pairs {source!r}.", nearest(source, PAIR_SOURCES, "set"))
+    pairs = PAIR_SOURCES[source].pairs(data, split or "test")
+    if not 0 < count < len(pairs):
+        return pairs
+    return [pairs[index * len(pairs) // count] for index in range(count)]
+
+
+def translate(
+    model: LanguageModel, texts: Sequence[str], method: str, *, rows: int = 32, **arguments: Any
+) -> list[Any]:
+    """Translate texts, `rows` at a time and similar lengths together, and return the results in the given order.
+
+    Args:
+        model: an encoder-decoder.
+        texts: sentences.
+        method: name and settings, like "jacobi:mode=block,window=8".
+        rows: batch size.
+        **arguments: of `LanguageModel.generate`.
+    """
+    name, _, rest = method.partition(":")
+    options = dict(item.split("=", 1) for item in rest.split(",") if item)
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    results: dict[int, Result] = {}
+    for start in range(0, len(order), rows):
+        part = order[start : start + rows]
+        found = model.generate([texts[index] for index in part], method=name, options=options, **arguments)
+        results.update(zip(part, found, strict=True))
+    return [results[index] for index in range(len(texts))]
+
+
+def measure(
+    model: LanguageModel, name: str, pairs: Sequence[Pair], methods: Sequence[str], **arguments: Any
+) -> list[Work]:
+    """Translate a set with each method."""
+    first: list[Result] = []
+    works = []
+    for method in methods:
+        results = translate(model, [german for german, _ in pairs], method, **arguments)
+        first = first or results
+        tokens = sum(len(result.tokens) for result in results)
+        works.append(
+            Work(
+                set=name,
+                method=method,
+                sentences=len(pairs),
+                tokens=tokens,
+                bleu=bleu([result.text for result in results], [english for _, english in pairs]),
+                same=sum(a.tokens == b.tokens for a, b in zip(first, results, strict=True)) / len(pairs),
+                forwards=sum(result.usage.num_steps for result in results) / tokens,
+                drafts=sum(result.usage.num_proposed for result in results) / tokens,
+            )
+        )
+        print(_line(works[-1]), flush=True)
+    return works
+
+
+_HEAD = (
+    "| set | method | sentences | tokens | BLEU | same text | target forwards per token | tokens per forward "
+    "| drafts per token |\n|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def _line(work: Work) -> str:
+    return (
+        f"| {work.set} | {work.method} | {work.sentences} | {work.tokens:,} | {work.bleu:.2f} | {work.same:.1%} "
+        f"| {work.forwards:.3f} | {1 / work.forwards:.2f} | {work.drafts:.2f} |"
+    )
+
+
+def write_card(directory: Path, works: Sequence[Work]) -> None:
+    """Put the figures into the directory's card, in place of earlier ones."""
+    path = directory / "card.md"
+    text = path.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
+    rows = [f"| {work.set} | {work.sentences:,} | {work.bleu:.1f} |" for work in works]
+    lines = [HEADING, "", "| translated set | sentences | BLEU |", "|---|---|---|", *rows, ""]
+    lines.append("BLEU as sacrebleu counts it (13a, case kept), greedy decoding in float32, one reference a sentence.")
+    path.write_text(f"{text}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m outpace.train.translation_quality", description=__doc__)
+    parser.add_argument("model", help="zoo name or directory")
+    parser.add_argument("--set", nargs="+", default=list(SETS), help=f"default: {' '.join(SETS)}")
+    parser.add_argument("--methods", nargs="+", default=["autoregressive"], help="name:key=value,key=value")
+    parser.add_argument("--count", type=int, default=0, help="sentences of each set (default: all)")
+    parser.add_argument("--rows", type=int, default=32, help="sentences side by side")
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--card", action="store_true", help="note plain decoding's BLEU in the card")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    try:
+        model, data, works = load(given.model, dtype="float32"), find_data(given.data), []
+        print(_HEAD)
+        for name in given.set:
+            pairs = read_set(name, data, given.count)
+            works += measure(model, name, pairs, given.methods, rows=given.rows, max_tokens=given.max_tokens)
+        if given.card:
+            write_card(Path(given.model), [work for work in works if work.method == "autoregressive"])
+    except OutpaceError as error:
+        print(f"outpace: {error}\n{error.hint}", file=sys.stderr)
+        return error.exit_status
+    if given.json:
+        given.json.write_text(json.dumps([asdict(work) for work in works], indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The taxonomy maps to modules that exist, its page is fresh, and its checks fail on what they should."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from outpace.registry import built_in_names, load_method
+
+ROOT = Path(__file__).parents[2]
+
+
+def _script() -> Any:
+    import sys
+
+    spec = importlib.util.spec_from_file_location("taxonomy", ROOT / "docs/taxonomy.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["taxonomy"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_line_has_a_module_that_imports_or_a_reason() -> None:
+    script = _script()
+    assert script.faults(script.read()) == []
+
+
+def test_the_page_is_fresh() -> None:
+    script = _script()
+    assert (ROOT / "docs/taxonomy.md").read_text(encoding="utf-8") == script.render(script.read())
+
+
+def test_every_numbered_method_of_ours_is_on_it() -> None:
+    lines = {line.number: line for line in _script().read()}
+    for name in built_in_names():
+        paper = load_method(name).paper
+        if paper is not None and str(paper.number) in lines:
+            assert lines[str(paper.number)].module == load_method(name).__module__, name
+
+
+def test_the_checks_can_fail(tmp_path: Path) -> None:
+    script = _script()
+    line = script.Line("-", "x", "trees", "284", "outpace.nowhere", "")
+    silent = script.Line("-", "y", "trees", "284", "-", "")
+    assert script.faults([line, silent, silent]) == [
+        "y: neither a module nor a reason.",
+        "y: neither a module nor a reason.",
+        "x: outpace.nowhere does not import.",
+        "y: listed twice.",
+    ]
+    table = tmp_path / "methods.tsv"
+    table.write_text("n\tname\tfamily\n7\tz\tspec-trees\n8\tw\tspeech\n", encoding="utf-8")
+    assert script.faults([], table) == ["System 7, z: no line."]

@@ -1,0 +1,101 @@
+"""Encoder-decoder targets: every exact method that fits the zoo's translator writes what plain decoding writes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+import outpace
+from outpace.fit import misfits
+from outpace.registry import built_in_names, load_method
+from outpace.types import Guarantee
+
+pytest.importorskip("transformers")
+MODEL = os.environ.get("OUTPACE_TEST_TRANSLATOR", "translate")
+SENTENCES = [
+    "Ein Mann fährt Fahrrad.",
+    "Ich glaube nicht, dass Tom weiß, wie man diese Maschine bedient. Hast du ihm gesagt, wo das Buch liegt?",
+    "Hallo!",
+    "Die Kinder spielen im Garten, weil das Wetter heute so schön ist.",
+]
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 0.8, "seed": 3},
+    "penalties": {"repetition_penalty": 1.3, "frequency_penalty": 0.4},
+    "top-p": {"temperature": 1.2, "top_p": 0.9, "seed": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def translator() -> outpace.LanguageModel:
+    return outpace.load(MODEL, dtype="float64")
+
+
+@pytest.fixture(scope="module")
+def plain(translator: outpace.LanguageModel) -> dict[str, list[list[int]]]:
+    """Each sentence alone."""
+    return {
+        way: [translator.generate(text, max_tokens=40, **settings).tokens for text in SENTENCES]
+        for way, settings in WAYS.items()
+    }
+
+
+def fitting() -> list[str]:
+    """The exact methods whose needs an encoder-decoder meets, and which run without files of the user's."""
+    names = []
+    for name in built_in_names():
+        method = load_method(name)()
+        if method.guarantee is Guarantee.EXACT and method.needs.attention == "causal" and not method.needs.has_skip:
+            names.append(name)
+    return names
+
+
+@pytest.mark.parametrize("name", fitting())
+def test_exact_methods_write_the_same_translations(
+    name: str, translator: outpace.LanguageModel, plain: dict[str, list[list[int]]]
+) -> None:
+    if lacks := misfits(load_method(name)(), translator.target.capabilities):
+        pytest.skip(f"needs {', '.join(lacks)}")
+    for way, settings in WAYS.items():
+        found = translator.generate(SENTENCES, method=name, max_tokens=40, **settings)
+        assert [result.tokens for result in found] == plain[way], way
+
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("jacobi", {"mode": "block", "window": 6}),
+    ("jacobi", {"mode": "hybrid", "window": 12}),
+    ("draft-model", {"tree_width": 2, "draft_len": 3}),
+    ("draft-model", {"min_confidence": 0.4}),
+    ("bild", {"fallback": 1.0}),
+    ("bild", {"fallback": 0.0, "rollback": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_settings_keep_the_translations(
+    name: str, options: dict[str, Any], translator: outpace.LanguageModel, plain: dict[str, list[list[int]]]
+) -> None:
+    for way in ("greedy", "sampled"):
+        found = translator.generate(SENTENCES, method=name, options=options, max_tokens=40, **WAYS[way])
+        assert [result.tokens for result in found] == plain[way], way
+
+
+def test_translations_end_by_themselves(translator: outpace.LanguageModel) -> None:
+    results = translator.generate(SENTENCES, max_tokens=60)
+    assert [result.finish_reason for result in results] == ["eos"] * len(SENTENCES)
+
+
+def test_the_small_model_alone_by_extreme_thresholds(translator: outpace.LanguageModel) -> None:
+    small = outpace.load(outpace.zoo.drafter_of(MODEL), dtype="float64")
+    wanted = [result.tokens for result in small.generate(SENTENCES, max_tokens=40)]
+    options = {"fallback": 0.0, "rollback": float("inf"), "draft_len": 5}
+    found = translator.generate(SENTENCES, method="bild", options=options, max_tokens=40)
+    assert [result.tokens for result in found] == wanted
+
+
+def test_drafts_of_the_small_model_are_accepted(translator: outpace.LanguageModel) -> None:
+    results = translator.generate(SENTENCES, method="draft-model", max_tokens=40)
+    assert sum(result.usage.num_accepted for result in results) > 0
+    assert sum(result.usage.num_steps for result in results) < sum(len(result.tokens) for result in results)
