@@ -21,11 +21,31 @@ _PUBLIC = {
     "Row": "outpace.row",
     "Sampling": "outpace.sampling",
     "OutpaceError": "outpace.errors",
+    "LayerMemory": "outpace.draft.layers",
+    "RecyclingMemory": "outpace.draft.recycling",
+    "SuffixMemory": "outpace.draft.suffix_history",
+    "TokenCounts": "outpace.draft.vocabulary",
+    "TrigramMemory": "outpace.draft.trigram",
     "load": "outpace.engine",
     "methods": "outpace.catalogue",
 }
 
-__all__ = ["LanguageModel", "OutpaceError", "Result", "Row", "Run", "Sampling", "__version__", "load", "methods"]
+__all__ = [
+    "LanguageModel",
+    "LayerMemory",
+    "OutpaceError",
+    "RecyclingMemory",
+    "Result",
+    "Row",
+    "Run",
+    "Sampling",
+    "SuffixMemory",
+    "TokenCounts",
+    "TrigramMemory",
+    "__version__",
+    "load",
+    "methods",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -128,7 +128,7 @@ def append(row: Row, tokens: list[int], path: list[int], is_recovered: bool, num
 
 
 def kept(layout: Layout, path: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
-    """Return per row the staged entries that stay: pending ones, then the accepted nodes among what was written."""
+    """Return per row the scratch entries that stay: pending ones, then the accepted nodes among what was written."""
     result = []
     for start, nodes, count in zip(layout.start, path, counts, strict=True):
         accepted = [start + node for node in nodes[:count] if node >= 0]

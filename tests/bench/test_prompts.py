@@ -9,6 +9,8 @@ from outpace.bench.prompts import read_prompts, set_names
 from outpace.bench.stats import repeated_share
 from outpace.errors import ConfigError
 
+LICENCES = {"CDLA-Sharing-1.0", "MIT", "CC-BY-4.0"}
+
 
 def test_shipped_sets() -> None:
     assert set_names() == ("code", "copy", "stories")
@@ -17,6 +19,7 @@ def test_shipped_sets() -> None:
         assert len(prompts) == 12
         assert len({prompt.id for prompt in prompts}) == len({prompt.text for prompt in prompts}) == 12
         assert all(prompt.set == name and prompt.text.strip() for prompt in prompts)
+        assert all(prompt.licence in LICENCES and prompt.origin for prompt in prompts)
     assert len(read_prompts("code", 5)) == 5
 
 

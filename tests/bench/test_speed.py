@@ -55,7 +55,9 @@ def test_the_document(tiny: Path, tmp_path: Path) -> None:
         assert row["ratio_plain"]["low"] <= row["ratio_plain"]["median"] <= row["ratio_plain"]["high"]
     plain = [row for row in document["rows"] if row["method"] == "autoregressive"]
     assert all(row["tokens_per_forward"] == 1 and row["positions_per_token"] == 1 for row in plain)
-    assert all(sample["sample"]["num_decoded"] == len(sample["sample"]["tokens"]) for sample in document["samples"])
+    first = [sample["sample"] for sample in document["samples"] if sample["repeat"] == 0]
+    assert all(sample["num_decoded"] == len(sample["tokens"]) for sample in first)
+    assert all(("tokens" in sample["sample"]) == (sample["repeat"] == 0) for sample in document["samples"])
     text = files["markdown"].read_text()
     assert "x plain [95%]" in text and "![speed](speed.png)" in text
     assert files["plot"].read_bytes()[:4] == b"\x89PNG"
@@ -113,7 +115,7 @@ def test_misfits_are_left_out_and_mistakes_are_not(tiny: Path) -> None:
 class StubArm:
     """Notes who was asked when; slow ones are slower by a known factor."""
 
-    counterpart = ""
+    counterpart, precision = "", ""
 
     def __init__(self, name: str, seconds: float, log: list[str], tokens: Sequence[int] = range(10)) -> None:
         self.name, self.method, self.path, self.baseline = name, name, "eager", "autoregressive"
@@ -152,28 +154,54 @@ def test_a_time_limit_keeps_whole_rounds() -> None:
     assert [record.arm for record in records] == ["autoregressive", "b"]
 
 
-def test_loops_are_tabled_apart_and_flips_told() -> None:
+def test_loops_are_left_out_of_a_second_ratio_and_flips_told() -> None:
     tasks = {Prompt("s", "loop", ""): [1], Prompt("s", "text", ""): [1]}
     plain, other = StubArm("autoregressive", 1.0, []), StubArm("b", 1.0, [])
     texts = {"loop": [1, 2] * 20, "text": list(range(40))}
     changed = {"loop": [1, 2] * 20, "text": [*range(30), 99, *range(31, 40)]}
+    seconds = {("b", "loop"): 0.125, ("b", "text"): 0.5}
     records = [
-        Record(arm.name, "s", name, 0.0, 0, Sample(found[name], 0.0, 1.0, 40, "length", 40))
+        Record(
+            arm.name, "s", name, 0.0, 0, Sample(found[name], 0.0, seconds.get((arm.name, name), 1), 40, "length", 40)
+        )
         for arm, found in ((plain, texts), (other, changed))
         for name in ("loop", "text")
     ]
     rows = make_rows(records, [plain, other], tasks, BenchOptions(temperatures=(0.0,)), ())
-    assert [(row["arm"], row["part"]) for row in rows] == [
-        ("autoregressive", "main"),
-        ("b", "main"),
-        ("autoregressive", "repetitive"),
-        ("b", "repetitive"),
+    assert [(row["arm"], row["prompts"], row["repetitive_prompts"]) for row in rows] == [
+        ("autoregressive", 2, 1),
+        ("b", 2, 1),
     ]
+    # Eight times as fast on the loop, twice on the text: the median of both, and of the text alone.
+    assert rows[1]["ratio_plain"]["median"] == 5
+    assert rows[1]["ratio_plain_calm"]["median"] == 2
     assert rows[1]["exactness"] == {
         "reference": "autoregressive",
-        "equal": 0,
-        "of": 1,
+        "equal": 1,
+        "of": 2,
         "flips": [{"prompt": "text", "at": 30, "margin": None}],
     }
-    assert rows[3]["exactness"]["equal"] == 1
-    assert rows[2]["repeated_8gram_share"] == 1
+    assert rows[0]["repeated_8gram_share"] == 0.5
+
+
+def test_the_fastest_peers_are_named_and_other_precisions_are_no_match() -> None:
+    class Peer(StubArm):
+        def __init__(self, name: str, mode: str, seconds: float, precision: str = "") -> None:
+            super().__init__(name, seconds, [])
+            self.method, self.path, self.precision, self.baseline = mode, "engine", precision, "engine:plain"
+
+    arms = [
+        StubArm("autoregressive", 1.0, []),
+        Peer("slow:plain", "plain", 4.0),
+        Peer("engine:plain", "plain", 2.0),
+        Peer("engine:prompt-lookup", "prompt-lookup", 0.5),
+        Peer("engine:plain int4", "plain", 0.1, "int4"),
+    ]
+    tasks = {Prompt("s", str(i), ""): [1, 2] for i in range(2)}
+    wanted = BenchOptions(temperatures=(0.0,), repeats=1)
+    rows = {row["arm"]: row for row in make_rows(measure(arms, tasks, wanted)[0], arms, tasks, wanted, ())}
+    ours = rows["autoregressive"]
+    assert (ours["best_plain"], ours["best_peer"]) == ("engine:plain", "engine:prompt-lookup")
+    assert (ours["ratio_best_plain"]["median"], ours["ratio_best_peer"]["median"]) == (2.0, 0.5)
+    assert rows["engine:plain int4"]["exactness"]["note"] == "other precision, other text"
+    assert rows["engine:prompt-lookup"]["exactness"]["equal"] == 2

@@ -16,10 +16,14 @@ import outpace
 from outpace import catalogue, registry, zoo
 from outpace.errors import ConfigError, ModelError
 
-COMMANDS = ["generate", "methods", "models", "certify", "bench", "train", "new-method", "cite"]
+COMMANDS = [
+    *("generate", "methods", "models", "certify", "bench", "train"),
+    *("index", "tune", "trace", "new-method", "cite"),
+]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
 --presence-penalty --frequency-penalty --logit-bias --bad-word --min-tokens --regex --json-schema --grammar --seed
---num-samples --stop --dtype --device --ignore-eos --json --chat --logprobs --batch-invariant --no-compile --help""".split()
+--num-samples --stop --dtype --device --ignore-eos --json --chat --trace --logprobs --batch-invariant --no-compile
+--help""".split()
 
 
 def flags_of(name: str) -> set[str]:
@@ -49,7 +53,9 @@ def test_generate_has_exactly_the_promised_flags() -> None:
     [
         ("methods", {"--json"}),
         ("models", {"--json"}),
-        ("certify", {"--model", "--method", "--prompts", "--json"}),
+        ("certify", {"--model", "--method", "--prompts", "--json", "--all"}),
+        ("trace", {"--html", "--json"}),
+        ("tune", {"--model", "--json"}),
         ("bench", {"--model", "--methods", "--prompts", "--peers", "--json", "--plot"}),
         ("train", {"--out", "--resume", "--data"}),
     ],

@@ -298,7 +298,8 @@ def test_a_stop_string_wins_over_the_constraints_end() -> None:
     assert row.finish is FinishReason.STOP
 
 
-def test_the_rejection_rule_follows_the_constrained_law() -> None:
+@pytest.mark.parametrize("method", [RULES[0], *(m for m in CAUSAL if m.guarantee is Guarantee.DISTRIBUTION)], ids=names)
+def test_a_ratio_rule_follows_the_constrained_law(method: Method) -> None:
     """The law of plain constrained decoding: at each token, the model's own law over what is allowed."""
     target, grammar = small_model(), ToyGrammar(4, 3, 1000)
     settings = Sampling(temperature=0.7, constraint=grammar)
@@ -316,8 +317,7 @@ def test_the_rejection_rule_follows_the_constrained_law() -> None:
                 state.push(token)
             law[first, second] = chance
     drafter = small_model(seed=4, like=target)
-    method = DraftModel(draft_len=2, is_adaptive=False, accept_rule="rejection")
-    counts = text_counts(method, target, 2, settings, 3000, {"draft": drafter})
+    counts = text_counts(method, target, 2, settings, 2000, {"draft": drafter})
     assert g_test(counts, law.flatten()) > 1e-4
     assert g_test(counts, law.flip(0).flatten()) < 1e-4  # it can fail
 

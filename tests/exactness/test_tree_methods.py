@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,9 +17,14 @@ from outpace.methods.draft_model import DraftModel
 from outpace.methods.dyspec import DySpec
 from outpace.methods.opt_tree import OptTree
 from outpace.methods.sequoia import Sequoia
+from outpace.methods.staged import Staged
+from outpace.methods.vocab_trim import VocabTrim
+from outpace.row import Row
 from outpace.testing import check_method
 from outpace.testing.answers import check_texts
-from outpace.testing.world import make_rows, make_run
+from outpace.testing.toy import ToyModel
+from outpace.testing.world import PROMPTS as TOY_PROMPTS
+from outpace.testing.world import drive, make_rows, make_run, reference, target_for
 from outpace.tune import CostCurve
 from outpace.types import Outcome
 
@@ -132,3 +138,37 @@ def test_the_size_comes_from_the_curve() -> None:
 def test_bad_settings(kind: type[Method], settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         kind(**settings)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        DraftModel(),
+        DraftModel(tree_width=2),
+        FIXED,
+        *TREES,
+        Staged(),
+        VocabTrim(k=9),
+        DraftModel(accept_rule="rejection"),
+    ],
+    ids=str,
+)
+def test_a_full_drafter_context_stops_its_own_row_only(method: Method) -> None:
+    context = 16  # the prompts have 10, 1, 9 and 13 tokens, and get 16 more
+    target = target_for("causal")
+    drafter = ToyModel(like=target, noise=0.15, seed=1, max_positions=context)
+    last: dict[int, int] = {}
+
+    def watch(rows: Sequence[Row], outcome: Outcome) -> None:
+        assert outcome.proposal is not None
+        for row, tokens, drafted in zip(rows, outcome.emitted, outcome.proposal.length, strict=True):
+            length = len(row.tokens) - len(tokens)
+            assert drafted == 0 or length < context
+            if drafted:
+                last[row.key] = max(last.get(row.key, 0), length)
+
+    rows, run = make_rows(), make_run(method, models={"draft": drafter})
+    run.watch = watch
+    drive(run, rows)
+    assert last[rows[1].key] >= 10 > len(TOY_PROMPTS[1])  # long after the others had to stop
+    assert [tuple(row.written) for row in rows] == list(reference("greedy"))

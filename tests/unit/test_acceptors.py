@@ -168,8 +168,8 @@ def test_block_verification_by_hand() -> None:
 
 
 def test_traversal_by_hand() -> None:
-    # Two children of the root without replacement, token 0 with a child of its own. Shares: token 0 has 0.2 / 0.5 = 0.4,
-    # its child 0 the ratio 2, so 0.8. Both fail at 0.85: the child takes (0.4 p - q)+ from its parent.
+    # Two children of the root without replacement, token 0 with a child of its own. Shares: token 0 has 0.2 / 0.5 =
+    # 0.4, its child 0 the ratio 2, so 0.8. Both fail at 0.85: the child takes (0.4 p - q)+ from its parent.
     target = [P, [1.0, 0.0, 0.0], P, P]
     draft = [Q, Q, [0.5, 0.25, 0.25]]
     decision, seen = step(traversal_verification, target, draft, [0, 2, 0], [-1, -1, 0], 0.85, has_replacement=False)
@@ -228,7 +228,11 @@ def test_rules_accept_as_much_as_the_papers_say() -> None:
         assert accepted(traversal_verification, parent, False) > accepted(multi_candidate, parent, False)
         assert accepted(traversal_verification, parent, False) > accepted(traversal_verification, parent)
     for siblings in ((-1, -1), (-1, -1, -1)):
-        assert accepted(multi_candidate, siblings, False) > accepted(spectr, siblings) > accepted(rejection, (-1,))
+        assert (
+            accepted(multi_candidate, siblings, False)
+            > accepted(multi_candidate, siblings)
+            > accepted(rejection, (-1,))
+        )
         assert accepted(spectr, siblings) > accepted(multi_candidate, siblings)
 
 

@@ -89,11 +89,21 @@ def test_a_text_is_read_once_however_it_grows() -> None:
     assert whole.find(4, 9) == [(1, 5)] and whole.find(5, 9) == []
 
 
+def test_what_does_not_fit_is_left_out() -> None:
+    small = Window(((2,), (3, 4)), age=5)
+    for reach, length in ((9, 6), (6, 6), (5, 3), (2, 2), (0, 0)):
+        proposal = branches([[(7, 8), (7, 9)]], [small], cache(), "x", reach)
+        assert proposal.length == [length] and proposal.tokens.shape[1] == length
+        assert answers(proposal, Scores(torch.zeros(1, 7, 13))) == ([[0, 0]] if length == 6 else [None])
+
+
 def test_windows_start_with_tokens_of_the_text_whoever_sits_beside() -> None:
     texts = [[5, 6, 7], [1]]
     both = first_windows(texts, Sampler(Sampling(), [3, 4]), 3, 4)
-    assert [[len(level) for level in window.levels] for window in both] == [[2, 3, 3]] * 2
+    assert both[0] is not None and both[1] is not None
+    assert [len(level) for level in both[0].levels] == [len(level) for level in both[1].levels] == [2, 3, 3]
     assert set(both[0].tokens) <= {5, 6, 7} and set(both[1].tokens) == {1} and both[0].age == 0
+    assert first_windows(texts, Sampler(Sampling(), [3, 4]), 0, 4) == [None, None]
     assert first_windows(texts[:1], Sampler(Sampling(), [3]), 3, 4) == both[:1]
     assert first_windows(texts[:1], Sampler(Sampling(), [9]), 3, 4) != both[:1]
 

@@ -7,7 +7,7 @@ P_i = min(1, P_{i-1} p_i(x_i) / q_i(x_i)) is how much of the chain up to i may b
 succeeds, of probability P_i at the last draft and S_i / (S_i + 1 - P_i) before it, and the next token drawn from
 (P_i p_{i+1} - q_{i+1})+. No rule for a chain accepts more, and the ratio test one by one never does.
 
-Tests look ahead of the cut, so their noise, and that of the drafts, must be fresh in each step (`place_in_step`).
+Tests look ahead of the cut, so their noise, and that of the drafts, must be new in each step (`place_in_step`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def block_verification(proposal: Proposal, scores: Scores, view: View) -> Decisi
     if proposal.law is None or proposal.tokens.shape[1] == 0:
         return sample_and_match(proposal, scores, view)
     target, draft, real = node_laws(proposal, scores, view), proposal.law.probs.double(), is_real(proposal)
-    device, (rows, width) = target.device, proposal.tokens.shape
+    device, width = target.device, proposal.tokens.shape[1]
     token = proposal.tokens.unsqueeze(-1)
     ratio = chance_of(target[:, :width].gather(-1, token), draft.gather(-1, token)).squeeze(-1)
     kept = [torch.ones_like(ratio[:, 0])]  # P_0, P_1, ...
@@ -58,4 +58,4 @@ def block_verification(proposal: Proposal, scores: Scores, view: View) -> Decisi
     place = place_in_step(torch.tensor(view.lengths, device=device).unsqueeze(1), (lengths - 1 - node).clamp(min=0))
     is_kept = view.sampler.accepts(chance, place) & real
     end = torch.where(is_kept, node, -1).amax(-1)
-    return decide(proposal, scores, view, end, law[torch.arange(rows, device=device), end + 1])
+    return decide(proposal, scores, view, end, law[torch.arange(len(end), device=device), end + 1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from outpace.accept.nodes import decide, is_real, parents
-from outpace.sampling import place_in_step
+from outpace.sampling import Sampler, place_in_step
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["Candidates", "Rule", "descend"]
@@ -25,13 +25,19 @@ class Candidates:
         tokens: [B, K] int64.
         exists: [B, K] bool.
         law: [B, V] what they were drawn from, before any removal.
-        accepts: a test of candidate j with a chance [B] in each row, to a bool [B].
+        place: [B] where the noise of their tests begins.
+        sampler: whose noise.
     """
 
     tokens: Tensor
     exists: Tensor
     law: Tensor
-    accepts: Callable[[Tensor, int], Tensor]
+    place: Tensor
+    sampler: Sampler
+
+    def accepts(self, chance: Tensor, j: int) -> Tensor:
+        """Test candidate j with a chance [B] in each row; return [B] bool."""
+        return self.sampler.accepts(chance.unsqueeze(1), (self.place + j).unsqueeze(1))[:, 0]
 
 
 # From the candidates and the target's law [B, V] to the chosen candidate [B], -1 = none, and the law [B, V] that the
@@ -75,7 +81,8 @@ def descend(proposal: Proposal, scores: Scores, view: View, rule: Rule) -> Decis
             proposal.tokens.gather(1, order),
             is_child.gather(1, order),
             proposal.law.probs[every, order[:, 0]].double(),
-            lambda chance, j, place=place: sampler.accepts(chance.unsqueeze(1), place.unsqueeze(1) + j)[:, 0],
+            place,
+            sampler,
         )
         choice, rest = rule(candidates, target)
         law = torch.where(alive.unsqueeze(1), rest, law)

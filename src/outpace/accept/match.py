@@ -57,32 +57,54 @@ def _match_chain(proposal: Proposal, drawn: Tensor) -> Decision:
 
 
 def _walk(proposal: Proposal, scores: Scores, view: View) -> Decision:
-    """Descend one depth at a time, drawing only where the walk stands; processors see the path so far."""
-    sampler, device = view.sampler, scores.logits.device
-    rows, width = scores.logits.shape[0], proposal.tokens.shape[1]
-    history = sampler.history(view.texts, view.prompts, scores.logits.shape[-1])
-    parent, real = parents(proposal), is_real(proposal)
-    node = torch.full((rows,), -1, device=device)
-    alive = torch.ones(rows, dtype=torch.bool, device=device)
-    place = torch.tensor(view.lengths, device=device)
-    every = torch.arange(rows, device=device)
-    tokens, path = [], []
-    num = torch.zeros(rows, dtype=torch.int64, device=device)
-    recovered = torch.zeros_like(alive)
-    for _ in range(max(proposal.length, default=0) + 1):
-        logits = sampler.process(scores.logits[every, node + 1], history)
-        token = sampler.pick(logits, place)
-        is_child = (parent == node.unsqueeze(1)) & real
-        is_next = is_child & (proposal.tokens == token.unsqueeze(1)) if width else is_child
-        found = is_next.any(-1) & alive
-        tokens.append(token)
-        following = is_next.to(torch.int8).argmax(-1) if width else node
-        path.append(torch.where(found, following, -1))
-        num += alive
-        recovered |= alive & ~found & is_child.any(-1)
-        if not bool(found.any()):
-            break
-        if history is not None:
-            history.push(token.tolist(), found.nonzero().flatten().tolist())
-        node, place, alive = torch.where(found, following, node), place + 1, found
-    return Decision(torch.stack(tokens, 1), num, torch.stack(path, 1), is_recovered=recovered)
+    """Descend one depth at a time, drawing only where the walk stands; processors see the path so far.
+
+    The tree is read back once; then each depth costs one draw for all rows, and none of the tree's size.
+    """
+    sampler, logits = view.sampler, scores.logits
+    rows = logits.shape[0]
+    history = sampler.history(view.texts, view.prompts, logits.shape[-1])
+    children = _children(proposal)
+    node, alive = [-1] * rows, list(range(rows))
+    tokens: list[list[int]] = [[] for _ in range(rows)]
+    path: list[list[int]] = [[] for _ in range(rows)]
+    every = torch.arange(rows, device=logits.device)
+    while alive:
+        at = torch.tensor(node, device=logits.device) + 1
+        place = torch.tensor([n + len(own) for n, own in zip(view.lengths, tokens, strict=True)], device=logits.device)
+        drawn = sampler.pick(sampler.process(logits[every, at], history), place).tolist()
+        found = []
+        for row in alive:
+            following = children[row].get((node[row], drawn[row]), -1)
+            tokens[row].append(drawn[row])
+            path[row].append(following)
+            if following >= 0:
+                node[row] = following
+                found.append(row)
+        if history is not None and found:
+            history.push(drawn, found)
+        alive = found
+    has_children = [any(above == at for above, _ in own) for own, at in zip(children, node, strict=True)]
+    return Decision(
+        _padded(tokens, logits.device),
+        torch.tensor([len(own) for own in tokens], device=logits.device),
+        _padded(path, logits.device),
+        is_recovered=torch.tensor(has_children, device=logits.device),
+    )
+
+
+def _children(proposal: Proposal) -> list[dict[tuple[int, int], int]]:
+    """Return per row the node that follows (node, token), the first of equal ones; padding is left out."""
+    found = []
+    tables = zip(parents(proposal).tolist(), proposal.tokens.tolist(), proposal.length, strict=True)
+    for parent, tokens, length in tables:
+        own: dict[tuple[int, int], int] = {}
+        for node, key in enumerate(zip(parent[:length], tokens[:length], strict=True)):
+            own.setdefault(key, node)
+        found.append(own)
+    return found
+
+
+def _padded(rows: list[list[int]], device: torch.device) -> Tensor:
+    longest = max(len(row) for row in rows)
+    return torch.tensor([row + [-1] * (longest - len(row)) for row in rows], device=device)

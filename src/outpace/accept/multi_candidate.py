@@ -4,8 +4,8 @@ Source: Yang, Huang, Dai, Chen (2024), Multi-Candidate Speculative Decoding, arX
 and without replacement; Jeon et al. (2024), Recursive Speculative Decoding, arXiv 2402.14160, whose recursive rejection
 sampling is the same rule without replacement, applied at each node of a tree; Miao et al. (2023), SpecInfer, arXiv
 2305.09781, with replacement.
-Guarantee: distribution. With p the target's law and q the drafts': x is kept with probability min(1, p(x) / q(x)); if it
-is not, p becomes norm((p - q)+), and without replacement q becomes norm(q without x), for the next candidate.
+Guarantee: distribution. With p the target's law and q the drafts': x is kept with probability min(1, p(x) / q(x)); if
+it is not, p becomes norm((p - q)+), and without replacement q becomes norm(q without x), for the next candidate.
 
 Whether a candidate exists may depend on the noise of the tokens before it, never on its own token. Fixed shapes and
 stochastic beams fulfil that: a beam is cut by values that are independent of the token, given the earlier siblings.

@@ -92,6 +92,8 @@ def decide(proposal: Proposal, scores: Scores, view: View, end: Tensor, law: Ten
     key = view.sampler.noise(Stream.TARGET, place.unsqueeze(1))[:, 0]
     last = view.sampler.draw(Law(law.log(), None, law.shape[-1]), key)
     last = torch.where(torch.isfinite(scores.logits[every, end + 1].amax(-1)), last, -1)
-    tokens = torch.nn.functional.pad(proposal.tokens, (0, 1)).gather(1, path).scatter(1, num.unsqueeze(1), last[:, None])
+    tokens = (
+        torch.nn.functional.pad(proposal.tokens, (0, 1)).gather(1, path).scatter(1, num.unsqueeze(1), last[:, None])
+    )
     has_child = ((parent == end.unsqueeze(1)) & is_real(proposal)).any(-1)
     return Decision(tokens, num + 1, torch.where(path == width, -1, path), is_recovered=has_child)

@@ -1,10 +1,10 @@
 """SpecTr's k-seq: independent candidates, each tested against the whole law of the target, divided by a common factor.
 
 Source: Sun, Suresh, Ro, Beirami, Jain, Yu (2023), SpecTr, arXiv 2310.15141, algorithms 2 and 3.
-Guarantee: distribution. With k candidates from q and the target's law p, let beta(rho) be the sum of min(q, p / rho). The
-first x with u < p(x) / (rho q(x)) is kept; all fail with probability (1 - beta)^k, and then the token is drawn from
-p - min(q, p / rho) (1 - (1 - beta)^k) / beta. That is a law for every rho with 1 - (1 - beta)^k <= rho beta, and most is
-accepted where both sides are equal. At the next position, the drafts that agree with what was kept are the candidates.
+Guarantee: distribution. With k candidates from q and the target's law p, let beta(rho) be the sum of min(q, p / rho).
+The first x with u < p(x) / (rho q(x)) is kept; all fail with probability (1 - beta)^k, and then the token is drawn from
+p - min(q, p / rho) (1 - (1 - beta)^k) / beta. That is a law for every rho with 1 - (1 - beta)^k <= rho beta, and most
+is accepted where both sides are equal. At the next position, the drafts that agree with what was kept are candidates.
 """
 
 from __future__ import annotations

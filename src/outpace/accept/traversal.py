@@ -1,15 +1,17 @@
 """Traversal verification: a tree is searched from its leaves to its root for a path that may be kept whole.
 
 Source: Weng et al. (2025), arXiv 2505.12398. On a chain this is block verification.
-Guarantee: distribution. With p and q the target's and the drafts' laws of the children of node v, and a the share of the
-target's law at v that may be kept below v (1 at the root): child x enters with share min(1, a p(x) / q(x)). Children are
-searched in their order, each with all that hangs on it, before v itself is tested. A leaf, or a node whose children have
-all failed, is kept with its share. If child x fails with all below it, what is left of a p is (a p - q)+, of mass S;
-failing had probability 1 - a + S; so v goes on with the law p' = (a p - q)+ / S and the share S / (S + 1 - a), and
-without replacement with q' = norm(q without x). By induction each node keeps exactly its share of the target's law.
+Guarantee: distribution. With p and q the target's and the drafts' laws of the children of node v, and a the share of
+the target's law at v that may be kept below v (1 at the root): child x enters with share min(1, a p(x) / q(x)). The
+children are searched in their order, each with all that hangs on it, before v itself is tested. A leaf, or a node whose
+children have all failed, is kept with its share. If child x fails with all below it, what is left of a p is (a p - q)+,
+of mass S; failing had probability 1 - a + S; so v goes on with the law p' = (a p - q)+ / S and the share
+S / (S + 1 - a), and without replacement with q' = norm(q without x). By induction each node keeps exactly its share of
+the target's law.
 
-The shape of the tree must not depend on the drafted tokens (a stochastic beam does: how many children a node has tells of
-the tokens that its siblings hold). Tests look ahead, so their noise and the drafts' must be fresh in each step.
+The shape of the tree must not depend on the drafted tokens. That of a stochastic beam does: how many children a node
+has tells of the tokens that its siblings hold. Tests look ahead, so their noise and the drafts' must be new in each
+step.
 """
 
 from __future__ import annotations

@@ -31,8 +31,7 @@ def typical_acceptance(
         delta: share of exp(-entropy) that passes where the target is unsure.
     """
     target, parent, real = node_laws(proposal, scores, view), parents(proposal), is_real(proposal)
-    rows, width = proposal.tokens.shape
-    every = torch.arange(rows, device=target.device)
+    every = torch.arange(len(target), device=target.device)
     entropy = -torch.xlogy(target, target).sum(-1)
     floor = (delta * (-entropy).exp()).clamp(max=epsilon).gather(1, parent + 1)
     chance = target[every.unsqueeze(1), parent + 1, proposal.tokens].nan_to_num(0)

@@ -198,10 +198,20 @@ def drafter_name(options: BenchOptions | GrowthOptions, directory: Path) -> str:
     return drafter_of(str(marker["from"]) if marker else options.model)
 
 
-def make_arms(options: BenchOptions, directory: Path) -> tuple[list[OurArm], list[Skipped], LanguageModel]:
+def make_arms(
+    options: BenchOptions, directory: Path, is_lenient: bool = False
+) -> tuple[list[OurArm], list[Skipped], LanguageModel]:
     """Load the target once per path and return our arms, plain decoding first, what is left out, and a full model.
 
     The arms' models have no tokenizer (ids in, ids out, as with the peers), but for methods that draft on text.
+
+    Args:
+        options: what is measured.
+        directory: the target's.
+        is_lenient: leave out a method that lacks a setting here, such as a drafter, rather than raise.
+
+    Raises:
+        ConfigError: a method or a setting does not exist, or no path works.
     """
     arms, skipped, kept = [], [], None
     is_inflated = inflated_from(directory) is not None
@@ -220,13 +230,19 @@ def make_arms(options: BenchOptions, directory: Path) -> tuple[list[OurArm], lis
         )
         bare.is_compiled = textual.is_compiled = lm.is_compiled
         for text in dict.fromkeys(wanted):
-            method = make_method(text, options)
-            reason = _refusal(method, bare, is_inflated)
+            try:
+                method = make_method(text, options)
+                reason = _refusal(method, bare, is_inflated)
+                method = method if reason else with_drafter(method, options, directory)
+            except ConfigError as error:
+                if not is_lenient:
+                    raise
+                reason = f"{error} {error.hint}"
             if reason:
                 skipped.append(Skipped(f"{text} ({path})", reason))
             else:
                 chosen = textual if method.needs.has_text else bare
-                arms.append(OurArm(chosen, with_drafter(method, options, directory), path, text, str(directory)))
+                arms.append(OurArm(chosen, method, path, text, str(directory)))
     if kept is None:
         raise ConfigError("No forward path that was asked for works here.", "Add --paths eager.")
     return arms, skipped, kept
@@ -244,10 +260,20 @@ def _refusal(method: Method, lm: LanguageModel, is_inflated: bool) -> str:
 
 
 def with_drafter(method: Method, options: BenchOptions | GrowthOptions, directory: Path) -> Method:
-    """Return a method whose draft model is named by its directory, if it has one."""
-    if "draft" not in method.needs.models:
+    """Return a method whose draft model is named by its directory, if it has one.
+
+    Raises:
+        ConfigError: it needs a draft model and none is known.
+    """
+    needs = method.needs
+    if "draft" not in (*needs.models, *needs.optional_models):
         return method
     name = str(getattr(method, "draft", "auto"))
-    name = drafter_name(options, directory) if name == "auto" else name
+    try:
+        name = drafter_name(options, directory) if name == "auto" else name
+    except ConfigError:
+        if "draft" in needs.models:
+            raise
+        return method
     # The resolved directory, so that a drafter given relative to the model is found by a fresh process too.
     return dataclasses.replace(method, draft=str(resolve(name)))  # type: ignore[call-arg]

@@ -51,7 +51,7 @@ def run_catalogue(options: BenchOptions, tell: Callable[[str], None] | None = No
     options = dataclasses.replace(options, methods=tuple(names), paths=options.paths[:1], peers=(), with_memory=False)
     prompts = [prompt for name in options.prompts for prompt in read_prompts(name, options.num_prompts)]
     with prepared(options, tell) as (directory, facts, _):
-        arms, misfits, lm = make_arms(options, directory)
+        arms, misfits, lm = make_arms(options, directory, is_lenient=True)
         tasks = {prompt: lm.encode(prompt.text) for prompt in prompts}
         arms, broken = _that_run(arms, next(iter(tasks.values())), options.temperatures)
         skipped += [*misfits, *broken]

@@ -31,6 +31,8 @@ from outpace.methods.base import Method
 from outpace.models.loading import load_model, read_capabilities
 from outpace.models.tokenizer import Tokenizer
 from outpace.registry import load_method
+from outpace.row import Row
+from outpace.types import Outcome
 
 __all__ = ["Curve", "Point", "crossings", "run_growth"]
 
@@ -115,7 +117,8 @@ class _Growth:
         self.trained = read_capabilities(directory).max_positions
         contexts = options.contexts if "context" in options.axes else ()
         # Costs depend on positions, not on what is written there: more of them than were trained will do.
-        positions = max(self.trained, max((options.context, *contexts)) + options.max_tokens + 1)
+        budget = max(options.budget, *options.budgets)
+        positions = max(self.trained, max((options.context, *contexts)) + self._most(budget))
         target = load_model(
             directory, options.dtype, options.device, context=positions, is_compiled=options.is_compiled
         )
@@ -142,10 +145,8 @@ class _Growth:
     def _points(self, value: int, batch: int, context: int, budget: int) -> dict[str, Point]:
         """Measure every curve at one place, sides in turns."""
         prompts = [self._prompt(row, context) for row in range(batch)]
-        texts = self._run(Autoregressive(), prompts)[2]  # also warms up
+        texts = self._run(Autoregressive(), prompts, self._most(budget))[2]  # also warms up
         methods = self._methods(dict(zip(map(tuple, prompts), texts, strict=True)), context, budget)
-        for method in methods.values():
-            self._run(method, prompts)
         rates: dict[str, list[float]] = {name: [] for name in methods}
         per_step: dict[str, float] = {}
         names = list(methods)
@@ -172,7 +173,7 @@ class _Growth:
         found: dict[str, Method] = {"plain": Autoregressive()}
         for share in self.options.shares:
             found[f"replay, {share:.0%} right"] = Replay(texts, share, budget, vocab_size)
-        if context + self.options.max_tokens <= self.trained:
+        if context + self._most(budget) <= self.trained:
             for text in self.options.methods:
                 try:
                     found[text.format(budget="k")] = self._method(text.format(budget=budget))
@@ -188,26 +189,41 @@ class _Growth:
         self._run(method, [self._prompt(0, 8)], 4)
         return method
 
+    def _most(self, width: int) -> int:
+        """Return tokens enough that a full window has room until the last step that is timed."""
+        return self.options.max_tokens + 2 * (width + 1)
+
     def _prompt(self, row: int, length: int) -> list[int]:
         """Return a stretch of the shipped prompts; every row begins elsewhere."""
         start = row * 97 % len(self.ids)
         return [self.ids[(start + i) % len(self.ids)] for i in range(length)]
 
-    def _run(
-        self, method: Method, prompts: list[list[int]], max_tokens: int = 0
-    ) -> tuple[float, float, list[list[int]]]:
-        """Return tokens per second of all rows, tokens per step of a row, and the texts."""
+    def _run(self, method: Method, prompts: list[list[int]], enough: int = 0) -> tuple[float, float, list[list[int]]]:
+        """Write until every row has `enough` tokens (0 = as the options say); none ends before the others.
+
+        Returns:
+            Tokens per second of all rows, tokens per step of a row, and the texts.
+        """
+        enough = enough or self.options.max_tokens
+        written = [0]
+
+        def watch(rows: Sequence[Row], outcome: Outcome) -> None:
+            del outcome
+            written[0] = min(len(row.tokens) - row.num_prompt for row in rows)
+
         results = self.lm.generate(
             prompts,
             method=method,
-            max_tokens=max_tokens or self.options.max_tokens,
+            max_tokens=enough + 2 * (method.needs.width + 1),
             seed=self.options.seed,
             ignore_eos=True,
+            watch=watch,
+            is_cancelled=lambda: written[0] >= enough,
         )
         tokens = [list(result.tokens) for result in results]
-        written = sum(map(len, tokens))
+        total = sum(map(len, tokens))
         steps = sum(result.usage.num_steps for result in results)
-        return written / results[0].timing["decode_s"], written / steps, tokens
+        return total / results[0].timing["decode_s"], total / steps, tokens
 
 
 def crossings(points: Sequence[tuple[int, float]]) -> list[tuple[float, bool]]:
@@ -223,7 +239,7 @@ def crossings(points: Sequence[tuple[int, float]]) -> list[tuple[float, bool]]:
 def _notes(options: GrowthOptions, trained: int) -> list[str]:
     fixed = f"batch {options.batch}, context {options.context}, {options.budget} drafts per step"
     return [
-        f"What does not vary: {fixed}; {options.max_tokens} tokens per row, greedy.",
+        f"What does not vary: {fixed}; at least {options.max_tokens} tokens per row, greedy.",
         f"The model was trained on {trained} positions; beyond them only replayed drafts are measured, and only costs "
         "mean anything.",
         "Replayed drafts: the plain text, a set share of its tokens left right; a draft counts only behind right ones.",

@@ -135,7 +135,7 @@ class GrowthOptions:
             left right. They isolate cost from text.
         methods: further curves with drafts of their own; "{budget}" stands for the nodes, as in
             "draft-model:draft_len={budget}".
-        max_tokens: written per row.
+        max_tokens: a run ends when every row has written as many.
         repeats: of each point; sides take turns.
 
     Raises:

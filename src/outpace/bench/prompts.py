@@ -21,11 +21,15 @@ class Prompt:
         set: name of its set.
         id: unique within the set.
         text: the prompt.
+        origin: data set and row that it was taken from, "" = unknown.
+        licence: its licence, "" = unknown.
     """
 
     set: str
     id: str
     text: str
+    origin: str = ""
+    licence: str = ""
 
 
 def set_names() -> tuple[str, ...]:
@@ -62,7 +66,8 @@ def read_prompts(name: str, limit: int = 0) -> list[Prompt]:
 def _parse(line: str, name: str, number: int) -> Prompt:
     try:
         fields = json.loads(line)
-        return Prompt(name, str(fields.get("id", number)), str(fields["text"]))
+        told = (str(fields.get(key, "")) for key in ("origin", "licence"))
+        return Prompt(name, str(fields.get("id", number)), str(fields["text"]), *told)
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ConfigError(
             f"Line {number + 1} of the prompt set {name!r} is no prompt.", 'Write {"id": "...", "text": "..."}.'

@@ -12,6 +12,8 @@ from outpace.types import Context, Needs, Proposal, View
 
 __all__ = ["Replay"]
 
+_BLOCK = 16  # tokens that hold exactly the share, so that short texts do too
+
 
 @dataclass(frozen=True)
 class Replay(Method):
@@ -19,7 +21,7 @@ class Replay(Method):
 
     Attributes:
         texts: continuation by prompt.
-        share: of drafts that are right, each on its own.
+        share: of drafts that are right, in every 16 of them.
         draft_len: drafts per step.
         vocab_size: V, to make tokens wrong.
     """
@@ -50,4 +52,9 @@ class Replay(Method):
 
     def _spoil(self, row: int, tokens: Sequence[int]) -> list[int]:
         rng = random.Random(row)
-        return [token if rng.random() < self.share else (token + 1) % self.vocab_size for token in tokens]
+        spoilt = list(tokens)
+        for start in range(0, len(tokens), _BLOCK):
+            for at in rng.sample(range(start, start + _BLOCK), round(_BLOCK * (1 - self.share))):
+                if at < len(tokens):
+                    spoilt[at] = (tokens[at] + 1) % self.vocab_size
+        return spoilt

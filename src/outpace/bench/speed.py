@@ -221,8 +221,9 @@ def model_facts(name: str, directory: Path, dtype: torch.dtype) -> dict[str, Any
 def _settings(arm: Arm) -> dict[str, Any]:
     if not isinstance(arm, OurArm):
         return {}
-    told = arm.settings.to_dict()
-    return {"settings": {**told, **{role: Path(str(told[role])).name for role in arm.settings.needs.models}}}
+    told, needs = arm.settings.to_dict(), arm.settings.needs
+    others = {role: Path(str(told[role])).name for role in (*needs.models, *needs.optional_models) if role in told}
+    return {"settings": {**told, **others}}
 
 
 def _told(options: BenchOptions) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Sampled trees: drafts drawn from the drafter's law, with the law attached, one level per forward.
 
 Sources: Sun et al. (2023), SpecTr, arXiv 2310.15141 (independent chains); Yang et al. (2024), arXiv 2401.06706
-(candidates with and without replacement); Jeon et al. (2024), Recursive Speculative Decoding, arXiv 2402.14160, sections
-3.2.1 (constant branching by Gumbel-top-k, RSD-C) and 3.2.2 (stochastic beam search, RSD-S; Kool et al. 2019, arXiv
-1903.06059).
+(candidates with and without replacement); Jeon et al. (2024), Recursive Speculative Decoding, arXiv 2402.14160
+(constant branching by Gumbel-top-k, RSD-C; stochastic beam search, RSD-S, from Kool et al. 2019, arXiv 1903.06059).
 
 All noise is of the `draft` stream and new in every step. At temperature 0 the law has one token and draws are no
 choice; then siblings are the likeliest tokens, deterministic, and carry no law.
@@ -52,6 +51,11 @@ class Shape:
         """Most nodes."""
         return self.beam * self.levels if self.beam else sum(accumulate(self.branches, mul))
 
+    def levels_within(self, slots: int) -> int:
+        """Return how many levels can be drafted with so many cache slots behind the text; the last needs none."""
+        sizes = [self.beam] * self.levels if self.beam else accumulate(self.branches, mul)
+        return 1 + sum(total <= slots for total in list(accumulate(sizes))[:-1])
+
     @property
     def is_chain(self) -> bool:
         """Whether no node can have a sibling."""
@@ -92,7 +96,8 @@ def draft_sampled(
     """
     logits = read_texts(adapter, cache, view, reach).unsqueeze(1)
     rows, device = logits.shape[0], logits.device
-    tree = TokenTree(*torch.zeros(2, rows, 0, dtype=torch.int64, device=device), [0] * rows)
+    none = torch.zeros(rows, 0, dtype=torch.int64, device=device)
+    tree = TokenTree(none, none, [0] * rows)
     limit = torch.tensor(list(reach), device=device)
     laws: list[Tensor] = []
     reached = value = torch.zeros(rows, 1, dtype=torch.float64, device=device)
@@ -137,9 +142,7 @@ def _processed(view: View, logits: Tensor, tree: TokenTree, nodes: Tensor) -> Te
     return sampler.process(logits.flatten(0, 1), history).view(logits.shape)
 
 
-def _children(
-    view: View, level: _Level, shape: Shape, depth: int, size: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _children(view: View, level: _Level, shape: Shape, depth: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw the next level: per child the place of its parent in the level, its token, and the beam's two numbers.
 
     Args:
@@ -149,7 +152,7 @@ def _children(
         depth: levels drawn so far.
         size: nodes drawn so far.
     """
-    rows, count, vocab = level.law.shape
+    count, vocab = level.law.shape[1:]
     scores = level.logits.double().log_softmax(-1)
     if not view.sampler.settings.is_greedy:
         scores = level.law.log()

@@ -9,10 +9,12 @@ from __future__ import annotations
 import codecs
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from outpace.models.tokenizer import Tokenizer
+if TYPE_CHECKING:
+    from outpace.models.tokenizer import Tokenizer
 
 __all__ = ["Lexicon", "Respelling", "Speller", "lexicon"]
 

@@ -63,18 +63,20 @@ class Window:
         return Window((self.levels[1][1:], *self.levels[2:], tuple(answered)), self.age + 1)
 
 
-def first_windows(texts: Sequence[Sequence[int]], sampler: Sampler, width: int, ngram: int) -> list[Window]:
+def first_windows(texts: Sequence[Sequence[int]], sampler: Sampler, width: int, ngram: int) -> list[Window | None]:
     """Return a window per row, filled with tokens of its text that its own noise picks.
 
     Args:
         texts: final tokens per row.
         sampler: of these rows.
-        width: W.
+        width: W; 0 = no windows.
         ngram: N, at least 3.
     """
+    if width == 0:
+        return [None] * len(texts)
     size = width * (ngram - 1) - 1
     noise = sampler.noise(Stream.DRAFT, torch.arange(size).expand(len(texts), size)).tolist()
-    windows = []
+    windows: list[Window | None] = []
     for text, draws in zip(texts, noise, strict=True):
         tokens = [text[draw % len(text)] for draw in draws]
         ends = range(width - 1, size + 1, width)
@@ -99,7 +101,11 @@ class Branches:
 
 
 def branches(
-    phrases: Sequence[Sequence[Phrase]], windows: Sequence[Window | None], cache: Cache, origin: str
+    phrases: Sequence[Sequence[Phrase]],
+    windows: Sequence[Window | None],
+    cache: Cache,
+    origin: str,
+    reach: int | None = None,
 ) -> Proposal:
     """Return one forward per row: a tree of candidate phrases first, then the window.
 
@@ -108,24 +114,30 @@ def branches(
         windows: per row; None = no window.
         cache: of the model that will score it, for its device.
         origin: who drafts.
+        reach: most nodes; windows that do not fit are left out, then phrases are cut.
     """
     most, longest = max(map(len, phrases)), max((len(phrase) for row in phrases for phrase in row), default=0)
     paths = torch.full((len(phrases), most, longest), -1, dtype=torch.int64)
     for row, found in enumerate(phrases):
         for index, phrase in enumerate(found):
-            paths[row, index, : len(phrase)] = torch.tensor(phrase)
+            paths[row, index, : len(phrase)] = torch.tensor(phrase, dtype=torch.int64)
     tree = merge(paths)
-    tokens, parents = [], []
+    tokens, parents, counts, shown = [], [], [], []
     rows = zip(tree.tokens.tolist(), tree.parent.tolist(), tree.length, windows, strict=True)
-    for node, parent, count, window in rows:
-        own = [] if window is None else list(_parents(len(window.levels[-1]), len(window.levels)))
+    for node, parent, length, window in rows:
+        count = length if reach is None else min(length, reach)
+        if window is not None and reach is not None and count + len(window.tokens) > reach:
+            window = None
+        own = () if window is None else _parents(len(window.levels[-1]), len(window.levels))
         tokens.append(node[:count] + ([] if window is None else window.tokens))
         parents.append(parent[:count] + [at + count if at >= 0 else -1 for at in own])
-    length = [len(row) for row in tokens]
-    padded = [[row + [0] * (max(length) - len(row)) for row in table] for table in (tokens, parents)]
+        counts.append(count)
+        shown.append(window)
+    lengths = [len(row) for row in tokens]
+    padded = [[row + [0] * (max(lengths) - len(row)) for row in table] for table in (tokens, parents)]
     device = cache.buffers[0].device if cache.buffers else "cpu"
-    both = torch.tensor(padded, dtype=torch.int64, device=device).view(2, len(length), max(length))
-    return Proposal(both[0], length, both[1], origin=origin, carry=Branches(tree.length, list(windows)))
+    both = torch.tensor(padded, dtype=torch.int64, device=device).view(2, len(lengths), max(lengths))
+    return Proposal(both[0], lengths, both[1], origin=origin, carry=Branches(counts, shown))
 
 
 def candidates(proposal: Proposal, scores: Scores) -> tuple[Proposal, Scores]:
@@ -151,11 +163,11 @@ def answers(proposal: Proposal, scores: Scores) -> list[list[int] | None]:
 
 
 def learn(
-    windows: Sequence[Window],
+    windows: Sequence[Window | None],
     pools: Sequence[PhrasePool],
     lasts: Sequence[int],
     answered: Sequence[Sequence[int] | None],
-) -> list[Window]:
+) -> list[Window | None]:
     """Put the n-grams that the answers complete into each row's pool, and return the windows one place on.
 
     Args:
@@ -163,9 +175,11 @@ def learn(
         lasts: the root that was scored, per row.
         answered: from `answers`; a row without any keeps its window.
     """
-    moved = []
+    moved: list[Window | None] = []
     for window, pool, last, row in zip(windows, pools, lasts, answered, strict=True):
-        for key, phrase in window.phrases(last, row) if row is not None else []:
-            pool.add(key, phrase)
-        moved.append(window if row is None else window.advance(row))
+        if window is not None and row is not None:
+            for key, phrase in window.phrases(last, row):
+                pool.add(key, phrase)
+            window = window.advance(row)
+        moved.append(window)
     return moved

@@ -55,7 +55,7 @@ class Auto(Method):
         ConfigError: an arm that does not exist or is not exact, or a share outside [0, 1).
     """
 
-    arms: str = "suffix,token-recycling,draft-model"
+    arms: str = "suffix,token-recycling,opt-tree"
     draft: str = "auto"
     explore: float = 0.01
     is_timed: bool = True

@@ -47,7 +47,7 @@ class SampledTree(Method):
 
     def propose(self, view: View, state: Drafter) -> Proposal:
         """Let the drafter catch up and draw a tree; rows with no room, or past the drafter's context, go on plainly."""
-        reach = state.reach(view, self.shape.levels)
+        reach = state.reach(view, self.shape.levels_within(state.cache.capacity - max(view.lengths)))
         if max(reach) == 0:
             return nothing(view)
         return draft_sampled(state.adapter, state.cache, view, reach, self.shape, origin=self.name)

@@ -29,7 +29,7 @@ __all__ = ["Lookahead", "LookaheadState"]
 class LookaheadState:
     """Each row's window and pool."""
 
-    window: list[Window]
+    window: list[Window | None]
     pool: list[PhrasePool]
 
 

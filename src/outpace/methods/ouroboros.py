@@ -20,20 +20,16 @@ import torch
 
 from outpace.accept import sample_and_match
 from outpace.cache import Cache
-from outpace.commit import fit, kept, read_back
+from outpace.draft.ahead import draft_ahead
 from outpace.draft.phrases import Phrase, PhrasePool
-from outpace.draft.window import Window, answers, branches, candidates, first_windows, learn
+from outpace.draft.window import Window, first_windows
 from outpace.errors import ConfigError
-from outpace.layout import lay_out
 from outpace.methods.base import Method, Paper, as_device, nothing
-from outpace.prefill import catch_up
 from outpace.schedule import next_length
 from outpace.tree import merge
 from outpace.types import Adapter, Context, Needs, Outcome, Proposal, View
 
 __all__ = ["Ouroboros", "OuroborosState", "harvest"]
-
-_MOST_PENDING = 16  # tokens that the drafter has not read yet and takes along with its next drafts
 
 
 @dataclass
@@ -42,7 +38,7 @@ class OuroborosState:
 
     drafter: Adapter
     cache: Cache
-    window: list[Window]
+    window: list[Window | None]
     pool: list[PhrasePool]
     length: list[int]
 
@@ -115,11 +111,11 @@ class Ouroboros(Method):
 
     def start(self, context: Context) -> OuroborosState:
         """Give the joining rows an empty cache of the drafter, made-up windows and empty pools."""
-        rows = len(context.texts)
-        windows = first_windows(context.texts, context.sampler, max(1, self.window), self.ngram)
-        pools = [PhrasePool(self.ngram - 1, self.guesses) for _ in range(rows)]
+        windows = first_windows(context.texts, context.sampler, self.window, self.ngram)
+        pools = [PhrasePool(self.ngram - 1, self.guesses) for _ in windows]
         first = max(1, self.draft_len // 2) if self.is_adaptive else self.draft_len
-        return OuroborosState(context.models["draft"], context.cache_for("draft"), windows, pools, [first] * rows)
+        lengths = [first] * len(windows)
+        return OuroborosState(context.models["draft"], context.cache_for("draft"), windows, pools, lengths)
 
     def propose(self, view: View, state: OuroborosState) -> Proposal:
         """Draft a chain per row and hang the phrases after its last token on its end."""
@@ -130,7 +126,16 @@ class Ouroboros(Method):
         for text, pool in zip(view.texts, state.pool, strict=True):
             if self.has_history:
                 pool.read(text)
-        chains = self._draft(view, state, lengths)
+        chains = draft_ahead(
+            state.drafter,
+            state.cache,
+            view,
+            lengths,
+            pools=state.pool,
+            windows=state.window,
+            guesses=self.guesses,
+            rule=sample_and_match,
+        )
         paths = []
         for text, drafts, room, pool in zip(view.texts, chains, view.room, state.pool, strict=True):
             tails = pool.find((drafts or text)[-1], self.phrases)
@@ -138,45 +143,6 @@ class Ouroboros(Method):
             found = [tuple(drafts), *((*drafts, *tail) for tail in tails), *rivals]
             paths.append([path[: max(0, room - 1)] for path in found])
         return _tree(chains, paths, view, self.name)
-
-    def _draft(self, view: View, state: OuroborosState, lengths: Sequence[int]) -> list[list[int]]:
-        """Let the drafter write `lengths` tokens per row, several per forward where phrases fit."""
-        behind = [n - length for n, length in zip(view.lengths, state.cache.lengths, strict=True)]
-        if max(behind) > _MOST_PENDING:
-            for _ in catch_up(state.drafter, state.cache, view.texts):
-                pass
-        texts, left = [list(text) for text in view.texts], list(lengths)
-        while max(left) > 0:
-            written = self._write(view, state, texts, left)
-            for text, tokens in zip(texts, written, strict=True):
-                text += tokens
-            left = [n - len(tokens) if tokens else 0 for n, tokens in zip(left, written, strict=True)]
-        return [text[length:] for text, length in zip(texts, view.lengths, strict=True)]
-
-    def _write(self, view: View, state: OuroborosState, texts: list[list[int]], left: Sequence[int]) -> list[list[int]]:
-        """Run one forward of the drafter; return what it writes, at most `left` tokens per row."""
-        drafter, cache = state.drafter, state.cache
-        reach = min(cache.capacity, drafter.capabilities.max_positions) - max(map(len, texts))
-        proposal = fit(self._look_ahead(state, texts, left), reach, 0)
-        pending = [text[length:] for text, length in zip(texts, cache.lengths, strict=True)]
-        layout = lay_out(pending, cache.lengths, proposal, is_full=False)
-        scores = drafter.score(layout.tokens, layout.position, layout.visible, cache, layout.ask)
-        host = read_back(sample_and_match(*candidates(proposal, scores), replace(view, texts=texts, cache=cache)))
-        # A token below 0 stands for logits that are no numbers: that row drafts no more.
-        written = [[token for token in tokens[:n] if token >= 0] for tokens, n in zip(host.tokens, left, strict=True)]
-        cache.keep(kept(layout, host.path, [len(tokens) for tokens in written]))
-        lasts = [text[-1] for text in texts]
-        state.window[:] = learn(state.window, state.pool, lasts, answers(proposal, scores))
-        return written
-
-    def _look_ahead(self, state: OuroborosState, texts: Sequence[list[int]], left: Sequence[int]) -> Proposal:
-        """Return the phrases that may come next and the windows, for the drafter to score."""
-        guesses, windows = [], []
-        for text, n, pool, window in zip(texts, left, state.pool, state.window, strict=True):
-            found = pool.find(text[-1], self.guesses) if n > 1 else []
-            guesses.append([phrase[: n - 1] for phrase in found])
-            windows.append(window if n > 0 and self.window > 0 else None)
-        return branches(guesses, windows, state.cache, self.name)
 
     def observe(self, outcome: Outcome, view: View, state: OuroborosState) -> OuroborosState:
         """Forget drafted entries that did not become text, and harvest the target's answers."""

@@ -229,7 +229,9 @@ def check_streams() -> None:
             run.step()
             streams = [stream for stream, _ in listener.asked]
             drafts = streams.count(Stream.DRAFT)
-            assert drafts > 0 and streams[:drafts] == [Stream.DRAFT] * drafts, f"{method.name} drafts from {streams[0]}."
+            assert drafts > 0 and streams[:drafts] == [Stream.DRAFT] * drafts, (
+                f"{method.name} drafts from {streams[0]}."
+            )
             tests = streams[drafts:-1]
             assert tests and {*tests} == {Stream.ACCEPT}, f"{method.name} tests drafts with noise of {tests}."
             assert streams[-1] is Stream.TARGET, f"{method.name} draws the last token from {streams[-1]}."

@@ -17,6 +17,7 @@ An approximate method gets no certificate. Exit status: 0 = certified; 1 = faile
 from __future__ import annotations
 
 import copy
+import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -57,6 +58,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "frequency_penalty": 0.05,
     },
 }
+if importlib.util.find_spec("llguidance") is not None:  # constraints are an extra
+    # Complete everywhere, so that a text may end at any token and stops keep their meaning.
+    SETTINGS["grammar"] = {"temperature": 0.7, "regex": r"[A-Za-z ,.!?'\"\n]*"}
 ENOUGH = 50  # accepted, and rejected, drafts per setting
 
 

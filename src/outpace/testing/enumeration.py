@@ -1,8 +1,8 @@
 """Exact enumeration of the acceptors: the shipped code is run on every draft and every random outcome, and weighed.
 
-The rules that test drafts are run on both outcomes of every test, each with its chance; the last token is weighed by the
-law that it would be drawn from. Sample and match draws through quantiles: its laws are tables of sixteenths, so that
-each quantile matters only through a few equal intervals, and running it at the middle of each integrates exactly.
+The rules that test drafts are run on both outcomes of every test, each with its chance; the last token is weighed by
+the law that it would be drawn from. Sample and match draws through quantiles: its laws are tables of sixteenths, so
+that each quantile matters only through a few equal intervals, and running it at the middle of each integrates exactly.
 The result is compared with plain decoding's law to 1e-12. Only the sampler's sources of chance are replaced; the
 acceptors are the ones that decode.
 """

@@ -228,8 +228,8 @@ MUTANTS = (
         "wrong-sibling",
         "the walk enters the wrong child",
         "accept.match:_walk",
-        "is_next = is_child & (proposal.tokens == token.unsqueeze(1))",
-        "is_next = real & (proposal.tokens == token.unsqueeze(1))",
+        "following = children[row].get((node[row], drawn[row]), -1)",
+        "following = next((n for (_, t), n in children[row].items() if t == drawn[row] and n > node[row]), -1)",
     ),
     Mutant(
         "rows-swapped",
