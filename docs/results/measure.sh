@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 OUTPACE=${OUTPACE:-.venv/bin/outpace}
 PEER_MODELS=${PEER_MODELS:-build/peer-models}
 OUT=${OUT:-docs/results}
-METHODS=autoregressive,prompt-lookup,suffix,token-recycling,draft-model,auto
+METHODS=autoregressive,prompt-lookup,suffix,token-recycling,draft-model,opt-tree,auto
 export OMP_NUM_THREADS=2
 
 # Peers, 6.45M, greedy and sampled: 24 pairs per set. 4 minutes.

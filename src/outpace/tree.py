@@ -52,7 +52,7 @@ class TokenTree:
     def best(self, budget: int) -> TokenTree:
         """Return the `budget` likeliest nodes of each row, which form a tree since scores never rise along a path.
 
-        Source: Wang et al. (2024), OPT-Tree, arXiv 2406.17276: the sum of the path probabilities of the nodes is the
+        Source: Wang et al. (2024), arXiv 2406.17276: the sum of the path probabilities of the nodes is the
         expected number of accepted drafts, so the likeliest nodes are the best tree of their number.
         """
         width = self.tokens.shape[1]

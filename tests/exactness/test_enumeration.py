@@ -23,7 +23,7 @@ from outpace.sampling import Sampling, node_key, row_key, uniform
 from outpace.testing import enumeration
 from outpace.testing.answers import check_drafts, check_texts
 from outpace.testing.gtest import g_test, small_model, text_counts, text_law
-from outpace.types import Decision, Proposal, Scores, Stream, View
+from outpace.types import Decision, Proposal, Sampled, Scores, Stream, View
 
 
 @pytest.mark.parametrize("check", enumeration.rule_checks(), ids=lambda check: check.__name__)
@@ -49,15 +49,24 @@ def test_larger_trees(rule: Any, has_replacement: bool, parent: tuple[int, ...])
 
 @pytest.mark.parametrize("rule", [rejection, block_verification, multi_candidate, spectr, traversal_verification])
 def test_longer_chains(rule: Any) -> None:
-    assert enumeration.rule_error(rule, (-1, 0, 1), is_chain=True, penalty=0.7) < 1e-12
+    assert (
+        enumeration.rule_error(rule, (-1, 0, 1), is_chain=rule in (rejection, block_verification), penalty=0.5) < 1e-12
+    )
 
 
 def test_the_enumeration_sees_a_wrong_rule() -> None:
-    def keeps_all(proposal: Proposal, scores: Scores, view: View) -> Decision:
+    def forgets_law(proposal: Proposal, scores: Scores, view: View) -> Decision:
+        assert proposal.law is not None
+        flat = torch.full_like(proposal.law.probs, 1 / 3)
+        return rejection(replace(proposal, law=Sampled(flat)), scores, view)
+
+    def loses_path(proposal: Proposal, scores: Scores, view: View) -> Decision:
         decision = rejection(proposal, scores, view)
         return replace(decision, num=decision.num.clamp(min=2))
 
-    assert enumeration.rule_error(keeps_all, (-1,), is_chain=True) > 0.01
+    assert enumeration.rule_error(forgets_law, (-1,), is_chain=True) > 0.01
+    with pytest.raises(AssertionError, match="counted as a draft"):
+        enumeration.rule_error(loses_path, (-1,), is_chain=True)
 
 
 DISTRIBUTION = [

@@ -20,12 +20,12 @@ from outpace.methods.sequoia import Sequoia
 from outpace.methods.staged import Staged
 from outpace.methods.vocab_trim import VocabTrim
 from outpace.row import Row
+from outpace.schedule.cost import CostCurve
 from outpace.testing import check_method
 from outpace.testing.answers import check_texts
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PROMPTS as TOY_PROMPTS
 from outpace.testing.world import drive, make_rows, make_run, reference, target_for
-from outpace.tune import CostCurve
 from outpace.types import Outcome
 
 PROMPTS = ["Once upon a time, there was a", "The cat sat on", "Tom and Mia went to the", "One day, a little bird"]

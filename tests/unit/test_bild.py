@@ -17,7 +17,7 @@ from outpace.methods.bild import Bild
 from outpace.row import Row
 from outpace.sampling import Sampler, Sampling, row_key
 from outpace.testing import check_method
-from outpace.testing.world import SETTINGS, drafter_for, make_rows, make_run, drive, reference, target_for, write
+from outpace.testing.world import SETTINGS, drafter_for, drive, make_rows, make_run, reference, target_for, write
 from outpace.types import Adapter, Proposal, Scores
 
 NEVER = float("inf")

@@ -28,6 +28,7 @@ VARIANTS = [
     Jacobi(mode="hybrid", window=6),
     Jacobi(mode="hybrid", window=4, parallel_len=6),
     Jacobi(mode="hybrid", window=40),
+    Jacobi(window=3, filler=0),
 ]
 
 
@@ -94,6 +95,14 @@ def test_a_guess_is_cut_behind_the_end_of_the_text() -> None:
     assert (block.usage.num_proposed, hybrid.usage.num_proposed) == (7 + 6, 7 + 1)
 
 
+def test_the_filler_is_guessed_where_nothing_is_known() -> None:
+    written, trace = row([0, 1, 2], 12), DependencyTrace()
+    run(Jacobi(mode="block", window=4, filler=4), PeriodicModel(6), [written], watch=trace)
+    guesses = [step["guess"] for step in trace.to_dict()["rows"][0]["iterations"]]
+    # The blocks are 3 4 5 0, 1 2 3 4 and 5 0 1 2: each begins with three fillers, then holds the answers.
+    assert guesses == [[4, 4, 4], [4, 5], [4, 4, 4], [2, 3], [4, 4, 4], [0, 1]]
+
+
 def test_dependencies_of_a_text_where_every_token_waits_for_the_last() -> None:
     written, trace = row([2], 4), DependencyTrace(decode=str)
     run(Jacobi(mode="block", window=4), Successor(), [written], watch=trace)
@@ -141,7 +150,8 @@ def test_other_methods_have_no_graph() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"window": 0}, {"mode": "seidel"}, {"parallel_len": -1, "mode": "hybrid"}, {"parallel_len": 3}]
+    "settings",
+    [{"window": 0}, {"mode": "seidel"}, {"parallel_len": -1, "mode": "hybrid"}, {"parallel_len": 3}, {"filler": -2}],
 )
 def test_bad_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

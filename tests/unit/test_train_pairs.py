@@ -192,7 +192,7 @@ def test_the_recipes_keep_their_promises() -> None:
 
 
 def test_missing_texts_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tatoeba_pairs/en-de.train.tsv.gz is missing"):
+    with pytest.raises(ConfigError, match=r"tatoeba_pairs/en-de\.train\.tsv\.gz is missing"):
         train("translate", tmp_path / "run", data=tmp_path)
     with pytest.raises(ConfigError, match="no split 'dev'"):
         read_set("multi30k:dev", tmp_path)

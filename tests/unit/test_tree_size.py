@@ -7,9 +7,9 @@ import itertools
 
 import pytest
 
+from outpace.schedule.cost import CostCurve
 from outpace.schedule.ranks import RankCounts
 from outpace.schedule.tree_size import Shape, best_budget, best_shape
-from outpace.tune import CostCurve
 
 RATES = [(0.6, 0.3), (0.5, 0.2, 0.15, 0.1), (0.9,), (0.3, 0.3, 0.3), (0.4, 0.0, 0.3)]
 

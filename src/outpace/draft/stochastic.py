@@ -53,8 +53,8 @@ class Shape:
 
     def levels_within(self, slots: int) -> int:
         """Return how many levels can be drafted with so many cache slots behind the text; the last needs none."""
-        sizes = [self.beam] * self.levels if self.beam else accumulate(self.branches, mul)
-        return 1 + sum(total <= slots for total in list(accumulate(sizes))[:-1])
+        sizes = [self.beam] * self.levels if self.beam else list(accumulate(self.branches, mul))
+        return 1 + len([total for total in accumulate(sizes[:-1]) if total <= slots])
 
     @property
     def is_chain(self) -> bool:

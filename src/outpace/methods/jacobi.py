@@ -6,9 +6,10 @@ Guarantee: exact (sample and match; at a temperature the noise is a function of 
     the plainly sampled text).
 Cost: at most 1 target forward per emitted token, up to `window` further positions each; no extra memory.
 Differences: tokens are written as soon as they are fixed, not when their block is, which takes no more iterations; in
-    mode jacobi the window slides on after them. Guesses start as copies of the last token rather than padding. Nothing
-    is told about the length of the translation: every mode writes on until the end of the text. Mode hybrid also cuts
-    a guess behind an end token that it holds, which saves positions, not iterations.
+    mode jacobi the window slides on after them. Guesses start as copies of the last token unless `filler` names
+    another, as the paper's padding. Nothing is told about the length of the translation: every mode writes on until the
+    end of the text. Mode hybrid also cuts a guess behind an end token that it holds, which saves positions, not
+    iterations.
 """
 
 from __future__ import annotations
@@ -38,14 +39,17 @@ class Jacobi(Method):
         mode: "jacobi" (the window slides), "block" (a block is iterated to its fixed point before the next begins) or
             "hybrid" (blocks, cut where a guess ends the text, and plain decoding after `parallel_len` tokens).
         parallel_len: written tokens after which mode hybrid goes on plainly; 0 = never.
+        filler: token guessed where nothing is known yet, e.g. the id of padding; -1 = a copy of the last token.
 
     Raises:
-        ConfigError: the window is below 1, the mode is unknown, or parallel_len is negative or of another mode.
+        ConfigError: the window is below 1, the mode is unknown, parallel_len is negative or of another mode, or filler
+            is below -1.
     """
 
     window: int = 4
     mode: str = "jacobi"
     parallel_len: int = 0
+    filler: int = -1
 
     name: ClassVar[str] = "jacobi"
     family: ClassVar[str] = "jacobi"
@@ -69,6 +73,9 @@ class Jacobi(Method):
                 f"parallel_len is {self.parallel_len} in mode {self.mode!r}.", "Use 0, or more in mode hybrid."
             )
 
+        if self.filler < -1:
+            raise ConfigError(f"filler is {self.filler}.", "Use a token id, or -1 for copies of the last token.")
+
     @property
     def needs(self) -> Needs:
         """A causal target that can drop staged entries."""
@@ -76,11 +83,12 @@ class Jacobi(Method):
         return Needs(has_rollback=True, width=self.window if self.mode == "jacobi" else self.window - 1)
 
     def start(self, context: Context) -> Tensor:
-        """Return the first guess: the last prompt token, `window` times."""
+        """Return the first guess: the filler or the last prompt token, `window` times."""
         return self._fresh(context.texts)
 
     def _fresh(self, texts: list[list[int]]) -> Tensor:
-        return torch.tensor([text[-1] for text in texts]).unsqueeze(1).repeat(1, self.window)
+        first = [text[-1] if self.filler < 0 else self.filler for text in texts]
+        return torch.tensor(first).unsqueeze(1).repeat(1, self.window)
 
     def propose(self, view: View, state: Tensor) -> Proposal:
         """Propose the current guess, as far as the mode looks ahead."""
@@ -110,7 +118,7 @@ class Jacobi(Method):
         return decision
 
     def observe(self, outcome: Outcome, view: View, state: Tensor) -> Tensor:
-        """Shift the answers by what was emitted; new positions repeat the last answer."""
+        """Shift the answers by what was emitted; new positions take the filler, or repeat the last answer."""
         if outcome.decision is None or outcome.proposal is None:
             return state
         carry = outcome.decision.carry
@@ -119,4 +127,6 @@ class Jacobi(Method):
         answers: Tensor = carry.clamp(min=0).to(state.device)
         shift = torch.tensor([len(tokens) for tokens in outcome.emitted]).unsqueeze(1)
         last = torch.tensor(outcome.proposal.length).unsqueeze(1)
-        return answers.gather(1, torch.minimum(shift + torch.arange(self.window), last))
+        place = shift + torch.arange(self.window)
+        guess = answers.gather(1, torch.minimum(place, last))
+        return guess if self.filler < 0 else guess.masked_fill(place > last, self.filler)

@@ -20,9 +20,10 @@ from outpace.draft.grow import draft_shape
 from outpace.draft.reading import Drafter
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper, nothing
+from outpace.schedule.cost import CostCurve
 from outpace.schedule.ranks import RankCounts
 from outpace.schedule.tree_size import Shape, best_budget, best_shape
-from outpace.tune import CostCurve, load_curve
+from outpace.tune import load_curve
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["Sequoia", "SequoiaState"]

@@ -46,7 +46,7 @@ class Traversal(SampledTree):
         "Weng, Hu, Chen, Liu, Mei, Qiu, Tian, Shi",
         2025,
         "2505.12398",
-        left_out="Trees whose shape follows the drawn tokens, for which the rule would not keep the law.",
+        left_out="Trees whose shape follows the drawn tokens, to which the proof does not extend.",
     )
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from outpace.tune import CostCurve
+from outpace.schedule.cost import CostCurve
 
 __all__ = ["ArmStats", "Bandit", "StepCost", "TreeCut", "best_length"]
 

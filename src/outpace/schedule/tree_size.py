@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from outpace.tune import CostCurve
+    from outpace.schedule.cost import CostCurve
 
 __all__ = ["Shape", "best_budget", "best_shape"]
 

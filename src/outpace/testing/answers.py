@@ -52,7 +52,7 @@ def answer_checks() -> list[Callable[[], None]]:
 
 def law_checks() -> list[Callable[[], None]]:
     """Return the statistical checks with fixed seeds, each about a second."""
-    return [check_sampled_canvas, check_sampled_rejection, check_sampled_cut, check_sampled_block, check_sampled_beam]
+    return [check_sampled_cut, check_sampled_beam, check_sampled_block, check_sampled_canvas, check_sampled_rejection]
 
 
 def check_noise() -> None:

@@ -158,7 +158,7 @@ _TRANSLATIONS = (
         objective="distilled",
         parent="translate",
         dropout=0.0,
-        steps=1500,
+        steps=1400,
         gpu_steps=16000,
     ),
     TranslationRecipe(

@@ -72,9 +72,11 @@ def load_translator(directory: Path) -> nn.Module:
         ModelError: When a file is missing.
     """
     from transformers import MarianMTModel
+    from transformers.utils import logging as theirs
 
     if not (directory / "model.safetensors").is_file():
         raise ModelError(f"{directory} holds no translator", "Give a directory that `outpace train` wrote.")
+    theirs.disable_progress_bar()
     network: nn.Module = MarianMTModel.from_pretrained(directory, dtype=torch.float32)
     return network.eval()
 
