@@ -105,6 +105,10 @@ class Auto(Method):
         harvesters = tuple((index, arm) for index, arm in enumerate(arms, 1) if arm.harvests)
         return AutoState(arms, {arm.name: arm.start(context) for arm in arms}, stats, bandit, harvesters)
 
+    def to_certify(self) -> Auto:
+        """Try drafters often, also where plain decoding wins: what is tried never changes the text."""
+        return replace(self, explore=max(self.explore, 0.5))
+
     def propose(self, view: View, state: AutoState) -> Proposal:
         """Let the chosen drafter propose, and cut its chain where more drafts would cost more than they bring."""
         bandit = state.bandit
