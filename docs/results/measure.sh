@@ -12,12 +12,12 @@ export OMP_NUM_THREADS=2
 
 # Peers, 6.45M, greedy and sampled: 24 pairs per set. 4 minutes.
 "$OUTPACE" bench --methods $METHODS --peers hf,llama.cpp,openvino --peer-models "$PEER_MODELS" --paths compiled \
-  --threads 2 --repeats 2 --max-tokens 96 --no-memory --time-limit 240 \
+  --threads 2 --repeats 2 --max-tokens 96 --no-memory --time-limit 180 \
   --json "$OUT/stories.json" --markdown "$OUT/stories.md" --plot "$OUT/stories.png"
 
 # Peers, inflated to 350M, greedy: up to 12 pairs per set. 10 minutes.
 "$OUTPACE" bench --inflate 350M --methods $METHODS --peers hf,llama.cpp,openvino --peer-models "$PEER_MODELS" \
-  --paths compiled --threads 2 --repeats 1 --max-tokens 64 --temperatures 0 --no-memory --time-limit 540 \
+  --paths compiled --threads 2 --repeats 1 --max-tokens 64 --temperatures 0 --no-memory --time-limit 420 \
   --json "$OUT/inflated-350m.json" --markdown "$OUT/inflated-350m.md" --plot "$OUT/inflated-350m.png"
 
 # Does choosing cost anything where nothing is to be gained? 60 pairs small, 36 large. 2 minutes.
@@ -27,9 +27,9 @@ export OMP_NUM_THREADS=2
   --max-tokens 64 --temperatures 0 --no-memory --time-limit 120 --json "$OUT/auto-350m.json" --markdown "$OUT/auto-350m.md"
 
 # The catalogue, small (2 minutes) and large (4 minutes).
-"$OUTPACE" bench --catalogue "$OUT/catalogue.json" --paths compiled --threads 2 --repeats 1 --max-tokens 96 --time-limit 150
+"$OUTPACE" bench --catalogue "$OUT/catalogue.json" --paths compiled --threads 2 --repeats 1 --max-tokens 96 --time-limit 110
 "$OUTPACE" bench --catalogue "$OUT/catalogue-350m.json" --inflate 350M --paths compiled --threads 2 --repeats 1 \
-  --num-prompts 4 --max-tokens 48 --temperatures 0 --time-limit 240
+  --num-prompts 4 --max-tokens 48 --temperatures 0 --time-limit 180
 
 # How cost grows, at 350M. 3 minutes.
 "$OUTPACE" bench --growth --inflate 350M --paths compiled --threads 2 --repeats 2 --max-tokens 32 \

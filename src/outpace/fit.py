@@ -30,8 +30,15 @@ def check_fit(method: Method, offered: Capabilities) -> None:
     """Raise if the method cannot run on such a model.
 
     Raises:
-        CapabilityError: names what is missing and which methods would fit.
+        CapabilityError: names what is missing and which methods would fit, or the drafts are longer than the context.
     """
+    width = method.needs.width
+    if width > offered.max_positions:
+        raise CapabilityError(
+            f"The method {method.name!r} would draft {width} tokens at once, but the model's context is "
+            f"{offered.max_positions}.",
+            "Draft fewer nodes, or a shorter chain.",
+        )
     lacks = misfits(method, offered)
     if lacks:
         fitting = [name for name in method_names() if not misfits(load_method(name)(), offered)]

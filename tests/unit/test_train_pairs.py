@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from outpace.train.pairs import (
     join_neighbours,
     train_pair_tokenizer,
 )
-from outpace.train.translation_quality import measure, read_set
+from outpace.train.translation_quality import Work, measure, note_figures, read_set, write_card
 
 pytest.importorskip("transformers")
 WORDS = {"der": "the", "Hund": "dog", "Mann": "man", "sieht": "sees", "hört": "hears", "das": "the", "Kind": "child"}
@@ -189,6 +190,20 @@ def test_the_recipes_keep_their_promises() -> None:
         assert ("research" in recipe.source.licence) != is_shipped
     assert TRANSLATIONS["translate-draft"].parent == "translate"
     assert all(source.origin and source.licence and source.splits["test"] for source in PAIR_SOURCES.values())
+
+
+def test_figures_go_into_card_and_file(tmp_path: Path) -> None:
+    work = Work(
+        set="toy:test", method="plain", sentences=2, tokens=9, bleu=12.34, same=1.0, forwards=1.0, drafts=0.0
+    )  # fmt: skip
+    (tmp_path / "card.md").write_text("# tiny\n\nA toy.\n")
+    path = tmp_path / "figures.json"
+    path.write_text('[{"model": "other"}, {"model": "tiny", "translation": []}]')
+    for _ in range(2):
+        write_card(tmp_path, [work])
+        note_figures(path, "tiny", [work])
+    assert (tmp_path / "card.md").read_text().count("| toy:test | 2 | 12.3 |") == 1
+    assert [entry["model"] for entry in json.loads(path.read_text())] == ["other", "tiny"]
 
 
 def test_missing_texts_are_named(tmp_path: Path) -> None:

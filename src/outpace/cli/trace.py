@@ -32,7 +32,7 @@ def trace(
     if json:
         print_json({**head, "steps": len(steps), "results": results, **summary})
         return 0
-    typer.echo(f"{head['method']} on {head['model']}: {len(steps)} steps")
+    typer.echo(f"{head.get('method')} on {head.get('model')}: {len(steps)} steps")
     typer.echo(f"{'drafter':20}{'steps':>8}{'drafts':>8}{'kept':>8}{'tokens':>8}{'ms':>10}")
     for name, facts in summary["drafters"].items():
         cells = "".join(f"{facts[key]:>8.0f}" for key in ("steps", "drafts", "accepted", "tokens"))

@@ -90,7 +90,7 @@ def _read(path: Path, skipped: list[Path] | None) -> Iterator[str]:
     if not is_text and skipped is not None:
         skipped.append(path)
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield _parse(line, f"{path}, line {number},")
     else:

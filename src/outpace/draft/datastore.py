@@ -119,7 +119,10 @@ def open_datastore(path: str | os.PathLike[str]) -> Datastore:
         about = os.stat(path)
     except OSError:
         raise ConfigError(f"There is no datastore {str(path)!r}.", _AGAIN.replace(" it again", " one")) from None
-    return _open(os.path.abspath(path), about.st_mtime_ns, about.st_size)
+    try:
+        return _open(os.path.abspath(path), about.st_mtime_ns, about.st_size)
+    except OSError as error:  # a folder, or not ours to read
+        raise ConfigError(f"The datastore {str(path)!r} cannot be read: {error.strerror}.", "Name a file.") from None
 
 
 @lru_cache(maxsize=8)

@@ -60,7 +60,7 @@ class SuffixRule:
 
     def limit(self, match_len: int) -> int:
         """Return the most nodes drafted after a match of that length."""
-        return min(self.budget, int(self.factor * match_len + self.offset + 1e-6))
+        return int(min(self.budget, self.factor * match_len + self.offset + 1e-6))
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal
 __all__ = ["Auto", "AutoState"]
 
 _PLAIN = "plain"
+_HOST_S, _MODEL_S = 1e-4, 1e-3  # what drafting takes at the least, from text and with a small model
 
 
 @dataclass
@@ -100,7 +101,8 @@ class Auto(Method):
             if not misfits(arm, offered) and all(role in context.models for role in arm.needs.models)
         )
         widths = [0, *(arm.needs.width for arm in arms)]
-        bandit = Bandit(widths, load_curve(context.target), self.explore, self.is_timed)
+        guessed = [0.0, *(_MODEL_S if arm.needs.models else _HOST_S for arm in arms)] if self.is_timed else ()
+        bandit = Bandit(widths, load_curve(context.target), self.explore, self.is_timed, guessed)
         stats = [[ArmStats() for _ in widths] for _ in context.texts]
         harvesters = tuple((index, arm) for index, arm in enumerate(arms, 1) if arm.harvests)
         return AutoState(arms, {arm.name: arm.start(context) for arm in arms}, stats, bandit, harvesters)

@@ -7,6 +7,9 @@ the paper, the guarantee, the cost and the differences from the paper.
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -119,20 +122,41 @@ class Method:
 
 
 def _convert(method: str, name: str, value: Any, default: Any) -> Any:
-    """Read a command-line string as the type of the setting's default."""
-    if isinstance(value, list) and isinstance(default, tuple):  # JSON has no tuples
-        return tuple(value)
-    if not isinstance(value, str) or isinstance(default, str):
-        return value
+    """Return a setting's value as the type of its default, read from a command-line string if it is one."""
     try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False, "1": True, "0": False}[value.lower()]
-        if isinstance(default, tuple):
-            return tuple(int(item) for item in value.split(",") if item)
-        return type(default)(value)
-    except (KeyError, ValueError) as error:
-        kind = type(default).__name__
-        raise ConfigError(f"The option {name!r} of {method!r} cannot be {value!r}.", f"Give {kind}.") from error
+        return _read(value, default)
+    except (KeyError, TypeError, ValueError) as error:
+        hint = _KINDS.get(type(default), f"Give {type(default).__name__}.")
+        raise ConfigError(f"The option {name!r} of {method!r} cannot be {value!r}.", hint) from error
+
+
+_KINDS: dict[type, str] = {
+    bool: "Give true or false.",
+    int: "Give a whole number (int), such as 8.",
+    float: "Give a number (float), such as 0.5.",
+    tuple: "Give whole numbers parted by commas, such as 4,2,1.",
+    str: "Give text.",
+}
+
+
+def _read(value: Any, default: Any) -> Any:
+    """Return the value as the type of the default; anything else raises KeyError, TypeError or ValueError."""
+    if isinstance(default, bool):
+        return value if isinstance(value, bool) else _SPELLED[str(value).lower()]
+    if isinstance(default, int):
+        return int(value) if isinstance(value, str) else operator.index(value)
+    if isinstance(default, float):
+        number = float(value)
+        if math.isnan(number):
+            raise ValueError("not a number")
+        return number
+    if isinstance(default, tuple):
+        items = [item for item in value.split(",") if item] if isinstance(value, str) else value
+        return tuple(_read(item, 0) for item in items)
+    return os.fspath(value) if isinstance(default, str) else value
+
+
+_SPELLED = {"true": True, "false": False, "1": True, "0": False}
 
 
 def nothing(view: View) -> Proposal:

@@ -52,7 +52,7 @@ class CrossVocab(Method):
         max_vocab: largest vocabulary, the target's or the drafter's, that slrs will sum over.
 
     Raises:
-        ConfigError: an unknown mode or rule, slem with rejection, or a number that is too small.
+        ConfigError: an unknown mode or rule, slem with rejection, or a number out of range.
     """
 
     draft: str = "auto"
@@ -86,6 +86,8 @@ class CrossVocab(Method):
             raise ConfigError("The rejection rule needs a law, which mode=slem has none of.", "Use mode=slrs or tli.")
         if self.draft_len < 1 or self.paths < 1:
             raise ConfigError(f"draft_len is {self.draft_len} and paths {self.paths}.", "Both must be 1 or more.")
+        if not 0 <= self.min_confidence <= 1:
+            raise ConfigError(f"min_confidence is {self.min_confidence}.", "min_confidence must be from 0 to 1.")
 
     @property
     def _is_matched(self) -> bool:

@@ -52,7 +52,8 @@ class DraftModel(Method):
         accept_rule: "match" or "rejection".
 
     Raises:
-        ConfigError: a length, width or branch below 1, two kinds of tree, an unknown rule, or a tree with rejection.
+        ConfigError: a length, width or branch below 1, a confidence outside [0, 1], two kinds of tree, an unknown rule,
+            or a tree with rejection.
     """
 
     draft: str = "auto"
@@ -80,6 +81,8 @@ class DraftModel(Method):
             raise ConfigError(
                 f"draft_len is {self.draft_len} and tree_width {self.tree_width}.", "Both must be 1 or more."
             )
+        if not 0 <= self.min_confidence <= 1:
+            raise ConfigError(f"min_confidence is {self.min_confidence}.", "min_confidence must be from 0 to 1.")
         if any(count < 1 for count in self.branches) or sum(accumulate(self.branches, mul)) > _LARGEST:
             raise ConfigError(f"branches is {self.branches}.", f"Use numbers from 1, for at most {_LARGEST} nodes.")
         if self.branches and self.tree_width > 1:

@@ -45,7 +45,7 @@ class EarlyExit(Method):
         min_confidence: stop drafting where no token is this likely (0 = never).
 
     Raises:
-        ConfigError: a draft length below 1, or a negative exit layer.
+        ConfigError: a draft length below 1, a confidence outside [0, 1], or a negative exit layer.
     """
 
     exit_layer: int = 0
@@ -68,6 +68,8 @@ class EarlyExit(Method):
     def __post_init__(self) -> None:
         if self.draft_len < 1:
             raise ConfigError(f"draft_len is {self.draft_len}.", "draft_len must be 1 or more.")
+        if not 0 <= self.min_confidence <= 1:
+            raise ConfigError(f"min_confidence is {self.min_confidence}.", "min_confidence must be from 0 to 1.")
         if self.exit_layer < 0:
             raise ConfigError(f"exit_layer is {self.exit_layer}.", "exit_layer must be 0 or more.")
 

@@ -45,7 +45,7 @@ class LayerSkip(Method):
         min_confidence: stop drafting where no token is this likely (0 = never).
 
     Raises:
-        ConfigError: a draft length below 1, or a fraction outside [0, 1).
+        ConfigError: a draft length below 1, or a fraction or confidence out of range.
     """
 
     skip: tuple[int, ...] = ()
@@ -69,6 +69,8 @@ class LayerSkip(Method):
     def __post_init__(self) -> None:
         if self.draft_len < 1:
             raise ConfigError(f"draft_len is {self.draft_len}.", "draft_len must be 1 or more.")
+        if not 0 <= self.min_confidence <= 1:
+            raise ConfigError(f"min_confidence is {self.min_confidence}.", "min_confidence must be from 0 to 1.")
         if not 0 <= self.fraction < 1:
             raise ConfigError(f"fraction is {self.fraction}.", "fraction must be from 0 to below 1.")
 

@@ -83,6 +83,8 @@ class Swift(Method):
                 raise ConfigError(f"{name} is {getattr(self, name)}.", f"{name} must be 1 or more.")
         if not 0 < self.fraction < 1:
             raise ConfigError(f"fraction is {self.fraction}.", "fraction must lie between 0 and 1.")
+        if not 0 <= self.min_confidence <= 1:
+            raise ConfigError(f"min_confidence is {self.min_confidence}.", "min_confidence must be from 0 to 1.")
 
     @property
     def needs(self) -> Needs:

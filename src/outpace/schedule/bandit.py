@@ -22,7 +22,8 @@ _SMOOTH = 0.1
 _HYSTERESIS = 1.03
 _CREDIT = 0.5  # plain steps that trials may lose from the start
 _WATCH = 0.01  # of a plain step, that learning from it may take
-_PLAIN_STEPS = 12  # between two choices while plain decoding wins
+_PLAIN_STEPS, _MOST_PLAIN = 12, 64  # between two choices while plain decoding wins
+_REST = 16  # steps before an arm is tried again
 
 
 @dataclass(slots=True)
@@ -150,12 +151,21 @@ class Bandit:
         curve: cost of forwards, when it was measured.
         explore: share of the decoding time that trials may lose.
         is_timed: False = costs follow the curve alone, so that equal histories give equal choices.
+        draft_s: what drafting may take per step of each arm, until it is measured; so that a trial on a very fast
+            target is not begun in the belief that drafting is free.
     """
 
-    def __init__(self, widths: Sequence[int], curve: CostCurve | None, explore: float, is_timed: bool = True) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        curve: CostCurve | None,
+        explore: float,
+        is_timed: bool = True,
+        draft_s: Sequence[float] = (),
+    ) -> None:
         self.widths, self.explore, self.is_timed = list(widths), explore, is_timed
         self.cost = StepCost(curve, 0.0 if is_timed else 1.0)
-        self.draft_s = [0.0] * len(self.widths)  # smoothed, per step of the arm
+        self.draft_s = list(draft_s) or [0.0] * len(self.widths)  # smoothed, per step of the arm
         self.watch_s = [0.0] * len(self.widths)  # of learning from a step of another arm
         self.cuts = [TreeCut(width) for width in self.widths]
         self.mean_width = [0.0] + [min(4.0, width) for width in self.widths[1:]]
@@ -179,13 +189,14 @@ class Bandit:
     def observe(self, width: int, draft_s: float, forward_s: float, tokens: float) -> None:
         """Count a step of the current arm: its widest window, its times, and the tokens it wrote per row."""
         arm = self.current
+        is_first = self.last_tried[arm] < 0
         self.num_steps += 1
         self.last_tried[arm] = self.num_steps
         if self.is_timed:
             self.cost.add(width, forward_s)
             if arm:
                 old = self.draft_s[arm]
-                self.draft_s[arm] = draft_s if old == 0 else old + 0.2 * (min(draft_s, 4 * old) - old)
+                self.draft_s[arm] = draft_s if is_first else old + 0.2 * (min(draft_s, 4 * old) - old)
         if arm:
             self.mean_width[arm] += 0.2 * (width - self.mean_width[arm])
         spent = self.draft_s[arm] + self.cost(width)
@@ -248,26 +259,33 @@ class Bandit:
         best = max(tried, key=lambda arm: rates[arm])
         if not self.is_trial and best != self.current and rates[best] < _HYSTERESIS * rates[self.current]:
             best = self.current
-        trial = self._trial(best, rates)
+        trial, missing = self._trial(best, rates)
         self.is_trial = trial is not None
         if trial is not None:
             self.current, self.countdown = trial, 2
             self.note = f"trial: {self.account * 1e3:.2f} ms may still be lost to trials"
         else:
-            self.current, self.countdown = best, _PLAIN_STEPS if best == 0 else 4
+            # While plain decoding runs nothing is learned, so the next choice can wait until a trial can be paid.
+            earned = self.explore * self.cost(0)
+            wait = _MOST_PLAIN if missing >= _MOST_PLAIN * earned else max(_PLAIN_STEPS, int(missing / earned))
+            self.current, self.countdown = best, wait if best == 0 else 4
             self.note = f"best rate: {rates[best]:.0f} tokens/s expected, {rates[0]:.0f} plainly"
         return self.current
 
-    def _trial(self, best: int, rates: Sequence[float]) -> int | None:
-        """Return the arm longest untried that the account can pay for and that could win at all."""
+    def _trial(self, best: int, rates: Sequence[float]) -> tuple[int | None, float]:
+        """Return the arm longest untried that could win at all, or None and the seconds that the account lacks."""
         if self.is_timed and self.cost.unit == 0:
-            return None
+            return None, 0.0
+        missing = float("inf")
         for arm in sorted(range(1, len(rates)), key=lambda arm: self.last_tried[arm]):
-            if arm == best or 0 <= self.last_tried[arm] > self.num_steps - 16:
+            if arm == best or 0 <= self.last_tried[arm] > self.num_steps - _REST:
                 continue
-            spent = 2 * self.step_seconds(arm)
             # A trial that writes nothing more than plain decoding would is the worst case.
+            worst = 2 * (self.step_seconds(arm) - self.cost(0))
             is_hopeless = (1 + self.widths[arm]) / (self.draft_s[arm] + self.cost(self.widths[arm])) <= rates[best]
-            if not is_hopeless and spent - 2 * self.cost(0) <= self.account:
-                return arm
-        return None
+            if is_hopeless:
+                continue
+            if worst <= self.account:
+                return arm, 0.0
+            missing = min(missing, worst - self.account)
+        return None, missing

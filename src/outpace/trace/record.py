@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from outpace.errors import ConfigError
+from outpace.trace.page import summarise
 
 if TYPE_CHECKING:
     from outpace.result import Result
@@ -31,7 +33,7 @@ class Recorder:
     """Writes a trace; give it to `generate` as `watch`, and close it with the results.
 
     Args:
-        file: where to write; an existing file is replaced.
+        file: where to write; an existing file is replaced when there is a first step to write.
         decode: ids to text, for people; None = ids only.
 
     Raises:
@@ -43,17 +45,19 @@ class Recorder:
         self.num_steps = 0
         self._numbers: dict[int, int] = {}
         self._pieces: dict[int, str] = {}
+        self._head: dict[str, Any] = {}
+        self._is_begun = False
         try:
-            self._out: IO[str] = Path(file).open("w", encoding="utf-8")
+            self._out: IO[str] = open(file, "w", encoding="utf-8", opener=_keeping)
         except OSError as error:
             raise ConfigError(
                 f"The trace {str(file)!r} cannot be written: {error.strerror}.", "Name another file."
             ) from error
 
     def begin(self, model: str, method: str, settings: dict[str, Any], prompts: Sequence[str]) -> None:
-        """Write the first line."""
+        """Say what the first line is; it is written with the first step."""
         head = {"kind": _KIND, "version": _VERSION, "model": model, "method": method}
-        self._write({**head, "settings": settings, "prompts": list(prompts)})
+        self._head = {**head, "settings": settings, "prompts": list(prompts)}
 
     def __call__(self, rows: Sequence[Row], outcome: Outcome) -> None:
         """Write one step."""
@@ -104,7 +108,17 @@ class Recorder:
         return [self._pieces[token] for token in tokens]
 
     def _write(self, line: dict[str, Any]) -> None:
+        if not self._is_begun:
+            if self._out.seekable():  # a pipe or a terminal holds nothing old
+                self._out.truncate(0)
+            self._out.write(json.dumps(self._head) + "\n")
+            self._is_begun = True
         self._out.write(json.dumps(line) + "\n")
+
+
+def _keeping(file: str, flags: int) -> int:
+    """Open a file without emptying it, so that a run that is refused leaves an earlier trace as it was."""
+    return os.open(file, flags & ~os.O_TRUNC, 0o666)
 
 
 def read_trace(file: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
@@ -122,12 +136,16 @@ def read_trace(file: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]], 
     for line in filter(None, lines):
         try:
             parsed.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             break  # the run broke off inside a line
     if not parsed or not isinstance(parsed[0], dict) or parsed[0].get("kind") != _KIND:
         raise ConfigError(f"The file {str(file)!r} is no trace.", hint)
     if parsed[0].get("version") != _VERSION:
         raise ConfigError(f"The trace has version {parsed[0].get('version')}, not {_VERSION}.", hint)
-    steps = [line for line in parsed[1:] if "step" in line]
-    results: list[dict[str, Any]] = next((line["results"] for line in parsed if line.get("end")), [])
+    try:
+        steps = [line for line in parsed[1:] if "step" in line]
+        results: list[dict[str, Any]] = next((line["results"] for line in parsed if line.get("end")), [])
+        summarise(steps)  # fails where a line lacks what a step has
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise ConfigError(f"The trace {str(file)!r} is damaged.", hint) from None
     return parsed[0], steps, results

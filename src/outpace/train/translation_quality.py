@@ -145,6 +145,14 @@ def write_card(directory: Path, works: Sequence[Work]) -> None:
     path.write_text(f"{text}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
+def note_figures(path: Path, model: str, works: Sequence[Work]) -> None:
+    """Put a model's figures into a file of many models, in place of earlier ones."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    entries = [entry for entry in known if entry["model"] != model]
+    entries.append({"model": model, "translation": [asdict(work) for work in works]})
+    path.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m outpace.train.translation_quality", description=__doc__)
@@ -155,7 +163,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=32, help="sentences side by side")
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also note the figures here, beside those of other models")
     parser.add_argument("--card", action="store_true", help="note plain decoding's BLEU in the card")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
@@ -172,7 +180,7 @@ def main() -> int:
         print(f"outpace: {error}\n{error.hint}", file=sys.stderr)
         return error.exit_status
     if given.json:
-        given.json.write_text(json.dumps([asdict(work) for work in works], indent=2) + "\n", encoding="utf-8")
+        note_figures(given.json, Path(given.model).name, works)
     return 0
 
 
