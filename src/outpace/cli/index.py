@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ def index(
         raise ConfigError(f"{str(out)!r} exists.", "Name another file with --out, or add --force.")
     if out.is_dir():
         raise ConfigError(f"{str(out)!r} is a folder.", "Name a file with --out.")
+    _check_place(out)
     from outpace.draft.corpus import Corpus
     from outpace.draft.datastore import fingerprint, write_datastore
     from outpace.models.opening import locate
@@ -60,6 +62,16 @@ def index(
     }
     print_json(figures) if json else typer.echo(_sentence(figures))
     return 0
+
+
+def _check_place(out: Path) -> None:
+    """Raise before a long corpus is read, not after, if nothing can be written there."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{str(out)!r} cannot be written: {error.strerror}.", "Name a file with --out.") from None
 
 
 def _sentence(figures: dict[str, Any]) -> str:

@@ -105,7 +105,7 @@ def _parse(line: str, where: str) -> str:
     text = found.get("text") if isinstance(found, dict) else None
     if not isinstance(text, str):
         raise ConfigError(f'{where} has no "text".', 'Write each line as {"text": "..."}.')
-    return text
+    return text.encode("utf-8", "replace").decode("utf-8")  # JSON may hold halves of characters, tokenizers take none
 
 
 def pieces(text: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ The first line says what was run, every further line is a step, the last one sum
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -109,7 +110,7 @@ class Recorder:
 
     def _write(self, line: dict[str, Any]) -> None:
         if not self._is_begun:
-            if self._out.seekable():  # a pipe or a terminal holds nothing old
+            with contextlib.suppress(OSError):  # a pipe, a terminal or a device holds nothing old
                 self._out.truncate(0)
             self._out.write(json.dumps(self._head) + "\n")
             self._is_begun = True
