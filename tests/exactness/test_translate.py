@@ -98,3 +98,32 @@ def test_drafts_of_the_small_model_are_accepted(translator: outpace.LanguageMode
     results = translator.generate(SENTENCES, method="draft-model", max_tokens=40)
     assert sum(result.usage.num_accepted for result in results) > 0
     assert sum(result.usage.num_steps for result in results) < sum(len(result.tokens) for result in results)
+
+
+MORE = [
+    "Ich habe heute keine Zeit, weil ich arbeiten muss.",
+    "Sie wohnt mit ihrer Schwester in einem kleinen Haus.",
+    "Kannst du mir bitte sagen, wo der Bahnhof ist?",
+    "Tom hat gestern ein neues Auto gekauft.",
+    "Wir werden morgen nach Boston fahren, wenn es nicht regnet.",
+    "Er spricht besser Englisch als ich.",
+    "Warum hast du mir nichts davon gesagt?",
+    "Das ist das beste Buch, das ich je gelesen habe.",
+]
+
+
+@pytest.mark.parametrize("mode", ["jacobi", "block", "hybrid"])
+def test_parallel_decoding_takes_fewer_iterations_than_tokens(mode: str, translator: outpace.LanguageModel) -> None:
+    options = {"mode": mode, "window": 8, "filler": 1}
+    wanted = translator.generate(MORE, max_tokens=40)
+    found = translator.generate(MORE, method="jacobi", options=options, max_tokens=40)
+    assert [result.tokens for result in found] == [result.tokens for result in wanted]
+    assert sum(result.usage.num_steps for result in found) < sum(len(result.tokens) for result in wanted)
+
+
+def test_thresholds_between_the_extremes_save_large_calls(translator: outpace.LanguageModel) -> None:
+    calls = []
+    for fallback in (0.3, 0.6, 0.9):
+        results = translator.generate(MORE, method="bild", options={"fallback": fallback}, max_tokens=40)
+        calls.append(sum(result.usage.num_steps for result in results) / sum(len(result.tokens) for result in results))
+    assert calls == sorted(calls) and calls[0] < 0.5 and calls[-1] < 0.9

@@ -14,7 +14,7 @@ from torch import Tensor
 import outpace
 from outpace import LanguageModel, Sampling
 from outpace.cache import Cache
-from outpace.errors import ConfigError
+from outpace.errors import CapabilityError, ConfigError
 from outpace.sampling import Sampler
 from outpace.testing import ToyModel
 from outpace.text import TextStream
@@ -96,8 +96,16 @@ def test_a_note_belongs_to_its_row(toy: LanguageModel) -> None:
 
 
 def test_more_branches_than_words(toy: LanguageModel) -> None:
-    wide = {"method": "draft-model", "options": {"tree_width": 40, "draft_len": 2}, "models": {"draft": toy.target}}
+    words = toy.target.capabilities.vocab_size
+    wide = {
+        "method": "draft-model",
+        "options": {"tree_width": words + 2, "draft_len": 2},
+        "models": {"draft": toy.target},
+    }
     assert toy.generate(SHORT, max_tokens=9, **wide).tokens == toy.generate(SHORT, max_tokens=9).tokens
+    wide["options"] = {"tree_width": 40, "draft_len": 2}
+    with pytest.raises(CapabilityError, match="80 tokens at once"):  # more than the whole context
+        toy.generate(SHORT, max_tokens=9, **wide)
 
 
 def test_the_coldest_temperature_is_greedy(toy: LanguageModel) -> None:
