@@ -72,6 +72,11 @@ class Auto(Method):
         for arm in self._arms():
             if arm.guarantee is not Guarantee.EXACT or arm.needs.attention != "causal":
                 raise ConfigError(f"The method {arm.name!r} is not an exact drafter.", "Name exact methods only.")
+            if arm.needs.has_text:  # arms share one drafter, and the others need it to have the target's vocabulary
+                raise ConfigError(
+                    f"The method {arm.name!r} translates between vocabularies, so it cannot be an arm.",
+                    "Run it by itself.",
+                )
 
     def _arms(self) -> list[Method]:
         names = [name.strip() for name in self.arms.split(",") if name.strip()]

@@ -10,9 +10,9 @@ from outpace.errors import ConfigError
 from outpace.methods.base import Method, nothing
 from outpace.types import Context, Guarantee, Needs, Proposal, View
 
-__all__ = ["SampledTree", "check_branches"]
+__all__ = ["LARGEST", "SampledTree", "check_branches"]
 
-_LARGEST = 1024  # nodes of a tree
+LARGEST = 1024  # nodes of a tree
 
 
 @dataclass(frozen=True)
@@ -61,5 +61,5 @@ def check_branches(branches: tuple[int, ...]) -> None:
     """
     if not branches or min(branches) < 1:
         raise ConfigError(f"branches is {branches}.", "Give children per node, level by level, such as 3,1,1.")
-    if Shape(branches).width > _LARGEST:
-        raise ConfigError(f"branches {branches} makes {Shape(branches).width} nodes.", f"Use at most {_LARGEST}.")
+    if Shape(branches).width > LARGEST:
+        raise ConfigError(f"branches {branches} makes {Shape(branches).width} nodes.", f"Use at most {LARGEST}.")

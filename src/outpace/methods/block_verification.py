@@ -17,7 +17,7 @@ from outpace.draft.reading import Drafter
 from outpace.draft.stochastic import Shape
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.base_sampled import SampledTree
+from outpace.methods.base_sampled import LARGEST, SampledTree
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["BlockVerification"]
@@ -49,8 +49,8 @@ class BlockVerification(SampledTree):
     )
 
     def __post_init__(self) -> None:
-        if self.draft_len < 1:
-            raise ConfigError(f"draft_len is {self.draft_len}.", "draft_len must be 1 or more.")
+        if not 1 <= self.draft_len <= LARGEST:
+            raise ConfigError(f"draft_len is {self.draft_len}.", f"draft_len must be from 1 to {LARGEST}.")
 
     @property
     def shape(self) -> Shape:

@@ -31,6 +31,8 @@ from outpace.types import Adapter, Context, Needs, Outcome, Proposal, View
 
 __all__ = ["Ouroboros", "OuroborosState", "harvest"]
 
+_LARGEST = 1024  # tokens that one forward of the drafter may guess
+
 
 @dataclass
 class OuroborosState:
@@ -100,6 +102,8 @@ class Ouroboros(Method):
             raise ConfigError(
                 f"phrases is {self.phrases}, rivals {self.rivals} and window {self.window}.", "None may be below 0."
             )
+        if self.window > _LARGEST:
+            raise ConfigError(f"window is {self.window}.", f"window must be at most {_LARGEST}.")
         if self.ngram < 3:
             raise ConfigError(f"ngram is {self.ngram}.", "ngram must be 3 or more, its first token being the key.")
 

@@ -17,7 +17,7 @@ from outpace.draft.reading import Drafter
 from outpace.draft.stochastic import Shape
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.base_sampled import SampledTree, check_branches
+from outpace.methods.base_sampled import LARGEST, SampledTree, check_branches
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["Rsd"]
@@ -53,12 +53,14 @@ class Rsd(SampledTree):
     )
 
     def __post_init__(self) -> None:
-        if self.beam < 1 or self.draft_len < 1:
-            raise ConfigError(f"beam is {self.beam} and draft_len {self.draft_len}.", "Both must be 1 or more.")
+        if self.beam < 1 or not 1 <= self.draft_len <= LARGEST:
+            raise ConfigError(
+                f"beam is {self.beam} and draft_len {self.draft_len}.", f"Both must be from 1 to {LARGEST}."
+            )
         if self.branches:
             check_branches(self.branches)
-        elif self.shape.width > 1024:
-            raise ConfigError(f"The beam makes {self.shape.width} nodes.", "Use at most 1024.")
+        elif self.shape.width > LARGEST:
+            raise ConfigError(f"The beam makes {self.shape.width} nodes.", f"Use at most {LARGEST}.")
 
     @property
     def shape(self) -> Shape:

@@ -166,7 +166,7 @@ def _planned(
     rates: tuple[float, ...], curve: CostCurve | None, draft_s: float, budget: int, max_budget: int, max_depth: int
 ) -> Shape:
     """Return the shape to draft; remembered, since estimates settle."""
-    depth = max_depth
+    depth = max_depth = min(max_depth, budget or max_budget)  # no tree is deeper than it has nodes
     if budget == 0 and curve is None:
         budget = min(_DEFAULT_BUDGET, max_budget)
     elif budget == 0 and curve is not None:

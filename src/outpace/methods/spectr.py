@@ -17,7 +17,7 @@ from outpace.draft.reading import Drafter
 from outpace.draft.stochastic import Shape
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.base_sampled import SampledTree, check_branches
+from outpace.methods.base_sampled import LARGEST, SampledTree, check_branches
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["SpecTr"]
@@ -52,9 +52,9 @@ class SpecTr(SampledTree):
     )
 
     def __post_init__(self) -> None:
-        if self.num_drafts < 1 or self.draft_len < 1:
+        if self.num_drafts < 1 or not 1 <= self.draft_len <= LARGEST:
             raise ConfigError(
-                f"num_drafts is {self.num_drafts} and draft_len {self.draft_len}.", "Both must be 1 or more."
+                f"num_drafts is {self.num_drafts} and draft_len {self.draft_len}.", f"Both must be from 1 to {LARGEST}."
             )
         check_branches(self.shape.branches)
 

@@ -32,6 +32,8 @@ from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["Staged", "StagedState"]
 
+_LARGEST = 1024  # tokens that one forward of the drafter may guess
+
 
 @dataclass
 class StagedState:
@@ -92,8 +94,11 @@ class Staged(Method):
     def __post_init__(self) -> None:
         if self.draft_len < 1 or self.order < 1:
             raise ConfigError(f"draft_len is {self.draft_len} and order {self.order}.", "Both must be 1 or more.")
-        if self.branches < 0 or self.ngram_len < 0:
-            raise ConfigError(f"branches is {self.branches} and ngram_len {self.ngram_len}.", "Both must be 0 or more.")
+        if self.branches < 0 or not 0 <= self.ngram_len <= _LARGEST:
+            raise ConfigError(
+                f"branches is {self.branches} and ngram_len {self.ngram_len}.",
+                f"Both must be 0 or more, and ngram_len at most {_LARGEST}.",
+            )
 
     @property
     def needs(self) -> Needs:

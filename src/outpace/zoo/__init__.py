@@ -90,6 +90,7 @@ def drafter_of(model: str) -> str:
     Raises:
         ConfigError: no shipped drafter was distilled from it.
     """
+    model = model.removeprefix("hf:")
     name = next((known for known in names() if Path(model).resolve() == _HOME / known), model)
     for other in names():
         if card(other).objective == "distilled" and card(other).parent == name:
