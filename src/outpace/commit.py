@@ -50,7 +50,7 @@ def sound(proposal: Proposal, rows: Sequence[Row], vocab_size: int) -> Proposal:
 
     Parents precede children, so what is left of a tree is one. On the CPU the look costs microseconds.
     """
-    if proposal.tokens.shape[1] == 0 or proposal.visible is not None:  # a canvas is the method's own
+    if proposal.tokens.shape[1] == 0 or proposal.visible is not None:
         return proposal
     low, high = (int(value) for value in torch.aminmax(proposal.tokens))
     is_bad = None if low >= 0 and high < vocab_size else (proposal.tokens < 0) | (proposal.tokens >= vocab_size)
@@ -139,15 +139,20 @@ def kept(layout: Layout, path: Sequence[Sequence[int]], counts: Sequence[int]) -
 
 def record(
     names: Sequence[str], rows: Sequence[Row], emitted: Sequence[Sequence[int]], path: Sequence[Sequence[int]],
-    scores: Scores, view: View, is_full: bool,
+    scores: Scores, view: View, decision: Decision,
 ) -> None:  # fmt: skip
-    """Note log-probabilities and margins of the tokens just written. `view.texts` hold them already."""
+    """Note log-probabilities and margins of the tokens just written. `view.texts` hold them already.
+
+    A method that draws tokens before it writes them tells their log-probabilities, and has no margins.
+    """
     if not names:
         return
     for index, (row, tokens) in enumerate(zip(rows, emitted, strict=True)):
-        nodes = [node + 1 for node in path[index]]
-        # Causal: the logits before a token, the root's first; full attention: the logits at it.
-        asked = nodes if is_full else [0, *nodes]
+        if decision.log_probs is not None:
+            if "log_probs" in names:
+                row.log_probs += decision.log_probs[index, : len(tokens)].tolist()
+            continue
+        asked = [0, *(node + 1 for node in path[index])]  # the logits before a token, the root's first
         first = len(row.tokens) - len(tokens)
         for offset, token in enumerate(tokens):
             logits = scores.logits[index, asked[offset]]

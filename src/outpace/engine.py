@@ -305,7 +305,14 @@ class LanguageModel:
                     self._others[name] = open_model(name, self.dtype, self.device, self.is_compiled)
                 other = self._others[name]
             is_same_vocab = not method.needs.has_text
-            check_partner(role, other.capabilities, self.target.capabilities, is_same_vocab=is_same_vocab)
+            given_attention = needs.model_attention.get(role, "")
+            check_partner(
+                role,
+                other.capabilities,
+                self.target.capabilities,
+                is_same_vocab=is_same_vocab,
+                attention=given_attention,
+            )
             others[role] = other
         return others
 
@@ -350,7 +357,12 @@ class LanguageModel:
     ) -> Run:
         longest = max(row.num_prompt + row.max_tokens for row in rows)
         width = max(method.needs.width, _INVARIANT_WIDTH) + 1
+        capabilities = self.target.capabilities
+        if capabilities.is_canvas:  # whole copies of what is not cached, side by side
+            width += method.needs.copies * min(longest, 4 * capabilities.block_size or longest)
         is_fixed = request.is_batch_invariant and not getattr(self.target, "is_invariant", False)
+        if is_fixed and capabilities.is_canvas:
+            raise ConfigError("A canvas has a batch-invariant mode on compiled kernels only.", "Leave it out.")
         if is_fixed and method.needs.has_tree:
             raise ConfigError(
                 "Batch-invariant mode drafts chains here: a tree's siblings change how sums are rounded.",

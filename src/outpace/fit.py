@@ -13,8 +13,9 @@ __all__ = ["check_fit", "check_partner", "misfits"]
 def misfits(method: Method, offered: Capabilities) -> list[str]:
     """Return what the method needs and the model lacks, each as a phrase; empty = it fits."""
     needs, lacks = method.needs, []
-    if needs.attention != offered.attention:
-        lacks.append(f"{needs.attention} attention (the model's is {offered.attention})")
+    if needs.attention != offered.attention and not (needs.attention == "canvas" and offered.is_canvas):
+        wanted = "full or block" if needs.attention == "canvas" else needs.attention
+        lacks.append(f"{wanted} attention (the model's is {offered.attention})")
     if needs.has_mask and offered.mask_id is None:
         lacks.append("a mask token")
     if needs.has_skip and not offered.has_skip:
@@ -48,13 +49,16 @@ def check_fit(method: Method, offered: Capabilities) -> None:
         )
 
 
-def check_partner(role: str, other: Capabilities, target: Capabilities, *, is_same_vocab: bool = True) -> None:
+def check_partner(
+    role: str, other: Capabilities, target: Capabilities, *, is_same_vocab: bool = True, attention: str = ""
+) -> None:
     """Raise if another model cannot work beside the target.
 
     Args:
         role: what the other model is for.
         other, target: their capabilities.
         is_same_vocab: False where the method translates between vocabularies.
+        attention: what the other model's has to be; "" = the target's, "canvas" = full or block.
 
     Raises:
         CapabilityError: it has another vocabulary or another kind of attention.
@@ -67,7 +71,13 @@ def check_partner(role: str, other: Capabilities, target: Capabilities, *, is_sa
             f"The {role} model has {other.vocab_size} tokens, the target {target.vocab_size}.",
             "Use cross-vocab, which takes a drafter of any vocabulary, or prompt-lookup, jacobi or layer-skip.",
         )
-    if other.attention != target.attention:
+    if attention and other.attention != attention and not (attention == "canvas" and other.is_canvas):
+        wanted = "full or block" if attention == "canvas" else attention
+        raise CapabilityError(
+            f"The {role} model has {other.attention} attention; this method needs {wanted} attention there.",
+            f"Name another model with -o {role}=MODEL.",
+        )
+    if not attention and other.attention != target.attention:
         raise CapabilityError(
             f"The {role} model has {other.attention} attention, the target {target.attention} attention.", hint
         )

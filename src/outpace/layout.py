@@ -11,7 +11,7 @@ from torch import Tensor
 from outpace.tree import ancestors
 from outpace.types import Proposal
 
-__all__ = ["Layout", "lay_out"]
+__all__ = ["Layout", "lay_canvas", "lay_out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,24 @@ class Layout:
     start: list[int]
 
 
-def lay_out(pending: Sequence[Sequence[int]], bases: Sequence[int], proposal: Proposal, is_full: bool) -> Layout:
+def lay_canvas(proposal: Proposal) -> Layout:
+    """Lay out a canvas: the method proposes every token that is forwarded, with its position; nothing is pending."""
+    rows, width = proposal.tokens.shape
+    assert proposal.position is not None  # a canvas has no order of its own
+    position = proposal.position
+    if min(proposal.length) < width:
+        lengths = torch.tensor(proposal.length, device=position.device).unsqueeze(1)
+        position = position.masked_fill(torch.arange(width, device=position.device) >= lengths, -1)
+    return Layout(proposal.tokens, position, proposal.visible, proposal.ask, [0] * rows)
+
+
+def lay_out(pending: Sequence[Sequence[int]], bases: Sequence[int], proposal: Proposal) -> Layout:
     """Join pending tokens and proposed nodes into one forward.
 
     Args:
         pending: per row, final tokens without a valid cache entry.
         bases: per row, the logical position of its first pending token.
         proposal: the window.
-        is_full: full attention: everything sees everything, so padding must be hidden by an explicit mask.
     """
     device, width = proposal.tokens.device, proposal.tokens.shape[1]
     start = [len(tokens) for tokens in pending]
@@ -50,7 +60,7 @@ def lay_out(pending: Sequence[Sequence[int]], bases: Sequence[int], proposal: Pr
         position = base + torch.arange(longest + width, device=device)
         ask = None if longest == 1 else _asked(start, width, longest + width, device)
         return Layout(tokens, position, None, ask, start)
-    return _ragged(head, base, start, proposal, is_full)
+    return _ragged(head, base, start, proposal)
 
 
 def _asked(start: list[int], width: int, total: int, device: torch.device) -> Tensor:
@@ -59,7 +69,7 @@ def _asked(start: list[int], width: int, total: int, device: torch.device) -> Te
     return (first + torch.arange(width + 1, device=device)).clamp_(0, total - 1)
 
 
-def _ragged(head: Tensor, base: Tensor, start: list[int], proposal: Proposal, is_full: bool) -> Layout:
+def _ragged(head: Tensor, base: Tensor, start: list[int], proposal: Proposal) -> Layout:
     device, width = proposal.tokens.device, proposal.tokens.shape[1]
     starts = torch.tensor(start, device=device).unsqueeze(1)
     lengths = torch.tensor(proposal.length, device=device).unsqueeze(1)
@@ -80,8 +90,8 @@ def _ragged(head: Tensor, base: Tensor, start: list[int], proposal: Proposal, is
         position = torch.where(is_node, own.gather(1, safe), position)
     position = torch.where(is_real, position, -1)
     visible = None
-    if sight is not None or is_full:
-        visible = _visible(node, is_node, is_real, safe, sight, is_full)
+    if sight is not None:
+        visible = _visible(node, is_node, is_real, safe, sight)
     return Layout(tokens, position, visible, _asked(start, width, total, device), start)
 
 
@@ -90,24 +100,15 @@ def _depths(sight: Tensor | None) -> Tensor:
     return sight.sum(-1)
 
 
-def _visible(
-    node: Tensor, is_node: Tensor, is_real: Tensor, safe: Tensor, sight: Tensor | None, is_full: bool
-) -> Tensor:
+def _visible(node: Tensor, is_node: Tensor, is_real: Tensor, safe: Tensor, sight: Tensor) -> Tensor:
     """Return [B, T, T]: pending sees earlier pending, a node sees all pending and the nodes that `sight` allows."""
     rows, total = node.shape
     is_pending = node < 0
     order = torch.arange(total, device=node.device)
     causal = order.unsqueeze(0) <= order.unsqueeze(1)
-    if is_full:
-        allowed = is_real.unsqueeze(1).expand(rows, total, total)
-    else:
-        allowed = is_pending.unsqueeze(1) & (causal | is_node.unsqueeze(2))
-    if sight is not None:
-        pairs = sight.gather(1, safe.unsqueeze(2).expand(rows, total, sight.shape[2]))
-        pairs = pairs.gather(2, safe.unsqueeze(1).expand(rows, total, total))
-        both = is_node.unsqueeze(2) & is_node.unsqueeze(1)
-        allowed = torch.where(both, pairs, allowed)
-    elif not is_full:
-        allowed = allowed | (causal & is_node.unsqueeze(1) & is_node.unsqueeze(2))
+    allowed = is_pending.unsqueeze(1) & (causal | is_node.unsqueeze(2))
+    pairs = sight.gather(1, safe.unsqueeze(2).expand(rows, total, sight.shape[2]))
+    pairs = pairs.gather(2, safe.unsqueeze(1).expand(rows, total, total))
+    allowed = torch.where(is_node.unsqueeze(2) & is_node.unsqueeze(1), pairs, allowed)
     # A padded token sees itself, so that its softmax stays finite.
     return allowed & is_real.unsqueeze(2) | torch.eye(total, dtype=torch.bool, device=node.device)

@@ -16,7 +16,7 @@ from outpace.batch import Batch, bind
 from outpace.cache import Cache
 from outpace.commit import append, fit, kept, read_back, record, sound
 from outpace.errors import ConfigError
-from outpace.layout import lay_out
+from outpace.layout import lay_canvas, lay_out
 from outpace.prefill import catch_up
 from outpace.row import Row
 from outpace.sampling import Sampling
@@ -71,7 +71,7 @@ class Run:
         self.num_steps = 0
         self.last: Outcome | None = None
         self.batch = Batch(settings)
-        self._is_full = target.capabilities.attention == "full"
+        self._is_canvas = target.capabilities.is_canvas
         self._has_logits = method.needs.has_prefill_logits
 
     @property
@@ -101,7 +101,8 @@ class Run:
             cast("EncoderAdapter", self.target).encode(sources, cache)
         texts, sampler = [row.tokens for row in rows], bind(self.settings, rows)
         given = (self.models, self.counters, self.memory, cache, self.tokenizers, sources)
-        context = Context(self.target, texts, slots, sampler, *given)
+        canvases = [row.canvas or [-1] * row.room for row in rows] if self._is_canvas else []
+        context = Context(self.target, texts, slots, sampler, *given, canvases)
         self.batch.join(rows, cache, self.method.start(context))
 
     def leave(self, gone: Sequence[Row]) -> None:
@@ -121,12 +122,14 @@ class Run:
         # 1 gather pending, 2 propose, 3 lay out and pad
         pending = [row.tokens[length:] for row, length in zip(rows, cache.lengths, strict=True)]
         t0 = time.perf_counter()
-        proposal = sound(self.method.propose(view, batch.state), rows, self.target.capabilities.vocab_size)
-        proposal = self._fit(proposal, pending, cache)
+        proposal = self.method.propose(view, batch.state)
+        if not self._is_canvas:  # a canvas is the method's own: it proposes all that is forwarded
+            proposal = self._fit(sound(proposal, rows, self.target.capabilities.vocab_size), pending, cache)
         t1 = time.perf_counter()
-        layout = lay_out(pending, cache.lengths, proposal, self._is_full)
+        layout = lay_canvas(proposal) if self._is_canvas else lay_out(pending, cache.lengths, proposal)
         # 4 score
-        scores = self.target.score(layout.tokens, layout.position, layout.visible, cache, layout.ask)
+        given = (layout.tokens, layout.position, layout.visible, cache, layout.ask)
+        scores = self.target.score(*given, inputs=proposal.inputs)
         t2 = time.perf_counter()
         # 5 accept, and the step's one synchronisation
         decision = self.method.accept(proposal, scores, view, batch.state)
@@ -137,10 +140,12 @@ class Run:
         counts = [append(*one) for one in decided]
         emitted = [tokens[:count] for tokens, count in zip(host.tokens, counts, strict=True)]
         accepted = [sum(n >= 0 for n in nodes[:count]) for nodes, count in zip(host.path, counts, strict=True)]
-        record(self.record, rows, emitted, host.path, scores, view, self._is_full)
-        # 7 keep (a canvas under full attention changes every entry, so nothing stays)
-        if decision.keep is not False and not self._is_full:
+        record(self.record, rows, emitted, host.path, scores, view, decision)
+        # 7 keep
+        if decision.keep is None:
             cache.keep(kept(layout, host.path, counts))
+        elif decision.keep:
+            cache.retain(cast("Sequence[Sequence[int]]", decision.keep))
         # 8 observe, emit, count
         seconds = {"draft": t1 - t0, "score": t2 - t1, "accept": t3 - t2}
         path = [nodes[:count] for nodes, count in zip(host.path, counts, strict=True)]
@@ -154,12 +159,12 @@ class Run:
         return list(zip(rows, emitted, strict=True))
 
     def _prefill(self) -> Cache:
-        """Forward pending tokens but the last, chunk by chunk. Under full attention each step forwards everything."""
+        """Forward pending tokens but the last, chunk by chunk. Under full attention nothing is final until all is."""
         batch = self.batch
         if batch.cache is None:
             raise ConfigError("The run has no rows.", "Call join first.")
         began = time.perf_counter()
-        if not self._is_full:
+        if self.target.capabilities.attention != "full":
             texts = [row.tokens for row in batch.rows]
             for places, scores in catch_up(self.target, batch.cache, texts, self.chunk, has_logits=self._has_logits):
                 chunk = Outcome([[] for _ in texts], [0] * len(texts), scores=scores, chunk=places)
@@ -171,8 +176,6 @@ class Run:
         """Cut a proposal to what cache, context and remaining length can take; pad it in batch-invariant mode."""
         longest = max(len(tokens) + length for tokens, length in zip(pending, cache.lengths, strict=True))
         slots = cache.capacity - longest
-        if self._is_full:  # a canvas is as long as its own row's room allows, whatever its neighbours' length
-            return fit(proposal, slots, 0)
         limit = min(slots, self.target.capabilities.max_positions - longest)
         if proposal.parent is None:
             limit = min(limit, max(row.room for row in self.rows) - 1, self.width or limit)

@@ -25,6 +25,8 @@ def catch_up(
     """Forward every pending token but the last of each row, yielding each chunk's positions per row, and its scores.
 
     Chunk borders lie at multiples of `chunk`, whatever was decoded before, so that results never depend on drafts.
+    Under block attention only whole blocks are forwarded, and never the last token: its block, or the next one, is
+    still to be written.
 
     Args:
         adapter: the model.
@@ -34,14 +36,16 @@ def catch_up(
         skip: layers to leave out.
         has_logits: ask for logits at every token.
     """
+    grain = max(1, adapter.capabilities.block_size)
+    chunk = max(grain, chunk - chunk % grain)
     while True:
-        due = [len(text) - 1 - length for text, length in zip(texts, cache.lengths, strict=True)]
+        due = [(len(text) - 1) // grain * grain - length for text, length in zip(texts, cache.lengths, strict=True)]
         if max(due, default=0) <= 0:
             return
         take = [max(0, min(n, chunk - at % chunk)) for n, at in zip(due, cache.lengths, strict=True)]
         pending = [text[at : at + n] for text, at, n in zip(texts, cache.lengths, take, strict=True)]
         device = cache.buffers[0].device if cache.buffers else torch.device("cpu")
-        layout = lay_out(pending, cache.lengths, no_nodes(len(take), device), is_full=False)
+        layout = lay_out(pending, cache.lengths, no_nodes(len(take), device))
         ask = None if has_logits else torch.zeros(len(take), 0, dtype=torch.int64, device=device)
         places = [range(at, at + n) for at, n in zip(cache.lengths, take, strict=True)]
         scores = adapter.score(layout.tokens, layout.position, layout.visible, cache, ask, skip=skip)

@@ -68,6 +68,7 @@ class Row:
         margins: how far each token was from being another one, when recorded.
         sources: per written token "draft", "recovered", "bonus" or "plain".
         source: an encoder-decoder's source tokens, else None.
+        canvas: what follows the prompt: given tokens, -1 where one is to be filled in; empty = nothing is given.
         notes: what a user should know about this row.
         constraint: what the written text must look like, None = anything; set by the run that the row joins.
         state: where the text stands in it.
@@ -86,6 +87,7 @@ class Row:
     margins: list[float] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     source: list[int] | None = None
+    canvas: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     constraint: Constraint | None = None
     state: ConstraintState | None = None

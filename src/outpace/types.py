@@ -71,8 +71,12 @@ class Capabilities:
     """What an adapter offers; checked against `Needs` before weights load.
 
     Attributes:
-        attention: "causal" (a position never sees a later one) or "full" (every position sees every other,
-            so nothing can be cached exactly while the canvas changes).
+        attention: "causal" (a position never sees a later one), "full" (every position sees every other, so nothing
+            can be cached exactly while the canvas changes) or "block" (every position sees its own block of
+            `block_size` positions and all before it, so finished blocks can be).
+        block_size: positions per block of "block"; blocks start at multiples of it.
+        logits_shift: a canvas model whose output at i speaks of token i + 1; the adapter aligns it, so the forward
+            must hold position i - 1 just before an asked position i.
         has_tree: `visible` masks between window nodes are honoured.
         has_rollback: staged cache entries can be dropped (False for recurrent states).
         has_skip: layers can be skipped per call.
@@ -94,6 +98,13 @@ class Capabilities:
     mask_id: int | None = None
     is_encoder_decoder: bool = False
     width: int = 0
+    block_size: int = 0
+    logits_shift: bool = False
+
+    @property
+    def is_canvas(self) -> bool:
+        """Whether text is written on a canvas: not every position waits for all before it."""
+        return self.attention != "causal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +113,14 @@ class Needs:
 
     Attributes:
         attention, has_tree, has_rollback, has_skip, width: as in `Capabilities`; width is the widest window proposed.
+            The attention "canvas" is met by "full" and by "block".
+        copies: a canvas method forwards up to this many copies of what a row has not cached.
         has_mask: a mask token.
         models: other models, by role, e.g. ("draft",).
         optional_models: roles that are filled where a model is named or known, and left empty elsewhere.
         has_text: the tokenizers of the target and of the other models, which may then have other vocabularies.
         has_prefill_logits: logits at every prompt position; `observe` gets them chunk by chunk.
+        model_attention: the attention of other models, by role, where it is not the target's.
     """
 
     attention: str = "causal"
@@ -119,6 +133,8 @@ class Needs:
     optional_models: tuple[str, ...] = ()
     has_text: bool = False
     has_prefill_logits: bool = False
+    copies: int = 1
+    model_attention: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -156,9 +172,11 @@ class Counter:
 class Scores:
     """One forward of the target, aligned: row 0 of A is the root (last pending token), then every node.
 
+    On a canvas there is no root: A counts the nodes that the proposal asked.
+
     Attributes:
         logits: [B, A, V], the adapter's dtype. Entry i holds the logits of the token that follows the i-th asked
-            position (causal) or of the token at it (full attention, no shift).
+            position (causal) or of the token at it (a canvas).
         taps: hidden states by layer, each [B, A, hidden]; empty unless asked.
         heads: other named outputs.
     """
@@ -198,8 +216,8 @@ class Adapter(Protocol):
             tokens: [B, T] int64 ids; padding may hold any valid id.
             position: [B, T] int64 logical positions; -1 marks padding.
             visible: [B, T, T] bool, node (row) sees node (column), itself included; None = every earlier token of
-                this forward and itself (causal) or all tokens (full). All valid cache entries are always visible
-                (subject to a sliding window).
+                this forward and itself (causal), all tokens (full), or those of its own and of earlier blocks (block). All
+                valid cache entries are always visible (subject to a sliding window).
             cache: from `new_cache`; entries `0..cache.lengths[b]-1` of row b are valid.
             ask: [B, A] int64 indices into T where logits are wanted; None = all T. A may be 0.
             heads: names of further outputs wanted.
@@ -239,7 +257,9 @@ class Proposal:
         length: nodes proposed per row; 0 = nothing.
         parent: [B, W] int64 index of the parent node, -1 = last final token; None = a chain. Parents precede children.
         position: [B, W] int64 logical positions; None = depth after the prefix.
-        visible: [B, W, W] bool; None = ancestors and self (causal) or all (full attention).
+        visible: [B, W, W] bool; None = ancestors and self (causal) or what the model's own attention shows (a canvas).
+        ask: [B, A] int64 nodes whose logits are wanted, for canvases; None = the root and every node.
+        inputs: [B, W, hidden] soft embeddings of the nodes, for canvases; None = embed the tokens.
         law: None = deterministic drafts, or `Sampled`.
         origin: who drafted, for traces: one name, or one per row.
         carry: anything the method's own `accept` needs.
@@ -255,6 +275,8 @@ class Proposal:
     origin: str | list[str] = ""
     carry: Any = None
     note: str = ""
+    ask: Tensor | None = None
+    inputs: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -266,19 +288,22 @@ class Decision:
         num: [B] int64, how many of them count; may be 0.
         path: [B, N] int64 window node accepted as each token, -1 = recovered, bonus or collapsed.
             None = chain: nodes 0, 1, ..., and -1 for the last token.
-        keep: False = no entry of this forward stays in the cache (a canvas under full attention);
-            None = pending entries and accepted nodes stay.
+        keep: None = pending entries and accepted nodes stay; False = no entry of this forward does. A canvas method
+            lists, per row, the cache slots that are valid from now on: 0 to L - 1 are the L entries that were valid
+            before, L + i is node i of this forward. What it leaves out is forgotten.
         done: [B] bool, the method ends the row.
         is_recovered: [B] bool, the last token replaced a rejected draft (False: it is a bonus after full acceptance).
+        log_probs: [B, N] float64, the log-probability of each token when it was drawn, where that was not in this step.
         carry: handed to the method's own `observe`.
     """
 
     tokens: Tensor
     num: Tensor
     path: Tensor | None = None
-    keep: bool | None = None
+    keep: bool | Sequence[Sequence[int]] | None = None
     done: Tensor | None = None
     is_recovered: Tensor | None = None
+    log_probs: Tensor | None = None
     carry: Any = None
 
 
@@ -349,6 +374,8 @@ class Context:
         cache: the target's cache for the joining rows.
         tokenizers: by role; "target" where it has one (to know a vocabulary by), the others where `Needs.has_text`.
         sources: the joining rows' source tokens, for encoder-decoder models.
+        canvases: per joining row of a canvas model, what follows its text up to its greatest length: given tokens, and
+            -1 where one is to be written.
     """
 
     target: Adapter
@@ -361,6 +388,7 @@ class Context:
     cache: Cache | None = None
     tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
     sources: list[list[int]] = field(default_factory=list)
+    canvases: list[list[int]] = field(default_factory=list)
 
     def cache_for(self, role: str) -> Cache:
         """Return an empty cache of another model for the joining rows, its encoder run where it has one."""

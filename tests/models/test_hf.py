@@ -222,7 +222,7 @@ def test_logits_in_pieces_are_those_of_one_forward(case: str, exact_softmax: Non
     for sizes in ((9, 1), (1, 20), (0, 5), (24, 24), (30, 14)):
         pending = [ids[row][lengths[row] : lengths[row] + size] for row, size in enumerate(sizes)]
         empty = Proposal(torch.zeros(2, 0, dtype=torch.int64), [0, 0])
-        layout = lay_out(pending, cache.lengths, empty, is_full=False)
+        layout = lay_out(pending, cache.lengths, empty)
         logits = target.score(layout.tokens, layout.position, layout.visible, cache).logits
         for row, size in enumerate(sizes):
             if size:
@@ -244,7 +244,7 @@ def test_every_branch_of_a_tree_is_scored_as_a_text_of_its_own(case: str, exact_
     tree = torch.tensor([[21, 22, 23, 24, 25], [31, 32, 33, 34, 35]])
     parent = torch.tensor([[-1, -1, 0, 2, 1], [-1, 0, 0, 1, -1]])
     pending = [ids[row][n : n + 1] for row, n in enumerate(held)]
-    layout = lay_out(pending, cache.lengths, Proposal(tree, [5, 5], parent), is_full=False)
+    layout = lay_out(pending, cache.lengths, Proposal(tree, [5, 5], parent))
     logits = target.score(layout.tokens, layout.position, layout.visible, cache, layout.ask).logits
     for row in range(2):
         for node in range(5):

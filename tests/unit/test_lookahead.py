@@ -33,7 +33,7 @@ def cache() -> Cache:
 def test_the_mask_of_a_window_by_hand() -> None:
     proposal = branches([[]], [WINDOW], cache(), "x")
     assert proposal.tokens.tolist() == [[11, 12, 20, 21, 22, 30, 31, 32]]
-    layout = lay_out([[1]], [7], proposal, is_full=False)
+    layout = lay_out([[1]], [7], proposal)
     assert layout.position.tolist() == [[7, 8, 9, 8, 9, 10, 9, 10, 11]]
     assert layout.visible is not None
     assert layout.visible[0].int().tolist() == [
@@ -53,7 +53,7 @@ def test_the_mask_of_a_window_by_hand() -> None:
 @pytest.mark.parametrize(("width", "ngram"), [(1, 3), (1, 5), (2, 3), (4, 5), (7, 4)])
 def test_the_mask_follows_the_papers_rule(width: int, ngram: int) -> None:
     levels = ((0,) * (width - 1), *((0,) * width for _ in range(ngram - 2)))
-    layout = lay_out([[1]], [0], branches([[]], [Window(levels)], cache(), "x"), is_full=False)
+    layout = lay_out([[1]], [0], branches([[]], [Window(levels)], cache(), "x"))
     cells = [(level, column) for level in range(ngram - 1) for column in range(width)]  # the root is the first
     for number, (level, column) in enumerate(cells):
         assert layout.position[0, number] == level + column

@@ -128,7 +128,7 @@ def test_a_step_never_waits_for_the_device(method: Any, settings: Sampling) -> N
         view = View(texts, [3, 3], [9, 9], 0, cache, sampler)
         proposal = method.propose(view, state)
         assert proposal.tokens.shape[1] == (0 if isinstance(method, Autoregressive) else max(proposal.length))
-        layout = lay_out([text[2:] for text in texts], cache.lengths, proposal, False)
+        layout = lay_out([text[2:] for text in texts], cache.lengths, proposal)
         scores = target.score(layout.tokens, layout.position, layout.visible, cache, layout.ask)
         decision = method.accept(proposal, scores, view, state)
         assert decision.tokens.shape == (2, proposal.tokens.shape[1] + 1)

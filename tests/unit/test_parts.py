@@ -23,14 +23,14 @@ def proposal(tokens: list[list[int]], length: list[int], parent: list[list[int]]
 
 
 def test_an_even_layout_needs_no_mask() -> None:
-    layout = lay_out([[5], [6]], [3, 9], proposal([[1, 2], [3, 4]], [2, 2]), is_full=False)
+    layout = lay_out([[5], [6]], [3, 9], proposal([[1, 2], [3, 4]], [2, 2]))
     assert layout.tokens.tolist() == [[5, 1, 2], [6, 3, 4]]
     assert layout.position.tolist() == [[3, 4, 5], [9, 10, 11]]
     assert layout.visible is None and layout.ask is None and layout.start == [1, 1]
 
 
 def test_a_ragged_layout_hides_its_padding() -> None:
-    layout = lay_out([[5, 7], [6]], [3, 9], proposal([[1, 2], [3, 0]], [2, 1]), is_full=False)
+    layout = lay_out([[5, 7], [6]], [3, 9], proposal([[1, 2], [3, 0]], [2, 1]))
     assert layout.tokens.shape == (2, 4) and layout.tokens[0].tolist() == [5, 7, 1, 2]
     assert layout.tokens[1, :2].tolist() == [6, 3]
     assert layout.position.tolist() == [[3, 4, 5, 6], [9, 10, -1, -1]]
@@ -39,7 +39,7 @@ def test_a_ragged_layout_hides_its_padding() -> None:
 
 
 def test_a_tree_sees_its_ancestors_and_all_pending() -> None:
-    layout = lay_out([[5, 7]], [3], proposal([[1, 2, 3]], [3], [[-1, -1, 1]]), is_full=False)
+    layout = lay_out([[5, 7]], [3], proposal([[1, 2, 3]], [3], [[-1, -1, 1]]))
     assert layout.position.tolist() == [[3, 4, 5, 5, 6]]
     assert layout.visible is not None
     assert layout.visible[0].int().tolist() == [

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from outpace.models.assemble import assemble
-from outpace.models.families import find_family, make_spec
 from outpace.models.loading import read_config
+from outpace.models.lookup import find_family, make_spec
 from outpace.models.spec import rope_tables
 from outpace.models.tensors import TensorFiles, find_tensor_files
 from outpace.models.weights import Matrix, can_pack

@@ -71,6 +71,21 @@ class Cache:
         for row, offsets in enumerate(staged):
             self.lengths[row] += len(offsets)
 
+    def retain(self, slots: Sequence[Sequence[int]]) -> None:
+        """Make the given slots valid, in that order, and forget all others.
+
+        Args:
+            slots: per row, ascending; 0 to L - 1 are the L entries valid now, L + i is the i-th staged one.
+        """
+        for row, chosen in enumerate(slots):
+            still = next((i for i, slot in enumerate(chosen) if slot != i), len(chosen))
+            if still < len(chosen):
+                source = torch.tensor(chosen[still:], device=self.buffers[0].device)
+                for buffer in self.buffers:
+                    picked = buffer[row].index_select(self.slot_axis - 1, source)
+                    buffer[row].narrow(self.slot_axis - 1, still, len(chosen) - still).copy_(picked)
+            self.lengths[row] = len(chosen)
+
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget entries at and beyond `lengths[b]` (a rollback; never lengthens)."""
         self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]

@@ -56,7 +56,7 @@ def draft_ahead(
         reach = min(cache.capacity, adapter.capabilities.max_positions) - max(map(len, texts))
         proposal = branches(phrases, shown, cache, "", reach)
         pending = [text[length:] for text, length in zip(texts, cache.lengths, strict=True)]
-        layout = lay_out(pending, cache.lengths, proposal, is_full=False)
+        layout = lay_out(pending, cache.lengths, proposal)
         scores = adapter.score(layout.tokens, layout.position, layout.visible, cache, layout.ask)
         decision = rule(*candidates(proposal, scores), replace(view, texts=texts, cache=cache))
         written = _keep(cache, decision, layout.start, left)

@@ -157,7 +157,7 @@ class Staged(Method):
         proposal = Proposal(tokens, lengths)
         # A finished row waits: nothing of it is forwarded.
         pending = [text[held:] if n else [] for text, held, n in zip(texts, cache.lengths, left, strict=True)]
-        layout = lay_out(pending, cache.lengths, proposal, is_full=False)
+        layout = lay_out(pending, cache.lengths, proposal)
         scores = adapter.score(layout.tokens, layout.position, layout.visible, cache, layout.ask)
         inner = View(texts, view.prompts, left, view.step, cache, view.sampler)
         decision = sample_and_match(proposal, scores, inner)

@@ -1,4 +1,4 @@
-"""The families: how each one's `config.json` becomes a `Spec`, and what each one calls its tensors.
+"""The causal families: how each one's `config.json` becomes a `Spec`, and what each one calls its tensors.
 
 A family is a function and a name map. Names are relative to a prefix; `{}` stands for the layer. A projection's
 bias is asked for where the spec says that it has one. Defaults are those that apply when a file leaves a key out.
@@ -12,9 +12,8 @@ from typing import Any
 
 from outpace.errors import ModelError
 from outpace.models.rope import make_rope, rope_settings
-from outpace.models.spec import Spec
 
-__all__ = ["FAMILIES", "Family", "find_family", "make_spec"]
+__all__ = ["CAUSAL", "LLAMA_NAMES", "OUTER_NAMES", "QK_NAMES", "Config", "Family", "llama", "qwen2", "qwen3"]
 
 Config = Mapping[str, Any]
 
@@ -103,22 +102,16 @@ def _windows(config: Config, default: Callable[[int], bool]) -> tuple[int | None
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
-def _llama(config: Config, context: int) -> dict[str, Any]:
+def llama(config: Config, context: int) -> dict[str, Any]:
+    """Llama: the line that most families vary."""
     common = _common(config, context)
     bias = bool(config.get("attention_bias", False))
     biases = {"qkv_bias": bias, "o_bias": bias, "mlp_bias": bool(config.get("mlp_bias", False))}
     return common | _rotary(config, common) | biases
 
 
-def _masked_llama(config: Config, context: int) -> dict[str, Any]:
-    return _llama(config, context) | {
-        "attention": config.get("attention", "full"),
-        "mask_id": config["mask_token_id"],
-        "logits_shift": bool(config.get("logits_shift", False)),
-    }
-
-
-def _qwen2(config: Config, context: int) -> dict[str, Any]:
+def qwen2(config: Config, context: int) -> dict[str, Any]:
+    """Llama with biases on query, key and value, and windows in some layers."""
     common = _common(config, context)
     first = config.get("max_window_layers", 28)
     has_window = bool(config.get("use_sliding_window", False))
@@ -126,9 +119,10 @@ def _qwen2(config: Config, context: int) -> dict[str, Any]:
     return common | _rotary(config, common) | {"qkv_bias": True, "windows": windows}
 
 
-def _qwen3(config: Config, context: int) -> dict[str, Any]:
+def qwen3(config: Config, context: int) -> dict[str, Any]:
+    """Qwen2 with a norm over each query and key head in place of the biases."""
     bias = bool(config.get("attention_bias", False))
-    shape = _qwen2({"head_dim": 128} | dict(config), context)
+    shape = qwen2({"head_dim": 128} | dict(config), context)
     return shape | {"qkv_bias": bias, "o_bias": bias, "qk_norm": "head"}
 
 
@@ -343,9 +337,9 @@ def _within(context: int, trained: int) -> int:
 _SPLIT = {"q": "layers.{}.self_attn.q_proj", "k": "layers.{}.self_attn.k_proj", "v": "layers.{}.self_attn.v_proj"}
 _GATED = {"gate": "layers.{}.mlp.gate_proj", "up": "layers.{}.mlp.up_proj", "down": "layers.{}.mlp.down_proj"}
 _PRE = {"attn_norm": "layers.{}.input_layernorm", "mlp_norm": "layers.{}.post_attention_layernorm"}
-_QK = {"q_norm": "layers.{}.self_attn.q_norm", "k_norm": "layers.{}.self_attn.k_norm"}
-_LLAMA = _SPLIT | {"o": "layers.{}.self_attn.o_proj"} | _GATED | _PRE
-_OUTER = {"embed": "embed_tokens", "final_norm": "norm", "head": "lm_head"}
+QK_NAMES = {"q_norm": "layers.{}.self_attn.q_norm", "k_norm": "layers.{}.self_attn.k_norm"}
+LLAMA_NAMES = _SPLIT | {"o": "layers.{}.self_attn.o_proj"} | _GATED | _PRE
+OUTER_NAMES = {"embed": "embed_tokens", "final_norm": "norm", "head": "lm_head"}
 _SANDWICH = {
     "attn_norm": "layers.{}.input_layernorm",
     "attn_post_norm": "layers.{}.post_attention_layernorm",
@@ -391,14 +385,14 @@ _OPT_OUTER = {
     "project_out": "project_out",
     "head": "lm_head",
 }
-_GEMMA3 = _LLAMA | _SANDWICH | _QK
+_GEMMA3 = LLAMA_NAMES | _SANDWICH | QK_NAMES
 _IMAGES = (r"^(model\.)?vision_tower\.", r"^(model\.)?multi_modal_projector\.")  # text is all that is read
 
-FAMILIES: dict[str, Family] = {
-    "llama": Family(_llama, _LLAMA, _OUTER),
-    "qwen2": Family(_qwen2, _LLAMA, _OUTER),
-    "qwen3": Family(_qwen3, _LLAMA | _QK, _OUTER),
-    "mistral": Family(_mistral, _LLAMA, _OUTER),
+CAUSAL: dict[str, Family] = {
+    "llama": Family(llama, LLAMA_NAMES, OUTER_NAMES),
+    "qwen2": Family(qwen2, LLAMA_NAMES, OUTER_NAMES),
+    "qwen3": Family(qwen3, LLAMA_NAMES | QK_NAMES, OUTER_NAMES),
+    "mistral": Family(_mistral, LLAMA_NAMES, OUTER_NAMES),
     "gpt2": Family(
         _gpt2,
         _GPT2,
@@ -416,47 +410,17 @@ FAMILIES: dict[str, Family] = {
         is_interleaved=True,
     ),
     "opt": Family(_opt, _OPT, _OPT_OUTER, prefixes=("model.decoder.", "decoder.")),
-    "gemma2": Family(_gemma2, _LLAMA | _SANDWICH, _OUTER),
-    "gemma3_text": Family(_gemma3, _GEMMA3, _OUTER),
+    "gemma2": Family(_gemma2, LLAMA_NAMES | _SANDWICH, OUTER_NAMES),
+    "gemma3_text": Family(_gemma3, _GEMMA3, OUTER_NAMES),
     "gemma3": Family(
         _gemma3,
         _GEMMA3,
-        _OUTER,
+        OUTER_NAMES,
         prefixes=("model.language_model.", "language_model.model.", "language_model."),
         ignored=(*ROTARY_BUFFERS, *_IMAGES),
         text_key="text_config",
     ),
-    "phi3": Family(_phi3, _PHI3, _OUTER),
-    "smollm3": Family(_smollm3, _LLAMA, _OUTER),
-    "olmo2": Family(_olmo2, _SPLIT | _GATED | _QK | _OLMO2 | {"o": _LLAMA["o"]}, _OUTER),
-    "outpace_masked_llama": Family(_masked_llama, _LLAMA, _OUTER),
+    "phi3": Family(_phi3, _PHI3, OUTER_NAMES),
+    "smollm3": Family(_smollm3, LLAMA_NAMES, OUTER_NAMES),
+    "olmo2": Family(_olmo2, _SPLIT | _GATED | QK_NAMES | _OLMO2 | {"o": LLAMA_NAMES["o"]}, OUTER_NAMES),
 }
-
-
-def find_family(config: Config) -> Family:
-    """Return the family that a `config.json` names, or say which other door is open."""
-    name = config.get("model_type")
-    if name not in FAMILIES:
-        called = name or ", ".join(config.get("architectures") or ()) or "unnamed"
-        raise ModelError(
-            f"Architecture {called!r} has no native loader.",
-            hint="Load it with the transformers adapter (`hf:NAME`); native: " + ", ".join(FAMILIES) + ".",
-        )
-    return FAMILIES[name]
-
-
-def make_spec(config: Config, context: int = 0) -> Spec:
-    """Return the shape that a `config.json` describes.
-
-    Args:
-        config: the parsed file.
-        context: the longest text of the run, 0 = the model's own context. Only dynamic and long rotary scalings
-            and rotary models in general can go beyond it.
-    """
-    family = find_family(config)
-    if family.text_key:
-        config = config[family.text_key]
-    try:
-        return Spec(**family.fields(config, context))
-    except KeyError as missing:
-        raise ModelError(f"config.json lacks {missing.args[0]!r}.", hint="Fetch the model's files again.") from None

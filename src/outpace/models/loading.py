@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from outpace.errors import ModelError, nearest
 from outpace.models.assemble import assemble
-from outpace.models.families import find_family, make_spec
+from outpace.models.card import CARD_TABLE, read_card
+from outpace.models.lookup import find_family, make_spec
 from outpace.models.spec import Spec
 from outpace.models.tensors import TensorFiles, find_tensor_files
 from outpace.models.transformer import Transformer, spec_capabilities
@@ -43,6 +45,7 @@ def load_model(
     is_compiled: bool = True,
     pack: bool | None = None,
     revision: str | None = None,
+    card: Mapping[str, Any] | None = None,
 ) -> Transformer:
     """Load a decoder.
 
@@ -54,10 +57,11 @@ def load_model(
         is_compiled: use `outpace.kernels` where a compiler is found and the model fits them.
         pack: on the eager path, reorder matrices for oneDNN; None = where that exists, False = plain torch only.
         revision: commit, branch or tag on the hub.
+        card: fields of the capability card that replace what the files and the table of families say.
     """
     directory = resolve(name, revision)
     config = read_config(directory)
-    spec, family = make_spec(config, context), find_family(config)
+    spec, family = make_spec(config, context, card), find_family(config)
     place = pick_device(device)
     kind = pick_dtype(dtype, config, place)
     files = TensorFiles(find_tensor_files(directory))
@@ -129,13 +133,29 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return _read_json(path)
 
 
-def read_capabilities(directory: str | os.PathLike[str], context: int = 0) -> Capabilities:
-    """Return what a model offers, from its config.json alone."""
-    return spec_capabilities(make_spec(read_config(directory), context))
+def read_capabilities(
+    directory: str | os.PathLike[str], context: int = 0, card: Mapping[str, Any] | None = None
+) -> Capabilities:
+    """Return what a model offers, from its config.json and what the user says of its card."""
+    return spec_capabilities(make_spec(read_config(directory), context, card))
 
 
-def read_end_tokens(directory: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Return the ids that end a text: of generation_config.json, else of config.json; empty if neither names any."""
+def read_end_tokens(directory: str | os.PathLike[str], card: Mapping[str, Any] | None = None) -> tuple[int, ...]:
+    """Return the ids that end a text: of generation_config.json, else of config.json; empty if neither names any.
+
+    A masked family's own end tokens join them (LLaDA's files name one of its two). Those that the user names in
+    `card` replace all.
+    """
+    if card and "end_tokens" in card:
+        return read_card(read_config(directory), card).end_tokens
+    found = _stated_ends(directory)
+    config = read_config(directory)
+    if config.get("model_type") in {entry.model_type for entry in CARD_TABLE}:
+        found = tuple(dict.fromkeys((*found, *read_card(config, card).end_tokens)))
+    return found
+
+
+def _stated_ends(directory: str | os.PathLike[str]) -> tuple[int, ...]:
     settings = Path(directory) / "generation_config.json"
     found = _read_json(settings).get("eos_token_id") if settings.is_file() else None
     if found is None:

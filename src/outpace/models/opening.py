@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from outpace.models.families import FAMILIES
+from outpace.errors import ConfigError
 from outpace.models.loading import load_model, read_capabilities, read_config, resolve
+from outpace.models.lookup import is_native
 from outpace.types import Adapter, Capabilities
 
 __all__ = ["locate", "offered_by", "open_model"]
@@ -20,27 +23,44 @@ def locate(name: str) -> tuple[Path, bool]:
         name: a zoo name, directory or hub id; "hf:NAME" asks for the transformers adapter.
     """
     directory = resolve(name.removeprefix(_PREFIX))
-    return directory, not name.startswith(_PREFIX) and read_config(directory).get("model_type") in FAMILIES
+    return directory, not name.startswith(_PREFIX) and is_native(read_config(directory))
 
 
-def offered_by(name: str) -> Capabilities | None:
+def offered_by(name: str, card: Mapping[str, Any] | None = None) -> Capabilities | None:
     """Return a model's capabilities without loading weights; None where only running it tells (transformers)."""
-    directory, is_native = locate(name)
-    return read_capabilities(directory) if is_native else None
+    directory, has_loader = locate(name)
+    _check_card(name, has_loader, card)
+    return read_capabilities(directory, card=card) if has_loader else None
 
 
-def open_model(name: str, dtype: str = "auto", device: str = "auto", is_compiled: bool = True) -> Adapter:
+def open_model(
+    name: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    is_compiled: bool = True,
+    card: Mapping[str, Any] | None = None,
+) -> Adapter:
     """Load a model by name through the right door.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
+        ConfigError: a card that contradicts itself, or one for a model that transformers runs.
     """
-    directory, is_native = locate(name)
-    if is_native:
-        return load_model(directory, dtype=dtype, device=device, is_compiled=is_compiled)
+    directory, has_loader = locate(name)
+    _check_card(name, has_loader, card)
+    if has_loader:
+        return load_model(directory, dtype=dtype, device=device, is_compiled=is_compiled, card=card)
     from outpace.models.hf import load_transformers
 
     adapter = load_transformers(str(directory), dtype=dtype, device=device)
     if not name.startswith(_PREFIX):
         adapter.notes.append("This architecture has no native loader: it runs through transformers, which is slower.")
     return adapter
+
+
+def _check_card(name: str, has_loader: bool, card: Mapping[str, Any] | None) -> None:
+    if card and not has_loader:
+        raise ConfigError(
+            f"A card was given for {name}, but transformers runs that model in its own way.",
+            "Leave the card out, or use a model of a native family.",
+        )

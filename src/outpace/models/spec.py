@@ -1,6 +1,6 @@
 """One decoder-only transformer, described by its shape: everything that differs between the families.
 
-A `Spec` holds no weights and reads no file. `outpace.models.families` makes one from a `config.json`,
+A `Spec` holds no weights and reads no file. `outpace.models.lookup` makes one from a `config.json`,
 `outpace.models.transformer` runs it. Per-layer facts are tuples of length `num_layers`.
 """
 
@@ -125,6 +125,8 @@ class Spec:
                 raise ModelError(f"{name} is {getattr(self, name)}; it has to be positive.")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key heads evenly.")
+        if (self.attention == "block") != (self.block_size > 0):
+            raise ModelError(f"Attention is {self.attention} and block_size {self.block_size}.")
         fill = object.__setattr__  # frozen: defaults that depend on other fields are filled once, here
         if not self.windows:
             fill(self, "windows", (None,) * self.num_layers)

@@ -71,7 +71,9 @@ def spec_capabilities(spec: Spec) -> Capabilities:
     return Capabilities(
         vocab_size=spec.vocab_size,
         max_positions=spec.max_positions,
-        attention="full" if spec.attention == "full" else "causal",
+        attention=spec.attention,
+        block_size=spec.block_size,
+        logits_shift=spec.logits_shift,
         has_skip=True,
         num_layers=spec.num_layers,
         mask_id=spec.mask_id,

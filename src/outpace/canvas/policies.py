@@ -1,0 +1,131 @@
+"""Cache policies: which places keep their keys and values from one step to the next.
+
+A policy answers one question, after each step: what stays. The next forward then holds every visible place that the
+cache does not. So a policy never touches a sampler, and a sampler never a cache. Under block attention the entries of
+finished blocks are exact and stay under every policy but `none`; what a policy adds concerns the block in work.
+
+Sources: prefix and dual, Wu et al. (2025), Fast-dLLM, arXiv 2505.22618, section 3.2; delayed and greedy, Ma et al.
+(2025), dKV-Cache, arXiv 2505.15781, sections 3.2 and 3.3; free, Hu et al. (2025), FlashDLM, arXiv 2505.21467.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from outpace.canvas.row import Bools, Canvas, CanvasRow
+from outpace.errors import ConfigError, nearest
+from outpace.types import Guarantee
+
+__all__ = ["POLICIES", "Policy", "Step", "make_policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a policy knows.
+
+    Attributes:
+        before: the row as it was forwarded.
+        after: the row with this step's tokens written; its `held` is still that of `before`.
+        canvas: the run's.
+    """
+
+    before: CanvasRow
+    after: CanvasRow
+    canvas: Canvas
+
+    @property
+    def is_block_done(self) -> bool:
+        """Whether this step finished a block."""
+        return self.after.base > self.before.base
+
+    def first(self, count: int) -> Bools:
+        """Return [P] the first `count` places."""
+        return np.arange(len(self.after.tokens)) < count
+
+    def decided(self) -> Bools:
+        """Return [P] the places that held a token, not a mask, when they were forwarded."""
+        return self.before.tokens != self.canvas.mask_id
+
+    def exact(self) -> Bools:
+        """Return [P] the places whose entries no later token changes."""
+        return self.first(self.canvas.floor(self.before.base))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A named policy.
+
+    Attributes:
+        name: as users write it.
+        refresh: steps after which everything is computed anew (1 = always, so nothing approximate is ever read);
+            0 = only where the policy says so, at the ends of blocks.
+        radius: places on either side of the last written ones that `greedy` computes anew.
+    """
+
+    name: str
+    refresh: int = 0
+    radius: int = 4
+
+    def stay(self, step: Step) -> Bools:
+        """Return [P] the places whose entries stay; what is asked next never does (see `outpace.canvas.advance`)."""
+        if self.name == "none":
+            return np.zeros(len(step.after.tokens), dtype=np.bool_)
+        exact = step.exact()
+        if self.name == "block" or (self.refresh and step.before.age + 1 >= self.refresh):
+            return exact
+        return exact | POLICIES[self.name](self, step)
+
+    def is_exact(self, canvas: Canvas) -> bool:
+        """Whether decoding under it is decoding without a cache."""
+        return self.name in ("none", "block") or self.refresh == 1 or (self.name == "auto" and bool(canvas.block_size))
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What the policy promises on its own."""
+        return Guarantee.EXACT if self.name in ("none", "block", "auto") or self.refresh == 1 else Guarantee.APPROXIMATE
+
+
+def _prefix(policy: Policy, step: Step) -> Bools:
+    """All before the block stays while it is written; a new block computes everything anew."""
+    del policy
+    return step.first(0 if step.is_block_done else step.before.base)
+
+
+def _dual(policy: Policy, step: Step) -> Bools:
+    """All before and behind the block stays while it is written."""
+    del policy
+    if step.is_block_done:
+        return step.first(0)
+    place = np.arange(len(step.after.tokens))
+    return (place < step.before.base) | (place >= step.after.end)
+
+
+def _delayed(policy: Policy, step: Step) -> Bools:
+    """A token's entry stays from the step after it was written, when it was first forwarded as itself."""
+    del policy
+    return step.decided()
+
+
+POLICIES: dict[str, Callable[[Policy, Step], Bools]] = {
+    "prefix": _prefix,
+    "dual": _dual,
+    "delayed": _delayed,
+}
+EXACT = ("auto", "none", "block")
+
+
+def make_policy(name: str, refresh: int = 0, radius: int = 4) -> Policy:
+    """Return a policy by name.
+
+    Raises:
+        ConfigError: no such policy, or a negative number.
+    """
+    known = (*EXACT, *POLICIES)
+    if name not in known:
+        raise ConfigError(f"There is no cache policy {name!r}.", nearest(name, known, "cache"))
+    if refresh < 0 or radius < 0:
+        raise ConfigError(f"refresh is {refresh} and radius {radius}.", "Both must be 0 or more.")
+    return Policy(name, refresh, radius)

@@ -1,0 +1,81 @@
+"""From rows to one forward: every visible place that the cache does not hold, and whose laws are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from outpace.canvas.blocks import Schedule
+from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
+from outpace.types import Proposal
+
+__all__ = ["Window", "lay_window", "places_asked", "propose_windows", "seen"]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One row's part of a forward.
+
+    Attributes:
+        tokens: [W] what is forwarded.
+        places: [W] where.
+        asked: [A] the undecided places whose laws are wanted.
+        nodes: [A] the index of each in the window.
+        visible: [W, W] node sees node, None = what the model's own attention shows.
+    """
+
+    tokens: Ids
+    places: Ids
+    asked: Ids
+    nodes: Ids
+    visible: Bools | None = None
+
+
+def seen(row: CanvasRow, canvas: Canvas, schedule: Schedule) -> int:
+    """Return the place up to which a forward holds the row."""
+    stop = min(row.live(), canvas.border(row.base))
+    if canvas.ahead >= 0 and not canvas.block_size:
+        stop = min(stop, schedule.asked(row, canvas) + canvas.ahead)
+    return stop
+
+
+def places_asked(row: CanvasRow, canvas: Canvas, schedule: Schedule) -> Ids:
+    """Return the undecided places whose laws the next forward is asked for."""
+    stop = min(schedule.asked(row, canvas), row.live(), canvas.border(row.base))
+    return row.undecided(canvas, row.base, stop)
+
+
+def lay_window(row: CanvasRow, canvas: Canvas, schedule: Schedule) -> Window:
+    """Return what is forwarded of a row."""
+    asked = places_asked(row, canvas, schedule)
+    is_new = np.ones(seen(row, canvas, schedule), dtype=np.bool_)
+    is_new[row.held] = False
+    places = np.flatnonzero(is_new)
+    return Window(row.tokens[places], places, asked, np.searchsorted(places, asked))
+
+
+def propose_windows(windows: Sequence[Window], device: torch.device | str, origin: str) -> Proposal:
+    """Lay the rows' windows side by side, padded to the widest."""
+    rows, width = len(windows), max(len(window.tokens) for window in windows)
+    count = max(len(window.asked) for window in windows)
+    table = np.zeros((2, rows, width), dtype=np.int64)
+    ask = np.zeros((rows, count), dtype=np.int64)
+    for row, window in enumerate(windows):
+        size = len(window.tokens)
+        table[0, row, :size], table[1, row, :size] = window.tokens, window.places
+        ask[row, : len(window.asked)] = window.nodes
+    visible = None
+    if any(window.visible is not None for window in windows):
+        sight = np.zeros((rows, width, width), dtype=np.bool_)
+        for row, window in enumerate(windows):
+            size = len(window.tokens)
+            sight[row, :size, :size] = True if window.visible is None else window.visible
+        visible = torch.from_numpy(sight).to(device)
+    tokens, places = torch.from_numpy(table).to(device)
+    length = [len(window.tokens) for window in windows]
+    return Proposal(
+        tokens, length, None, places, visible, origin=origin, ask=torch.from_numpy(ask).to(device), carry=list(windows)
+    )

@@ -1,0 +1,53 @@
+"""From a `config.json` to its family and its `Spec`: the body from the family, the way it is decoded from the card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from outpace.errors import ModelError
+from outpace.models.card import kind_of, read_card
+from outpace.models.diffusion_families import DIFFUSION
+from outpace.models.families import CAUSAL, Family
+from outpace.models.spec import Spec
+
+__all__ = ["FAMILIES", "find_family", "is_native", "make_spec"]
+
+Config = Mapping[str, Any]
+
+FAMILIES: dict[str, Family] = CAUSAL | DIFFUSION
+
+
+def is_native(config: Config) -> bool:
+    """Return whether a family here is named by this config.json."""
+    return kind_of(config) in FAMILIES
+
+
+def find_family(config: Config) -> Family:
+    """Return the family that a `config.json` names, or say which other door is open."""
+    name = kind_of(config)
+    if name not in FAMILIES:
+        called = name or ", ".join(config.get("architectures") or ()) or "unnamed"
+        raise ModelError(
+            f"Architecture {called!r} has no native loader.",
+            hint="Load it with the transformers adapter (`hf:NAME`); native: " + ", ".join(FAMILIES) + ".",
+        )
+    return FAMILIES[name]
+
+
+def make_spec(config: Config, context: int = 0, card: Config | None = None) -> Spec:
+    """Return the shape that a `config.json` describes.
+
+    Args:
+        config: the parsed file.
+        context: the longest text of the run, 0 = the model's own context. Only dynamic and long rotary scalings
+            and rotary models in general can go beyond it.
+        card: fields of the capability card that the user knows better; see `outpace.models.card.read_card`.
+    """
+    family = find_family(config)
+    body = config[family.text_key] if family.text_key else config
+    try:
+        fields = family.fields(body, context)
+    except KeyError as missing:
+        raise ModelError(f"config.json lacks {missing.args[0]!r}.", hint="Fetch the model's files again.") from None
+    return Spec(**(fields | read_card(config, card).shape()))
