@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from outpace import constrain
-from outpace.errors import ConfigError, nearest
+from outpace.errors import CapabilityError, ConfigError, nearest
 from outpace.fit import check_fit, check_partner
+from outpace.infill import Piece, filled, lay_pieces
 from outpace.loop import Run
 from outpace.methods.base import Method
 from outpace.models.loading import read_end_tokens
 from outpace.models.opening import locate, open_model
 from outpace.models.tokenizer import Tokenizer
+from outpace.models.unmasking import check_unmasking
 from outpace.registry import load_method
 from outpace.result import Result
 from outpace.row import Row
@@ -33,7 +35,15 @@ _CONSTRAINTS = ("regex", "json_schema", "grammar")
 _INVARIANT_WIDTH = 16  # window nodes of every forward in batch-invariant mode on the eager path
 
 
-def load(model: str | Path, *, dtype: str = "auto", device: str = "auto", is_compiled: bool = True) -> LanguageModel:
+def load(
+    model: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    is_compiled: bool = True,
+    card: Mapping[str, Any] | None = None,
+    is_checked: bool = True,
+) -> LanguageModel:
     """Load a model by zoo name, directory or hub id.
 
     Args:
@@ -42,17 +52,22 @@ def load(model: str | Path, *, dtype: str = "auto", device: str = "auto", is_com
         dtype: "auto" (as stored), "float32", "bfloat16", "float16" or "float64".
         device: "auto", "cpu" or "cuda".
         is_compiled: use compiled kernels where a compiler is found and the model fits them.
+        card: fields of the capability card that replace what the files say, e.g. {"logits_shift": False}; see
+            `outpace.models.card.Card`.
+        is_checked: let a masked model unmask a sentence, and refuse it if its card is wrong about the shift.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
+        ConfigError: the card contradicts itself.
     """
     began = time.perf_counter()
     directory, _ = locate(str(model))
-    target = open_model(str(model), dtype, device, is_compiled)
+    target = open_model(str(model), dtype, device, is_compiled, card)
     tokenizer = Tokenizer.from_directory(directory)
-    lm = LanguageModel(
-        target, tokenizer, end_tokens=read_end_tokens(directory), name=str(model), dtype=dtype, device=device
-    )
+    ends = read_end_tokens(directory, card)
+    lm = LanguageModel(target, tokenizer, end_tokens=ends, name=str(model), dtype=dtype, device=device)
+    if is_checked and (note := check_unmasking(target, tokenizer)):
+        lm.notes.append(note)
     lm.is_compiled = is_compiled
     lm.load_s = time.perf_counter() - began
     return lm
@@ -78,6 +93,8 @@ class Request:
         memory: what outlives the call, for methods that keep one.
         is_batch_invariant: the text may not depend, by rounding, on window or drafts (slower on the eager path).
         watch: called after every step with the rows that took part and its `Outcome`; it may only read.
+        canvas: what follows the prompt, for masked models: given tokens, -1 where one is to be filled in; it takes the
+            place of max_tokens. `LanguageModel.infill` makes it from text.
 
     Raises:
         ConfigError: a number is too small, a stop string is empty, `record` names something else, or a constraint
@@ -99,6 +116,7 @@ class Request:
     memory: Any = None
     is_batch_invariant: bool = False
     watch: Callable[[Sequence[Row], Outcome], None] | None = None
+    canvas: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -158,6 +176,7 @@ class LanguageModel:
         self.name, self.dtype, self.device = name, dtype, device
         self.is_compiled = True
         self.load_s = 0.0
+        self.notes: list[str] = []  # of loading, for every result
         self._others: dict[str, Adapter] = {}
         self._tokenizers_of: dict[str, Tokenizer] = {}
         self._compiler: constrain.Compiler | None = None
@@ -207,6 +226,31 @@ class LanguageModel:
             yield piece
         return self._finish(job)[0]
 
+    def infill(self, pieces: Sequence[Piece], **arguments: Any) -> Any:
+        """Fill gaps between given pieces of text, on a masked model.
+
+        Args:
+            pieces: in order; text (or ids), and for each gap the number of tokens that it takes,
+                e.g. ["Once upon a time", 12, "and they slept."].
+            **arguments: those of `generate`, max_tokens apart.
+
+        Returns:
+            A `Result`: `text` is what follows the first piece, given pieces included, `filled` what was written in each
+            gap. A list of them for num_samples above 1.
+
+        Raises:
+            ConfigError: no gap, or an empty one.
+            CapabilityError: the model writes from left to right, or does not hold so long a text.
+        """
+        start = (*([self.tokenizer.bos_id] if self.tokenizer and self.tokenizer.bos_id is not None else ()),)
+        prompt, canvas = lay_pieces(pieces, self._encode_piece, start or self.end_tokens[:1])
+        return self.generate(prompt, canvas=canvas, **{**arguments, "max_tokens": len(canvas)})
+
+    def _encode_piece(self, text: str, is_first: bool) -> list[int]:
+        if self.tokenizer is None:
+            raise ConfigError("The model has no tokenizer.", "Give token ids.")
+        return self.tokenizer.encode(text, is_special=is_first)
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, as the tokenizer frames it."""
         if self.tokenizer is None:
@@ -226,6 +270,7 @@ class LanguageModel:
         if any(not 0 <= token < vocab_size for word in settings.bad_words for token in word):
             raise ConfigError("A bad word is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
         check_fit(method, self.target.capabilities)
+        self._check_canvas(prompts, request)
         settings = self._constrained(settings, request)
         models = self._other_models(method, request.models or {})
         rows = [
@@ -235,6 +280,24 @@ class LanguageModel:
         ]
         run = self._run(method, settings, rows, models, request)
         return _Job(run, rows, method, request, is_single and request.num_samples == 1)
+
+    def _check_canvas(self, prompts: Sequence[Sequence[int]], request: Request) -> None:
+        capabilities, canvas = self.target.capabilities, request.canvas
+        if not canvas:
+            return
+        if not capabilities.is_canvas:
+            raise CapabilityError(
+                "The model writes from left to right and cannot fill gaps.", "Use a masked model, such as stories-mask."
+            )
+        if any(not -1 <= token < capabilities.vocab_size for token in canvas):
+            raise ConfigError("The canvas holds a token outside the vocabulary.", "-1 stands for one to be filled in.")
+        longest = max(len(tokens) for tokens in prompts) + len(canvas)
+        if longest > capabilities.max_positions:
+            raise CapabilityError(
+                f"The text with its gaps has {longest} tokens, but the model's context is "
+                f"{capabilities.max_positions}.",
+                "Shorten it.",
+            )
 
     def _constrained(self, settings: Sampling, request: Request) -> Sampling:
         """Return the settings with the request's constraint, compiled over this model's vocabulary."""
@@ -349,8 +412,8 @@ class LanguageModel:
             start = [self.target.start_token]  # type: ignore[attr-defined]
             most = min(request.max_tokens, capabilities.max_positions - 1)
             return Row(start, 1, key, most, ends, text, source=ids)
-        most = min(request.max_tokens, capabilities.max_positions - len(ids))
-        return Row(list(ids), len(ids), key, most, ends, text)
+        most = len(request.canvas) or min(request.max_tokens, capabilities.max_positions - len(ids))
+        return Row(list(ids), len(ids), key, most, ends, text, canvas=list(request.canvas))
 
     def _run(
         self, method: Method, settings: Sampling, rows: list[Row], models: dict[str, Adapter], request: Request
@@ -407,7 +470,7 @@ class LanguageModel:
         return [self._result(row, job, timing, i % samples) for i, row in enumerate(job.rows)]
 
     def _notes(self, row: Row, max_tokens: int) -> list[str]:
-        notes = [str(note) for note in (*getattr(self.target, "notes", []), *row.notes)]
+        notes = [str(note) for note in (*getattr(self.target, "notes", []), *self.notes, *row.notes)]
         if row.max_tokens < max_tokens:
             notes.append("max_tokens was cut to what the model's context holds.")
         is_cut = row.finish in (FinishReason.LENGTH, FinishReason.STOP)
@@ -434,7 +497,12 @@ class LanguageModel:
             margins=row.margins,
             sources=row.sources,
             settings=job.method.to_dict(),
+            filled=self._filled(row),
         )
+
+    def _filled(self, row: Row) -> list[str]:
+        decode = self.tokenizer.decode if self.tokenizer is not None else (lambda ids: " ".join(map(str, ids)))
+        return filled(row.canvas, row.written, decode)
 
 
 def _timing(load_s: float, seconds: Mapping[str, float]) -> dict[str, float]:

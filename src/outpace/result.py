@@ -30,6 +30,7 @@ class Result:
         margins: how far each token was from being another one, when asked for.
         sources: per token: draft, recovered, bonus or plain.
         settings: the method's settings.
+        filled: the text written in each gap, where gaps were to be filled.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Result:
     margins: list[float] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    filled: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""

@@ -24,7 +24,8 @@ VARIANTS = [
     DraftModel(accept_rule="rejection", draft_len=4),
     DraftModel(min_confidence=0.3, is_adaptive=False),
     LayerSkip(skip=(0, 2), min_confidence=0.2),
-    MaskedDiffusion(block=5, threshold=2.0, per_step=2),
+    MaskedDiffusion(order="margin", per_step=2),
+    MaskedDiffusion(cache="delayed", refresh=3),
 ]
 
 

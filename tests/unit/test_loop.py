@@ -107,7 +107,7 @@ def test_cancelled_rows_keep_their_text() -> None:
 
 
 def test_masked_rows_end_at_their_length() -> None:
-    rows = write(MaskedDiffusion(block=5), rows=make_rows(max_tokens=7))
+    rows = write(MaskedDiffusion(), rows=make_rows(max_tokens=7))
     assert all(row.finish is FinishReason.LENGTH and len(row.written) == 7 for row in rows)
 
 
@@ -159,8 +159,9 @@ LAYERS = {
     # (`methods/__init__.py` answers a call with the catalogue, read then; `auto` looks up and cuts what it runs)
     "methods": {
         *("types", "sampling", "cache", "schedule", "draft", "accept", "methods", "tree", "errors", "catalogue"),
-        *("registry", "fit", "commit", "tune", "layout", "prefill"),
+        *("registry", "fit", "commit", "tune", "layout", "prefill", "canvas"),
     },
+    "canvas": {"types", "sampling", "canvas", "errors"},
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from outpace import state as trees
 from outpace.cache import Cache
 from outpace.draft.ngram import NgramIndex
-from outpace.layout import lay_out
+from outpace.layout import lay_canvas, lay_out
 from outpace.row import Row
 from outpace.schedule import next_length
 from outpace.text import TextStream
@@ -51,11 +51,15 @@ def test_a_tree_sees_its_ancestors_and_all_pending() -> None:
     ]
 
 
-def test_under_full_attention_only_padding_is_hidden() -> None:
-    layout = lay_out([[5, 7], [6]], [0, 0], proposal([[1, 2], [3, 4]], [2, 2]), is_full=True)
-    assert layout.visible is not None
-    assert layout.visible[0].all()
-    assert layout.visible[1, :3, :3].all() and not layout.visible[1, :3, 3].any()
+def test_on_a_canvas_only_padding_is_hidden() -> None:
+    """Padding has no position, which hides it; all else is as the method proposed it."""
+    given = proposal([[5, 7, 1, 2], [6, 3, 4, 0]], [4, 3])
+    given.position = torch.tensor([[0, 1, 2, 3], [4, 6, 7, 0]])
+    given.ask = torch.tensor([[2, 3], [1, 2]])
+    layout = lay_canvas(given)
+    assert layout.position.tolist() == [[0, 1, 2, 3], [4, 6, 7, -1]]
+    assert layout.tokens is given.tokens and layout.ask is given.ask
+    assert layout.visible is None and layout.start == [0, 0]
 
 
 @pytest.mark.parametrize("seed", range(5))

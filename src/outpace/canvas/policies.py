@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from outpace.canvas.row import Bools, Canvas, CanvasRow
+from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
 from outpace.errors import ConfigError, nearest
 from outpace.types import Guarantee
 
@@ -49,6 +49,21 @@ class Step:
         """Return [P] the places that held a token, not a mask, when they were forwarded."""
         return self.before.tokens != self.canvas.mask_id
 
+    def settled(self) -> Bools:
+        """Return [P] the places that were forwarded as the token they still hold."""
+        return self.decided() & (self.before.tokens == self.after.tokens)
+
+    def written(self) -> Ids:
+        """Return the places whose token this step wrote, changed or masked again."""
+        return np.flatnonzero(self.before.tokens != self.after.tokens)
+
+    def near(self, places: Ids, radius: int) -> Bools:
+        """Return [P] the places at most `radius` away from one of `places`."""
+        marks = np.zeros(len(self.after.tokens) + 1, dtype=np.int64)
+        np.add.at(marks, np.maximum(places - radius, 0), 1)
+        np.add.at(marks, np.minimum(places + radius + 1, len(marks) - 1), -1)
+        return marks.cumsum()[:-1] > 0
+
     def exact(self) -> Bools:
         """Return [P] the places whose entries no later token changes."""
         return self.first(self.canvas.floor(self.before.base))
@@ -62,7 +77,8 @@ class Policy:
         name: as users write it.
         refresh: steps after which everything is computed anew (1 = always, so nothing approximate is ever read);
             0 = only where the policy says so, at the ends of blocks.
-        radius: places on either side of the last written ones that `greedy` computes anew.
+        radius: how far around the last written and the undecided places `greedy` computes anew, and how far behind the
+            first undecided one `free` does.
     """
 
     name: str
@@ -106,13 +122,35 @@ def _dual(policy: Policy, step: Step) -> Bools:
 def _delayed(policy: Policy, step: Step) -> Bools:
     """A token's entry stays from the step after it was written, when it was first forwarded as itself."""
     del policy
-    return step.decided()
+    return step.settled()
+
+
+def _greedy(policy: Policy, step: Step) -> Bools:
+    """All stays, masks included, but for windows around what was written last and what is still to be written.
+
+    The lifespan is one block: where one is finished, everything is computed anew. Under block attention that needs no
+    saying, for the next block has no entries yet.
+    """
+    if step.is_block_done:
+        return step.first(0)
+    row = step.after
+    todo = row.undecided(step.canvas, row.base, row.end)
+    return ~step.near(np.concatenate([step.written(), todo]), policy.radius)
+
+
+def _free(policy: Policy, step: Step) -> Bools:
+    """The prompt and the decided text behind it freeze for good, `radius` places behind the first mask."""
+    masked = step.before.undecided(step.canvas, 0, len(step.before.tokens))
+    clean = int(masked[0]) if len(masked) else len(step.before.tokens)
+    return step.first(clean - policy.radius)
 
 
 POLICIES: dict[str, Callable[[Policy, Step], Bools]] = {
     "prefix": _prefix,
     "dual": _dual,
     "delayed": _delayed,
+    "greedy": _greedy,
+    "free": _free,
 }
 EXACT = ("auto", "none", "block")
 

@@ -6,7 +6,7 @@ draws anew, and a draft that looks ahead draws what the reference will draw ther
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,7 @@ from outpace.sampling.noise import node_key, uniform
 from outpace.sampling.sampler import Sampler
 from outpace.types import Stream
 
-__all__ = ["Reading", "read"]
+__all__ = ["Reading", "order_noise", "read"]
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Reading:
         logits: [A, V] the model's own, the mask token ruled out; the device's.
         sampler: of this row alone.
         visit: part of the key of the draws.
+        waits: [A] places that may not be written yet, whatever the rule says (`Canvas.ends_last`); None = none.
     """
 
     places: Ids
@@ -38,7 +39,7 @@ class Reading:
     logits: Tensor
     sampler: Sampler
     visit: int
-    _order: dict[int, Floats] = field(default_factory=dict, repr=False)
+    waits: Bools | None = None
 
     @cached_property
     def probs(self) -> Tensor:
@@ -70,10 +71,7 @@ class Reading:
 
     def noise(self, visit: int | None = None) -> Floats:
         """Return [A] uniforms in (0, 1) for choosing an order; independent of the tokens' draws."""
-        visit = self.visit if visit is None else visit
-        places = torch.from_numpy(self.places).unsqueeze(0)
-        key = node_key(self.sampler.keys, Stream.ORDER, places, visit)
-        return uniform(key, torch.zeros(1, dtype=torch.int64))[0, :, 0].numpy()
+        return order_noise(self.sampler, self.places, self.visit if visit is None else visit)
 
     def within(self, end: int) -> Bools:
         """Return [A] whether each place lies before `end`."""
@@ -91,13 +89,27 @@ def read(logits: Tensor, places: Ids, row: CanvasRow, canvas: Canvas, sampler: S
         sampler: of this row alone.
         banned: [K] int64 tokens that may not be written at all: the mask, and end tokens between given pieces.
     """
-    del canvas
     logits.index_fill_(-1, banned, float("-inf"))
     if not len(places):
         return Reading(places, np.zeros(0, dtype=np.int64), logits, sampler, row.visit)
     where = torch.from_numpy(places).to(logits.device).unsqueeze(0)
     drawn = sampler.pick(sampler.process(logits, None).unsqueeze(0), where, visit=row.visit)
-    return Reading(places, drawn[0].cpu().numpy(), logits, sampler, row.visit)
+    tokens = drawn[0].cpu().numpy()
+    waits = np.isin(tokens, row.ends) & (places > places[0]) if canvas.ends_last else None
+    return Reading(places, tokens, logits, sampler, row.visit, waits)
+
+
+def order_noise(sampler: Sampler, places: Ids, visit: int) -> Floats:
+    """Return uniforms in (0, 1), one per place, of the stream that orders are chosen by.
+
+    Args:
+        sampler: of one row.
+        places: [N].
+        visit: tells draws at one place apart.
+    """
+    key = node_key(sampler.keys, Stream.ORDER, torch.from_numpy(places).unsqueeze(0), visit)
+    noise: Floats = uniform(key, torch.zeros(1, dtype=torch.int64))[0, :, 0].numpy()
+    return noise
 
 
 def _host(values: Tensor) -> Floats:

@@ -30,12 +30,14 @@ class Canvas:
             0 = full attention.
         logits_shift: what is said of a place is computed one place before it.
         ahead: masked places beyond the block in work that a forward under full attention holds; -1 = all.
+        ends_last: an end token may be written only where everything before it is decided.
     """
 
     mask_id: int
     block_size: int = 0
     logits_shift: bool = False
     ahead: int = -1
+    ends_last: bool = False
 
     def floor(self, length: int) -> int:
         """Return how many leading places, of `length` final ones, have keys and values that no later token changes."""

@@ -52,8 +52,9 @@ def surest(score: Floats, is_open: Bools, count: int) -> Bools:
 
 
 def eligible(reading: Reading, row: CanvasRow) -> Bools:
-    """Return [A] the places of the block in work."""
-    return reading.within(row.end)
+    """Return [A] the places of the block in work, without end tokens that have to wait; never none."""
+    inside = reading.within(row.end)
+    return inside if reading.waits is None else inside & ~reading.waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +66,27 @@ class Ranked:
             "entropy" (least first), "random" or "left" (left to right).
         per_step: places written per step, at least; fewer where fewer are left.
         threshold: places whose confidence reaches it are written as well; above 1 = none.
+        order_temp: 0 = the best; above, places are drawn by softmax(score / order_temp), without replacement (Dream's
+            `alg_temp`).
     """
 
     order: str = "confidence"
     per_step: int = 1
     threshold: float = 2.0
+    order_temp: float = 0.0
 
     def choose(self, reading: Reading, row: CanvasRow) -> Choice:
         """Decide for one row."""
         is_open = eligible(reading, row)
-        writes = surest(self.score(reading), is_open, self.per_step)
+        writes = surest(self.rank(reading), is_open, self.per_step)
         if self.threshold <= 1:
             writes |= is_open & (reading.confidence >= self.threshold)
         return Choice(writes)
+
+    def rank(self, reading: Reading) -> Floats:
+        """Return [A] the scores, with Gumbel noise where places are drawn."""
+        score = self.score(reading)
+        return score if self.order_temp <= 0 else score / self.order_temp - np.log(-np.log(reading.noise()))
 
     def score(self, reading: Reading) -> Floats:
         """Return [A] what places are ranked by, greatest first."""

@@ -24,7 +24,8 @@ class Window:
         places: [W] where.
         asked: [A] the undecided places whose laws are wanted.
         nodes: [A] the index of each in the window.
-        visible: [W, W] node sees node, None = what the model's own attention shows.
+        visible: [W, W] node sees node, itself included; None = what the model's own attention shows. Side by side, rows
+            have either all or none: beside a mask, None means that every node sees every other.
     """
 
     tokens: Ids
@@ -73,6 +74,7 @@ def propose_windows(windows: Sequence[Window], device: torch.device | str, origi
         for row, window in enumerate(windows):
             size = len(window.tokens)
             sight[row, :size, :size] = True if window.visible is None else window.visible
+            np.fill_diagonal(sight[row], True)  # padding sees itself, so that its softmax stays finite
         visible = torch.from_numpy(sight).to(device)
     tokens, places = torch.from_numpy(table).to(device)
     length = [len(window.tokens) for window in windows]

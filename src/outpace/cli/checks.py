@@ -12,7 +12,11 @@ __all__ = ["check_method"]
 
 
 def check_method(
-    model: str, name: str, options: Mapping[str, str], law: Mapping[str, Any] | None = None
+    model: str,
+    name: str,
+    options: Mapping[str, str],
+    law: Mapping[str, Any] | None = None,
+    card: Mapping[str, Any] | None = None,
 ) -> tuple[Method, int | None]:
     """Build a method from its options and see that it and its drafters fit a model, by the model's config alone.
 
@@ -31,7 +35,7 @@ def check_method(
     from outpace.zoo import drafter_of
 
     Sampling(**(law or {}))
-    offered = offered_by(model)
+    offered = offered_by(model, card)
     if offered is None:  # a model that only transformers can load is checked when it is loaded
         return method, None
     check_fit(method, offered)

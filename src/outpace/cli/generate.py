@@ -11,8 +11,9 @@ import typer
 
 from outpace.cli.failures import FAILURE, INTERRUPTED, interruptible, tell
 from outpace.cli.output import print_json, statistics, write_text
-from outpace.cli.values import Device, Dtype, biases, json_schema, options, prompt_text, text_file
+from outpace.cli.values import Device, Dtype, biases, json_schema, model_card, options, prompt_text, text_file
 from outpace.errors import ConfigError
+from outpace.infill import read_gaps
 
 if TYPE_CHECKING:
     from outpace.engine import LanguageModel
@@ -37,6 +38,7 @@ class _Request:
     is_json: bool
     wants_log_probs: bool
     bad_words: list[str]
+    is_infill: bool = False
     trace: str | None = None
     run: dict[str, Any] = field(default_factory=dict)
     law: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +52,10 @@ def generate(
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method.")
     ] = None,
+    card: Annotated[
+        list[str] | None,
+        typer.Option("--card", metavar="KEY=VALUE", help="What the model's capability card should say instead."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens to write.", rich_help_panel=_RUN)] = 128,
     seed: Annotated[int, typer.Option(help="Fixes every random draw.", rich_help_panel=_RUN)] = 0,
     num_samples: Annotated[int, typer.Option(help="Texts to write from the prompt.", rich_help_panel=_RUN)] = 1,
@@ -61,6 +67,10 @@ def generate(
     ] = False,
     chat: Annotated[
         bool, typer.Option("--chat", help="Frame the prompt with the model's chat template.", rich_help_panel=_RUN)
+    ] = False,
+    infill: Annotated[
+        bool,
+        typer.Option("--infill", help="Fill gaps: [[12]] in the prompt stands for 12 tokens.", rich_help_panel=_RUN),
     ] = False,
     dtype: Annotated[Dtype, typer.Option(help="Precision; auto = as stored.", rich_help_panel=_RUN)] = Dtype.AUTO,
     device: Annotated[Device, typer.Option(help="Where to compute.", rich_help_panel=_RUN)] = Device.AUTO,
@@ -130,11 +140,17 @@ def generate(
         method=method,
         options=options(option or []),
         is_chat=chat,
+        is_infill=infill,
         is_json=json,
         wants_log_probs=logprobs,
         trace=trace,
         bad_words=bad_word or [],
-        load={"dtype": dtype.value, "device": device.value, "is_compiled": not no_compile},
+        load={
+            "dtype": dtype.value,
+            "device": device.value,
+            "is_compiled": not no_compile,
+            "card": model_card(card or []),
+        },
         run={
             "max_tokens": max_tokens,
             "seed": seed,
@@ -172,8 +188,11 @@ def _write(request: _Request) -> int:
     law = {**request.law, "bad_words": _bad_words(request, lm)}
     is_streamed = not request.is_json and request.run["num_samples"] == 1
     record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if request.is_json else []
+    if is_streamed and request.is_infill and isinstance(prompt[0], str):
+        write_text(prompt[0])  # the pieces are given; the stream goes on from the first
     with interruptible() as is_wished, _recorded(request, lm, method) as recorder:
-        found = lm.generate(
+        write = lm.infill if request.is_infill else lm.generate
+        found = write(
             prompt,
             method=method,
             record=record,
@@ -213,17 +232,23 @@ def _check(request: _Request) -> Method:
     from outpace.engine import Request
 
     Request(**request.run)  # refuses what is out of range
+    if request.is_infill:
+        read_gaps(request.prompt)
+        if request.is_chat:
+            raise ConfigError("A chat has no gaps to fill.", "Leave out --chat or --infill.")
     if request.wants_log_probs and not request.is_json:
         raise ConfigError("--logprobs has nowhere to go.", "Add --json.")
     if any(not word for word in request.bad_words):
         raise ConfigError("A bad word is empty.", "Give each bad word at least one character.")
-    method, vocab_size = check_method(request.model, request.method, request.options, request.law)
+    method, vocab_size = check_method(request.model, request.method, request.options, request.law, request.load["card"])
     if vocab_size is not None and any(not 0 <= token < vocab_size for token in request.law["logit_bias"]):
         raise ConfigError("A logit bias is for a token outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
     return method
 
 
-def _prompt(request: _Request, lm: LanguageModel) -> str | list[int]:
+def _prompt(request: _Request, lm: LanguageModel) -> str | list[Any]:
+    if request.is_infill:
+        return read_gaps(request.prompt)
     if not request.is_chat:
         return request.prompt
     if lm.tokenizer is None:

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from outpace.errors import ConfigError
 
-__all__ = ["Device", "Dtype", "biases", "json_schema", "options", "prompt_text", "text_file"]
+__all__ = ["Device", "Dtype", "biases", "json_schema", "model_card", "options", "prompt_text", "text_file"]
 
 
 class Dtype(str, Enum):
@@ -30,13 +31,21 @@ class Device(str, Enum):
     CUDA = "cuda"
 
 
-def options(given: Iterable[str]) -> dict[str, str]:
+def model_card(given: Iterable[str]) -> Mapping[str, Any] | None:
+    """Read `KEY=VALUE` pairs of --card; None = nothing is replaced."""
+    from outpace.models.card import card_from_text
+
+    return card_from_text(options(given, "card")) or None
+
+
+def options(given: Iterable[str], what: str = "option") -> dict[str, str]:
     """Read `key=value` pairs; a later pair replaces an earlier one of the same key."""
     pairs = {}
     for item in given:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"The option {item!r} is not key=value.", "Write it as in -o draft_len=8.")
+            example = "-o draft_len=8" if what == "option" else "--card logits_shift=false"
+            raise ConfigError(f"The {what} {item!r} is not key=value.", f"Write it as in {example}.")
         pairs[key.strip()] = value.strip()
     return pairs
 

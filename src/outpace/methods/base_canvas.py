@@ -64,21 +64,27 @@ class CanvasMethod(Method):
             "prefix", "dual", "delayed".
         refresh: steps after which an approximate cache is computed anew; 0 = at the ends of blocks only.
         ahead: masked places behind the block that a forward under full attention holds; -1 = all up to the end.
+        end: where an end token may be written: "free" = anywhere, as the models were trained; "last" = only where
+            everything before it is decided, for models that flood a canvas with end tokens. It then waits, so that
+            steps may write fewer places than they would.
 
     Raises:
-        ConfigError: a negative number, or a cache policy that does not exist.
+        ConfigError: a negative number, or a cache policy or an `end` that does not exist.
     """
 
     block: int = 0
     cache: str = "auto"
     refresh: int = 0
     ahead: int = -1
+    end: str = "free"
 
     def __post_init__(self) -> None:
         if self.block < 0:
             raise ConfigError(f"block is {self.block}.", "block must be 1 or more; 0 takes the model's own.")
         if self.ahead < -1:
             raise ConfigError(f"ahead is {self.ahead}.", "ahead must be 0 or more; -1 shows the whole canvas.")
+        if self.end not in ("free", "last"):
+            raise ConfigError(f"end is {self.end!r}.", "Use free or last.")
         make_policy(self.cache, self.refresh)
 
     @property
@@ -217,4 +223,4 @@ def _canvas(method: CanvasMethod, capabilities: Any) -> Canvas:
     if mask_id is None:
         raise ConfigError("The model has no mask token.", "Use a masked model, such as stories-mask.")
     size = capabilities.block_size if capabilities.attention == "block" else 0
-    return Canvas(mask_id, size, capabilities.logits_shift, method.ahead)
+    return Canvas(mask_id, size, capabilities.logits_shift, method.ahead, method.end == "last")

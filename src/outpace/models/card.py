@@ -116,13 +116,19 @@ CARD_TABLE = (
     Entry(
         "Fast_dLLM_Qwen",
         "Fast_dLLM_Qwen",
-        {"logits_shift": True, "mask_id": 151665, "block_length": 32, "end_tokens": _QWEN_ENDS},
+        {
+            "attention": "block",
+            "logits_shift": True,
+            "mask_id": 151665,
+            "block_length": 32,
+            "end_tokens": _QWEN_ENDS,
+        },
         _MASK | {"block_length": ("bd_size",)},
     ),
     Entry(
         "sdar",
         "sdar",
-        {"mask_id": 151669, "block_length": 4, "end_tokens": _QWEN_ENDS},
+        {"attention": "block", "mask_id": 151669, "block_length": 4, "end_tokens": _QWEN_ENDS},
         _MASK | {"block_length": ("block_size", "block_length")},
     ),
     Entry(
@@ -164,7 +170,7 @@ def read_card(config: Config, overrides: Config | None = None) -> Card:
         if name not in known:
             raise ConfigError(f"A card has no field {name!r}.", nearest(name, known, "field"))
     entry, vocab_size = _find(config), _vocab_size(config)
-    facts = {} if entry is None else _facts(entry, config)
+    facts: dict[str, Any] = {} if entry is None else _facts(entry, config)
     facts["end_tokens"] = _end_tokens(config, facts.get("end_tokens", ()), vocab_size)
     facts = _completed(facts, given, entry is not None)
     _check(facts, vocab_size, given)
@@ -188,13 +194,13 @@ def _value(name: str, word: str) -> Any:
     try:
         if name == "end_tokens":
             return tuple(int(part) for part in word.split(",") if part.strip())
-        if name in ("mask_id", "block_length"):
-            return None if word.lower() == "none" else int(word)
+        if name == "block_length" or (name == "mask_id" and word.lower() != "none"):
+            return int(word)
     except ValueError:
         raise ConfigError(
             f"The card's {name} is {word!r}, which is no number.", f"Write it as in --card {name}=5."
         ) from None
-    return word
+    return None if name == "mask_id" else word
 
 
 def _find(config: Config) -> Entry | None:
@@ -203,7 +209,7 @@ def _find(config: Config) -> Entry | None:
 
 def _facts(entry: Entry, config: Config) -> dict[str, Any]:
     """Return what the table says, replaced by what the config states."""
-    facts = dict(entry.facts)
+    facts: dict[str, Any] = dict(entry.facts)
     for name, keys in entry.keys.items():
         stated = [config[key] for key in keys if config.get(key) is not None]
         if stated:
@@ -213,7 +219,7 @@ def _facts(entry: Entry, config: Config) -> dict[str, Any]:
 
 def _completed(facts: dict[str, Any], given: Config, is_masked: bool) -> dict[str, Any]:
     """Join the user's word, then fill what follows from the rest; what an override makes meaningless is dropped."""
-    made = facts | given
+    made = {**facts, **given}
     if "attention" not in made:
         made["attention"] = "causal" if not is_masked else "block" if made.get("block_length") else "full"
     made.setdefault("mask_id", None)
@@ -245,7 +251,7 @@ def _vocab_size(config: Config) -> int:
 def _check(facts: Config, vocab_size: int, given: Config) -> None:
     kind = ConfigError if given else ModelError
     _check_kinds(facts, kind)
-    _check_numbers(facts, vocab_size, kind)
+    _check_numbers(facts, vocab_size, kind, "end_tokens" in given)
     _check_sense(facts, kind)
 
 
@@ -264,7 +270,8 @@ def _check_kinds(facts: Config, kind: type[OutpaceError]) -> None:
         )
 
 
-def _check_numbers(facts: Config, vocab_size: int, kind: type[OutpaceError]) -> None:
+def _check_numbers(facts: Config, vocab_size: int, kind: type[OutpaceError], is_given: bool) -> None:
+    """Refuse ids and lengths out of range; end tokens only where the user gave them, since files name idle ones."""
     mask_id, block = facts["mask_id"], facts["block_length"]
     if mask_id is not None and (not _is_number(mask_id) or not 0 <= mask_id < vocab_size):
         _refuse(
@@ -275,8 +282,10 @@ def _check_numbers(facts: Config, vocab_size: int, kind: type[OutpaceError]) -> 
     if not _is_number(block) or block < 0:
         _refuse(kind, f"The card's block_length is {block!r}.", "It has to be 1 or more, or 0 for no blocks.")
     ends = facts["end_tokens"]
-    if isinstance(ends, (str, int)) or not all(_is_number(token) and token >= 0 for token in ends):
+    if not isinstance(ends, (list, tuple)) or not all(_is_number(token) and token >= 0 for token in ends):
         _refuse(kind, f"The card's end_tokens are {ends!r}.", "Give a list of token ids.")
+    if is_given and any(token >= vocab_size for token in ends):
+        _refuse(kind, f"The card's end_tokens are {ends!r}.", f"Ids go from 0 to {vocab_size - 1}.")
 
 
 def _check_sense(facts: Config, kind: type[OutpaceError]) -> None:
@@ -301,7 +310,7 @@ def _check_sense(facts: Config, kind: type[OutpaceError]) -> None:
     if attention == "block" and block < 1:
         _refuse(
             kind,
-            f"The card says block attention, but its block_length is {block}.",
+            f"The card says block attention, but block_length is {block}.",
             "Give a block_length of 1 or more.",
         )
     if attention != "block" and block:

@@ -49,7 +49,7 @@ def _llada(config: Config, context: int) -> dict[str, Any]:
         "num_hidden_layers": config["n_layers"],
         "num_attention_heads": heads,
         "num_key_value_heads": config.get("n_kv_heads") or one,
-        "intermediate_size": config.get("mlp_hidden_size") or config["mlp_ratio"] * hidden,
+        "intermediate_size": config.get("mlp_hidden_size") or int(config["mlp_ratio"] * hidden),
         "max_position_embeddings": config.get("max_sequence_length", 1024),
         "rms_norm_eps": config.get("rms_norm_eps", 1e-5),
         "rope_theta": config.get("rope_theta", 10000.0),

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 ZOO = Path(__file__).parents[1] / "zoo"  # weights that ship with the package
-FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja"]
+FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "merges.txt"]
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -63,8 +63,8 @@ def load_model(
     config = read_config(directory)
     spec, family = make_spec(config, context, card), find_family(config)
     place = pick_device(device)
-    kind = pick_dtype(dtype, config, place)
     files = TensorFiles(find_tensor_files(directory))
+    kind = pick_dtype(dtype, config, place, files.stored_dtype())
     is_native = is_compiled and has_kernels(spec, kind, place)
     is_packed = not is_native and (can_pack(kind, place) if pack is None else pack)
     with torch.no_grad():
@@ -179,13 +179,22 @@ def pick_device(device: str | torch.device) -> torch.device:
     return place
 
 
-def pick_dtype(dtype: str | torch.dtype, config: dict[str, Any], device: torch.device) -> torch.dtype:
-    """Return the dtype to compute in; "auto" follows the files, with bfloat16 for float16 on a CPU."""
+def pick_dtype(
+    dtype: str | torch.dtype, config: dict[str, Any], device: torch.device, stored: str = "float32"
+) -> torch.dtype:
+    """Return the dtype to compute in; "auto" follows the files, with bfloat16 for float16 on a CPU.
+
+    Args:
+        dtype: a name, a torch dtype or "auto".
+        config: the parsed config.json; LLaDA's names no dtype.
+        device: where to compute.
+        stored: the dtype of the tensors, for a config that names none.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
         text = config.get("text_config") or {}
-        dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
+        dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or stored
         if dtype == "float16" and device.type == "cpu":
             dtype = "bfloat16"
     name = str(dtype).removeprefix("torch.")

@@ -128,6 +128,15 @@ class TensorFiles:
     def __contains__(self, name: str) -> bool:
         return name in self.entries
 
+    def stored_dtype(self) -> str:
+        """Return the floating dtype that most bytes are stored in, by torch's name; "float32" where there is none."""
+        size: dict[str, int] = {}
+        for entry in self.entries.values():
+            size[entry.dtype] = size.get(entry.dtype, 0) + entry.num_bytes
+        names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+        found = [kind for kind in sorted(size, key=lambda kind: -size[kind]) if kind in names]
+        return names[found[0]] if found else "float32"
+
     def unused(self) -> list[str]:
         """Return the names that nobody read."""
         return sorted(set(self.entries) - self.used)

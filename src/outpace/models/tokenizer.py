@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer as Engine
 
 from outpace.errors import ConfigError, ModelError
+from outpace.models.byte_pairs import has_byte_pairs, read_byte_pairs
 
 __all__ = ["Tokenizer", "load_tokenizer"]
 
@@ -38,9 +39,15 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
-        """Read tokenizer.json, and tokenizer_config.json and chat_template.jinja where they exist."""
+        """Read tokenizer.json, and tokenizer_config.json and chat_template.jinja where they exist.
+
+        Where there is no tokenizer.json, vocab.json and merges.txt of the Qwen2 line take its place.
+        """
         folder = Path(directory)
         path = folder / "tokenizer.json"
+        settings = _read_settings(folder / "tokenizer_config.json")
+        if not path.is_file() and has_byte_pairs(folder, settings):
+            return cls(read_byte_pairs(folder, settings), settings, _read_template(folder, settings))
         if not path.is_file():
             raise ModelError(
                 f"{directory} has no tokenizer.json.",
@@ -52,7 +59,6 @@ class Tokenizer:
             raise ModelError(f"{path} is not a readable tokenizer.", hint="Fetch the model again.") from error
         engine.no_padding()
         engine.no_truncation()
-        settings = _read_settings(folder / "tokenizer_config.json")
         return cls(engine, settings, _read_template(folder, settings))
 
     @property

@@ -333,6 +333,6 @@ def check_sampled_beam() -> None:
 def check_sampled_canvas(rows: int = 3_000) -> None:
     """Masked diffusion, one token per step, follows its enumerated law: a position is drawn anew at every visit."""
     target, settings = small_model("full"), Sampling(temperature=1.0)
-    counts = text_counts(MaskedDiffusion(block=2, threshold=2.0), target, 2, settings, rows)
+    counts = text_counts(MaskedDiffusion(block=2), target, 2, settings, rows)
     chance = g_test(counts, canvas_law(target, settings))
     assert chance > 1e-4, f"A G-test of {rows} texts gives p = {chance:.2g}."

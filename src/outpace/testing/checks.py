@@ -139,7 +139,9 @@ def check_needs(method: Method) -> None:
         run.step()
         proposal = run.last.proposal if run.last is not None else None
         assert proposal is not None, "A step has a proposal."
-        assert proposal.tokens.shape[1] <= needs.width, f"A window is wider than needs.width = {needs.width}."
+        # On a canvas the window is the canvas, and `needs.copies` counts how often it is forwarded.
+        is_narrow = needs.attention == "canvas" or proposal.tokens.shape[1] <= needs.width
+        assert is_narrow, f"A window is wider than needs.width = {needs.width}."
         is_tree = proposal.parent is not None or proposal.visible is not None
         assert needs.has_tree or not is_tree, "The window is a tree, but needs.has_tree is False."
     assert needs.has_skip or not target.calls.skips, "Layers are skipped, but needs.has_skip is False."
@@ -230,6 +232,9 @@ def check_drafts_alone(method: Method) -> None:
 
 def check_end_tokens(method: Method) -> None:
     """An end token ends its row inside an accepted run too, and is the last token written."""
+    if method.needs.attention == "canvas":
+        _check_canvas_ends(method)
+        return
     text = _expected(method, _WARM)[0]
     ends = sorted(set(text))
     rows = make_rows([PROMPTS[0]] * len(ends), len(text), keys=[row_key(SEED, 0)] * len(ends))
@@ -240,6 +245,21 @@ def check_end_tokens(method: Method) -> None:
         wanted = text[: text.index(end) + 1]
         _same([row.written], [wanted], f"End token {end}")
         assert row.finish is FinishReason.EOS, f"The row with end token {end} finished with {row.finish}."
+
+
+def _check_canvas_ends(method: Method) -> None:
+    """What stands before an end token may differ from the text without one: it no longer sees what would follow."""
+    ends = sorted(set(_expected(method, _WARM)[0]))
+    rows = make_rows([PROMPTS[0]] * len(ends), keys=[row_key(SEED, 0)] * len(ends))
+    for row, end in zip(rows, ends, strict=True):
+        row.end_tokens = (end,)
+    write(method, SETTINGS[_WARM], rows)
+    for row, end in zip(rows, ends, strict=True):
+        assert end not in row.written[:-1], f"Text follows the end token {end}: {row.written}."
+        wanted = FinishReason.EOS if row.written[-1] == end else FinishReason.LENGTH
+        assert row.finish is wanted, f"The row {row.written} with end token {end} finished with {row.finish}."
+        assert wanted is FinishReason.EOS or len(row.written) == row.max_tokens, "The row is shorter than max_tokens."
+    assert any(row.finish is FinishReason.EOS for row in rows), "No row ended with its end token."
 
 
 def check_lengths(method: Method) -> None:
@@ -348,7 +368,7 @@ def check_broken_neighbour(method: Method) -> None:
 
 def check_fixed_width(method: Method) -> None:
     """Padding every window to one width (batch-invariant mode) changes nothing in float64."""
-    if method.needs.attention == "full" or method.needs.has_tree:
+    if method.needs.attention in ("full", "canvas") or method.needs.has_tree:
         return
     width = method.needs.width + 2
     for name in ("greedy", "top-k"):

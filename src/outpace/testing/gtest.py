@@ -25,6 +25,11 @@ __all__ = ["canvas_law", "g_test", "small_model", "text_counts", "text_law"]
 PROMPT = (1, 3, 0)
 
 
+def _prompt(target: Adapter) -> tuple[int, ...]:
+    """Return the prompt, without the mask token of a masked target."""
+    return tuple(2 if token == target.capabilities.mask_id else token for token in PROMPT)
+
+
 def small_model(attention: str = "causal", seed: int = 3, like: ToyModel | None = None, noise: float = 0.5) -> ToyModel:
     """Return a model of four tokens whose laws are neither flat nor sure."""
     return ToyModel(4, 2, attention, seed, hidden=4, sharpness=1.3, max_positions=64, like=like, noise=noise)
@@ -61,7 +66,7 @@ def text_counts(
     seed: int = 0,
 ) -> Tensor:
     """Write `rows` texts of `length` tokens after one prompt, in one batch; return [V ** length] counts."""
-    texts = [Row(list(PROMPT), len(PROMPT), row_key(seed, i), length) for i in range(rows)]
+    texts = [Row(list(_prompt(target)), len(PROMPT), row_key(seed, i), length) for i in range(rows)]
     capacity = len(PROMPT) + length + method.needs.width + 1
     words = toy_tokenizers(method, target, models or {})
     run = Run(target, method, settings, capacity=capacity, models=models, tokenizers=words)
@@ -95,7 +100,7 @@ def canvas_law(target: Adapter, settings: Sampling) -> Tensor:
     law = torch.zeros(vocab, vocab, dtype=torch.float64)
 
     def block(tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-        logits = _logits(target, [[*PROMPT, *tokens]])[0, -2:].clone()
+        logits = _logits(target, [[*_prompt(target), *tokens]])[0, -2:].clone()
         logits[:, mask] = float("-inf")
         return torch.stack([_plain_law(row, settings) for row in logits]), logits.softmax(-1)
 

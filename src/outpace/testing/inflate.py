@@ -118,8 +118,9 @@ def _read_config(source: Path) -> dict[str, Any]:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ModelError(f"{source} has no readable config.json.", "Name a causal zoo model.") from None
-    if config.get("model_type") != "llama" or config.get("attention_bias") or config.get("mlp_bias"):
-        raise ModelError("Only Llama-shaped models without biases can be inflated.", "Use a causal zoo model: stories.")
+    is_llama = config.get("model_type") in ("llama", "outpace_masked_llama")
+    if not is_llama or config.get("attention_bias") or config.get("mlp_bias"):
+        raise ModelError("Only Llama-shaped models without biases can be inflated.", "Use a zoo model, such as stories.")
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     assert isinstance(config, dict)
     return config

@@ -23,13 +23,15 @@ class ToyModel:
     Args:
         vocab_size: V.
         num_layers: layers, each skippable.
-        attention: "causal" or "full".
+        attention: "causal", "full" or "block".
         seed: decides the weights.
         hidden: width.
         sharpness: scale of the logits; larger = more predictable text.
         max_positions: context length.
         like: a model to stay close to (a drafter that often agrees), with `noise` times other weights mixed in.
         noise: how far from `like`.
+        block_size: positions per block of "block" attention.
+        logits_shift: a canvas model whose output at i speaks of token i + 1.
     """
 
     def __init__(
@@ -43,10 +45,18 @@ class ToyModel:
         max_positions: int = 4096,
         like: ToyModel | None = None,
         noise: float = 0.1,
+        block_size: int = 4,
+        logits_shift: bool = False,
     ) -> None:
-        mask_id = vocab_size - 1 if attention == "full" else None
         self.capabilities = Capabilities(
-            vocab_size, max_positions, attention, has_skip=True, num_layers=num_layers, mask_id=mask_id
+            vocab_size,
+            max_positions,
+            attention,
+            has_skip=True,
+            num_layers=num_layers,
+            mask_id=None if attention == "causal" else vocab_size - 1,
+            block_size=block_size if attention == "block" else 0,
+            logits_shift=logits_shift,
         )
         generator = torch.Generator().manual_seed(seed)
         shapes = [(vocab_size, hidden), (num_layers, hidden, hidden), (num_layers, 7), (hidden, vocab_size)]
@@ -97,6 +107,8 @@ class ToyModel:
             seen = torch.where(sees.any(1).unsqueeze(-1), values, 0.0)
             state = state + torch.tanh(weight @ seen @ mix[layer])
         logits = self.sharpness * torch.tanh(state @ head)
+        if self.capabilities.logits_shift:
+            ask = ((torch.arange(count).expand(rows, -1) if ask is None else ask) - 1).clamp(min=0)
         if ask is not None:
             logits = logits.gather(1, ask.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
         return Scores(logits)
@@ -107,9 +119,14 @@ class ToyModel:
         sees = torch.zeros(rows, count, cache.capacity, dtype=torch.bool)
         sees |= torch.arange(cache.capacity) < torch.tensor(cache.lengths).view(-1, 1, 1)
         if visible is None:
-            if self.capabilities.attention == "full":
-                visible = torch.ones(rows, count, count, dtype=torch.bool)
-            else:
-                visible = torch.ones(count, count, dtype=torch.bool).tril().expand(rows, -1, -1)
-            visible = visible & (position >= 0).unsqueeze(1)
+            visible = self._default_sight(position) & (position >= 0).unsqueeze(1)
         return sees.scatter(2, slots.unsqueeze(1).expand(-1, count, -1), visible)
+
+    def _default_sight(self, position: Tensor) -> Tensor:
+        """Return [B, T, T]: which token sees which where the caller does not say."""
+        rows, count = position.shape
+        if self.capabilities.attention == "block":
+            block = position // self.capabilities.block_size
+            return block.unsqueeze(1) <= block.unsqueeze(2)
+        every = torch.ones(rows, count, count, dtype=torch.bool)
+        return every if self.capabilities.attention == "full" else every.tril()

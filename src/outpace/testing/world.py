@@ -77,14 +77,18 @@ SETTINGS: dict[str, Sampling] = {
 
 @functools.lru_cache(maxsize=4)
 def target_for(attention: str) -> ToyModel:
-    """Return the toy target with such attention."""
-    return ToyModel(attention=attention)
+    """Return the toy target with such attention; where a method asks for any canvas, one with full attention."""
+    return ToyModel(attention="full" if attention == "canvas" else attention)
 
 
 @functools.lru_cache(maxsize=4)
 def drafter_for(attention: str) -> ToyModel:
-    """Return a drafter that agrees with `target_for` often, but not always."""
-    return ToyModel(attention=attention, like=target_for(attention), noise=0.15, seed=1)
+    """Return a drafter that agrees with `target_for` often, but not always; "canvas" = the causal target's block twin."""
+    if attention == "canvas":
+        causal = target_for("causal")
+        return ToyModel(attention="block", like=causal, noise=0.15, seed=1, block_size=4, logits_shift=True)
+    target = target_for(attention)
+    return ToyModel(attention=target.capabilities.attention, like=target, noise=0.15, seed=1)
 
 
 def make_rows(
@@ -115,8 +119,10 @@ def make_run(
     """Return a run of the method on the toy world; short prefill chunks, so that prompts need several."""
     attention = method.needs.attention
     roles = (*method.needs.models, *method.needs.optional_models)
-    drafter = respelled(drafter_for(attention)) if method.needs.has_text else drafter_for(attention)
-    others = models if models is not None else dict.fromkeys(roles, drafter)
+    drafters = {role: drafter_for(method.needs.model_attention.get(role, attention)) for role in roles}
+    if method.needs.has_text:
+        drafters = {role: respelled(drafter) for role, drafter in drafters.items()}
+    others = models if models is not None else drafters
     chosen = target if target is not None else target_for(attention)
     return Run(
         chosen,

@@ -91,6 +91,8 @@ def load_network(directory: Path) -> Llama:
             rope_theta=config["rope_theta"],
             eps=config["rms_norm_eps"],
             causal=config["model_type"] == "llama",
+            block=config.get("block_length", 0),
+            shifted=config.get("logits_shift", False),
         )
     )
     network.load_state_dict({name: weight.float() for name, weight in weights.items()})
@@ -134,7 +136,7 @@ def card(run: Run, parameters: int) -> str:
         f"| {source.name} | {source.note} | {source.origin} | {source.licence} | {tokens:,} | {source.weight:.0%} |"
         for source, tokens in zip(recipe.sources, run.stream_tokens, strict=True)
     ]
-    origin = {"causal": "from random weights", "masked": "from the weights of", "distilled": "taught by"}
+    origin = "taught by" if recipe.objective == "distilled" else "from the weights of"
     return "\n".join(
         [
             f"# {recipe.name}",
@@ -142,8 +144,8 @@ def card(run: Run, parameters: int) -> str:
             recipe.summary,
             "",
             f"- parameters: {parameters:,} (embeddings tied), stored in bfloat16",
-            f"- objective: {recipe.objective}, {origin[recipe.objective]}"
-            + (f" `{recipe.parent}`" if recipe.parent else ""),
+            f"- objective: {recipe.objective}, "
+            + (f"{origin} `{recipe.parent}`" if recipe.parent else "from random weights"),
             f"- steps: {run.step:,} of {run.steps:,}, {run.tokens:,} tokens, seed {run.seed}",
             f"- trained on: {run.device}, {run.seconds / 60:.0f} minutes, exported {run.date}",
             f"- loss, mean of the last {len(recent)} steps: {sum(recent) / max(len(recent), 1):.3f} nats per token",

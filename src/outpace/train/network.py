@@ -7,7 +7,7 @@ Generation has its own, faster model layer; this one only trains and scores whol
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,9 @@ class Shape:
         context: Largest position count the model is meant for, in tokens.
         rope_theta: Base of the rotary frequencies.
         eps: Added to the mean square inside RMSNorm.
-        causal: Whether position i sees only positions up to i (else every position sees every other).
+        causal: Whether position i sees only positions up to i (else what the caller lets it see, by default all).
+        block: Length of a block where positions see all of their own block and of earlier ones; 0 for no blocks.
+        shifted: Whether row i of a network that is not causal still speaks of token i + 1, as it did in its parent.
     """
 
     hidden: int
@@ -43,6 +45,36 @@ class Shape:
     rope_theta: float = 10000.0
     eps: float = 1e-5
     causal: bool = True
+    block: int = 0
+    shifted: bool = False
+
+
+class Piece(NamedTuple):
+    """What a run of positions may look at.
+
+    Attributes:
+        start: First position.
+        stop: First position after it.
+        ranges: Positions that any of them sees, as (first, first after), C positions in all.
+        visible: bool [stop - start, C], true where row may look at column.
+    """
+
+    start: int
+    stop: int
+    ranges: tuple[tuple[int, int], ...]
+    visible: Tensor
+
+
+def cut_pieces(visible: Tensor, size: int = 64) -> tuple[Piece, ...]:
+    """Cut bool `visible` [T, T] into runs of `size` rows; columns that a run does not see cost nothing then."""
+    pieces = []
+    for start in range(0, len(visible), size):
+        rows = visible[start : start + size]
+        seen = rows.any(0).tolist()
+        edges = [place for place in range(len(seen) + 1) if [False, *seen][place] != [*seen, False][place]]
+        ranges = tuple(zip(edges[::2], edges[1::2], strict=True))
+        pieces.append(Piece(start, start + len(rows), ranges, torch.cat([rows[:, a:b] for a, b in ranges], dim=1)))
+    return tuple(pieces)
 
 
 class RMSNorm(nn.Module):
@@ -58,10 +90,10 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-def rope_tables(shape: Shape, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary embedding, each float32 [length, head_dim]."""
-    exponents = torch.arange(0, shape.head_dim, 2, device=device, dtype=torch.float32) / shape.head_dim
-    angles = torch.outer(torch.arange(length, device=device).float(), shape.rope_theta**-exponents)
+def rope_tables(shape: Shape, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary embedding at int64 `positions` [T], each float32 [T, head_dim]."""
+    exponents = torch.arange(0, shape.head_dim, 2, device=positions.device, dtype=torch.float32) / shape.head_dim
+    angles = torch.outer(positions.float(), shape.rope_theta**-exponents)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -88,6 +120,19 @@ class Past:
         return key, value
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Softmax attention of [B, H, T, D] over [B, H, S, D], where bool `visible` [T, S] allows it."""
+    # Written out, because the backward pass of the fused kernel takes twice as long on a CPU.
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+    return scores.softmax(-1) @ value
+
+
+def _take(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+    return torch.cat([x[:, :, start:stop] for start, stop in ranges], dim=2)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
@@ -100,7 +145,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.hidden, kv_size, bias=False)
         self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.hidden, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None, pieces: tuple[Piece, ...] | None = None
+    ) -> Tensor:
         """Mix positions of `x` [B, T, hidden]; with `past`, also look at (and add to) what came before."""
         batch, length, _ = x.shape
         heads = (batch, length, -1, self.shape.head_dim)
@@ -112,7 +159,16 @@ class Attention(nn.Module):
         # Repeating keys by hand keeps the fast CPU kernel, which knows no grouped queries.
         groups = self.shape.heads // self.shape.kv_heads
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.shape.causal and length > 1)
+        if pieces is not None:
+            parts = [
+                attend(query[:, :, start:stop], _take(key, ranges), _take(value, ranges), visible)
+                for start, stop, ranges, visible in pieces
+            ]
+            mixed = torch.cat(parts, dim=2)
+        elif self.shape.causal:
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=length > 1)
+        else:
+            mixed = attend(query, key, value)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))  # type: ignore[no-any-return]
 
 
@@ -140,9 +196,11 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(shape.hidden, shape.eps)
         self.mlp = FeedForward(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None, pieces: tuple[Piece, ...] | None = None
+    ) -> Tensor:
         """Residual stream in, residual stream out, both [B, T, hidden]."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past, pieces)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
@@ -179,19 +237,27 @@ class Llama(nn.Module):
                 scale = 0.02 * (shrink if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
                 nn.init.normal_(weight, std=scale, generator=generator)
 
-    def hidden(self, tokens: Tensor, past: list[Past] | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        past: list[Past] | None = None,
+        pieces: tuple[Piece, ...] | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Final hidden states [B, T, hidden] of int64 `tokens` [B, T], which follow those in `past`.
 
-        With a filled `past` only one token at a time is taken.
+        With a filled `past` only one token at a time is taken. `pieces` takes the place of the shape's own rule of who
+        sees whom, and int64 `positions` [T] that of counting from `past` on.
         """
         x = self.model.embed_tokens(tokens)
         if torch.is_autocast_enabled(tokens.device.type):
             x = x.to(torch.get_autocast_dtype(tokens.device.type))
         start = past[0].length if past else 0
-        end = start + tokens.shape[1]
-        cos, sin = (table[start:].to(x.dtype) for table in rope_tables(self.shape, end, tokens.device))
+        if positions is None:
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        cos, sin = (table.to(x.dtype) for table in rope_tables(self.shape, positions))
         for index, layer in enumerate(self.model.layers):
-            x = layer(x, cos, sin, past[index] if past else None)
+            x = layer(x, cos, sin, past[index] if past else None, pieces)
         return self.model.norm(x)  # type: ignore[no-any-return]
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -199,7 +265,7 @@ class Llama(nn.Module):
         return F.linear(hidden, self.model.embed_tokens.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [B, T, vocab] of int64 `tokens` [B, T]; row i speaks of token i + 1 when causal, else of token i."""
+        """Logits [B, T, vocab] of int64 `tokens` [B, T]; row i speaks of token i + 1 when causal or shifted."""
         return self.project(self.hidden(tokens))
 
 
@@ -239,8 +305,10 @@ def hf_config(shape: Shape, *, eos_id: int, mask_id: int) -> dict[str, Any]:
             "architectures": ["OutpaceMaskedLlama"],
             "model_type": "outpace_masked_llama",
             "mask_token_id": mask_id,
-            "attention": "full",
-            "logits_shift": False,
+            "attention": "block" if shape.block else "full",
+            "logits_shift": shape.shifted,
             "use_cache": False,
         }
+    if shape.block:
+        config["block_length"] = shape.block
     return config

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .data import MASK_ID
-from .network import Llama
+from .network import Llama, Piece, cut_pieces
 
 TEACHER_SHARE = 0.9
+# Rows with fewer masks than this share say little and weigh much.
+LOWEST_RATE = 0.02
 
 
 def causal_loss(network: Llama, tokens: Tensor) -> Tensor:
     """Mean cross-entropy of the next token, in nats; `tokens` int64 [B, T + 1]."""
     logits = network(tokens[:, :-1])
     return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+
+
+class Canvas(NamedTuple):
+    """What a denoiser is asked in one step: inputs, and which outputs must say which tokens.
+
+    Attributes:
+        inputs: int64 [B, S].
+        outputs: Places in the flattened [B * S] outputs, int64 [K].
+        targets: Token that each of them must say, int64 [K].
+        weights: Weight of each cross-entropy, float32 [K]; 0 for the places that only fill up to a round number.
+        pieces: Who sees whom; None for everything.
+        positions: Position of each input, int64 [S]; None for 0 to S - 1.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    targets: Tensor
+    weights: Tensor
+    pieces: tuple[Piece, ...] | None = None
+    positions: Tensor | None = None
 
 
 def mask_tokens(tokens: Tensor, step: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -28,19 +52,64 @@ def mask_tokens(tokens: Tensor, step: int, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     batch, length = tokens.shape
     offset = torch.rand((), generator=generator)
-    rate = ((torch.arange(batch) + offset) / batch).clamp_min(1.0 / length).unsqueeze(1)
+    rate = ((torch.arange(batch) + offset) / batch).clamp_min(max(1.0 / length, LOWEST_RATE)).unsqueeze(1)
     is_masked = (torch.rand((batch, length), generator=generator) < rate).to(tokens.device)
     weights = is_masked / rate.to(tokens.device) / tokens.numel()
     return torch.where(is_masked, MASK_ID, tokens), weights
 
 
-def masked_loss(network: Llama, masked: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
-    """Bound on the negative log-likelihood per token, in nats; all arguments [B, T]."""
-    logits = network(masked).float().flatten(0, 1)
+def whole_canvas(tokens: Tensor, step: int, seed: int, shifted: bool) -> Canvas:
+    """A masked copy of `tokens` [B, T] in which every position may see every other.
+
+    With `shifted` the output before a position speaks of it, as in a causal network (Gong et al., 2024, arXiv
+    2410.17891). No output stands before the first position, so that one is then always shown.
+    """
+    masked, weights = mask_tokens(tokens, step, seed)
+    shift = int(shifted)
+    if shifted:
+        masked[:, 0], weights[:, 0] = tokens[:, 0], 0.0
+    rows, columns = weights.nonzero(as_tuple=True)
+    return Canvas(
+        masked,
+        *fill_up(rows * tokens.shape[1] + columns - shift, tokens[rows, columns], weights[rows, columns], tokens),
+    )
+
+
+def fill_up(outputs: Tensor, targets: Tensor, weights: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring the asked places to 5/8 of all, or to all where they are more, so that two shapes at most are compiled."""
+    most = tokens.numel() * 5 // 8
+    missing = (most if len(outputs) <= most else tokens.numel()) - len(outputs)
+    return tuple(F.pad(part, (0, missing)) for part in (outputs, targets, weights))  # type: ignore[return-value]
+
+
+def annealed(length: int, share: float, step: int, seed: int, device: torch.device) -> tuple[Piece, ...] | None:
+    """Causal attention in which `share` of the entries above the diagonal are open; None from a share of 1 on.
+
+    The open entries are drawn anew in each step (Gong et al., 2024, arXiv 2410.17891, section 3.2).
+    """
+    if share >= 1:
+        return None
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step + 500_009)
+    is_open = torch.rand((length, length), generator=generator) < share
+    visible = is_open | torch.ones((length, length), dtype=torch.bool).tril()
+    return cut_pieces(visible.to(device), length)
+
+
+def masked_loss(
+    network: Llama,
+    inputs: Tensor,
+    outputs: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    pieces: tuple[Piece, ...] | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Weighted cross-entropy in nats at the asked places of a `Canvas`, whose fields are the arguments."""
+    hidden = network.hidden(inputs, pieces=pieces, positions=positions).flatten(0, 1)
+    logits = network.project(hidden.index_select(0, outputs)).float()
     # The mask itself is never an answer: it must not take probability from the words.
     logits = logits.index_fill(1, torch.tensor([MASK_ID], device=logits.device), -1e4)
-    losses: Tensor = F.cross_entropy(logits, tokens.flatten(), reduction="none") * weights.flatten()
-    return losses.sum()
+    return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
 
 
 def distilled_loss(network: Llama, tokens: Tensor, teacher: Llama) -> Tensor:

@@ -7,9 +7,9 @@ from typing import Literal
 
 from .network import Shape
 from .pairs import MULTI30K, TATOEBA, PairSource
-from .sources import SOURCES, Source
+from .sources import MIXED_SOURCES, SOURCES, Source
 
-Objective = Literal["causal", "masked", "distilled"]
+Objective = Literal["causal", "masked", "block", "distilled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +20,12 @@ class Recipe:
         name: Name of the model and of its directory.
         summary: One sentence for the card.
         shape: Sizes of the network.
-        objective: `causal` (next token), `masked` (masked diffusion) or `distilled` (next token, taught by the parent).
-        parent: Recipe whose tokenizer is shared, and whose weights start (`masked`) or teach (`distilled`) this one.
+        objective: `causal` (next token), `masked` (masked diffusion), `block` (block diffusion) or `distilled` (next
+            token, taught by the parent).
+        parent: Recipe whose tokenizer is shared, and whose weights teach (`distilled`) or start (else) this one.
+        from_scratch: Take the parent's tokenizer alone and start from random weights.
+        anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
+        complementary: Show each row twice, every token masked in exactly one of the two views (`block`).
         steps: Optimiser steps on a CPU.
         gpu_steps: Optimiser steps where there is a GPU.
         rows: Sequences in a batch of `length` tokens; longer sequences come in proportionally fewer rows.
@@ -41,6 +45,9 @@ class Recipe:
     shape: Shape
     objective: Objective
     parent: str | None = None
+    from_scratch: bool = False
+    anneal: float = 0.0
+    complementary: bool = False
     steps: int
     gpu_steps: int
     rows: int = 16
@@ -67,14 +74,45 @@ _RECIPES = (
     ),
     Recipe(
         name="stories-mask",
-        summary="The masked diffusion sibling of `stories`: full attention, every position predicts its own token.",
-        shape=replace(_BASE, causal=False),
+        summary="The masked diffusion sibling of `stories`: full attention, each output predicts the next position.",
+        shape=replace(_BASE, causal=False, shifted=True),
         objective="masked",
         parent="stories",
-        steps=800,
-        gpu_steps=8000,
+        anneal=0.1,
+        steps=2400,
+        gpu_steps=16000,
+        length=256,
         matrix_rate=3e-3,
         other_rate=2e-3,
+        checkpoint_every=100,
+        sources=MIXED_SOURCES,
+    ),
+    Recipe(
+        name="stories-block",
+        summary="The block diffusion sibling of `stories`: causal between blocks of 16, full attention inside each.",
+        shape=replace(_BASE, causal=False, block=16, shifted=True),
+        objective="block",
+        parent="stories",
+        steps=1800,
+        gpu_steps=16000,
+        length=256,
+        matrix_rate=3e-3,
+        other_rate=2e-3,
+        checkpoint_every=100,
+        sources=MIXED_SOURCES,
+    ),
+    Recipe(
+        name="stories-tasks",
+        summary="`stories`, trained on with the texts of its diffusion siblings; for comparison, so it does not ship.",
+        shape=_BASE,
+        objective="causal",
+        parent="stories",
+        steps=400,
+        gpu_steps=4000,
+        length=256,
+        matrix_rate=2e-3,
+        other_rate=1e-3,
+        sources=MIXED_SOURCES,
     ),
     Recipe(
         name="stories-draft",

@@ -11,9 +11,13 @@ import hashlib
 import json
 import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from outpace.tasks import training_examples
+from outpace.tasks.lists import LISTS
+from outpace.tasks.planning import PLANNING, countdown_prompt, sudoku_prompt
 
 Reader = Callable[[Path], Iterator[str]]
 END = "<|endoftext|>"
@@ -220,5 +224,63 @@ SOURCES: tuple[Source, ...] = (
         note="the first 120 kB of each book, 5 MB in all",
         weight=0.13,
         read=_classic,
+    ),
+)
+
+LIST_EXAMPLES = 10_000
+PUZZLES = {"countdown-3": 8_000, "countdown-4": 4_000, "sudoku": 14_000}
+_PLANNING_FILES = (
+    *(f"planning/cd{numbers}_test.jsonl" for numbers in (3, 4)),
+    *(f"planning/sudoku_4x4_{clues}.jsonl" for clues in range(4, 13)),
+)
+
+
+def _lists(data: Path) -> Iterator[str]:
+    # One task after the other: a row of the stream then holds one kind only, so no task order can be learnt.
+    for name in LISTS:
+        yield from (example.prompt + example.answer for example in training_examples(name, LIST_EXAMPLES))
+
+
+def _planning(data: Path) -> Iterator[str]:
+    known = set[str]()
+    for name in _PLANNING_FILES:
+        prompt = sudoku_prompt if "sudoku" in name else countdown_prompt
+        known |= {prompt(str(row["input"])) for row in read_jsonl(data / name)}
+    for name in PLANNING:
+        for example in training_examples(name, PUZZLES[name]):
+            if example.prompt not in known:
+                yield example.prompt + example.answer
+
+
+_SHARES = {
+    "python-library": 0.09,
+    "mbpp": 0.02,
+    "tinystories": 0.42,
+    "tinystories-running": 0.06,
+    "tinystories-lowercase": 0.02,
+    "gsm8k": 0.04,
+    "classic-stories": 0.05,
+}
+# Mostly stories and tasks: a small diffusion model learns a narrow text better than a broad one.
+MIXED_SOURCES: tuple[Source, ...] = (
+    *(replace(source, weight=_SHARES[source.name]) for source in SOURCES),
+    Source(
+        name="list-tasks",
+        files=(),
+        origin="outpace.tasks, generated",
+        licence="Apache-2.0",
+        note="eight tasks on lists of three to six words; about 4% of the prompts held out by hash",
+        weight=0.20,
+        read=_lists,
+    ),
+    Source(
+        name="planning",
+        files=_PLANNING_FILES,
+        origin="outpace.tasks, generated; the files are those of github.com/DreamLM/Dream (Apache-2.0), read only to "
+        "leave their puzzles out",
+        licence="Apache-2.0",
+        note="Countdown with three and four numbers, 4x4 Sudoku; about 4% of the puzzles held out by hash",
+        weight=0.10,
+        read=_planning,
     ),
 )

@@ -19,7 +19,8 @@ from .data import Mixture, find_data, mix, read_documents, train_tokenizer
 from .export import Run, export, load_network, load_tokenizer
 from .loop import EXIT_INTERRUPTED, Loop, log, logging_to, run
 from .network import Llama
-from .objectives import causal_loss, distilled_loss, mask_tokens, masked_loss
+from .objectives import annealed, causal_loss, distilled_loss, masked_loss, whole_canvas
+from .objectives_block import block_canvas
 from .recipes import RECIPES, TRANSLATIONS, Recipe, TranslationRecipe
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build", "train"]
@@ -52,6 +53,7 @@ class Trainer(Loop):
         functions: dict[str, Callable[..., Tensor]] = {
             "causal": causal_loss,
             "masked": masked_loss,
+            "block": masked_loss,
             "distilled": distilled_loss,
         }
         loss = functions[self.recipe.objective]
@@ -70,15 +72,18 @@ class Trainer(Loop):
         """Tokens in a step."""
         return self.recipe.rows * self.recipe.length
 
-    def _arguments(self) -> tuple[Tensor | Llama, ...]:
-        recipe = self.recipe
+    def _arguments(self) -> tuple[Tensor | Llama | None, ...]:
+        recipe, shape = self.recipe, self.recipe.shape
         is_long = self.step >= self.steps * (1 - recipe.long_share)
         length, rows = (recipe.length * 2, recipe.rows // 2) if is_long else (recipe.length, recipe.rows)
-        extra = 0 if recipe.objective == "masked" else 1
+        extra = 1 if shape.causal else 0
         tokens = self.mixture.batch(self.step, rows, length + extra).to(self.device)
         if recipe.objective == "masked":
-            masked, weights = mask_tokens(tokens, self.step, self.seed)
-            return masked, tokens, weights
+            canvas = whole_canvas(tokens, self.step, self.seed, shape.shifted)
+            share = self.step / (recipe.anneal * self.steps) if recipe.anneal else 1.0
+            return canvas._replace(pieces=annealed(length, share, self.step, self.seed, self.device))
+        if recipe.objective == "block":
+            return block_canvas(tokens, shape.block, self.step, self.seed, recipe.complementary)
         return (tokens,) if self.teacher is None else (tokens, self.teacher)
 
 
@@ -107,10 +112,10 @@ def build(
         directory = _parent_directory(recipe, out)
         tokenizer = load_tokenizer(directory)
         parent = load_network(directory)
-        if recipe.objective == "masked":
-            network.load_state_dict(parent.state_dict())
-        else:
+        if recipe.objective == "distilled":
             teacher = parent.to(device).requires_grad_(False).eval()
+        elif not recipe.from_scratch:
+            network.load_state_dict(parent.state_dict())
     mixture = mix(recipe.sources, documents, tokenizer, seed)
     for source, stream in zip(recipe.sources, mixture.streams, strict=True):
         log.info("%s: %d tokens, %.0f%% of the rows", source.name, len(stream), 100 * source.weight)

@@ -15,6 +15,9 @@ __all__ = ["DEAD", "Automaton", "TokenTable", "Trie"]
 
 DEAD = 0  # the state that no text leaves
 _MOST_STATES = 20_000
+# The library drops ways on from accepting states (of (ab)* it keeps "ab"). So each text ends with a character that is no
+# character (Unicode's last), states accept where it leads to the end, and nothing ever goes on from there.
+_END = "\U0010ffff"
 _CELLS = 1 << 22  # of trie nodes times states walked at once
 
 
@@ -34,7 +37,7 @@ class Automaton:
 
     @classmethod
     def of(cls, pattern: str, kind: str = "regular expression") -> Automaton:
-        """Return the automaton of the texts (in UTF-8) that a regular expression matches in full.
+        """Return the automaton of the texts (in UTF-8, without U+10FFFF) that a regular expression matches in full.
 
         Args:
             pattern: in the syntax of Rust's regex crate; no lookaround, back references or anchors.
@@ -46,7 +49,7 @@ class Automaton:
         library = _library()
         alphabet = library.Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)})
         try:
-            index = library.Index(pattern, alphabet)
+            index = library.Index(f"(?:{pattern}){_END}", alphabet)
         except ValueError as error:
             raise ConfigError(
                 f"The {kind} {_short(pattern)} cannot be used: {_reason(error)}.",
@@ -65,9 +68,12 @@ class Automaton:
             for byte, after in row.items():
                 if byte < 256:  # 256 is the library's own end token
                     table[names[name], byte] = names[after]
-        accept = np.zeros(len(names) + 1, np.bool_)
-        accept[[names[name] for name in final]] = True
-        return _minimal(table, accept, names[first])
+        is_final = np.zeros(len(names) + 1, np.bool_)
+        is_final[[names[name] for name in final]] = True
+        ended = np.arange(len(table))
+        for byte in _END.encode():
+            ended = table[ended, byte]
+        return _minimal(table, is_final[ended], names[first])
 
     @property
     def size(self) -> int:

@@ -1,0 +1,161 @@
+"""What a step on a canvas costs: our forward beside a direct forward of transformers, and the time outside forwards.
+
+    python -m outpace.bench.canvas_steps MODEL [--params 350M] [--repeats 30]
+
+The forward of transformers is that of `LlamaForCausalLM` with the same weights, position ids and 4-D mask, run in turns
+with ours, on the same tokens; medians over interleaved repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outpace.engine import LanguageModel, load
+from outpace.models.opening import locate
+from outpace.testing.inflate import inflate, parse_size
+
+__all__ = ["main", "overhead_ms", "step_times"]
+
+SHAPES = ((0, 16), (0, 64), (0, 256), (256, 16), (256, 32))  # cached entries, tokens in the forward
+
+
+def step_times(lm: LanguageModel, directory: Path, repeats: int, is_full: bool) -> list[dict[str, Any]]:
+    """Return, per shape, median milliseconds of our forward and of transformers', and the median of paired ratios.
+
+    Args:
+        lm: the canvas model.
+        directory: its files.
+        repeats: pairs per shape.
+        is_full: all tokens see all others (else the model's own blocks).
+    """
+    other = _transformers(directory, lm.target.dtype)  # type: ignore[attr-defined]
+    vocab = lm.target.capabilities.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for held, width in SHAPES:
+        tokens = torch.randint(2, vocab, (1, held + width), generator=generator)
+        ours, theirs = _our_forward(lm, tokens, held), _their_forward(other, lm, tokens, held, is_full)
+        for forward in (ours, theirs):
+            forward()
+        pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(repeats)]
+        found.append(
+            {
+                "cached": held,
+                "tokens": width,
+                "ours_ms": 1e3 * statistics.median(pair[0] for pair in pairs),
+                "transformers_ms": 1e3 * statistics.median(pair[1] for pair in pairs),
+                "ratio": statistics.median(pair[0] / pair[1] for pair in pairs),
+            }
+        )
+    return found
+
+
+def _our_forward(lm: LanguageModel, tokens: torch.Tensor, held: int) -> Callable[[], Any]:
+    target, size = lm.target, tokens.shape[1]
+    cache = target.new_cache(1, size + 1)
+    places = torch.arange(size).unsqueeze(0)
+    if held:
+        target.score(tokens[:, :held], places[:, :held], None, cache, torch.zeros(1, 0, dtype=torch.int64))
+        cache.retain([range(held)])
+    return lambda: target.score(tokens[:, held:], places[:, held:], None, cache)
+
+
+def _transformers(directory: Path, dtype: torch.dtype) -> Any:
+    from safetensors.torch import load_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    for name in ("architectures", "model_type", "attention", "outpace_inflated"):
+        config.pop(name, None)
+    model = LlamaForCausalLM(LlamaConfig(**config, attn_implementation="sdpa")).to(dtype).eval()
+    weights = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        weights |= load_file(file)
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
+def _their_forward(model: Any, lm: LanguageModel, tokens: torch.Tensor, held: int, is_full: bool) -> Callable[[], Any]:
+    from transformers import DynamicCache
+
+    size = tokens.shape[1]
+    block = lm.target.capabilities.block_size or 1
+    places = torch.arange(size)
+    seen = torch.ones(size, size, dtype=torch.bool)
+    if not is_full:
+        seen = places // block <= (places // block).unsqueeze(1)
+    mask = torch.zeros(size, size, dtype=model.dtype).masked_fill(~seen, float("-inf"))[None, None]
+    cache = DynamicCache()
+    if held:
+        with torch.inference_mode():
+            model(
+                tokens[:, :held],
+                attention_mask=mask[..., :held, :held],
+                position_ids=places[None, :held],
+                past_key_values=cache,
+            )
+
+    def forward() -> Any:
+        with torch.inference_mode():
+            given = {"past_key_values": cache} if held else {"use_cache": False}
+            found = model(
+                tokens[:, held:], attention_mask=mask[..., held:, :], position_ids=places[None, held:], **given
+            )
+        if held:
+            cache.crop(held - size)  # negative: how many to drop
+        return found.logits
+
+    return forward
+
+
+def _seconds(forward: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    forward()
+    return time.perf_counter() - began
+
+
+def overhead_ms(lm: LanguageModel, prompts: list[str], max_tokens: int, **settings: Any) -> float:
+    """Return milliseconds per step outside forwards, median over prompts, of plain decoding of one token per step."""
+    found = []
+    for prompt in prompts:
+        result = lm.generate(prompt, method="masked-diffusion", options=settings, max_tokens=max_tokens)
+        timing = result.timing
+        found.append(1e3 * (timing["decode_s"] - timing["score_s"]) / result.usage.num_steps)
+    return statistics.median(found)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Cost of a step on a canvas.")
+    parser.add_argument("model", nargs="?", default="stories-block")
+    parser.add_argument("--params", default="", help="inflate the model first, as in 350M")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--dtype", default="auto")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(locate(asked.model)[0])
+        if asked.params:
+            directory = inflate(directory, Path(folder) / "model", parse_size(asked.params))
+        lm = load(directory, dtype=asked.dtype)
+        is_full = lm.target.capabilities.attention == "full"
+        print("| cached | tokens | ours, ms | transformers, ms | ratio |\n|---|---|---|---|---|")
+        for row in step_times(lm, directory, asked.repeats, is_full):
+            print(
+                f"| {row['cached']} | {row['tokens']} | {row['ours_ms']:.2f} | {row['transformers_ms']:.2f} | "
+                f"{row['ratio']:.2f} |"
+            )
+        prompts = ["Once upon a time", "The little dog wanted to", "One day, a girl named Lily"]
+        print(f"\noutside forwards: {overhead_ms(lm, prompts, 64):.3f} ms per step")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Refine beliefs before tokens are written, and stop when they no longer move (LRD, Zhu et al., 2025, section 3).
+
+The rule keeps the laws of the block's undecided places. The method mixes their likeliest tokens into the mask's
+embedding, so that the next forward sees what was believed of each place, not only that it is open.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from outpace.canvas.reading import Reading
+from outpace.canvas.row import CanvasRow, Ids
+from outpace.canvas.rules import Choice, Rule, eligible
+
+__all__ = ["Belief", "Refined", "divergence", "mixture"]
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What the last forward said of the block's places that are still undecided.
+
+    Attributes:
+        places: [K] ascending.
+        probs: [K, V] the model's own laws.
+        is_refining: nothing of the block has been written yet.
+    """
+
+    places: Ids
+    probs: Tensor
+    is_refining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """Another rule, after a phase that writes nothing, and until the laws settle.
+
+    Attributes:
+        inner: writes in the second phase.
+        refine: the first phase ends once the laws moved less than this (mean KL divergence per place, in nats).
+        rounds: most steps of the first phase; 0 = there is none.
+        settle: in the second phase, the rest of the block is written once the laws moved less; 0 = never.
+    """
+
+    inner: Rule
+    refine: float = 0.1
+    rounds: int = 20
+    settle: float = 0.1
+
+    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
+        """Decide for one row. Steps of the first phase write nothing."""
+        is_open = eligible(reading, row)
+        past: Belief | None = row.memo if row.step else None
+        places, probs = reading.places[is_open], reading.probs[torch.from_numpy(is_open)]
+        moved = math.inf if past is None else divergence(Belief(places, probs, False), past)
+        was_refining = past is None or past.is_refining
+        if was_refining and row.step < self.rounds and moved >= self.refine:
+            return Choice(np.zeros_like(is_open), memo=Belief(places, probs, True))
+        if not was_refining and moved < self.settle:
+            return Choice(is_open)
+        choice = self.inner.choose(reading, row)
+        left = ~choice.writes[is_open]
+        choice.memo = Belief(places[left], probs[torch.from_numpy(left)], False)
+        return choice
+
+
+def divergence(now: Belief, past: Belief) -> float:
+    """Return the mean KL divergence, in nats, of the present laws from the last ones (equation 6).
+
+    Over the places that both know; infinite if there are none.
+    """
+    index = np.flatnonzero(np.isin(now.places, past.places))
+    if not len(index):
+        return math.inf
+    ours = now.probs[torch.from_numpy(index)].double()
+    theirs = past.probs[torch.from_numpy(np.searchsorted(past.places, now.places[index]))].double()
+    terms = torch.special.xlogy(ours, ours) - torch.special.xlogy(ours, theirs.clamp(min=1e-300))
+    return float(terms.sum(-1).mean())
+
+
+def mixture(probs: Tensor, mix: float, top_p: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is mixed into the masks (equations 3 and 4).
+
+    Args:
+        probs: [K, V] laws.
+        mix: the greatest share of predicted tokens.
+        top_p: mass of the nucleus whose tokens are mixed.
+        most: tokens of a nucleus at most.
+
+    Returns:
+        [K] the share of predicted tokens, `mix` times one minus the law's entropy over log V; [K, N] their ids;
+        [K, N] their weights, which add to one (0 outside the nucleus).
+    """
+    laws = probs.double()
+    entropy = -torch.special.xlogy(laws, laws).sum(-1)
+    share = mix * (1 - entropy / math.log(laws.shape[-1]))
+    values, ids = laws.topk(min(most, laws.shape[-1]), dim=-1)
+    is_inside = values.cumsum(-1) - values < top_p
+    is_inside[:, 0] = True
+    weights = values * is_inside
+    return share, ids, weights / weights.sum(-1, keepdim=True)

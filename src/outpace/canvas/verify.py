@@ -1,0 +1,243 @@
+"""Looking ahead without loss: states that a row may come to are forwarded side by side, and walked while they are right.
+
+A step of the reference is a pure function of a row and of what one forward says of it (`outpace.canvas.advance`). So
+what a forward said of one state serves to guess the next ones, and one forward of all of them, each in a copy of its
+own, says what the reference says of each. The walk begins at the row itself, takes the reference's step, and goes on
+from there as long as the state it comes to is among the guesses. Guesses decide how far it gets, never where.
+
+A guessed state may hold entries that the reference would have computed in the steps between: they are nodes of the
+copies before it in the same forward, and it sees exactly those. What the policy drops cannot be hidden from a copy, so
+nothing is guessed beyond a step that empties the cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from outpace.canvas.advance import Advance, advance
+from outpace.canvas.blocks import Schedule
+from outpace.canvas.policies import Policy
+from outpace.canvas.reading import Reading
+from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
+from outpace.canvas.rules import Rule
+from outpace.canvas.window import Window, lay_window
+
+__all__ = ["Branches", "Copy", "Reference", "Verified", "grow", "lay_copies", "same", "verify"]
+
+Branches = Callable[[Reading], Iterable[tuple[float, Reading]]]
+"""What may come of a reading: readings that the rule is to decide by, each with a weight up to 1, greatest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The decoding that is to be reproduced.
+
+    Attributes:
+        canvas, rule, schedule, policy: as `advance` takes them.
+    """
+
+    canvas: Canvas
+    rule: Rule
+    schedule: Schedule
+    policy: Policy
+
+    def advance(self, row: CanvasRow, reading: Reading, window: Window) -> Advance:
+        """Return the row after one step of the reference."""
+        return advance(row, reading, window, self.canvas, self.rule, self.schedule, self.policy)
+
+    def window(self, row: CanvasRow) -> Window:
+        """Return what the reference forwards of a row."""
+        return lay_window(row, self.canvas, self.schedule)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One state in a forward: the row's own (the first), or a guess.
+
+    Attributes:
+        row: the state.
+        window: what the reference would forward of it.
+        parent: the copy that it follows, -1 = it is the row itself.
+        slots: [L] where the entries of `row.held` lie: cache slots, then nodes of this forward behind them.
+        first: index of its first node in the forward.
+        asked: index of its first law in what the forward says.
+    """
+
+    row: CanvasRow
+    window: Window
+    parent: int
+    slots: Ids
+    first: int
+    asked: int
+
+    def after(self, slots: Sequence[int], num_held: int) -> Ids:
+        """Return slots of the whole forward for those of this copy alone.
+
+        Args:
+            slots: as `Advance.slots`.
+            num_held: entries in the cache.
+        """
+        nodes = num_held + self.first + np.arange(len(self.window.tokens))
+        every = np.concatenate([self.slots, nodes])
+        return every[np.asarray(slots, dtype=np.int64)]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """How far a forward took a row.
+
+    Attributes:
+        step: the row and the cache slots that stay.
+        reading: what was said of the last state but one, to guess from.
+        num: steps of the reference taken.
+        guessed: copies forwarded beside the row's own.
+    """
+
+    step: Advance
+    reading: Reading
+    num: int
+    guessed: int
+
+    @property
+    def row(self) -> CanvasRow:
+        """The row after the last step."""
+        return self.step.row
+
+
+def grow(
+    row: CanvasRow,
+    reference: Reference,
+    reread: Callable[[CanvasRow, Window], Reading | None],
+    branches: Branches,
+    copies: int,
+    room: int,
+) -> list[Copy]:
+    """Return the row's own copy and guesses behind it, the likeliest first; parents precede children.
+
+    Args:
+        row: the exact state.
+        reference: what is guessed.
+        reread: what an earlier forward said of the places that a state asks for, drawn as that state draws; None where
+            it said nothing of one of them.
+        branches: what may come of a reading.
+        copies: at most so many.
+        room: at most so many nodes, but always the row's own.
+    """
+    num_held, number = len(row.held), itertools.count()
+    found = [Copy(row, reference.window(row), -1, np.arange(num_held), 0, 0)]
+    heap: list[tuple[float, int, int, CanvasRow, Ids]] = []
+
+    def sprout(at: int, weight: float) -> None:
+        for share, step in _steps(found[at], reference, reread, branches):
+            slots = found[at].after(step.slots, num_held)
+            if np.array_equal(slots[:num_held], np.arange(num_held)):
+                heapq.heappush(heap, (-weight * share, next(number), at, step.row, slots))
+
+    if copies > 1:
+        sprout(0, 1.0)
+    while heap and len(found) < copies:
+        weight, _, parent, state, slots = heapq.heappop(heap)
+        window, last = reference.window(state), found[-1]
+        first = last.first + len(last.window.tokens)
+        if not len(window.asked) or first + len(window.tokens) > room:
+            continue
+        found.append(Copy(state, window, parent, slots, first, last.asked + len(last.window.asked)))
+        sprout(len(found) - 1, -weight)
+    return found
+
+
+def _steps(
+    copy: Copy, reference: Reference, reread: Callable[[CanvasRow, Window], Reading | None], branches: Branches
+) -> Iterator[tuple[float, Advance]]:
+    """Yield the different steps that may follow a state."""
+    reading = reread(copy.row, copy.window)
+    if reading is None or reading.is_broken:
+        return
+    seen: list[CanvasRow] = []
+    for share, branch in branches(reading):
+        step = reference.advance(copy.row, branch, copy.window)
+        if not any(same(step.row, other) for other in seen):
+            seen.append(step.row)
+            yield share, step
+
+
+def lay_copies(copies: Sequence[Copy], canvas: Canvas) -> Window:
+    """Return the forward of all copies: each sees its own nodes, and those before it that stand for its entries."""
+    windows = [copy.window for copy in copies]
+    total, num_held = sum(len(window.tokens) for window in windows), len(copies[0].slots)
+    visible = np.zeros((total, total), dtype=np.bool_)
+    for copy in copies:
+        own = slice(copy.first, copy.first + len(copy.window.tokens))
+        visible[own, own] = _sight(copy.window.places, canvas)
+        visible[own, copy.slots[num_held:] - num_held] = True
+    return Window(
+        np.concatenate([window.tokens for window in windows]),
+        np.concatenate([window.places for window in windows]),
+        np.concatenate([window.asked for window in windows]),
+        np.concatenate([copy.first + copy.window.nodes for copy in copies]),
+        visible,
+    )
+
+
+def _sight(places: Ids, canvas: Canvas) -> Bools | bool:
+    """Return [W, W]: which node of a window sees which, by the model's own attention."""
+    if not canvas.block_size:
+        return True
+    block = places // canvas.block_size
+    return block[np.newaxis, :] <= block[:, np.newaxis]
+
+
+def verify(
+    copies: Sequence[Copy], reference: Reference, read_copy: Callable[[Copy], Reading]
+) -> Verified | None:
+    """Walk from the row itself along the copies that it really comes to; None = its own law is none.
+
+    Args:
+        copies: as `grow` gives them.
+        reference: what decides.
+        read_copy: what the forward says of a copy, drawn as its state draws.
+    """
+    at, num, num_held = 0, 0, len(copies[0].slots)
+    state, found = copies[0].row, None
+    while True:
+        copy = copies[at]
+        reading = read_copy(copy)
+        if reading.is_broken:
+            return found
+        step = reference.advance(state, reading, copy.window)
+        state, num = step.row, num + 1
+        slots = copy.after(step.slots, num_held)
+        found = Verified(Advance(state, slots.tolist()), reading, num, len(copies) - 1)
+        following = (i for i, other in enumerate(copies) if other.parent == at and same(other.row, state))
+        at = next(following, -1)
+        if at < 0:
+            return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two states go on alike: all that is in them but the log-probabilities, which decide nothing."""
+    if isinstance(one, CanvasRow) and isinstance(other, CanvasRow):
+        one, other = replace(one, log_probs=_NONE), replace(other, log_probs=_NONE)
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return bool(np.array_equal(one, other))
+    if type(one) is not type(other):
+        return False
+    if dataclasses.is_dataclass(one):
+        return all(same(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if hasattr(one, "equal"):  # tensors
+        return bool(one.shape == other.shape and one.equal(other))
+    return bool(one == other)
+
+
+_NONE = np.zeros(0)

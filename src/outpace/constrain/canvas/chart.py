@@ -1,0 +1,257 @@
+"""Which parts of a canvas each symbol of a grammar can span: the intersection with the canvas's regular language.
+
+The canvas is a chain of points. A decided token is a run of edges, one per byte; a masked place is one edge that carries
+any one token that lies within a single terminal. Such tokens include every single byte of the vocabulary, so whatever
+spans the chain is a real canvas of real tokens: the test is sound, and a canvas that passes stays completable.
+
+Points are numbered from the right end. What a point's symbols can span depends only on what stands to its right, so
+points are kept in a tree that grows to the left, and trying a token at a place computes only what stands left of it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from outpace.constrain.canvas.automaton import DEAD
+from outpace.constrain.canvas.plan import Plan
+
+__all__ = ["BARRED", "MASK", "Chart", "Point", "bits"]
+
+MASK = 256
+BARRED = 257  # a decided token that is no text; it may only stand behind the end
+_MOST_POINTS = 4_000  # kept; each holds a few kilobytes
+
+
+class Point:
+    """A place between bytes, and what can be spanned from here to points further right.
+
+    Attributes:
+        depth: distance from the right end, in edges; the point's own bit in a set of points.
+        edge: what leads to the next point on the right: a byte, MASK or BARRED.
+        states: for each state of the terminals' automaton, the points at which it can be accepting (with this one).
+        spans: for each symbol, the points at which it can end, this one excluded.
+        ends: points at or right of this one at which the text may end.
+    """
+
+    __slots__ = ("depth", "edge", "ends", "left", "spans", "states")
+
+    def __init__(self, depth: int, edge: int, states: list[int], spans: list[int], ends: int) -> None:
+        self.depth, self.edge, self.states, self.spans, self.ends = depth, edge, states, spans, ends
+        self.left: dict[int, Point] = {}
+
+
+@dataclass(eq=False)
+class Chart:
+    """Answers about canvases under one grammar.
+
+    Attributes:
+        plan: the grammar.
+        successors: states that one token reaches within a terminal, by state.
+        can_end: whether a masked place may become an end token.
+    """
+
+    plan: Plan
+    successors: Sequence[Sequence[int]]
+    can_end: bool
+
+    def __post_init__(self) -> None:
+        automaton = self.plan.automaton
+        self._accept = automaton.accept.nonzero()[0].tolist()
+        self._after = [column.tolist() for column in automaton.next.T]
+        self._begins = [*self.plan.begins(), self.plan.groups, []]
+        self._num_points = 0
+        self._plant()
+
+    def _plant(self) -> None:
+        automaton = self.plan.automaton
+        self._root = Point(0, BARRED, automaton.accept.astype(int).tolist(), [0] * self.plan.size, 1)
+        self._num_points = 1
+
+    def read(self, edges: Sequence[int]) -> list[Point]:
+        """Return the points of a chain of edges, by depth: the right end first."""
+        if self._num_points > _MOST_POINTS:
+            self._plant()
+        chain = [self._root]
+        for edge in reversed(edges):
+            here = chain[-1].left.get(edge)
+            if here is None:
+                here = chain[-1].left[edge] = self._extend(chain, edge)
+                self._num_points += 1
+            chain.append(here)
+        return chain
+
+    def ways(self, chain: Sequence[Point], stops: int = -1) -> int:
+        """Return the points, out of a set, at which a whole text that begins at the left end can end."""
+        first = chain[-1]
+        own = 1 << first.depth if self.plan.nullable[self.plan.start] else 0
+        return (first.spans[self.plan.start] | own) & first.ends & stops
+
+    def steps_at(self, chain: Sequence[Point], depth: int, stops: int) -> dict[int, list[int]]:
+        """Return which states one token leads to at a masked place, in a text that ends at one of `stops`.
+
+        Args:
+            chain: from `read`.
+            depth: of the point before the place.
+            stops: points right of the place, out of `ways`.
+        """
+        use = _Use(self, chain)
+        use.add(len(chain) - 1, self.plan.start, stops & chain[-1].spans[self.plan.start])
+        for at in range(len(chain) - 1, depth, -1):
+            use.advance(at)
+        after, found = chain[depth - 1].states, {}
+        for state, ends in use.states_at(depth).items():
+            leads = [target for target in self.successors[state] if after[target] & ends]
+            if leads:
+                found[state] = leads
+        return found
+
+    def _extend(self, chain: Sequence[Point], edge: int) -> Point:
+        right, own = chain[-1], 1 << len(chain)
+        here = Point(len(chain), edge, self._states(right, edge), [0] * self.plan.size, right.ends)
+        for state in self._accept:
+            here.states[state] |= own
+        if edge == MASK and self.can_end:
+            here.ends |= own
+        for group in self._begins[edge]:
+            if len(group) == 1 and not self._is_loop[group[0]]:
+                self._span(chain, here, group[0])
+            else:
+                self._settle(chain, here, group)
+        return here
+
+    @functools.cached_property
+    def rank(self) -> dict[int, int]:
+        """Place of each symbol in the plan's order."""
+        return {symbol: place for place, group in enumerate(self.plan.groups) for symbol in group}
+
+    @functools.cached_property
+    def _is_loop(self) -> list[bool]:
+        """Whether a symbol needs itself at the same place."""
+        plan = self.plan
+        loops = [False] * plan.size
+        for symbol, parts in plan.choices.items():
+            loops[symbol] = symbol in parts
+        return loops
+
+    def _states(self, right: Point, edge: int) -> list[int]:
+        if edge == BARRED:
+            return [0] * len(right.states)
+        known = right.states
+        if edge != MASK:
+            return [known[target] for target in self._after[edge]]
+        found = []
+        for targets in self.successors:
+            points = 0
+            for target in targets:
+                points |= known[target]
+            found.append(points)
+        return found
+
+    def _span(self, chain: Sequence[Point], here: Point, symbol: int) -> None:
+        """Set what a symbol spans from what its parts span."""
+        plan, spans = self.plan, here.spans
+        if symbol in plan.entry:
+            spans[symbol] = here.states[plan.entry[symbol]] & ~(1 << here.depth)
+        elif symbol in plan.pairs:
+            first, rest = plan.pairs[symbol]
+            spans[symbol] = self._join(chain, spans[first], rest) | (spans[rest] if plan.nullable[first] else 0)
+        else:
+            found = 0
+            for part in plan.choices[symbol]:
+                found |= spans[part]
+            spans[symbol] = found
+
+    def _join(self, chain: Sequence[Point], middles: int, rest: int) -> int:
+        """Return where `rest` can end if it begins at one of some points."""
+        found = middles if self.plan.nullable[rest] else 0
+        while middles:
+            low = middles & -middles
+            found |= chain[low.bit_length() - 1].spans[rest]
+            middles ^= low
+        return found
+
+    def _settle(self, chain: Sequence[Point], here: Point, group: tuple[int, ...]) -> None:
+        """Set what the symbols of a group that need each other span; each middle point is joined once."""
+        plan, spans, done = self.plan, here.spans, dict.fromkeys(group, 0)
+        is_changed = True
+        while is_changed:
+            is_changed = False
+            for symbol in group:
+                old = spans[symbol]
+                if symbol in plan.pairs:
+                    first, rest = plan.pairs[symbol]
+                    new = self._join(chain, spans[first] & ~done[symbol], rest)
+                    done[symbol] = spans[first]
+                    spans[symbol] |= new | (spans[rest] if plan.nullable[first] else 0)
+                else:
+                    self._span(chain, here, symbol)
+                is_changed |= spans[symbol] != old
+
+
+class _Use:
+    """Which spans take part in a whole text, from the left end on; only what is reached is looked at."""
+
+    def __init__(self, chart: Chart, chain: Sequence[Point]) -> None:
+        self._chart, self._chain, self._plan = chart, chain, chart.plan
+        self._symbols: list[dict[int, int]] = [{} for _ in chain]
+        self._states: list[dict[int, int]] = [{} for _ in chain]
+        self._waiting: list[dict[int, int]] = [{} for _ in chain]
+
+    def add(self, at: int, symbol: int, ends: int) -> None:
+        """A symbol that begins at a point may end at some points."""
+        known = self._symbols[at].get(symbol, 0)
+        fresh = ends & ~known
+        if fresh:
+            self._symbols[at][symbol] = known | fresh
+            waiting = self._waiting[at]
+            waiting[symbol] = waiting.get(symbol, 0) | fresh
+
+    def states_at(self, at: int) -> dict[int, int]:
+        """Return the states in which a terminal may be at a point, and the points at which it may end."""
+        plan, waiting, states, rank = self._plan, self._waiting[at], self._states[at], self._chart.rank
+        while waiting:
+            symbol = max(waiting, key=rank.__getitem__)  # what others use comes after them
+            ends = waiting.pop(symbol)
+            if symbol in plan.entry:
+                state = plan.entry[symbol]
+                states[state] = states.get(state, 0) | ends
+            elif symbol in plan.pairs:
+                self._open(at, symbol, ends)
+            else:
+                for part in plan.choices[symbol]:
+                    self.add(at, part, ends & self._chain[at].spans[part])
+        return states
+
+    def _open(self, at: int, symbol: int, ends: int) -> None:
+        plan, spans = self._plan, self._chain[at].spans
+        first, rest = plan.pairs[symbol]
+        for middle in bits(spans[first]):
+            after = ends & self._chain[middle].spans[rest]
+            if after or (plan.nullable[rest] and ends >> middle & 1):
+                self.add(at, first, 1 << middle)
+                self.add(middle, rest, after)
+        if plan.nullable[first]:
+            self.add(at, rest, ends & spans[rest])
+
+    def advance(self, at: int) -> None:
+        """Carry the states of a point over its edge."""
+        edge, after, following = self._chain[at].edge, self._chain[at - 1].states, self._states[at - 1]
+        states = self.states_at(at)
+        if edge == BARRED:
+            return
+        for state, ends in states.items():
+            targets = self._chart.successors[state] if edge == MASK else [self._chart._after[edge][state]]
+            for target in targets:
+                common = ends & after[target]
+                if target != DEAD and common:
+                    following[target] = following.get(target, 0) | common
+
+
+def bits(points: int) -> Iterator[int]:
+    """Yield the members of a set of numbers."""
+    while points:
+        low = points & -points
+        yield low.bit_length() - 1
+        points ^= low

@@ -1,0 +1,133 @@
+"""Context-free grammars: rules over terminals that are regular expressions; read from Lark's syntax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from outpace.errors import ConfigError
+
+__all__ = ["Grammar", "read_lark"]
+
+_LONGEST = 100_000  # characters of a regular expression made from a grammar without recursion
+
+# Lark's ready-made string ends at a quote that no backslash precedes, said by looking behind: here without.
+_KNOWN = {r'".*?(?<!\\)(\\\\)*?"': r'"(?:[^"\\\n]|\\.)*"'}
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A context-free grammar whose terminals are regular expressions over text.
+
+    A text belongs to it if it can be cut into terminals in some way; there is no separate lexer.
+
+    Attributes:
+        start: name of the first rule.
+        rules: alternatives of each rule, each a sequence of names of rules and terminals.
+        terminals: name to regular expression (Rust's syntax).
+    """
+
+    start: str
+    rules: Mapping[str, tuple[tuple[str, ...], ...]]
+    terminals: Mapping[str, str]
+
+    def as_regex(self) -> str | None:
+        """Return the same language as one expression, or None if a rule recurses in its middle or it would be huge."""
+        known = {name: f"(?:{pattern})" for name, pattern in self.terminals.items()}
+        return _expand(self, self.start, known, ())
+
+
+def _expand(grammar: Grammar, name: str, known: dict[str, str], above: tuple[str, ...]) -> str | None:
+    if name in known:
+        return known[name]
+    if name in above:
+        return None
+    plain: list[str] = []
+    again: list[str] = []
+    alternatives = grammar.rules[name]
+    is_left = any(len(parts) > 1 and parts[0] == name for parts in alternatives)
+    for parts in alternatives:
+        if parts == (name,):
+            continue
+        is_again = len(parts) > 1 and parts[0 if is_left else -1] == name
+        rest = (parts[1:] if is_left else parts[:-1]) if is_again else parts
+        pieces = [_expand(grammar, part, known, (*above, name)) for part in rest]
+        if any(piece is None for piece in pieces):
+            return None
+        (again if is_again else plain).append("".join(piece for piece in pieces if piece is not None))
+    if not plain:
+        return None
+    body = plain[0] if len(plain) == 1 and not again else f"(?:{'|'.join(plain)})"
+    if again:
+        loop = f"(?:{'|'.join(again)})*"
+        body = body + loop if is_left else loop + body
+    if len(body) > _LONGEST:
+        return None
+    known[name] = f"(?:{body})"
+    return known[name]
+
+
+def read_lark(text: str) -> Grammar:
+    """Return a grammar written in Lark's syntax, beginning at the rule `start`; ignored terminals may follow any other.
+
+    Raises:
+        ConfigError: lark is missing, or the grammar cannot be read.
+    """
+    library = _library()
+    try:
+        parser = library.Lark(text, parser="earley", lexer="dynamic", start="start", keep_all_tokens=True)
+    except library.exceptions.LarkError as error:
+        raise _unreadable(str(error)) from None
+    except Exception as error:  # faults that the library meets while it compiles patterns
+        raise _unreadable(f"{type(error).__name__}: {error}") from None
+    patterns = {terminal.name: _pattern(terminal) for terminal in parser.terminals}
+    blank = "".join(f"(?:{patterns[name]})|" for name in parser.ignore_tokens)[:-1]
+    rules: dict[str, list[tuple[str, ...]]] = {}
+    for rule in parser.rules:
+        names = tuple(_name(symbol) for symbol in rule.expansion)
+        alternatives = rules.setdefault(rule.origin.name, [])
+        if names not in alternatives:
+            alternatives.append(names)
+    used = {name.removeprefix(_MARK) for some in rules.values() for names in some for name in names}
+    terminals = {
+        _MARK + name: f"(?:{pattern})(?:{blank})*" if blank else pattern
+        for name, pattern in patterns.items()
+        if name in used
+    }
+    start = "start"
+    if blank:
+        start, terminals[f"{_MARK}%blank"] = "%text", f"(?:{blank})*"
+        rules["%text"] = [(f"{_MARK}%blank", "start")]
+    return Grammar(start, {name: tuple(some) for name, some in rules.items()}, terminals)
+
+
+_MARK = "terminal "  # rules and terminals may bear one name
+
+
+def _name(symbol: Any) -> str:
+    return _MARK + str(symbol.name) if symbol.is_term else str(symbol.name)
+
+
+def _pattern(terminal: Any) -> str:
+    pattern = str(terminal.pattern.to_regexp())
+    for known, same in _KNOWN.items():
+        pattern = pattern.replace(known, same)
+    return pattern
+
+
+def _library() -> Any:
+    try:
+        import lark
+    except ImportError:
+        raise ConfigError(
+            "Grammars on a canvas need the package lark.", "python -m pip install 'outpace[constraints]'"
+        ) from None
+    return lark
+
+
+def _unreadable(reason: str) -> ConfigError:
+    first = next((line.strip() for line in reason.splitlines() if line.strip()), "it is not a grammar")
+    return ConfigError(
+        f"The grammar cannot be used: {first.rstrip('.')}.", "Rules are in Lark's syntax and begin at `start`."
+    )

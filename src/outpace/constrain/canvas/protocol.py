@@ -1,0 +1,83 @@
+"""What a method that writes in any order asks of a constraint.
+
+A canvas is the rest of a text as a sequence of token ids, None where a place is still masked. The text ends at its first
+end token, or where the canvas does; `room` more masked places may follow unseen. What stands behind the end is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["Canvas", "CanvasConstraint", "CanvasState"]
+
+Canvas = Sequence[int | None]
+
+
+class CanvasConstraint(Protocol):
+    """A set of allowed texts, shared by rows and never changed."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the model's."""
+        ...
+
+    def start(self) -> CanvasState:
+        """Return the state of an empty text."""
+        ...
+
+    def require(self, length: int) -> None:
+        """Raise ConfigError if no text of at most `length` tokens is allowed."""
+        ...
+
+
+class CanvasState(Protocol):
+    """Where one text stands: a function of the tokens pushed, which stand to the left of every canvas that is asked about.
+
+    The promise: if `can_complete(canvas)`, then `pick` finds a token for every masked place, and `can_complete` holds
+    again once it is written. So whatever the order, a canvas that could be completed at first ends as an allowed text.
+    """
+
+    def push(self, token: int) -> None:
+        """Append a token left of the canvas; past an end token nothing counts."""
+        ...
+
+    def fork(self) -> CanvasState:
+        """Return an independent copy."""
+        ...
+
+    def can_complete(self, canvas: Canvas, room: int = 0) -> bool:
+        """Return whether the masked places can be filled so that the text is allowed."""
+        ...
+
+    def fits(self, canvas: Canvas, place: int, token: int, room: int = 0) -> bool:
+        """Return whether the canvas can still be completed once `token` stands at a masked place."""
+        ...
+
+    def allowed(self, canvas: Canvas, place: int, room: int = 0) -> Tensor:
+        """Return [V] bool on the CPU: tokens that may be written at a masked place as a part of the text, or as its end.
+
+        A token that could stand there only because the text ends before is left out, unless an end token already
+        stands before the place: then all are allowed. Nothing is allowed if the canvas cannot be completed.
+        """
+        ...
+
+    def pick(self, canvas: Canvas, place: int, scores: Tensor, room: int = 0) -> int:
+        """Return the token of the highest score that may be written at a masked place.
+
+        Args:
+            canvas: the row's; what else this step writes must already stand in it.
+            place: index of a masked place.
+            scores: [V]; log-probabilities with Gumbel noise make the pick a sample from the law of the tokens that fit.
+            room: masked places behind the canvas.
+
+        Raises:
+            ConfigError: the canvas cannot be completed.
+        """
+        ...
+
+    def completion(self, canvas: Canvas, room: int = 0) -> list[int] | None:
+        """Return some canvas without masks that completes this one, or None."""
+        ...

@@ -1,0 +1,83 @@
+"""Block diffusion: noisy and clean copies of a row in one forward, under the mask of BD3LM.
+
+Source: Arriola et al. (2025, arXiv 2503.09573, section 3.1); the shift and the complementary views are those of
+Fast-dLLM v2 (Wu et al., 2025, arXiv 2509.26328).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .data import MASK_ID
+from .network import Piece, cut_pieces
+from .objectives import Canvas, fill_up
+
+# The clipped schedule of BD3LM: blocks with almost no mask say little and weigh much.
+LOWEST_RATE = 0.1
+
+
+def block_visible(length: int, block: int, device: torch.device) -> Tensor:
+    """Who sees whom in [noisy ; clean], bool [2 * length, 2 * length], true where row may look at column.
+
+    A noisy position sees its own noisy block and all earlier clean ones; a clean one sees the clean blocks up to its
+    own.
+    """
+    number = torch.arange(length, device=device).repeat(2) // block
+    is_clean = torch.arange(2 * length, device=device) >= length
+    rows, columns = number[:, None], number[None, :]
+    from_clean, to_clean = is_clean[:, None], is_clean[None, :]
+    same = (rows == columns) & (from_clean == to_clean)
+    return same | ((rows > columns) & to_clean)
+
+
+@cache
+def block_pieces(length: int, block: int, device: torch.device) -> tuple[Piece, ...]:
+    """`block_visible` cut into runs."""
+    return cut_pieces(block_visible(length, block, device))
+
+
+def block_rates(rows: int, blocks: int, generator: torch.Generator, highest: float = 1.0) -> Tensor:
+    """Mask rates of all blocks, float32 [rows, blocks], stratified over [LOWEST_RATE, highest] and shuffled."""
+    num = rows * blocks
+    even = (torch.arange(num) + torch.rand((), generator=generator)) / num
+    even = even[torch.randperm(num, generator=generator)]
+    return (LOWEST_RATE + (highest - LOWEST_RATE) * even).view(rows, blocks)
+
+
+def block_canvas(tokens: Tensor, block: int, step: int, seed: int, complementary: bool = False) -> Canvas:
+    """Noisy and clean copies of `tokens` [B, T], T a multiple of `block`, with one mask rate for each block.
+
+    The output before a position speaks of it. For the first position of a block that is the last one of the clean
+    block before: no noise reaches it, so its cross-entropy, masked or not, counts 1, the expectation of mask / rate.
+    With `complementary` the first half of the rows is shown twice, every token masked in exactly one of both views.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    if complementary:
+        tokens = tokens[: max(len(tokens) // 2, 1)]
+    batch, length = tokens.shape
+    highest = 1 - LOWEST_RATE if complementary else 1.0
+    rates = block_rates(batch, length // block, generator, highest).repeat_interleave(block, dim=1)
+    is_masked = torch.rand((batch, length), generator=generator) < rates
+    if complementary:
+        tokens, rates = tokens.repeat(2, 1), torch.cat([rates, 1 - rates])
+        is_masked = torch.cat([is_masked, ~is_masked])
+    return _ask(tokens, is_masked.to(tokens.device), rates.to(tokens.device), block)
+
+
+def _ask(tokens: Tensor, is_masked: Tensor, rates: Tensor, block: int) -> Canvas:
+    length = tokens.shape[1]
+    places = torch.arange(length, device=tokens.device)
+    is_first = (places % block == 0).expand_as(tokens)
+    weights = torch.where(is_first, 1.0, is_masked / rates) / tokens.numel()
+    weights[:, 0] = 0.0  # Nothing stands before it.
+    rows, columns = weights.nonzero(as_tuple=True)
+    before = columns - 1 + length * (columns % block == 0)
+    return Canvas(
+        torch.cat([tokens.masked_fill(is_masked, MASK_ID), tokens], dim=1),
+        *fill_up(rows * 2 * length + before, tokens[rows, columns], weights[rows, columns], tokens),
+        pieces=block_pieces(length, block, tokens.device),
+        positions=places.repeat(2),
+    )
