@@ -1,6 +1,7 @@
 """Block-wise masked diffusion (LLaDA, Nie et al. 2025; the threshold is Fast-dLLM's, Wu et al. 2025), without a cache.
 
-Each block starts as masks. A step draws a token at every masked place and writes the surest; the others are drawn anew.
+The text starts as masks and is written block by block. A step draws a token at every masked place of the block and
+writes the surest; the others are drawn anew. What stands behind an end token is no part of the text any more.
 The noise of a draw is keyed by the place and by how many tokens had been written before ("visit"), so a place that is
 drawn again gets fresh noise.
 """
@@ -24,6 +25,7 @@ def unmask(
     block: int = 16,
     threshold: float = 0.9,
     per_step: int = 1,
+    ahead: int = -1,
     seed: int = 0,
     sample: int = 0,
 ) -> tuple[list[int], int]:
@@ -33,35 +35,38 @@ def unmask(
         model: scores a whole text, every place seeing every other.
         mask: the mask token; never written.
         prompt: at least one id.
-        max_tokens: most tokens to write.
+        max_tokens: most tokens to write, all of them masks at first.
         settings: temperature and cuts (what depends on the text so far is not applied on a canvas).
         block: places per block; the last one is shorter.
         threshold: places at least this sure are all written; above 1 = only `per_step`.
         per_step: places written per step at least, the surest; ties: the first.
+        ahead: masks behind the block that the model sees; -1 = all.
         seed: with the sample number, decides every draw.
         sample: which text of several this is.
     """
-    text, forwards, visit = list(prompt), 0, 0
-    while (room := len(prompt) + max_tokens - len(text)) > 0:
-        canvas = [mask] * min(block, room)
-        while mask in canvas:
-            logits = np.array(model(text + canvas)[len(text) :], dtype=np.float64)
+    text, forwards, visit = [*prompt, *[mask] * max_tokens], 0, 0
+    for start in range(len(prompt), len(prompt) + max_tokens, block):
+        while True:
+            ends = [place for place in range(len(prompt), len(text)) if text[place] in settings.end_tokens]
+            text = text[: min(ends) + 1] if ends else text
+            block_end = min(start + block, len(text))
+            masked = [place for place in range(start, block_end) if text[place] == mask]
+            if not masked:
+                break
+            seen = len(text) if ahead < 0 else min(start + block + ahead, len(text))
+            logits = np.array(model(text[:seen]), dtype=np.float64)
             logits[:, mask] = -np.inf
             forwards += 1
             drawn, sure = {}, {}
-            for place in (place for place, token in enumerate(canvas) if token == mask):
+            for place in masked:
                 probs = law(process(logits[place], [], 0, Settings(logit_bias=settings.logit_bias)), settings)
-                drawn[place] = draw(probs, seed, sample, len(text) + place, visit=visit)
+                drawn[place] = draw(probs, seed, sample, place, visit=visit)
                 sure[place] = softmax(logits[place])[drawn[place]]
             order = sorted(drawn, key=lambda place: (-sure[place], place))
             for rank, place in enumerate(order):
                 if rank < per_step or sure[place] >= threshold:
-                    canvas[place] = drawn[place]
+                    text[place] = drawn[place]
                     visit += 1
-        for token in canvas:
-            text.append(token)
-            if token in settings.end_tokens:
-                return text[len(prompt) :], forwards
     return text[len(prompt) :], forwards
 
 

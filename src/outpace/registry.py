@@ -49,6 +49,22 @@ _BUILT_IN = {
     "cross-vocab": "outpace.methods.cross_vocab:CrossVocab",
     "bild": "outpace.methods.bild:Bild",
     "masked-diffusion": "outpace.methods.masked_diffusion:MaskedDiffusion",
+    "fast-dllm": "outpace.methods.fast_dllm:FastDllm",
+    "fast-dllm-v2": "outpace.methods.fast_dllm_v2:FastDllmV2",
+    "eb-sampler": "outpace.methods.eb_sampler:EbSampler",
+    "pc-sampler": "outpace.methods.pc_sampler:PcSampler",
+    "remdm": "outpace.methods.remdm:ReMdm",
+    "mdlm": "outpace.methods.mdlm:Mdlm",
+    "prophet": "outpace.methods.prophet:Prophet",
+    "ccd": "outpace.methods.ccd:CoherentDecoding",
+    "ete": "outpace.methods.ete:ExploreThenExploit",
+    "lrd": "outpace.methods.lrd:LatentRefinement",
+    "adablock": "outpace.methods.adablock:AdaBlock",
+    "dkv-cache": "outpace.methods.dkv_cache:DkvCache",
+    "freecache": "outpace.methods.freecache:FreeCache",
+    "apd": "outpace.methods.apd:Apd",
+    "freedave": "outpace.methods.freedave:FreeDave",
+    "block-draft": "outpace.methods.block_draft:BlockDraft",
 }
 
 

@@ -25,9 +25,9 @@ MASKED = [name for name in zoo.names() if "mask_token_id" in read_config(zoo.pat
 
 
 class Knows:
-    """Knows a text by heart: behind a mask its output names the next token (shift) or its own.
+    """Knows a text by heart: an output names the next token (shift) or its own.
 
-    `is_odd`: an unmasked position's output always names the next token, as in models that were causal once.
+    `is_odd`: only where that token is masked, as training asks; elsewhere it names the one of the other setting.
     """
 
     def __init__(self, text: Sequence[int], is_shifted: bool, is_declared: bool, is_odd: bool = False) -> None:
@@ -40,10 +40,10 @@ class Knows:
     def score(self, tokens: Tensor, position: Tensor, visible: Any, cache: Any, ask: Any = None) -> Scores:
         assert torch.equal(torch.where(tokens == MASK, self.text, tokens), self.text.expand_as(tokens))
         assert (tokens[:, 0] != MASK).all() and visible is None and ask is None
-        following = torch.cat([self.text[1:], self.text[:1]])
-        says = (following if self.is_shifted else self.text).expand_as(tokens)
-        if self.is_odd:
-            says = torch.where(tokens == MASK, says, following)
+        own, following = (text.expand_as(tokens) for text in (self.text, self.text.roll(-1)))
+        says, other = (following, own) if self.is_shifted else (own, following)
+        is_masked = (tokens == MASK).roll(-1, 1) if self.is_shifted else tokens == MASK
+        says = torch.where(is_masked, says, other) if self.is_odd else says
         raw = torch.nn.functional.one_hot(says, VOCAB) * 9.0
         return Scores(torch.cat([raw[:, :1], raw[:, :-1]], 1) if self.capabilities.logits_shift else raw)
 

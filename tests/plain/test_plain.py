@@ -15,6 +15,7 @@ import torch
 
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.draft_model import DraftModel
+from outpace.methods.fast_dllm import FastDllm
 from outpace.methods.jacobi import Jacobi
 from outpace.methods.layer_skip import LayerSkip
 from outpace.methods.masked_diffusion import MaskedDiffusion
@@ -112,19 +113,40 @@ def test_jacobi_takes_the_same_steps(plain: Any, name: str) -> None:
         assert abs(row.usage.num_steps - forwards) <= 1  # the package's last window is cut to the room left
 
 
-@pytest.mark.parametrize("threshold", [2.0, 0.5])
+@pytest.mark.parametrize(
+    ("method", "threshold"),
+    [
+        (MaskedDiffusion(block=4), 2.0),
+        (MaskedDiffusion(block=4, per_step=3, ahead=0), 2.0),
+        (FastDllm(block=8, threshold=0.5, cache="none"), 0.5),
+        (FastDllm(block=8, threshold=0.5, ahead=3, refresh=1), 0.5),
+    ],
+    ids=["all ahead", "none ahead", "threshold", "threshold, some ahead"],
+)
 @pytest.mark.parametrize("name", ["greedy", "temperature 0.7", "top-p", "logit bias"])
-def test_masked_diffusion(plain: Any, name: str, threshold: float) -> None:
-    method = MaskedDiffusion(block=6, threshold=threshold)
-    rows = write(method, SETTINGS[name], make_rows(end_tokens=(END,)))
+def test_masked_diffusion(plain: Any, name: str, method: Any, threshold: float) -> None:
+    model = ToyModel(attention="full", sharpness=8.0)  # sure enough that several places are written at once
+    rows = write(method, SETTINGS[name], make_rows(end_tokens=(END,)), target=model)
     chosen = oracle_settings(plain, SETTINGS[name], (END,))
-    model = target_for("full")
+    per_step = getattr(method, "per_step", 1)
     for sample, (row, prompt) in enumerate(zip(rows, PROMPTS, strict=True)):
         wanted, forwards = plain.masked_diffusion.unmask(
-            whole(model), model.capabilities.mask_id, list(prompt), 16, chosen, 6, threshold, 1, 7, sample
+            whole(model),
+            model.capabilities.mask_id,
+            list(prompt),
+            16,
+            chosen,
+            method.block,
+            threshold,
+            per_step,
+            method.ahead,
+            7,
+            sample,
         )
         assert row.written == wanted
         assert row.usage.num_steps == forwards
+    if per_step > 1 or threshold <= 1:
+        assert sum(row.usage.num_steps for row in rows) < sum(len(row.written) for row in rows)
 
 
 def test_noise_is_the_documented_formula(plain: Any) -> None:

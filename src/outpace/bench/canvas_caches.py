@@ -46,7 +46,7 @@ _HEADS = ("cache", "refresh", "radius", "mean KL", "max KL", "changed argmax", "
 
 def caches(
     lm: LanguageModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     method: CanvasMethod | None = None,
     policies: Sequence[Policy] = POLICIES,
     *,
@@ -58,7 +58,7 @@ def caches(
 
     Args:
         lm: a masked model.
-        prompts: texts to continue.
+        prompts: texts to continue, or token ids.
         method: whose rule and blocks are used; None = masked diffusion at its defaults.
         policies: which; the exact block cache is left out where the model has none.
         max_tokens: places behind each prompt.
@@ -80,7 +80,8 @@ def caches(
     keys = [row_key(seed, 0)] * len(prompts)
     sampler = Sampler(sampling or Sampling(), keys, [lm.end_tokens] * len(prompts))
     task = Task(lm.target, canvas, chosen.rule, chosen.schedule(canvas))
-    return divergence(task, [lm.encode(text) for text in prompts], max_tokens, usable, sampler)
+    texts = [lm.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    return divergence(task, texts, max_tokens, usable, sampler)
 
 
 def table(found: Sequence[Divergence]) -> str:

@@ -18,7 +18,7 @@ from outpace.sampling.noise import node_key, uniform
 from outpace.sampling.sampler import Sampler
 from outpace.types import Stream
 
-__all__ = ["Reading", "order_noise", "read"]
+__all__ = ["Reading", "order_noise", "read", "reread"]
 
 
 @dataclass
@@ -90,6 +90,28 @@ def read(logits: Tensor, places: Ids, row: CanvasRow, canvas: Canvas, sampler: S
         banned: [K] int64 tokens that may not be written at all: the mask, and end tokens between given pieces.
     """
     logits.index_fill_(-1, banned, float("-inf"))
+    return _draw(logits, places, row, canvas, sampler)
+
+
+def reread(known: Reading, index: Ids, row: CanvasRow, canvas: Canvas) -> Reading:
+    """Return what is known of some places, drawn anew as another state of the row draws.
+
+    Args:
+        known: an earlier reading of the row.
+        index: [A] which of its places.
+        row: the state.
+        canvas: the run's.
+    """
+    reading = _draw(known.logits[torch.from_numpy(index)], known.places[index], row, canvas, known.sampler)
+    names = ["probs", "top_two", "entropy"]
+    names += ["confidence"] if np.array_equal(reading.tokens, known.tokens[index]) else []
+    for name in names:  # what has been computed already
+        if name in vars(known):
+            vars(reading)[name] = vars(known)[name][index]
+    return reading
+
+
+def _draw(logits: Tensor, places: Ids, row: CanvasRow, canvas: Canvas, sampler: Sampler) -> Reading:
     if not len(places):
         return Reading(places, np.zeros(0, dtype=np.int64), logits, sampler, row.visit)
     where = torch.from_numpy(places).to(logits.device).unsqueeze(0)

@@ -105,6 +105,4 @@ class CanvasRow:
         tokens = np.array([*text, *rest], dtype=np.int64)
         given = tokens >= 0
         size = len(text)
-        return cls(
-            np.where(given, tokens, canvas.mask_id), given, np.zeros(len(tokens)), size, size, size, tuple(ends)
-        )
+        return cls(np.where(given, tokens, canvas.mask_id), given, np.zeros(len(tokens)), size, size, size, tuple(ends))

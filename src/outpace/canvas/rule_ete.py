@@ -66,8 +66,9 @@ class Explore:
 
         Beyond the block in work no end token counts: it would cut the text while the block is still open.
         """
-        may_end = eligible(reading, row) | ~np.isin(reading.tokens, row.ends)
-        return (reading.confidence >= self.threshold) & may_end & (self.threshold <= 1)
+        beyond = ~reading.within(row.end)
+        may_write = eligible(reading, row) | (beyond & ~np.isin(reading.tokens, row.ends))
+        return (reading.confidence >= self.threshold) & may_write & (self.threshold <= 1)
 
     def _tentative(self, reading: Reading, index: int) -> Tentative:
         """Return the drawn token and the likeliest others of one place."""

@@ -53,7 +53,7 @@ class Refined:
 
     def choose(self, reading: Reading, row: CanvasRow) -> Choice:
         """Decide for one row. Steps of the first phase write nothing."""
-        is_open = eligible(reading, row)
+        is_open = reading.within(row.end)
         past: Belief | None = row.memo if row.step else None
         places, probs = reading.places[is_open], reading.probs[torch.from_numpy(is_open)]
         moved = math.inf if past is None else divergence(Belief(places, probs, False), past)
@@ -61,7 +61,7 @@ class Refined:
         if was_refining and row.step < self.rounds and moved >= self.refine:
             return Choice(np.zeros_like(is_open), memo=Belief(places, probs, True))
         if not was_refining and moved < self.settle:
-            return Choice(is_open)
+            return Choice(eligible(reading, row))
         choice = self.inner.choose(reading, row)
         left = ~choice.writes[is_open]
         choice.memo = Belief(places[left], probs[torch.from_numpy(left)], False)

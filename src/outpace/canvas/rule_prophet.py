@@ -9,7 +9,7 @@ import numpy as np
 
 from outpace.canvas.reading import Reading
 from outpace.canvas.row import Bools, CanvasRow
-from outpace.canvas.rules import Choice, Rule, eligible
+from outpace.canvas.rules import Choice, Rule
 
 __all__ = ["EarlyCommit"]
 
@@ -33,10 +33,10 @@ class EarlyCommit:
 
     def choose(self, reading: Reading, row: CanvasRow) -> Choice:
         """Decide for one row."""
-        region = np.ones(len(reading.places), dtype=np.bool_) if self.is_whole else eligible(reading, row)
+        region = np.ones(len(reading.places), dtype=np.bool_) if self.is_whole else reading.within(row.end)
         limit = self.gaps[int(np.searchsorted(STAGES, self.progress(reading, row, region), side="right"))]
         if math.isfinite(limit) and mean_gap(reading, region) >= limit:
-            return Choice(region)
+            return Choice(region if reading.waits is None else region & ~reading.waits)
         return self.inner.choose(reading, row)
 
     def progress(self, reading: Reading, row: CanvasRow, region: Bools) -> float:

@@ -22,7 +22,8 @@ class Choice:
     """What a rule decided.
 
     Attributes:
-        writes: [A] which of the reading's places are written; at least one of them.
+        writes: [A] which of the reading's places are written; at least one of them, unless something is masked again
+            (a rule that masks again has to end by itself).
         tokens: [A] other tokens to write than those drawn, or None.
         masked: places to mask again; none that the caller gave.
         memo: what the rule remembers from here on.

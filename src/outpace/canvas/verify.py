@@ -1,4 +1,4 @@
-"""Looking ahead without loss: states that a row may come to are forwarded side by side, and walked while they are right.
+"""Looking ahead without loss: states that a row may come to are forwarded side by side, and walked while right.
 
 A step of the reference is a pure function of a row and of what one forward says of it (`outpace.canvas.advance`). So
 what a forward said of one state serves to guess the next ones, and one forward of all of them, each in a copy of its
@@ -29,10 +29,10 @@ from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
 from outpace.canvas.rules import Rule
 from outpace.canvas.window import Window, lay_window
 
-__all__ = ["Branches", "Copy", "Reference", "Verified", "grow", "lay_copies", "same", "verify"]
+__all__ = ["Branches", "Copy", "Reference", "Reread", "Verified", "grow", "lay_copies", "same", "verify"]
 
-Branches = Callable[[Reading], Iterable[tuple[float, Reading]]]
-"""What may come of a reading: readings that the rule is to decide by, each with a weight up to 1, greatest first."""
+Reread = Callable[[CanvasRow, Window], Reading | None]
+"""What an earlier forward said of the places that a state asks for, drawn as that state draws; None = not of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,16 @@ class Reference:
     def window(self, row: CanvasRow) -> Window:
         """Return what the reference forwards of a row."""
         return lay_window(row, self.canvas, self.schedule)
+
+    def writes(self, row: CanvasRow, reading: Reading) -> Bools:
+        """Return [A] which of the reading's places a step writes."""
+        if row.end <= row.base:
+            row = replace(row, end=self.schedule.open(row, reading, self.canvas))
+        return self.rule.choose(reading, row).writes
+
+
+Branches = Callable[[Reference, CanvasRow, Reading], Iterable[tuple[float, Reading]]]
+"""What may come of a state and a reading: readings for the rule to decide by, each with a weight up to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,7 @@ class Verified:
 def grow(
     row: CanvasRow,
     reference: Reference,
-    reread: Callable[[CanvasRow, Window], Reading | None],
+    reread: Reread,
     branches: Branches,
     copies: int,
     room: int,
@@ -124,8 +134,7 @@ def grow(
     Args:
         row: the exact state.
         reference: what is guessed.
-        reread: what an earlier forward said of the places that a state asks for, drawn as that state draws; None where
-            it said nothing of one of them.
+        reread: what to guess from.
         branches: what may come of a reading.
         copies: at most so many.
         room: at most so many nodes, but always the row's own.
@@ -153,15 +162,13 @@ def grow(
     return found
 
 
-def _steps(
-    copy: Copy, reference: Reference, reread: Callable[[CanvasRow, Window], Reading | None], branches: Branches
-) -> Iterator[tuple[float, Advance]]:
+def _steps(copy: Copy, reference: Reference, reread: Reread, branches: Branches) -> Iterator[tuple[float, Advance]]:
     """Yield the different steps that may follow a state."""
     reading = reread(copy.row, copy.window)
     if reading is None or reading.is_broken:
         return
     seen: list[CanvasRow] = []
-    for share, branch in branches(reading):
+    for share, branch in branches(reference, copy.row, reading):
         step = reference.advance(copy.row, branch, copy.window)
         if not any(same(step.row, other) for other in seen):
             seen.append(step.row)
@@ -194,9 +201,7 @@ def _sight(places: Ids, canvas: Canvas) -> Bools | bool:
     return block[np.newaxis, :] <= block[:, np.newaxis]
 
 
-def verify(
-    copies: Sequence[Copy], reference: Reference, read_copy: Callable[[Copy], Reading]
-) -> Verified | None:
+def verify(copies: Sequence[Copy], reference: Reference, read_copy: Callable[[Copy], Reading]) -> Verified | None:
     """Walk from the row itself along the copies that it really comes to; None = its own law is none.
 
     Args:

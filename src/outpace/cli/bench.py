@@ -6,7 +6,7 @@ import dataclasses
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,6 +65,22 @@ def bench(
             metavar="FILE", help="Every exact method, for the catalogue page; written here.", rich_help_panel=_OTHER
         ),
     ] = None,
+    canvas: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Samplers and caches of masked models, as curves; written here.",
+            rich_help_panel=_OTHER,
+        ),
+    ] = None,
+    canvas_models: Annotated[
+        str, typer.Option(metavar="MODEL,...", help="Masked models of --canvas.", rich_help_panel=_OTHER)
+    ] = "stories-mask,stories-block",
+    causal_models: Annotated[
+        str, typer.Option(metavar="MODEL,...", help="Causal ones beside them; the first judges.", rich_help_panel=_OTHER)
+    ] = "stories",
+    sets: Annotated[
+        str, typer.Option(metavar="SET,...", help="Of --canvas: stories and tasks; none = all.", rich_help_panel=_OTHER)
+    ] = "",
     growth: Annotated[
         bool,
         typer.Option("--growth", help="Speed against batch, context and drafted nodes.", rich_help_panel=_OTHER),
@@ -89,6 +105,20 @@ def bench(
 
     Decoding is timed apart from prefill; ratios are medians over pairs with bootstrap intervals.
     """
+    if canvas:
+        _run_canvas(
+            canvas,
+            models=_items(canvas_models),
+            causal=_items(causal_models),
+            sets=_items(sets),
+            num=num_prompts or 12,
+            max_tokens=max_tokens,
+            inflate=_size(inflate),
+            repeats=repeats,
+            threads=threads,
+            time_limit_s=time_limit,
+        )
+        return
     if growth:
         curves = GrowthOptions(
             model=model,
@@ -171,6 +201,13 @@ def _run_growth(options: GrowthOptions) -> Report:
 
     report: Report = run_growth(options, _tell)
     return report
+
+
+def _run_canvas(folder: Path, **asked: Any) -> None:
+    from outpace.bench.canvas_run import CanvasOptions, run_canvas
+
+    run_canvas(CanvasOptions(out=folder, **asked), _tell)
+    print(next(folder.glob("canvas-speed.md" if asked["inflate"] else "canvas.md")).read_text(encoding="utf-8"))
 
 
 def _run_micro(options: MicroOptions) -> Report:

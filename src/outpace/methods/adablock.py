@@ -7,18 +7,19 @@ Guarantee: approximate. With delimiter_threshold above 1 the blocks are fixed on
 Cost: that of threshold decoding; the first forward of each block also reads the laws of the window.
 Differences: delimiters are found in the tokenizer (any token of delimiters without letters or digits, so also `."` or
     a double line feed), not given as ids of one model; any number of rows; under block attention a block never
-    crosses the border of the model's own.
+    crosses the border of the model's own. A model without a tokenizer, or without such tokens, has fixed blocks, and
+    traces say so.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from outpace.canvas import Canvas, FixedBlocks, Schedule
 from outpace.canvas.adaptive_blocks import AdaptiveBlocks, DelimitedCanvas
 from outpace.canvas.rules import Ranked
-from outpace.errors import CapabilityError, ConfigError
+from outpace.errors import ConfigError
 from outpace.methods.base import Paper
 from outpace.methods.base_canvas import BLOCK, CanvasMethod, CanvasState
 from outpace.models.tokenizer import Tokenizer
@@ -78,33 +79,22 @@ class AdaBlock(CanvasMethod):
     def schedule(self, canvas: Canvas) -> Schedule:
         """Return the adaptive blocks, or fixed ones where no delimiter can end a block."""
         size = self.block or canvas.block_size or BLOCK
-        if not isinstance(canvas, DelimitedCanvas) or self.delimiter_threshold > 1:
+        if not isinstance(canvas, DelimitedCanvas) or not canvas.delimiters or self.delimiter_threshold > 1:
             return FixedBlocks(size)
         return AdaptiveBlocks(size, canvas.delimiters, self.delimiter_threshold, self.window)
 
     def start(self, context: Context) -> CanvasState:
-        """Return the rows' canvases, with the ids of the delimiters.
-
-        Raises:
-            CapabilityError: the model has no tokenizer, or a vocabulary without these delimiters.
-        """
+        """Return the rows' canvases, with the ids of the delimiters."""
         state = super().start(context)
-        if self.delimiter_threshold > 1:
-            return state
         tokenizer = context.tokenizers.get("target")
         ids = () if tokenizer is None else delimiter_ids(tokenizer, self.delimiters)
-        if not ids:
-            lacks = "The model has no tokenizer" if tokenizer is None else "No token of the model is a delimiter"
-            raise CapabilityError(
-                f"{lacks}, so no block can end at one of {self.delimiters!r}.",
-                "Set delimiter_threshold=2 for fixed blocks, or name other delimiters.",
-            )
-        canvas = state.canvas
-        given = (canvas.mask_id, canvas.block_size, canvas.logits_shift, canvas.ahead)
-        return replace(state, canvas=DelimitedCanvas(*given, ids))
+        given = {item.name: getattr(state.canvas, item.name) for item in fields(state.canvas)}
+        return replace(state, canvas=DelimitedCanvas(**given, delimiters=ids))
 
     def shape(self, proposal: Proposal, view: View, state: CanvasState) -> Proposal:
-        """Note for traces where each row's block in work begins and ends."""
+        """Note for traces where each row's block in work begins and ends, or that no delimiter is known."""
+        if isinstance(self.schedule(state.canvas), FixedBlocks):
+            return replace(proposal, note="fixed blocks")
         spans = [f"{row.base}-{row.end}" if row.end > row.base else f"{row.base}-?" for row in state.canvases]
         return replace(proposal, note="blocks " + ", ".join(spans))
 

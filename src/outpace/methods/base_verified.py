@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from outpace.canvas import Canvas, CanvasRow, Policy, Reading, Schedule, Window, propose_windows, read
+from outpace.canvas import Canvas, CanvasRow, Reading, Schedule, Window, propose_windows, read
 from outpace.canvas.reach import Reach
+from outpace.canvas.reading import reread
 from outpace.canvas.rules import Ranked
 from outpace.canvas.verify import Copy, Reference, Verified, grow, lay_copies, verify
 from outpace.errors import ConfigError
@@ -47,7 +48,7 @@ class VerifiedCanvas(CanvasMethod):
         return Ranked(self.order)
 
     def schedule(self, canvas: Canvas) -> Schedule:
-        """Return the blocks; where it costs nothing but logits, laws are asked beyond them, to guess across their ends."""
+        """Return the blocks; where it costs logits only, laws are asked beyond them, to guess across their ends."""
         blocks, policy = super().schedule(canvas), self.policy(canvas)
         is_free = policy.name == "none" and not canvas.block_size and canvas.ahead < 0
         return Reach(blocks, self.copies) if is_free and self.copies > 1 else blocks
@@ -64,10 +65,11 @@ class VerifiedCanvas(CanvasMethod):
 
     def reference(self) -> MaskedDiffusion:
         """Return the decoding that is reproduced: the same blocks, order and cache, one token per step."""
-        return MaskedDiffusion(self.block, self.cache, self.refresh, self.ahead, self.order)
+        shared = {field.name: getattr(self, field.name) for field in fields(CanvasMethod)}
+        return MaskedDiffusion(**shared, order=self.order)
 
-    def branches(self, reading: Reading) -> Iterable[tuple[float, Reading]]:
-        """Return what may come of a reading: readings to decide by, each with a weight up to 1."""
+    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Reading]]:
+        """Return what may come of a state and a reading: readings to decide by, each with a weight up to 1."""
         raise NotImplementedError
 
     def start(self, context: Context) -> CanvasState:
@@ -93,17 +95,15 @@ class VerifiedCanvas(CanvasMethod):
         return Reference(canvas, self.rule, self.schedule(canvas), self.policy(canvas))
 
     def _grow(self, index: int, view: View, state: CanvasState, room: int) -> list[Copy]:
-        known, banned = state.extra[index], state.banned[index]
-        sampler = view.sampler.rows([index])
+        known = state.extra[index]
 
-        def reread(row: CanvasRow, window: Window) -> Reading | None:
+        def guess_from(row: CanvasRow, window: Window) -> Reading | None:
             if known is None or not np.isin(window.asked, known.places).all():
                 return None
-            logits = known.logits[np.searchsorted(known.places, window.asked)]
-            return read(logits, window.asked, row, state.canvas, sampler, banned)
+            return reread(known, np.searchsorted(known.places, window.asked), row, state.canvas)
 
         copies = 1 if known is None else self.copies
-        return grow(state.canvases[index], self._reference(state), reread, self.branches, copies, room)
+        return grow(state.canvases[index], self._reference(state), guess_from, self.branches, copies, room)
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: CanvasState) -> Decision:
         """Take every row as far as its guesses were right, and one step further."""

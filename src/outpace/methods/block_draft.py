@@ -1,12 +1,13 @@
 """A block-diffusion model drafts the rest of its block at once; its causal twin checks.
 
-Paper: Chen et al. (2026), arXiv 2602.06036 (DFlash), the idea of drafting with block diffusion; the drafter here is a
-    language model of its own, with its own cache.
+Paper: Li et al. (2025), arXiv 2510.02358 (DiffuSpec): a masked model drafts many tokens in one forward, and the length of
+    the drafts follows acceptance.
 Guarantee: exact (sample and match).
 Cost: at most 1 target forward per emitted token; per step `steps` forwards of the drafter over the block that holds the
     end of the text, and as many over the next one where few places are left; the drafter's weights and cache.
-Differences: DFlash trains a few layers that read the target's hidden states, and drafts greedily; here the drafts are
-    drawn with the target's noise, and the drafter sees tokens only.
+Differences: the paper searches the likeliest tokens of all places for a path that reads well from left to right; here
+    every place draws with the target's noise, which gives plain decoding's own text at any temperature. Blocks are the
+    drafter's own, and their finished ones stay in its cache exactly.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ class BlockDraft(Method):
     family: ClassVar[str] = "speculative"
     summary: ClassVar[str] = "A block-diffusion model drafts the rest of its block in one forward; the target checks."
     paper: ClassVar[Paper] = Paper(
-        "DFlash: Block Diffusion for Flash Speculative Decoding",
-        "Chen et al.",
-        2026,
-        "2602.06036",
-        282,
-        "Drafting from the target's hidden states.",
+        "DiffuSpec: Unlocking Diffusion Language Models for Speculative Decoding",
+        "Li et al.",
+        2025,
+        "2510.02358",
+        0,
+        "The path search over the likeliest tokens of all places.",
     )
 
     def __post_init__(self) -> None:

@@ -1,10 +1,10 @@
 """Guess the next states of a canvas from what was said of the last one, and verify them in one forward.
 
 Paper: Wu and Zhang (2025), arXiv 2510.00294 (FreeDave).
-Guarantee: exact. The reference is `masked-diffusion` with the same block, order, cache, refresh and ahead, and one token
-    per step: the same model, rule, schedule and cache policy, the same seed.
-Cost: one forward of up to `copies` copies of what the cache does not hold; it makes final between one and `copies` steps
-    of the reference.
+Guarantee: exact. The reference is `masked-diffusion` with the same block, order, cache, refresh, ahead and end, and one
+    token per step: the same model, rule, schedule and cache policy, the same seed.
+Cost: one forward of up to `copies` copies of what the cache does not hold; it takes between one and `copies` steps of the
+    reference.
 Differences: guesses are drawn with the noise of the step that they stand for (keyed by place and visit), so sampling is
     reproduced too; a guess is kept if the whole state agrees, entries in the cache included; approximate caches are
     reproduced with their errors; guesses end with the chain that was verified, rather than at the longest later match;
@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.canvas import Reading
+from outpace.canvas import CanvasRow, Reading
+from outpace.canvas.verify import Reference
 from outpace.methods.base import Paper
 from outpace.methods.base_verified import VerifiedCanvas
 
@@ -44,6 +45,7 @@ class FreeDave(VerifiedCanvas):
         "Drafts on top of a confidence threshold.",
     )
 
-    def branches(self, reading: Reading) -> Iterable[tuple[float, Reading]]:
+    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Reading]]:
         """Return the reading alone: the rule decides by it as it stands."""
+        del reference, row
         return [(1.0, reading)]

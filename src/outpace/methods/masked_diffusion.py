@@ -2,23 +2,27 @@
 
 Paper: Nie et al. (2025), arXiv 2502.09992 (LLaDA), semi-autoregressive sampling with low-confidence re-masking, and
     with random re-masking (`order=random`). The orders by margin and by entropy are those of Dream (Ye et al., 2025,
-    arXiv 2508.15487).
+    arXiv 2508.15487), and so is drawing places by chance (`order_temp`, their alg_temp).
 Guarantee: approximate. The reference is the same model, rule, block and cache with one token per step, which is what it
     is at its defaults.
-Cost: one forward per `per_step` tokens, over what the cache does not hold.
+Cost: one forward per `per_step` tokens, or `steps` forwards in all, over what the cache does not hold.
 Differences: tokens are drawn with noise keyed by place and visit; an end token ends the canvas behind it, so that
-    nothing is computed beyond; `steps` are spread over the canvas, not over each block.
+    nothing is computed beyond and fewer steps are taken; `steps` need be no multiple of the number of blocks: the first
+    blocks get the remainder, as the first steps of a block get that of its places.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from outpace.canvas import Rule
+from outpace.canvas.rule_spread import Spread, plan_steps
 from outpace.canvas.rules import Ranked
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.base_canvas import CanvasMethod
+from outpace.methods.base_canvas import CanvasMethod, CanvasState
+from outpace.types import Context
 
 __all__ = ["MaskedDiffusion"]
 
@@ -33,13 +37,17 @@ class MaskedDiffusion(CanvasMethod):
         order: what is written first: "confidence", "margin" (of the two likeliest tokens), "entropy" (least first),
             "random" or "left".
         per_step: places written per step.
+        steps: in place of `per_step`: steps for the whole generation, shared out over its blocks; 0 = by `per_step`.
+        order_temp: above 0, places are drawn by softmax(score / order_temp) instead of taken from the best down.
 
     Raises:
-        ConfigError: an unknown order, or a per_step below 1.
+        ConfigError: an unknown order, a number outside its range, or both steps and per_step.
     """
 
     order: str = "confidence"
     per_step: int = 1
+    steps: int = 0
+    order_temp: float = 0.0
 
     name: ClassVar[str] = "masked-diffusion"
     family: ClassVar[str] = "diffusion"
@@ -59,8 +67,29 @@ class MaskedDiffusion(CanvasMethod):
             raise ConfigError(f"order is {self.order!r}.", f"Use one of {', '.join(ORDERS)}.")
         if self.per_step < 1:
             raise ConfigError(f"per_step is {self.per_step}.", "per_step must be 1 or more.")
+        if self.steps < 0 or not 0 <= self.order_temp < float("inf"):
+            raise ConfigError(f"steps is {self.steps} and order_temp {self.order_temp}.", "Both must be 0 or more.")
+        if self.steps and self.per_step > 1:
+            raise ConfigError(
+                f"steps is {self.steps} and per_step {self.per_step}.",
+                "Each decides how many places a step writes: give one.",
+            )
 
     @property
-    def rule(self) -> Ranked:
+    def rule(self) -> Rule:
         """The best-ranked places."""
-        return Ranked(self.order, self.per_step)
+        ranked = Ranked(self.order, self.per_step, order_temp=self.order_temp)
+        return Spread(ranked) if self.steps else ranked
+
+    def start(self, context: Context) -> CanvasState:
+        """Return the rows' canvases.
+
+        Raises:
+            ConfigError: as `CanvasMethod.start`; more steps than tokens, or fewer than blocks.
+        """
+        state = super().start(context)
+        if not self.steps:
+            return state
+        schedule = self.schedule(state.canvas)
+        rows = [replace(row, memo=plan_steps(row, state.canvas, schedule, self.steps)) for row in state.canvases]
+        return replace(state, canvases=rows)

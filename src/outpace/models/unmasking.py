@@ -1,12 +1,12 @@
 """Does a masked model's output speak of the token at its position, or of the next one? A test on one sentence.
 
 A wrong shift ruins every text and raises no error: all shapes fit. So a checkpoint is asked, before it writes, to
-unmask a sentence whose words any language model knows. Masks stand in pairs (i - 1, i), and the token at i is looked
-for in two outputs: at i (no shift) and at i - 1 (shift). Why pairs: the output at an unmasked position is not
-trained, and in models that grew out of causal ones it still names the next token. Behind a mask it is trained to say
-one thing.
+unmask a sentence whose words any language model knows. Masks stand in threes, and the token in the middle, at i, is
+looked for in two outputs: at i (no shift) and at i - 1 (shift). Why threes: an output is trained only where it speaks of
+a mask, and elsewhere it may say anything, even the token that the other setting would want. With i - 1, i and i + 1
+masked, both outputs are trained, whichever setting is true.
 
-Cost: one forward of `STRIDE` rows of the sentence, each with every sixth pair masked.
+Cost: one forward of `STRIDE` rows of the sentence, each with a mask triple at every sixth position.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SENTENCE = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside with her dog. "
     "One day, they went to the park."
 )
-STRIDE = 6  # a pair of masks every so many positions
+STRIDE = 6  # three masks every so many positions
 LONGEST = 64  # tokens of the sentence that are used
 FEWEST = 8  # positions below which nothing is concluded
 HITS = 0.2  # of all positions: by how many hits one setting has to win
@@ -71,7 +71,7 @@ class Unmasking:
 
 
 def unmask_test(target: Adapter, tokens: Sequence[int]) -> Unmasking:
-    """Mask pairs of positions of a text and look for the second of each, with the declared shift and without.
+    """Mask threes of positions of a text and look for the middle one, with the declared shift and without.
 
     Args:
         target: a masked model; one forward of up to 6 rows is run on a cache of its own.
@@ -92,7 +92,7 @@ def unmask_test(target: Adapter, tokens: Sequence[int]) -> Unmasking:
     rows, size = min(STRIDE, len(tokens) - 2), len(tokens)
     step = torch.arange(size, device=device) - torch.arange(rows, device=device)[:, None]
     is_asked = (step % rows == 0) & _inner(size, device)
-    is_masked = is_asked | is_asked.roll(-1, 1)
+    is_masked = is_asked | is_asked.roll(-1, 1) | is_asked.roll(1, 1)
     canvas = torch.where(is_masked, offered.mask_id, text)
     position = torch.arange(size, device=device).expand(rows, -1)
     logits = target.score(canvas, position, None, target.new_cache(rows, size)).logits
@@ -104,7 +104,7 @@ def unmask_test(target: Adapter, tokens: Sequence[int]) -> Unmasking:
 
 
 def _inner(size: int, device: torch.device | str) -> Tensor:
-    """Return which positions can be asked, [size]: those with a mask before them and an output on either side."""
+    """Return which positions can be asked, [size]: those with room for a mask on either side behind the first token."""
     place = torch.arange(size, device=device)
     return (place >= 2) & (place < size - 1)
 

@@ -74,6 +74,10 @@ class ToyModel:
         places = torch.full((rows, capacity, 1), -1, dtype=torch.float64)
         return Cache([*values, places], 1, counter)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
+        return self.weights[0][tokens]
+
     def score(
         self,
         tokens: Tensor,

@@ -192,6 +192,11 @@ class _Wrapper:
         """Return the inner adapter's cache."""
         return self.target.new_cache(rows, capacity, counter)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the inner adapter's embeddings."""
+        embedded: Tensor = self.target.embed(tokens)  # type: ignore[attr-defined]
+        return embedded
+
     def score(
         self,
         tokens: Tensor,

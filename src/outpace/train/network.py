@@ -126,7 +126,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = N
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if visible is not None:
         scores = scores.masked_fill(~visible, -torch.inf)
-    return scores.softmax(-1) @ value
+    mixed: Tensor = scores.softmax(-1) @ value
+    return mixed
 
 
 def _take(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:

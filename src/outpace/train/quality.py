@@ -16,22 +16,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from outpace.errors import OutpaceError
 
+from .bounds import Ints, block_bits, masked_bits
 from .completions import Parsing, measure_parsing
-from .data import MASK_ID, encode_stream, find_data, read_documents
+from .data import encode_stream, find_data, read_documents
 from .export import load_network, load_tokenizer
 from .network import Llama
-from .ngram import Ints, NGram
+from .ngram import NGram
 from .sources import SOURCES, held_out_library, held_out_stories
 
 log = logging.getLogger("outpace.train")
 HEADING = "## Quality"
 # The byte that ends a document for the byte-level n-gram model, beside the 256 that text can hold.
 BYTE_END = 256
+_NGRAMS = "The n-gram models are interpolated modified Kneser-Ney on the texts of `stories`."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,10 @@ class BitsPerByte:
     Attributes:
         text: `stories` or `library`.
         num_bytes: Size of the text in UTF-8 bytes.
-        model: The model's own.
+        model: The model's own; for a diffusion model an upper bound.
+        perplexity: The same per token, as 2 to the power of the bits.
+        causal: Bits per byte of the causal model whose weights started a diffusion model; None for others.
+        unigram: Under the frequencies of the tokens in the training texts alone.
         token_ngram: Order-5 Kneser-Ney over the model's tokens, trained on all sources.
         byte_ngram: The same over bytes.
         domain_ngram: As `token_ngram`, but trained on the sources of this kind of text alone.
@@ -52,6 +56,9 @@ class BitsPerByte:
     text: str
     num_bytes: int
     model: float
+    perplexity: float
+    causal: float | None
+    unigram: float
     token_ngram: float
     byte_ngram: float
     domain_ngram: float
@@ -75,25 +82,6 @@ def causal_bits(network: Llama, stream: Ints) -> float:
     return total / float(np.log(2))
 
 
-@torch.inference_mode()
-def masked_bits(network: Llama, stream: Ints, samples: int = 2) -> float:
-    """Upper bound (MDLM) in bits on `stream` cut into windows of the context, averaged over `samples` mask rates."""
-    generator = torch.Generator().manual_seed(0)
-    tokens, total = torch.from_numpy(stream.astype(np.int64)), 0.0
-    for start in range(0, len(tokens), network.shape.context):
-        piece = tokens[start : start + network.shape.context]
-        rates = (torch.arange(samples) + torch.rand((samples,), generator=generator)) / samples
-        rates = rates.clamp_min(1.0 / len(piece))
-        for rate in rates:
-            # A fixed number of masked positions for each rate: the same expectation, less noise.
-            order = torch.rand((len(piece),), generator=generator).argsort()
-            hidden = order[: max(1, int(len(piece) * rate + 0.5))]
-            logits = network.project(network.hidden(piece.index_fill(0, hidden, MASK_ID)[None])[0, hidden])
-            logits[:, MASK_ID] = -torch.inf
-            total += float(F.cross_entropy(logits, piece[hidden])) * len(piece) / samples
-    return total / float(np.log(2))
-
-
 def byte_stream(documents: Sequence[str]) -> Ints:
     """Documents as bytes with an end symbol before each and after the last."""
     pieces = [np.array([BYTE_END], dtype=np.int64)]
@@ -110,6 +98,7 @@ class HeldOut:
         text: `stories` or `library`.
         num_bytes: Size in UTF-8 bytes.
         stream: Its tokens, `<|endoftext|>` around each document.
+        unigram: Bits under the token frequencies of all sources.
         token_ngram: Bits under the token model trained on all sources.
         byte_ngram: Bits under the byte model trained on all sources.
         domain_ngram: Bits under the token model trained on sources of the same kind alone.
@@ -118,6 +107,7 @@ class HeldOut:
     text: str
     num_bytes: int
     stream: Ints
+    unigram: float
     token_ngram: float
     byte_ngram: float
     domain_ngram: float
@@ -136,6 +126,8 @@ def baselines(tokenizer: Tokenizer, data: Path) -> list[HeldOut]:
         return float(model.bits(stream).sum())
 
     # One model at a time: each takes a gigabyte or more.
+    frequencies = np.bincount(np.concatenate(list(training.values())), minlength=vocab) + 1.0
+    surprise = -np.log2(frequencies / frequencies.sum())
     tokens = NGram(np.concatenate(list(training.values())), 5, vocab)
     by_token = {name: total(tokens, stream) for name, stream in streams.items()}
     del tokens
@@ -150,6 +142,7 @@ def baselines(tokenizer: Tokenizer, data: Path) -> list[HeldOut]:
                 text=name,
                 num_bytes=sum(len(text.encode()) for text in texts[name]),
                 stream=stream,
+                unigram=float(surprise[stream[1:]].sum()),
                 token_ngram=by_token[name],
                 byte_ngram=by_byte[name],
                 domain_ngram=total(own, stream),
@@ -158,14 +151,24 @@ def baselines(tokenizer: Tokenizer, data: Path) -> list[HeldOut]:
     return results
 
 
-def measure_bits(network: Llama, held: HeldOut) -> BitsPerByte:
-    """Bits per byte of a model (for a masked one: the bound) beside those of the n-gram models."""
-    bits = causal_bits(network, held.stream) if network.shape.causal else masked_bits(network, held.stream)
+def bits_of(network: Llama, stream: Ints) -> float:
+    """Bits of `stream` under a network: its own where it is causal, else an upper bound."""
+    if network.shape.causal:
+        return causal_bits(network, stream)
+    return block_bits(network, stream) if network.shape.block else masked_bits(network, stream)
+
+
+def measure_bits(network: Llama, held: HeldOut, causal: Llama | None = None) -> BitsPerByte:
+    """Bits per byte of a model beside those of the n-gram models and, for a diffusion model, its causal sibling."""
+    bits = bits_of(network, held.stream)
     size = held.num_bytes
     return BitsPerByte(
         text=held.text,
         num_bytes=size,
         model=bits / size,
+        perplexity=2 ** (bits / (len(held.stream) - 1)),
+        causal=None if causal is None else causal_bits(causal, held.stream) / size,
+        unigram=held.unigram / size,
         token_ngram=held.token_ngram / size,
         byte_ngram=held.byte_ngram / size,
         domain_ngram=held.domain_ngram / size,
@@ -221,21 +224,18 @@ class Quality:
 
 def describe(quality: Quality) -> str:
     """The figures as a section of the card."""
-    kind = "model" if quality.parsing else "model (upper bound)"
-    lines = [
-        HEADING,
-        "",
-        f"| bits per byte of | bytes | {kind} | token 5-gram | token 5-gram, own kind | byte 5-gram "
-        "| below token 5-gram | below byte 5-gram |",
-        "|---|---|---|---|---|---|---|---|",
-        *(
-            f"| held-out {row.text} | {row.num_bytes:,} | {row.model:.3f} | {row.token_ngram:.3f} "
-            f"| {row.domain_ngram:.3f} | {row.byte_ngram:.3f} | {row.below_token:.1%} | {row.below_byte:.1%} |"
-            for row in quality.bits_per_byte
-        ),
-        "",
-        "The n-gram models are interpolated modified Kneser-Ney on the same training texts.",
-    ]
+    names = ["bits per byte of", "bytes", "model" if quality.parsing else "model (upper bound)", "perplexity per token"]
+    names += ["token 1-gram", "token 5-gram", "token 5-gram, own kind", "byte 5-gram", "below token 5-gram"]
+    rows = [names + ["below byte 5-gram"], ["---"] * (len(names) + 1)]
+    for bits in quality.bits_per_byte:
+        figures = (bits.model, bits.perplexity, bits.unigram, bits.token_ngram, bits.domain_ngram, bits.byte_ngram)
+        shares = (bits.below_token, bits.below_byte)
+        rows.append([f"held-out {bits.text}", f"{bits.num_bytes:,}", *(f"{figure:.3f}" for figure in figures)])
+        rows[-1] += [f"{share:.1%}" for share in shares]
+    lines = [HEADING, "", *(f"| {' | '.join(row)} |" for row in rows), "", _NGRAMS]
+    siblings = [f"{bits.causal:.3f} on {bits.text}" for bits in quality.bits_per_byte if bits.causal is not None]
+    if siblings:
+        lines += ["", f"The causal model that it started from: {', '.join(siblings)}."]
     if parsing := quality.parsing:
         lines += [
             "",
@@ -259,7 +259,9 @@ def write_card(directory: Path, quality: Quality) -> None:
 def measure(directory: Path, tokenizer: Tokenizer, held: Sequence[HeldOut], count: int = 200) -> Quality:
     """Measure one zoo directory and note the figures in its card."""
     network = load_network(directory)
-    bits = [measure_bits(network, text) for text in held]
+    sibling = directory.parent / directory.name.split("-")[0]
+    causal = None if network.shape.causal or not sibling.is_dir() else load_network(sibling)
+    bits = [measure_bits(network, text, causal) for text in held]
     log.info("%s: %s", directory.name, bits)
     parsing = measure_parsing(network, tokenizer, count=count)[0] if network.shape.causal else None
     target = directory.parent / directory.name.removesuffix("-draft")

@@ -19,7 +19,7 @@ from .data import Mixture, find_data, mix, read_documents, train_tokenizer
 from .export import Run, export, load_network, load_tokenizer
 from .loop import EXIT_INTERRUPTED, Loop, log, logging_to, run
 from .network import Llama
-from .objectives import annealed, causal_loss, distilled_loss, masked_loss, whole_canvas
+from .objectives import Canvas, annealed, causal_loss, distilled_loss, masked_loss, whole_canvas
 from .objectives_block import block_canvas
 from .recipes import RECIPES, TRANSLATIONS, Recipe, TranslationRecipe
 
@@ -72,7 +72,7 @@ class Trainer(Loop):
         """Tokens in a step."""
         return self.recipe.rows * self.recipe.length
 
-    def _arguments(self) -> tuple[Tensor | Llama | None, ...]:
+    def _arguments(self) -> tuple[Tensor | Llama, ...] | Canvas:
         recipe, shape = self.recipe, self.recipe.shape
         is_long = self.step >= self.steps * (1 - recipe.long_share)
         length, rows = (recipe.length * 2, recipe.rows // 2) if is_long else (recipe.length, recipe.rows)

@@ -24,7 +24,7 @@ class Card:
         summary: one sentence.
         parameters: how many.
         num_bytes: size of all files of the directory.
-        objective: "causal", "masked", "translation" or "distilled".
+        objective: "causal", "masked", "block", "translation" or "distilled".
         parent: the model whose weights started or taught this one, or "".
         sources: names of the texts that it was trained on.
         licence: of the weights.

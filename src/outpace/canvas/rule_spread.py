@@ -1,0 +1,61 @@
+"""A fixed number of steps: the places of each block are spread over the block's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from outpace.canvas.blocks import Schedule
+from outpace.canvas.reading import Reading
+from outpace.canvas.row import Canvas, CanvasRow
+from outpace.canvas.rules import Choice, Ranked
+from outpace.errors import ConfigError
+
+__all__ = ["Spread", "plan_steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Write the best-ranked places, as many per step as finish the block in its steps, the greater numbers first.
+
+    The row's memo holds `plan_steps`.
+
+    Attributes:
+        ranked: how places are ranked; its `per_step` is replaced.
+    """
+
+    ranked: Ranked
+
+    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
+        """Decide for one row."""
+        left = max(row.memo[row.end] - row.step, 1)
+        masked = int(reading.within(row.end).sum())
+        choice = replace(self.ranked, per_step=-(-masked // left)).choose(reading, row)
+        choice.memo = row.memo
+        return choice
+
+
+def plan_steps(row: CanvasRow, canvas: Canvas, schedule: Schedule, steps: int) -> Mapping[int, int]:
+    """Return how many of all steps each block gets, by the place where it ends; the remainder goes to the first blocks.
+
+    Raises:
+        ConfigError: more steps than tokens to be written, or fewer than blocks.
+    """
+    size, base, ends = len(row.tokens), row.base, []
+    while base < size:
+        end = schedule.asked(replace(row, base=base, end=base), canvas)
+        if len(row.undecided(canvas, base, end)):
+            ends.append(end)
+        base = end
+    count = len(row.undecided(canvas, row.base, size))
+    if steps > count:
+        raise ConfigError(
+            f"steps is {steps}, but {count} tokens are to be written.", f"Use at most {count} steps, or more tokens."
+        )
+    if steps < len(ends):
+        raise ConfigError(
+            f"steps is {steps}, but the text is written in {len(ends)} blocks.",
+            "Every block takes a step: use more steps, or a larger block.",
+        )
+    least, rest = divmod(steps, max(len(ends), 1))
+    return {end: least + (index < rest) for index, end in enumerate(ends)}

@@ -1,0 +1,103 @@
+"""Verify a tree of guessed states in one forward: other places and other tokens where the next step is in doubt.
+
+Paper: Gao et al. (2025), arXiv 2510.04147 (SSD), self-drafting with hierarchical verification trees.
+Guarantee: exact. The reference is `masked-diffusion` with the same block, order, cache, refresh, ahead and end, and one
+    token per step: the same model, rule, schedule and cache policy, the same seed.
+Cost: one forward of up to `copies` copies of what the cache does not hold; it takes between one and `copies` steps of the
+    reference.
+Differences: the tree is grown best-first from the model's own probabilities instead of in a fixed shape; its nodes are
+    whole states, cache entries included, so that any rule, schedule and cache policy is reproduced; guesses are drawn
+    with the noise of the step that they stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from outpace.canvas import CanvasRow, Reading
+from outpace.canvas.row import Ids
+from outpace.canvas.verify import Reference
+from outpace.errors import ConfigError
+from outpace.methods.base import Paper
+from outpace.methods.base_verified import VerifiedCanvas
+
+__all__ = ["SSD"]
+
+
+@dataclass(frozen=True)
+class SSD(VerifiedCanvas):
+    """Lossless masked diffusion: a tree of guesses, verified side by side.
+
+    Attributes:
+        copies: states per forward at most: the nodes of the tree.
+        width: places tried per state, in the order in which the rule would write them; the likeliest other token is
+            tried at each as well. 1, without other tokens, is a chain.
+
+    Raises:
+        ConfigError: a width below 1.
+    """
+
+    copies: int = 8
+    width: int = 3
+
+    name: ClassVar[str] = "ssd"
+    family: ClassVar[str] = "diffusion"
+    summary: ClassVar[str] = "Masked diffusion in fewer forwards: verifies a tree of likely next states together."
+    paper: ClassVar[Paper] = Paper(
+        "Self Speculative Decoding for Diffusion Large Language Models",
+        "Gao et al.",
+        2025,
+        "2510.04147",
+        294,
+        "Trees of a fixed shape.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width < 1:
+            raise ConfigError(f"width is {self.width}.", "width must be 1 or more.")
+
+    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterator[tuple[float, Reading]]:
+        """Yield the reading as it stands, then single places of it: the next in rank, and runners-up of their tokens.
+
+        A place of rank k weighs 2^-(k + 1), and the drawn token there (1 + confidence) / 2 of that.
+        """
+        rest = np.arange(len(reading.places))
+        for rank in range(min(self.width, len(rest))):
+            left = _part(reading, rest)
+            chosen = rest[reference.writes(row, left)]
+            if not len(chosen):
+                return
+            at, share = chosen[:1], 0.5 ** (rank + 1)
+            sure = float(reading.confidence[at[0]])
+            yield share * (1 + sure) / 2, (reading if rank == 0 else _part(reading, at))
+            if len(chosen) == 1 and self.width > 1:
+                yield share * (1 - sure) / 2, _runner_up(reading, at)
+            rest = np.setdiff1d(rest, chosen)
+
+
+def _part(reading: Reading, index: Ids) -> Reading:
+    """Return the reading of some places, with what has been computed of it."""
+    if len(index) == len(reading.places):
+        return reading
+    waits = None if reading.waits is None or len(index) == 1 else reading.waits[index]
+    part = replace(
+        reading, places=reading.places[index], tokens=reading.tokens[index], logits=reading.logits[index], waits=waits
+    )
+    for name in ("probs", "confidence", "top_two", "entropy"):
+        if name in vars(reading):
+            vars(part)[name] = vars(reading)[name][index]
+    return part
+
+
+def _runner_up(reading: Reading, at: Ids) -> Reading:
+    """Return one place's reading with the token that would be drawn there if the drawn one were ruled out."""
+    logits = reading.logits[at].clone()
+    logits[0, int(reading.tokens[at[0]])] = float("-inf")
+    sampler, where = reading.sampler, reading.logits.new_tensor(reading.places[at]).long().unsqueeze(0)
+    drawn = sampler.pick(sampler.process(logits, None).unsqueeze(0), where, visit=reading.visit)
+    return Reading(reading.places[at], drawn[0].cpu().numpy(), reading.logits[at], sampler, reading.visit)
