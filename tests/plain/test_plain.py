@@ -118,8 +118,8 @@ def test_jacobi_takes_the_same_steps(plain: Any, name: str) -> None:
     [
         (MaskedDiffusion(block=4), 2.0),
         (MaskedDiffusion(block=4, per_step=3, ahead=0), 2.0),
-        (FastDllm(block=8, threshold=0.5, cache="none"), 0.5),
-        (FastDllm(block=8, threshold=0.5, ahead=3, refresh=1), 0.5),
+        (FastDllm(block=8, threshold=0.2, cache="none"), 0.2),
+        (FastDllm(block=8, threshold=0.2, ahead=3, refresh=1), 0.2),
     ],
     ids=["all ahead", "none ahead", "threshold", "threshold, some ahead"],
 )
@@ -145,8 +145,8 @@ def test_masked_diffusion(plain: Any, name: str, method: Any, threshold: float) 
         )
         assert row.written == wanted
         assert row.usage.num_steps == forwards
-    if per_step > 1 or threshold <= 1:
-        assert sum(row.usage.num_steps for row in rows) < sum(len(row.written) for row in rows)
+    whole_rows = [row for row in rows if len(row.written) == 16]
+    assert per_step == 1 and threshold > 1 or all(row.usage.num_steps < 16 for row in whole_rows)
 
 
 def test_noise_is_the_documented_formula(plain: Any) -> None:

@@ -151,7 +151,7 @@ def test_divergence_is_nothing_for_exact_caches_and_something_for_others(attenti
     target = model(attention, shift)
     canvas = Canvas(MASK, target.capabilities.block_size, shift)
     task = Task(target, canvas, Ranked(), FixedBlocks(8))
-    policies = [make_policy(name, refresh) for name, refresh in (("delayed", 1), ("delayed", 0), ("greedy", 0))]
+    policies = [make_policy("delayed", 1), make_policy("delayed"), make_policy("greedy", 0, 0)]
     policies += [make_policy("block")] if canvas.block_size else []
     sampler = Sampler(WARM, [row_key(7, 0)] * 2, [(), (3,)])
     found = divergence(task, PROMPTS[:2], 16, policies, sampler)

@@ -68,7 +68,9 @@ def test_given_pieces_stay_and_gaps_are_filled(model: str, temperature: float, r
 
 
 def test_what_comes_after_a_gap_is_seen_under_full_attention(lm: LanguageModel) -> None:
-    texts = [lm.infill(["Once upon a time", 8, end], method="masked-diffusion").filled[0] for end in (" Lily", " 1 + 1")]
+    texts = [
+        lm.infill(["Once upon a time", 8, end], method="masked-diffusion").filled[0] for end in (" Lily", " 1 + 1")
+    ]
     assert texts[0] != texts[1]
 
 

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from outpace.errors import ConfigError, ModelError, StorageError
 from outpace.train import RECIPES, Recipe, checkpoint, train
+from outpace.train.bounds import masked_bits
 from outpace.train.completions import complete, cut_block, drop_open_statement, prompts
 from outpace.train.data import EOS_ID, MASK, MASK_ID, Mixture, encode_stream, train_tokenizer
 from outpace.train.export import load_network
@@ -29,12 +30,11 @@ from outpace.train.quality import (
     Parsing,
     Quality,
     causal_bits,
-    masked_bits,
     measure_agreement,
     measure_bits,
     write_card,
 )
-from outpace.train.sources import END, SOURCES, Source, gsm8k_document, is_held_out, library_files
+from outpace.train.sources import END, MIXED_SOURCES, SOURCES, Source, gsm8k_document, is_held_out, library_files
 from outpace.train.trainer import EXIT_INTERRUPTED, Trainer
 
 SHAPE = Shape(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=48, vocab=300, context=64)
@@ -180,17 +180,21 @@ def test_an_exported_model_is_the_same_in_transformers(tmp_path: Path, data: Pat
     assert "nowhere" in (tmp_path / "tiny" / "card.md").read_text()
 
 
-@pytest.mark.parametrize("objective", ["masked", "distilled"])
+@pytest.mark.parametrize("objective", ["masked", "block", "distilled"])
 def test_children_share_the_tokenizer_of_their_parent(tmp_path: Path, data: Path, objective: str) -> None:
     _train(tmp_path / "tiny", data)
-    shape = replace(SHAPE, causal=objective != "masked")
+    is_block = objective == "block"
+    shape = replace(SHAPE, causal=objective == "distilled", block=4 if is_block else 0, shifted=is_block)
     child = replace(TINY, name="child", shape=shape, objective=objective, parent="tiny")  # type: ignore[arg-type]
     _train(tmp_path / "child", data, child)
     for name in ("tiny", "child"):
         assert Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")).token_to_id(MASK) == MASK_ID
     config = json.loads((tmp_path / "child" / "config.json").read_text())
     expected = {"model_type": "outpace_masked_llama", "mask_token_id": 1, "attention": "full", "logits_shift": False}
-    assert (expected.items() <= config.items()) == (objective == "masked")
+    if is_block:
+        expected |= {"attention": "block", "logits_shift": True, "block_length": 4}
+    assert (expected.items() <= config.items()) == (objective != "distilled")
+    assert load_network(tmp_path / "child").shape == shape
 
 
 def test_masks_follow_their_rates() -> None:
@@ -274,10 +278,11 @@ def test_the_recipes_keep_their_promises() -> None:
     sizes = {
         name: sum(weight.numel() for weight in Llama(recipe.shape).parameters()) for name, recipe in RECIPES.items()
     }
-    assert 6_000_000 <= sizes["stories"] == sizes["stories-mask"] <= 12_000_000
+    assert 6_000_000 <= sizes["stories"] == sizes["stories-mask"] == sizes["stories-block"] <= 12_000_000
     assert sizes["stories-draft"] <= 1_000_000
     assert sum(source.weight for source in SOURCES) == pytest.approx(1)
-    assert all(source.origin and source.licence and "NC" not in source.licence for source in SOURCES)
+    assert sum(source.weight for source in MIXED_SOURCES) == pytest.approx(1)
+    assert all(source.origin and source.licence and "NC" not in source.licence for source in MIXED_SOURCES)
     held = [relative for relative, _ in library_files() if is_held_out(relative)]
     assert 0.01 < len(held) / len(library_files()) < 0.08
 
@@ -291,7 +296,13 @@ def test_a_model_agrees_with_itself_and_is_set_beside_the_baselines() -> None:
     stream = np.random.default_rng(0).integers(2, 300, 150)
     bits = float(150 * np.log2(300))
     held = HeldOut(
-        text="stories", num_bytes=300, stream=stream, token_ngram=bits, byte_ngram=2 * bits, domain_ngram=bits
+        text="stories",
+        num_bytes=300,
+        stream=stream,
+        unigram=bits,
+        token_ngram=bits,
+        byte_ngram=2 * bits,
+        domain_ngram=bits,
     )
     network = Llama(SHAPE, seed=3)
     assert measure_agreement(network, network, held).same_top == 1
@@ -308,6 +319,9 @@ def test_figures_replace_earlier_ones_in_the_card(tmp_path: Path) -> None:
         text="stories",
         num_bytes=9,
         model=1.0,
+        perplexity=8.0,
+        causal=0.75,
+        unigram=5.0,
         token_ngram=2.0,
         byte_ngram=4.0,
         domain_ngram=2.0,
@@ -320,4 +334,5 @@ def test_figures_replace_earlier_ones_in_the_card(tmp_path: Path) -> None:
         write_card(tmp_path, Quality(model="tiny", bits_per_byte=[row], parsing=parsing, agreement=agreement))
     text = (tmp_path / "card.md").read_text()
     assert text.startswith("# tiny\n\nA toy.\n") and text.count("## Quality") == 1
+    assert "| 1.000 | 8.000 | 5.000 |" in text and "started from: 0.750 on stories." in text
     assert "33.3% parse" in text and "| 50.0% | 75.0% |" in text and "| 50.0% | 25.0% |" in text

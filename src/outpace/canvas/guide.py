@@ -16,7 +16,7 @@ from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import CanvasRow, Ids
+from outpace.canvas.row import Bools, CanvasRow
 from outpace.canvas.rules import Choice, eligible
 from outpace.layout import lay_out
 from outpace.prefill import catch_up
@@ -76,25 +76,23 @@ def _entries(row: CanvasRow, reading: Reading, context: int, device: torch.devic
     return torch.from_numpy(within if row.base <= context else within[:0]).to(device)
 
 
-def leading(agrees: Ids | np.ndarray) -> np.ndarray:
-    """Return [A] bool: the first place, and all that follow without a break in agreement."""
-    kept = np.asarray(agrees, dtype=np.bool_).copy()
-    if len(kept):
-        kept[0] = True
-    result: np.ndarray = np.logical_and.accumulate(kept)
-    return result
+def leading(agrees: Bools) -> Bools:
+    """Return [A] the places before the first disagreement, and in any case the first place."""
+    run: Bools = np.logical_and.accumulate(agrees)
+    run[:1] = True
+    return run
 
 
 @dataclass(frozen=True)
 class Agreed:
-    """Write the places that a guide agrees with, from the left; the first one is always written.
+    """Write the places that a guide agrees with, from the left up to the first disagreement, and at least one place.
 
     Attributes:
         agrees: [A] bool, for one reading.
         is_open_ended: write beyond the block in work as well.
     """
 
-    agrees: np.ndarray
+    agrees: Bools
     is_open_ended: bool = False
 
     def choose(self, reading: Reading, row: CanvasRow) -> Choice:

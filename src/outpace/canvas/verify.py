@@ -12,12 +12,10 @@ nothing is guessed beyond a step that empties the cache.
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +27,7 @@ from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
 from outpace.canvas.rules import Rule
 from outpace.canvas.window import Window, lay_window
 
-__all__ = ["Branches", "Copy", "Reference", "Reread", "Verified", "grow", "lay_copies", "same", "verify"]
+__all__ = ["Branches", "Copy", "Reference", "Reread", "Verified", "grow", "lay_copies", "verify"]
 
 Reread = Callable[[CanvasRow, Window], Reading | None]
 """What an earlier forward said of the places that a state asks for, drawn as that state draws; None = not of all."""
@@ -97,6 +95,21 @@ class Copy:
         nodes = num_held + self.first + np.arange(len(self.window.tokens))
         every = np.concatenate([self.slots, nodes])
         return every[np.asarray(slots, dtype=np.int64)]
+
+    def stands_for(self, row: CanvasRow, slots: Ids, reference: Reference) -> bool:
+        """Return whether this copy was forwarded exactly as the reference forwards a state.
+
+        Tokens, places, what is asked, the entries that it sees and the key of its draws must agree. What the rule
+        remembers need not: the walk goes on with the state itself, never with the guess.
+        """
+        mine, window = self.window, reference.window(row)
+        pairs = (
+            (self.row.tokens, row.tokens),
+            (self.slots, slots),
+            (mine.places, window.places),
+            (mine.asked, window.asked),
+        )
+        return self.row.visit == row.visit and all(np.array_equal(one, other) for one, other in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +180,11 @@ def _steps(copy: Copy, reference: Reference, reread: Reread, branches: Branches)
     reading = reread(copy.row, copy.window)
     if reading is None or reading.is_broken:
         return
-    seen: list[CanvasRow] = []
+    seen: list[Ids] = []
     for share, branch in branches(reference, copy.row, reading):
         step = reference.advance(copy.row, branch, copy.window)
-        if not any(same(step.row, other) for other in seen):
-            seen.append(step.row)
+        if not any(np.array_equal(step.row.tokens, other) for other in seen):
+            seen.append(step.row.tokens)
             yield share, step
 
 
@@ -220,29 +233,9 @@ def verify(copies: Sequence[Copy], reference: Reference, read_copy: Callable[[Co
         state, num = step.row, num + 1
         slots = copy.after(step.slots, num_held)
         found = Verified(Advance(state, slots.tolist()), reading, num, len(copies) - 1)
-        following = (i for i, other in enumerate(copies) if other.parent == at and same(other.row, state))
+        following = (
+            i for i, other in enumerate(copies) if other.parent == at and other.stands_for(state, slots, reference)
+        )
         at = next(following, -1)
         if at < 0:
             return found
-
-
-def same(one: Any, other: Any) -> bool:
-    """Return whether two states go on alike: all that is in them but the log-probabilities, which decide nothing."""
-    if isinstance(one, CanvasRow) and isinstance(other, CanvasRow):
-        one, other = replace(one, log_probs=_NONE), replace(other, log_probs=_NONE)
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return bool(np.array_equal(one, other))
-    if type(one) is not type(other):
-        return False
-    if dataclasses.is_dataclass(one):
-        return all(same(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    if hasattr(one, "equal"):  # tensors
-        return bool(one.shape == other.shape and one.equal(other))
-    return bool(one == other)
-
-
-_NONE = np.zeros(0)

@@ -6,8 +6,8 @@ Paper: Israel, Van den Broeck, Grover (2025), arXiv 2506.00413. Both models draw
     diffusion model.
 Guarantee: approximate. weight=1 keeps every token drawn; the reference is left to right, one token per step.
 Cost: per step one forward of what the cache does not hold, and one of the guide over the window; the guide's cache.
-Differences: the guide needs the diffusion model's vocabulary; where the first draws differ, the paper's program and
-    this one keep the diffusion model's token.
+Differences: the masks that a step sees are cut off under block attention at the end of the model's block; the guide
+    needs the diffusion model's vocabulary.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from outpace.canvas import Policy, Reading, Schedule, make_policy
-from outpace.canvas.row import Canvas
+from outpace.canvas.row import Bools, Canvas
 from outpace.canvas.sliding import Sliding
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
@@ -110,11 +109,13 @@ class Apd(GuidedCanvas):
             return super().policy(canvas)
         return make_policy("free", self.refresh, self.kv_window)
 
-    def agrees(self, reading: Reading, expected: Tensor, state: CanvasState, index: int, sampler: Sampler) -> np.ndarray:
+    def agrees(self, reading: Reading, expected: Tensor, state: CanvasState, index: int, sampler: Sampler) -> Bools:
         """Return where the product of both laws draws the same token, with the same noise."""
         del state, index
         count = len(expected)
         mixed = sampler.process(mixture(reading.logits[:count], expected, self.weight), None).unsqueeze(0)
         where = torch.from_numpy(reading.places[:count]).to(mixed.device).unsqueeze(0)
         drawn = sampler.pick(mixed, where, visit=reading.visit)[0]
-        return drawn.cpu().numpy() == reading.tokens[:count]
+        agrees: Bools = drawn.cpu().numpy() == reading.tokens[:count]
+        agrees[:1] = True  # it follows decided text only, where the diffusion model's own law is the right one
+        return agrees

@@ -96,6 +96,12 @@ class Method:
         del outcome, view
         return state
 
+    def reference(self) -> Method:
+        """Return the decoding that an exact method reproduces, token for token; plain decoding by default."""
+        from outpace.methods.autoregressive import Autoregressive
+
+        return Autoregressive()
+
     def to_certify(self) -> Method:
         """Return the method as certificates test it: with settings under which it drafts often enough to be seen."""
         return self

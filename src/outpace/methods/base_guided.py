@@ -10,6 +10,7 @@ from torch import Tensor
 
 from outpace.canvas import Reading, advance
 from outpace.canvas.guide import Agreed, Guide
+from outpace.canvas.row import Bools
 from outpace.methods.base_canvas import CanvasMethod, CanvasState
 from outpace.sampling import Sampler
 from outpace.types import Context, Decision, Needs, Proposal, Scores, View
@@ -35,7 +36,7 @@ class GuidedCanvas(CanvasMethod):
         """A masked model, and a causal one of its vocabulary."""
         return Needs(attention="canvas", has_mask=True, models=("guide",), model_attention={"guide": "causal"})
 
-    def agrees(self, reading: Reading, expected: Tensor, state: CanvasState, index: int, sampler: Sampler) -> np.ndarray:
+    def agrees(self, reading: Reading, expected: Tensor, state: CanvasState, index: int, sampler: Sampler) -> Bools:
         """Return [A'] bool: which of the first A' drawn tokens the guide agrees with.
 
         Args:

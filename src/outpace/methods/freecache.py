@@ -13,12 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from outpace.canvas import Policy, Reading, make_policy
-from outpace.canvas.row import Canvas
+from outpace.canvas.row import Bools, Canvas
 from outpace.canvas.rules import Ranked
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
@@ -92,11 +91,12 @@ class FreeCache(GuidedCanvas):
         policy = super().policy(canvas)
         return make_policy(policy.name, policy.refresh, self.window if policy.name == "free" else policy.radius)
 
-    def agrees(self, reading: Reading, expected: Tensor, state: CanvasState, index: int, sampler: Sampler) -> np.ndarray:
+    def agrees(self, reading: Reading, expected: Tensor, state: CanvasState, index: int, sampler: Sampler) -> Bools:
         """Return where the drawn token is among the guide's likeliest."""
         del sampler
         laws = expected.index_fill(-1, state.banned[index], float("-inf"))
         drawn = torch.from_numpy(reading.tokens[: len(laws)]).to(laws.device).unsqueeze(-1)
         own, best = laws.gather(-1, drawn), laws.topk(min(self.top_k, laws.shape[-1]), dim=-1).values
         near = (own - best[:, :1]).exp() >= self.ratio
-        return ((own >= best[:, -1:]) & near).squeeze(-1).cpu().numpy()
+        agrees: Bools = ((own >= best[:, -1:]) & near).squeeze(-1).cpu().numpy()
+        return agrees

@@ -3,8 +3,7 @@
 Paper: Wu and Zhang (2025), arXiv 2510.00294 (FreeDave).
 Guarantee: exact. The reference is `masked-diffusion` with the same block, order, cache, refresh, ahead and end, and one
     token per step: the same model, rule, schedule and cache policy, the same seed.
-Cost: one forward of up to `copies` copies of what the cache does not hold; it takes between one and `copies` steps of the
-    reference.
+Cost: one forward of up to `copies` copies of what the cache does not hold, for one to `copies` steps of the reference.
 Differences: guesses are drawn with the noise of the step that they stand for (keyed by place and visit), so sampling is
     reproduced too; a guess is kept if the whole state agrees, entries in the cache included; approximate caches are
     reproduced with their errors; guesses end with the chain that was verified, rather than at the longest later match;

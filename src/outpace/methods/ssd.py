@@ -3,8 +3,7 @@
 Paper: Gao et al. (2025), arXiv 2510.04147 (SSD), self-drafting with hierarchical verification trees.
 Guarantee: exact. The reference is `masked-diffusion` with the same block, order, cache, refresh, ahead and end, and one
     token per step: the same model, rule, schedule and cache policy, the same seed.
-Cost: one forward of up to `copies` copies of what the cache does not hold; it takes between one and `copies` steps of the
-    reference.
+Cost: one forward of up to `copies` copies of what the cache does not hold, for one to `copies` steps of the reference.
 Differences: the tree is grown best-first from the model's own probabilities instead of in a fixed shape; its nodes are
     whole states, cache entries included, so that any rule, schedule and cache policy is reproduced; guesses are drawn
     with the noise of the step that they stand for.

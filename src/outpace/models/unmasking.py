@@ -2,8 +2,8 @@
 
 A wrong shift ruins every text and raises no error: all shapes fit. So a checkpoint is asked, before it writes, to
 unmask a sentence whose words any language model knows. Masks stand in threes, and the token in the middle, at i, is
-looked for in two outputs: at i (no shift) and at i - 1 (shift). Why threes: an output is trained only where it speaks of
-a mask, and elsewhere it may say anything, even the token that the other setting would want. With i - 1, i and i + 1
+looked for in two outputs: at i (no shift) and at i - 1 (shift). Why threes: an output is trained only where it speaks
+of a mask, and elsewhere it may say anything, even the token that the other setting would want. With i - 1, i and i + 1
 masked, both outputs are trained, whichever setting is true.
 
 Cost: one forward of `STRIDE` rows of the sentence, each with a mask triple at every sixth position.

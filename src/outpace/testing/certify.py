@@ -1,9 +1,10 @@
 """Certificates: what a method promises, put to the test on a real model and prompts.
 
-An exact method is run beside plain decoding in float64, where nothing can pass for rounding: every token of every row
+An exact method is run beside its reference in float64, where nothing can pass for rounding: every token of every row
 must agree, under greedy decoding, two temperatures, cuts and penalties, in a ragged batch and alone, with stop strings
 and end tokens that fall inside accepted runs. A certificate that saw nothing proves nothing, so it also fails unless
 each setting saw enough accepted and rejected drafts, a recovered and a bonus token, and a stop inside an accepted run.
+The reference is plain decoding; on a canvas, the method that `Method.reference` names (see `canvas_certificate`).
 
 Below float64 a forward of one token and a forward of several round differently, and a token may flip. A flip is listed
 with plain decoding's margin and must lie under the tolerance: twice the largest difference between the logits of
@@ -34,7 +35,7 @@ from outpace.testing.checks import run_contract
 from outpace.testing.enumeration import check_rule
 from outpace.types import Adapter, Guarantee
 
-__all__ = ["PROMPTS", "Certificate", "Flip", "Line", "certify", "certify_model", "logit_drift"]
+__all__ = ["PROMPTS", "Certificate", "Flip", "Line", "Work", "certify", "certify_model", "logit_drift"]
 
 PROMPTS = (
     "Once upon a time, there was a little girl named Lily. Lily loved to play in the park. One day, Lily",
@@ -139,6 +140,7 @@ class Certificate:
 
     Attributes:
         model, method, settings: what was tested.
+        reference: what it was compared with, with its settings.
         guarantee: "exact", "distribution" or "approximate".
         lines: per setting and precision.
         checks: toy-law checks by name, "" = passed (methods that promise the law).
@@ -156,6 +158,7 @@ class Certificate:
     invariant: dict[str, Any] = field(default_factory=dict)
     tolerance: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    reference: str = ""
 
     @property
     def holds(self) -> bool:
@@ -177,7 +180,8 @@ class Certificate:
     def render(self) -> str:
         """Return the certificate as text, for people."""
         options = " ".join(f"{name}={value}" for name, value in self.settings.items())
-        out = [f"{self.method} on {self.model}: {self.guarantee}", f"  {options}" if options else ""]
+        against = f", compared with {self.reference}" if self.reference else ""
+        out = [f"{self.method} on {self.model}: {self.guarantee}{against}", f"  {options}" if options else ""]
         if self.guarantee == Guarantee.APPROXIMATE.value:
             return "\n".join([out[0], "  approximate: no certificate. It may change the text; judge it by quality."])
         heads = ("rows", "tokens", "accepted", "rejected", "recovered", "bonus", "stops", "flips")
@@ -205,8 +209,8 @@ class Certificate:
 def _invariant_text(seen: dict[str, Any]) -> str:
     if "note" in seen:
         return str(seen["note"])
-    verdict = "bit-identical to plain decoding" if seen["is_identical"] else "DIFFERS from plain decoding"
-    return f"{seen['rows']} rows in {seen['dtype']} {verdict}; plain decoding takes {seen['cost']:.2f}x the time in it"
+    verdict = "bit-identical to the reference" if seen["is_identical"] else "DIFFERS from the reference"
+    return f"{seen['rows']} rows in {seen['dtype']} {verdict}; the reference takes {seen['cost']:.2f}x the time in it"
 
 
 def certify(
@@ -271,15 +275,24 @@ def certify_model(
     certificate = Certificate(lm.name, method.name, method.to_dict(), method.guarantee.value)
     if method.guarantee is Guarantee.APPROXIMATE:
         return certificate
+    if method.guarantee is Guarantee.EXACT:
+        certificate.reference = _told(method.reference())
     given = PROMPTS if prompts is None else prompts
     ids = [lm.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in given]
-    work = _Work(lm, method, ids, seed, max_tokens, max_rounds, began + limit_s)
+    is_canvas = method.needs.attention == "canvas"
+    if is_canvas:
+        from outpace.testing.canvas_certificate import CanvasWork, on_canvas
+
+        settings = on_canvas(settings)
+    work = (CanvasWork if is_canvas else Work)(lm, method, ids, seed, max_tokens, max_rounds, began + limit_s)
     if method.guarantee is Guarantee.DISTRIBUTION:
         certificate.checks = _law_checks(method)
     for name in settings:
         certificate.lines.append(work.line(name))
         _tell(on_line, certificate.lines[-1])
-    if rounded is not None and method.guarantee is Guarantee.EXACT:
+    if rounded is not None and is_canvas:
+        certificate.invariant = work.invariant(rounded)
+    elif rounded is not None and method.guarantee is Guarantee.EXACT:
         drift = logit_drift(rounded.target, ids)
         dtype = _dtype(rounded)
         certificate.tolerance[dtype] = 2 * drift
@@ -289,6 +302,13 @@ def certify_model(
         certificate.invariant = work.invariant(rounded)
     certificate.seconds = time.perf_counter() - began
     return certificate
+
+
+def _told(reference: Method) -> str:
+    """Return a method with the settings that are not its defaults, in words."""
+    plain = type(reference)().to_dict()
+    changed = [f"{name}={value}" for name, value in reference.to_dict().items() if value != plain[name]]
+    return " ".join([reference.name, *changed])
 
 
 def _tell(on_line: Callable[[Line], None] | None, line: Line) -> None:
@@ -309,7 +329,7 @@ def _law_checks(method: Method) -> dict[str, str]:
 
 
 @dataclass(slots=True)
-class _Work:
+class Work:
     """What the lines of one certificate share."""
 
     lm: LanguageModel
@@ -322,15 +342,14 @@ class _Work:
 
     def line(self, name: str) -> Line:
         """Run one setting in float64, round after round, until there is enough evidence."""
-        line = Line(name, _dtype(self.lm))
+        line = self.new_line(name, _dtype(self.lm))
         is_exact = self.method.guarantee is Guarantee.EXACT
         for number in range(self.max_rounds):
             batch, seed = [_variant(ids, number) for ids in self.prompts], self.seed + number
             # Every other round is short: near the length limit drafts are short, and more often accepted whole.
             length = self.max_tokens if number % 2 == 0 else max(2, self.max_tokens // 4)
             ours = self._write(self.lm, batch, name, seed, self.method, max_tokens=length)
-            for result in ours:
-                line.count(result)
+            self.count(line, ours)
             if is_exact:
                 plain = self._write(self.lm, batch, name, seed, max_tokens=length)
                 self._compare(line, plain, ours, "in a ragged batch")
@@ -355,10 +374,20 @@ class _Work:
         method: Method | None = None,
         **arguments: Any,
     ) -> list[Result]:
-        chosen: dict[str, Any] = {"method": method or "autoregressive", "max_tokens": self.max_tokens, "seed": seed}
+        chosen: dict[str, Any] = {"method": method or self.method.reference(), "max_tokens": self.max_tokens}
+        chosen["seed"] = seed
         chosen |= {"ignore_eos": True, **SETTINGS[name], **arguments}
         results: list[Result] = lm.generate([list(ids) for ids in prompts], **chosen)
         return results
+
+    def new_line(self, name: str, dtype: str) -> Line:
+        """Return an empty line."""
+        return Line(name, dtype)
+
+    def count(self, line: Line, ours: Sequence[Result]) -> None:
+        """Add what became of the drafts of these texts."""
+        for result in ours:
+            line.count(result)
 
     def _compare(self, line: Line, plain: Sequence[Result], ours: Sequence[Result], where: str) -> None:
         for row, (theirs, result) in enumerate(zip(plain, ours, strict=True)):
@@ -366,7 +395,7 @@ class _Work:
             line.tokens += len(theirs.tokens)
             at = _first_difference(theirs.tokens, result.tokens)
             if at is not None:
-                line.faults.append(f"Prompt {row}, {where}: token {at} differs from plain decoding.")
+                line.faults.append(f"Prompt {row}, {where}: token {at} differs from {_plain_name(self.method)}.")
             elif (theirs.text, theirs.finish_reason) != (result.text, result.finish_reason):
                 line.faults.append(f"Prompt {row}, {where}: the text or the reason to finish differs.")
 
@@ -391,7 +420,7 @@ class _Work:
                 ended = self._write(lm, [ids], name, seed, self.method, **changes)
                 if self.method.guarantee is Guarantee.EXACT:
                     self._compare(line, self._write(lm, [ids], name, seed, **changes), ended, "at a stop")
-                if ended[0].tokens != result.tokens[: j + 1]:
+                if not self.method.needs.has_mask and ended[0].tokens != result.tokens[: j + 1]:
                     line.faults.append(f"A stop at token {j} left {len(ended[0].tokens)} tokens.")
                 line.stops_inside += ended[0].sources[-1:] == ["draft"]
                 break
@@ -445,6 +474,11 @@ class _Work:
                 rows += 1
         cost = seconds[True] / max(seconds[False], 1e-9)
         return {"is_identical": is_identical, "rows": rows, "dtype": _dtype(lm), "cost": cost}
+
+
+def _plain_name(method: Method) -> str:
+    name = method.reference().name
+    return "plain decoding" if name == "autoregressive" else name
 
 
 def _variant(ids: list[int], number: int) -> list[int]:

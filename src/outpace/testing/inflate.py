@@ -120,7 +120,9 @@ def _read_config(source: Path) -> dict[str, Any]:
         raise ModelError(f"{source} has no readable config.json.", "Name a causal zoo model.") from None
     is_llama = config.get("model_type") in ("llama", "outpace_masked_llama")
     if not is_llama or config.get("attention_bias") or config.get("mlp_bias"):
-        raise ModelError("Only Llama-shaped models without biases can be inflated.", "Use a zoo model, such as stories.")
+        raise ModelError(
+            "Only Llama-shaped models without biases can be inflated.", "Use a zoo model, such as stories."
+        )
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     assert isinstance(config, dict)
     return config

@@ -100,6 +100,7 @@ def _block_nats(network: Llama, piece: Tensor, sample: int, samples: int, genera
     counts = (even * block).long().clamp_max(block - 1).add(1)
     ranks = torch.rand((num, block), generator=generator).argsort(1).argsort(1)
     is_masked = (ranks < counts[:, None]).flatten()
+    is_masked[0] = False
     hidden = network.hidden(
         torch.cat([piece.masked_fill(is_masked, MASK_ID), piece])[None],
         pieces=block_pieces(length, block, piece.device),

@@ -64,6 +64,7 @@ def block_canvas(tokens: Tensor, block: int, step: int, seed: int, complementary
     if complementary:
         tokens, rates = tokens.repeat(2, 1), torch.cat([rates, 1 - rates])
         is_masked = torch.cat([is_masked, ~is_masked])
+    is_masked[:, 0] = False  # Nothing stands before it, so it is always given.
     return _ask(tokens, is_masked.to(tokens.device), rates.to(tokens.device), block)
 
 
@@ -72,7 +73,7 @@ def _ask(tokens: Tensor, is_masked: Tensor, rates: Tensor, block: int) -> Canvas
     places = torch.arange(length, device=tokens.device)
     is_first = (places % block == 0).expand_as(tokens)
     weights = torch.where(is_first, 1.0, is_masked / rates) / tokens.numel()
-    weights[:, 0] = 0.0  # Nothing stands before it.
+    weights[:, 0] = 0.0
     rows, columns = weights.nonzero(as_tuple=True)
     before = columns - 1 + length * (columns % block == 0)
     return Canvas(

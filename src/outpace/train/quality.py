@@ -226,7 +226,7 @@ def describe(quality: Quality) -> str:
     """The figures as a section of the card."""
     names = ["bits per byte of", "bytes", "model" if quality.parsing else "model (upper bound)", "perplexity per token"]
     names += ["token 1-gram", "token 5-gram", "token 5-gram, own kind", "byte 5-gram", "below token 5-gram"]
-    rows = [names + ["below byte 5-gram"], ["---"] * (len(names) + 1)]
+    rows = [[*names, "below byte 5-gram"], ["---"] * (len(names) + 1)]
     for bits in quality.bits_per_byte:
         figures = (bits.model, bits.perplexity, bits.unigram, bits.token_ngram, bits.domain_ngram, bits.byte_ngram)
         shares = (bits.below_token, bits.below_byte)

@@ -253,7 +253,7 @@ def _planning(data: Path) -> Iterator[str]:
 
 
 def _written(data: Path) -> Iterator[str]:
-    """Whole texts as they are; those cut short in sixes, up to their last sentence, so that few feign an end of text."""
+    """Yield whole texts as they are; those cut short six at a time, to their last sentence: few then feign an end."""
     parts: list[str] = []
     for row in read_jsonl(data / WRITTEN):
         text = str(row["text"])

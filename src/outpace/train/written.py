@@ -1,8 +1,8 @@
 """Texts that a causal model wrote: sequence-level knowledge distillation for models that write in parallel.
 
-Several tokens can be written at once where they follow from what is there. Human text leaves much open, so a model trained
-on it is rarely sure of several places. A model trained on what a parent writes greedily has one answer to learn per
-beginning, and is (Kim and Rush, 2016, arXiv 1606.07947; Gu et al., 2018, arXiv 1711.02281, for parallel decoding).
+Several tokens can be written at once where they follow from what is there. Human text leaves much open, so a model
+trained on it is rarely sure of several places. A model trained on what a parent writes greedily has one answer to learn
+per beginning, and is (Kim and Rush, 2016, arXiv 1606.07947; Gu et al., 2018, arXiv 1711.02281, for parallel decoding).
 
     python -m outpace.train.written --data DATA --out FILE
 

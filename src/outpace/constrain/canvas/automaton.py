@@ -14,10 +14,6 @@ from outpace.errors import ConfigError
 __all__ = ["DEAD", "Automaton", "TokenTable", "Trie"]
 
 DEAD = 0  # the state that no text leaves
-_MOST_STATES = 20_000
-# The library drops ways on from accepting states (of (ab)* it keeps "ab"). So each text ends with a character that is no
-# character (Unicode's last), states accept where it leads to the end, and nothing ever goes on from there.
-_END = "\U0010ffff"
 _CELLS = 1 << 22  # of trie nodes times states walked at once
 
 
@@ -37,43 +33,29 @@ class Automaton:
 
     @classmethod
     def of(cls, pattern: str, kind: str = "regular expression") -> Automaton:
-        """Return the automaton of the texts (in UTF-8, without U+10FFFF) that a regular expression matches in full.
+        """Return the automaton of the texts (in UTF-8) that a regular expression matches in full.
 
         Args:
-            pattern: in the syntax of Rust's regex crate; no lookaround, back references or anchors.
+            pattern: in Python's syntax, without anchors, looking behind, back references and classes by property.
             kind: what to call it in an error.
 
         Raises:
-            ConfigError: outlines-core is missing, or the expression cannot be read or is too large.
+            ConfigError: interegular is missing, or the expression cannot be read.
         """
         library = _library()
-        alphabet = library.Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)})
         try:
-            index = library.Index(f"(?:{pattern}){_END}", alphabet)
-        except ValueError as error:
+            machine = library.parse_pattern(pattern).to_fsm()
+        except (library.Unsupported, library.InvalidSyntax, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"The {kind} {_short(pattern)} cannot be used: {_reason(error)}.",
-                "Lookaround, back references and anchors are not known; escape characters that stand for themselves.",
+                "Anchors, looking behind and back references are not known; escape characters that stand for themselves.",
             ) from None
-        rows = index.get_transitions()
-        first, final = index.get_initial_state(), index.get_final_states()
-        names = {name: number for number, name in enumerate(sorted({first, *rows, *final}), start=1)}
-        if len(names) > _MOST_STATES:
-            raise ConfigError(
-                f"The {kind} {_short(pattern)} needs {len(names)} states, more than {_MOST_STATES}.",
-                "Make its counted repetitions smaller.",
-            )
-        table = np.zeros((len(names) + 1, 256), np.int32)
-        for name, row in rows.items():
-            for byte, after in row.items():
-                if byte < 256:  # 256 is the library's own end token
-                    table[names[name], byte] = names[after]
-        is_final = np.zeros(len(names) + 1, np.bool_)
-        is_final[[names[name] for name in final]] = True
-        ended = np.arange(len(table))
-        for byte in _END.encode():
-            ended = table[ended, byte]
-        return _minimal(table, is_final[ended], names[first])
+        return _over_bytes(machine, library.fsm.anything_else)
+
+    @classmethod
+    def made(cls, table: NDArray[np.int32], accept: NDArray[np.bool_], start: int) -> Automaton:
+        """Return the minimal automaton of a deterministic one, [S, 256]; its state 0 must be dead."""
+        return _minimal(table, accept, start)
 
     @property
     def size(self) -> int:
@@ -180,14 +162,79 @@ def _minimal(table: NDArray[np.int32], accept: NDArray[np.bool_], start: int) ->
     return Automaton(rows, accept[example][order], int(number[labels[start]]))
 
 
+def _over_bytes(machine: Any, others: Any) -> Automaton:
+    """Return an automaton over characters as one over the bytes of UTF-8.
+
+    Args:
+        machine: the library's; a state's map leads from classes of characters to states, and may leave some out.
+        others: stands for all characters that the machine does not name.
+    """
+    named = {letter: kind for letter, kind in machine.alphabet.items() if letter is not others}
+    other = machine.alphabet[others]
+    number = {state: index for index, state in enumerate(machine.states, start=1)}
+    table = np.zeros((len(number) + 1, 256), np.int32)
+    rows = [table]
+    inner: dict[tuple[Any, ...], int] = {}  # states within a character: what may follow, and where it leads
+
+    def within(low: int, high: int, more: int, target: int, exceptions: tuple[tuple[bytes, int], ...]) -> int:
+        """Return the state before a continuation byte in a range and `more` of any; some spellings lead elsewhere."""
+        key = (low, high, more, target, exceptions)
+        if key in inner:
+            return inner[key]
+        inner[key] = index = len(number) + 1 + len(inner)
+        row = np.zeros((1, 256), np.int32)
+        rows.append(row)
+        for byte in range(low, high + 1):
+            rest = tuple((text[1:], goal) for text, goal in exceptions if text[0] == byte)
+            if not more:
+                row[0, byte] = rest[0][1] if rest else target
+            elif target or rest:
+                row[0, byte] = within(0x80, 0xBF, more - 1, target, rest)
+        return index
+
+    for state, index in number.items():
+        leads = {kind: number[after] for kind, after in machine.map.get(state, {}).items()}
+        target = leads.get(other, DEAD)
+        table[index, :0x80] = target
+        spelled = [(letter.encode(), leads.get(kind, DEAD)) for letter, kind in named.items() if _is_whole(letter)]
+        for text, goal in spelled:
+            if len(text) == 1:
+                table[index, text[0]] = goal
+        for first, (low, high, more) in _LEADS.items():
+            rest = tuple((text[1:], goal) for text, goal in spelled if text[0] == first and len(text) > 1)
+            if target or any(goal for _, goal in rest):
+                table[index, first] = within(low, high, more, target, rest)
+    whole = np.concatenate(rows)
+    accept = np.zeros(len(whole), np.bool_)
+    accept[[number[state] for state in machine.finals]] = True
+    return _minimal(whole, accept, number[machine.initial])
+
+
+def _is_whole(letter: str) -> bool:
+    """Return whether a letter can be written: half of a surrogate pair cannot."""
+    return not 0xD800 <= ord(letter) <= 0xDFFF
+
+
+# The bytes that begin a character of several: range of the next byte, and how many more follow (Unicode, table 3-7).
+_LEADS = {
+    **dict.fromkeys(range(0xC2, 0xE0), (0x80, 0xBF, 0)),
+    0xE0: (0xA0, 0xBF, 1),
+    **dict.fromkeys(range(0xE1, 0xF0), (0x80, 0xBF, 1)),
+    0xED: (0x80, 0x9F, 1),
+    0xF0: (0x90, 0xBF, 2),
+    **dict.fromkeys(range(0xF1, 0xF4), (0x80, 0xBF, 2)),
+    0xF4: (0x80, 0x8F, 2),
+}
+
+
 def _library() -> Any:
     try:
-        import outlines_core
+        import interegular
     except ImportError:
         raise ConfigError(
-            "Constraints on a canvas need the package outlines-core.", "python -m pip install 'outpace[constraints]'"
+            "Constraints on a canvas need the package interegular.", "python -m pip install 'outpace[constraints]'"
         ) from None
-    return outlines_core
+    return interegular
 
 
 def _short(pattern: str) -> str:
@@ -195,8 +242,8 @@ def _short(pattern: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return the library's complaint without its preamble."""
-    text = " ".join(str(error).split()).removeprefix("Failed to build DFA").strip()
-    if "anchored universal start" in text:
-        return "it looks beyond the text (^, $ or \\b)"
-    return text.rstrip(".") or "it is not a regular expression"
+    """Return the library's complaint on one line."""
+    text = " ".join(str(error).split()).rstrip(".")
+    if text in ("^", "$"):
+        return "the whole text is matched, so it has no anchors"
+    return text or "it is not a regular expression"

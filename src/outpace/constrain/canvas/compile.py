@@ -10,6 +10,7 @@ from outpace.constrain.canvas.chart import Chart
 from outpace.constrain.canvas.contextfree import ContextFreeConstraint, parts
 from outpace.constrain.canvas.grammar import Grammar, read_lark
 from outpace.constrain.canvas.plan import plan
+from outpace.constrain.canvas.network import as_automaton
 from outpace.constrain.canvas.regular import RegularConstraint
 from outpace.constrain.canvas.schema import read_schema
 from outpace.constrain.vocabulary import vocabulary
@@ -81,7 +82,7 @@ class CanvasCompiler:
                 f"{len(given) or 'No'} constraints were given.", "Give one regular expression, JSON schema or grammar."
             )
         if regex is not None:
-            return self._regular("regular expression", regex)
+            return self._regular("regular expression", Automaton.of(regex))
         if json_schema is not None:
             return self._either("JSON schema", read_schema(json_schema))
         assert grammar is not None
@@ -89,11 +90,10 @@ class CanvasCompiler:
 
     def _either(self, kind: str, grammar: Grammar) -> RegularConstraint | ContextFreeConstraint:
         """Return an exact regular constraint where the grammar is regular on its face."""
-        pattern = grammar.as_regex()
-        return self._context_free(kind, grammar) if pattern is None else self._regular(kind, pattern)
+        automaton = as_automaton(grammar)
+        return self._context_free(kind, grammar) if automaton is None else self._regular(kind, automaton)
 
-    def _regular(self, kind: str, pattern: str) -> RegularConstraint:
-        automaton = Automaton.of(pattern, kind)
+    def _regular(self, kind: str, automaton: Automaton) -> RegularConstraint:
         if not (automaton.next[automaton.start] != DEAD).any():
             raise _allows_nothing(kind, bool(automaton.accept[automaton.start]))
         return RegularConstraint(kind, automaton, self._trie.walk(automaton), self._ends)

@@ -10,8 +10,6 @@ from outpace.errors import ConfigError
 
 __all__ = ["Grammar", "read_lark"]
 
-_LONGEST = 100_000  # characters of a regular expression made from a grammar without recursion
-
 # Lark's ready-made string ends at a quote that no backslash precedes, said by looking behind: here without.
 _KNOWN = {r'".*?(?<!\\)(\\\\)*?"': r'"(?:[^"\\\n]|\\.)*"'}
 
@@ -25,47 +23,12 @@ class Grammar:
     Attributes:
         start: name of the first rule.
         rules: alternatives of each rule, each a sequence of names of rules and terminals.
-        terminals: name to regular expression (Rust's syntax).
+        terminals: name to regular expression (Python's syntax).
     """
 
     start: str
     rules: Mapping[str, tuple[tuple[str, ...], ...]]
     terminals: Mapping[str, str]
-
-    def as_regex(self) -> str | None:
-        """Return the same language as one expression, or None if a rule recurses in its middle or it would be huge."""
-        known = {name: f"(?:{pattern})" for name, pattern in self.terminals.items()}
-        return _expand(self, self.start, known, ())
-
-
-def _expand(grammar: Grammar, name: str, known: dict[str, str], above: tuple[str, ...]) -> str | None:
-    if name in known:
-        return known[name]
-    if name in above:
-        return None
-    plain: list[str] = []
-    again: list[str] = []
-    alternatives = grammar.rules[name]
-    is_left = any(len(parts) > 1 and parts[0] == name for parts in alternatives)
-    for parts in alternatives:
-        if parts == (name,):
-            continue
-        is_again = len(parts) > 1 and parts[0 if is_left else -1] == name
-        rest = (parts[1:] if is_left else parts[:-1]) if is_again else parts
-        pieces = [_expand(grammar, part, known, (*above, name)) for part in rest]
-        if any(piece is None for piece in pieces):
-            return None
-        (again if is_again else plain).append("".join(piece for piece in pieces if piece is not None))
-    if not plain:
-        return None
-    body = plain[0] if len(plain) == 1 and not again else f"(?:{'|'.join(plain)})"
-    if again:
-        loop = f"(?:{'|'.join(again)})*"
-        body = body + loop if is_left else loop + body
-    if len(body) > _LONGEST:
-        return None
-    known[name] = f"(?:{body})"
-    return known[name]
 
 
 def read_lark(text: str) -> Grammar:

@@ -1,0 +1,235 @@
+"""What diffusion models are trained and measured by: masks, shift, blocks, against slow computations of the same."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from outpace.train.bounds import block_bits, masked_bits
+from outpace.train.data import MASK_ID
+from outpace.train.network import Llama, Piece, Shape, cut_pieces
+from outpace.train.objectives import annealed, masked_loss, whole_canvas
+from outpace.train.objectives_block import LOWEST_RATE, block_canvas, block_pieces, block_visible
+
+SHAPE = Shape(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=48, vocab=40, context=64, causal=False)
+CPU = torch.device("cpu")
+
+
+def _network(shape: Shape = SHAPE) -> Llama:
+    network = Llama(shape, seed=1).double()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(4)  # far from uniform
+    return network
+
+
+def _tokens(rows: int, length: int) -> Tensor:
+    return torch.randint(2, 40, (rows, length), generator=torch.Generator().manual_seed(7))
+
+
+def test_block_visibility_is_the_rule_position_by_position() -> None:
+    length, block = 24, 4
+    visible = block_visible(length, block, CPU)
+    for row, column in itertools.product(range(2 * length), repeat=2):
+        mine, theirs = row % length // block, column % length // block
+        if row < length and column < length:  # noisy sees noisy: its own block
+            expected = mine == theirs
+        elif row < length:  # noisy sees clean: earlier blocks
+            expected = theirs < mine
+        else:  # clean never sees noisy, and clean up to its own block
+            expected = column >= length and theirs <= mine
+        assert bool(visible[row, column]) == expected
+
+
+@pytest.mark.parametrize("size", [8, 48, 100])
+def test_pieces_attend_as_the_whole_mask_does(size: int) -> None:
+    visible = block_visible(24, 4, CPU)
+    network, tokens = _network(), _tokens(2, 48)
+    network.requires_grad_(False)
+    whole = network.hidden(tokens, pieces=(Piece(0, 48, ((0, 48),), visible),))
+    torch.testing.assert_close(network.hidden(tokens, pieces=cut_pieces(visible, size)), whole)
+    changed = network.hidden(tokens, pieces=cut_pieces(visible.roll(1, 0) | torch.eye(48, dtype=torch.bool), size))
+    assert not torch.allclose(changed, whole)
+
+
+def _slow_block_loss(network: Llama, noisy: Tensor, clean: Tensor, weights: Tensor, block: int) -> float:
+    """Block by block: the clean blocks before it and the noisy block in one plain forward."""
+    total = 0.0
+    for row, place in itertools.product(range(len(clean)), range(1, clean.shape[1])):
+        start = place // block * block
+        inputs = torch.cat([clean[row, :start], noisy[row, start : start + block]])
+        if place == start:  # said by the last clean token
+            inputs = clean[row, :start]
+        numbers = torch.arange(len(inputs)) // block
+        visible = numbers[:, None] >= numbers[None, :]
+        logits = network.project(network.hidden(inputs[None], pieces=cut_pieces(visible))[0, place - 1])
+        logits[MASK_ID] = -torch.inf
+        total += float(F.cross_entropy(logits, clean[row, place]) * weights[row, place])
+    return total
+
+
+@pytest.mark.parametrize("complementary", [False, True])
+def test_block_loss_is_that_of_plain_forwards(complementary: bool) -> None:
+    network, tokens, block = _network(), _tokens(4, 16), 4
+    canvas = block_canvas(tokens, block, step=3, seed=0, complementary=complementary)
+    noisy, clean = canvas.inputs.chunk(2, dim=1)
+    is_masked = noisy == MASK_ID
+    # The weights are looked up again from where the canvas asks.
+    weights = torch.zeros(clean.shape, dtype=torch.float64)
+    for output, target, weight in zip(canvas.outputs.tolist(), canvas.targets, canvas.weights, strict=True):
+        row, column = divmod(output, 32)
+        place = column % 16 + 1
+        if float(weight):
+            assert clean[row, place] == target and (column >= 16) == (place % block == 0)
+            weights[row, place] += weight
+    asked = weights * clean.numel()
+    assert torch.equal(asked[:, block::block], torch.ones(4, 3, dtype=torch.float64).expand_as(asked[:, block::block]))
+    inside = [place for place in range(1, 16) if place % block]
+    assert torch.equal(asked[:, inside] > 0, is_masked[:, inside])
+    assert asked[:, 0].abs().sum() == 0 and not is_masked[:, 0].any()
+    with torch.no_grad():
+        loss = float(masked_loss(network, *canvas))
+        assert loss == pytest.approx(_slow_block_loss(network, noisy, clean, weights, block), rel=1e-5)
+
+
+def test_complementary_views_mask_every_token_once() -> None:
+    canvas = block_canvas(_tokens(6, 32), 8, step=0, seed=0, complementary=True)
+    noisy, clean = canvas.inputs.chunk(2, dim=1)
+    assert torch.equal(clean[:3], clean[3:])
+    first, second = (noisy == MASK_ID).chunk(2)
+    assert torch.all((first ^ second)[:, 1:])
+
+
+def test_block_rates_spread_and_weights_are_their_inverse() -> None:
+    tokens = _tokens(64, 64)
+    canvas = block_canvas(tokens, 16, step=0, seed=0)
+    noisy, _ = canvas.inputs.chunk(2, dim=1)
+    shares = (noisy == MASK_ID).view(-1, 16).double().mean(1)
+    assert shares.mean() == pytest.approx((1 + LOWEST_RATE) / 2, abs=0.03)
+    assert shares.min() < 0.2 and shares.max() == 1
+    # Weighted by 1/t every token counts once, but for the first of each row.
+    assert float(canvas.weights.sum()) == pytest.approx(63 / 64, abs=0.03)
+    assert torch.equal(canvas.inputs, block_canvas(tokens, 16, step=0, seed=0).inputs)
+    assert not torch.equal(canvas.inputs, block_canvas(tokens, 16, step=1, seed=0).inputs)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_the_whole_canvas_asks_each_masked_place_once(shifted: bool) -> None:
+    network, tokens = _network(replace(SHAPE, shifted=shifted)), _tokens(4, 16)
+    canvas = whole_canvas(tokens, step=2, seed=0, shifted=shifted)
+    rates = {}
+    slow = 0.0
+    with torch.no_grad():
+        logits = network(canvas.inputs)
+    logits[..., MASK_ID] = -torch.inf
+    weights = dict(zip(canvas.outputs.tolist(), canvas.weights.tolist(), strict=True))
+    for row, place in (canvas.inputs == MASK_ID).nonzero().tolist():
+        weight = weights[row * 16 + place - shifted]
+        rates.setdefault(row, weight)
+        assert weight == rates[row]  # one rate for each row
+        slow += weight * float(F.cross_entropy(logits[row, place - shifted], tokens[row, place]))
+    assert len(rates) == 4
+    assert not shifted or not (canvas.inputs[:, 0] == MASK_ID).any()
+    with torch.no_grad():
+        assert float(masked_loss(network, *canvas)) == pytest.approx(slow, rel=1e-5)
+
+
+def test_annealing_leads_from_causal_to_full_attention() -> None:
+    network, tokens = _network(), _tokens(2, 32)
+    causal = _network(replace(SHAPE, causal=True))
+    closed = annealed(32, 0.0, step=0, seed=0, device=CPU)
+    torch.testing.assert_close(network.hidden(tokens, pieces=closed), causal.hidden(tokens))
+    assert annealed(32, 1.0, step=0, seed=0, device=CPU) is None
+    above = torch.ones(32, 32, dtype=torch.bool).triu(1)
+    for share in (0.2, 0.7):
+        pieces = annealed(32, share, step=9, seed=0, device=CPU)
+        assert pieces is not None
+        visible = pieces[0].visible
+        assert torch.all(visible | above) and visible[above].double().mean() == pytest.approx(share, abs=0.1)
+    one, other = (annealed(32, 0.5, step=step, seed=0, device=CPU) for step in (1, 2))
+    assert one and other and not torch.equal(one[0].visible, other[0].visible)
+
+
+class _Law:
+    """A toy distribution over sequences of `length` symbols (ids 2, 3) in the guise of a perfect network.
+
+    It answers every place with the true conditional given what is shown, blurred by `blur` towards uniform.
+    """
+
+    def __init__(self, length: int, block: int, blur: float = 0.0) -> None:
+        self.shape = SimpleNamespace(context=64, shifted=True, block=block, causal=False)
+        self.length, self.blur = length, blur
+        self.sequences = torch.tensor(list(itertools.product((2, 3), repeat=length)))
+        draws = torch.rand(len(self.sequences), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        self.law = draws.pow(3) / draws.pow(3).sum()
+
+    def nats(self, sequence: Tensor) -> float:
+        """-log p of everything after the first symbol."""
+        first = self.law[self.sequences[:, 0] == sequence[0]].sum()
+        return -float((self.law[(self.sequences == sequence).all(1)] / first).log())
+
+    def conditional(self, shown: Tensor, place: int) -> Tensor:
+        """Log-probabilities [4] of the symbol at `place`, given the shown ones ([length], the mask where hidden)."""
+        fits = ((self.sequences == shown) | (shown == MASK_ID)).all(1)
+        probs = torch.stack([self.law[fits & (self.sequences[:, place] == symbol)].sum() for symbol in (2, 3)])
+        probs = (1 - self.blur) * probs / probs.sum() + self.blur / 2
+        return torch.cat([torch.full((2,), -50.0, dtype=torch.float64), probs.log()])
+
+    def hidden(self, tokens: Tensor, pieces: Any = None, positions: Any = None) -> Tensor:
+        inputs, length, block = tokens[0], self.length, self.shape.block
+        rows = []
+        for column in range(len(inputs)):
+            place = column % length + 1
+            if place == length:
+                rows.append(torch.zeros(4, dtype=torch.float64))
+                continue
+            shown = inputs[:length].clone()
+            shown[place] = MASK_ID
+            if block:  # clean blocks before; nothing after; its own block as noisy unless a clean output speaks
+                start = place // block * block
+                shown[:start] = inputs[length : length + start]
+                shown[start if column >= length else start + block :] = MASK_ID
+            rows.append(self.conditional(shown, place))
+        return torch.stack(rows)[None]
+
+    def project(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+@pytest.mark.parametrize(("bits", "block"), [(masked_bits, 0), (block_bits, 4), (block_bits, 2)])
+def test_bounds_are_tight_for_a_perfect_denoiser_and_above_for_others(bits: Any, block: int) -> None:
+    length, samples = 4, 60
+    perfect, blurred = _Law(length, block), _Law(length, block, blur=0.4)
+    window = length - 1 if block == 0 else length
+    estimates, exact, worse = 0.0, 0.0, 0.0
+    for sequence, prob in zip(perfect.sequences, perfect.law.tolist(), strict=True):
+        stream = sequence.numpy().astype(np.int64)
+        exact += prob * perfect.nats(sequence) / np.log(2)
+        estimates += prob * bits(perfect, stream, samples=samples, window=window)
+        worse += prob * bits(blurred, stream, samples=samples, window=window)
+    assert estimates == pytest.approx(exact, rel=0.02)
+    assert worse > 1.03 * exact
+
+
+def test_bits_of_untrained_diffusion_models_are_those_of_a_uniform_law() -> None:
+    stream = np.random.default_rng(0).integers(2, 40, 90)
+    for shape, bits in (
+        (replace(SHAPE, shifted=True), masked_bits),
+        (replace(SHAPE, shifted=True, block=4), block_bits),
+    ):
+        network = Llama(shape)
+        network.load_state_dict({name: torch.zeros_like(weight) for name, weight in network.state_dict().items()})
+        found = bits(network, stream, samples=64, window=16)
+        assert found == pytest.approx(89 * np.log2(39), rel=1e-3 if bits is masked_bits else 0.03)
+
+
+def test_block_pieces_are_made_once() -> None:
+    assert block_pieces(32, 4, CPU) is block_pieces(32, 4, CPU)
