@@ -36,15 +36,32 @@ FAMILIES = (
     "nat-dag",
     "nat-training",
     "diffusion-lossless",
+    "diffusion-decoding",
+    "diffusion-cache",
+    "diffusion-text-models",
+    "block-diffusion",
+    "continuous-latent-diffusion",
+    "any-order",
+    "semantic-parallelism",
 )
 INTRODUCTION = """# Taxonomy: the field's methods and our modules
 
-Four surveys order the field: (32) *A Comprehensive Survey of Accelerated Generation Techniques in Large Language
-Models*, (110) *Speculative Decoding and Beyond: An In-Depth Survey of Techniques*, (173) *Closer Look at Efficient
-Inference Methods: A Survey of Speculative Decoding*, (284) *Unlocking Efficiency in Large Language Model Inference: A
-Comprehensive Survey of Speculative Decoding*. Their abstracts name categories, which the first table maps; the other
-tables map the methods of their field. A method that is not built says why. The numbers are those of the systems in our
-catalogue. Made from `docs/taxonomy.tsv` by `python docs/taxonomy.py`, which fails where a module does not import.
+Six surveys order the field: (32) *A Comprehensive Survey of Accelerated Generation Techniques in Large Language
+Models*, (60) *A Survey on Parallel Text Generation: From Parallel Decoding to Diffusion Language Models*, (110)
+*Speculative Decoding and Beyond: An In-Depth Survey of Techniques*, (173) *Closer Look at Efficient Inference Methods:
+A Survey of Speculative Decoding*, (284) *Unlocking Efficiency in Large Language Model Inference: A Comprehensive Survey
+of Speculative Decoding*, (337) *A Survey on Diffusion Language Models*. The first table maps their categories; the rest
+map the methods of their field. A method that is not built says why, and what is out of scope is marked so. The
+numbers are those of the systems in our catalogue.
+
+Of the surveys 60 and 337 the tables hold every method on the reading lists that their authors publish:
+[60](https://github.com/zhanglingzhe0820/Awesome-Parallel-Text-Generation), with additions up to 2026, and
+[337](https://github.com/VILA-Lab/Awesome-DLMs), of July 2025. Left out are the applications of 337, the foundations of
+continuous diffusion, attacks, and studies that propose no method. The full texts of 60 and 337 were not at hand, so a
+method that only a text names may be missing. *Of the field of* marks systems of our catalogue that belong to a survey's
+field and that its list does not name.
+
+Made from `docs/taxonomy.tsv` by `python docs/taxonomy.py`, which fails where a module does not import.
 """
 
 

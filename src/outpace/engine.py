@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from outpace import constrain
+from outpace.constrain.canvas import CanvasCompiler, CanvasConstraint
 from outpace.errors import CapabilityError, ConfigError, nearest
 from outpace.fit import check_fit, check_partner
 from outpace.infill import Piece, filled, lay_pieces
@@ -180,6 +181,7 @@ class LanguageModel:
         self._others: dict[str, Adapter] = {}
         self._tokenizers_of: dict[str, Tokenizer] = {}
         self._compiler: constrain.Compiler | None = None
+        self._canvas_compilers: dict[tuple[int, ...], CanvasCompiler] = {}
 
     def generate(
         self,
@@ -306,6 +308,8 @@ class LanguageModel:
             raise ConfigError("Two constraints were given.", f"Leave out {next(iter(asked))} or constraint.")
         if asked and self.tokenizer is None:
             raise ConfigError("Constraints on text need a tokenizer.", "Give a constraint over tokens.")
+        if asked and self.target.capabilities.is_canvas:
+            return replace(settings, canvas_constraint=self._on_canvas(request))
         if asked:
             assert self.tokenizer is not None
             if self._compiler is None:
@@ -318,6 +322,16 @@ class LanguageModel:
                 f"Compile it with vocab_size={vocab_size}.",
             )
         return settings
+
+    def _on_canvas(self, request: Request) -> CanvasConstraint:
+        """Return the request's constraint for texts that are written in any order."""
+        assert self.tokenizer is not None
+        # Between given pieces no text may end; nor may one that is to go on past end tokens.
+        ends = () if request.canvas or request.ignore_eos else tuple(self.end_tokens)
+        if ends not in self._canvas_compilers:
+            vocab_size = self.target.capabilities.vocab_size
+            self._canvas_compilers[ends] = CanvasCompiler(self.tokenizer, vocab_size, ends)
+        return self._canvas_compilers[ends].compile(**request.constraints)
 
     def _prompts(self, prompt: Prompt | Sequence[Prompt]) -> tuple[list[list[int]], bool]:
         if hasattr(prompt, "tolist"):  # an array or a tensor of ids

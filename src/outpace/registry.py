@@ -64,6 +64,7 @@ _BUILT_IN = {
     "freecache": "outpace.methods.freecache:FreeCache",
     "apd": "outpace.methods.apd:Apd",
     "freedave": "outpace.methods.freedave:FreeDave",
+    "ssd": "outpace.methods.ssd:SSD",
     "block-draft": "outpace.methods.block_draft:BlockDraft",
 }
 

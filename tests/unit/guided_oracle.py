@@ -41,7 +41,7 @@ def decode(
 
     Args:
         block: places per block, all of the canvas seen; 0 = a window of `reach` places that slides, nothing beyond it
-            seen.
+            seen under full attention.
         reach: 0 = the whole canvas.
     """
     mask, size = target.capabilities.mask_id, target.capabilities.block_size
@@ -56,7 +56,8 @@ def decode(
             stop = min(start + ((base - start) // block + 1) * block, border, len(text))
             seen = min(border, len(text))
         else:
-            stop = seen = min(base + reach if reach else len(text), border, len(text))
+            stop = min(base + reach if reach else len(text), border, len(text))
+            seen = min(border, len(text)) if size else stop  # a model with blocks sees its own whole
         places = [place for place in range(base, stop) if text[place] == mask]
         logits = whole(target, text[:seen])[places]
         logits[:, mask] = float("-inf")

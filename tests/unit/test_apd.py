@@ -13,7 +13,7 @@ from torch import Tensor
 from outpace.errors import ConfigError
 from outpace.methods.apd import Apd, mixture
 from outpace.sampling import Sampler, Sampling
-from outpace.testing.checks import check_method
+from outpace.testing import checks, run_contract
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PROMPTS, make_rows, target_for, write
 
@@ -113,7 +113,9 @@ def test_the_windows_save_positions_and_refresh_undoes_the_cache() -> None:
 
 
 def test_the_contract_holds_with_both_windows() -> None:
-    check_method(Apd(weight=0.5, max_lookahead=5, kv_window=2))
+    chosen = [checks.check_alone, checks.check_end_tokens, checks.check_lengths, checks.check_late_rows]
+    chosen += [checks.check_bookkeeping, checks.check_broken_neighbour, checks.check_settings]
+    assert run_contract(Apd(weight=0.5, max_lookahead=5, kv_window=2), chosen) == {}
 
 
 def test_bad_settings() -> None:

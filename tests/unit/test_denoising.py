@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from outpace.train.bounds import block_bits, masked_bits
-from outpace.train.data import MASK_ID
+from outpace.train.conversion import arms, compare
+from outpace.train.data import EOS_ID, MASK_ID
 from outpace.train.network import Llama, Piece, Shape, cut_pieces
-from outpace.train.objectives import annealed, masked_loss, whole_canvas
+from outpace.train.objectives import annealed, causal_loss, masked_loss, response_places, whole_canvas
 from outpace.train.objectives_block import LOWEST_RATE, block_canvas, block_pieces, block_visible
+from outpace.train.sources import Source
 
 SHAPE = Shape(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=48, vocab=40, context=64, causal=False)
 CPU = torch.device("cpu")
@@ -206,7 +210,7 @@ class _Law:
 
 @pytest.mark.parametrize(("bits", "block"), [(masked_bits, 0), (block_bits, 4), (block_bits, 2)])
 def test_bounds_are_tight_for_a_perfect_denoiser_and_above_for_others(bits: Any, block: int) -> None:
-    length, samples = 4, 60
+    length, samples = 4, 40
     perfect, blurred = _Law(length, block), _Law(length, block, blur=0.4)
     window = length - 1 if block == 0 else length
     estimates, exact, worse = 0.0, 0.0, 0.0
@@ -233,3 +237,67 @@ def test_bits_of_untrained_diffusion_models_are_those_of_a_uniform_law() -> None
 
 def test_block_pieces_are_made_once() -> None:
     assert block_pieces(32, 4, CPU) is block_pieces(32, 4, CPU)
+
+
+def test_responses_alone_are_masked_and_counted() -> None:
+    marker, other = [5, 6], [5, 7]
+    tokens = torch.tensor(
+        [[9, 5, 6, 20, 21, EOS_ID, 8, 8, 5, 7, 30, EOS_ID, 5, 6], [4, 4, EOS_ID, 6, 5, 6, 9, 9, 5, 7, 1, 1, 1, 1]]
+    )
+    expected = torch.zeros_like(tokens, dtype=torch.bool)
+    expected[0, 3:6] = expected[0, 10:12] = expected[1, 6:] = True
+    is_open = response_places(tokens, [marker, other])
+    assert torch.equal(is_open, expected)
+    total = torch.zeros_like(tokens, dtype=torch.float32)
+    for step in range(200):
+        canvas = whole_canvas(tokens, step, seed=0, shifted=True, is_open=is_open)
+        assert torch.equal(canvas.inputs[~is_open], tokens[~is_open])
+        total.flatten().index_add_(0, canvas.outputs + 1, canvas.weights)
+    # Each response token counts once on average, the whole sums to one.
+    assert total[is_open] / 200 * int(is_open.sum()) == pytest.approx(np.ones(int(is_open.sum())), abs=0.3)
+    assert total.sum() / 200 == pytest.approx(1, abs=0.1)
+
+
+def test_a_masked_model_reads_pairs_backwards_and_a_causal_one_does_not() -> None:
+    """The toy reversal task of LLaDA: trained on `a b` alone, which `a` goes with `b`?"""
+    num = 16
+    pairs = torch.stack(
+        [torch.zeros(num), 2 + torch.arange(num), 18 + torch.randperm(num, generator=torch.Generator().manual_seed(0))],
+        dim=1,
+    ).long()
+    right = {}
+    for causal in (True, False):
+        network = Llama(replace(SHAPE, causal=causal, shifted=not causal), seed=0)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=0.0)
+        for step in range(250):
+            canvas = whole_canvas(pairs, step, seed=0, shifted=True)
+            loss = causal_loss(network, pairs) if causal else masked_loss(network, *canvas)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            backwards = (
+                pairs[:, [0, 2]] if causal else torch.stack([pairs[:, 0], torch.full((num,), MASK_ID), pairs[:, 2]], 1)
+            )
+            said = network(backwards)[:, 1 if causal else 0, 2:].argmax(-1) + 2
+            forwards = pairs.index_fill(1, torch.tensor([2]), MASK_ID)
+            after = network(forwards)[:, 1, 2:].argmax(-1) + 2
+        right[causal] = (int((said == pairs[:, 1]).sum()), int((after == pairs[:, 2]).sum()))
+    assert right[False][0] >= 15 and right[False][1] >= 15
+    assert right[True][0] <= 4 and right[True][1] >= 15
+
+
+def test_a_converted_model_starts_from_its_parent_and_a_fresh_one_does_not(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "some.txt").write_text("one two three four five")
+
+    def read(data: Path) -> Iterator[str]:
+        return iter([f"{number} {(data / 'some.txt').read_text()}\n" for number in range(60)])
+
+    source = Source(name="words", files=("some.txt",), origin="here", licence="none", note="toy", weight=0.5, read=read)
+    recipes = {name: replace(recipe, length=32) for name, recipe in arms(4, 2, [source]).items()}
+    assert recipes["converted"].sources[0].weight == 1
+    found = compare(recipes, folder, ["One day a girl named Lily went to the park. She was happy.\n"])
+    # Four steps on something else leave the parent's knowledge in place.
+    assert found["converted"] < 0.8 * found["from scratch"]

@@ -416,8 +416,6 @@ def test_released_weights_are_freed_and_packing_adds_little() -> None:
         {"o_bias": True},
         {"attn_softcap": 30.0},
         {"qk_norm": "full"},
-        {"attention": "block", "block_size": 4},
-        {"logits_shift": True},
     ],
 )
 def test_other_families_are_left_to_the_eager_path(change: dict[str, object]) -> None:

@@ -104,7 +104,7 @@ def test_what_the_model_cannot_see_counts_as_undecided() -> None:
 def slow_ccd(
     steps: list[torch.Tensor], places: list[list[int]], end: int, history: int, top: int
 ) -> tuple[set[int], set[int]]:
-    """The places that the last of several steps writes, one by one and adaptively; all steps greedy, nothing written."""
+    """The places that the last of several greedy steps writes, one by one and adaptively."""
     kept: list[dict[int, list[float]]] = []
     for logits, where in zip(steps, places, strict=True):
         probs = laws(logits)

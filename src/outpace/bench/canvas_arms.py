@@ -7,6 +7,7 @@ from outpace.bench.canvas import Arm, sweep
 __all__ = ["cache_arms", "causal_arms", "lossless_arms", "sampler_arms"]
 
 _COUNTS = (1, 2, 4, 8)
+_STEPS = (32, 16, 8, 4)  # per block
 _THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 CACHES = ("none", "prefix", "dual", "delayed", "greedy", "free")
 
@@ -28,8 +29,8 @@ def sampler_arms(model: str, is_full: bool) -> list[Arm]:
         Arm("factor", model, "fast-dllm", sweep("factor", (0.25, 0.5, 1.0, 1.5, 2.0), cache="auto")),
         Arm("entropy-bounded", model, "eb-sampler", sweep("gamma", (0.01, 0.1, 0.3, 1.0, 2.0))),
         Arm("PC-Sampler", model, "pc-sampler", sweep("per_step", _COUNTS)),
-        Arm("ReMDM", model, "remdm", sweep("per_step", _COUNTS)),
-        Arm("MDLM", model, "mdlm", sweep("steps", (32, 16, 8, 4))),
+        Arm("ReMDM", model, "remdm", sweep("steps", _STEPS)),
+        Arm("MDLM", model, "mdlm", sweep("steps", _STEPS)),
         Arm("CCD", model, "ccd", sweep("history", (1, 2, 3, 4))),
         Arm("Prophet", model, "prophet", tuple({"early": 3 * g, "middle": 2 * g, "late": g} for g in (4.0, 2.5, 1.5, 1.0))),
         Arm("ETE", model, "ete", sweep("threshold", _THRESHOLDS[1:])),

@@ -75,7 +75,7 @@ def caches(
     offered = lm.target.capabilities
     check_fit(chosen, offered)
     assert offered.mask_id is not None  # check_fit has seen to it
-    canvas = Canvas(offered.mask_id, offered.block_size, offered.logits_shift, chosen.ahead)
+    canvas = Canvas(offered.mask_id, offered.block_size, offered.logits_shift, chosen.ahead, chosen.end == "last")
     usable = [policy for policy in policies if policy.name != "block" or canvas.block_size]
     keys = [row_key(seed, 0)] * len(prompts)
     sampler = Sampler(sampling or Sampling(), keys, [lm.end_tokens] * len(prompts))

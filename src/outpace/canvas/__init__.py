@@ -6,6 +6,7 @@ policy; the loop knows none of them.
 
 from outpace.canvas.advance import Advance, advance
 from outpace.canvas.blocks import FixedBlocks, Schedule
+from outpace.canvas.obey import begin_constraint
 from outpace.canvas.policies import POLICIES, Policy, make_policy
 from outpace.canvas.reading import Reading, read
 from outpace.canvas.row import Canvas, CanvasRow
@@ -25,6 +26,7 @@ __all__ = [
     "Schedule",
     "Window",
     "advance",
+    "begin_constraint",
     "lay_window",
     "make_policy",
     "propose_windows",

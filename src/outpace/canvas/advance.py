@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from outpace.canvas.blocks import Schedule
+from outpace.canvas.obey import obey
 from outpace.canvas.policies import Policy, Step
 from outpace.canvas.reading import Reading
 from outpace.canvas.row import Canvas, CanvasRow, Ids
@@ -44,7 +45,7 @@ def write(row: CanvasRow, reading: Reading, canvas: Canvas, rule: Rule, schedule
     """Write what the rule chooses and finish the block if nothing is masked in it; the cache is left as it was."""
     if row.end <= row.base:
         row = replace(row, end=schedule.open(row, reading, canvas), step=0)
-    choice = rule.choose(reading, row)
+    choice = obey(row, reading, rule.choose(reading, row), canvas)
     tokens, log_probs = row.tokens.copy(), row.log_probs.copy()
     if len(choice.masked):
         again = choice.masked[~row.given[choice.masked]]

@@ -84,7 +84,9 @@ class BlockDrafter:
         rows = zip(most, view.room, view.lengths, strict=True)
         return [max(0, min(limit, room - 1, context - length)) for limit, room, length in rows]
 
-    def draft(self, view: View, reach: Sequence[int], steps: int, fewest: int, min_confidence: float) -> list[list[int]]:
+    def draft(
+        self, view: View, reach: Sequence[int], steps: int, fewest: int, min_confidence: float
+    ) -> list[list[int]]:
         """Return drafts for every row, at most `reach` long, drawn with the target's noise.
 
         Args:
@@ -144,7 +146,7 @@ class BlockDrafter:
 
     def _forward(self, lines: Sequence[_Line], asked: Sequence[list[int]]) -> Tensor:
         """Return the logits [B, A, V] at the asked places; the text's finished blocks stay in the cache."""
-        mask_id, device = self.adapter.capabilities.mask_id, self.cache.buffers[0].device
+        mask_id, device = self.adapter.capabilities.mask_id or 0, self.cache.buffers[0].device
         held = self.cache.lengths
         runs = [
             [*line.text, *(mask_id if token < 0 else token for token in line.drafts)][at:] if places else []

@@ -168,7 +168,11 @@ class _Lane:
         while not self.is_done:
             window, reading = self.look()
             self.take(advance(self.row, reading, window, task.canvas, task.rule, task.schedule, self.policy))
-        return self.row.tokens[self.row.prompt : self.row.live()].tolist()
+        return self.text()
+
+    def text(self) -> list[int]:
+        """Return what lies behind the prompt, up to the end of the text."""
+        return [int(token) for token in self.row.tokens[self.row.prompt : self.row.live()]]
 
 
 def divergence(
@@ -195,7 +199,7 @@ def divergence(
         exact = _Lane(task, Policy("none"), row, alone, banned)
         lanes = [_Lane(task, policy, row, alone, banned) for policy in policies]
         _force(exact, lanes, found)
-        wanted = exact.row.tokens[row.prompt : exact.row.live()].tolist()
+        wanted = exact.text()
         for policy, seen in zip(policies, found, strict=True):
             got = _Lane(task, policy, row, alone, banned).run()
             seen.tokens += max(len(wanted), len(got))

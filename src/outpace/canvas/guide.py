@@ -97,5 +97,6 @@ class Agreed:
 
     def choose(self, reading: Reading, row: CanvasRow) -> Choice:
         """Decide for one row."""
-        writes = leading(self.agrees)
+        agrees = self.agrees if reading.waits is None else self.agrees & ~reading.waits
+        writes = leading(agrees)
         return Choice(writes if self.is_open_ended else writes & eligible(reading, row))

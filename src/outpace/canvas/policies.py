@@ -47,11 +47,13 @@ class Step:
 
     def decided(self) -> Bools:
         """Return [P] the places that held a token, not a mask, when they were forwarded."""
-        return self.before.tokens != self.canvas.mask_id
+        is_token: Bools = self.before.tokens != self.canvas.mask_id
+        return is_token
 
     def settled(self) -> Bools:
         """Return [P] the places that were forwarded as the token they still hold."""
-        return self.decided() & (self.before.tokens == self.after.tokens)
+        same: Bools = self.before.tokens == self.after.tokens
+        return self.decided() & same
 
     def written(self) -> Ids:
         """Return the places whose token this step wrote, changed or masked again."""

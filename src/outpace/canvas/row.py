@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from outpace.constrain.canvas import CanvasState
 
 __all__ = ["Bools", "Canvas", "CanvasRow", "Floats", "Ids"]
 
@@ -65,6 +68,7 @@ class CanvasRow:
         age: steps since the cache held nothing but exact entries.
         held: [L] the places whose entries lie in the cache, in the order of their slots.
         memo: what the rule remembers.
+        constraint: what the text behind the prompt must look like; None = anything.
     """
 
     tokens: Ids
@@ -79,6 +83,7 @@ class CanvasRow:
     age: int = 0
     held: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     memo: Any = None
+    constraint: CanvasState | None = None
 
     def live(self) -> int:
         """Return where the text ends: behind its first end token, or with the canvas. Nothing beyond is worked on."""

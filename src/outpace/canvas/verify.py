@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
 from outpace.canvas.rules import Rule
 from outpace.canvas.window import Window, lay_window
 
-__all__ = ["Branches", "Copy", "Reference", "Reread", "Verified", "grow", "lay_copies", "verify"]
+__all__ = ["Branch", "Branches", "Copy", "Reference", "Reread", "Verified", "grow", "lay_copies", "verify"]
 
 Reread = Callable[[CanvasRow, Window], Reading | None]
 """What an earlier forward said of the places that a state asks for, drawn as that state draws; None = not of all."""
@@ -61,8 +61,10 @@ class Reference:
         return self.rule.choose(reading, row).writes
 
 
-Branches = Callable[[Reference, CanvasRow, Reading], Iterable[tuple[float, Reading]]]
-"""What may come of a state and a reading: readings for the rule to decide by, each with a weight up to 1."""
+Branch = Callable[[], Reading]
+"""A reading for the rule to decide by, made when it is wanted."""
+Branches = Callable[[Reference, CanvasRow, Reading], Iterable[tuple[float, Branch]]]
+"""What may come of a state and a reading, each with a weight up to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,38 +156,36 @@ def grow(
     """
     num_held, number = len(row.held), itertools.count()
     found = [Copy(row, reference.window(row), -1, np.arange(num_held), 0, 0)]
-    heap: list[tuple[float, int, int, CanvasRow, Ids]] = []
+    heap: list[tuple[float, int, int, Branch]] = []
 
     def sprout(at: int, weight: float) -> None:
-        for share, step in _steps(found[at], reference, reread, branches):
-            slots = found[at].after(step.slots, num_held)
-            if np.array_equal(slots[:num_held], np.arange(num_held)):
-                heapq.heappush(heap, (-weight * share, next(number), at, step.row, slots))
+        reading = reread(found[at].row, found[at].window)
+        if reading is not None and not reading.is_broken:
+            for share, branch in branches(reference, found[at].row, reading):
+                heapq.heappush(heap, (-weight * share, next(number), at, branch))
 
     if copies > 1:
         sprout(0, 1.0)
     while heap and len(found) < copies:
-        weight, _, parent, state, slots = heapq.heappop(heap)
-        window, last = reference.window(state), found[-1]
-        first = last.first + len(last.window.tokens)
-        if not len(window.asked) or first + len(window.tokens) > room:
-            continue
-        found.append(Copy(state, window, parent, slots, first, last.asked + len(last.window.asked)))
-        sprout(len(found) - 1, -weight)
+        weight, _, parent, branch = heapq.heappop(heap)
+        new = _follow(found, parent, branch(), reference)
+        if new is not None and new.first + len(new.window.tokens) <= room:
+            found.append(new)
+            sprout(len(found) - 1, -weight)
     return found
 
 
-def _steps(copy: Copy, reference: Reference, reread: Reread, branches: Branches) -> Iterator[tuple[float, Advance]]:
-    """Yield the different steps that may follow a state."""
-    reading = reread(copy.row, copy.window)
-    if reading is None or reading.is_broken:
-        return
-    seen: list[Ids] = []
-    for share, branch in branches(reference, copy.row, reading):
-        step = reference.advance(copy.row, branch, copy.window)
-        if not any(np.array_equal(step.row.tokens, other) for other in seen):
-            seen.append(step.row.tokens)
-            yield share, step
+def _follow(found: Sequence[Copy], parent: int, reading: Reading, reference: Reference) -> Copy | None:
+    """Return the copy of what follows a state; None = it is there already, ends the text, or cannot be forwarded."""
+    before, last, num_held = found[parent], found[-1], len(found[0].slots)
+    step = reference.advance(before.row, reading, before.window)
+    slots, window = before.after(step.slots, num_held), reference.window(step.row)
+    is_known = any(c.parent == parent and np.array_equal(c.row.tokens, step.row.tokens) for c in found)
+    is_held = np.array_equal(slots[:num_held], np.arange(num_held))
+    if is_known or not is_held or not len(window.asked):
+        return None
+    first, asked = last.first + len(last.window.tokens), last.asked + len(last.window.asked)
+    return Copy(step.row, window, parent, slots, first, asked)
 
 
 def lay_copies(copies: Sequence[Copy], canvas: Canvas) -> Window:

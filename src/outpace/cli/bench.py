@@ -68,7 +68,8 @@ def bench(
     canvas: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Samplers and caches of masked models, as curves; written here.",
+            metavar="FOLDER",
+            help="Samplers and caches of masked models, as curves; written here.",
             rich_help_panel=_OTHER,
         ),
     ] = None,
@@ -76,7 +77,8 @@ def bench(
         str, typer.Option(metavar="MODEL,...", help="Masked models of --canvas.", rich_help_panel=_OTHER)
     ] = "stories-mask,stories-block",
     causal_models: Annotated[
-        str, typer.Option(metavar="MODEL,...", help="Causal ones beside them; the first judges.", rich_help_panel=_OTHER)
+        str,
+        typer.Option(metavar="MODEL,...", help="Causal ones beside them; the first judges.", rich_help_panel=_OTHER),
     ] = "stories",
     sets: Annotated[
         str, typer.Option(metavar="SET,...", help="Of --canvas: stories and tasks; none = all.", rich_help_panel=_OTHER)

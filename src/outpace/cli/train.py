@@ -11,7 +11,9 @@ __all__ = ["train"]
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="stories, stories-mask, stories-block, stories-draft, translate and others.")],
+    recipe: Annotated[
+        str, typer.Argument(help="stories, stories-mask, stories-block, stories-draft, translate and others.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Directory of the run (default: runs/RECIPE).")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of texts (default: ./data or ../shared/data).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the directory.")] = False,

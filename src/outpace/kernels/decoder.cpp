@@ -10,6 +10,7 @@
 
 #include "decoder.h"
 #include "plan.h"
+#include "sight.h"
 
 namespace outpace {
 
@@ -38,18 +39,19 @@ class Forward {
   Forward(Decoder& decoder, const Call& call, Worker& worker)
       : decoder_(decoder), model_(decoder.model), sizes_(decoder.sizes), call_(call), worker_(worker) {
     float* memory = decoder.bench.as<float>() + worker.thread * decoder.bench_floats;
-    const int64_t queries = std::max<int64_t>(sizes_.item_tokens * sizes_.group, kQueries);
     bench_.dims = sizes_.head_dim;
-    bench_.keys = memory;
+    bench_.bits = reinterpret_cast<uint64_t*>(memory);
+    bench_.keys = memory + 2 * decoder.row_slots;
     bench_.query = bench_.keys + bench_.dims * kLanes;
-    bench_.outputs = bench_.query + queries * bench_.dims;
-    bench_.scores = bench_.outputs + queries * bench_.dims;
+    bench_.outputs = bench_.query + decoder.queries * bench_.dims;
+    bench_.scores = bench_.outputs + decoder.queries * bench_.dims;
   }
 
   void run() {
     for (const Chunk& chunk : decoder_.chunks) {
       chunk_ = &chunk;
       embed();
+      look_around();
       worker_.wait();
       for (int64_t index = 0; index < model_.layers; index++) {
         if (!call_.skip || !call_.skip[index]) run_layer(index);
@@ -85,7 +87,7 @@ class Forward {
     worker_.wait();
     place(layer, index);
     worker_.wait();
-    attend(layer, index);
+    attend(index);
     worker_.wait();
     add({decoder_.attended.as<uint32_t>(), sizes_.attended_row, num_tokens()}, output, gate_up);
     worker_.wait();
@@ -177,7 +179,7 @@ class Forward {
   void tap(int64_t index) {
     const Answer* answers = decoder_.answers.data() + chunk_->answers.begin;
     worker_.share(chunk_->answers.size(), [&](int64_t i) {
-      write_row(tapped(index, answers[i]), residual(answers[i].token - chunk_->tokens.begin), model_.hidden);
+      write_row(tapped(index, answers[i]), residual(answers[i].asked - chunk_->tokens.begin), model_.hidden);
     });
   }
 
@@ -275,49 +277,34 @@ class Forward {
     }
   }
 
-  void attend(const LayerView& layer, int64_t index) {
-    // Items of one head are neighbours: its keys stay in this core's cache.
-    const int64_t items = chunk_->items.size();
-    worker_.claim(items * model_.kv_heads, [&](int64_t work, bool) {
-      attend_item(layer, index, decoder_.items[chunk_->items.begin + work % items], work / items);
+  // Write down once what the items of this chunk see; all heads and layers read it.
+  void look_around() {
+    const int64_t windows = decoder_.windows.size();
+    worker_.share(chunk_->items.size() * windows, [&](int64_t i) {
+      const Item& item = decoder_.items[chunk_->items.begin + i / windows];
+      look(decoder_, call_, item, decoder_.windows[i % windows], bench_.bits, decoder_.sights[i]);
     });
   }
 
-  void attend_item(const LayerView& layer, int64_t index, const Item& item, int64_t kv_head) {
-    const Token* tokens = decoder_.tokens.data() + item.first;
-    const int64_t group = sizes_.group, dim = model_.head_dim, row = tokens[0].row;
-    int64_t begin = decoder_.ends[row], end = 0;
-    for (int64_t i = 0; i < item.count; i++) {
-      begin = std::min(begin, first_seen(layer, tokens[i]));
-      end = std::max(end, last_seen(tokens[i]));
-    }
-    bench_.slots = round_up(end - begin, kLanes);
-    for (int64_t i = 0; i < item.count; i++) {
-      for (int64_t g = 0; g < group; g++) take_query(i * group + g, item.first + i, kv_head * group + g);
-    }
-    score<Type>(bench_, item.count * group, entry(index, 0, row, kv_head, begin), end - begin, dim);
-    for (int64_t i = 0; i < item.count; i++) {
-      for (int64_t g = 0; g < group; g++) {
-        float* scores = bench_.scores + (i * group + g) * bench_.slots;
-        hide(layer, tokens[i], scores, begin, end);
-        weigh(scores, bench_.slots);
-      }
-    }
-    gather<Type>(bench_, item.count * group, entry(index, 1, row, kv_head, begin), end - begin, dim);
-    for (int64_t i = 0; i < item.count; i++) {
-      for (int64_t g = 0; g < group; g++) give_output(i * group + g, item.first + i, kv_head * group + g);
-    }
+  void attend(int64_t index) {
+    // Items of one head are neighbours: its keys stay in this core's cache.
+    const int64_t items = chunk_->items.size(), windows = decoder_.windows.size();
+    worker_.claim(items * model_.kv_heads, [&](int64_t work, bool) {
+      const int64_t item = work % items;
+      const Sight& sight = decoder_.sights[item * windows + decoder_.window_of[index]];
+      attend_item(index, decoder_.items[chunk_->items.begin + item], sight, work / items);
+    });
   }
 
-  // The first slot that a token may see; valid entries have slot = position.
-  int64_t first_seen(const LayerView& layer, const Token& token) const {
-    if (layer.window == 0) return 0;
-    return std::max<int64_t>(0, std::min(call_.lengths[token.row], token.position - layer.window + 1));
-  }
-
-  // One past the last slot that a token may see.
-  int64_t last_seen(const Token& token) const {
-    return call_.visible || model_.is_full ? decoder_.ends[token.row] : token.slot + 1;
+  void attend_item(int64_t index, const Item& item, const Sight& sight, int64_t kv_head) {
+    const int64_t group = sizes_.group, dim = model_.head_dim, row = decoder_.tokens[item.first].row;
+    const int64_t queries = item.count * group;
+    bench_.slots = sight.num_blocks * kLanes;
+    for (int64_t q = 0; q < queries; q++) take_query(q, item.first + q / group, kv_head * group + q % group);
+    score<Type>(bench_, sight, queries, group, entry(index, 0, row, kv_head, 0), dim);
+    for (int64_t q = 0; q < queries; q++) weigh(bench_.scores + q * bench_.slots, bench_.slots);
+    gather<Type>(bench_, sight, queries, entry(index, 1, row, kv_head, 0), dim);
+    for (int64_t q = 0; q < queries; q++) give_output(q, item.first + q / group, kv_head * group + q % group);
   }
 
   void take_query(int64_t query, int64_t token, int64_t head) {
@@ -332,24 +319,6 @@ class Forward {
     uint32_t* row = decoder_.attended.as<uint32_t>() + (token - chunk_->tokens.begin) * sizes_.attended_row;
     write_row(reinterpret_cast<Element*>(row) + head * model_.head_dim, bench_.outputs + query * bench_.dims,
               model_.head_dim);
-  }
-
-  // Set the scores of slots that a token does not see (begin.. in `scores`) to -inf.
-  void hide(const LayerView& layer, const Token& token, float* scores, int64_t begin, int64_t end) const {
-    const int64_t length = call_.lengths[token.row];
-    for (int64_t slot = begin; slot < first_seen(layer, token); slot++) scores[slot - begin] = kHidden;
-    for (int64_t slot = std::max(length, begin); slot < end; slot++) {
-      if (!sees(layer, token, slot - length)) scores[slot - begin] = kHidden;
-    }
-    for (int64_t i = end - begin; i < bench_.slots; i++) scores[i] = kHidden;
-  }
-
-  // Whether a token sees the `other`-th token of its row in this forward.
-  bool sees(const LayerView& layer, const Token& token, int64_t other) const {
-    const int64_t position = call_.position[token.row * call_.width + other];
-    if (position < 0 || (layer.window && position <= token.position - layer.window)) return false;
-    if (call_.visible) return call_.visible[(token.row * call_.width + token.index) * call_.width + other];
-    return model_.is_full || other <= token.index;
   }
 
   Decoder& decoder_;

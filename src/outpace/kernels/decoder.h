@@ -29,7 +29,10 @@ struct LayerView {
 };
 
 struct ModelView {
-  int64_t is_bfloat16, is_full;
+  int64_t is_bfloat16;
+  int64_t is_full;     // every token sees every other; else, with a `block`, those of its block and of earlier ones
+  int64_t block;       // positions per block; 0 = a token sees itself and those before it in its row
+  int64_t is_shifted;  // the output for a token is read one token before it
   int64_t vocab, hidden, layers, heads, kv_heads, head_dim, ffn, positions;
   double norm_eps, attention_scale;
   const LayerView* layer;
@@ -64,7 +67,9 @@ struct Token {
 };
 
 struct Answer {  // one row of logits
-  int64_t token, output;
+  int64_t token;   // whose state the head reads
+  int64_t asked;   // whose states are tapped: the same token, or the next when outputs are shifted
+  int64_t output;
 };
 
 struct Item {  // neighbouring tokens of one row that attend together
@@ -123,28 +128,39 @@ struct Sizes {
         attended_row(input_stride(words(m.heads * m.head_dim))),
         activated_row(input_stride(words(m.ffn))),
         head_dim(round_up(m.head_dim, kLanes)),
-        item_tokens(std::max<int64_t>(1, kQueries / group)) {}
+        item_tokens(std::max<int64_t>(1, kQueries / group)),
+        most_tokens(std::max<int64_t>(1, kMostQueries / group)) {}
 
   int64_t words(int64_t elements) const { return (elements + per_word - 1) / per_word; }
 
   int64_t per_word, group, hidden, projected, projected_row, normed_row, attended_row, activated_row, head_dim;
-  int64_t item_tokens;  // tokens per attention item
+  int64_t item_tokens, most_tokens;  // per attention item: whatever they see, and where all see the same
 };
 
 struct Decoder {
-  explicit Decoder(const ModelView& view) : model(view), sizes(view), layers(view.layer, view.layer + view.layers) {}
+  explicit Decoder(const ModelView& view) : model(view), sizes(view), layers(view.layer, view.layer + view.layers) {
+    for (const LayerView& layer : layers) {
+      const auto found = std::find(windows.begin(), windows.end(), layer.window);
+      window_of.push_back(found - windows.begin());
+      if (found == windows.end()) windows.push_back(layer.window);
+    }
+  }
 
   ModelView model;
   Sizes sizes;
   std::vector<LayerView> layers;
+  std::vector<int64_t> windows, window_of;  // the different windows, and per layer which of them it has
   // Planned by `plan.h` for each call.
   std::vector<Token> tokens, holes;  // holes = padding before a row's last token: its slots are read with weight 0
   std::vector<Answer> answers;
   std::vector<Item> items;
   std::vector<Chunk> chunks;
   std::vector<int64_t> ends;  // per row, slots written or valid
+  int64_t queries = 0;        // of the largest item
+  int64_t row_slots = 0;      // of the longest row, padded to kLanes
   int64_t bench_floats = 0;   // per thread
-  Buffer residual, normed, projected, attended, activated, bench;
+  std::vector<Sight> sights;  // [items of the largest chunk, windows]; filled in by the threads (see sight.h)
+  Buffer blocks, runs, masks, residual, normed, projected, attended, activated, bench;
   Team team;
 
   Matrix qkv(const LayerView& l) const { return matrix(l.qkv, model.hidden, sizes.projected); }

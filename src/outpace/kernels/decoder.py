@@ -35,7 +35,6 @@ def supports(spec: Spec) -> bool:
     """Whether the compiled path computes this decoder; the eager path serves the others."""
     return (
         (spec.norm, spec.norm_placement, spec.activation, spec.is_gated) == ("rms", "pre", "silu", True)
-        and spec.attention in ("causal", "full")
         and spec.positions in ("rotary", "none")
         and spec.qk_norm in ("none", "head")
         and spec.has_final_norm
@@ -43,7 +42,7 @@ def supports(spec: Spec) -> bool:
         and spec.embed_scale == 1.0
         and spec.head_dim % 2 == 0
         and not (spec.is_parallel or spec.o_bias or spec.mlp_bias or spec.head_bias)
-        and not (spec.attn_softcap or spec.final_softcap or spec.logits_shift)
+        and not (spec.attn_softcap or spec.final_softcap)
     )
 
 
@@ -366,6 +365,7 @@ def _half_tables(packer: _Packer, spec: Spec, index: int) -> tuple[int, int]:
 
 def _model_view(packer: _Packer, spec: Spec, weights: Weights, layers: ctypes.Array[LayerView]) -> ModelView:
     view = ModelView(is_bfloat16=packer.dtype == torch.bfloat16, is_full=spec.attention == "full")
+    view.block, view.is_shifted = spec.block_size, spec.logits_shift
     view.vocab, view.hidden, view.layers = spec.vocab_size, spec.hidden_size, spec.num_layers
     view.heads, view.kv_heads, view.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
     view.ffn, view.positions = spec.ffn_size, spec.max_positions

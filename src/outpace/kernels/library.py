@@ -47,7 +47,7 @@ class ModelView(Structure):
     """Mirror of the C++ `ModelView`."""
 
     _fields_ = [
-        *[(name, c_int64) for name in ("is_bfloat16", "is_full")],
+        *[(name, c_int64) for name in ("is_bfloat16", "is_full", "block", "is_shifted")],
         *[(name, c_int64) for name in ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")],
         ("positions", c_int64),
         *[(name, c_double) for name in ("norm_eps", "attention_scale")],

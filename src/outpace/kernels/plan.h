@@ -2,6 +2,7 @@
 #pragma once
 
 #include "decoder.h"
+#include "sight.h"
 
 namespace outpace {
 
@@ -36,22 +37,26 @@ inline Status list_answers(Decoder& decoder, const Call& call) {
   for (int64_t output = 0; output < call.rows * call.asked; output++) {
     const int64_t row = output / call.asked, index = call.ask ? call.ask[output] : output % call.asked;
     if (index < 0 || index >= call.width) return kBadAsk;
-    const int64_t token = token_at[row * call.width + index];
-    if (token < 0) memset(static_cast<char*>(call.logits) + output * bytes, 0, bytes);
-    else decoder.answers.push_back({token, output});
+    const int64_t at = row * call.width + index, asked = token_at[at];
+    const int64_t token = decoder.model.is_shifted && index > 0 ? token_at[at - 1] : asked;
+    if (token < 0 || asked < 0) memset(static_cast<char*>(call.logits) + output * bytes, 0, bytes);
+    else decoder.answers.push_back({token, asked, output});
   }
   std::stable_sort(decoder.answers.begin(), decoder.answers.end(),
                    [](const Answer& a, const Answer& b) { return a.token < b.token; });
   return kOk;
 }
 
-// Attention items of the tokens begin..end-1: neighbours of one row.
-inline void list_items(Decoder& decoder, Range tokens) {
+// Attention items of the tokens begin..end-1: neighbours of one row. An item of some size ends where sight changes.
+inline void list_items(Decoder& decoder, const Call& call, Range tokens) {
+  const Sizes& sizes = decoder.sizes;
   for (int64_t first = tokens.begin; first < tokens.end;) {
     int64_t count = 1;
-    while (count < decoder.sizes.item_tokens && first + count < tokens.end &&
-           decoder.tokens[first + count].row == decoder.tokens[first].row) {
-      count++;
+    for (; count < sizes.most_tokens && first + count < tokens.end; count++) {
+      const Token& last = decoder.tokens[first + count - 1];
+      const Token& next = decoder.tokens[first + count];
+      if (last.row != next.row) break;
+      if (count >= sizes.item_tokens && !has_same_sight(decoder.model, call, last, next)) break;
     }
     decoder.items.push_back({first, count});
     first += count;
@@ -60,8 +65,10 @@ inline void list_items(Decoder& decoder, Range tokens) {
 
 // A causal forward without a mask can run in chunks: no token sees a later one. Others run in one piece.
 inline void cut_chunks(Decoder& decoder, const Call& call) {
+  const ModelView& model = decoder.model;
   const int64_t total = decoder.tokens.size();
-  const int64_t size = decoder.model.is_full || call.visible ? std::max<int64_t>(total, 1) : kChunk;
+  const bool is_chain = !model.is_full && !model.block && !call.visible && !model.is_shifted;
+  const int64_t size = is_chain ? kChunk : std::max<int64_t>(total, 1);
   decoder.items.clear();
   decoder.chunks.clear();
   int64_t answer = 0;
@@ -69,7 +76,7 @@ inline void cut_chunks(Decoder& decoder, const Call& call) {
     Chunk chunk;
     chunk.tokens = {begin, std::min(begin + size, total)};
     chunk.items.begin = decoder.items.size();
-    list_items(decoder, chunk.tokens);
+    list_items(decoder, call, chunk.tokens);
     chunk.items.end = decoder.items.size();
     chunk.answers.begin = answer;
     const int64_t answers = decoder.answers.size();
@@ -79,13 +86,34 @@ inline void cut_chunks(Decoder& decoder, const Call& call) {
   }
 }
 
+// Room for what the items of a chunk see, per window.
+inline void reserve_sights(Decoder& decoder, int64_t items, int64_t tokens) {
+  const int64_t count = items * static_cast<int64_t>(decoder.windows.size());
+  const int64_t blocks = decoder.row_slots / kLanes;  // at most, since every block but the last takes kLanes slots
+  decoder.blocks.reserve(count * blocks * sizeof(Block));
+  decoder.runs.reserve(count * blocks * sizeof(Run));
+  decoder.masks.reserve(count * blocks * tokens * sizeof(uint16_t));
+  decoder.sights.resize(count);
+  for (int64_t i = 0; i < count; i++) {
+    decoder.sights[i] = {decoder.blocks.as<Block>() + i * blocks, decoder.runs.as<Run>() + i * blocks,
+                         decoder.masks.as<uint16_t>() + i * blocks * tokens, 0, 0, blocks};
+  }
+}
+
 inline void reserve(Decoder& decoder, int64_t threads) {
   const Sizes& sizes = decoder.sizes;
-  int64_t rows = 1, slots = 1;
-  for (const Chunk& chunk : decoder.chunks) rows = std::max({rows, chunk.tokens.size(), chunk.answers.size()});
+  int64_t rows = 1, slots = 1, items = 0, tokens = 1;
+  for (const Chunk& chunk : decoder.chunks) {
+    rows = std::max({rows, chunk.tokens.size(), chunk.answers.size()});
+    items = std::max(items, chunk.items.size());
+  }
   for (int64_t end : decoder.ends) slots = std::max(slots, end);
-  const int64_t queries = std::max<int64_t>(sizes.item_tokens * sizes.group, kQueries);
-  decoder.bench_floats = queries * (2 * sizes.head_dim + round_up(slots, kLanes)) + sizes.head_dim * kLanes;
+  for (const Item& item : decoder.items) tokens = std::max(tokens, item.count);
+  decoder.row_slots = round_up(slots, kLanes);
+  decoder.queries = std::max<int64_t>(tokens * sizes.group, kQueries);
+  decoder.bench_floats =
+      2 * decoder.row_slots + decoder.queries * (2 * sizes.head_dim + decoder.row_slots) + sizes.head_dim * kLanes;
+  reserve_sights(decoder, items, tokens);
   decoder.residual.reserve(4 * rows * sizes.hidden);
   decoder.normed.reserve(4 * std::max(rows, threads * kPrivateRows) * sizes.normed_row);
   decoder.projected.reserve(4 * rows * sizes.projected_row);

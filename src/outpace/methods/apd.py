@@ -1,13 +1,12 @@
 """Draw all masks at once, and keep the tokens that a small causal model would have drawn as well, from the left.
 
-Paper: Israel, Van den Broeck, Grover (2025), arXiv 2506.00413. Both models draw with the same noise: the diffusion model
-    from its law at each place, and once more from the product of the two models' laws, raised to `weight` and
-    1 - `weight`. The longest run of places where both draws agree is kept, and at least the first, as drawn from the
-    diffusion model.
+Paper: Israel, Van den Broeck, Grover (2025), arXiv 2506.00413. Each place is drawn twice with the same noise: from the
+    diffusion model's law, and from the product of both models' laws, raised to `weight` and 1 - `weight`. The longest
+    run of places where both draws agree is kept, and at least the first, as drawn from the diffusion model.
 Guarantee: approximate. weight=1 keeps every token drawn; the reference is left to right, one token per step.
 Cost: per step one forward of what the cache does not hold, and one of the guide over the window; the guide's cache.
-Differences: the masks that a step sees are cut off under block attention at the end of the model's block; the guide
-    needs the diffusion model's vocabulary.
+Differences: under block attention a step sees the model's block whole, and draws no further; the guide needs the
+    diffusion model's vocabulary.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Apd(GuidedCanvas):
 
     Attributes:
         weight: of the diffusion model in the product (the paper's R), from 0 to 1; greater = more tokens per step.
-        max_lookahead: masks that a step sees and draws (the paper's M); 0 = all.
+        max_lookahead: masks that a step draws, and sees (the paper's M); 0 = all.
         kv_window: places behind the first mask that are computed anew, the others frozen (the paper's W); -1 = no
             approximate cache.
 
@@ -69,7 +68,9 @@ class Apd(GuidedCanvas):
     is_open_ended: ClassVar[bool] = True
     name: ClassVar[str] = "apd"
     family: ClassVar[str] = "diffusion"
-    summary: ClassVar[str] = "Keeps the drawn tokens, from the left, that a mixture with a small causal model draws too."
+    summary: ClassVar[str] = (
+        "Keeps drawn tokens from the left while a mixture with a small causal model draws them too."
+    )
     paper: ClassVar[Paper] = Paper(
         "Accelerating Diffusion LLMs via Adaptive Parallel Decoding",
         "Israel, Van den Broeck, Grover",
@@ -82,7 +83,7 @@ class Apd(GuidedCanvas):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.weight <= 1:
-            raise ConfigError(f"weight is {self.weight}.", "weight must be from 0 (the guide) to 1 (the diffusion model).")
+            raise ConfigError(f"weight is {self.weight}.", "weight must be from 0 (guide) to 1 (diffusion).")
         if self.max_lookahead < 0 or self.kv_window < -1:
             raise ConfigError(
                 f"max_lookahead is {self.max_lookahead} and kv_window {self.kv_window}.",

@@ -21,6 +21,7 @@ from outpace.canvas import (
     Schedule,
     Window,
     advance,
+    begin_constraint,
     lay_window,
     make_policy,
     propose_windows,
@@ -61,7 +62,7 @@ class CanvasMethod(Method):
     Attributes:
         block: places per block; 0 = the model's own block length, or 32.
         cache: "auto" (exact: "block" under block attention, else "none"), "none", "block", or an approximate policy:
-            "prefix", "dual", "delayed".
+            "prefix", "dual", "delayed", "greedy", "free".
         refresh: steps after which an approximate cache is computed anew; 0 = at the ends of blocks only.
         ahead: masked places behind the block that a forward under full attention holds; -1 = all up to the end.
         end: where an end token may be written: "free" = anywhere, as the models were trained; "last" = only where
@@ -123,11 +124,11 @@ class CanvasMethod(Method):
         if self.cache == "block" and not canvas.block_size:
             raise CapabilityError(
                 f"The cache 'block' needs block attention (the model's is {capabilities.attention}).",
-                "Use cache=none, or an approximate one: prefix, dual, delayed.",
+                "Use cache=none, or an approximate one: prefix, dual, delayed, greedy, free.",
             )
         if context.sampler.settings.is_stateful:
             raise ConfigError(
-                f"{self.name} writes out of order, so no penalty, bad word, min_tokens or constraint can hold.",
+                f"{self.name} writes out of order, so no penalty, bad word, min_tokens or left-to-right constraint can hold.",
                 "Leave them out, or use a causal model.",
             )
         rows, banned = [], []
@@ -137,7 +138,8 @@ class CanvasMethod(Method):
             is_filled_in = any(token >= 0 for token in rest)
             row = CanvasRow.begin(text, rest, canvas, () if is_filled_in else ends)
             held = np.arange(0)
-            rows.append(replace(row, held=held))
+            constraint = begin_constraint(context.sampler.settings.canvas_constraint, rest)
+            rows.append(replace(row, held=held, constraint=constraint))
             # Between given pieces no text may end.
             banned.append(torch.tensor([canvas.mask_id, *(ends if is_filled_in else ())], device=device))
         return CanvasState(rows, canvas, context.target, banned)

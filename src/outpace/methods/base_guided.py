@@ -1,4 +1,4 @@
-"""What methods on a canvas with a small causal guide have in common: one forward of it per step, over what was drawn."""
+"""What methods on a canvas with a small causal guide have in common: it reads, once per step, what was drawn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from outpace.canvas import Reading, advance
+from outpace.canvas import Advance, Reading, advance
 from outpace.canvas.guide import Agreed, Guide
 from outpace.canvas.row import Bools
 from outpace.methods.base_canvas import CanvasMethod, CanvasState
@@ -66,7 +66,7 @@ class GuidedCanvas(CanvasMethod):
             for index, window in enumerate(windows)
         ]
         expected = state.extra.read(state.canvases, readings)
-        steps = []
+        steps: list[Advance | None] = []
         for index, (row, window, reading) in enumerate(zip(state.canvases, windows, readings, strict=True)):
             if reading.is_broken:
                 steps.append(None)

@@ -11,7 +11,7 @@ from outpace.canvas import Canvas, CanvasRow, Reading, Schedule, Window, propose
 from outpace.canvas.reach import Reach
 from outpace.canvas.reading import reread
 from outpace.canvas.rules import Ranked
-from outpace.canvas.verify import Copy, Reference, Verified, grow, lay_copies, verify
+from outpace.canvas.verify import Branch, Copy, Reference, Verified, grow, lay_copies, verify
 from outpace.errors import ConfigError
 from outpace.methods.base_canvas import CanvasMethod, CanvasState
 from outpace.methods.masked_diffusion import ORDERS, MaskedDiffusion
@@ -68,8 +68,8 @@ class VerifiedCanvas(CanvasMethod):
         shared = {field.name: getattr(self, field.name) for field in fields(CanvasMethod)}
         return MaskedDiffusion(**shared, order=self.order)
 
-    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Reading]]:
-        """Return what may come of a state and a reading: readings to decide by, each with a weight up to 1."""
+    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Branch]]:
+        """Return what may come of a state and a reading, each with a weight up to 1."""
         raise NotImplementedError
 
     def start(self, context: Context) -> CanvasState:

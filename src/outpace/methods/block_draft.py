@@ -1,7 +1,7 @@
 """A block-diffusion model drafts the rest of its block at once; its causal twin checks.
 
-Paper: Li et al. (2025), arXiv 2510.02358 (DiffuSpec): a masked model drafts many tokens in one forward, and the length of
-    the drafts follows acceptance.
+Paper: Li et al. (2025), arXiv 2510.02358 (DiffuSpec): a masked model drafts many tokens in one forward, and the length
+    of the drafts follows acceptance.
 Guarantee: exact (sample and match).
 Cost: at most 1 target forward per emitted token; per step `steps` forwards of the drafter over the block that holds the
     end of the text, and as many over the next one where few places are left; the drafter's weights and cache.
@@ -100,7 +100,5 @@ class BlockDraft(Method):
         if outcome.proposal is None or not self.is_adaptive or outcome.proposal.origin != self.name:
             return state
         steps = zip(state.length, outcome.proposal.length, outcome.accepted, strict=True)
-        lengths = [
-            next_length(length, proposed, accepted, self.draft_len) for length, proposed, accepted in steps
-        ]
+        lengths = [next_length(length, proposed, accepted, self.draft_len) for length, proposed, accepted in steps]
         return replace(state, length=lengths)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from outpace.canvas import CanvasRow, Reading
-from outpace.canvas.verify import Reference
+from outpace.canvas.verify import Branch, Reference
 from outpace.methods.base import Paper
 from outpace.methods.base_verified import VerifiedCanvas
 
@@ -44,7 +44,7 @@ class FreeDave(VerifiedCanvas):
         "Drafts on top of a confidence threshold.",
     )
 
-    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Reading]]:
+    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Branch]]:
         """Return the reading alone: the rule decides by it as it stands."""
         del reference, row
-        return [(1.0, reading)]
+        return [(1.0, lambda: reading)]

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
 from outpace.canvas import CanvasRow, Reading
 from outpace.canvas.row import Ids
-from outpace.canvas.verify import Reference
+from outpace.canvas.verify import Branch, Reference
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
 from outpace.methods.base_verified import VerifiedCanvas
@@ -60,7 +61,7 @@ class SSD(VerifiedCanvas):
         if self.width < 1:
             raise ConfigError(f"width is {self.width}.", "width must be 1 or more.")
 
-    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterator[tuple[float, Reading]]:
+    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterator[tuple[float, Branch]]:
         """Yield the reading as it stands, then single places of it: the next in rank, and runners-up of their tokens.
 
         A place of rank k weighs 2^-(k + 1), and the drawn token there (1 + confidence) / 2 of that.
@@ -73,9 +74,9 @@ class SSD(VerifiedCanvas):
                 return
             at, share = chosen[:1], 0.5 ** (rank + 1)
             sure = float(reading.confidence[at[0]])
-            yield share * (1 + sure) / 2, (reading if rank == 0 else _part(reading, at))
+            yield share * (1 + sure) / 2, partial(_part, reading, at) if rank else lambda: reading
             if len(chosen) == 1 and self.width > 1:
-                yield share * (1 - sure) / 2, _runner_up(reading, at)
+                yield share * (1 - sure) / 2, partial(_runner_up, reading, at)
             rest = np.setdiff1d(rest, chosen)
 
 
@@ -99,4 +100,7 @@ def _runner_up(reading: Reading, at: Ids) -> Reading:
     logits[0, int(reading.tokens[at[0]])] = float("-inf")
     sampler, where = reading.sampler, reading.logits.new_tensor(reading.places[at]).long().unsqueeze(0)
     drawn = sampler.pick(sampler.process(logits, None).unsqueeze(0), where, visit=reading.visit)
-    return Reading(reading.places[at], drawn[0].cpu().numpy(), reading.logits[at], sampler, reading.visit)
+    other = Reading(reading.places[at], drawn[0].cpu().numpy(), reading.logits[at], sampler, reading.visit)
+    if "probs" in vars(reading):
+        vars(other)["probs"] = vars(reading)["probs"][at]
+    return other

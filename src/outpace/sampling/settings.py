@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
+    from outpace.constrain.canvas import CanvasConstraint
     from outpace.constrain.protocol import Constraint
 
 __all__ = ["Sampling"]
@@ -36,6 +37,7 @@ class Sampling:
         min_tokens: end tokens are impossible before this many tokens were written.
         constraint: what the written text must look like (see `outpace.constrain`); None = anything. End tokens are
             possible only where the text is complete, and a text to which nothing may be added ends at once.
+        canvas_constraint: the same for a text that is written in any order (see `outpace.constrain.canvas`).
 
     Raises:
         ConfigError: a value is out of range; the sentence names it.
@@ -53,6 +55,7 @@ class Sampling:
     bad_words: Sequence[Sequence[int]] = ()
     min_tokens: int = 0
     constraint: Constraint | None = None
+    canvas_constraint: CanvasConstraint | None = None
 
     def __post_init__(self) -> None:
         ranges: list[tuple[str, float, bool, str]] = [

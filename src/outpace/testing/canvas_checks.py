@@ -1,9 +1,9 @@
 """The executable contract of methods on a canvas: what must hold for every sampler, under full and block attention.
 
 Like `outpace.testing.checks`, on toy models in float64: a row in a ragged batch equals the row alone, rows come and go,
-seeds reproduce, exact caches change nothing, given pieces stay, nothing is computed behind the end of the text. A method
-that promises exactness must write what its reference writes; the reference must write what a plain loop without cache
-or batch writes (`outpace.testing.canvas_oracle`).
+seeds reproduce, exact caches change nothing, given pieces stay, nothing is computed behind the end of the text. A
+method that promises exactness must write what its reference writes; the reference must write what a plain loop without
+cache or batch writes (`outpace.testing.canvas_oracle`).
 """
 
 from __future__ import annotations
@@ -106,9 +106,11 @@ def check_end_of_work(method: Method) -> None:
                 run.step()
                 proposal = run.last.proposal if run.last is not None else None
                 assert proposal is not None and proposal.position is not None, "A canvas has positions."
+                last, size = int(proposal.position[0, : proposal.length[0]].max()), target.capabilities.block_size
+                if size and canvas.end > canvas.base and method.needs.copies == 1:
+                    assert last < (canvas.base // size + 1) * size, f"Place {last} is not in the model's block."
                 if canvas.live() < len(canvas.tokens) and canvas.end > canvas.base:
                     seen += 1
-                    last = int(proposal.position[0, : proposal.length[0]].max())
                     assert last < canvas.live(), f"Place {last} was forwarded behind the end of the text."
             assert target.capabilities.mask_id not in row.written, "A mask was emitted."
             assert not {3, 4, 5, 6} & set(row.written[:-1]), f"Text follows an end token: {row.written}."

@@ -90,7 +90,7 @@ def _first(order: str, logits: Tensor, drawn: Sequence[int], key: int, places: S
 
 
 def random_order_law(model: ToyModel, prompt: Sequence[int], temperature: float) -> Tensor:
-    """Return the law of two places written in random order, [V * V]: the mean over both orders of the product of laws."""
+    """Return the law of two places written in random order, [V * V]: the mean over both orders of products of laws."""
     mask, vocab = model.capabilities.mask_id, model.capabilities.vocab_size
     assert mask is not None
 

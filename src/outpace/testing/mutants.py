@@ -2,6 +2,8 @@
 
     python -m outpace.testing.mutants
 
+Faults of what only canvases use meet the checks of canvases; all others meet the rest.
+
 A mutant names a function and one piece of its source to replace, so it is always a change of the code as it is now; if
 that piece is gone, applying the mutant fails and says so. Exactness tests that never failed prove nothing: these make
 them fail.
@@ -25,10 +27,11 @@ from outpace.methods.draft_model import DraftModel
 from outpace.methods.prompt_lookup import PromptLookup
 from outpace.testing import world
 from outpace.testing.answers import answer_checks, law_checks
+from outpace.testing.canvas_answers import canvas_answers
 from outpace.testing.checks import contract_checks
 from outpace.testing.enumeration import rule_checks
 
-__all__ = ["MUTANTS", "Mutant", "battery", "catch"]
+__all__ = ["CANVAS_MUTANTS", "MUTANTS", "Mutant", "battery", "catch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Mutant:
         where: "module:function" or "module:Class.function", below `outpace`.
         old: a piece of its source, found exactly once.
         new: what stands there instead.
+        is_canvas: it lies in what only canvases use.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Mutant:
     where: str
     old: str
     new: str
+    is_canvas: bool = False
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -475,8 +480,197 @@ MUTANTS = (
 )
 
 
-def battery() -> list[tuple[str, Callable[[], None]]]:
-    """Return all checks that a fault has to pass, named; the cheap ones first."""
+def _on_canvas(name: str, fault: str, where: str, old: str, new: str) -> Mutant:
+    return Mutant(name, fault, where, old, new, is_canvas=True)
+
+
+CANVAS_MUTANTS = (
+    _on_canvas(
+        "draw-without-visit",
+        "a place is drawn with the same noise in every step",
+        "canvas.reading:_draw",
+        "where, visit=row.visit)",
+        "where, visit=0)",
+    ),
+    _on_canvas(
+        "draw-by-rank",
+        "draws are keyed by the place's rank among the masks instead of the place",
+        "canvas.reading:_draw",
+        "where = torch.from_numpy(places)",
+        "where = torch.arange(len(places))",
+    ),
+    _on_canvas(
+        "visit-by-step",
+        "the key of draws counts steps of the block instead of tokens written",
+        "canvas.advance:write",
+        "visit=row.visit + len(at)",
+        "visit=row.step + 1",
+    ),
+    _on_canvas(
+        "guess-accepted-unseen",
+        "a guess is kept whether or not the reference comes to it",
+        "canvas.verify:verify",
+        "other.parent == at and other.stands_for(state, slots, reference)",
+        "other.parent == at",
+    ),
+    _on_canvas(
+        "guess-followed",
+        "the walk goes on with the guessed state: its memory and its log-probabilities",
+        "canvas.verify:verify",
+        "step = reference.advance(state, reading, copy.window)",
+        "step = reference.advance(copy.row, reading, copy.window)",
+    ),
+    _on_canvas(
+        "first-copy-kept",
+        "the cache keeps the entries of the row's own copy instead of the accepted one's",
+        "canvas.verify:Copy.after",
+        "nodes = num_held + self.first + np",
+        "nodes = num_held + np",
+    ),
+    _on_canvas(
+        "first-copy-read",
+        "every copy is decided by what was said of the row's own",
+        "methods.base_verified:VerifiedCanvas.accept",
+        "logits[copy.asked : copy.asked + len(asked)]",
+        "logits[: len(asked)].clone()",
+    ),
+    _on_canvas(
+        "copies-see-copies",
+        "a copy sees the copies before it",
+        "canvas.verify:lay_copies",
+        "visible[own, own] = _sight(copy.window.places, canvas)",
+        "visible[own, : own.stop] = True",
+    ),
+    _on_canvas(
+        "entries-not-seen",
+        "a copy does not see the entries that the copies before it stand for",
+        "canvas.verify:lay_copies",
+        "visible[own, copy.slots[num_held:] - num_held] = True",
+        "pass",
+    ),
+    _on_canvas(
+        "dropped-entries-seen",
+        "guesses go on behind a step that drops entries of the cache",
+        "canvas.verify:_follow",
+        "np.array_equal(slots[:num_held], np.arange(num_held))",
+        "True",
+    ),
+    _on_canvas(
+        "block-sees-ahead",
+        "copies under block attention see the whole window",
+        "canvas.verify:_sight",
+        "if not canvas.block_size:",
+        "if True:",
+    ),
+    _on_canvas(
+        "shift-ignored",
+        "where logits are shifted, the place before an asked one is read from the cache",
+        "canvas.advance:keep",
+        "if canvas.logits_shift:",
+        "if False:",
+    ),
+    _on_canvas(
+        "floor-one-block-late",
+        "the block in work counts as exact",
+        "canvas.row:Canvas.floor",
+        "return length // self.block_size * self.block_size",
+        "return -(-length // self.block_size) * self.block_size",
+    ),
+    _on_canvas(
+        "border-one-block-late",
+        "the model sees the block behind its own",
+        "canvas.row:Canvas.border",
+        "(base // self.block_size + 1)",
+        "(base // self.block_size + 2)",
+    ),
+    _on_canvas(
+        "prefill-open-block",
+        "the prompt's last block is cached although its end is still to be written",
+        "prefill:catch_up",
+        "(len(text) - 1) // grain * grain - length",
+        "(len(text) - 1) - length",
+    ),
+    _on_canvas(
+        "dual-holds-block",
+        "the dual cache keeps written places of the block in work",
+        "canvas.policies:_dual",
+        "place >= step.after.end",
+        "place >= step.after.base",
+    ),
+    _on_canvas(
+        "prefix-holds-rest",
+        "the prefix cache keeps what lies behind the block",
+        "canvas.policies:_prefix",
+        "step.before.base",
+        "len(step.before.tokens)",
+    ),
+    _on_canvas(
+        "delayed-too-early",
+        "the delayed cache keeps the entry of a place that was forwarded as a mask",
+        "canvas.policies:_delayed",
+        "return step.settled()",
+        "return step.after.tokens != step.canvas.mask_id",
+    ),
+    _on_canvas(
+        "refresh-too-late",
+        "an approximate cache is computed anew one step too late",
+        "canvas.policies:Policy.stay",
+        "step.before.age + 1 >= self.refresh",
+        "step.before.age >= self.refresh",
+    ),
+    _on_canvas(
+        "end-not-cut",
+        "an end token does not end the canvas",
+        "canvas.row:CanvasRow.live",
+        "if not self.ends:",
+        "if True:",
+    ),
+    _on_canvas(
+        "end-between-pieces",
+        "a text may end between given pieces",
+        "methods.base_canvas:CanvasMethod.start",
+        "*(ends if is_filled_in else ())",
+        "*()",
+    ),
+    _on_canvas(
+        "pieces-overwritten",
+        "the first given piece counts as one to be written",
+        "canvas.row:CanvasRow.begin",
+        "np.where(given, tokens, canvas.mask_id)",
+        "np.where(given & (np.arange(len(tokens)) < size + 3), tokens, canvas.mask_id)",
+    ),
+    _on_canvas(
+        "block-never-closed",
+        "a block is final while its last place is masked",
+        "canvas.advance:_finish",
+        "row.tokens[row.base : end]",
+        "row.tokens[row.base : end - 1]",
+    ),
+    _on_canvas(
+        "mask-taken",
+        "a prompt with a mask token is not refused",
+        "methods.base_canvas:CanvasMethod._check",
+        "if canvas.mask_id in text or canvas.mask_id in rest:",
+        "if False:",
+    ),
+    _on_canvas(
+        "slots-shuffled",
+        "the cache keeps the neighbours of the entries that should stay",
+        "cache.static:Cache.retain",
+        "torch.tensor(chosen[still:], device",
+        "torch.tensor([slot - 1 for slot in chosen[still:]], device",
+    ),
+)
+
+
+def battery(is_canvas: bool = False) -> list[tuple[str, Callable[[], None]]]:
+    """Return all checks that a fault has to pass, named; the cheap ones first.
+
+    Args:
+        is_canvas: those of what only canvases use.
+    """
+    if is_canvas:
+        return [(check.__name__, check) for check in canvas_answers()]
     subjects: list[Method] = [DraftModel(draft_len=4), DraftModel(draft_len=2, tree_width=2), PromptLookup(draft_len=5)]
     first = [
         "check_equality",
@@ -513,7 +707,7 @@ def catch(mutant: Mutant | None, is_thorough: bool = False) -> list[str]:
     """
     caught = []
     with mutant.applied() if mutant is not None else contextlib.nullcontext():
-        for name, check in battery():
+        for name, check in _batteries(mutant):
             try:
                 check()
             except Exception:  # a crash is a failure too
@@ -523,20 +717,27 @@ def catch(mutant: Mutant | None, is_thorough: bool = False) -> list[str]:
     return caught
 
 
+def _batteries(mutant: Mutant | None) -> list[tuple[str, Callable[[], None]]]:
+    if mutant is None:
+        return [*battery(), *battery(is_canvas=True)]
+    return battery(mutant.is_canvas)
+
+
 def main() -> int:
     """Print a table of all faults and what caught them; return the exit status, 1 if one escaped."""
     is_thorough = "--all" in sys.argv[1:]
     escaped = 0
     clean = catch(None)
     print(f"{'(no fault)':24}{'nothing fails' if not clean else 'FAILS: ' + clean[0]}")
-    for mutant in MUTANTS:
+    mutants = (*MUTANTS, *CANVAS_MUTANTS)
+    for mutant in mutants:
         began = time.perf_counter()
         caught = catch(mutant, is_thorough)
         escaped += not caught
         print(
             f"{mutant.name:24}{', '.join(caught) or 'ESCAPED':60}{time.perf_counter() - began:6.1f} s  {mutant.fault}"
         )
-    print(f"{len(MUTANTS) - escaped} of {len(MUTANTS)} faults were caught.")
+    print(f"{len(mutants) - escaped} of {len(mutants)} faults were caught.")
     return 1 if escaped or clean else 0
 
 

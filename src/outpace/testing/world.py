@@ -83,7 +83,7 @@ def target_for(attention: str) -> ToyModel:
 
 @functools.lru_cache(maxsize=4)
 def drafter_for(attention: str) -> ToyModel:
-    """Return a drafter that agrees with `target_for` often, but not always; "canvas" = the causal target's block twin."""
+    """Return a drafter that agrees with `target_for` often, but not always; for "canvas", with the causal one."""
     if attention == "canvas":
         causal = target_for("causal")
         return ToyModel(attention="block", like=causal, noise=0.15, seed=1, block_size=4, logits_shift=True)

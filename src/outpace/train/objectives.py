@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data import MASK_ID
+from .data import EOS_ID, MASK_ID
 from .network import Llama, Piece, cut_pieces
 
 TEACHER_SHARE = 0.9
@@ -42,29 +43,49 @@ class Canvas(NamedTuple):
     positions: Tensor | None = None
 
 
-def mask_tokens(tokens: Tensor, step: int, seed: int) -> tuple[Tensor, Tensor]:
+def mask_tokens(tokens: Tensor, step: int, seed: int, is_open: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mask each row of `tokens` [B, T] at its own rate t ~ U(0, 1): (masked copy [B, T], weights float32 [B, T]).
 
     The rates are stratified: one in each B-th of the unit interval, which lowers the variance of the bound at no cost.
     The weights are 1/t where a token is masked and 0 elsewhere, over the number of tokens: with them the summed
-    cross-entropy is the bound of MDLM (Sahoo et al., 2024, arXiv 2406.07524, eq. 10) per token.
+    cross-entropy is the bound of MDLM (Sahoo et al., 2024, arXiv 2406.07524, eq. 10) per token. With bool `is_open`
+    [B, T] only those tokens are masked and counted, as LLaDA is fine-tuned (Nie et al., 2025, arXiv 2502.09992).
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     batch, length = tokens.shape
     offset = torch.rand((), generator=generator)
     rate = ((torch.arange(batch) + offset) / batch).clamp_min(max(1.0 / length, LOWEST_RATE)).unsqueeze(1)
     is_masked = (torch.rand((batch, length), generator=generator) < rate).to(tokens.device)
-    weights = is_masked / rate.to(tokens.device) / tokens.numel()
+    if is_open is not None:
+        is_masked &= is_open
+    num = tokens.numel() if is_open is None else is_open.sum().clamp_min(1)
+    weights = is_masked / rate.to(tokens.device) / num
     return torch.where(is_masked, MASK_ID, tokens), weights
 
 
-def whole_canvas(tokens: Tensor, step: int, seed: int, shifted: bool) -> Canvas:
+def response_places(tokens: Tensor, markers: Sequence[Sequence[int]]) -> Tensor:
+    """Which of `tokens` [B, T] answer a prompt: those after a marker, to the end of the document with it."""
+    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    closes = torch.zeros_like(tokens, dtype=torch.bool)
+    for marker in markers:
+        size = len(marker)
+        found = (tokens.unfold(1, size, 1) == torch.tensor(list(marker), device=tokens.device)).all(-1)
+        closes[:, size - 1 :] |= found
+
+    def last(condition: Tensor) -> Tensor:
+        """Where the condition held last before each place."""
+        return F.pad(torch.where(condition, places, -1).cummax(1).values[:, :-1], (1, 0), value=-1)
+
+    return last(closes) > last(tokens == EOS_ID)
+
+
+def whole_canvas(tokens: Tensor, step: int, seed: int, shifted: bool, is_open: Tensor | None = None) -> Canvas:
     """A masked copy of `tokens` [B, T] in which every position may see every other.
 
     With `shifted` the output before a position speaks of it, as in a causal network (Gong et al., 2024, arXiv
     2410.17891). No output stands before the first position, so that one is then always shown.
     """
-    masked, weights = mask_tokens(tokens, step, seed)
+    masked, weights = mask_tokens(tokens, step, seed, is_open)
     shift = int(shifted)
     if shifted:
         masked[:, 0], weights[:, 0] = tokens[:, 0], 0.0

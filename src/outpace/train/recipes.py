@@ -25,6 +25,8 @@ class Recipe:
         parent: Recipe whose tokenizer is shared, and whose weights teach (`distilled`) or start (else) this one.
         from_scratch: Take the parent's tokenizer alone and start from random weights.
         anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
+        responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked
+            (`masked`): fine-tuning on responses alone.
         complementary: Show each row twice, every token masked in exactly one of the two views (`block`).
         steps: Optimiser steps on a CPU.
         gpu_steps: Optimiser steps where there is a GPU.
@@ -47,6 +49,7 @@ class Recipe:
     parent: str | None = None
     from_scratch: bool = False
     anneal: float = 0.0
+    responses_after: tuple[str, ...] = ()
     complementary: bool = False
     steps: int
     gpu_steps: int
@@ -79,7 +82,7 @@ _RECIPES = (
         objective="masked",
         parent="stories",
         anneal=0.1,
-        steps=2400,
+        steps=1650,
         gpu_steps=16000,
         length=256,
         matrix_rate=3e-3,
@@ -93,7 +96,7 @@ _RECIPES = (
         shape=replace(_BASE, causal=False, block=16, shifted=True),
         objective="block",
         parent="stories",
-        steps=1800,
+        steps=1350,
         gpu_steps=16000,
         length=256,
         matrix_rate=3e-3,

@@ -19,7 +19,7 @@ from .data import Mixture, find_data, mix, read_documents, train_tokenizer
 from .export import Run, export, load_network, load_tokenizer
 from .loop import EXIT_INTERRUPTED, Loop, log, logging_to, run
 from .network import Llama
-from .objectives import Canvas, annealed, causal_loss, distilled_loss, masked_loss, whole_canvas
+from .objectives import Canvas, annealed, causal_loss, distilled_loss, masked_loss, response_places, whole_canvas
 from .objectives_block import block_canvas
 from .recipes import RECIPES, TRANSLATIONS, Recipe, TranslationRecipe
 
@@ -79,7 +79,9 @@ class Trainer(Loop):
         extra = 1 if shape.causal else 0
         tokens = self.mixture.batch(self.step, rows, length + extra).to(self.device)
         if recipe.objective == "masked":
-            canvas = whole_canvas(tokens, self.step, self.seed, shape.shifted)
+            markers = [self.tokenizer.encode(text).ids for text in recipe.responses_after]
+            is_open = response_places(tokens, markers) if markers else None
+            canvas = whole_canvas(tokens, self.step, self.seed, shape.shifted, is_open)
             share = self.step / (recipe.anneal * self.steps) if recipe.anneal else 1.0
             return canvas._replace(pieces=annealed(length, share, self.step, self.seed, self.device))
         if recipe.objective == "block":

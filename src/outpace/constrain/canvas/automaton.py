@@ -243,7 +243,7 @@ def _short(pattern: str) -> str:
 
 def _reason(error: Exception) -> str:
     """Return the library's complaint on one line."""
-    text = " ".join(str(error).split()).rstrip(".")
+    text = " ".join(str(error).split()).strip("'.")
     if text in ("^", "$"):
         return "the whole text is matched, so it has no anchors"
     return text or "it is not a regular expression"

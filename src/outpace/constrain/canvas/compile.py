@@ -9,8 +9,8 @@ from outpace.constrain.canvas.automaton import DEAD, Automaton, Trie
 from outpace.constrain.canvas.chart import Chart
 from outpace.constrain.canvas.contextfree import ContextFreeConstraint, parts
 from outpace.constrain.canvas.grammar import Grammar, read_lark
-from outpace.constrain.canvas.plan import plan
 from outpace.constrain.canvas.network import as_automaton
+from outpace.constrain.canvas.plan import plan
 from outpace.constrain.canvas.regular import RegularConstraint
 from outpace.constrain.canvas.schema import read_schema
 from outpace.constrain.vocabulary import vocabulary
@@ -61,9 +61,7 @@ class CanvasCompiler:
         ConfigError: the tokenizer has no bytes of its own.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, vocab_size: int | None = None, end_tokens: Collection[int] = ()
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None, end_tokens: Collection[int] = ()) -> None:
         spelled, special = vocabulary(tokenizer, vocab_size)
         self._ends = tuple(sorted({token for token in end_tokens if 0 <= token < len(spelled)}))
         self._trie = Trie(spelled, {*special, *self._ends})

@@ -8,7 +8,7 @@ is any text; here it is as many tokens as it has masked places, so that the last
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,12 @@ from outpace.constrain.canvas.automaton import DEAD, TokenTable, Trie
 from outpace.constrain.canvas.chart import BARRED, MASK, Chart, Point, bits
 from outpace.constrain.canvas.plan import Plan
 from outpace.constrain.canvas.protocol import Canvas
-from outpace.constrain.canvas.regular import best_allowed, hopeless, too_short
+from outpace.constrain.canvas.regular import draw_allowed, misfit
+from outpace.errors import ConfigError
 
 __all__ = ["ContextFreeConstraint", "ContextFreeState", "parts"]
 
-_TRIALS = 12  # best tokens that `pick` tests one by one before it takes the best that lies within a terminal
+_TRIALS = 12  # drawn tokens that are tested one by one before one within a terminal is drawn
 _REACH = 128  # unseen places behind the canvas that are looked at; more would only allow longer ways out
 
 
@@ -57,11 +58,9 @@ class ContextFreeConstraint:
         """Return the state of an empty text."""
         return ContextFreeState(self, [])
 
-    def require(self, length: int) -> None:
-        """Raise ConfigError if no text of at most `length` tokens is found."""
-        chain = self.chart.read([MASK] * length)
-        if not self.chart.ways(chain):
-            raise too_short(self.kind, length)
+    def misfit(self, canvas: Canvas) -> ConfigError:
+        """Return the error of a canvas that cannot be completed, said before anything is written on it."""
+        return misfit(self.kind, canvas, bool(self.ends))
 
 
 class ContextFreeState:
@@ -112,23 +111,35 @@ class ContextFreeState:
         allowed[list(constraint.ends)] = bool(ways >> depth)
         return torch.from_numpy(allowed)
 
-    def pick(self, canvas: Canvas, place: int, scores: Tensor, room: int = 0) -> int:
-        """Return the token of the highest score that may be written at a masked place.
+    def accepts(self, canvas: Canvas, place: int, token: int, room: int = 0) -> bool:
+        """Return whether one token may be written at a masked place, as a part of the text or its end."""
+        constraint = self._constraint
+        if any(known in constraint.ends for known in [*self._tokens, *canvas[:place]]) or token in constraint.ends:
+            return self.fits(canvas, place, token, room)
+        return bool(constraint.is_part[token]) and self._is_inside(canvas, place, token, room)
 
-        The best few are tested one by one, as the paper does; then the best of `allowed` is taken, which may pass over
-        a better token that reaches across terminals.
+    def redraw(self, canvas: Canvas, place: int, draw: Callable[[Tensor], int], room: int = 0) -> int:
+        """Return a token that may be written at a masked place; see `CanvasState`.
+
+        The first few that are drawn are tested one by one, as the paper does; then one of `allowed` is drawn, which may
+        pass over a better token that reaches across terminals.
         """
         constraint, within = self._constraint, self.allowed(canvas, place, room)
         if not bool(within.any()):
-            raise hopeless(constraint.kind)
-        scores = scores.detach().cpu()
-        best, order = scores.topk(min(_TRIALS, len(scores)))
-        for score, token in zip(best.tolist(), order.tolist(), strict=True):
-            if score == -np.inf:
-                break
-            if within[token] or (constraint.is_part[token] and self.fits(canvas, place, token, room)):
-                return int(token)
-        return best_allowed(constraint.kind, within, scores)
+            raise misfit(constraint.kind, canvas, bool(constraint.ends))
+        left, trials = within | torch.from_numpy(constraint.is_part), _TRIALS
+        while trials and (token := draw(left)) >= 0:
+            if within[token] or self.accepts(canvas, place, token, room):
+                return token
+            left[token], trials = False, trials - 1
+        return draw_allowed(within, draw)
+
+    def _is_inside(self, canvas: Canvas, place: int, token: int, room: int) -> bool:
+        """Return whether a text can be completed that has `token` at a place; `fits` lets it end before."""
+        text = [*self._tokens, *canvas[:place], token, *canvas[place + 1 :]]
+        chain = self._read(text, room)
+        before = sum(len(self._edges(token)) for token in text[: len(self._tokens) + place])
+        return bool(self._constraint.chart.ways(chain, (1 << (len(chain) - 1 - before)) - 1))
 
     def completion(self, canvas: Canvas, room: int = 0) -> list[int] | None:
         """Return some canvas without masks that completes this one, or None."""
@@ -152,7 +163,6 @@ class ContextFreeState:
         if token is None:
             return (MASK,)
         return self._constraint.spelled[token] or (BARRED,)
-
 
 
 def parts(plan: Plan, trie: Trie) -> NDArray[np.bool_]:

@@ -91,7 +91,7 @@ def plan(grammar: Grammar) -> Plan:
     Raises:
         ConfigError: a terminal cannot be read.
     """
-    made, numbers = Plan(), {}
+    made, numbers = Plan(), dict[str, int]()
     names = [*grammar.terminals, *grammar.rules]
     for name in names:
         numbers[name] = len(numbers)
@@ -157,8 +157,13 @@ def _follow(made: Plan) -> set[tuple[int, int]]:
     first, last = made._spread(own, is_first=True), made._spread(own, is_first=False)
     found = set()
     for one, other in made.pairs.values():
-        found |= {(left, right) for left in made.entry if last[one] >> left & 1
-                  for right in made.entry if first[other] >> right & 1}
+        found |= {
+            (left, right)
+            for left in made.entry
+            if last[one] >> left & 1
+            for right in made.entry
+            if first[other] >> right & 1
+        }
     return found
 
 

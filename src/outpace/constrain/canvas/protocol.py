@@ -6,10 +6,12 @@ end token, or where the canvas does; `room` more masked places may follow unseen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
+
+from outpace.errors import ConfigError
 
 __all__ = ["Canvas", "CanvasConstraint", "CanvasState"]
 
@@ -28,16 +30,16 @@ class CanvasConstraint(Protocol):
         """Return the state of an empty text."""
         ...
 
-    def require(self, length: int) -> None:
-        """Raise ConfigError if no text of at most `length` tokens is allowed."""
+    def misfit(self, canvas: Canvas) -> ConfigError:
+        """Return the error of a canvas that cannot be completed, said before anything is written on it."""
         ...
 
 
 class CanvasState(Protocol):
     """Where one text stands: a function of the tokens pushed, which stand to the left of every canvas that is asked about.
 
-    The promise: if `can_complete(canvas)`, then `pick` finds a token for every masked place, and `can_complete` holds
-    again once it is written. So whatever the order, a canvas that could be completed at first ends as an allowed text.
+    The promise: if `can_complete(canvas)`, then `redraw` finds a token for every masked place, and `can_complete` holds
+    again once it is written. Whatever the order, a canvas that could be completed at first ends as an allowed text.
     """
 
     def push(self, token: int) -> None:
@@ -57,20 +59,28 @@ class CanvasState(Protocol):
         ...
 
     def allowed(self, canvas: Canvas, place: int, room: int = 0) -> Tensor:
-        """Return [V] bool on the CPU: tokens that may be written at a masked place as a part of the text, or as its end.
+        """Return [V] bool on the CPU: tokens that may be written at a masked place, as a part of the text or its end.
 
         A token that could stand there only because the text ends before is left out, unless an end token already
         stands before the place: then all are allowed. Nothing is allowed if the canvas cannot be completed.
         """
         ...
 
-    def pick(self, canvas: Canvas, place: int, scores: Tensor, room: int = 0) -> int:
-        """Return the token of the highest score that may be written at a masked place.
+    def accepts(self, canvas: Canvas, place: int, token: int, room: int = 0) -> bool:
+        """Return whether one token may be written at a masked place, as a part of the text or its end.
+
+        Like `allowed`, but of one token. What else the same step writes must already stand in the canvas.
+        """
+        ...
+
+    def redraw(self, canvas: Canvas, place: int, draw: Callable[[Tensor], int], room: int = 0) -> int:
+        """Return a token that may be written at a masked place.
 
         Args:
             canvas: the row's; what else this step writes must already stand in it.
             place: index of a masked place.
-            scores: [V]; log-probabilities with Gumbel noise make the pick a sample from the law of the tokens that fit.
+            draw: given [V] bool, returns one of these tokens, or -1 for none of them; with one noise for all calls, what
+                is returned is a sample from the law of the tokens that fit.
             room: masked places behind the canvas.
 
         Raises:

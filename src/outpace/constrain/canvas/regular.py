@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from outpace.constrain.canvas.automaton import DEAD, Automaton, TokenTable
 from outpace.constrain.canvas.protocol import Canvas
 from outpace.errors import ConfigError
 
-__all__ = ["RegularConstraint", "RegularState", "hopeless", "too_short"]
+__all__ = ["RegularConstraint", "RegularState", "draw_allowed", "misfit"]
 
 _Flags = NDArray[np.bool_]
 _BARRED = -1e9  # log-probability of a token that the law bars: chosen only where the constraint leaves nothing else
@@ -46,10 +46,9 @@ class RegularConstraint:
         """Return the state of an empty text."""
         return RegularState(self, self.automaton.start)
 
-    def require(self, length: int) -> None:
-        """Raise ConfigError if no text of at most `length` tokens is allowed."""
-        if not self.start().can_complete([], length):
-            raise too_short(self.kind, length)
+    def misfit(self, canvas: Canvas) -> ConfigError:
+        """Return the error of a canvas that cannot be completed, said before anything is written on it."""
+        return misfit(self.kind, canvas, bool(self.ends))
 
     @functools.cached_property
     def forward(self) -> _Edges:
@@ -125,13 +124,20 @@ class RegularState:
         kinds = scan.good[place + 1][constraint.table.next[states]].any(axis=0)
         allowed = kinds[constraint.table.kind]
         accept = constraint.automaton.accept
-        could_end = any((scan.reached[at] & accept).any() for at in range(place + 1) if canvas[at] is None)
+        could_end = any(bool(np.any(scan.reached[at] & accept)) for at in range(place + 1) if canvas[at] is None)
         allowed[list(constraint.ends)] = could_end
         return torch.from_numpy(allowed)
 
-    def pick(self, canvas: Canvas, place: int, scores: Tensor, room: int = 0) -> int:
-        """Return the token of the highest score that may be written at a masked place."""
-        return best_allowed(self._constraint.kind, self.allowed(canvas, place, room), scores)
+    def accepts(self, canvas: Canvas, place: int, token: int, room: int = 0) -> bool:
+        """Return whether one token may be written at a masked place, as a part of the text or its end."""
+        return bool(self.allowed(canvas, place, room)[token])
+
+    def redraw(self, canvas: Canvas, place: int, draw: Callable[[Tensor], int], room: int = 0) -> int:
+        """Return a token that may be written at a masked place; see `CanvasState`."""
+        allowed = self.allowed(canvas, place, room)
+        if not bool(allowed.any()):
+            raise self._constraint.misfit(canvas)
+        return draw_allowed(allowed, draw)
 
     def completion(self, canvas: Canvas, room: int = 0) -> list[int] | None:
         """Return some canvas without masks that completes this one, or None."""
@@ -241,29 +247,20 @@ def _viterbi(
     return [ends[0] if token is None else token for token in written]
 
 
-def best_allowed(kind: str, allowed: Tensor, scores: Tensor) -> int:
-    """Return the allowed token of the highest score, the lowest id among equals.
-
-    Raises:
-        ConfigError: nothing is allowed.
-    """
-    if not bool(allowed.any()):
-        raise hopeless(kind)
-    barred = scores.detach().cpu().double().masked_fill(~allowed, -torch.inf).numpy()
-    token = int(barred.argmax())
-    return token if np.isfinite(barred[token]) else int(allowed.nonzero()[0])
+def draw_allowed(allowed: Tensor, draw: Callable[[Tensor], int]) -> int:
+    """Return the token drawn of those allowed, or the first of them if the law bars them all."""
+    token = draw(allowed)
+    return token if token >= 0 else int(allowed.nonzero()[0])
 
 
-def hopeless(kind: str) -> ConfigError:
+def misfit(kind: str, canvas: Canvas, can_end: bool) -> ConfigError:
     """Return the error of a canvas that cannot be completed."""
+    if any(token is not None for token in canvas):
+        return ConfigError(
+            f"Between the given pieces there is no way to meet the {kind}.",
+            "Give pieces that can be parts of an allowed text, with enough places between them.",
+        )
+    extent = "at most" if can_end else "exactly"
     return ConfigError(
-        f"The tokens that stand on the canvas leave the {kind} no way to be met.",
-        "Give it pieces of text that can be parts of an allowed one, with enough room between them.",
-    )
-
-
-def too_short(kind: str, length: int) -> ConfigError:
-    """Return the error of a canvas on which no allowed text fits."""
-    return ConfigError(
-        f"No text of at most {length} tokens meets the {kind}.", "Ask for more tokens, or allow shorter texts."
+        f"No text of {extent} {len(canvas)} tokens meets the {kind}.", "Ask for more tokens, or allow shorter texts."
     )

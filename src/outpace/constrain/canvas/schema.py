@@ -83,10 +83,14 @@ class _Reader:
             raise _unknown(f"x-guidance: {unknown[0]}")
         blank = r"[ \t\n\r]*" if style["whitespace_flexible"] else ""
         self._blank = blank
-        self._comma = self._terminal(blank + re.escape(str(style["item_separator"]).strip(" ") if blank else
-                                                       str(style["item_separator"])) + blank)
-        self._colon = self._terminal(blank + re.escape(str(style["key_separator"]).strip(" ") if blank else
-                                                       str(style["key_separator"])) + blank)
+        self._comma = self._terminal(
+            blank
+            + re.escape(str(style["item_separator"]).strip(" ") if blank else str(style["item_separator"]))
+            + blank
+        )
+        self._colon = self._terminal(
+            blank + re.escape(str(style["key_separator"]).strip(" ") if blank else str(style["key_separator"])) + blank
+        )
 
     def grammar(self) -> Grammar:
         """Return the whole grammar."""
@@ -234,7 +238,7 @@ class _Reader:
         if least < len(fixed) or (most is not None and most < len(fixed)):
             # Shorter ones would be allowed; all of `prefixItems` is always written.
             least = max(least, len(fixed))
-        if most is not None and most < least or item is None and least > len(fixed):
+        if (most is not None and most < least) or (item is None and least > len(fixed)):
             raise _unknown("prefixItems with minItems or maxItems that exclude it")
         inside = [symbol for part in fixed for symbol in (self._comma, *part)][1:]
         if item is not None and most != len(fixed):
@@ -260,7 +264,7 @@ class _Reader:
         ]
         # From the last property on: what may follow if something was written (`later`), and if nothing was (`first`).
         later: Symbols = ()
-        first: Symbols | None = ()
+        first: Symbols = ()
         if extra is not False:
             pair = (self._terminal(_key_not_in(properties)), self._colon, *self._value(extra))
             name = f"rule {len(self._rules)}"
@@ -291,7 +295,9 @@ def _string(schema: Mapping[str, Any]) -> str:
         return f'"{_FORMATS[schema["format"]]}"'
     if "pattern" in schema:
         return f'"{safe_pattern(str(schema["pattern"]), _PLAIN)}"'
-    return f'"{_CHARACTER}{{{least},{"" if most is None else most}}}"' if least or most is not None else f'"{_CHARACTER}*"'
+    return (
+        f'"{_CHARACTER}{{{least},{"" if most is None else most}}}"' if least or most is not None else f'"{_CHARACTER}*"'
+    )
 
 
 def _integer(schema: Mapping[str, Any]) -> str:
