@@ -75,18 +75,21 @@ def describe(kind: type[Method]) -> dict[str, Any]:
 
 
 def _settings(kind: type[Method]) -> list[dict[str, Any]]:
-    docs = _attributes(inspect.getdoc(kind) or "")
+    # A class says what its own settings mean, and leaves those that it inherits to its bases.
+    docs: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        docs |= _attributes(inspect.cleandoc(base.__doc__ or ""))
     fields = dataclasses.fields(kind)
     return [{"name": field.name, "default": field.default, "doc": docs.get(field.name, "")} for field in fields]
 
 
 def _attributes(doc: str) -> dict[str, str]:
-    """Read the section "Attributes:" of a docstring: what it says of each name."""
+    """Read the section "Attributes:" of a docstring: what it says of each name, or of several ("early, late: ...")."""
     section = re.search(r"^Attributes:\n((?: .*\n?|\n)+)", doc, flags=re.MULTILINE)
     if section is None:
         return {}
-    items = re.findall(r"^    (\w+): ((?:.*)(?:\n     +.*)*)", section[1], flags=re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in items}
+    items = re.findall(r"^    (\w+(?:, \w+)*): ((?:.*)(?:\n     +.*)*)", section[1], flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for names, text in items for name in names.split(", ")}
 
 
 def _write() -> None:

@@ -23,7 +23,7 @@ COMMANDS = [
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
 --presence-penalty --frequency-penalty --logit-bias --bad-word --min-tokens --regex --json-schema --grammar --seed
 --num-samples --stop --dtype --device --ignore-eos --json --chat --trace --logprobs --batch-invariant --no-compile
---help""".split()
+--card --infill --help""".split()
 
 
 def flags_of(name: str) -> set[str]:
@@ -57,6 +57,7 @@ def test_generate_has_exactly_the_promised_flags() -> None:
         ("trace", {"--html", "--json"}),
         ("tune", {"--model", "--json"}),
         ("bench", {"--model", "--methods", "--prompts", "--peers", "--json", "--plot"}),
+        ("bench", {"--canvas", "--canvas-models", "--causal-models", "--sets"}),
         ("train", {"--out", "--resume", "--data"}),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import random
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from outpace import kernels
 from outpace.cache import Cache
 from outpace.kernels import build as building
+from outpace.kernels.decoder import compile_decoder
 from outpace.kernels.probe import make_weights
 from outpace.models.spec import Rope, Spec
 from outpace.models.transformer import Transformer
@@ -301,3 +303,20 @@ def test_a_wide_canvas_has_the_bits_of_a_masked_one(kind: str, dtype: torch.dtyp
     ask = torch.tensor([[0, 200, 419]])
     plain = forward(model, nodes, cache, ask=ask).logits
     assert torch.equal(plain, forward(model, nodes, cache, sight(model.spec, nodes[1]), ask=ask).logits)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="an x86 architecture level")
+def test_older_machines_keep_the_bits_too(kind: str, dtype: torch.dtype) -> None:
+    """Blocks of keys half as wide: two copies side by side, and each alone."""
+    draw = random.Random(11)
+    spec = make_spec(draw, **KINDS[kind])
+    decoder = compile_decoder(spec, draw_weights(spec, dtype), dtype, machine="-march=x86-64-v3")
+    assert decoder is not None, kernels.note()
+    copies = [draw_nodes(draw, spec, draw.sample(range(200), size)) for size in (35, 21)]
+    seen = torch.block_diag(*[sight(spec, position).float() for _, position in copies]).bool()
+    shape = (1, spec.num_kv_heads, 56, spec.head_dim)
+    cache = Cache([torch.full(shape, float("nan"), dtype=dtype) for _ in range(2 * spec.num_layers)], 2, None, [0])
+    tokens, position = side_by_side(copies)
+    together = decoder.forward(tokens[None], position[None], seen[None], cache)[0].split([35, 21])
+    for part, (ids, places) in zip(together, copies, strict=True):
+        assert torch.equal(part, decoder.forward(ids[None], places[None], None, cache)[0])

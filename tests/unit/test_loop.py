@@ -161,7 +161,7 @@ LAYERS = {
         *("types", "sampling", "cache", "schedule", "draft", "accept", "methods", "tree", "errors", "catalogue"),
         *("registry", "fit", "commit", "tune", "layout", "prefill", "canvas"),
     },
-    "canvas": {"types", "sampling", "cache", "canvas", "prefill", "errors"},
+    "canvas": {"types", "sampling", "cache", "canvas", "layout", "prefill", "errors"},
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import outpace
 from outpace.canvas.bits import RoundLog, fewest_rounds_for
 from outpace.canvas.rule_lrd import mixture
 from outpace.canvas.rules import Ranked
@@ -139,8 +140,8 @@ ACTIVE: dict[str, CanvasMethod] = {
     "prophet canvas": Prophet(block=4, early=0.8, middle=0.6, late=0.4, region="canvas"),
     "ccd": CoherentDecoding(block=8),
     "ccd long": CoherentDecoding(block=8, history=3, top=6),
-    "ete": ExploreThenExploit(block=8, threshold=0.8),
-    "ete near": ExploreThenExploit(block=4, threshold=0.6, reach=2, explore=2),
+    "ete": ExploreThenExploit(block=8, threshold=0.8, candidates=1),
+    "ete near": ExploreThenExploit(block=4, threshold=0.6, reach=2, explore=2, candidates=1),
     "ete candidates": ExploreThenExploit(block=8, threshold=0.7, candidates=3),
     "lrd": LatentRefinement(block=8, mix=0.4, rounds=2, settle=0.3),
     "prophet last": Prophet(block=8, early=0.8, middle=0.6, late=0.4, region="canvas", end="last"),
@@ -189,6 +190,21 @@ def test_filling_in_keeps_what_is_given(name: str) -> None:
     assert lm.target.capabilities.mask_id not in tokens
 
 
+@pytest.mark.parametrize("name", ["stories-block", "stories-mask"])
+def test_soft_inputs_and_copies_on_the_shipped_models(name: str) -> None:
+    lm = outpace.load(name)
+    prompts = ["Once upon a time", "Tom and his friend"]
+    for method in (ExploreThenExploit(block=8, candidates=2, threshold=0.7), LatentRefinement(block=8, rounds=2)):
+        together = lm.generate(prompts, method=method, max_tokens=8, temperature=0.7)
+        alone = [lm.generate(prompt, method=method, max_tokens=8, temperature=0.7) for prompt in prompts]
+        assert [r.tokens for r in together] == [r.tokens for r in alone]
+    plain = lm.generate(prompts, method=MaskedDiffusion(block=8), max_tokens=8, temperature=0.7)
+    unmixed = LatentRefinement(block=8, mix=1e-9, settle=0.0)  # soft inputs, but those of plain masks
+    assert [r.tokens for r in lm.generate(prompts, method=unmixed, max_tokens=8, temperature=0.7)] == [
+        r.tokens for r in plain
+    ]
+
+
 # Explore, then exploit
 
 
@@ -198,7 +214,7 @@ def test_exploring_needs_fewer_rounds_and_no_run_beats_the_bound() -> None:
     for name, method in {
         "threshold": ExploreThenExploit(block=width, threshold=0.8, explore=0, reach=0),
         "across": ExploreThenExploit(block=width, threshold=0.8, explore=0),
-        "explore": ExploreThenExploit(block=width, threshold=0.8),
+        "explore": ExploreThenExploit(block=width, threshold=0.8, candidates=1),
         "candidates": ExploreThenExploit(block=width, threshold=0.8, candidates=4),
     }.items():
         log = RoundLog()
@@ -217,7 +233,7 @@ def test_exploring_needs_fewer_rounds_and_no_run_beats_the_bound() -> None:
 def test_trying_one_candidate_is_writing_it_unseen() -> None:
     """One copy holds what the plain window holds, so exploring late writes the same tokens, one round later."""
     lm, prompt = language_model("block shifted"), PROMPTS[0]
-    plain = ExploreThenExploit(block=8, threshold=0.8)
+    plain = ExploreThenExploit(block=8, threshold=0.8, candidates=1)
 
     class Late(ExploreThenExploit):
         @property
@@ -237,8 +253,11 @@ def test_trying_one_candidate_is_writing_it_unseen() -> None:
 
 
 def test_copies_of_a_whole_text_are_refused() -> None:
-    with pytest.raises(ConfigError, match="copy the whole text"):
-        write(language_model("block"), ExploreThenExploit(candidates=2, cache="none"))
+    lm, method = language_model("block"), ExploreThenExploit(block=8, threshold=0.7, cache="none")
+    with pytest.raises(ConfigError, match="Without a cache"):
+        write(lm, method, [PROMPTS[0]], max_tokens=96)
+    cached = ExploreThenExploit(block=8, threshold=0.7)
+    assert write(lm, method, [PROMPTS[0]])[0].tokens == write(lm, cached, [PROMPTS[0]])[0].tokens
 
 
 # Latent refinement

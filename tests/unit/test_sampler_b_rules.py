@@ -170,27 +170,27 @@ def test_sure_places_are_written_wherever_they_lie_and_no_text_ends_beyond_the_b
     assert np.flatnonzero(writes).tolist() == [1, 3]
 
 
-def test_when_nothing_is_sure_the_surest_and_the_widest_of_the_block_are_written() -> None:
-    row, logits = make_row(end=6), torch.zeros(6, VOCAB, dtype=torch.float64)
-    logits[:, 0] = torch.tensor([1.0, 0.2, 0.5, 0.1, 0.0, 0.0])  # the widest of all lie beyond the block
-    reading = make_reading(logits, list(range(2, 8)))
-    assert np.flatnonzero(Explore(0.9, 0).choose(reading, row).writes).tolist() == [0]
-    assert np.flatnonzero(Explore(0.9, 1).choose(reading, row).writes).tolist() == [0, 3]
-    assert np.flatnonzero(Explore(0.9, 2).choose(reading, row).writes).tolist() == [0, 1, 3]
+def test_when_nothing_is_sure_the_surest_and_the_widest_behind_decided_places_are_written() -> None:
+    row, logits = make_row(size=12, end=10), torch.zeros(6, VOCAB, dtype=torch.float64)
+    logits[:, 0] = torch.tensor([0.5, 0.1, 1.0, 0.2, 0.3, 0.0])
+    reading = make_reading(logits, [2, 3, 5, 8, 9, 11])  # 2, 5 and 8 follow a decided place; 11 does, beyond the block
+    assert np.flatnonzero(Explore(0.9, 0).choose(reading, row).writes).tolist() == [2]
+    assert np.flatnonzero(Explore(0.9, 1).choose(reading, row).writes).tolist() == [2, 3]
+    assert np.flatnonzero(Explore(0.9, 9).choose(reading, row).writes).tolist() == [0, 2, 3]
 
 
 def test_candidates_are_the_drawn_token_and_the_likeliest_others() -> None:
-    row, logits = make_row(end=6), random_logits(4, 4, 0.1)
-    reading = make_reading(logits, [2, 3, 4, 5], [0, 1, 2, 3])
+    row, logits = make_row(end=7), random_logits(4, 4, 0.1)
+    reading = make_reading(logits, [2, 4, 5, 6], [0, 1, 2, 3])  # 2 and 4 follow a decided place
     choice = Explore(0.9, 1, 3).choose(reading, row)
     tried = choice.memo
-    assert isinstance(tried, Tentative) and choice.writes.sum() == 1
-    index = tried.place - 2
+    assert isinstance(tried, Tentative) and choice.writes.sum() == 1 and tried.place in (2, 4)
+    index = [2, 4].index(tried.place)
     ranked = sorted(range(MASK), key=lambda token: -float(logits[index, token]))
-    drawn = [0, 1, 2, 3][index]
-    assert tried.tokens == (drawn, *[token for token in ranked if token != drawn][:2])
+    assert tried.tokens == (index, *[token for token in ranked if token != index][:2])
     assert tried.log_probs == pytest.approx([math.log(laws(logits)[index][token]) for token in tried.tokens])
     assert not choice.writes[index]
+    assert Explore(0.9, 1, 3).choose(make_reading(logits[:2], [2, 4]), row).memo is None  # nothing left to compare by
 
 
 def test_places_beyond_the_block_are_asked_as_far_as_the_reach() -> None:

@@ -24,6 +24,8 @@ from outpace.types import Adapter, Proposal
 
 __all__ = ["Agreed", "Guide", "leading"]
 
+_LAG = 32  # tokens behind the text from which on the cache catches up in forwards of their own (prompts)
+
 
 @dataclass
 class Guide:
@@ -46,7 +48,9 @@ class Guide:
         for text, held in zip(texts, self.cache.lengths, strict=True):
             if len(text) > context:  # nothing can be said of this row any more
                 del text[held + 1 :]
-        for _ in catch_up(self.adapter, self.cache, texts):
+        pairs = zip(texts, self.cache.lengths, strict=True)
+        far = [text if len(text) - held > _LAG else text[:held] for text, held in pairs]
+        for _ in catch_up(self.adapter, self.cache, far):
             pass
         runs = [_fill(row, reading, context) for row, reading in zip(rows, readings, strict=True)]
         width = max(len(run) for run in runs)
@@ -58,8 +62,8 @@ class Guide:
         scores = self.adapter.score(layout.tokens, layout.position, layout.visible, self.cache, layout.ask)
         # The last final token stays pending: the next forward begins with it.
         self.cache.keep([range(len(tail) - 1) for tail in pending])
-        pairs = enumerate(zip(rows, readings, strict=True))
-        return [scores.logits[index, _entries(row, reading, context, device)] for index, (row, reading) in pairs]
+        both = enumerate(zip(rows, readings, strict=True))
+        return [scores.logits[index, _entries(row, reading, context, device)] for index, (row, reading) in both]
 
 
 def _fill(row: CanvasRow, reading: Reading, context: int) -> list[int]:

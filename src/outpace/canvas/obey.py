@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -88,12 +89,12 @@ def _draw_anew(
             barred[list(row.ends)] = True
             if not bool((constraint.allowed(text, place) & ~torch.from_numpy(barred)).any()):
                 continue
-        drawn[index] = constraint.redraw(text, place, lambda fit, at=index, bar=barred: _draw(reading, at, fit, bar))
+        drawn[index] = constraint.redraw(text, place, functools.partial(_draw, reading, index, barred))
         return int(index)
     raise AssertionError("an end token may always be written at the first place")
 
 
-def _draw(reading: Reading, index: int, fits: Tensor, barred: Bools) -> int:
+def _draw(reading: Reading, index: int, barred: Bools, fits: Tensor) -> int:
     """Draw one token of those that fit; -1 if the law bars them all."""
     logits = reading.logits[index : index + 1]
     bar = ~fits | torch.from_numpy(barred)

@@ -38,8 +38,8 @@ class Explore:
 
     Attributes:
         threshold: confidence from which a place is written; above 1 = none.
-        places: places of the block explored when nothing is sure, beside the surest one that is written anyway;
-            0 = none, which is confidence-threshold decoding.
+        places: places explored when nothing is sure, beside the surest one that is written anyway: those of the
+            widest laws among the block's places that follow a decided one; 0 = none, which is threshold decoding.
         candidates: tokens tried at the explored place (only one place then); 1 = the drawn one is written at once.
     """
 
@@ -56,8 +56,11 @@ class Explore:
         writes = surest(reading.confidence, is_open, 1)
         if not self.places:
             return Choice(writes)
-        unsure = surest(reading.entropy, is_open & ~writes, self.places)
-        if self.candidates == 1 or is_open.sum() <= 2:  # nothing of the block would be left to tell candidates apart
+        # Nowhere else is a wide law a matter of choice: in the open it only says that the words around are missing.
+        follows = ~np.isin(reading.places - 1, reading.places)
+        unsure = surest(reading.entropy, is_open & follows & ~writes, self.places)
+        can_compare = is_open.sum() > 2  # else nothing of the block is left to tell candidates apart
+        if self.candidates == 1 or not can_compare or not unsure.any():
             return Choice(writes | unsure)
         return Choice(writes, memo=self._tentative(reading, int(np.flatnonzero(unsure)[0])))
 

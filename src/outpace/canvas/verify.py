@@ -182,7 +182,8 @@ def _follow(found: Sequence[Copy], parent: int, reading: Reading, reference: Ref
     slots, window = before.after(step.slots, num_held), reference.window(step.row)
     is_known = any(c.parent == parent and np.array_equal(c.row.tokens, step.row.tokens) for c in found)
     is_held = np.array_equal(slots[:num_held], np.arange(num_held))
-    if is_known or not is_held or not len(window.asked):
+    is_token = bool((window.tokens >= 0).all())  # a guess under a constraint may find none
+    if is_known or not is_held or not is_token or not len(window.asked):
         return None
     first, asked = last.first + len(last.window.tokens), last.asked + len(last.window.asked)
     return Copy(step.row, window, parent, slots, first, asked)

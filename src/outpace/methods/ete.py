@@ -7,10 +7,11 @@ Guarantee: approximate. With explore=0 and reach=0 it is confidence-threshold de
     confidence, one token per step.
 Cost: one forward per round; with `candidates` above 1 a forward after an exploring round holds that many copies of what
     the cache does not.
-Differences: the place explored is the one of greatest entropy in the block in work, beside the surest one, which a
-    threshold rule would write in such a round. With several candidates the one that leaves most places sure is
-    kept (ties: the greater log-probability of these places, then the token drawn). No text ends beyond the block in
-    work. Under block attention nothing beyond the model's own block is written, since it is not seen.
+Differences: the place explored has the greatest entropy among those of the block in work that follow a decided place,
+    beside the surest one, which a threshold rule would write in such a round: wide laws in the open are wide for want
+    of context, and settling them cost quality. Of several candidates the one that leaves most places sure is kept
+    (ties: the greater sum of its own and the block's log-probabilities, then the token drawn). No text ends beyond the
+    block in work. Under block attention nothing beyond the model's own block is written, since it is not seen.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class ExploreThenExploit(CanvasMethod):
         threshold: confidence from which a place is written; 1 = none.
         reach: places behind the block in work that are written when sure; -1 = all, 0 = none.
         explore: uncertain places settled when nothing is sure; 0 = none.
-        candidates: tokens tried, in one forward, at the explored place; 1 = the drawn one is written unseen.
+        candidates: tokens tried, in one forward, at the explored place; 1 = the drawn one is written unseen. More than
+            one place is explored with one candidate only.
 
     Raises:
         ConfigError: a number out of its range, or several candidates for several places.
@@ -61,7 +63,7 @@ class ExploreThenExploit(CanvasMethod):
     threshold: float = 0.9
     reach: int = -1
     explore: int = 1
-    candidates: int = 1
+    candidates: int = 3
 
     name: ClassVar[str] = "ete"
     family: ClassVar[str] = "diffusion"
@@ -85,9 +87,10 @@ class ExploreThenExploit(CanvasMethod):
                 f"explore is {self.explore} and candidates {self.candidates}.",
                 "explore must be 0 or more, candidates 1 or more.",
             )
-        if self.candidates > 1 and self.explore != 1:
+        if self.candidates > 1 and self.explore > 1:
             raise ConfigError(
-                f"{self.candidates} candidates cannot be tried at {self.explore} places.", "Set explore=1."
+                f"{self.candidates} candidates cannot be tried at {self.explore} places.",
+                "Set candidates=1, or explore=1.",
             )
 
     @property
@@ -98,7 +101,7 @@ class ExploreThenExploit(CanvasMethod):
     @property
     def needs(self) -> Needs:
         """A masked model, and room for the copies."""
-        return replace(super().needs, copies=self.candidates)
+        return replace(super().needs, copies=self.candidates if self.explore else 1)
 
     def schedule(self, canvas: Canvas) -> Schedule:
         """Return fixed blocks, read beyond the block in work."""
@@ -112,10 +115,12 @@ class ExploreThenExploit(CanvasMethod):
             ConfigError: copies of a whole text that a cache would hold.
         """
         state = super().start(context)
-        if self.candidates > 1 and state.canvas.block_size and self.cache == "none":
+        longest = max(len(text) + len(rest) for text, rest in zip(context.texts, context.canvases, strict=True))
+        is_copied = self.needs.copies > 1 and state.canvas.block_size and self.cache == "none"
+        if is_copied and self.needs.copies * longest > context.capacity:
             raise ConfigError(
-                "Several candidates would copy the whole text into each forward without a cache.",
-                "Leave cache out: under block attention the block cache is exact.",
+                f"Without a cache, {self.candidates} candidates would copy {longest} tokens each into one forward.",
+                "Leave cache out (the block cache is exact), or set candidates=1.",
             )
         return state
 
@@ -148,15 +153,16 @@ class ExploreThenExploit(CanvasMethod):
     def _best(
         self, window: Copies, logits: torch.Tensor, index: int, view: View, state: CanvasState
     ) -> tuple[CanvasRow, Reading, Window, int] | None:
-        """Return the version that leaves most places sure; None if a law of any is broken."""
-        sampler, rule = view.sampler.rows([index]), self.rule
+        """Return the version that leaves most places sure, then the likeliest; None if a law of any is broken."""
+        sampler, rule, tried = view.sampler.rows([index]), self.rule, state.canvases[index].memo
         found, scored = [], []
         for row, part, asked, start in window.parts():
             reading = read(logits[asked], part.asked, row, state.canvas, sampler, state.banned[index])
             if reading.is_broken:
                 return None
-            sure = rule.sure(reading, row)
-            scored.append((int(sure.sum()), float(np.log(reading.confidence[sure]).sum())))
+            open_log = np.log(np.maximum(reading.confidence[reading.within(row.end)], 1e-300)).sum()
+            own = row.log_probs[tried.place] if isinstance(tried, Tentative) else 0.0
+            scored.append((int(rule.sure(reading, row).sum()), float(own + open_log)))
             found.append((row, reading, part, start))
         return found[max(range(len(found)), key=scored.__getitem__)]
 

@@ -28,6 +28,9 @@ __all__ = ["FreeDave"]
 class FreeDave(VerifiedCanvas):
     """Lossless masked diffusion: a chain of guesses, verified side by side.
 
+    Writes, token for token, what `masked-diffusion` writes with the same order, block, cache, refresh, ahead and end,
+    one token per step, under the same seed.
+
     Attributes:
         copies: states per forward at most; each costs a forward's positions once more.
     """

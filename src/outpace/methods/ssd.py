@@ -32,6 +32,9 @@ __all__ = ["SSD"]
 class SSD(VerifiedCanvas):
     """Lossless masked diffusion: a tree of guesses, verified side by side.
 
+    Writes, token for token, what `masked-diffusion` writes with the same order, block, cache, refresh, ahead and end,
+    one token per step, under the same seed.
+
     Attributes:
         copies: states per forward at most: the nodes of the tree.
         width: places tried per state, in the order in which the rule would write them; the likeliest other token is

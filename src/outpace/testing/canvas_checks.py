@@ -186,7 +186,12 @@ def check_reference(method: Method) -> None:
     if method.guarantee is not Guarantee.EXACT:
         return
     ours_steps = steps = 0
-    caches = ({}, {"cache": "dual"}, {"cache": "delayed", "refresh": 3}, {"cache": "prefix", "block": 2})
+    caches: tuple[dict[str, Any], ...] = (
+        {},
+        {"cache": "dual"},
+        {"cache": "delayed", "refresh": 3},
+        {"cache": "prefix", "block": 2},
+    )
     for target in _targets(method, (("full", False), *_KINDS)):
         for index, changes in enumerate(caches):
             chosen = _with(method, **changes)

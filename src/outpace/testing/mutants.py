@@ -72,14 +72,21 @@ class Mutant:
         # A function that other modules imported by name is replaced there too.
         places = [owner] if owners else [m for n, m in list(sys.modules.items()) if n.startswith("outpace")]
         known = [place for place in places if vars(place).get(last) is original]
+        # So is one that its module keeps in a table, by name.
+        tables = [table for table in vars(module).values() if isinstance(table, dict) and table is not vars(module)]
+        entries = [(table, key) for table in tables for key, value in table.items() if value is original]
         try:
             for place in known:
                 setattr(place, last, changed)
+            for table, key in entries:
+                table[key] = changed
             world.reference.cache_clear()
             yield
         finally:
             for place in known:
                 setattr(place, last, original)
+            for table, key in entries:
+                table[key] = original
             world.reference.cache_clear()
 
     def _changed(self, module: Any, original: Any, name: str) -> Any:

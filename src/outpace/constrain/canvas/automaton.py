@@ -48,7 +48,7 @@ class Automaton:
         except (library.Unsupported, library.InvalidSyntax, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"The {kind} {_short(pattern)} cannot be used: {_reason(error)}.",
-                "Anchors, looking behind and back references are not known; escape characters that stand for themselves.",
+                "Anchors, looking behind and back references are not known; escape characters that mean themselves.",
             ) from None
         return _over_bytes(machine, library.fsm.anything_else)
 
@@ -70,7 +70,7 @@ class Automaton:
 
 
 class Trie:
-    """The tokens of a vocabulary that write something, as a trie over their bytes, read once and used for every automaton.
+    """The tokens of a vocabulary that write something, as a trie over their bytes.
 
     Args:
         spelled: the bytes of each id; empty where an id writes nothing.
@@ -105,8 +105,9 @@ class Trie:
         kinds = np.zeros(self.vocab_size, np.int64)
         for first in range(0, automaton.size, block):
             table = self._block(steps, np.arange(first, min(first + block, automaton.size), dtype=np.int32))
-            _, inside = np.unique(table, axis=0, return_inverse=True)
-            _, kinds = np.unique(kinds * (inside.max() + 1) + inside.reshape(-1), return_inverse=True)
+            found: dict[bytes, int] = {}  # much faster than sorting the rows
+            inside = np.asarray([found.setdefault(row.tobytes(), len(found)) for row in table])
+            _, kinds = np.unique(kinds * len(found) + inside, return_inverse=True)
         _, example = np.unique(kinds, return_index=True)
         table = np.empty((automaton.size, len(example)), np.int32)
         for first in range(0, automaton.size, block):

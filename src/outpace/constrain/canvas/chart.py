@@ -1,8 +1,8 @@
 """Which parts of a canvas each symbol of a grammar can span: the intersection with the canvas's regular language.
 
-The canvas is a chain of points. A decided token is a run of edges, one per byte; a masked place is one edge that carries
-any one token that lies within a single terminal. Such tokens include every single byte of the vocabulary, so whatever
-spans the chain is a real canvas of real tokens: the test is sound, and a canvas that passes stays completable.
+The canvas is a chain of points. A decided token is a run of edges, one per byte; a masked place is one edge that
+carries any one token that lies within a single terminal, every token of one byte among them. So whatever spans the
+chain is a real canvas of real tokens: the test is sound, and a canvas that passes stays completable.
 
 Points are numbered from the right end. What a point's symbols can span depends only on what stands to its right, so
 points are kept in a tree that grows to the left, and trying a token at a place computes only what stands left of it.

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CanvasCompiler", "compile_canvas"]
 
+_MOST_KNOWN = 16
+
 
 def compile_canvas(
     tokenizer: Tokenizer,
@@ -64,6 +66,7 @@ class CanvasCompiler:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None, end_tokens: Collection[int] = ()) -> None:
         spelled, special = vocabulary(tokenizer, vocab_size)
         self._ends = tuple(sorted({token for token in end_tokens if 0 <= token < len(spelled)}))
+        self._known: dict[str, RegularConstraint | ContextFreeConstraint] = {}
         self._trie = Trie(spelled, {*special, *self._ends})
 
     def compile(
@@ -73,7 +76,17 @@ class CanvasCompiler:
         json_schema: str | Mapping[str, Any] | None = None,
         grammar: str | None = None,
     ) -> RegularConstraint | ContextFreeConstraint:
-        """Return a constraint; arguments and errors as for `compile_canvas`."""
+        """Return a constraint, the same for the same arguments; they, and errors, as for `compile_canvas`."""
+        key = repr((regex, json_schema, grammar))
+        if key not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = self._compile(regex, json_schema, grammar)
+        return self._known[key]
+
+    def _compile(
+        self, regex: str | None, json_schema: str | Mapping[str, Any] | None, grammar: str | None
+    ) -> RegularConstraint | ContextFreeConstraint:
         given = [item for item in (regex, json_schema, grammar) if item is not None]
         if len(given) != 1:
             raise ConfigError(

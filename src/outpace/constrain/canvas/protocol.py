@@ -1,7 +1,8 @@
 """What a method that writes in any order asks of a constraint.
 
-A canvas is the rest of a text as a sequence of token ids, None where a place is still masked. The text ends at its first
-end token, or where the canvas does; `room` more masked places may follow unseen. What stands behind the end is dropped.
+A canvas is the rest of a text as a sequence of token ids, None where a place is still masked. The text ends at its
+first end token, or where the canvas does; `room` more masked places may follow unseen. What stands behind the end is
+dropped.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class CanvasConstraint(Protocol):
 
 
 class CanvasState(Protocol):
-    """Where one text stands: a function of the tokens pushed, which stand to the left of every canvas that is asked about.
+    """Where one text stands: a function of the tokens pushed, which lie left of every canvas that is asked about.
 
     The promise: if `can_complete(canvas)`, then `redraw` finds a token for every masked place, and `can_complete` holds
     again once it is written. Whatever the order, a canvas that could be completed at first ends as an allowed text.
@@ -79,8 +80,8 @@ class CanvasState(Protocol):
         Args:
             canvas: the row's; what else this step writes must already stand in it.
             place: index of a masked place.
-            draw: given [V] bool, returns one of these tokens, or -1 for none of them; with one noise for all calls, what
-                is returned is a sample from the law of the tokens that fit.
+            draw: given [V] bool, returns one of these tokens, or -1 for none of them; with one noise for all calls,
+                what is returned is a sample from the law of the tokens that fit.
             room: masked places behind the canvas.
 
         Raises:

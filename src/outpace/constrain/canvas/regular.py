@@ -121,7 +121,7 @@ class RegularState:
         if self._is_over or place > scan.end:
             return torch.ones(constraint.vocab_size, dtype=torch.bool)
         states = np.flatnonzero(scan.reached[place])
-        kinds = scan.good[place + 1][constraint.table.next[states]].any(axis=0)
+        kinds: _Flags = np.any(scan.good[place + 1][constraint.table.next[states]], axis=0)
         allowed = kinds[constraint.table.kind]
         accept = constraint.automaton.accept
         could_end = any(bool(np.any(scan.reached[at] & accept)) for at in range(place + 1) if canvas[at] is None)

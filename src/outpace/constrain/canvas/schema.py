@@ -13,9 +13,9 @@ from outpace.errors import ConfigError
 
 __all__ = ["read_schema"]
 
-# Characters of a string as they stand in JSON. Half of a surrogate pair is never written alone, nor escaped.
+# Characters of a string as they stand in JSON; escapes by number are never needed.
 _PLAIN = r'[^"\\\x00-\x1f]'
-_CHARACTER = rf'(?:{_PLAIN}|\\(?:["\\/bfnrt]|u(?:[0-9A-Ca-cE-Fe-f][0-9A-Fa-f]{{3}}|[Dd][0-7][0-9A-Fa-f]{{2}})))'
+_CHARACTER = rf'(?:{_PLAIN}|\\["\\/bfnrt])'
 _INTEGER = r"-?(?:0|[1-9][0-9]*)"
 _NUMBER = rf"{_INTEGER}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 _SIMPLE = {"boolean": "true|false", "null": "null", "number": _NUMBER, "integer": _INTEGER}
