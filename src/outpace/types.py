@@ -216,8 +216,8 @@ class Adapter(Protocol):
             tokens: [B, T] int64 ids; padding may hold any valid id.
             position: [B, T] int64 logical positions; -1 marks padding.
             visible: [B, T, T] bool, node (row) sees node (column), itself included; None = every earlier token of
-                this forward and itself (causal), all tokens (full), or those of its own and of earlier blocks (block). All
-                valid cache entries are always visible (subject to a sliding window).
+                this forward and itself (causal), all tokens (full), or those of its own and of earlier blocks
+                (block). All valid cache entries are always visible (subject to a sliding window).
             cache: from `new_cache`; entries `0..cache.lengths[b]-1` of row b are valid.
             ask: [B, A] int64 indices into T where logits are wanted; None = all T. A may be 0.
             heads: names of further outputs wanted.

@@ -152,7 +152,7 @@ def _written(lm: LanguageModel, item: Set, arm: Arm, settings: Mapping[str, Any]
     began = time.perf_counter()
     results = [
         lm.generate(
-            prompt,
+            [*lm.end_tokens[:1], *lm.encode(prompt)],  # as the texts stood in training: behind the end of another one
             method=arm.method,
             options=dict(settings),
             max_tokens=item.max_tokens,
@@ -174,9 +174,7 @@ def _point(
 ) -> Point:
     texts, nll = [result.text for result in results], 0.0
     if item.examples:
-        quality = statistics.mean(
-            score(example, text) for example, text in zip(item.examples, texts, strict=True)
-        )
+        quality = statistics.mean(score(example, text) for example, text in zip(item.examples, texts, strict=True))
     else:
         nll = likelihood(judge, results) if judge is not None else math.nan
         quality = math.exp(-nll)

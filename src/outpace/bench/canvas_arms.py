@@ -7,6 +7,7 @@ from outpace.bench.canvas import Arm, sweep
 __all__ = ["cache_arms", "causal_arms", "lossless_arms", "sampler_arms"]
 
 _COUNTS = (1, 2, 4, 8)
+_GAPS = tuple({"early": 3 * gap, "middle": 2 * gap, "late": gap} for gap in (4.0, 2.5, 1.5, 1.0))
 _STEPS = (32, 16, 8, 4)  # per block
 _THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 CACHES = ("none", "prefix", "dual", "delayed", "greedy", "free")
@@ -32,7 +33,12 @@ def sampler_arms(model: str, is_full: bool) -> list[Arm]:
         Arm("ReMDM", model, "remdm", sweep("steps", _STEPS)),
         Arm("MDLM", model, "mdlm", sweep("steps", _STEPS)),
         Arm("CCD", model, "ccd", sweep("history", (1, 2, 3, 4))),
-        Arm("Prophet", model, "prophet", tuple({"early": 3 * g, "middle": 2 * g, "late": g} for g in (4.0, 2.5, 1.5, 1.0))),
+        Arm(
+            "Prophet",
+            model,
+            "prophet",
+            _GAPS,
+        ),
         Arm("ETE", model, "ete", sweep("threshold", _THRESHOLDS[1:])),
         Arm("LRD", model, "lrd", sweep("threshold", _THRESHOLDS[1:])),
         Arm("AdaBlock", model, "adablock", sweep("threshold", _THRESHOLDS[1:])),
@@ -49,7 +55,9 @@ def cache_arms(model: str, is_full: bool) -> list[Arm]:
     names = CACHES if is_full else ("none", "block", "dual", "delayed")
     return [
         Arm(f"threshold 0.9, {name}", model, "fast-dllm", ({"threshold": 0.9, "cache": name},)) for name in names
-    ] + [Arm("threshold 0.9, dual, refresh 4", model, "fast-dllm", ({"threshold": 0.9, "cache": "dual", "refresh": 4},))]
+    ] + [
+        Arm("threshold 0.9, dual, refresh 4", model, "fast-dllm", ({"threshold": 0.9, "cache": "dual", "refresh": 4},))
+    ]
 
 
 def lossless_arms(model: str) -> list[Arm]:

@@ -89,7 +89,8 @@ def table(found: Sequence[Divergence]) -> str:
     rows = [_HEADS, tuple("---" for _ in _HEADS)]
     for seen in found:
         numbers = (f"{seen.mean_kl:.4f}", f"{seen.worst_kl:.2f}", *_percent(seen))
-        rows.append((seen.policy, str(seen.refresh), str(seen.radius), *numbers))
+        radius = str(seen.radius) if seen.policy in ("greedy", "free") else "-"
+        rows.append((seen.policy, str(seen.refresh), radius, *numbers))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -11,15 +11,26 @@ from outpace.bench.plots import _figure
 
 __all__ = ["curves_table", "draw_curves", "points_table"]
 
-_COLOURS = ("#1b6ca8", "#c9803a", "#3a8f5c", "#8a4fa3", "#b03a48", "#555555", "#7fb2d9", "#a0a030", "#d06fa0", "#2aa198")
+_COLOURS = (
+    "#1b6ca8",
+    "#c9803a",
+    "#3a8f5c",
+    "#8a4fa3",
+    "#b03a48",
+    "#555555",
+    "#7fb2d9",
+    "#a0a030",
+    "#d06fa0",
+    "#2aa198",
+)
 _MARKS = "osv^D*Xph<>"
 
 
 def curves_table(points: Sequence[Point], most: float) -> str:
     """Return a Markdown table: one line per set and arm, its area and its point at each setting."""
     lines = [
-        f"| set | sampler | area to {most:g} | best quality | its tok/fwd | fastest within 2% of the reference: tok/fwd "
-        "| positions/tok | ms/tok |",
+        f"| set | sampler | area to {most:g} | best quality | its tok/fwd | fastest within 2% of the reference: "
+        "tok/fwd | positions/tok | ms/tok |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (name, arm), group in _groups(points).items():
@@ -73,8 +84,9 @@ def points_table(points: Sequence[Point]) -> str:
         tokens = max(point.tokens, 1)
         lines.append(
             f"| {point.set} | {point.arm} | {_spell(point.settings)} | {point.quality:.3f} | "
-            f"{point.nll:.3f} | {point.entropy:.3f} | {point.tokens_per_forward:.2f} | {point.positions / tokens:.1f} | "
-            f"{point.draft_forwards / tokens:.2f} | {1e3 * point.seconds / tokens:.2f} |"
+            f"{point.nll:.3f} | {point.entropy:.3f} | {point.tokens_per_forward:.2f} | "
+            f"{point.positions / tokens:.1f} | {point.draft_forwards / tokens:.2f} | "
+            f"{1e3 * point.seconds / tokens:.2f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -96,7 +108,9 @@ def draw_curves(points: Sequence[Point], sets: Sequence[str], title: str, path: 
             if not group:
                 continue
             style: dict[str, Any] = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKS[index % len(_MARKS)]}
-            axes.plot([p.tokens_per_forward for p in group], [p.quality for p in group], label=arm, markersize=4, **style)
+            axes.plot(
+                [p.tokens_per_forward for p in group], [p.quality for p in group], label=arm, markersize=4, **style
+            )
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("tokens per forward")
         axes.set_ylabel("likelihood per token" if any(p.nll for p in points if p.set == name) else "share solved")

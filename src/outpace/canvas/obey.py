@@ -18,7 +18,7 @@ from outpace.canvas.rules import Choice
 if TYPE_CHECKING:
     from outpace.constrain.canvas import CanvasConstraint, CanvasState
 
-__all__ = ["begin_constraint", "obey"]
+__all__ = ["begin_constraint", "may_write", "obey"]
 
 
 def begin_constraint(constraint: CanvasConstraint | None, rest: Sequence[int]) -> CanvasState | None:
@@ -34,6 +34,16 @@ def begin_constraint(constraint: CanvasConstraint | None, rest: Sequence[int]) -
     if not state.can_complete(text):
         raise constraint.misfit(text)
     return state
+
+
+def may_write(row: CanvasRow, place: int, token: int, canvas: Canvas) -> bool:
+    """Return whether the row's constraint lets a token be written at a masked place, counted from the row's begin."""
+    return row.constraint is None or row.constraint.accepts(_text(row, row.tokens, canvas), place - row.prompt, token)
+
+
+def _text(row: CanvasRow, tokens: Ids, canvas: Canvas) -> list[int | None]:
+    """Return what stands behind the prompt, None where masked."""
+    return [None if token == canvas.mask_id else token for token in tokens[row.prompt :].tolist()]
 
 
 def obey(row: CanvasRow, reading: Reading, choice: Choice, canvas: Canvas) -> Choice:
@@ -52,10 +62,10 @@ def obey(row: CanvasRow, reading: Reading, choice: Choice, canvas: Canvas) -> Ch
     tokens = row.tokens.copy()
     again = choice.masked[~row.given[choice.masked]]
     tokens[again] = canvas.mask_id
-    text = [None if token == canvas.mask_id else token for token in tokens[row.prompt :].tolist()]
+    text = _text(row, tokens, canvas)
     if len(again) and not constraint.can_complete(text):
         choice = replace(choice, masked=again[:0])
-        text = [None if token == canvas.mask_id else token for token in row.tokens[row.prompt :].tolist()]
+        text = _text(row, row.tokens, canvas)
     drawn = (reading.tokens if choice.tokens is None else choice.tokens).copy()
     chosen = np.flatnonzero(choice.writes)
     chosen = chosen[np.argsort(-reading.confidence[chosen], kind="stable")]

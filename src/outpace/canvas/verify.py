@@ -61,8 +61,8 @@ class Reference:
         return self.rule.choose(reading, row).writes
 
 
-Branch = Callable[[], Reading]
-"""A reading for the rule to decide by, made when it is wanted."""
+Branch = Callable[[], Reading | None]
+"""A reading for the rule to decide by, made when it is wanted; None = there is none after all."""
 Branches = Callable[[Reference, CanvasRow, Reading], Iterable[tuple[float, Branch]]]
 """What may come of a state and a reading, each with a weight up to 1."""
 
@@ -168,9 +168,14 @@ def grow(
         sprout(0, 1.0)
     while heap and len(found) < copies:
         weight, _, parent, branch = heapq.heappop(heap)
-        new = _follow(found, parent, branch(), reference)
-        if new is not None and new.first + len(new.window.tokens) <= room:
-            found.append(new)
+        reading = branch()
+        new = None if reading is None else _follow(found, parent, reading, reference)
+        if new is None:
+            continue
+        if new.first + len(new.window.tokens) > room:
+            break
+        found.append(new)
+        if len(found) < copies:
             sprout(len(found) - 1, -weight)
     return found
 

@@ -43,8 +43,8 @@ def certify(
 ) -> int:
     """Compare a method with its reference under every kind of sampling, and print a certificate.
 
-    The reference is plain decoding; of a lossless method on a canvas, the same sampler with one token per step. The exit
-    status is 0 only if the guarantee held and enough was seen to tell; an approximate method gets none.
+    The reference is plain decoding; of a lossless method on a canvas, the same sampler with one token per step. The
+    exit status is 0 only if the guarantee held and enough was seen to tell; an approximate method gets none.
     """
     names = [] if method is None else [name for name in method.split(",") if name]
     if all or len(names) > 1:

@@ -14,7 +14,7 @@ Differences: delimiters are found in the tokenizer (any token of delimiters with
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from outpace.canvas import Canvas, FixedBlocks, Schedule
 from outpace.canvas.adaptive_blocks import AdaptiveBlocks, DelimitedCanvas
@@ -22,8 +22,10 @@ from outpace.canvas.rules import Ranked
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
 from outpace.methods.base_canvas import BLOCK, CanvasMethod, CanvasState
-from outpace.models.tokenizer import Tokenizer
 from outpace.types import Context, Proposal, View
+
+if TYPE_CHECKING:
+    from outpace.models.tokenizer import Tokenizer
 
 __all__ = ["AdaBlock", "delimiter_ids"]
 

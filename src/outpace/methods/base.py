@@ -98,9 +98,9 @@ class Method:
 
     def reference(self) -> Method:
         """Return the decoding that an exact method reproduces, token for token; plain decoding by default."""
-        from outpace.methods.autoregressive import Autoregressive
+        from outpace.registry import load_method
 
-        return Autoregressive()
+        return load_method("autoregressive")()
 
     def to_certify(self) -> Method:
         """Return the method as certificates test it: with settings under which it drafts often enough to be seen."""

@@ -128,7 +128,7 @@ class CanvasMethod(Method):
             )
         if context.sampler.settings.is_stateful:
             raise ConfigError(
-                f"{self.name} writes out of order, so no penalty, bad word, min_tokens or constraint over prefixes can hold.",
+                f"{self.name} writes out of order: no penalty, bad word, min_tokens or constraint over prefixes holds.",
                 "Leave them out, or use a causal model.",
             )
         rows, banned = [], []

@@ -13,8 +13,10 @@ from outpace.canvas.reading import reread
 from outpace.canvas.rules import Ranked
 from outpace.canvas.verify import Branch, Copy, Reference, Verified, grow, lay_copies, verify
 from outpace.errors import ConfigError
+from outpace.methods.base import Method
 from outpace.methods.base_canvas import CanvasMethod, CanvasState
-from outpace.methods.masked_diffusion import ORDERS, MaskedDiffusion
+from outpace.methods.base_ranked import ORDERS
+from outpace.registry import load_method
 from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["VerifiedCanvas"]
@@ -63,10 +65,10 @@ class VerifiedCanvas(CanvasMethod):
         """Nothing is kept that the reference would not have written."""
         return Guarantee.EXACT
 
-    def reference(self) -> MaskedDiffusion:
+    def reference(self) -> Method:
         """Return the decoding that is reproduced: the same blocks, order and cache, one token per step."""
         shared = {field.name: getattr(self, field.name) for field in fields(CanvasMethod)}
-        return MaskedDiffusion(**shared, order=self.order)
+        return load_method("masked-diffusion")(**shared, order=self.order)  # type: ignore[call-arg]
 
     def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Branch]]:
         """Return what may come of a state and a reading, each with a weight up to 1."""

@@ -19,7 +19,7 @@ from outpace.canvas import Policy, make_policy
 from outpace.canvas.row import Canvas
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.masked_diffusion import MaskedDiffusion
+from outpace.methods.base_ranked import RankedCanvas
 
 __all__ = ["DkvCache"]
 
@@ -27,7 +27,7 @@ VARIANTS = {"decode": "delayed", "greedy": "greedy"}
 
 
 @dataclass(frozen=True)
-class DkvCache(MaskedDiffusion):
+class DkvCache(RankedCanvas):
     """Masked diffusion with a delayed cache.
 
     Attributes:
@@ -44,6 +44,7 @@ class DkvCache(MaskedDiffusion):
     window: int = 4
 
     name: ClassVar[str] = "dkv-cache"
+    family: ClassVar[str] = "diffusion"
     summary: ClassVar[str] = "Masked diffusion that caches each token one step after it was written."
     paper: ClassVar[Paper] = Paper(
         "dKV-Cache: The Cache for Diffusion Language Models",

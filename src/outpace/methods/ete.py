@@ -35,6 +35,7 @@ from outpace.canvas import (
     read,
 )
 from outpace.canvas.copies import Copies, lay_copies, shifted
+from outpace.canvas.obey import may_write
 from outpace.canvas.reach import Reach
 from outpace.canvas.rule_ete import Explore, Tentative
 from outpace.errors import ConfigError
@@ -100,8 +101,9 @@ class ExploreThenExploit(CanvasMethod):
 
     @property
     def needs(self) -> Needs:
-        """A masked model, and room for the copies."""
-        return replace(super().needs, copies=self.candidates if self.explore else 1)
+        """A masked model; for copies that do not see each other, masks between nodes, and room."""
+        copies = self.candidates if self.explore else 1
+        return replace(super().needs, copies=copies, has_tree=copies > 1)
 
     def schedule(self, canvas: Canvas) -> Schedule:
         """Return fixed blocks, read beyond the block in work."""
@@ -131,7 +133,7 @@ class ExploreThenExploit(CanvasMethod):
         schedule = self.schedule(state.canvas)
         self._take_over(view, state)
         # Rows that do not explore say what they see as well, as one copy: a forward has one kind of mask.
-        windows = [lay_copies(_versions(row), state.canvas, schedule) for row in state.canvases]
+        windows = [lay_copies(_versions(row, state.canvas), state.canvas, schedule) for row in state.canvases]
         return propose_windows(windows, self._device(view), self.name)
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: CanvasState) -> Decision:
@@ -167,14 +169,16 @@ class ExploreThenExploit(CanvasMethod):
         return found[max(range(len(found)), key=scored.__getitem__)]
 
 
-def _versions(row: CanvasRow) -> Sequence[CanvasRow]:
-    """Return the row with each candidate written; itself if it does not explore."""
+def _versions(row: CanvasRow, canvas: Canvas) -> Sequence[CanvasRow]:
+    """Return the row with each candidate written that its constraint lets in; itself if there are none."""
     tried = row.memo
     if not isinstance(tried, Tentative):
         return [row]
     versions = []
     for token, log_prob in zip(tried.tokens, tried.log_probs, strict=True):
+        if not may_write(row, tried.place, token, canvas):
+            continue
         tokens, log_probs = row.tokens.copy(), row.log_probs.copy()
         tokens[tried.place], log_probs[tried.place] = token, log_prob
         versions.append(replace(row, tokens=tokens, log_probs=log_probs, visit=row.visit + 1, memo=None))
-    return versions
+    return versions or [replace(row, memo=None)]

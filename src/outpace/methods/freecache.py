@@ -23,7 +23,7 @@ from outpace.errors import ConfigError
 from outpace.methods.base import Paper
 from outpace.methods.base_canvas import CanvasState
 from outpace.methods.base_guided import GuidedCanvas
-from outpace.methods.masked_diffusion import ORDERS
+from outpace.methods.base_ranked import ORDERS
 from outpace.sampling import Sampler
 from outpace.types import Needs
 

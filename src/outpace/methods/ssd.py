@@ -37,8 +37,8 @@ class SSD(VerifiedCanvas):
 
     Attributes:
         copies: states per forward at most: the nodes of the tree.
-        width: places tried per state, in the order in which the rule would write them; the likeliest other token is
-            tried at each as well. 1, without other tokens, is a chain.
+        width: places tried per state, in the order in which the rule would write them, and at the first of them the
+            likeliest other token; 1, without another token, is a chain.
 
     Raises:
         ConfigError: a width below 1.
@@ -65,22 +65,31 @@ class SSD(VerifiedCanvas):
             raise ConfigError(f"width is {self.width}.", "width must be 1 or more.")
 
     def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterator[tuple[float, Branch]]:
-        """Yield the reading as it stands, then single places of it: the next in rank, and runners-up of their tokens.
+        """Yield the reading as it stands, its best place with the runner-up for a token, and the places next in rank.
 
-        A place of rank k weighs 2^-(k + 1), and the drawn token there (1 + confidence) / 2 of that.
+        The place of rank k weighs 2^-(k + 1); at the best place the drawn token has (1 + confidence) / 2 of that.
         """
-        rest = np.arange(len(reading.places))
-        for rank in range(min(self.width, len(rest))):
-            left = _part(reading, rest)
-            chosen = rest[reference.writes(row, left)]
-            if not len(chosen):
-                return
-            at, share = chosen[:1], 0.5 ** (rank + 1)
-            sure = float(reading.confidence[at[0]])
-            yield share * (1 + sure) / 2, partial(_part, reading, at) if rank else lambda: reading
-            if len(chosen) == 1 and self.width > 1:
-                yield share * (1 - sure) / 2, partial(_runner_up, reading, at)
-            rest = np.setdiff1d(rest, chosen)
+        best = np.flatnonzero(reference.writes(row, reading))
+        if not len(best):
+            return
+        sure = float(reading.confidence[best[0]])
+        yield (1 + sure) / 4, lambda: reading
+        if self.width > 1 and len(best) == 1:
+            yield (1 - sure) / 4, partial(_runner_up, reading, best)
+        for rank in range(1, min(self.width, len(reading.places))):
+            yield 0.5 ** (rank + 1), partial(_ranked, reference, row, reading, rank)
+
+
+def _ranked(reference: Reference, row: CanvasRow, reading: Reading, rank: int) -> Reading | None:
+    """Return the reading of the place that the rule would write if `rank` better ones were not there."""
+    rest = np.arange(len(reading.places))
+    for _ in range(rank):
+        chosen = reference.writes(row, _part(reading, rest))
+        if not chosen.any() or chosen.all():
+            return None
+        rest = rest[~chosen]
+    chosen = reference.writes(row, _part(reading, rest))
+    return _part(reading, rest[chosen][:1]) if chosen.any() else None
 
 
 def _part(reading: Reading, index: Ids) -> Reading:

@@ -28,7 +28,7 @@ from outpace.methods.prompt_lookup import PromptLookup
 from outpace.testing import world
 from outpace.testing.answers import answer_checks, law_checks
 from outpace.testing.canvas_answers import canvas_answers
-from outpace.testing.checks import contract_checks
+from outpace.testing.checks import contract_checks, own_text
 from outpace.testing.enumeration import rule_checks
 
 __all__ = ["CANVAS_MUTANTS", "MUTANTS", "Mutant", "battery", "catch"]
@@ -80,14 +80,14 @@ class Mutant:
                 setattr(place, last, changed)
             for table, key in entries:
                 table[key] = changed
-            world.reference.cache_clear()
+            _forget()
             yield
         finally:
             for place in known:
                 setattr(place, last, original)
             for table, key in entries:
                 table[key] = original
-            world.reference.cache_clear()
+            _forget()
 
     def _changed(self, module: Any, original: Any, name: str) -> Any:
         function = getattr(original, "__func__", getattr(original, "fget", original))
@@ -485,6 +485,12 @@ MUTANTS = (
         "return 0",
     ),
 )
+
+
+def _forget() -> None:
+    """Forget texts written by other code."""
+    world.reference.cache_clear()
+    own_text.cache_clear()
 
 
 def _on_canvas(name: str, fault: str, where: str, old: str, new: str) -> Mutant:
