@@ -61,7 +61,11 @@ def test_the_text_is_of_the_language(
         (["--grammar", "latin.lark"], "not valid UTF-8", "iconv"),
         (["--grammar", "broken.lark"], "grammar cannot be used: 1(13)", "LINE(COLUMN)"),
         (["--grammar", "grammar.lark", "--regex", "a"], "2 constraints", "one"),
-        (["--model", "stories-mask", "--method", "masked-diffusion", "--regex", "a"], "out of order", "causal"),
+        (
+            ["--model", "stories-mask", "--method", "masked-diffusion", "--max-tokens", "3", "--regex", "[a-z]{200}"],
+            "No text of at most 3 tokens meets the regular expression",
+            "more tokens",
+        ),
     ],
     ids=str,
 )

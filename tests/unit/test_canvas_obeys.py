@@ -16,7 +16,7 @@ from outpace.errors import ConfigError
 pytest.importorskip("interegular")
 pytest.importorskip("lark")
 
-PROMPTS = ["Tom", "One day, a girl named Lily went to the", "The dog was big. "]
+PROMPTS = ["Tom", "One day, a girl named Lily went to the"]
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 1, "maximum": 99}},

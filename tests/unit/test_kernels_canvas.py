@@ -320,3 +320,14 @@ def test_older_machines_keep_the_bits_too(kind: str, dtype: torch.dtype) -> None
     together = decoder.forward(tokens[None], position[None], seen[None], cache)[0].split([35, 21])
     for part, (ids, places) in zip(together, copies, strict=True):
         assert torch.equal(part, decoder.forward(ids[None], places[None], None, cache)[0])
+
+
+def test_padding_between_nodes_is_not_seen(kind: str, dtype: torch.dtype) -> None:
+    draw = random.Random(12)
+    model = make(make_spec(draw, **KINDS[kind]), dtype)
+    tokens, position = draw_nodes(draw, model.spec, draw.sample(range(200), 40))
+    places = sorted(draw.sample(range(70), 40))
+    spread, holes = torch.ones(70, dtype=torch.int64), torch.full((70,), -1)
+    spread[places], holes[places] = tokens, position
+    padded = forward(model, (spread, holes), new_cache(model)).logits[0]
+    assert torch.equal(padded[places], forward(model, (tokens, position), new_cache(model)).logits[0])

@@ -76,8 +76,9 @@ def _transformers(directory: Path, dtype: torch.dtype) -> Any:
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     for name in ("architectures", "model_type", "attention", "outpace_inflated"):
         config.pop(name, None)
-    model = LlamaForCausalLM(LlamaConfig(**config, attn_implementation="sdpa")).to(dtype).eval()
-    weights = {}
+    model: Any = LlamaForCausalLM(LlamaConfig(**config))
+    model = model.to(dtype).eval()
+    weights: dict[str, torch.Tensor] = {}
     for file in sorted(directory.glob("*.safetensors")):
         weights |= load_file(file)
     model.load_state_dict(weights, strict=False)
@@ -125,7 +126,7 @@ def _seconds(forward: Callable[[], Any]) -> float:
 
 def overhead_ms(lm: LanguageModel, prompts: list[str], max_tokens: int, **settings: Any) -> float:
     """Return milliseconds per step outside forwards, median over prompts, of plain decoding of one token per step."""
-    found = []
+    found: list[float] = []
     for prompt in prompts:
         result = lm.generate(prompt, method="masked-diffusion", options=settings, max_tokens=max_tokens)
         timing = result.timing

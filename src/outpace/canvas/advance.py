@@ -14,7 +14,7 @@ from outpace.canvas.blocks import Schedule
 from outpace.canvas.obey import obey
 from outpace.canvas.policies import Policy, Step
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import Canvas, CanvasRow, Ids
+from outpace.canvas.row import Bools, Canvas, CanvasRow, Floats, Ids
 from outpace.canvas.rules import Rule
 from outpace.canvas.window import Window, places_asked, seen
 
@@ -65,13 +65,15 @@ def write(row: CanvasRow, reading: Reading, canvas: Canvas, rule: Rule, schedule
     return _finish(after, canvas)
 
 
-def _log_probs(reading: Reading, tokens: Ids, writes: np.ndarray) -> np.ndarray:
+def _log_probs(reading: Reading, tokens: Ids, writes: Bools) -> Floats:
+    chances: Floats
     if tokens is reading.tokens:
         chances = reading.confidence[writes]
     else:
         index = np.flatnonzero(writes)
         chances = reading.probs[index, tokens[index]].double().cpu().numpy()
-    return np.log(np.maximum(chances, 1e-300))
+    logs: Floats = np.log(np.maximum(chances, 1e-300))
+    return logs
 
 
 def _finish(row: CanvasRow, canvas: Canvas) -> CanvasRow:

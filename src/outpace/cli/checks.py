@@ -43,5 +43,6 @@ def check_method(
         other = str(getattr(method, role))
         partner = offered_by(drafter_of(model) if other == "auto" else other)
         if partner is not None:
-            check_partner(role, partner, offered, is_same_vocab=not method.needs.has_text)
+            wanted, is_same = method.needs.model_attention.get(role, ""), not method.needs.has_text
+            check_partner(role, partner, offered, is_same_vocab=is_same, attention=wanted)
     return method, offered.vocab_size

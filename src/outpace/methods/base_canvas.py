@@ -177,7 +177,7 @@ class CanvasMethod(Method):
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: CanvasState) -> Decision:
         """Advance every row by one step; what became final is emitted."""
         schedule, policy = self.schedule(state.canvas), self.policy(state.canvas)
-        steps = []
+        steps: list[Advance | None] = []
         for index, (row, window) in enumerate(zip(state.canvases, proposal.carry, strict=True)):
             reading = self.reading(scores.logits[index, : len(window.asked)], window, index, view, state)
             if reading.is_broken:
