@@ -57,4 +57,4 @@ def test_settings_that_need_an_order_are_left_out() -> None:
 def test_the_reference_has_the_same_settings() -> None:
     ours = FreeDave(block=8, cache="dual", refresh=3, ahead=4, order="margin", copies=6)
     assert ours.reference() == MaskedDiffusion(block=8, cache="dual", refresh=3, ahead=4, order="margin")
-    assert replace(ours, end="last").reference().end == "last"
+    assert replace(ours, end="last").reference().to_dict()["end"] == "last"

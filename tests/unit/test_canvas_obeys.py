@@ -68,6 +68,15 @@ def test_every_text_obeys_and_a_batch_equals_its_rows(
         assert lm.generate(prompt, **request).tokens == result.tokens
 
 
+@pytest.mark.parametrize("constraint", [kind for kind, _ in KINDS[1:]], ids=["schema", "grammar"])
+def test_a_lossless_method_writes_what_its_reference_writes(lm: LanguageModel, constraint: dict[str, Any]) -> None:
+    request = {"max_tokens": 20, "temperature": 0.9, "seed": 2, **constraint}
+    plain = lm.generate("Tom said: ", method="masked-diffusion", **request)
+    drafted = lm.generate("Tom said: ", method="freedave", **request)
+    assert drafted.tokens == plain.tokens
+    assert drafted.usage.target_nfe < plain.usage.target_nfe
+
+
 def test_pieces_are_filled_in_as_the_constraint_wants(lm: LanguageModel) -> None:
     assert lm.tokenizer is not None
     pieces = [-1, -1, -1, *lm.tokenizer.encode(" cat"), -1, -1, *lm.tokenizer.encode(".")]
