@@ -20,14 +20,15 @@ def sampler_arms(model: str, is_full: bool) -> list[Arm]:
         model: as arms name it.
         is_full: full attention, where samplers may look beyond the block.
     """
+    exact = "none" if is_full else "block"
     orders = [
         Arm(f"{order}, fixed", model, "masked-diffusion", sweep("per_step", _COUNTS, order=order))
         for order in ("confidence", "margin", "entropy", "random", "left")
     ]
     found = [
         *orders,
-        Arm("threshold", model, "fast-dllm", sweep("threshold", _THRESHOLDS, cache="auto")),
-        Arm("factor", model, "fast-dllm", sweep("factor", (0.25, 0.5, 1.0, 1.5, 2.0), cache="auto")),
+        Arm("threshold", model, "fast-dllm", sweep("threshold", _THRESHOLDS, cache=exact)),
+        Arm("factor", model, "fast-dllm", sweep("factor", (0.25, 0.5, 1.0, 1.5, 2.0), cache=exact)),
         Arm("entropy-bounded", model, "eb-sampler", sweep("gamma", (0.01, 0.1, 0.3, 1.0, 2.0))),
         Arm("PC-Sampler", model, "pc-sampler", sweep("per_step", _COUNTS)),
         Arm("ReMDM", model, "remdm", sweep("steps", _STEPS)),
@@ -43,7 +44,7 @@ def sampler_arms(model: str, is_full: bool) -> list[Arm]:
         Arm("LRD", model, "lrd", sweep("threshold", _THRESHOLDS[1:])),
         Arm("AdaBlock", model, "adablock", sweep("threshold", _THRESHOLDS[1:])),
         Arm("APD", model, "apd", sweep("weight", (0.3, 0.5, 0.7, 0.9))),
-        Arm("guided", model, "freecache", sweep("ratio", (0.7, 0.5, 0.3), cache="auto")),
+        Arm("guided", model, "freecache", sweep("ratio", (0.7, 0.5, 0.3), cache=exact)),
     ]
     if not is_full:
         found.append(Arm("Fast-dLLM v2", model, "fast-dllm-v2", sweep("threshold", _THRESHOLDS[1:])))

@@ -9,7 +9,7 @@ from typing import Any
 from outpace.bench.canvas import Point, area
 from outpace.bench.plots import _figure
 
-__all__ = ["curves_table", "draw_curves", "points_table"]
+__all__ = ["areas_table", "closest", "draw_curves", "fixed_table", "reference_of", "rows_table"]
 
 _COLOURS = (
     "#1b6ca8",
@@ -24,35 +24,6 @@ _COLOURS = (
     "#2aa198",
 )
 _MARKS = "osv^D*Xph<>"
-
-
-def curves_table(points: Sequence[Point], most: float) -> str:
-    """Return a Markdown table: one line per set and arm, its area and its point at each setting."""
-    lines = [
-        f"| set | sampler | area to {most:g} | best quality | its tok/fwd | fastest within 2% of the reference: "
-        "tok/fwd | positions/tok | ms/tok |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for (name, arm), group in _groups(points).items():
-        best = max(group, key=lambda point: point.quality)
-        reference = _reference(points, name, group[0].model)
-        close = [point for point in group if reference is None or _is_close(point, reference)]
-        fast = max(close, key=lambda point: point.tokens_per_forward) if close else None
-        shown = (
-            ["-", "-", "-"]
-            if fast is None
-            else [
-                f"{fast.tokens_per_forward:.2f} ({_spell(fast.settings)})",
-                f"{fast.positions / max(fast.tokens, 1):.1f}",
-                f"{1e3 * fast.seconds / max(fast.tokens, 1):.2f}",
-            ]
-        )
-        lines.append(
-            f"| {name} | {arm} | {area(group, most):.3f} | {best.quality:.3f} | {best.tokens_per_forward:.2f} | "
-            + " | ".join(shown)
-            + " |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def _is_close(point: Point, reference: Point) -> bool:
@@ -74,21 +45,74 @@ def _reference(points: Sequence[Point], name: str, model: str) -> Point | None:
     return found[0] if found else None
 
 
-def points_table(points: Sequence[Point]) -> str:
-    """Return a Markdown table with every point."""
+def fixed_table(points: Sequence[Point], model: str, sets: Sequence[str]) -> str:
+    """Return a Markdown table: quality on each set against the number of places written per step, the surest first.
+
+    Tasks whose answer tokens depend on each other lose by it; copying does not (ParallelBench).
+    """
+    arms = ("confidence, fixed", "random, fixed")
+    lines = [f"| set | {' | '.join(f'{arm}: 1 | 2 | 4 | 8' for arm in arms)} |", "|---" * (1 + 4 * len(arms)) + "|"]
+    for name in sets:
+        cells = []
+        for arm in arms:
+            group = [p for p in points if p.set == name and p.model == model and p.arm.endswith(arm)]
+            found = {p.settings.get("per_step", 1): p.quality for p in group}
+            cells += [f"{found[count]:.2f}" if count in found else "-" for count in (1, 2, 4, 8)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def areas_table(points: Sequence[Point], model: str, sets: Sequence[str], most: float) -> str:
+    """Return a Markdown table: the area under each sampler's curve on each set, the best of a set in bold."""
+    arms = list(dict.fromkeys(point.arm for point in points if point.model == model))
+    areas = {
+        (arm, name): area([p for p in points if p.arm == arm and p.set == name], most) for arm in arms for name in sets
+    }
+    best = {name: max(areas[arm, name] for arm in arms) for name in sets}
+    lines = [f"| sampler | {' | '.join(sets)} |", "|---" * (1 + len(sets)) + "|"]
+    for arm in arms:
+        cells = [
+            f"**{areas[arm, name]:.2f}**" if areas[arm, name] == best[name] > 0 else f"{areas[arm, name]:.2f}"
+            for name in sets
+        ]
+        lines.append(f"| {_short(arm)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def rows_table(points: Sequence[Point], reference: Point | None) -> str:
+    """Return a Markdown table of points, one line each, beside a reference."""
     lines = [
-        "| set | sampler | setting | quality | nll | entropy | tok/fwd | positions/tok | draft fwd/tok | ms/tok |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| | setting | quality | nats/token | entropy | tok/fwd | forwards saved | positions/tok | other fwd/tok "
+        "| ms/tok | speed |",
+        "|---" * 11 + "|",
     ]
     for point in points:
         tokens = max(point.tokens, 1)
+        saved = speed = "-"
+        if reference is not None and point.forwards:
+            saved = f"{point.tokens_per_forward / reference.tokens_per_forward:.2f}x"
+            speed = f"{(reference.seconds / max(reference.tokens, 1)) / (point.seconds / tokens):.2f}x"
         lines.append(
-            f"| {point.set} | {point.arm} | {_spell(point.settings)} | {point.quality:.3f} | "
-            f"{point.nll:.3f} | {point.entropy:.3f} | {point.tokens_per_forward:.2f} | "
-            f"{point.positions / tokens:.1f} | {point.draft_forwards / tokens:.2f} | "
-            f"{1e3 * point.seconds / tokens:.2f} |"
+            f"| {_short(point.arm)} | {_spell(point.settings)} | {point.quality:.3f} | {point.nll:.3f} | "
+            f"{point.entropy:.3f} | {point.tokens_per_forward:.2f} | {saved} | {point.positions / tokens:.1f} | "
+            f"{point.draft_forwards / tokens:.2f} | {1e3 * point.seconds / tokens:.2f} | {speed} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def closest(points: Sequence[Point], reference: Point) -> Point | None:
+    """Return the fastest of the points that keep quality and entropy within 2% of the reference's."""
+    kept = [point for point in points if _is_close(point, reference)]
+    return max(kept, key=lambda point: point.tokens_per_forward, default=None)
+
+
+def reference_of(points: Sequence[Point], name: str, model: str) -> Point | None:
+    """Return the point of one token per step, the surest first, with the exact cache."""
+    return _reference(points, name, model)
+
+
+def _short(arm: str) -> str:
+    return arm.partition(": ")[2] or arm
 
 
 def draw_curves(points: Sequence[Point], sets: Sequence[str], title: str, path: Path) -> None:
@@ -121,13 +145,6 @@ def draw_curves(points: Sequence[Point], sets: Sequence[str], title: str, path: 
             axes.legend(fontsize=7)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
-
-
-def _groups(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
-    groups: dict[tuple[str, str], list[Point]] = {}
-    for point in points:
-        groups.setdefault((point.set, point.arm), []).append(point)
-    return groups
 
 
 def _spell(settings: Mapping[str, Any]) -> str:

@@ -13,9 +13,16 @@ from typing import Any
 
 import torch
 
-from outpace.bench.canvas import Arm, Point, Set, measure, stories, write_json
+from outpace.bench.canvas import Arm, Point, Set, area, measure, stories, write_json
 from outpace.bench.canvas_arms import cache_arms, causal_arms, lossless_arms, sampler_arms
-from outpace.bench.canvas_report import curves_table, draw_curves, points_table
+from outpace.bench.canvas_report import (
+    areas_table,
+    closest,
+    draw_curves,
+    fixed_table,
+    reference_of,
+    rows_table,
+)
 from outpace.bench.machine import describe, lock
 from outpace.engine import LanguageModel, load
 from outpace.errors import ConfigError
@@ -136,7 +143,9 @@ def _speed(options: CanvasOptions, models: dict[str, LanguageModel], tell: Calla
     arms: list[Arm] = []
     for name in options.models:
         is_block = models[name].target.capabilities.attention == "block"
-        settings = tuple({"threshold": value, "cache": "auto"} for value in (0.9, 0.7, 0.6, 0.5, 0.4))
+        settings = tuple(
+            {"threshold": value, "cache": "block" if is_block else "none"} for value in (0.9, 0.7, 0.6, 0.5, 0.4)
+        )
         arms += [
             Arm(f"{name}: one per step", name, "masked-diffusion", ({},)),
             Arm(f"{name}: threshold", name, "fast-dllm", settings),
@@ -160,11 +169,56 @@ def _named(arm: Arm, name: str) -> Arm:
 
 def _page(points: Sequence[Point], options: CanvasOptions, facts: dict[str, Any]) -> str:
     asked = f" --inflate {options.inflate}" if options.inflate else ""
-    return (
-        f"Models {', '.join(options.models)}; causal {', '.join(Path(name).name for name in options.causal)}; "
-        f"{facts.get('cpu', 'CPU')}, {facts['threads']} threads. `outpace bench --canvas FOLDER{asked}`\n\n"
-        f"{curves_table(points, MOST)}\n### Every point\n\n{points_table(points)}"
+    parts = [
+        f"{facts.get('cpu', 'CPU')}, {facts['threads']} threads, torch {facts.get('torch', torch.__version__)}; "
+        f"{options.num} texts per set (tasks: {2 * options.num}), batch 1, greedy. "
+        f"`outpace bench --canvas FOLDER{asked}`\n"
+    ]
+    sets = list(dict.fromkeys(point.set for point in points))
+    for name in options.models:
+        own = [point for point in points if point.model == name]
+        parts.append(f"### {Path(name).name}\n")
+        parts += _stories_part(own, name) if OPEN in sets else []
+        tasks = [item for item in sets if item != OPEN]
+        if tasks:
+            parts.append(f"Share solved against places written per step:\n\n{fixed_table(own, name, tasks)}")
+            curves = [point for point in own if _is_curve(point)]
+            parts.append(f"Area under share solved, 1 to {MOST:g} tok/fwd:\n\n{areas_table(curves, name, tasks, MOST)}")
+    causal = [point for point in points if point.model in options.causal]
+    if causal:
+        parts.append("### The causal model on the same axes\n")
+        for item in sets:
+            group = [point for point in causal if point.set == item]
+            parts.append(f"{item}:\n\n{rows_table(group, group[0] if group else None)}")
+    return "\n".join(parts)
+
+
+def _stories_part(own: Sequence[Point], model: str) -> list[str]:
+    stories_points = [point for point in own if point.set == OPEN]
+    reference = reference_of(stories_points, OPEN, model)
+    if reference is None:
+        return []
+    groups: dict[str, list[Point]] = {}
+    for point in stories_points:
+        groups.setdefault(point.arm, []).append(point)
+    fast = [closest(group, reference) for arm, group in groups.items() if _is_curve(group[0])]
+    rest = [point for point in stories_points if not _is_curve(point)]
+    kept = [reference, *sorted((p for p in fast if p), key=lambda p: -p.tokens_per_forward)]
+    areas = {arm: area(group, MOST) for arm, group in groups.items() if _is_curve(group[0])}
+    listed = ", ".join(
+        f"{arm.partition(': ')[2]} {value:.3f}" for arm, value in sorted(areas.items(), key=lambda item: -item[1])
     )
+    title = "Stories: of each sampler the fastest setting within 2% of the reference's likelihood and entropy"
+    return [
+        f"{title} (the first line):\n\n{rows_table(kept, reference)}",
+        f"Areas under likelihood per token, 1 to {MOST:g} tok/fwd: {listed}.\n",
+        f"Caches and lossless methods on stories:\n\n{rows_table(rest, reference)}" if rest else "",
+    ]
+
+
+def _is_curve(point: Point) -> bool:
+    """Whether a point belongs to a sampler's curve, not to the caches and lossless methods."""
+    return not point.arm.partition(": ")[2].startswith(("threshold 0.9", "one per step", "FreeDave", "SSD"))
 
 
 def _draw(points: Sequence[Point], options: CanvasOptions) -> None:
