@@ -174,6 +174,6 @@ def test_prompts_that_cannot_be_used_are_refused(lm: LanguageModel, prompt: obje
 
 
 def test_a_method_that_does_not_fit_is_refused(lm: LanguageModel) -> None:
-    with pytest.raises(CapabilityError, match="full attention") as caught:
+    with pytest.raises(CapabilityError, match="full or block attention") as caught:
         lm.generate("x", method="masked-diffusion")
     assert "autoregressive" in caught.value.hint

@@ -35,8 +35,8 @@ VARIANTS = [
 class Successor(ToyModel):
     """Always continues a token with the one after it: every answer waits for the one before."""
 
-    def score(self, tokens: Any, position: Any, visible: Any, cache: Any, ask: Any = None, *rest: Any) -> Scores:
-        scores = super().score(tokens, position, visible, cache, ask, *rest)
+    def score(self, tokens: Any, position: Any, visible: Any, cache: Any, ask: Any = None, **rest: Any) -> Scores:
+        scores = super().score(tokens, position, visible, cache, ask, **rest)
         asked = tokens if ask is None else tokens.gather(1, ask)
         vocab = scores.logits.shape[-1]
         return Scores(60.0 * torch.nn.functional.one_hot((asked + 1) % vocab, vocab).double())
