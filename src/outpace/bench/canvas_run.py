@@ -138,7 +138,7 @@ def _all(options: CanvasOptions, models: dict[str, LanguageModel], tell: Callabl
 
 def _speed(options: CanvasOptions, models: dict[str, LanguageModel], tell: Callable[[str], None]) -> list[Point]:
     """Threshold sampling, lossless methods and the causal model, in turns, at a size where forwards are what costs."""
-    item = stories(options.num, options.max_tokens)
+    items = [_set(name, options) for name in options.sets or (OPEN, "copy", "replace-index", "sudoku")]
     judge = models[options.causal[0]]
     arms: list[Arm] = []
     for name in options.models:
@@ -150,7 +150,7 @@ def _speed(options: CanvasOptions, models: dict[str, LanguageModel], tell: Calla
             Arm(f"{name}: one per step", name, "masked-diffusion", ({},)),
             Arm(f"{name}: threshold", name, "fast-dllm", settings),
             Arm(f"{name}: FreeDave", name, "freedave", ({"copies": 2}, {"copies": 4})),
-            Arm(f"{name}: SSD", name, "ssd", ({"copies": 4},)),
+            Arm(f"{name}: SSD", name, "ssd", ({"copies": 4}, {"copies": 8})),
         ]
         if is_block:
             arms.append(Arm(f"{name}: one per step, uncached", name, "masked-diffusion", ({"cache": "none"},)))
@@ -160,7 +160,7 @@ def _speed(options: CanvasOptions, models: dict[str, LanguageModel], tell: Calla
             Arm("causal: opt-tree", name, "opt-tree", ({"draft": "stories-draft"},)),
             Arm("causal: block-draft", name, "block-draft", ({"draft": "stories-block"},)),
         ]
-    return list(measure(arms, [item], models, judge, tell, options.repeats))
+    return list(measure(arms, items, models, judge, tell, options.repeats))
 
 
 def _named(arm: Arm, name: str) -> Arm:
@@ -180,7 +180,10 @@ def _page(points: Sequence[Point], options: CanvasOptions, facts: dict[str, Any]
         parts.append(f"### {Path(name).name}\n")
         parts += _stories_part(own, name) if OPEN in sets else []
         tasks = [item for item in sets if item != OPEN]
-        if tasks:
+        for item in tasks if options.inflate else ():
+            group = [point for point in own if point.set == item]
+            parts.append(f"{item}:\n\n{rows_table(group, reference_of(group, item, name))}")
+        if tasks and not options.inflate:
             parts.append(f"Share solved against places written per step:\n\n{fixed_table(own, name, tasks)}")
             curves = [point for point in own if _is_curve(point)]
             parts.append(f"Area under share solved, 1 to {MOST:g} tok/fwd:\n\n{areas_table(curves, name, tasks, MOST)}")
