@@ -104,6 +104,12 @@ class Point:
         """Tokens written per forward of the target."""
         return self.tokens / self.forwards if self.forwards else 0.0
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Point:
+        """Return the point that `to_dict` told, but for its texts."""
+        names = {item.name for item in dataclasses.fields(cls)} - {"texts"}
+        return cls(**{name: values[name] for name in names}, texts=[values["sample"]])
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         return {

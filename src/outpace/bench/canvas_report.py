@@ -79,7 +79,7 @@ def areas_table(points: Sequence[Point], model: str, sets: Sequence[str], most: 
     return "\n".join(lines) + "\n"
 
 
-def rows_table(points: Sequence[Point], reference: Point | None) -> str:
+def rows_table(points: Sequence[Point], reference: Point | None, *, with_model: bool = False) -> str:
     """Return a Markdown table of points, one line each, beside a reference."""
     lines = [
         "| | setting | quality | nats/token | entropy | tok/fwd | forwards saved | positions/tok | other fwd/tok "
@@ -93,7 +93,8 @@ def rows_table(points: Sequence[Point], reference: Point | None) -> str:
             saved = f"{point.tokens_per_forward / reference.tokens_per_forward:.2f}x"
             speed = f"{(reference.seconds / max(reference.tokens, 1)) / (point.seconds / tokens):.2f}x"
         lines.append(
-            f"| {_short(point.arm)} | {_spell(point.settings)} | {point.quality:.3f} | {point.nll:.3f} | "
+            f"| {point.arm if with_model else _short(point.arm)} | {_spell(point.settings)} | "
+            f"{point.quality:.3f} | {point.nll:.3f} | "
             f"{point.entropy:.3f} | {point.tokens_per_forward:.2f} | {saved} | {point.positions / tokens:.1f} | "
             f"{point.draft_forwards / tokens:.2f} | {1e3 * point.seconds / tokens:.2f} | {speed} |"
         )

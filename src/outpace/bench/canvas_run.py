@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
 import platform
 import tempfile
 import time
@@ -30,7 +32,7 @@ from outpace.models.opening import locate
 from outpace.tasks import TASKS, test_examples
 from outpace.testing.inflate import inflate
 
-__all__ = ["CanvasOptions", "run_canvas"]
+__all__ = ["CanvasOptions", "main", "merge", "run_canvas"]
 
 MOST = 8.0  # tokens per forward up to which areas are taken
 OPEN = "stories"
@@ -81,7 +83,8 @@ def run_canvas(options: CanvasOptions, tell: Callable[[str], None] = lambda text
         torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     with lock(), tempfile.TemporaryDirectory() as folder:
-        models = {name: _load(name, options, Path(folder)) for name in (*options.models, *options.causal)}
+        models = {Path(name).name: _load(name, options, Path(folder)) for name in (*options.models, *options.causal)}
+        options = dataclasses.replace(options, models=_names(options.models), causal=_names(options.causal))
         facts = {**describe(), "python": platform.python_version(), "threads": torch.get_num_threads()}
         points = _speed(options, models, tell) if options.inflate else _all(options, models, tell)
     kind = "canvas-speed" if options.inflate else "canvas"
@@ -90,6 +93,11 @@ def run_canvas(options: CanvasOptions, tell: Callable[[str], None] = lambda text
     if not options.inflate:
         _draw(points, options)
     return points
+
+
+def _names(models: Sequence[str]) -> tuple[str, ...]:
+    """Return names for tables: a directory's own."""
+    return tuple(Path(name).name for name in models)
 
 
 def _load(name: str, options: CanvasOptions, folder: Path) -> LanguageModel:
@@ -167,6 +175,35 @@ def _named(arm: Arm, name: str) -> Arm:
     return dataclasses.replace(arm, name=f"{name}: {arm.name}")
 
 
+def merge(files: Sequence[Path], out: Path) -> None:
+    """Write one page and its pictures from the raw figures of several runs; of a set, the last run counts.
+
+    Raises:
+        ConfigError: a file holds no such figures.
+    """
+    points: list[Point] = []
+    facts: dict[str, Any] = {}
+    for file in files:
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+            found = [Point.from_dict(item) for item in document["points"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f"{file} holds no figures of this benchmark.", "Name canvas.json of earlier runs."
+            ) from None
+        sets = {point.set for point in found}
+        points = [point for point in points if point.set not in sets] + found
+        facts = document["facts"]
+    masked = {point.model for point in points if not point.arm.partition(": ")[2].startswith("causal")}
+    models = tuple(name for name in dict.fromkeys(point.model for point in points) if name in masked)
+    causal = tuple(name for name in dict.fromkeys(point.model for point in points) if name not in masked)
+    options = CanvasOptions(out=out, models=models, causal=causal)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(points, facts, out / "canvas.json")
+    (out / "canvas.md").write_text(_page(points, options, facts), encoding="utf-8")
+    _draw(points, options)
+
+
 def _page(points: Sequence[Point], options: CanvasOptions, facts: dict[str, Any]) -> str:
     asked = f" --inflate {options.inflate}" if options.inflate else ""
     parts = [
@@ -192,7 +229,7 @@ def _page(points: Sequence[Point], options: CanvasOptions, facts: dict[str, Any]
         parts.append("### The causal model on the same axes\n")
         for item in sets:
             group = [point for point in causal if point.set == item]
-            parts.append(f"{item}:\n\n{rows_table(group, group[0] if group else None)}")
+            parts.append(f"{item}:\n\n{rows_table(group, group[0] if group else None, with_model=True)}")
     return "\n".join(parts)
 
 
@@ -234,3 +271,16 @@ def _draw(points: Sequence[Point], options: CanvasOptions) -> None:
             and not point.arm.partition(": ")[2].startswith(("threshold 0.9", "one per step"))
         ]
         draw_curves(shown, sets, Path(name).name, options.out / f"{Path(name).name}.png")
+
+
+def main() -> None:
+    """Join the figures of several runs."""
+    parser = argparse.ArgumentParser(description="Join the figures of several runs of outpace bench --canvas.")
+    parser.add_argument("files", type=Path, nargs="+", help="canvas.json of each run")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    asked = parser.parse_args()
+    merge(asked.files, asked.out)
+
+
+if __name__ == "__main__":
+    main()
