@@ -142,10 +142,11 @@ def draw_curves(points: Sequence[Point], sets: Sequence[str], title: str, path: 
         axes.set_ylim(bottom=0)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-        if number == 0:
-            axes.legend(fontsize=7)
+    # One legend beside all panels: an arm looks the same in each.
+    shown = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=8)
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
 
 
 def _spell(settings: Mapping[str, Any]) -> str:
