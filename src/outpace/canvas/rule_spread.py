@@ -36,26 +36,34 @@ class Spread:
 
 
 def plan_steps(row: CanvasRow, canvas: Canvas, schedule: Schedule, steps: int) -> Mapping[int, int]:
-    """Return how many of all steps each block gets, by the place where it ends; the remainder goes to the first blocks.
+    """Return how many of all steps each block gets, by the place where it ends.
+
+    One each, and the others in proportion to the tokens to be written (blocks of a model's own may begin before the
+    generation, so that the first is shorter); the remainder goes to the first blocks.
 
     Raises:
         ConfigError: more steps than tokens to be written, or fewer than blocks.
     """
-    size, base, ends = len(row.tokens), row.base, []
+    size, base, sizes = len(row.tokens), row.base, dict[int, int]()
     while base < size:
         end = schedule.asked(replace(row, base=base, end=base), canvas)
-        if len(row.undecided(canvas, base, end)):
-            ends.append(end)
+        masked = len(row.undecided(canvas, base, end))
+        if masked:
+            sizes[end] = masked
         base = end
     count = len(row.undecided(canvas, row.base, size))
     if steps > count:
         raise ConfigError(
             f"steps is {steps}, but {count} tokens are to be written.", f"Use at most {count} steps, or more tokens."
         )
-    if steps < len(ends):
+    if steps < len(sizes):
         raise ConfigError(
-            f"steps is {steps}, but the text is written in {len(ends)} blocks.",
+            f"steps is {steps}, but the text is written in {len(sizes)} blocks.",
             "Every block takes a step: use more steps, or a larger block.",
         )
-    least, rest = divmod(steps, max(len(ends), 1))
-    return {end: least + (index < rest) for index, end in enumerate(ends)}
+    spare, room, before, plan = steps - len(sizes), max(count - len(sizes), 1), 0, dict[int, int]()
+    for end, masked in sizes.items():
+        after = before + masked - 1
+        plan[end] = 1 - (-spare * after // room) + (-spare * before // room)
+        before = after
+    return plan

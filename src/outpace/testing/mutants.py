@@ -467,8 +467,8 @@ MUTANTS = (
         "log-prob-of-neighbour",
         "log-probabilities are read one node too early",
         "commit:record",
-        "nodes = [node + 1 for node in path[index]]",
-        "nodes = [max(node, 0) for node in path[index]]",
+        "asked = [0, *(node + 1 for node in path[index])]  # the logits before a token, the root's first",
+        "asked = [0, *(max(node, 0) for node in path[index])]",
     ),
     Mutant(
         "character-split",
