@@ -159,6 +159,7 @@ def test_steps_are_spread_remainder_first(size: int, block: int, steps: int) -> 
     plan = plan_steps(row, CANVAS, schedule, steps)
     lengths = [min(block, size - start) for start in range(0, size, block)]
     wanted = [steps // len(lengths) + (index < steps % len(lengths)) for index in range(len(lengths))]
+    wanted = lengths if steps == size else wanted  # as many steps as tokens: one token each, whatever the blocks
     assert list(plan.values()) == wanted and [end - PROMPT for end in plan] == list(np.cumsum(lengths))
     for end, length, share in zip(plan, lengths, wanted, strict=True):
         counts, masked = [], length
