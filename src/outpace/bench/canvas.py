@@ -1,6 +1,6 @@
 """Samplers and caches on canvases: quality against parallelism, as curves with the area under them.
 
-    python -m outpace.bench.canvas --out docs/results/diffusion
+    outpace bench --canvas docs/results/diffusion
 
 Every point is one model, one sampler at one setting, one cache, on one set: quality (task accuracy; or likelihood under
 the causal model and entropy of what was written) beside tokens per forward, positions scored and seconds per token.
@@ -249,7 +249,7 @@ def area(points: Sequence[Point], most: float = 8.0) -> float:
 
 
 def stories(num: int, max_tokens: int, temperature: float = 0.0) -> Set:
-    """Return the shipped story prompts, repeated with their sentences cut where more are wanted."""
+    """Return the first `num` of the shipped story prompts."""
     prompts = [prompt.text for prompt in read_prompts("stories", num)]
     return Set("stories", tuple(prompts), (), max_tokens, temperature)
 
@@ -260,5 +260,6 @@ def write_json(points: Sequence[Point], facts: Mapping[str, Any], path: Path) ->
     for point in points:
         groups.setdefault((point.set, point.arm), []).append(point)
     areas = [{"set": name, "arm": arm, "area": area(group)} for (name, arm), group in groups.items()]
-    document = {"facts": dict(facts), "points": [point.to_dict() for point in points], "areas": areas}
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    lines = [",\n".join(json.dumps(item) for item in part) for part in ([p.to_dict() for p in points], areas)]
+    text = f'{{"facts": {json.dumps(dict(facts))},\n"points": [\n{lines[0]}\n],\n"areas": [\n{lines[1]}\n]}}\n'
+    path.write_text(text, encoding="utf-8")

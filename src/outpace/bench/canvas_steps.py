@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from outpace.engine import LanguageModel, load
+from outpace.errors import ConfigError, ModelError
 from outpace.models.opening import locate
 from outpace.testing.inflate import inflate, parse_size
 
@@ -71,8 +72,11 @@ def _our_forward(lm: LanguageModel, tokens: torch.Tensor, held: int) -> Callable
 
 def _transformers(directory: Path, dtype: torch.dtype) -> Any:
     from safetensors.torch import load_file
-    from transformers import LlamaConfig, LlamaForCausalLM
 
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        raise ConfigError("This comparison needs transformers.", "pip install 'outpace[transformers]'") from None
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     for name in ("architectures", "model_type", "attention", "outpace_inflated"):
         config.pop(name, None)
@@ -81,7 +85,9 @@ def _transformers(directory: Path, dtype: torch.dtype) -> Any:
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(directory.glob("*.safetensors")):
         weights |= load_file(file)
-    model.load_state_dict(weights, strict=False)
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    if unknown or set(missing) - {"lm_head.weight"}:  # a tied head is not in the file
+        raise ModelError("transformers reads other tensors than the file has.", "Name a Llama-shaped model.")
     return model
 
 

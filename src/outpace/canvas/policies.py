@@ -17,7 +17,6 @@ import numpy as np
 
 from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
 from outpace.errors import ConfigError, nearest
-from outpace.types import Guarantee
 
 __all__ = ["POLICIES", "Policy", "Step", "make_policy"]
 
@@ -95,15 +94,6 @@ class Policy:
         if self.name == "block" or (self.refresh and step.before.age + 1 >= self.refresh):
             return exact
         return exact | POLICIES[self.name](self, step)
-
-    def is_exact(self, canvas: Canvas) -> bool:
-        """Whether decoding under it is decoding without a cache."""
-        return self.name in ("none", "block") or self.refresh == 1 or (self.name == "auto" and bool(canvas.block_size))
-
-    @property
-    def guarantee(self) -> Guarantee:
-        """What the policy promises on its own."""
-        return Guarantee.EXACT if self.name in ("none", "block", "auto") or self.refresh == 1 else Guarantee.APPROXIMATE
 
 
 def _prefix(policy: Policy, step: Step) -> Bools:

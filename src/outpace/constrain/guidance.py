@@ -229,10 +229,15 @@ def _lark(regex: str | None, json_schema: str | Mapping[str, Any] | None, gramma
         return "regular expression", str(written["grammars"][0]["lark_grammar"])
     if grammar is not None:
         return "grammar", grammar
-    return "JSON schema", f"start: %json {json.dumps(_schema(json_schema))}"
+    return "JSON schema", f"start: %json {json.dumps(_on_one_line(parse_schema(json_schema)))}"
 
 
-def _schema(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
+def parse_schema(given: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return a JSON schema that was given as a mapping or as JSON.
+
+    Raises:
+        ConfigError: it is not JSON, or not an object.
+    """
     if isinstance(given, str):
         try:
             given = json.loads(given)
@@ -240,7 +245,11 @@ def _schema(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
             raise ConfigError(f"The JSON schema is not JSON: {error}.", "Check its commas and quotes.") from None
     if not isinstance(given, Mapping):
         raise ConfigError("The JSON schema is not an object.", 'Write it as in {"type": "object"}.')
-    return {**given, "x-guidance": {**_ONE_LINE, **given.get("x-guidance", {})}}
+    return given
+
+
+def _on_one_line(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {**schema, "x-guidance": {**_ONE_LINE, **schema.get("x-guidance", {})}}
 
 
 def _wrapped(lark: str) -> str:

@@ -137,9 +137,8 @@ class CanvasMethod(Method):
             self._check(text, rest, canvas)
             is_filled_in = any(token >= 0 for token in rest)
             row = CanvasRow.begin(text, rest, canvas, () if is_filled_in else ends)
-            held = np.arange(0)
             constraint = begin_constraint(context.sampler.settings.canvas_constraint, rest)
-            rows.append(replace(row, held=held, constraint=constraint))
+            rows.append(replace(row, constraint=constraint))
             # Between given pieces no text may end.
             banned.append(torch.tensor([canvas.mask_id, *(ends if is_filled_in else ())], device=device))
         return CanvasState(rows, canvas, context.target, banned)

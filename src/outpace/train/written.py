@@ -49,7 +49,7 @@ def write_texts(
     Returns:
         Tokens written by this call.
     """
-    done = sum(1 for _ in out.open(encoding="utf-8")) if out.is_file() else 0
+    done = len(out.read_text(encoding="utf-8").splitlines()) if out.is_file() else 0
     order = list(range(len(prompts)))
     Random(0).shuffle(order)  # a run that is cut short has still seen everything
     total = 0

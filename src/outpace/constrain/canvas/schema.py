@@ -9,6 +9,7 @@ from typing import Any
 
 from outpace.constrain.canvas.grammar import Grammar
 from outpace.constrain.canvas.pattern import integers_between, safe_pattern
+from outpace.constrain.guidance import parse_schema
 from outpace.errors import ConfigError
 
 __all__ = ["read_schema"]
@@ -59,14 +60,7 @@ def read_schema(given: str | Mapping[str, Any]) -> Grammar:
     Raises:
         ConfigError: it is not JSON or not an object, or uses something else.
     """
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError as error:
-            raise ConfigError(f"The JSON schema is not JSON: {error}.", "Check its commas and quotes.") from None
-    if not isinstance(given, Mapping):
-        raise ConfigError("The JSON schema is not an object.", 'Write it as in {"type": "object"}.')
-    return _Reader(given).grammar()
+    return _Reader(parse_schema(given)).grammar()
 
 
 class _Reader:
