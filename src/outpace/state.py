@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ def rows(state: Any, index: Sequence[int]) -> Any:
     if isinstance(state, Tensor):
         return state.index_select(0, torch.tensor(list(index), dtype=torch.int64, device=state.device))
     if isinstance(state, list):
-        return [_copied(state[i], list(index).count(i) > 1) for i in index]
+        times = Counter(index)
+        return [_copied(state[i], times[i] > 1) for i in index]
     if isinstance(state, dict):
         return {name: rows(value, index) for name, value in state.items()}
     if hasattr(state, "rows"):

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -77,23 +76,11 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from outpace.cli import main; status = main(sys.argv[1:]);"
         "heavy = {'torch', 'transformers', 'tokenizers', 'numpy', 'jinja2'} & set(sys.modules);"
-        "assert not heavy, heavy; sys.exit(status)"
+        "assert not heavy, heavy; assert len(sys.modules) < 600, len(sys.modules); sys.exit(status)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OUTPACE_PLUGINS": "0"}
     run = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-
-
-@pytest.mark.parametrize("command", ["--help", "methods"])
-def test_light_commands_answer_at_once(command: str) -> None:
-    # The aim is 0.5 s and 1 s on an idle machine; this bound is for a busy one.
-    began = time.perf_counter()
-    process = start(command)
-    out, _ = process.communicate(timeout=60)
-    seconds = time.perf_counter() - began
-    assert process.returncode == 0 and out
-    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert seconds < 3 * busy
 
 
 def test_version(cli: Command) -> None:

@@ -1,21 +1,22 @@
-"""Every deliberate fault in what canvases are made of is caught; the code as it is fails nothing."""
+"""What must notice a fault in canvases fails nothing without one; `make mutants` plants the faults."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 
 from outpace.testing.canvas_answers import canvas_answers
-from outpace.testing.mutants import CANVAS_MUTANTS, MUTANTS, Mutant, catch
+from outpace.testing.mutants import CANVAS_MUTANTS, MUTANTS, catch
 
 
 @pytest.mark.parametrize("check", canvas_answers(), ids=lambda check: check.__name__)
-def test_nothing_fails_without_a_fault(check: object) -> None:
-    assert callable(check)
+def test_nothing_fails_without_a_fault(check: Callable[[], None]) -> None:
     check()
 
 
-@pytest.mark.parametrize("mutant", CANVAS_MUTANTS, ids=lambda mutant: mutant.name)
-def test_caught(mutant: Mutant) -> None:
+def test_a_fault_is_caught() -> None:
+    mutant = next(mutant for mutant in CANVAS_MUTANTS if mutant.name == "block-never-closed")
     assert catch(mutant), f"Nothing noticed that {mutant.fault}."
 
 

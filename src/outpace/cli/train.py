@@ -15,7 +15,7 @@ def train(
         str, typer.Argument(help="stories, stories-mask, stories-block, stories-draft, translate and others.")
     ],
     out: Annotated[Path | None, typer.Option(help="Directory of the run (default: runs/RECIPE).")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of texts (default: ./data or ../shared/data).")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of texts (default: ./data).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the directory.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the whole run (default: the recipe's).")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,

@@ -32,7 +32,7 @@ class PcSampler(CanvasMethod):
         weight: the paper's lambda, how strongly early places are preferred; 0 = not at all.
         alpha: what calibrated confidence is cut to, nats.
         background: "auto" = the shipped counts, for the zoo's tokenizer (and none for a model without tokenizer);
-            "none" = no calibration; or a file of counts, as `python -m outpace.canvas.background` makes it.
+            "none" = no calibration; or a file of counts, as `python -m outpace.train.background` makes it.
         per_step: places written per step.
 
     Raises:

@@ -69,7 +69,8 @@ def text_counts(
     texts = [Row(list(_prompt(target)), len(PROMPT), row_key(seed, i), length) for i in range(rows)]
     capacity = len(PROMPT) + length + method.needs.width + 1
     words = toy_tokenizers(method, target, models or {})
-    run = Run(target, method, settings, capacity=capacity, models=models, tokenizers=words)
+    # Chunks no longer than the prompt: side by side, every row holds cache slots for a whole one.
+    run = Run(target, method, settings, capacity=capacity, models=models, tokenizers=words, chunk=len(PROMPT))
     run.join(texts)
     while run.rows:
         run.step()

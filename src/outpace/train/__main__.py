@@ -16,7 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m outpace.train", description=__doc__)
     parser.add_argument("recipe", help=", ".join([*RECIPES, *TRANSLATIONS]))
     parser.add_argument("--out", type=Path, help="directory of the run (default: runs/RECIPE)")
-    parser.add_argument("--data", type=Path, help="folder of training texts (default: ./data or ../shared/data)")
+    parser.add_argument("--data", type=Path, help="folder of training texts (default: ./data)")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     parser.add_argument("--steps", type=int, help="steps of the whole run (default: the recipe's)")
     parser.add_argument("--threads", type=int, help="CPU threads")

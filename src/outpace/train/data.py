@@ -30,19 +30,18 @@ Tokens = NDArray[np.uint16]
 
 
 def find_data(data: Path | None) -> Path:
-    """The folder of training texts: `data`, or the first of ./data and ../shared/data that exists.
+    """The folder of training texts: `data`, or ./data.
 
     Raises:
-        ConfigError: When there is none.
+        ConfigError: it is not there.
     """
-    candidates = [data] if data else [Path("data"), Path("../shared/data")]
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    raise ConfigError(
-        f"no folder of training texts at {' or '.join(str(c) for c in candidates)}",
-        "Gather the files that the model's card names and pass their folder with --data.",
-    )
+    folder = data or Path("data")
+    if not folder.is_dir():
+        raise ConfigError(
+            f"There is no folder of training texts at {folder}.",
+            "Gather the files that the model's card names and pass their folder with --data.",
+        )
+    return folder
 
 
 def train_tokenizer(texts: Iterable[str], vocab: int, extra: Sequence[str] = ()) -> Tokenizer:

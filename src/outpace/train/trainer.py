@@ -152,7 +152,7 @@ def train(
     Args:
         recipe: A name in `RECIPES` or `TRANSLATIONS`, or a recipe.
         out: Directory for the checkpoint, the log and the exported model.
-        data: Folder of training texts (default: ./data or ../shared/data).
+        data: Folder of training texts (default: ./data).
         resume: Continue from the checkpoint in `out`.
         steps: Steps of the whole run (default: the recipe's, which is larger where there is a GPU).
         threads: CPU threads (default: PyTorch's choice).

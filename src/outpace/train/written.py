@@ -69,7 +69,7 @@ def main() -> None:
     """Write the texts."""
     parser = argparse.ArgumentParser(description="Write texts with a causal model, to train parallel ones on.")
     parser.add_argument("--model", default="stories")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of training texts")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sources", default="tinystories,tinystories-lowercase")
     parser.add_argument("--cuts", type=int, default=3, help="beginnings per document")
