@@ -93,8 +93,11 @@ def test_soft_embeddings(model: Transformer) -> None:
 
 def test_logits_may_be_written_into(model: Transformer) -> None:
     logits = model.score(IDS, AT, None, model.new_cache(1, 12)).logits
+    kept = logits.clone()
     logits[:, :, 0] = float("-inf")
     logits.mul_(2.0)
+    # They are the caller's own: neither the weights nor the next forward see what was written.
+    assert torch.equal(model.score(IDS, AT, None, model.new_cache(1, 12)).logits, kept)
 
 
 def test_limits(model: Transformer) -> None:

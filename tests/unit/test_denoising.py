@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from outpace.train import trainer
 from outpace.train.bounds import block_bits, masked_bits
 from outpace.train.conversion import arms, compare
 from outpace.train.data import EOS_ID, MASK_ID
@@ -287,7 +288,8 @@ def test_a_masked_model_reads_pairs_backwards_and_a_causal_one_does_not() -> Non
     assert right[True][0] <= 4 and right[True][1] >= 15
 
 
-def test_a_converted_model_starts_from_its_parent_and_a_fresh_one_does_not(tmp_path: Path) -> None:
+def test_arms_of_a_conversion_differ_in_their_start_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal rows under equal masks; what is kept of the parent hangs on its shift, not on so few steps."""
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "some.txt").write_text("one two three four five")
@@ -296,8 +298,19 @@ def test_a_converted_model_starts_from_its_parent_and_a_fresh_one_does_not(tmp_p
         return iter([f"{number} {(data / 'some.txt').read_text()}\n" for number in range(60)])
 
     source = Source(name="words", files=("some.txt",), origin="here", licence="none", note="toy", weight=0.5, read=read)
-    recipes = {name: replace(recipe, length=32) for name, recipe in arms(4, 2, [source]).items()}
+    recipes = {name: replace(recipe, length=32) for name, recipe in arms(2, 2, [source]).items()}
     assert recipes["converted"].sources[0].weight == 1
+    kept = recipes["converted"]
+    recipes["unshifted"] = replace(kept, shape=replace(kept.shape, shifted=False))
+    seen: list[Tensor] = []
+    score = trainer.masked_loss
+
+    def watched(network: Llama, tokens: Tensor, *canvas: Any) -> Tensor:
+        seen.append(tokens.clone())
+        return score(network, tokens, *canvas)
+
+    monkeypatch.setattr(trainer, "masked_loss", watched)
     found = compare(recipes, folder, ["One day a girl named Lily went to the park. She was happy.\n"])
-    # Four steps on something else leave the parent's knowledge in place.
+    assert len(seen) == 6 and all(torch.equal(a, b) for a, b in zip(seen[:2], seen[2:4], strict=True))
+    assert found["converted"] < 0.8 * found["unshifted"]
     assert found["converted"] < 0.8 * found["from scratch"]

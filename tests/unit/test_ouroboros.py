@@ -163,6 +163,16 @@ def test_accepted_drafts_are_longer_than_those_of_plain_drafting(lm: LanguageMod
         assert our_cost < plain_cost, (settings, our_cost, plain_cost)
 
 
+def test_what_verification_yields_lengthens_the_drafts(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every other source of phrases off, more is accepted per step than where the answers are thrown away."""
+    settings = {"draft_len": 3, "is_adaptive": False, "window": 0, "has_history": False}
+    ours, _ = totals(lm, "ouroboros", **settings)
+    monkeypatch.setattr("outpace.methods.ouroboros.harvest", lambda *_: iter(()))
+    without, _ = totals(lm, "ouroboros", **settings)
+    plain, _ = totals(lm, "draft-model", draft_len=3, is_adaptive=False)
+    assert without == pytest.approx(plain) and ours > 1.02 * without
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [({"draft_len": 0}, "draft_len is 0"), ({"phrases": -1}, "phrases is -1"), ({"window": -1}, "window -1"),

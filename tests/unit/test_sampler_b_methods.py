@@ -224,6 +224,11 @@ def test_exploring_needs_fewer_rounds_and_no_run_beats_the_bound() -> None:
         reach = width if name == "threshold" else 32
         for rounds in log.rounds:
             assert 1 <= fewest_rounds_for(rounds, 0.8, reach) <= len(rounds)
+            # What the bound rests on: a round writes sure tokens only, or the surest one and the place explored.
+            unsure = [sum(value < math.log(0.8) - 1e-9 for value in values) for values in rounds]
+            forced = [len(values) for values, few in zip(rounds, unsure, strict=True) if few]
+            assert max(unsure) <= (1 if method.explore == 0 else 2)
+            assert name == "candidates" or max(forced) <= 1 + method.explore
         counts[name] = sum(len(rounds) for rounds in log.rounds)
     assert counts["across"] <= counts["threshold"]
     assert counts["explore"] < counts["threshold"]
