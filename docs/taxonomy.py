@@ -1,9 +1,10 @@
 """The map from the field's methods to our modules: `taxonomy.tsv` is the source, `taxonomy.md` the page made from it.
 
     python docs/taxonomy.py                      check the table and write the page
-    python docs/taxonomy.py --methods FILE       also check that every system of FILE in these families has a line
+    python docs/taxonomy.py --methods FILE       check against the systems of FILE instead of those of `systems.tsv`
 
-FILE is tab-separated with the columns n, name and family. A module of "-" needs a note that says why not.
+Every system of `systems.tsv` in these families has a line. FILE is tab-separated with the columns n, name and family. A
+module is one below `outpace`; a module of "-" needs a note that says why not.
 """
 
 from __future__ import annotations
@@ -83,27 +84,28 @@ def read() -> list[Line]:
         return [Line(**row) for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
 
 
-def faults(lines: Sequence[Line], methods: Path | None = None) -> list[str]:
+def faults(lines: Sequence[Line], methods: Path = HOME / "systems.tsv") -> list[str]:
     """Return what is wrong: modules that do not import, lines without a reason, systems without a line, doubles."""
     found = [f"{line.name}: neither a module nor a reason." for line in lines if line.module == "-" and not line.note]
     found += [f"{line.name}: {line.module} does not import." for line in lines if not _imports(line.module)]
     keys = [(line.number, line.name) for line in lines]
     found += [f"{name}: listed twice." for number, name in set(keys) if keys.count((number, name)) > 1]
-    if methods is not None:
-        listed = {line.number for line in lines}
-        with methods.open(encoding="utf-8", newline="") as file:
-            systems = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        found += [
-            f"System {system['n']}, {system['name']}: no line."
-            for system in systems
-            if system["family"] in FAMILIES and system["n"] not in listed
-        ]
-    return found
+    listed = {line.number for line in lines}
+    with methods.open(encoding="utf-8", newline="") as file:
+        systems = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    unknown = listed - {"-"} - {system["n"] for system in systems}
+    found += [f"Number {number}: no such system." for number in sorted(unknown)]
+    return found + [
+        f"System {system['n']}, {system['name']}: no line."
+        for system in systems
+        if system["family"] in FAMILIES and system["n"] not in listed
+    ]
 
 
 def _imports(module: str) -> bool:
     try:
-        return module == "-" or importlib.import_module(module) is not None
+        is_ours = module.startswith("outpace.")
+        return module == "-" or (is_ours and importlib.import_module(module) is not None)
     except ImportError:
         return False
 
@@ -130,7 +132,7 @@ def render(lines: Sequence[Line]) -> str:
 def main() -> int:
     """Check the table and write the page; exit status 1 and the faults where there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", type=Path, help="a table of systems to check against")
+    parser.add_argument("--methods", type=Path, default=HOME / "systems.tsv", help="a table of systems")
     lines = read()
     wrong = faults(lines, parser.parse_args().methods)
     for fault in wrong:

@@ -44,12 +44,15 @@ def test_the_checks_can_fail(tmp_path: Path) -> None:
     script = _script()
     line = script.Line("-", "x", "trees", "284", "outpace.nowhere", "")
     silent = script.Line("-", "y", "trees", "284", "-", "")
-    assert script.faults([line, silent, silent]) == [
+    foreign = script.Line("9", "u", "trees", "284", "json", "")
+    table = tmp_path / "methods.tsv"
+    table.write_text("n\tname\tfamily\n7\tz\tspec-trees\n8\tw\tspeech\n", encoding="utf-8")
+    assert script.faults([line, silent, silent, foreign], table) == [
         "y: neither a module nor a reason.",
         "y: neither a module nor a reason.",
         "x: outpace.nowhere does not import.",
+        "u: json does not import.",
         "y: listed twice.",
+        "Number 9: no such system.",
+        "System 7, z: no line.",
     ]
-    table = tmp_path / "methods.tsv"
-    table.write_text("n\tname\tfamily\n7\tz\tspec-trees\n8\tw\tspeech\n", encoding="utf-8")
-    assert script.faults([], table) == ["System 7, z: no line."]
