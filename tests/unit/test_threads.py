@@ -173,7 +173,7 @@ def test_bits_are_those_of_one_thread_while_the_count_changes_every_step(
         given = Given(counts)
         monkeypatch.setattr(threads, "_steering", lambda given=given: given)
         law = {"temperature": 0.7, "seed": 3, "record": ["log_probs"]}
-        result = stories.generate("Once upon a time", method=method, max_tokens=12, **law)
+        result = stories.generate("Once upon a time", method=method, max_tokens=32, **law)
         results.append((result.tokens, result.log_probs))
         assert set(given.taken) == set(counts)
         assert torch.get_num_threads() == 3
