@@ -24,6 +24,7 @@ from outpace.result import Result
 from outpace.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.text import TextStream
+from outpace.threads import begin
 from outpace.types import Adapter, FinishReason, Outcome
 from outpace.zoo import drafter_of
 
@@ -44,6 +45,7 @@ def load(
     is_compiled: bool = True,
     card: Mapping[str, Any] | None = None,
     is_checked: bool = True,
+    threads: int | None = None,
 ) -> LanguageModel:
     """Load a model by zoo name, directory or hub id.
 
@@ -56,12 +58,15 @@ def load(
         card: fields of the capability card that replace what the files say, e.g. {"logits_shift": False}; see
             `outpace.models.card.Card`.
         is_checked: let a masked model unmask a sentence, and refuse it if its card is wrong about the shift.
+        threads: CPU threads of this process, for all its models and torch; None = torch's number, and compiled models
+            use fewer while other processes keep cores busy. The text does not depend on it.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
-        ConfigError: the card contradicts itself.
+        ConfigError: the card contradicts itself, or fewer threads than one are asked for.
     """
     began = time.perf_counter()
+    begin(threads)
     directory, _ = locate(str(model))
     target = open_model(str(model), dtype, device, is_compiled, card)
     tokenizer = Tokenizer.from_directory(directory)

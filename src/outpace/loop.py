@@ -20,6 +20,7 @@ from outpace.layout import lay_canvas, lay_out
 from outpace.prefill import catch_up
 from outpace.row import Row
 from outpace.sampling import Sampling
+from outpace.threads import shared
 from outpace.types import Adapter, Context, Counter, EncoderAdapter, Outcome, Proposal
 
 if TYPE_CHECKING:
@@ -115,6 +116,10 @@ class Run:
         Raises:
             ConfigError: the run has no rows.
         """
+        with shared(getattr(self.target, "is_invariant", False)):
+            return self._step()
+
+    def _step(self) -> list[tuple[Row, list[int]]]:
         began = time.perf_counter()
         before = [(counter.nfe, counter.positions) for counter in self.counters.values()]
         batch, cache = self.batch, self._prefill()

@@ -22,7 +22,7 @@ COMMANDS = [
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
 --presence-penalty --frequency-penalty --logit-bias --bad-word --min-tokens --regex --json-schema --grammar --seed
 --num-samples --stop --dtype --device --ignore-eos --json --chat --trace --logprobs --batch-invariant --no-compile
---card --infill --help""".split()
+--card --infill --threads --help""".split()
 
 
 def flags_of(name: str) -> set[str]:

@@ -81,6 +81,9 @@ def generate(
     no_compile: Annotated[
         bool, typer.Option("--no-compile", help="Use no compiled kernels.", rich_help_panel=_RUN)
     ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; without it, as many as are free.", rich_help_panel=_RUN)
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.", rich_help_panel=_LAW)] = 0.0,
     top_k: Annotated[int, typer.Option(help="Keep the K likeliest tokens; 0 = all.", rich_help_panel=_LAW)] = 0,
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to mass P.", rich_help_panel=_LAW)] = 1.0,
@@ -149,6 +152,7 @@ def generate(
             "dtype": dtype.value,
             "device": device.value,
             "is_compiled": not no_compile,
+            "threads": threads,
             "card": model_card(card or []),
         },
         run={

@@ -1,6 +1,7 @@
 """Compiled CPU kernels: a whole decoder forward in one C call, built on first use where a compiler is found."""
 
 from outpace.kernels.decoder import CompiledDecoder, compile_decoder, supports
-from outpace.kernels.library import note, read_bandwidth
+from outpace.kernels.library import load as load_library
+from outpace.kernels.library import note, read_bandwidth, warnings
 
-__all__ = ["CompiledDecoder", "compile_decoder", "note", "read_bandwidth", "supports"]
+__all__ = ["CompiledDecoder", "compile_decoder", "load_library", "note", "read_bandwidth", "supports", "warnings"]

@@ -2,10 +2,12 @@
 
 The library lies in the user's cache folder under a hash of everything it depends on: source, flags, compiler version,
 CPU and the OpenMP runtime it links. It links the runtime that torch has loaded, so that both use one pool of threads.
+A damaged library is built anew (see `store.py`); a folder that cannot be written costs a build per process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -13,11 +15,14 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+
+from outpace.kernels import store
 
 __all__ = ["Built", "build", "cache_folder"]
 
@@ -30,10 +35,11 @@ TIMEOUT_S = 300
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A loaded library, or None and the reason."""
+    """A loaded library, or None and the reason; `warning` says what a user should put right though it works."""
 
     library: ctypes.CDLL | None
     note: str
+    warning: str = ""
 
 
 def cache_folder() -> Path:
@@ -42,7 +48,10 @@ def cache_folder() -> Path:
     if own:
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "outpace"
+    try:
+        return (Path(shared) if shared else Path.home() / ".cache") / "outpace"
+    except RuntimeError:  # a user without a home, as in some containers: nothing is kept there
+        return Path(os.sep) / ".cache" / "outpace"
 
 
 def build(machine: str = MACHINE) -> Built:
@@ -67,9 +76,7 @@ def _build(machine: str, folder: str) -> Built:
     flags = (*FLAGS, machine, *SHARED)
     try:
         target = Path(folder) / f"decoder-{_key(compiler, flags, runtime)}.so"
-        if not target.exists():
-            _compile(compiler, flags, runtime, target)
-        return Built(ctypes.CDLL(str(target)), f"compiled kernels: {target.name}")
+        return _open(target) if store.is_whole(target) else _make(target, [compiler, *flags], runtime)
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         return Built(None, f"compiled kernels could not be built: {detail.strip().splitlines()[0]}")
@@ -105,34 +112,41 @@ def _cpu() -> str:
     return "\n".join(sorted({line for line in lines if line.split(":")[0].strip() in names}))
 
 
-def _compile(compiler: str, flags: tuple[str, ...], runtime: Path, target: Path) -> None:
-    """Build into a file of our own and rename it: two builders at worst do the work twice, none sees half a file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.with_suffix(".lock")):
-        if target.exists():  # another process was first
-            return
-        handle, name = tempfile.mkstemp(suffix=".so", dir=target.parent)
-        os.close(handle)
-        try:
-            command = [compiler, *flags, str(SOURCE / "decoder.cpp"), "-o", name, str(runtime)]
-            command.append(f"-Wl,-rpath,{runtime.parent}")
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
-            os.replace(name, target)
-        finally:
-            Path(name).unlink(missing_ok=True)
+def _open(path: Path) -> Built:
+    return Built(ctypes.CDLL(str(path)), f"compiled kernels: {path.name}")
 
 
-class _locked:
-    """Hold an exclusive lock on a file while in the block; released by the system should the process die."""
+def _make(target: Path, command: list[str], runtime: Path) -> Built:
+    """Build the library and keep it; where that is impossible, load it from a folder that goes at once."""
+    content = b""
+    try:
+        with store.locked(target.with_suffix(".lock")):
+            if not store.is_whole(target):  # another process may have been first
+                content = _compile(command, runtime)
+                store.save(target, content)
+        return _open(target)
+    except OSError as error:
+        reason = f"{target.parent} cannot keep compiled kernels ({error.strerror or error})"
+    content = content or _compile(command, runtime)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / target.name
+        path.write_bytes(content)
+        warning = f"{reason}: every start builds them anew. Let OUTPACE_CACHE name a folder that can be written."
+        return replace(_open(path), warning=warning)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    def __enter__(self) -> None:
-        import fcntl  # not on Windows, where there is no libgomp to link either
+def _compile(command: list[str], runtime: Path) -> bytes:
+    """Return a freshly built library; the user is told what the wait is for."""
+    _tell("outpace: compiling kernels for this machine; this takes some 20 s and is done once.")
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "decoder.so"
+        parts = [*command, str(SOURCE / "decoder.cpp"), "-o", str(made), str(runtime), f"-Wl,-rpath,{runtime.parent}"]
+        subprocess.run(parts, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
+        return made.read_bytes()
 
-        self.file = open(self.path, "w", encoding="utf-8")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
 
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+def _tell(line: str) -> None:
+    """Write to standard error, whatever becomes of standard output; nobody may be listening."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from outpace.kernels.build import build
 
-__all__ = ["FAILURES", "CallView", "LayerView", "ModelView", "Reader", "load", "note", "read_bandwidth"]
+__all__ = ["FAILURES", "CallView", "LayerView", "ModelView", "Reader", "load", "note", "read_bandwidth", "warnings"]
 
 # Return codes of `outpace_forward` after 0 = done.
 FAILURES = {
@@ -93,6 +93,11 @@ def load(machine: str | None = None) -> ctypes.CDLL | None:
 def note() -> str:
     """Return which library is loaded, or why none is."""
     return build().note
+
+
+def warnings() -> list[str]:
+    """Return what a user of compiled kernels should put right, though they work; mostly nothing."""
+    return [warning] if (warning := build().warning) else []
 
 
 def empty_buffer(library: ctypes.CDLL, num_bytes: int) -> Tensor:

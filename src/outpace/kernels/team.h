@@ -1,11 +1,17 @@
 // The threads of one forward: a barrier and a fair split of the work, on top of the OpenMP pool that torch uses.
 #pragma once
 
-#include <sched.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
+#include <sched.h>
+#endif
 
 // The C entry points of libgomp. Calling them directly needs no -fopenmp, so that clang can build this file too.
 extern "C" {
@@ -20,6 +26,23 @@ constexpr int kMaxThreads = 256;
 constexpr int kSpins = 4000;      // some 50 us: longer than threads of an idle machine ever wait for each other
 constexpr int kStagesAlive = 3;   // claims of the last stage, of this one and of the next (see Worker::begin)
 
+// Sleep while `word` holds `seen`; may return early. A sleeper leaves its core to whoever it waits for, at the cost of
+// a system call; one that only yields is chosen again at once and uses up what the scheduler grants the process.
+inline void park(std::atomic<int>& word, int seen) {
+#if defined(__linux__)
+  static_assert(sizeof(word) == sizeof(int));
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+#else
+  if (word.load() == seen) sched_yield();
+#endif
+}
+
+inline void wake_all([[maybe_unused]] std::atomic<int>& word) {
+#if defined(__linux__)
+  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+#endif
+}
+
 inline void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -33,6 +56,7 @@ struct alignas(128) Cursor {  // a cache line pair of its own, so that claiming 
 struct Team {
   alignas(128) std::atomic<int> arrived{0};
   alignas(128) std::atomic<int> round{0};
+  std::atomic<int> parked{0};
   Cursor cursor[kStagesAlive][kMaxThreads];
 };
 
@@ -47,18 +71,23 @@ class Worker {
   const int thread;
   const int threads;
 
-  // Wait for all; spins first, then gives the core away so that an oversubscribed machine does not crawl.
+  // Wait for all: spin first, then sleep, for the one waited for may need this very core. Either the last to arrive sees
+  // who sleeps, or the sleeper's system call sees the new round: both orders are sequentially consistent.
   void wait() {
     const int round = team_.round.load(std::memory_order_relaxed);
     if (team_.arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
       team_.arrived.store(0, std::memory_order_relaxed);
-      team_.round.store(round + 1, std::memory_order_release);
+      team_.round.store(round + 1);
+      if (team_.parked.load() > 0) wake_all(team_.round);
       return;
     }
-    for (int spin = 0; team_.round.load(std::memory_order_acquire) == round; spin++) {
-      if (spin < kSpins) relax();
-      else sched_yield();
+    for (int spin = 0; spin < kSpins; spin++) {
+      if (team_.round.load(std::memory_order_acquire) != round) return;
+      relax();
     }
+    team_.parked.fetch_add(1);
+    while (team_.round.load() == round) park(team_.round, round);
+    team_.parked.fetch_sub(1, std::memory_order_relaxed);
   }
 
   // First item of this thread's share of `total`.

@@ -142,6 +142,8 @@ class Transformer:
             self.is_packed = can_pack(self.dtype, self.device) if pack is None else pack
             if self.is_packed:
                 self.weights.pack()
+        else:
+            self.notes += kernels.warnings()
         return self.is_invariant
 
     def trim_head(self, ids: Tensor) -> Transformer:
