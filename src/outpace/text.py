@@ -5,7 +5,7 @@ Knows a tokenizer's `decode` and nothing of models or methods.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["TextStream"]
 
@@ -21,13 +21,20 @@ class TextStream:
         stops: stop strings; text from the first one on is never released.
         context: prompt tokens just before the first written one; they decide how the first is spaced. A character that
             the prompt leaves unfinished belongs to the text once it is finished.
+        special: how tokens without text are called, for stop strings that name one. They show in no text.
     """
 
     def __init__(
-        self, decode: Callable[[list[int]], str], stops: Sequence[str] = (), context: Sequence[int] = ()
+        self,
+        decode: Callable[[list[int]], str],
+        stops: Sequence[str] = (),
+        context: Sequence[int] = (),
+        special: Mapping[int, str] | None = None,
     ) -> None:
         self._decode = decode
         self._stops = tuple(stops)
+        self._special = dict(special or {})
+        self._hidden: list[range] = []  # where such names stand
         self._window = list(context[-2 * _LONGEST_CHARACTER :])
         self._num_prompt = len(self._window)  # tokens of the window that are prompt
         self._known = len(self._window)  # tokens of the window whose text is out
@@ -41,6 +48,8 @@ class TextStream:
     def push(self, token: int) -> bool:
         """Add one token; return whether a stop string is now complete. Tokens after a stop are ignored."""
         if self.is_stopped:
+            return True
+        if token in self._special and self._name(self._special[token]):
             return True
         self._window.append(token)
         is_open = self._behind(self._known, len(self._window)).endswith(_BROKEN)  # how an unfinished character shows
@@ -70,6 +79,12 @@ class TextStream:
         head = self._behind(self._known, self._num_prompt)
         return piece.removeprefix(head if piece.startswith(head) else head.rstrip(_BROKEN))
 
+    def _name(self, name: str) -> bool:
+        """Put down the name of a token without text; return whether it completes a stop string."""
+        self.flush()
+        self._hidden.append(range(len(self._text), len(self._text) + len(name)))
+        return self._extend(name)
+
     def _extend(self, piece: str) -> bool:
         start = max(0, len(self._text) - max((len(stop) for stop in self._stops), default=0))
         self._text += piece
@@ -88,8 +103,16 @@ class TextStream:
     def release(self, is_final: bool = False) -> str:
         """Return text not yet released that can no longer become part of a stop string."""
         end = len(self._text) if is_final or self.is_stopped else len(self._text) - self._held_back()
-        piece, self._released = self._text[self._released : end], max(self._released, end)
+        piece, self._released = self._visible(self._released, end), max(self._released, end)
         return piece
+
+    def _visible(self, start: int, end: int) -> str:
+        """Return the characters from `start` to `end`, without the names of special tokens."""
+        pieces = []
+        for name in self._hidden:
+            pieces.append(self._text[start : min(name.start, end)])
+            start = max(start, name.stop)
+        return "".join([*pieces, self._text[start:end]])
 
     def _held_back(self) -> int:
         """Return how many trailing characters could be the start of a stop string."""
@@ -101,4 +124,4 @@ class TextStream:
     @property
     def text(self) -> str:
         """All text so far, cut before a stop string."""
-        return self._text
+        return self._visible(0, len(self._text))
