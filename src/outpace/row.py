@@ -133,7 +133,9 @@ class Row:
             self.tokens.append(token)
             if token in self.end_tokens:
                 self.finish = FinishReason.EOS
-            elif token in self.stop_tokens or (self.text is not None and self.text.push(token)):
+            elif token in self.stop_tokens:
+                self.finish = FinishReason.STOP
+            elif self.text is not None and self.text.push(token):
                 self.finish = FinishReason.STOP
             elif self.state is not None and self.state.is_final:
                 self.finish = FinishReason.EOS
