@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from outpace.fit import check_fit, check_partner
 from outpace.infill import Piece, filled, lay_pieces
 from outpace.loop import Run
 from outpace.methods.base import Method
+from outpace.models.chat import Message, is_chat
 from outpace.models.loading import read_end_tokens
 from outpace.models.opening import locate, open_model
 from outpace.models.tokenizer import Tokenizer
@@ -30,10 +32,15 @@ from outpace.zoo import drafter_of
 
 __all__ = ["LanguageModel", "Request", "load"]
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | Sequence[Message]
 _CHUNK = 256  # prompt tokens per prefill forward
 _RECORDS = ("log_probs", "margins")
+_NO_CHAT = (
+    "The text ended at once: this model was made for conversations. Frame the prompt with --chat, or give messages in "
+    "place of text."
+)
 _CONSTRAINTS = ("regex", "json_schema", "grammar")
+_AT_ONCE = 3  # tokens, the end among them, of a text that ended before it began
 _INVARIANT_WIDTH = 16  # window nodes of every forward in batch-invariant mode on the eager path
 
 
@@ -89,7 +96,9 @@ class Request:
         max_tokens: most tokens to write per prompt.
         seed: with the sample number, fixes every random draw.
         num_samples: texts per prompt, numbered from 0.
-        stop: strings that end the text; nothing is emitted past one.
+        stop: strings that end the text; nothing is emitted past one. The text of a special token stops there too.
+        stop_tokens: ids that end the text like a stop string; the one written is the last of the tokens.
+        keep_special: special tokens show in the text, the end token apart.
         ignore_eos: write on past end tokens (under a constraint: until nothing may follow).
         regex: a regular expression that the whole text matches. This, json_schema and grammar need llguidance.
         json_schema: a JSON schema, as a mapping or as JSON, that the text fulfils.
@@ -113,6 +122,8 @@ class Request:
     seed: int = 0
     num_samples: int = 1
     stop: Sequence[str] = ()
+    stop_tokens: Sequence[int] = ()
+    keep_special: bool = False
     ignore_eos: bool = False
     regex: str | None = None
     json_schema: str | Mapping[str, Any] | None = None
@@ -132,6 +143,8 @@ class Request:
         for name in ("stop", "record"):  # a lone string is one string, not its letters
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, (getattr(self, name),))
+        if isinstance(self.stop_tokens, int):
+            object.__setattr__(self, "stop_tokens", (self.stop_tokens,))
         for name in self.record:
             if name not in _RECORDS:
                 raise ConfigError(f"record has no {name!r}.", nearest(name, _RECORDS, "record"))
@@ -155,6 +168,7 @@ class _Job:
     method: Method
     request: Request
     is_single: bool
+    is_text: bool  # the prompts were plain text
 
 
 class LanguageModel:
@@ -199,12 +213,13 @@ class LanguageModel:
         """Write text.
 
         Args:
-            prompt: text or token ids; a list of them is one ragged batch.
+            prompt: text, token ids, or messages ({"role": ..., "content": ...} each) that the chat template frames; a
+                list of them is one ragged batch.
             on_text: called with (row index, new text) as text becomes final, whole characters only.
             is_cancelled: asked between steps; True ends with finish_reason "cancelled", keeping what is written.
-            **arguments: fields of `Request` (method, options, max_tokens, seed, num_samples, stop, ignore_eos, regex,
-                json_schema, grammar, record, models, memory, is_batch_invariant) and of `outpace.Sampling`
-                (temperature, top_k, top_p, ...).
+            **arguments: fields of `Request` (method, options, max_tokens, seed, num_samples, stop, stop_tokens,
+                keep_special, ignore_eos, regex, json_schema, grammar, record, models, memory, is_batch_invariant) and
+                of `outpace.Sampling` (temperature, top_k, top_p, ...).
 
         Returns:
             A `Result`; a list of them for a list of prompts or num_samples above 1 (prompt by prompt).
@@ -232,6 +247,46 @@ class LanguageModel:
         for _, piece in self._advance(job, is_cancelled):
             yield piece
         return self._finish(job)[0]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        *,
+        tools: Any = None,
+        documents: Any = None,
+        template: str | None = None,
+        is_continued: bool = False,
+        variables: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Answer a conversation, framed by the model's chat template.
+
+        Args:
+            messages: {"role": ..., "content": ...} each; a list of conversations is one batch.
+            tools: JSON schemas of functions that the model may call.
+            documents: what it may quote, {"title": ..., "text": ...} each.
+            template: the name of one of several templates, or a template; None = the one that fits.
+            is_continued: the last message is unfinished, and the model goes on with it.
+            variables: of the template, e.g. {"enable_thinking": False}.
+            **arguments: those of `generate`. A stream takes `encode_chat(...)` as its prompt.
+
+        Returns:
+            What `generate` returns. What the template does not look at is named in the notes.
+
+        Raises:
+            ConfigError: the model has no chat template, or it refuses the messages.
+        """
+        given = {"tools": tools, "documents": documents, **(variables or {})}
+        extra = {**given, "template": template, "is_continued": is_continued}
+        chats = [messages] if is_chat(messages) or not messages else messages
+        prompts = [self.encode_chat(chat, **extra) for chat in chats]  # type: ignore[arg-type]
+        found = self.generate(prompts[0] if chats[0] is messages else prompts, **arguments)
+        assert self.tokenizer is not None  # or there had been no prompt
+        asked = [name for name, value in given.items() if value is not None]
+        unread = self.tokenizer.unread_by_chat(asked, template, tools, documents)
+        for result in found if isinstance(found, list) else [found]:
+            result.notes += [f"The chat template does not look at {name}." for name in unread]
+        return found
 
     def infill(self, pieces: Sequence[Piece], **arguments: Any) -> Any:
         """Fill gaps between given pieces of text, on a masked model.
@@ -264,14 +319,30 @@ class LanguageModel:
             raise ConfigError("The model has no tokenizer.", "Give token ids.")
         return self.tokenizer.encode(text)
 
+    def encode_chat(self, messages: Sequence[Message], **extra: Any) -> list[int]:
+        """Return the ids of a conversation, for `generate` and `stream`; `Tokenizer.render_chat` tells of `extra`."""
+        if self.tokenizer is None:
+            raise ConfigError("The model has no tokenizer, hence no chat template.", "Give token ids.")
+        return self.tokenizer.encode_chat(messages, **extra)
+
+    def _framed(self, prompt: Any) -> Any:
+        """Return a prompt with its conversations as ids."""
+        if is_chat(prompt):
+            return self.encode_chat(prompt)
+        if isinstance(prompt, list | tuple) and any(is_chat(item) for item in prompt):
+            return [self.encode_chat(item) if is_chat(item) else item for item in prompt]
+        return prompt
+
     def _start(self, prompt: Prompt | Sequence[Prompt], arguments: Mapping[str, Any]) -> _Job:
         """Check everything, then set up the run."""
         request, settings = _split(arguments)
-        prompts, is_single = self._prompts(prompt)
+        prompts, is_single = self._prompts(self._framed(prompt))
         method = self._method(request.method, request.options)
         if request.stop and self.tokenizer is None:
             raise ConfigError("Stop strings need a tokenizer.", "Use end tokens instead.")
         vocab_size = self.target.capabilities.vocab_size
+        if any(not 0 <= token < vocab_size for token in request.stop_tokens):
+            raise ConfigError("A stop token is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
         if any(not 0 <= token < vocab_size for token in settings.logit_bias):
             raise ConfigError("A logit bias is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
         if any(not 0 <= token < vocab_size for word in settings.bad_words for token in word):
@@ -286,7 +357,8 @@ class LanguageModel:
             for sample in range(request.num_samples)
         ]
         run = self._run(method, settings, rows, models, request)
-        return _Job(run, rows, method, request, is_single and request.num_samples == 1)
+        is_text = isinstance(prompt, str) or isinstance(prompt[0], str)
+        return _Job(run, rows, method, request, is_single and request.num_samples == 1, is_text)
 
     def _check_canvas(self, prompts: Sequence[Sequence[int]], request: Request) -> None:
         capabilities, canvas = self.target.capabilities, request.canvas
@@ -426,13 +498,23 @@ class LanguageModel:
     def _row(self, ids: list[int], key: int, request: Request) -> Row:
         capabilities = self.target.capabilities
         ends = () if request.ignore_eos else self.end_tokens
-        text = None if self.tokenizer is None else TextStream(self.tokenizer.decode, request.stop, ids)
+        text = None if self.tokenizer is None else self._text(self.tokenizer, request, ids)
+        stops = tuple(request.stop_tokens)
         if capabilities.is_encoder_decoder:
             start = [self.target.start_token]  # type: ignore[attr-defined]
             most = min(request.max_tokens, capabilities.max_positions - 1)
-            return Row(start, 1, key, most, ends, text, source=ids)
+            return Row(start, 1, key, most, ends, text, source=ids, stop_tokens=stops)
         most = len(request.canvas) or min(request.max_tokens, capabilities.max_positions - len(ids))
-        return Row(list(ids), len(ids), key, most, ends, text, canvas=list(request.canvas))
+        return Row(list(ids), len(ids), key, most, ends, text, canvas=list(request.canvas), stop_tokens=stops)
+
+    @staticmethod
+    def _text(tokenizer: Tokenizer, request: Request, context: Sequence[int]) -> TextStream:
+        """Return a row's text stream; special tokens show, or only stop strings see them, or nobody does."""
+        if request.keep_special:
+            return TextStream(partial(tokenizer.decode, skip_special=False), request.stop, context)
+        names = tokenizer.special_ids if request.stop else {}
+        special = {token: name for name, token in names.items() if any(name in stop for stop in request.stop)}
+        return TextStream(tokenizer.decode, request.stop, context, special)
 
     def _run(
         self, method: Method, settings: Sampling, rows: list[Row], models: dict[str, Adapter], request: Request
@@ -488,9 +570,11 @@ class LanguageModel:
         samples = job.request.num_samples
         return [self._result(row, job, timing, i % samples) for i, row in enumerate(job.rows)]
 
-    def _notes(self, row: Row, max_tokens: int) -> list[str]:
+    def _notes(self, row: Row, job: _Job) -> list[str]:
         notes = [str(note) for note in (*getattr(self.target, "notes", []), *self.notes, *row.notes)]
-        if row.max_tokens < max_tokens:
+        if job.is_text and self._wants_chat(row, job.request):
+            notes.append(_NO_CHAT)
+        if row.max_tokens < job.request.max_tokens:
             notes.append("max_tokens was cut to what the model's context holds.")
         is_cut = row.finish in (FinishReason.LENGTH, FinishReason.STOP)
         if is_cut and row.state is not None and not row.state.is_complete:
@@ -511,17 +595,27 @@ class LanguageModel:
             timing=dict(timing),
             seed=job.request.seed,
             sample=sample,
-            notes=self._notes(row, job.request.max_tokens),
+            notes=self._notes(row, job),
             log_probs=row.log_probs,
             margins=row.margins,
             sources=row.sources,
             settings=job.method.to_dict(),
-            filled=self._filled(row),
+            filled=self._filled(row, job.request.keep_special),
         )
 
-    def _filled(self, row: Row) -> list[str]:
-        decode = self.tokenizer.decode if self.tokenizer is not None else (lambda ids: " ".join(map(str, ids)))
-        return filled(row.canvas, row.written, decode)
+    def _wants_chat(self, row: Row, request: Request) -> bool:
+        """Return whether an instruct model had nothing to say to a bare text, which it never saw in training."""
+        is_free = not request.constraints and row.constraint is None and not request.canvas
+        if self.tokenizer is None or not self.tokenizer.has_chat or not is_free:
+            return False
+        prompt, special = row.tokens[: row.num_prompt], set(self.tokenizer.special_ids.values())
+        is_bare = special.isdisjoint(prompt[1:])  # a start token apart
+        return is_bare and row.finish is FinishReason.EOS and len(row.written) <= _AT_ONCE
+
+    def _filled(self, row: Row, keep_special: bool) -> list[str]:
+        if self.tokenizer is None:
+            return filled(row.canvas, row.written, lambda ids: " ".join(map(str, ids)))
+        return filled(row.canvas, row.written, partial(self.tokenizer.decode, skip_special=not keep_special))
 
 
 def _timing(load_s: float, seconds: Mapping[str, float]) -> dict[str, float]:

@@ -72,6 +72,7 @@ class Row:
         notes: what a user should know about this row.
         constraint: what the written text must look like, None = anything; set by the run that the row joins.
         state: where the text stands in it.
+        stop_tokens: ids that end the text as a stop string does; the one written stays in `tokens`.
     """
 
     tokens: list[int]
@@ -91,6 +92,7 @@ class Row:
     notes: list[str] = field(default_factory=list)
     constraint: Constraint | None = None
     state: ConstraintState | None = None
+    stop_tokens: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         self.usage.num_prompt = self.num_prompt
@@ -131,6 +133,8 @@ class Row:
             self.tokens.append(token)
             if token in self.end_tokens:
                 self.finish = FinishReason.EOS
+            elif token in self.stop_tokens:
+                self.finish = FinishReason.STOP
             elif self.text is not None and self.text.push(token):
                 self.finish = FinishReason.STOP
             elif self.state is not None and self.state.is_final:

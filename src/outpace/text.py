@@ -5,7 +5,7 @@ Knows a tokenizer's `decode` and nothing of models or methods.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["TextStream"]
 
@@ -21,13 +21,22 @@ class TextStream:
         stops: stop strings; text from the first one on is never released.
         context: prompt tokens just before the first written one; they decide how the first is spaced. A character that
             the prompt leaves unfinished belongs to the text once it is finished.
+        special: names of tokens that have no text, for stop strings that hold such a name.
     """
 
     def __init__(
-        self, decode: Callable[[list[int]], str], stops: Sequence[str] = (), context: Sequence[int] = ()
+        self,
+        decode: Callable[[list[int]], str],
+        stops: Sequence[str] = (),
+        context: Sequence[int] = (),
+        special: Mapping[int, str] | None = None,
     ) -> None:
         self._decode = decode
-        self._stops = tuple(stops)
+        self._special = dict(special or {})
+        self._naming = tuple(stop for stop in stops if any(name in stop for name in self._special.values()))
+        self._stops = tuple(stop for stop in stops if stop not in self._naming)
+        self._named = ""  # the text with the names in it, where a stop string wants them
+        self._names: list[range] = []  # where they stand
         self._window = list(context[-2 * _LONGEST_CHARACTER :])
         self._num_prompt = len(self._window)  # tokens of the window that are prompt
         self._known = len(self._window)  # tokens of the window whose text is out
@@ -42,6 +51,11 @@ class TextStream:
         """Add one token; return whether a stop string is now complete. Tokens after a stop are ignored."""
         if self.is_stopped:
             return True
+        if self._naming and token in self._special:
+            self.flush()
+            self._names.append(range(len(self._named), len(self._named) + len(self._special[token])))
+            if self._extend("", self._special[token]):
+                return True
         self._window.append(token)
         is_open = self._behind(self._known, len(self._window)).endswith(_BROKEN)  # how an unfinished character shows
         if is_open and len(self._window) - self._known < _LONGEST_CHARACTER:
@@ -70,13 +84,21 @@ class TextStream:
         head = self._behind(self._known, self._num_prompt)
         return piece.removeprefix(head if piece.startswith(head) else head.rstrip(_BROKEN))
 
-    def _extend(self, piece: str) -> bool:
+    def _extend(self, piece: str, name: str = "") -> bool:
         start = max(0, len(self._text) - max((len(stop) for stop in self._stops), default=0))
         self._text += piece
         found = [at for stop in self._stops if (at := self._text.find(stop, start)) >= 0]
+        if self._naming:
+            start = max(0, len(self._named) - max(len(stop) for stop in self._naming))
+            self._named += piece + name
+            found += [self._shown(at) for stop in self._naming if (at := self._named.find(stop, start)) >= 0]
         if found:
             self._text, self.is_stopped = self._text[: min(found)], True
         return self.is_stopped
+
+    def _shown(self, at: int) -> int:
+        """Return how many characters before one of the text with names are text."""
+        return at - sum(max(0, min(name.stop, at) - name.start) for name in self._names)
 
     def flush(self) -> None:
         """Let an unfinished character through: no more tokens come."""
@@ -87,14 +109,23 @@ class TextStream:
 
     def release(self, is_final: bool = False) -> str:
         """Return text not yet released that can no longer become part of a stop string."""
-        end = len(self._text) if is_final or self.is_stopped else len(self._text) - self._held_back()
+        end = len(self._text) if is_final or self.is_stopped else self._safe()
         piece, self._released = self._text[self._released : end], max(self._released, end)
         return piece
 
-    def _held_back(self) -> int:
+    def _safe(self) -> int:
+        """Return where the text begins that may become part of a stop string."""
+        end = len(self._text) - self._held_back(self._text, self._stops)
+        return (
+            min(end, self._shown(len(self._named) - self._held_back(self._named, self._naming)))
+            if self._naming
+            else end
+        )
+
+    def _held_back(self, text: str, stops: Sequence[str]) -> int:
         """Return how many trailing characters could be the start of a stop string."""
-        for size in range(max((len(stop) for stop in self._stops), default=1) - 1, 0, -1):
-            if any(len(stop) > size and self._text.endswith(stop[:size]) for stop in self._stops):
+        for size in range(max((len(stop) for stop in stops), default=1) - 1, 0, -1):
+            if any(len(stop) > size and text.endswith(stop[:size]) for stop in stops):
                 return size
         return 0
 

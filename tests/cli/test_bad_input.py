@@ -150,6 +150,21 @@ def test_a_chat_without_template(cli: Command, altered: Alter) -> None:
     check(cli("generate", "x", "--model", directory, "--chat"), 2, "no chat template")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "what"),
+    [
+        ("--tools", "nowhere.json", "no file nowhere.json"),
+        ("--tools", "[{", "--tools gives is not JSON"),
+        ("--documents", "[1]", "--documents holds something that is no object"),
+        ("--chat-variable", "thinking", "not key=value"),
+        ("--template", "none", "no chat template 'none'"),
+        ("--stop-token", "99999", "stop token is outside"),
+    ],
+)
+def test_what_a_conversation_cannot_bring(cli: Command, tiny: Path, option: str, value: str, what: str) -> None:
+    check(cli("generate", "x", "--model", tiny, option, value), 2, what)
+
+
 # Damaged models
 
 

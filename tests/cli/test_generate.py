@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,35 @@ def test_a_chat_is_framed_by_the_template(cli: Command, tiny: Path) -> None:
     chat = written(cli, "hello", "--chat", "--model", tiny, "--max-tokens", 3)
     plain = written(cli, "user: hello\nbot:", "--model", tiny, "--max-tokens", 3)
     assert chat["prompt_tokens"] == plain["prompt_tokens"]
+
+
+def test_what_a_conversation_brings_reaches_the_template(cli: Command, cycle: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(cycle, tmp_path / "chat")
+    (directory / "chat_template.jinja").write_text("{{ [messages, tools, documents, mode, deep] | tojson }}")
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "short.jinja").write_text("short")
+    tools, documents = [{"name": "f"}], [{"title": "A", "text": "é"}]
+    (tmp_path / "tools.json").write_text(json.dumps(tools))
+    more = ["--chat-variable", "mode=slow", "--chat-variable", "deep=false", "--documents", json.dumps(documents)]
+    given = ["hello", "--model", directory, "--max-tokens", 1]
+    shown = written(cli, *given, "--system", "Be brief.", "--tools", tmp_path / "tools.json", *more)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    rendered = json.dumps([messages, tools, documents, "slow", False], ensure_ascii=False)
+    assert shown["prompt_tokens"] == written(cli, rendered, *given[1:])["prompt_tokens"]
+    assert shown["notes"] == []  # the template looked at all of it
+    named = written(cli, *given, "--template", "short")
+    assert named["prompt_tokens"] == written(cli, "short", *given[1:])["prompt_tokens"]
+
+
+def test_stop_tokens_and_special_tokens_in_the_text(cli: Command, cycle: Path) -> None:
+    ids = written(cli, " ", "--model", cycle, "--max-tokens", 9)["tokens"]
+    ended = written(cli, " ", "--model", cycle, "--stop-token", 5, "--stop-token", ids[6], "--keep-special")
+    assert (ended["tokens"], ended["text"], ended["finish_reason"]) == (ids[:7], "日語", "stop")
+    assert cli("generate", " ", "--model", cycle, "--max-tokens", 3, "--logit-bias", "0=99", "--ignore-eos").out == "\n"
+    kept = cli(
+        "generate", " ", "--model", cycle, "--max-tokens", 3, "--logit-bias", "0=99", "--ignore-eos", "--keep-special"
+    )
+    assert kept.out == "<|end|>" * 3 + "\n"
 
 
 def test_every_sampler_flag_reaches_the_sampler(cli: Command, lm: LanguageModel, tiny: Path) -> None:

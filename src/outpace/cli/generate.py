@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,18 @@ import typer
 
 from outpace.cli.failures import FAILURE, INTERRUPTED, interruptible, tell
 from outpace.cli.output import print_json, statistics, write_text
-from outpace.cli.values import Device, Dtype, biases, json_schema, model_card, options, prompt_text, text_file
+from outpace.cli.values import (
+    Device,
+    Dtype,
+    biases,
+    json_list,
+    json_schema,
+    json_values,
+    model_card,
+    options,
+    prompt_text,
+    text_file,
+)
 from outpace.errors import ConfigError
 from outpace.infill import read_gaps
 
@@ -23,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["generate"]
 
-_LAW, _RUN, _OUT = "Law of the next token", "Run", "Output"
+_LAW, _RUN, _CHAT, _OUT = "Law of the next token", "Run", "Conversation", "Output"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,6 +51,8 @@ class _Request:
     wants_log_probs: bool
     bad_words: list[str]
     is_infill: bool = False
+    system: str | None = None
+    chat: dict[str, Any] = field(default_factory=dict)
     trace: str | None = None
     run: dict[str, Any] = field(default_factory=dict)
     law: dict[str, Any] = field(default_factory=dict)
@@ -62,11 +76,11 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text (repeatable).", rich_help_panel=_RUN)
     ] = None,
+    stop_token: Annotated[
+        list[int] | None, typer.Option(metavar="ID", help="End at this token (repeatable).", rich_help_panel=_RUN)
+    ] = None,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Write on past end tokens.", rich_help_panel=_RUN)
-    ] = False,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Frame the prompt with the model's chat template.", rich_help_panel=_RUN)
     ] = False,
     infill: Annotated[
         bool,
@@ -83,6 +97,27 @@ def generate(
     ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; without it, as many as are free.", rich_help_panel=_RUN)
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Frame the prompt with the model's chat template.", rich_help_panel=_CHAT)
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Tell the model this first; means --chat.", rich_help_panel=_CHAT)
+    ] = None,
+    tools: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|JSON", help="Functions that it may call; means --chat.", rich_help_panel=_CHAT),
+    ] = None,
+    documents: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|JSON", help="Texts that it may quote; means --chat.", rich_help_panel=_CHAT),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of several chat templates.", rich_help_panel=_CHAT)
+    ] = None,
+    chat_variable: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A variable of the chat template.", rich_help_panel=_CHAT),
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.", rich_help_panel=_LAW)] = 0.0,
     top_k: Annotated[int, typer.Option(help="Keep the K likeliest tokens; 0 = all.", rich_help_panel=_LAW)] = 0,
@@ -124,6 +159,9 @@ def generate(
         str | None,
         typer.Option(metavar="FILE", help="Write every step here; `outpace trace` shows it.", rich_help_panel=_OUT),
     ] = None,
+    keep_special: Annotated[
+        bool, typer.Option("--keep-special", help="Show special tokens in the text.", rich_help_panel=_OUT)
+    ] = False,
     json: Annotated[
         bool,
         typer.Option("--json", help="Print one object (a list with --num-samples above 1).", rich_help_panel=_OUT),
@@ -142,7 +180,14 @@ def generate(
         model=model,
         method=method,
         options=options(option or []),
-        is_chat=chat,
+        is_chat=chat or any(given is not None for given in (system, tools, documents, template, chat_variable)),
+        system=system,
+        chat={
+            "tools": None if tools is None else json_list(tools, "tools"),
+            "documents": None if documents is None else json_list(documents, "documents"),
+            "template": template,
+            "variables": json_values(chat_variable or []),
+        },
         is_infill=infill,
         is_json=json,
         wants_log_probs=logprobs,
@@ -160,6 +205,8 @@ def generate(
             "seed": seed,
             "num_samples": num_samples,
             "stop": stop or [],
+            "stop_tokens": stop_token or [],
+            "keep_special": keep_special,
             "ignore_eos": ignore_eos,
             "is_batch_invariant": batch_invariant,
             "regex": regex,
@@ -188,7 +235,7 @@ def _write(request: _Request) -> int:
     from outpace.engine import load
 
     lm = load(request.model, **request.load)
-    prompt = _prompt(request, lm)
+    prompt = _prompt(request)
     law = {**request.law, "bad_words": _bad_words(request, lm)}
     is_streamed = not request.is_json and request.run["num_samples"] == 1
     record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if request.is_json else []
@@ -196,6 +243,8 @@ def _write(request: _Request) -> int:
         write_text(prompt[0])  # the pieces are given; the stream goes on from the first
     with interruptible() as is_wished, _recorded(request, lm, method) as recorder:
         write = lm.infill if request.is_infill else lm.generate
+        if request.is_chat:
+            write = functools.partial(lm.chat, **request.chat)
         found = write(
             prompt,
             method=method,
@@ -250,14 +299,13 @@ def _check(request: _Request) -> Method:
     return method
 
 
-def _prompt(request: _Request, lm: LanguageModel) -> str | list[Any]:
+def _prompt(request: _Request) -> str | list[Any]:
     if request.is_infill:
         return read_gaps(request.prompt)
     if not request.is_chat:
         return request.prompt
-    if lm.tokenizer is None:
-        raise ConfigError("The model has no tokenizer, hence no chat template.", "Leave out --chat.")
-    return lm.tokenizer.encode_chat([{"role": "user", "content": request.prompt}])
+    told = [] if request.system is None else [{"role": "system", "content": request.system}]
+    return [*told, {"role": "user", "content": request.prompt}]
 
 
 def _bad_words(request: _Request, lm: LanguageModel) -> list[list[int]]:

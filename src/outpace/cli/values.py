@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from enum import Enum
@@ -10,7 +11,18 @@ from typing import Any
 
 from outpace.errors import ConfigError
 
-__all__ = ["Device", "Dtype", "biases", "json_schema", "model_card", "options", "prompt_text", "text_file"]
+__all__ = [
+    "Device",
+    "Dtype",
+    "biases",
+    "json_list",
+    "json_schema",
+    "json_values",
+    "model_card",
+    "options",
+    "prompt_text",
+    "text_file",
+]
 
 
 class Dtype(str, Enum):
@@ -31,6 +43,13 @@ class Device(str, Enum):
     CUDA = "cuda"
 
 
+_EXAMPLES = {
+    "option": "-o draft_len=8",
+    "card": "--card logits_shift=false",
+    "chat variable": "--chat-variable enable_thinking=false",
+}
+
+
 def model_card(given: Iterable[str]) -> Mapping[str, Any] | None:
     """Read `KEY=VALUE` pairs of --card; None = nothing is replaced."""
     from outpace.models.card import card_from_text
@@ -44,8 +63,7 @@ def options(given: Iterable[str], what: str = "option") -> dict[str, str]:
     for item in given:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
-            example = "-o draft_len=8" if what == "option" else "--card logits_shift=false"
-            raise ConfigError(f"The {what} {item!r} is not key=value.", f"Write it as in {example}.")
+            raise ConfigError(f"The {what} {item!r} is not key=value.", f"Write it as in {_EXAMPLES[what]}.")
         pairs[key.strip()] = value.strip()
     return pairs
 
@@ -91,6 +109,36 @@ def prompt_text(given: str | None) -> str:
 def json_schema(given: str) -> str:
     """Return the JSON of --json-schema: what was given, if it begins like an object, else that file's text."""
     return given if given.lstrip().startswith("{") else text_file(given)
+
+
+def json_list(given: str, what: str) -> list[Any]:
+    """Read the JSON list of --tools or --documents: what was given, if it begins like one, else that file's.
+
+    Raises:
+        ConfigError: it is neither, or holds something else than objects.
+    """
+    text = given if given.lstrip().startswith(("[", "{")) else text_file(given)
+    try:
+        found = json.loads(text)
+    except ValueError:
+        raise ConfigError(
+            f"What --{what} gives is not JSON.", "Give a list of objects, or a file that holds one."
+        ) from None
+    items = found if isinstance(found, list) else [found]
+    if not all(isinstance(item, dict) for item in items):
+        raise ConfigError(f"--{what} holds something that is no object.", "Give a list of objects.")
+    return items
+
+
+def json_values(given: Iterable[str]) -> dict[str, Any]:
+    """Read `KEY=VALUE` pairs of --chat-variable; a value that is JSON (false, 3, "x") is taken as such."""
+    pairs: dict[str, Any] = {}
+    for key, text in options(given, "chat variable").items():
+        try:
+            pairs[key] = json.loads(text)
+        except ValueError:
+            pairs[key] = text
+    return pairs
 
 
 def text_file(name: str) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 
 from tokenizers import Tokenizer as Engine
 
-from outpace.errors import ConfigError, ModelError
+from outpace.errors import ModelError
 from outpace.models.byte_pairs import has_byte_pairs, read_byte_pairs
+from outpace.models.chat import ROLES, Message, choose_template, read_templates, render_chat, unread
 
 __all__ = ["Tokenizer", "load_tokenizer"]
 
@@ -26,20 +27,22 @@ class Tokenizer:
     Args:
         engine: from the tokenizers library.
         settings: the parsed tokenizer_config.json.
-        template: the chat template, empty if there is none.
+        templates: the chat templates by name, "default" first of all; empty if there are none.
     """
 
-    def __init__(self, engine: Engine, settings: Mapping[str, Any] | None = None, template: str = "") -> None:
+    def __init__(
+        self, engine: Engine, settings: Mapping[str, Any] | None = None, templates: Mapping[str, str] | None = None
+    ) -> None:
         self._engine = engine
         self._settings = dict(settings or {})
-        self._template = template
+        self.templates = dict(templates or {})
         self.eos_id = self._special_id("eos_token")
         self.bos_id = self._special_id("bos_token")
         self.pad_id = self._special_id("pad_token")
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
-        """Read tokenizer.json, and tokenizer_config.json and chat_template.jinja where they exist.
+        """Read tokenizer.json, and tokenizer_config.json and chat templates where they exist.
 
         Where there is no tokenizer.json, vocab.json and merges.txt of the Qwen2 line take its place.
         """
@@ -47,7 +50,7 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         settings = _read_settings(folder / "tokenizer_config.json")
         if not path.is_file() and has_byte_pairs(folder, settings):
-            return cls(read_byte_pairs(folder, settings), settings, _read_template(folder, settings))
+            return cls(read_byte_pairs(folder, settings), settings, read_templates(folder, settings))
         if not path.is_file():
             raise ModelError(
                 f"{directory} has no tokenizer.json.",
@@ -59,7 +62,7 @@ class Tokenizer:
             raise ModelError(f"{path} is not a readable tokenizer.", hint="Fetch the model again.") from error
         engine.no_padding()
         engine.no_truncation()
-        return cls(engine, settings, _read_template(folder, settings))
+        return cls(engine, settings, read_templates(folder, settings))
 
     @property
     def vocab_size(self) -> int:
@@ -67,8 +70,15 @@ class Tokenizer:
         return int(self._engine.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, is_special: bool = True) -> list[int]:
-        """Return the ids of a text; `is_special` adds what the tokenizer puts around it (a start token, say)."""
-        return list(self._engine.encode(text, add_special_tokens=is_special).ids)
+        """Return the ids of a text; `is_special` adds what the tokenizer puts around it (a start token, say).
+
+        A text that begins with the start token, as a rendered chat may, gets no second one.
+        """
+        ids = list(self._engine.encode(text, add_special_tokens=is_special).ids)
+        if is_special and self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
+            own = self._engine.encode(text, add_special_tokens=False).ids
+            return ids[1:] if len(own) < len(ids) else ids
+        return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of ids; bytes that do not make a character yet show as U+FFFD."""
@@ -123,38 +133,54 @@ class Tokenizer:
     @property
     def has_chat(self) -> bool:
         """Whether the directory brings a chat template."""
-        return bool(self._template)
+        return bool(self.templates)
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], is_open: bool = True, tools: Any = None, **extra: Any
+        self,
+        messages: Sequence[Message],
+        is_open: bool = True,
+        tools: Any = None,
+        *,
+        documents: Any = None,
+        template: str | None = None,
+        is_continued: bool = False,
+        **variables: Any,
     ) -> str:
         """Return the text of a conversation.
 
         Args:
-            messages: {"role": ..., "content": ...} each.
+            messages: {"role": ..., "content": ...} each; content is a text, a list of parts, or None.
             is_open: end with the words that make the model answer.
-            tools: handed to the template.
-            **extra: further variables of the template.
+            tools: JSON schemas of functions that the model may call.
+            documents: what it may quote, {"title": ..., "text": ...} each.
+            template: the name of one of several templates, or a template; None = the one that fits.
+            is_continued: the last message is unfinished, and the model goes on with it.
+            **variables: further variables of the template, such as enable_thinking.
+
+        Raises:
+            ConfigError: there is no template, or it refuses the messages.
         """
-        if not self._template:
-            raise ConfigError("This model has no chat template.", hint="Give plain text instead of messages.")
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        chosen = choose_template(self.templates, template, tools, documents)
+        specials = {role: text for role in ROLES if (text := self._special(role)) is not None}
+        return render_chat(
+            chosen,
+            messages,
+            is_open=is_open,
+            is_continued=is_continued,
+            tools=tools,
+            documents=documents,
+            variables=specials | variables,
         )
-        environment.filters["tojson"] = _to_json
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": _today}
-        tokens = {role: self._special(role) or "" for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        names = tokens | {"messages": list(messages), "add_generation_prompt": is_open, "tools": tools} | extra
-        try:
-            return environment.from_string(self._template).render(**names)
-        except TemplateError as error:
-            raise ConfigError(f"The chat template refused these messages: {error}.") from error
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], is_open: bool = True, **extra: Any) -> list[int]:
-        """Return the ids of a conversation; the template brings its own special tokens."""
+    def unread_by_chat(self, names: Sequence[str], template: str | None, tools: Any, documents: Any) -> list[str]:
+        """Return those of some variables that the template chosen for these tools and documents never looks at."""
+        return unread(choose_template(self.templates, template, tools, documents), names)
+
+    def encode_chat(self, messages: Sequence[Message], is_open: bool = True, **extra: Any) -> list[int]:
+        """Return the ids of a conversation; the template brings its own special tokens.
+
+        Takes the arguments of `render_chat`.
+        """
         return self.encode(self.render_chat(messages, is_open, **extra), is_special=False)
 
 
@@ -204,31 +230,3 @@ def _read_settings(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         raise ModelError(f"{path} is not readable JSON.", hint="Fetch the model again.") from None
-
-
-def _read_template(folder: Path, settings: Mapping[str, Any]) -> str:
-    """Return the chat template: its own file, or a key of the settings (a list names several, "default" is ours)."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    found = settings.get("chat_template") or ""
-    if isinstance(found, list):
-        named = {item["name"]: item["template"] for item in found}
-        found = named.get("default") or next(iter(named.values()), "")
-    return str(found)
-
-
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> None:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
-
-
-def _today(form: str) -> str:
-    from datetime import datetime
-
-    return datetime.now().strftime(form)
