@@ -23,9 +23,8 @@ from outpace.errors import OutpaceError
 __all__ = ["SETTINGS", "main", "table"]
 
 _BLOCK = 16
-_ONE = ("masked-diffusion", {})
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    _ONE,
+    ("masked-diffusion", {}),
     ("masked-diffusion", {"per_step": 2}),
     ("fast-dllm", {"threshold": 0.9}),
     ("fast-dllm", {"threshold": 0.5}),
