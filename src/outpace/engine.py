@@ -421,7 +421,8 @@ class LanguageModel:
     def _row(self, ids: list[int], key: int, request: Request) -> Row:
         capabilities = self.target.capabilities
         ends = () if request.ignore_eos else self.end_tokens
-        text = None if self.tokenizer is None else TextStream(self.tokenizer.decode, request.stop, ids)
+        before = () if capabilities.is_encoder_decoder else ids
+        text = None if self.tokenizer is None else TextStream(self.tokenizer.decode, request.stop, before)
         if capabilities.is_encoder_decoder:
             start = [self.target.start_token]  # type: ignore[attr-defined]
             most = min(request.max_tokens, capabilities.max_positions - 1)

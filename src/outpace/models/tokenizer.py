@@ -84,6 +84,21 @@ class Tokenizer:
         found = self._engine.token_to_id(token)
         return None if found is None else int(found)
 
+    def byte(self, index: int) -> int | None:
+        """Return the byte that an id stands for, where a decoder joins runs of bytes (ByteFallback); None for others.
+
+        Such a run is text if all of it is UTF-8; else each of its bytes shows as U+FFFD.
+        """
+        return self._single_bytes.get(index)
+
+    @functools.cached_property
+    def _single_bytes(self) -> dict[int, int]:
+        if "ByteFallback" not in _decoder_kinds(self._engine):
+            return {}
+        hidden = self.special_ids.values()
+        named = {self.token_id(name): byte for byte in range(256) for name in (f"<0x{byte:02x}>", f"<0x{byte:02X}>")}
+        return {index: byte for index, byte in named.items() if index is not None and index not in hidden}
+
     @functools.cached_property
     def spellings(self) -> list[bytes | None]:
         """The bytes that each id writes; None for special tokens, and for all if decoding is more than joining bytes.
