@@ -10,7 +10,7 @@ from typing import Any
 
 from outpace import constrain
 from outpace.constrain.canvas import CanvasCompiler, CanvasConstraint
-from outpace.errors import CapabilityError, ConfigError, nearest
+from outpace.errors import CapabilityError, ConfigError, check_characters, nearest
 from outpace.fit import check_fit, check_partner
 from outpace.infill import Piece, filled, lay_pieces
 from outpace.loop import Run
@@ -132,6 +132,8 @@ class Request:
                 raise ConfigError(f"record has no {name!r}.", nearest(name, _RECORDS, "record"))
         if any(not text for text in self.stop):
             raise ConfigError("A stop string is empty.", "Give each stop string at least one character.")
+        for text in self.stop:
+            check_characters(text, "A stop string")
         if self.constraints:
             constrain.check(**self.constraints)
 

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
+from outpace.constrain import token_bytes
 from outpace.models.tokenizer import Tokenizer
 from outpace.text import TextStream
 
@@ -238,3 +239,18 @@ def test_special_tokens_that_are_kept_can_be_a_stop() -> None:
     ids = [kind.tokenizer.token_id(token) or 0 for token in ("a", "<s>", "b", "</s>", "c")]
     stream = TextStream(functools.partial(kind.tokenizer.decode, skip_special=False), ("</s>",))
     assert run(stream, ids) == ["a", "<s>", "b", "", ""] and stream.text == "a<s>b"
+
+
+def test_spellings_are_what_the_decoder_writes() -> None:
+    for name in ("byte-level", "byte fallback, nothing stripped"):
+        kind = Kind(name)
+        tokenizer = Tokenizer(kind.tokenizer._engine)
+        tokenizer._engine.add_tokens([AddedToken("é", normalized=False), AddedToken("<0xZZ>", normalized=False)])
+        anchor = kind.whole[1]
+        spelled = tokenizer.spellings
+        constrained = token_bytes(tokenizer)
+        for index, data in enumerate(spelled):
+            if data is not None:
+                own = tokenizer.decode([anchor, index])[len(tokenizer.decode([anchor])) :]
+                assert constrained[index] == data, tokenizer.token(index)
+                assert own.strip(BROKEN) == data.decode(errors="replace").strip(BROKEN), tokenizer.token(index)

@@ -12,11 +12,13 @@ from typing import Any
 
 from tokenizers import Tokenizer as Engine
 
-from outpace.errors import ConfigError, ModelError
+from outpace.errors import ConfigError, ModelError, check_characters
+from outpace.models.added_tokens import add_tokens, said_beside
 from outpace.models.byte_pairs import has_byte_pairs, read_byte_pairs
 
 __all__ = ["Tokenizer", "load_tokenizer"]
 
+_OTHER_KINDS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "tekken.json", "vocab.txt")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space
 
 
@@ -41,16 +43,23 @@ class Tokenizer:
     def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
         """Read tokenizer.json, and tokenizer_config.json and chat_template.jinja where they exist.
 
-        Where there is no tokenizer.json, vocab.json and merges.txt of the Qwen2 line take its place.
+        Tokens and roles that other files add are read as transformers reads them (`said_beside`). Where there is no
+        tokenizer.json, vocab.json and merges.txt of the Qwen2 line take its place.
+
+        Raises:
+            ModelError: there is no tokenizer of these kinds, or a file cannot be read.
         """
         folder = Path(directory)
         path = folder / "tokenizer.json"
-        settings = _read_settings(folder / "tokenizer_config.json")
+        settings, added = said_beside(folder)
         if not path.is_file() and has_byte_pairs(folder, settings):
-            return cls(read_byte_pairs(folder, settings), settings, _read_template(folder, settings))
+            engine = read_byte_pairs(folder, settings)
+            add_tokens(engine, settings, added)
+            return cls(engine, settings, _read_template(folder, settings))
         if not path.is_file():
+            kinds = (name for name in _OTHER_KINDS if (folder / name).is_file())
             raise ModelError(
-                f"{directory} has no tokenizer.json.",
+                f"{directory} has no tokenizer.json" + "".join(f"; {kind} alone is not read" for kind in kinds) + ".",
                 hint="Save a fast tokenizer there (transformers: AutoTokenizer.from_pretrained(...).save_pretrained).",
             )
         try:
@@ -59,6 +68,7 @@ class Tokenizer:
             raise ModelError(f"{path} is not a readable tokenizer.", hint="Fetch the model again.") from error
         engine.no_padding()
         engine.no_truncation()
+        add_tokens(engine, settings, added)
         return cls(engine, settings, _read_template(folder, settings))
 
     @property
@@ -67,7 +77,12 @@ class Tokenizer:
         return int(self._engine.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, is_special: bool = True) -> list[int]:
-        """Return the ids of a text; `is_special` adds what the tokenizer puts around it (a start token, say)."""
+        """Return the ids of a text; `is_special` adds what the tokenizer puts around it (a start token, say).
+
+        Raises:
+            ConfigError: the text holds half of a surrogate pair, which is no character.
+        """
+        check_characters(text, "The text")
         return list(self._engine.encode(text, add_special_tokens=is_special).ids)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -111,8 +126,8 @@ class Tokenizer:
         for token, index in vocab.items():
             if index not in added:
                 found[index] = _spell(token, kinds)
-            elif not added[index].special and "?" not in kinds:
-                found[index] = token.encode()
+            elif not added[index].special and "?" not in kinds:  # bytes only if every letter stands for one
+                found[index] = _spell(token, kinds) or token.encode()
         return found
 
     @property
@@ -199,7 +214,7 @@ def _spell(token: str, kinds: set[str]) -> bytes | None:
     if "ByteLevel" in kinds:
         alphabet = _byte_alphabet()
         return bytes(alphabet[letter] for letter in token) if all(letter in alphabet for letter in token) else None
-    if "ByteFallback" in kinds and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+    if "ByteFallback" in kinds and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
         return bytes([int(token[3:5], 16)])
     return (token.replace(_SPACE, " ") if kinds & {"Metaspace", "Replace"} else token).encode()
 
@@ -210,15 +225,6 @@ def _byte_alphabet() -> dict[str, int]:
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        raise ModelError(f"{path} is not readable JSON.", hint="Fetch the model again.") from None
 
 
 def _read_template(folder: Path, settings: Mapping[str, Any]) -> str:
