@@ -8,7 +8,7 @@ written again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os.path import commonprefix
 
 __all__ = ["TextStream"]
@@ -29,6 +29,7 @@ class TextStream:
         byte: the byte that a token stands for, where runs of bytes become characters all together or not at all (the
             ByteFallback decoder): their text waits for the end of the run, stop strings do not. None = what the
             object says that `decode` is a method of; if it says nothing, no token is of this kind.
+        special: names of tokens that `decode` does not show, for stop strings that hold such a name.
     """
 
     def __init__(
@@ -36,13 +37,18 @@ class TextStream:
         decode: Callable[[list[int]], str],
         stops: Sequence[str] = (),
         context: Sequence[int] = (),
+        special: Mapping[int, str] | None = None,
         byte: Callable[[int], int | None] | None = None,
     ) -> None:
         self._decode = decode
         self._byte = byte or getattr(getattr(decode, "__self__", None), "byte", None) or _no_byte
         self._is_silent: dict[int, bool] = {}
-        self._stops = tuple(stops)
-        self._stop_bytes = tuple(stop.encode(errors="replace") for stop in stops)
+        self._special = dict(special or {})
+        self._naming = tuple(stop for stop in stops if any(name in stop for name in self._special.values()))
+        self._stops = tuple(stop for stop in stops if stop not in self._naming)
+        self._stop_bytes = tuple(stop.encode(errors="replace") for stop in self._stops)
+        self._named = ""  # the end of the text with the names in it, as long as a stop string that holds one
+        self._is_shown: list[bool] = []  # its letters that are no name's
         self._pieces: list[str] = []
         self._held = ""  # behind the pieces: what may become a stop string
         self._num_released = 0  # pieces
@@ -57,6 +63,8 @@ class TextStream:
 
     def push(self, token: int) -> bool:
         """Add one token; return whether a stop string is now complete. Tokens after a stop are ignored."""
+        if self._naming and token in self._special and not self.is_stopped:
+            self._pass_name(self._special[token])
         if self.is_stopped or self._is_never_seen(token):
             return self.is_stopped
         self._window.append(token)
@@ -130,12 +138,32 @@ class TextStream:
                 self._take(whole, len(whole))
         return self.is_stopped
 
-    def _extend(self, piece: str) -> None:
-        """Append to the text, up to a stop string."""
+    def _pass_name(self, name: str) -> None:
+        """Let a token's name stand for it where a stop string holds it."""
+        whole = self._decode(self._window)
+        fresh = self._named + whole[self._start(whole) :] + name
+        if any(stop in fresh for stop in self._naming):  # what waited is text, since none comes behind it
+            self._take(whole, len(whole))
+        if not self.is_stopped:
+            self._extend("", name)
+
+    def _extend(self, piece: str, name: str = "") -> None:
+        """Append to the text, up to a stop string; a name behind the piece does not show."""
         text = self._held + piece
         found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        end = len(text) - self._held_back(text, self._stops)
+        if self._naming:
+            named, self._is_shown = (
+                self._named + piece + name,
+                self._is_shown + [True] * len(piece) + [False] * len(name),
+            )
+            starts = [at for stop in self._naming if (at := named.find(stop)) >= 0]
+            found += [len(text) - sum(self._is_shown[at:]) for at in starts]
+            held = self._held_back(named, self._naming)
+            end = min(end, len(text) - sum(self._is_shown[len(named) - held :]))
+            self._named, self._is_shown = named[len(named) - held :], self._is_shown[len(named) - held :]
         self.is_stopped = bool(found)
-        end = min(found) if found else len(text) - self._held_back(text)
+        end = min(found, default=end)
         if end > 0:
             self._pieces.append(text[:end])
         self._held = "" if found else text[end:]
@@ -155,10 +183,10 @@ class TextStream:
         self._num_released = len(self._pieces)
         return piece
 
-    def _held_back(self, text: str) -> int:
+    def _held_back(self, text: str, stops: Sequence[str]) -> int:
         """Return how many trailing characters could be the start of a stop string."""
-        for size in range(max((len(stop) for stop in self._stops), default=1) - 1, 0, -1):
-            if any(len(stop) > size and text.endswith(stop[:size]) for stop in self._stops):
+        for size in range(max((len(stop) for stop in stops), default=1) - 1, 0, -1):
+            if any(len(stop) > size and text.endswith(stop[:size]) for stop in stops):
                 return size
         return 0
 

@@ -153,7 +153,7 @@ def test_a_stream_writes_what_decoding_everything_writes(kind: Kind) -> None:
     for i in range(200):
         prompt, written = kind.tokens(chance, 16), kind.tokens(chance, 24)
         decode = kept if i % 4 == 0 else kind.tokenizer.decode
-        stream = TextStream(decode, (), prompt, kind.tokenizer.byte)
+        stream = TextStream(decode, (), prompt, byte=kind.tokenizer.byte)
         out = run(stream, written)
         assert "".join(out) == stream.text == behind(decode, prompt, written), (prompt, written)
 
@@ -210,7 +210,7 @@ def test_the_work_per_token_does_not_grow_with_the_text(kind: Kind) -> None:
     for name, tokens in texts.items():
         for prompt, written in ((tokens[:1], tokens[1:]), (tokens, tokens[:50])):
             decoded.clear()
-            run(TextStream(decode, ("never",), prompt, kind.tokenizer.byte), written)
+            run(TextStream(decode, ("never",), prompt, byte=kind.tokenizer.byte), written)
             assert sum(decoded) < 150 * len(tokens + written), (name, len(prompt), sum(decoded))
 
 
@@ -232,6 +232,35 @@ def test_a_stop_of_bytes_ends_the_text_at_its_last_byte() -> None:
     assert stream.text == "do" and stream.release() == "do"
     stream = TextStream(kind.tokenizer.decode, ("日",))  # a run that is broken before it shows nothing of the kind
     assert not any(stream.push(token) for token in [*kind.spell("日")[:1], *kind.spell("日")])
+
+
+@pytest.mark.parametrize(
+    ("stop", "shown"),
+    [
+        ("<s>", "a"),
+        ("a<s>", ""),
+        ("<s>b", "a"),
+        ("b</s>", "a"),
+        ("ab", ""),
+        ("<s><s>", "ab"),
+        ("a</s>", "abc"),
+        ("c", "ab"),
+    ],
+)
+def test_a_stop_may_hold_the_name_of_a_token_that_does_not_show(stop: str, shown: str) -> None:
+    tokenizer = Kind("byte-level").tokenizer
+    ids = [tokenizer.token_id(token) or 0 for token in ("a", "<s>", "b", "</s>", "<s>", "<s>", "c")]
+    names = {index: name for name, index in tokenizer.special_ids.items()}
+    stream = TextStream(tokenizer.decode, ("never", stop), special=names)
+    out = run(stream, ids)
+    assert "".join(out) == stream.text == shown and stream.is_stopped == (shown != "abc")
+
+
+def test_bytes_before_the_name_in_a_stop_are_text() -> None:
+    kind = Kind("byte fallback, first space stripped")
+    user = kind.tokenizer.special_ids["</s>"]
+    stream = TextStream(kind.tokenizer.decode, ("日</s>",), kind.whole[:1], {user: "</s>"})
+    assert [stream.push(token) for token in [*kind.spell("é日"), user]][-2:] == [False, True] and stream.text == "é"
 
 
 def test_special_tokens_that_are_kept_can_be_a_stop() -> None:
