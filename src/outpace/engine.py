@@ -11,7 +11,7 @@ from typing import Any
 
 from outpace import constrain
 from outpace.constrain.canvas import CanvasCompiler, CanvasConstraint
-from outpace.errors import CapabilityError, ConfigError, nearest
+from outpace.errors import CapabilityError, ConfigError, check_characters, nearest
 from outpace.fit import check_fit, check_partner
 from outpace.infill import Piece, filled, lay_pieces
 from outpace.loop import Run
@@ -150,6 +150,8 @@ class Request:
                 raise ConfigError(f"record has no {name!r}.", nearest(name, _RECORDS, "record"))
         if any(not text for text in self.stop):
             raise ConfigError("A stop string is empty.", "Give each stop string at least one character.")
+        for text in self.stop:
+            check_characters(text, "A stop string")
         if self.constraints:
             constrain.check(**self.constraints)
 
@@ -498,7 +500,8 @@ class LanguageModel:
     def _row(self, ids: list[int], key: int, request: Request) -> Row:
         capabilities = self.target.capabilities
         ends = () if request.ignore_eos else self.end_tokens
-        text = None if self.tokenizer is None else self._text(self.tokenizer, request, ids)
+        before = () if capabilities.is_encoder_decoder else ids
+        text = None if self.tokenizer is None else self._text(self.tokenizer, request, before)
         stops = tuple(request.stop_tokens)
         if capabilities.is_encoder_decoder:
             start = [self.target.start_token]  # type: ignore[attr-defined]
@@ -511,7 +514,7 @@ class LanguageModel:
     def _text(tokenizer: Tokenizer, request: Request, context: Sequence[int]) -> TextStream:
         """Return a row's text stream; special tokens show, or only stop strings see them, or nobody does."""
         if request.keep_special:
-            return TextStream(partial(tokenizer.decode, skip_special=False), request.stop, context)
+            return TextStream(partial(tokenizer.decode, skip_special=False), request.stop, context, byte=tokenizer.byte)
         names = tokenizer.special_ids if request.stop else {}
         special = {token: name for name, token in names.items() if any(name in stop for stop in request.stop)}
         return TextStream(tokenizer.decode, request.stop, context, special)

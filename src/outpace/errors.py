@@ -24,6 +24,7 @@ __all__ = [
     "OutpaceError",
     "PluginError",
     "StorageError",
+    "check_characters",
     "nearest",
 ]
 
@@ -75,3 +76,22 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
     if close:
         return f"Did you mean {' or '.join(repr(item) for item in close)}?"
     return f"Known {what}s: {', '.join(known)}." if known else f"No {what} is known here."
+
+
+def check_characters(text: str, what: str) -> None:
+    """Refuse halves of surrogate pairs, which stand in a string (from JSON, or from undecodable bytes) but in no text.
+
+    Args:
+        text: the string.
+        what: how the message calls it.
+
+    Raises:
+        ConfigError: it holds one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{what} holds half of a surrogate pair (U+{ord(text[error.start]):04X} at {error.start}), no character.",
+            "Give whole characters; bytes that are not UTF-8 can be decoded with errors='replace'.",
+        ) from None

@@ -1,27 +1,35 @@
 """Text from tokens while they arrive: whole characters only, and stop strings across token borders.
 
-Knows a tokenizer's `decode` and nothing of models or methods.
+Knows a tokenizer's `decode` and nothing of models or methods. What a stream writes is what `decode` makes of prompt and
+written tokens together, beyond the beginning that this shares with what it makes of the prompt alone: a character that
+the prompt leaves unfinished belongs to the text once it is finished, and marks for what stays unfinished are not
+written again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from os.path import commonprefix
 
 __all__ = ["TextStream"]
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
-_LONGEST_CHARACTER = 4  # bytes, hence at most this many tokens wait for a character to be complete
+_LONGEST_CHARACTER = 4  # bytes, hence at most this many tokens make one
+_MANY = 16  # tokens without one whole character, behind which no more are asked for
 
 
 class TextStream:
-    """One row's text, token by token.
+    """One row's text, token by token; the work per token does not grow with the text.
 
     Args:
-        decode: ids to text; bytes that do not form a character give U+FFFD.
+        decode: ids to text. Bytes that do not form a character give U+FFFD; tokens that never show (special ones, if
+            they are skipped) may stand anywhere.
         stops: stop strings; text from the first one on is never released.
-        context: prompt tokens just before the first written one; they decide how the first is spaced. A character that
-            the prompt leaves unfinished belongs to the text once it is finished.
-        special: names of tokens that have no text, for stop strings that hold such a name.
+        context: the prompt's tokens; they decide how the first written ones are spaced.
+        byte: the byte that a token stands for, where runs of bytes become characters all together or not at all (the
+            ByteFallback decoder): their text waits for the end of the run, stop strings do not. None = what the
+            object says that `decode` is a method of; if it says nothing, no token is of this kind.
+        special: names of tokens that `decode` does not show, for stop strings that hold such a name.
     """
 
     def __init__(
@@ -30,97 +38,150 @@ class TextStream:
         stops: Sequence[str] = (),
         context: Sequence[int] = (),
         special: Mapping[int, str] | None = None,
+        byte: Callable[[int], int | None] | None = None,
     ) -> None:
         self._decode = decode
+        self._byte = byte or getattr(getattr(decode, "__self__", None), "byte", None) or _no_byte
+        self._is_silent: dict[int, bool] = {}
         self._special = dict(special or {})
         self._naming = tuple(stop for stop in stops if any(name in stop for name in self._special.values()))
         self._stops = tuple(stop for stop in stops if stop not in self._naming)
-        self._named = ""  # the text with the names in it, where a stop string wants them
-        self._names: list[range] = []  # where they stand
-        self._window = list(context[-2 * _LONGEST_CHARACTER :])
-        self._num_prompt = len(self._window)  # tokens of the window that are prompt
-        self._known = len(self._window)  # tokens of the window whose text is out
-        least = max(0, self._known - _LONGEST_CHARACTER + 1)
-        while self._known > least and decode(self._window[: self._known]).endswith(_BROKEN):
-            self._known -= 1
-        self._text = ""
-        self._released = 0
+        self._stop_bytes = tuple(stop.encode(errors="replace") for stop in self._stops)
+        self._named = ""  # the end of the text with the names in it, as long as a stop string that holds one
+        self._is_shown: list[bool] = []  # its letters that are no name's
+        self._pieces: list[str] = []
+        self._held = ""  # behind the pieces: what may become a stop string
+        self._num_released = 0  # pieces
         self.is_stopped = False
+        self._window = self._tail(list(context))  # the last tokens, enough of them to decode what follows
+        self._prompt = decode(self._window)  # emptied when the text has left it behind
+        self._known = 0  # characters of the window's text that are out
+        self._most = 2 * _LONGEST_CHARACTER  # tokens that the window holds before it is cut
+        self._run: bytearray | None = None  # bytes since the last token that is none, behind text that may begin a stop
+        for token in self._window:
+            self._enter(token)
 
     def push(self, token: int) -> bool:
         """Add one token; return whether a stop string is now complete. Tokens after a stop are ignored."""
-        if self.is_stopped:
-            return True
-        if self._naming and token in self._special:
-            self.flush()
-            self._names.append(range(len(self._named), len(self._named) + len(self._special[token])))
-            if self._extend("", self._special[token]):
-                return True
+        if self._naming and token in self._special and not self.is_stopped:
+            self._pass_name(self._special[token])
+        if self.is_stopped or self._is_never_seen(token):
+            return self.is_stopped
         self._window.append(token)
-        is_open = self._behind(self._known, len(self._window)).endswith(_BROKEN)  # how an unfinished character shows
-        if is_open and len(self._window) - self._known < _LONGEST_CHARACTER:
-            return False
-        if is_open:  # what began with the oldest token never ends; the others may still
-            piece = self._behind(self._known, self._known + 1) if self._known >= self._num_prompt else ""
-            self._known += 1
-            excess = max(0, self._known - _LONGEST_CHARACTER)
-            self._window, self._known = self._window[excess:], self._known - excess
-            self._num_prompt -= excess
-            return self._extend(piece)
-        piece = self._fresh()
-        self._window, self._num_prompt = self._window[self._known :], 0
-        self._known = len(self._window)
-        return self._extend(piece)
-
-    def _behind(self, start: int, end: int) -> str:
-        """Return what the window's tokens from `start` to `end` add to the text before them."""
-        return self._decode(self._window[:end])[len(self._decode(self._window[:start])) :]
-
-    def _fresh(self) -> str:
-        """Return the text that is not out yet, without what the prompt's last tokens say on their own."""
-        piece = self._behind(self._known, len(self._window))
-        if self._known >= self._num_prompt:
-            return piece
-        head = self._behind(self._known, self._num_prompt)
-        return piece.removeprefix(head if piece.startswith(head) else head.rstrip(_BROKEN))
-
-    def _extend(self, piece: str, name: str = "") -> bool:
-        start = max(0, len(self._text) - max((len(stop) for stop in self._stops), default=0))
-        self._text += piece
-        found = [at for stop in self._stops if (at := self._text.find(stop, start)) >= 0]
-        if self._naming:
-            start = max(0, len(self._named) - max(len(stop) for stop in self._naming))
-            self._named += piece + name
-            found += [self._shown(at) for stop in self._naming if (at := self._named.find(stop, start)) >= 0]
-        if found:
-            self._text, self.is_stopped = self._text[: min(found)], True
+        if self._enter(token):
+            return self._stop_within_run()
+        whole = self._decode(self._window)
+        self._take(whole, self._certain(whole))
+        if len(self._window) > self._most and not self._prompt:
+            self._window, open_end = self._tail(self._window), len(whole) - self._known
+            self._known = len(self._decode(self._window)) - open_end
+            self._most = 2 * max(_LONGEST_CHARACTER, len(self._window))
         return self.is_stopped
 
-    def _shown(self, at: int) -> int:
-        """Return how many characters before one of the text with names are text."""
-        return at - sum(max(0, min(name.stop, at) - name.start) for name in self._names)
+    def _is_never_seen(self, token: int) -> bool:
+        if token not in self._is_silent:
+            self._is_silent[token] = not self._decode([token, token])  # twice: a decoder may strip what stands first
+        return self._is_silent[token]
+
+    def _enter(self, token: int) -> bool:
+        """Begin, go on with or end a run of bytes; return whether the token is one."""
+        byte = self._byte(token)
+        if byte is None:
+            self._run = None
+            return False
+        if self._run is None:
+            self._run = bytearray(self._held.encode())
+        self._run.append(byte)
+        return True
+
+    def _tail(self, tokens: list[int]) -> list[int]:
+        """Return the last tokens, enough of them that what they add to a text does not depend on those before.
+
+        They begin with one that is not part of a run, and they write a character: whatever a decoder does with the
+        first characters of a text is done, and bytes behind a whole character are read in step.
+        """
+        size = _LONGEST_CHARACTER
+        while size < len(tokens):
+            if self._byte(tokens[-size]) is not None or self._is_never_seen(tokens[-size]):
+                size += 1
+                continue
+            text = self._decode(tokens[-size:])
+            if text.strip(_BROKEN) or (text and size > _MANY):
+                break
+            size *= 2
+        return [token for token in tokens[-size:] if not self._is_never_seen(token)]
+
+    def _certain(self, whole: str) -> int:
+        """Return how many characters of the window's text no further token can change."""
+        end = len(whole.rstrip(_BROKEN))
+        if end == len(whole):
+            return end
+        # An unfinished character shows as a mark at the end, and it began among the last three tokens.
+        return max(end, len(self._decode(self._window[: 1 - _LONGEST_CHARACTER])))
+
+    def _take(self, whole: str, end: int) -> None:
+        """Let out the window's text up to a place."""
+        start = self._start(whole)
+        if end > start:
+            self._prompt, self._known = "", end
+            self._extend(whole[start:end])
+
+    def _start(self, whole: str) -> int:
+        return max(self._known, len(commonprefix([self._prompt, whole])))  # noqa: RUF071  letters are meant
+
+    def _stop_within_run(self) -> bool:
+        """Return whether the bytes so far complete a stop string; then the run ends here."""
+        if self._run is not None and self._run.endswith(self._stop_bytes):
+            whole = self._decode(self._window)
+            fresh = self._held + whole[self._start(whole) :]
+            if any(stop in fresh for stop in self._stops):
+                self._take(whole, len(whole))
+        return self.is_stopped
+
+    def _pass_name(self, name: str) -> None:
+        """Let a token's name stand for it where a stop string holds it."""
+        whole = self._decode(self._window)
+        fresh = self._named + whole[self._start(whole) :] + name
+        if any(stop in fresh for stop in self._naming):  # what waited is text, since none comes behind it
+            self._take(whole, len(whole))
+        if not self.is_stopped:
+            self._extend("", name)
+
+    def _extend(self, piece: str, name: str = "") -> None:
+        """Append to the text, up to a stop string; a name behind the piece does not show."""
+        text = self._held + piece
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        end = len(text) - self._held_back(text, self._stops)
+        if self._naming:
+            named, self._is_shown = (
+                self._named + piece + name,
+                self._is_shown + [True] * len(piece) + [False] * len(name),
+            )
+            starts = [at for stop in self._naming if (at := named.find(stop)) >= 0]
+            found += [len(text) - sum(self._is_shown[at:]) for at in starts]
+            held = self._held_back(named, self._naming)
+            end = min(end, len(text) - sum(self._is_shown[len(named) - held :]))
+            self._named, self._is_shown = named[len(named) - held :], self._is_shown[len(named) - held :]
+        self.is_stopped = bool(found)
+        end = min(found, default=end)
+        if end > 0:
+            self._pieces.append(text[:end])
+        self._held = "" if found else text[end:]
 
     def flush(self) -> None:
-        """Let an unfinished character through: no more tokens come."""
-        if not self.is_stopped and self._known < len(self._window):
-            piece = self._fresh()
-            self._known = len(self._window)
-            self._extend(piece)
+        """Let an unfinished character or run of bytes through: no more tokens come."""
+        if not self.is_stopped:
+            whole = self._decode(self._window)
+            self._take(whole, len(whole))
 
     def release(self, is_final: bool = False) -> str:
         """Return text not yet released that can no longer become part of a stop string."""
-        end = len(self._text) if is_final or self.is_stopped else self._safe()
-        piece, self._released = self._text[self._released : end], max(self._released, end)
+        if is_final:
+            self._pieces.append(self._held)
+            self._held = ""
+        piece = "".join(self._pieces[self._num_released :])
+        self._num_released = len(self._pieces)
         return piece
-
-    def _safe(self) -> int:
-        """Return where the text begins that may become part of a stop string."""
-        end = len(self._text) - self._held_back(self._text, self._stops)
-        return (
-            min(end, self._shown(len(self._named) - self._held_back(self._named, self._naming)))
-            if self._naming
-            else end
-        )
 
     def _held_back(self, text: str, stops: Sequence[str]) -> int:
         """Return how many trailing characters could be the start of a stop string."""
@@ -132,4 +193,8 @@ class TextStream:
     @property
     def text(self) -> str:
         """All text so far, cut before a stop string."""
-        return self._text
+        return "".join(self._pieces) + self._held
+
+
+def _no_byte(_: int) -> None:
+    """Say of every token that it is no single byte."""

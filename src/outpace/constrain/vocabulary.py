@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,6 @@ def _byte_level(text: str, table: Mapping[str, int]) -> bytes:
 
 
 def _sentencepiece(text: str, has_bytes: bool) -> bytes:
-    if has_bytes and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+    if has_bytes and re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
         return bytes.fromhex(text[3:5])
     return text.replace(_SPACE, " ").encode()

@@ -12,12 +12,14 @@ from typing import Any
 
 from tokenizers import Tokenizer as Engine
 
-from outpace.errors import ModelError
+from outpace.errors import ModelError, check_characters
+from outpace.models.added_tokens import add_tokens, said_beside
 from outpace.models.byte_pairs import has_byte_pairs, read_byte_pairs
 from outpace.models.chat import ROLES, Message, choose_template, read_templates, render_chat, unread
 
 __all__ = ["Tokenizer", "load_tokenizer"]
 
+_OTHER_KINDS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "tekken.json", "vocab.txt")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space
 
 
@@ -44,16 +46,23 @@ class Tokenizer:
     def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
         """Read tokenizer.json, and tokenizer_config.json and chat templates where they exist.
 
-        Where there is no tokenizer.json, vocab.json and merges.txt of the Qwen2 line take its place.
+        Tokens and roles that other files add are read as transformers reads them (`said_beside`). Where there is no
+        tokenizer.json, vocab.json and merges.txt of the Qwen2 line take its place.
+
+        Raises:
+            ModelError: there is no tokenizer of these kinds, or a file cannot be read.
         """
         folder = Path(directory)
         path = folder / "tokenizer.json"
-        settings = _read_settings(folder / "tokenizer_config.json")
+        settings, added = said_beside(folder)
         if not path.is_file() and has_byte_pairs(folder, settings):
-            return cls(read_byte_pairs(folder, settings), settings, read_templates(folder, settings))
+            engine = read_byte_pairs(folder, settings)
+            add_tokens(engine, settings, added)
+            return cls(engine, settings, read_templates(folder, settings))
         if not path.is_file():
+            kinds = (name for name in _OTHER_KINDS if (folder / name).is_file())
             raise ModelError(
-                f"{directory} has no tokenizer.json.",
+                f"{directory} has no tokenizer.json" + "".join(f"; {kind} alone is not read" for kind in kinds) + ".",
                 hint="Save a fast tokenizer there (transformers: AutoTokenizer.from_pretrained(...).save_pretrained).",
             )
         try:
@@ -62,6 +71,7 @@ class Tokenizer:
             raise ModelError(f"{path} is not a readable tokenizer.", hint="Fetch the model again.") from error
         engine.no_padding()
         engine.no_truncation()
+        add_tokens(engine, settings, added)
         return cls(engine, settings, read_templates(folder, settings))
 
     @property
@@ -73,7 +83,11 @@ class Tokenizer:
         """Return the ids of a text; `is_special` adds what the tokenizer puts around it (a start token, say).
 
         A text that begins with the start token, as a rendered chat may, gets no second one.
+
+        Raises:
+            ConfigError: the text holds half of a surrogate pair, which is no character.
         """
+        check_characters(text, "The text")
         ids = list(self._engine.encode(text, add_special_tokens=is_special).ids)
         if is_special and self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
             own = self._engine.encode(text, add_special_tokens=False).ids
@@ -94,6 +108,21 @@ class Tokenizer:
         found = self._engine.token_to_id(token)
         return None if found is None else int(found)
 
+    def byte(self, index: int) -> int | None:
+        """Return the byte that an id stands for, where a decoder joins runs of bytes (ByteFallback); None for others.
+
+        Such a run is text if all of it is UTF-8; else each of its bytes shows as U+FFFD.
+        """
+        return self._single_bytes.get(index)
+
+    @functools.cached_property
+    def _single_bytes(self) -> dict[int, int]:
+        if "ByteFallback" not in _decoder_kinds(self._engine):
+            return {}
+        hidden = self.special_ids.values()
+        named = {self.token_id(name): byte for byte in range(256) for name in (f"<0x{byte:02x}>", f"<0x{byte:02X}>")}
+        return {index: byte for index, byte in named.items() if index is not None and index not in hidden}
+
     @functools.cached_property
     def spellings(self) -> list[bytes | None]:
         """The bytes that each id writes; None for special tokens, and for all if decoding is more than joining bytes.
@@ -106,8 +135,8 @@ class Tokenizer:
         for token, index in vocab.items():
             if index not in added:
                 found[index] = _spell(token, kinds)
-            elif not added[index].special and "?" not in kinds:
-                found[index] = token.encode()
+            elif not added[index].special and "?" not in kinds:  # bytes only if every letter stands for one
+                found[index] = _spell(token, kinds) or token.encode()
         return found
 
     @property
@@ -210,7 +239,7 @@ def _spell(token: str, kinds: set[str]) -> bytes | None:
     if "ByteLevel" in kinds:
         alphabet = _byte_alphabet()
         return bytes(alphabet[letter] for letter in token) if all(letter in alphabet for letter in token) else None
-    if "ByteFallback" in kinds and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+    if "ByteFallback" in kinds and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
         return bytes([int(token[3:5], 16)])
     return (token.replace(_SPACE, " ") if kinds & {"Metaspace", "Replace"} else token).encode()
 
@@ -221,12 +250,3 @@ def _byte_alphabet() -> dict[str, int]:
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        raise ModelError(f"{path} is not readable JSON.", hint="Fetch the model again.") from None

@@ -473,9 +473,9 @@ MUTANTS = (
     Mutant(
         "character-split",
         "bytes of an unfinished character are released",
-        "text:TextStream.push",
-        "if is_open and len",
-        "if False and len",
+        "text:TextStream._certain",
+        "end = len(whole.rstrip(_BROKEN))",
+        "end = len(whole)",
     ),
     Mutant(
         "stop-leaks",
