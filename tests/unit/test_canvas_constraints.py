@@ -21,7 +21,6 @@ from outpace.errors import ConfigError
 from outpace.models.tokenizer import Tokenizer
 from outpace.zoo import path
 
-pytest.importorskip("interegular")
 lark = pytest.importorskip("lark")
 
 MATCHING = 'start: "(" start ")" start |'
@@ -335,6 +334,7 @@ SCHEMA = {
         "at": {"$ref": "#/$defs/place"},
     },
     "required": ["age"],
+    "additionalProperties": False,
     "$defs": {
         "place": {
             "anyOf": [{"type": "null"}, {"type": "array", "prefixItems": [{"type": "number"}] * 2, "items": False}]
@@ -395,7 +395,6 @@ def test_a_grammar_that_is_regular_is_read_as_one(stories: CanvasCompiler) -> No
     [
         ({"regex": "(a"}, "cannot be used"),
         ({"regex": "(?<!a)b"}, "cannot be used"),
-        ({"regex": "^a$"}, "no anchors"),
         ({"regex": r"a[^\s\S]"}, "allows no text"),
         ({"regex": ""}, "only the empty text"),
         ({"grammar": "begin: /a/"}, "start"),
@@ -404,13 +403,6 @@ def test_a_grammar_that_is_regular_is_read_as_one(stories: CanvasCompiler) -> No
         ({"grammar": r"start: /(?<!a)b/ start /c/ | /d/"}, "cannot be used"),
         ({"json_schema": "{"}, "not JSON"),
         ({"json_schema": "[1]"}, "not an object"),
-        ({"json_schema": {"type": "array", "uniqueItems": True}}, "uniqueItems is not known"),
-        ({"json_schema": {"type": "number", "minimum": 1}}, "minimum is not known"),
-        ({"json_schema": {"type": "text"}}, "type: text"),
-        ({"json_schema": {"$ref": "#/$defs/a"}}, "not in it"),
-        ({"json_schema": {"type": "string", "pattern": ".*"}}, "escapes"),
-        ({"json_schema": {"type": "integer", "minimum": 3, "maximum": 2}}, "from 3 to 2"),
-        ({"json_schema": {"required": ["a"]}}, "requires a"),
         ({}, "No constraints"),
         ({"regex": "a", "grammar": "start: /a/"}, "2 constraints"),
     ],

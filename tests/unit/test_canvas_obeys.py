@@ -13,7 +13,6 @@ from outpace.cli import main
 from outpace.engine import LanguageModel
 from outpace.errors import ConfigError
 
-pytest.importorskip("interegular")
 pytest.importorskip("lark")
 
 PROMPTS = ["Tom", "One day, a girl named Lily went to the"]
@@ -21,6 +20,7 @@ SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 1, "maximum": 99}},
     "required": ["name", "age"],
+    "additionalProperties": False,
 }
 JSON = r"""
 start: value

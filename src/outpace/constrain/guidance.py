@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from outpace.constrain.grammar import single
+from outpace.constrain.schema import read_schema
+from outpace.constrain.syntax import read_pattern
 from outpace.constrain.vocabulary import vocabulary
 from outpace.errors import ConfigError
 
@@ -27,8 +30,6 @@ __all__ = ["Compiler", "TextConstraint", "TextState", "check", "compile"]
 # By default the library allows only the tokenizer's own spelling where the grammar leaves no choice.
 _EVERY_SPELLING = '\n%llguidance {"no_forcing": true}\n'
 
-# With spaces and line breaks free, a small model may write nothing else. A schema's own "x-guidance" comes first.
-_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _TRIALS = 128  # tokens tried when a constraint is compiled, to see whether a text can end: a few milliseconds
 
 
@@ -44,9 +45,10 @@ def compile(
 
     Args:
         tokenizer: the model's.
-        regex: must match the whole text.
-        json_schema: as a mapping or as JSON. The text is one line, as in {"a": 1, "b": [2, 3]}, unless the schema says
-            otherwise under "x-guidance": {"whitespace_flexible": true} frees spaces and line breaks.
+        regex: must match the whole text; in Python's syntax (see `outpace.constrain.syntax.read_pattern`).
+        json_schema: as a mapping or as JSON (see `outpace.constrain.schema.read_schema`). The text is one line, as in
+            {"a": 1, "b": [2, 3]}, unless the schema says otherwise under "x-guidance": {"whitespace_flexible": true}
+            frees spaces and line breaks.
         grammar: Lark's syntax, beginning at the rule `start`.
         vocab_size: the model's, which may be padded; None = the tokenizer's.
 
@@ -225,31 +227,11 @@ def _lark(regex: str | None, json_schema: str | Mapping[str, Any] | None, gramma
             f"{len(given) or 'No'} constraints were given.", "Give one regular expression, JSON schema or grammar."
         )
     if regex is not None:
-        written = json.loads(_library().LLMatcher.grammar_from_regex(regex))
-        return "regular expression", str(written["grammars"][0]["lark_grammar"])
+        return "regular expression", single(read_pattern(regex)).to_lark()
     if grammar is not None:
         return "grammar", grammar
-    return "JSON schema", f"start: %json {json.dumps(_on_one_line(parse_schema(json_schema)))}"
-
-
-def parse_schema(given: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return a JSON schema that was given as a mapping or as JSON.
-
-    Raises:
-        ConfigError: it is not JSON, or not an object.
-    """
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError as error:
-            raise ConfigError(f"The JSON schema is not JSON: {error}.", "Check its commas and quotes.") from None
-    if not isinstance(given, Mapping):
-        raise ConfigError("The JSON schema is not an object.", 'Write it as in {"type": "object"}.')
-    return given
-
-
-def _on_one_line(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {**schema, "x-guidance": {**_ONE_LINE, **schema.get("x-guidance", {})}}
+    assert json_schema is not None
+    return "JSON schema", read_schema(json_schema).to_lark()
 
 
 def _wrapped(lark: str) -> str:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 from outpace.constrain.canvas.automaton import DEAD, Automaton, Trie
 from outpace.constrain.canvas.chart import Chart
 from outpace.constrain.canvas.contextfree import ContextFreeConstraint, parts
-from outpace.constrain.canvas.grammar import Grammar, read_lark
+from outpace.constrain.canvas.lark import read_lark
 from outpace.constrain.canvas.network import as_automaton
 from outpace.constrain.canvas.plan import plan
 from outpace.constrain.canvas.regular import RegularConstraint
-from outpace.constrain.canvas.schema import read_schema
+from outpace.constrain.grammar import Grammar, Terminal
+from outpace.constrain.machine import Budget
+from outpace.constrain.schema import read_schema
+from outpace.constrain.syntax import read_pattern
 from outpace.constrain.vocabulary import vocabulary
 from outpace.errors import ConfigError
 
@@ -93,27 +96,29 @@ class CanvasCompiler:
                 f"{len(given) or 'No'} constraints were given.", "Give one regular expression, JSON schema or grammar."
             )
         if regex is not None:
-            return self._regular("regular expression", Automaton.of(regex))
+            budget = Budget("regular expression")
+            return self._regular(budget, Automaton.of(Terminal((read_pattern(regex),)), budget))
         if json_schema is not None:
-            return self._either("JSON schema", read_schema(json_schema))
+            return self._either(Budget("JSON schema"), read_schema(json_schema))
         assert grammar is not None
-        return self._either("grammar", read_lark(grammar))
+        return self._either(Budget("grammar"), read_lark(grammar))
 
-    def _either(self, kind: str, grammar: Grammar) -> RegularConstraint | ContextFreeConstraint:
+    def _either(self, budget: Budget, grammar: Grammar) -> RegularConstraint | ContextFreeConstraint:
         """Return an exact regular constraint where the grammar is regular on its face."""
-        automaton = as_automaton(grammar)
-        return self._context_free(kind, grammar) if automaton is None else self._regular(kind, automaton)
+        automaton = as_automaton(grammar, budget)
+        return self._context_free(budget, grammar) if automaton is None else self._regular(budget, automaton)
 
-    def _regular(self, kind: str, automaton: Automaton) -> RegularConstraint:
+    def _regular(self, budget: Budget, automaton: Automaton) -> RegularConstraint:
+        kind = budget.kind
         if not (automaton.next[automaton.start] != DEAD).any():
             raise _allows_nothing(kind, bool(automaton.accept[automaton.start]))
-        return RegularConstraint(kind, automaton, self._trie.walk(automaton), self._ends)
+        return RegularConstraint(kind, automaton, self._trie.walk(automaton, budget), self._ends)
 
-    def _context_free(self, kind: str, grammar: Grammar) -> ContextFreeConstraint:
-        layout = plan(grammar)
+    def _context_free(self, budget: Budget, grammar: Grammar) -> ContextFreeConstraint:
+        kind, layout = budget.kind, plan(grammar, budget)
         if not layout.is_productive:
             raise _allows_nothing(kind, layout.nullable[layout.start])
-        table = self._trie.walk(layout.automaton)
+        table = self._trie.walk(layout.automaton, budget)
         chart = Chart(layout, table.successors(), bool(self._ends))
         return ContextFreeConstraint(kind, chart, table, self._trie.spelled, parts(layout, self._trie), self._ends)
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from outpace.constrain.canvas.automaton import DEAD, Automaton
-from outpace.constrain.canvas.grammar import Grammar
+from outpace.constrain.grammar import Grammar
+from outpace.constrain.machine import Budget, bits
 
 __all__ = ["as_automaton"]
 
 _MOST_STATES = 4_000  # of either kind; a larger grammar is left to the chart
 
 
-def as_automaton(grammar: Grammar) -> Automaton | None:
+def as_automaton(grammar: Grammar, budget: Budget) -> Automaton | None:
     """Return the automaton of a grammar whose rules recurse at one end only, or None if there are others, or too many.
 
     Raises:
-        ConfigError: a terminal cannot be read.
+        ConfigError: a terminal is too large.
     """
-    network = _Network(grammar)
+    name = grammar.start
+    while len(some := grammar.rules.get(name, ())) == 1 and len(some[0]) == 1:
+        name = some[0][0]
+    if name in grammar.terminals:
+        return Automaton.of(grammar.terminals[name], budget)
+    network = _Network(grammar, budget)
     first, last = network.point(), network.point()
     if not network.build(grammar.start, first, last, ()):
         return None
@@ -29,8 +38,8 @@ def as_automaton(grammar: Grammar) -> Automaton | None:
 class _Network:
     """An automaton with free steps, put together from copies of the terminals' automata."""
 
-    def __init__(self, grammar: Grammar) -> None:
-        self._grammar = grammar
+    def __init__(self, grammar: Grammar, budget: Budget) -> None:
+        self._grammar, self._budget = grammar, budget
         self._terminals: dict[str, Automaton] = {}
         self._free: list[set[int]] = []
         self._copies: list[tuple[int, Automaton]] = []
@@ -81,7 +90,7 @@ class _Network:
 
     def _copy(self, name: str, first: int, last: int) -> None:
         if name not in self._terminals:
-            self._terminals[name] = Automaton.of(self._grammar.terminals[name], "terminal")
+            self._terminals[name] = Automaton.of(self._grammar.terminals[name], self._budget)
         automaton, base = self._terminals[name], len(self._free)
         self._free += [{last} if accepts else set() for accepts in automaton.accept.tolist()]
         self._free[first].add(base + automaton.start)
@@ -94,18 +103,16 @@ class _Network:
         sets, rows = {0: DEAD, closures[first]: 1}, [[DEAD] * letters]
         waiting = [closures[first]]
         for states in waiting:
-            row = []
-            for letter in range(letters):
-                after = 0
-                for state in _members(states):
-                    after |= leads[state][letter] if state in leads else 0
+            members = [leads[state] for state in bits(states) if state in leads]
+            found = [functools.reduce(operator.or_, column) for column in zip(*members, strict=True)] or [0] * letters
+            for after in dict.fromkeys(found):
                 if after not in sets:
                     sets[after] = len(sets)
                     waiting.append(after)
-                row.append(sets[after])
-            rows.append(row)
+            rows.append([sets[after] for after in found])
             if len(sets) > _MOST_STATES:
                 return None
+            self._budget.tell(f"{len(sets)} states")
         table = np.asarray(rows, np.int32)[:, kind]
         accept = np.asarray([bool(states >> last & 1) for states in sets])
         return Automaton.made(table, accept, 1)
@@ -130,12 +137,3 @@ class _Network:
             if state != DEAD
         }
         return len(example), kind.reshape(-1), leads
-
-
-def _members(states: int) -> list[int]:
-    found = []
-    while states:
-        low = states & -states
-        found.append(low.bit_length() - 1)
-        states ^= low
-    return found

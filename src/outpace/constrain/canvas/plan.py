@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from outpace.constrain.canvas.automaton import DEAD, Automaton
-from outpace.constrain.canvas.grammar import Grammar
+from outpace.constrain.grammar import Grammar
+from outpace.constrain.machine import Budget
 
 __all__ = ["Plan", "plan"]
 
@@ -85,11 +86,11 @@ class Plan:
         return found
 
 
-def plan(grammar: Grammar) -> Plan:
+def plan(grammar: Grammar, budget: Budget) -> Plan:
     """Return a grammar's layout; rules that derive nothing, or are never used, do no harm.
 
     Raises:
-        ConfigError: a terminal cannot be read.
+        ConfigError: a terminal is too large.
     """
     made, numbers = Plan(), dict[str, int]()
     names = [*grammar.terminals, *grammar.rules]
@@ -114,7 +115,7 @@ def plan(grammar: Grammar) -> Plan:
         if () in alternatives:
             empty.add(numbers[name])
     made.start = numbers[grammar.start]
-    automata = [Automaton.of(grammar.terminals[name], "terminal") for name in grammar.terminals]
+    automata = [Automaton.of(grammar.terminals[name], budget) for name in grammar.terminals]
     made.automaton, starts = _side_by_side(automata)
     made.entry = {numbers[name]: state for name, state in zip(grammar.terminals, starts, strict=True)}
     for symbol, automaton in zip(made.entry, automata, strict=True):

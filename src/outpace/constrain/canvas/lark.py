@@ -1,34 +1,17 @@
-"""Context-free grammars: rules over terminals that are regular expressions; read from Lark's syntax."""
+"""Grammars in Lark's syntax, read for a canvas."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from outpace.constrain.grammar import Grammar, Terminal
+from outpace.constrain.syntax import read_pattern
 from outpace.errors import ConfigError
 
-__all__ = ["Grammar", "read_lark"]
+__all__ = ["read_lark"]
 
 # Lark's ready-made string ends at a quote that no backslash precedes, said by looking behind: here without.
 _KNOWN = {r'".*?(?<!\\)(\\\\)*?"': r'"(?:[^"\\\n]|\\.)*"'}
-
-
-@dataclass(frozen=True, slots=True)
-class Grammar:
-    """A context-free grammar whose terminals are regular expressions over text.
-
-    A text belongs to it if it can be cut into terminals in some way; there is no separate lexer.
-
-    Attributes:
-        start: name of the first rule.
-        rules: alternatives of each rule, each a sequence of names of rules and terminals.
-        terminals: name to regular expression (Python's syntax).
-    """
-
-    start: str
-    rules: Mapping[str, tuple[tuple[str, ...], ...]]
-    terminals: Mapping[str, str]
 
 
 def read_lark(text: str) -> Grammar:
@@ -62,7 +45,8 @@ def read_lark(text: str) -> Grammar:
     if blank:
         start, terminals[f"{_MARK}%blank"] = "%text", f"(?:{blank})*"
         rules["%text"] = [(f"{_MARK}%blank", "start")]
-    return Grammar(start, {name: tuple(some) for name, some in rules.items()}, terminals)
+    read = {name: Terminal((read_pattern(pattern, "terminal"),)) for name, pattern in terminals.items()}
+    return Grammar(start, {name: tuple(some) for name, some in rules.items()}, read)
 
 
 _MARK = "terminal "  # rules and terminals may bear one name
