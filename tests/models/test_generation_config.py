@@ -1,4 +1,4 @@
-"""What a checkpoint's generation_config.json asks for: transformers' own tokens, drafted or not, and notes on the rest."""
+"""A checkpoint's generation_config.json: transformers' own tokens, drafted or not, and notes on what is not obeyed."""
 
 from __future__ import annotations
 
@@ -315,11 +315,12 @@ def test_causal_models_take_no_prefix(tiny: Path) -> None:
         load(tiny, is_checked=False).generate([5], prefix=[6])
 
 
-def test_a_constraint_begins_behind_the_forced_token(model_root: Path) -> None:
+def test_a_constraint_begins_behind_the_forced_token() -> None:
     """A language's token is no part of the text that must match."""
     pytest.importorskip("llguidance")
     lm = load("translate")
-    token = lm.encode("x")[-1]
+    assert lm.tokenizer is not None
+    token = lm.tokenizer.encode("Hund", is_special=False)[0]
     lm.generation = GenerationConfig.read({"forced_bos_token_id": token})
     assert lm.generate("A dog runs.", max_tokens=2).tokens[0] == token
     assert lm.generate("A dog runs.", regex="[a-z ]+", max_tokens=8).finish_reason != "error"

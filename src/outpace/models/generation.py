@@ -303,8 +303,9 @@ class GenerationConfig:
         if "bad_words" in law:
             words = tuple(word for word in law.pop("bad_words") if len(word) > 1 or word[0] not in ends)
             if is_canvas:
-                missed |= {"bad_words_ids": words} if any(len(word) > 1 for word in words) else {}
                 alone = tuple(word[0] for word in words if len(word) == 1)
+                longer = tuple(word for word in words if len(word) > 1)
+                missed |= {"bad_words_ids": longer} if longer else {}
                 law["suppress_tokens"] = (*law.get("suppress_tokens", ()), *alone)
             else:
                 law["bad_words"] = words
