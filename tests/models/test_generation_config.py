@@ -18,7 +18,7 @@ from outpace.models.opening import open_model
 from outpace.sampling import Sampler, Sampling
 
 hf = pytest.importorskip("transformers")
-VOCAB, COUNT = 61, 9
+VOCAB, COUNT = 61, 8
 IDS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 WIDE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
 GATED = IDS | WIDE | {"intermediate_size": 32, "num_key_value_heads": 1, "tie_word_embeddings": False}
@@ -45,6 +45,8 @@ KINDS: dict[str, Any] = {
 }
 ENCODED = ("bart", "mbart", "t5", "m2m100", "marian")
 PROMPT = [17, 5, 40, 8, 17, 5, 23]
+DRAFTED = ("all at once", "encoder_no_repeat_ngram_size", "forced_eos_token_id")  # the contract tries all, on toys
+DECAYS = {"eos_token_id": 44, "exponential_decay_length_penalty": [2, 3.0]}
 COPIES = {"sequence_bias": [[[17], 30.0], [[17, 5], 60.0], [[5, 17], 60.0]]}  # so that there is something to forbid
 
 
@@ -86,7 +88,7 @@ def ours(lm: LanguageModel, asked: dict[str, Any], prompt: list[int], **argument
     return list(lm.generate(prompt, **arguments).tokens)
 
 
-def wishes(plain: list[int], prompt: list[int]) -> dict[str, dict[str, Any]]:
+def wishes(plain: list[int], start: int) -> dict[str, dict[str, Any]]:
     """Each key with a value that this model feels: its plain text is known."""
     first, second, third = plain[:3]
     end = {"eos_token_id": [third, 60]}
@@ -95,19 +97,19 @@ def wishes(plain: list[int], prompt: list[int]) -> dict[str, dict[str, Any]]:
         "no_repeat_ngram_size": {"no_repeat_ngram_size": 1},
         "no_repeat_ngram_size of two": {"no_repeat_ngram_size": 2, **COPIES},
         "encoder_no_repeat_ngram_size": {"encoder_no_repeat_ngram_size": 2, **COPIES},
-        "encoder_repetition_penalty": {"encoder_repetition_penalty": 4.0},
-        "bad_words_ids": {"bad_words_ids": [[second], [first, third], [third], [9, 9]], "eos_token_id": third},
+        "encoder_repetition_penalty": {"encoder_repetition_penalty": 1000.0},
+        "bad_words_ids": {"bad_words_ids": [[first], [second, third], [44], [9, 9]], **DECAYS},
         "suppress_tokens": {"suppress_tokens": [first, -1, 900]},
         "begin_suppress_tokens": {"begin_suppress_tokens": [first, 30]},
         "forced_bos_token_id": {"forced_bos_token_id": 7, "begin_suppress_tokens": [second]},
-        "forced_eos_token_id": {"forced_eos_token_id": [31]},
+        "forced_eos_token_id": {"forced_eos_token_id": [31 if plain[-1] != 31 else 32]},
         "eos_token_id": end,
-        "min_length": {**end, "min_length": len(prompt) + 6},
+        "min_length": {**end, "min_length": start + 6},
         "min_new_tokens": {**end, "min_new_tokens": 5, "min_length": 1},
         "max_new_tokens": {"max_new_tokens": 4, "max_length": 30},
-        "max_length": {"max_new_tokens": None, "max_length": len(prompt) + 3},
+        "max_length": {"max_new_tokens": None, "max_length": start + 3},
         "sequence_bias": {"sequence_bias": [[[first], -9.0], [[33], 5.0], [[33, 34], 60.0], [[17, 5, 23, 35], 9.0]]},
-        "exponential_decay_length_penalty": {"eos_token_id": 44, "exponential_decay_length_penalty": [2, 3.0]},
+        "exponential_decay_length_penalty": DECAYS,
     }
     chosen = ("repetition_penalty", "no_repeat_ngram_size of two", "encoder_no_repeat_ngram_size", "bad_words_ids")
     chosen += ("forced_eos_token_id", "begin_suppress_tokens", "exponential_decay_length_penalty")
@@ -122,12 +124,13 @@ def test_transformers_tokens_under_every_key(kind: str, model_root: Path) -> Non
     lm = LanguageModel(open_model(str(directory), "float64"))
     plain = theirs(model, {}, PROMPT)
     assert ours(lm, {}, PROMPT) == plain
-    for name, asked in wishes(plain, PROMPT).items():
+    for name, asked in wishes(plain, 1 if kind in ENCODED else len(PROMPT)).items():
         want = theirs(model, asked, PROMPT)
         assert ours(lm, asked, PROMPT) == want, name
-        assert ours(lm, asked, PROMPT, method="prompt-lookup") == want, f"{name}, drafted"
+        if name in DRAFTED:
+            assert ours(lm, asked, PROMPT, method="prompt-lookup") == want, f"{name}, drafted"
         rest = {key: value for key, value in asked.items() if key != name.split()[0]}
-        is_felt = want != (theirs(model, rest, PROMPT) if rest else plain)
+        is_felt = want != (theirs(model, rest, PROMPT) if rest and name[:3] not in ("max", "all") else plain)
         assert is_felt or (name == "forced_bos_token_id" and kind not in ENCODED), f"{name} changes nothing"
 
 
@@ -138,7 +141,7 @@ def test_a_first_token_is_forced_where_one_token_stands(kind: str, model_root: P
     lm = LanguageModel(open_model(str(directory), "float64"))
     plain = theirs(model, {}, [12])
     for name in ("forced_bos_token_id", "all at once"):
-        asked = wishes(plain, [12])[name] | {"forced_bos_token_id": 7}
+        asked = wishes(plain, 1)[name] | {"forced_bos_token_id": 7}
         want = theirs(model, asked, [12])
         assert ours(lm, asked, [12]) == ours(lm, asked, [12], method="prompt-lookup") == want
         assert want[0] == 7
@@ -199,9 +202,7 @@ FACTS = {"transformers_version": "5.0", "_from_model_config": True, "bos_token_i
 
 
 def told(lm: LanguageModel, **arguments: Any) -> list[str]:
-    return [
-        note for note in lm.generate([5, 6, 7], **arguments).notes if "generation_config" in note or "files" in note
-    ]
+    return [note for note in lm.generate([5, 6, 7], **arguments).notes if "config.json" in note]
 
 
 def named(note: str) -> set[str]:
@@ -240,12 +241,12 @@ def test_notes_name_every_key(checkpoint: Any, file: str) -> None:
 
 
 def test_the_user_wins_over_the_file(checkpoint: Any) -> None:
-    directory = checkpoint({"repetition_penalty": 3.0, "max_new_tokens": 5, "suppress_tokens": [9], "temperature": 0.5})
+    directory = checkpoint({"min_new_tokens": 3, "max_new_tokens": 5, "suppress_tokens": [28], "temperature": 0.5})
     lm, free = load(directory, is_checked=False), load(directory, is_checked=False, generation_config="none")
     ids = [5, 6, 7]
     assert len(lm.generate(ids).tokens) == 5 and not told(free)
     assert lm.generate(ids, max_tokens=7).tokens != free.generate(ids, max_tokens=7).tokens
-    own = {"repetition_penalty": 1.0, "suppress_tokens": (), "max_tokens": 7}
+    own = {"min_tokens": 0, "suppress_tokens": (), "max_tokens": 7}
     assert lm.generate(ids, **own).tokens == free.generate(ids, max_tokens=7).tokens
     assert told(lm, **own) == ["generation_config.json, without effect on the text: temperature=0.5."]
     assert lm.generate(ids, max_tokens=None).tokens == lm.generate(ids).tokens  # None = not given
@@ -300,7 +301,7 @@ def test_a_malformed_value_is_one_sentence(checkpoint: Any, keys: Any) -> None:
 
 def test_what_a_canvas_cannot_obey_is_named() -> None:
     """On a masked model tokens are suppressed, single bad words too; laws over what stands before are named."""
-    lm = load("stories-mask")
+    lm = load("stories-mask", is_compiled=False)
     plain = lm.generate("Once upon a time", method="masked-diffusion", max_tokens=16)
     barred = [[token] for token in set(plain.tokens)]
     lm.generation = GenerationConfig.read({"bad_words_ids": [*barred, [3, 4]], "repetition_penalty": 1.2})
@@ -318,7 +319,7 @@ def test_causal_models_take_no_prefix(tiny: Path) -> None:
 def test_a_constraint_begins_behind_the_forced_token() -> None:
     """A language's token is no part of the text that must match."""
     pytest.importorskip("llguidance")
-    lm = load("translate")
+    lm = load("translate", is_checked=False)
     assert lm.tokenizer is not None
     token = lm.tokenizer.encode("Hund", is_special=False)[0]
     lm.generation = GenerationConfig.read({"forced_bos_token_id": token})
