@@ -18,7 +18,7 @@ from outpace.models.opening import open_model
 from outpace.sampling import Sampler, Sampling
 
 hf = pytest.importorskip("transformers")
-VOCAB, COUNT = 61, 8
+VOCAB, COUNT = 61, 9
 IDS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 WIDE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
 GATED = IDS | WIDE | {"intermediate_size": 32, "num_key_value_heads": 1, "tie_word_embeddings": False}
