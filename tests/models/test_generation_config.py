@@ -332,3 +332,15 @@ def test_plain_settings_stay_on_the_fast_path() -> None:
     assert not Sampling(suppress_tokens=(3,)).is_stateful and Sampler(Sampling(suppress_tokens=(3,)), [1]).is_parallel
     assert not Sampling(**GenerationConfig.read(FACTS).law).is_stateful
     assert read_generation(Path(), "none") == GenerationConfig()
+
+
+def test_no_arm_of_the_bench_obeys_the_file(checkpoint: Any) -> None:
+    from outpace.bench.arms import make_arms
+    from outpace.bench.options import BenchOptions
+    from outpace.bench.peers import load_hf
+
+    directory = checkpoint({"repetition_penalty": 3.0, "suppress_tokens": [28]})
+    assert load_hf(directory, torch.float64).generation_config.suppress_tokens is None
+    options = BenchOptions(model=str(directory), prompts=("stories",), paths=("eager",), dtype="float64")
+    arms, _, lm = make_arms(options, directory, is_lenient=True)
+    assert not lm.generation.law and not arms[0].lm.generation.law
