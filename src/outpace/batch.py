@@ -59,4 +59,6 @@ def bind(settings: Sampling, rows: Sequence[Row]) -> Sampler:
     """Return a sampler for these rows, which share the settings and take on their constraint."""
     for row in rows:
         row.obey(settings.constraint)
-    return Sampler(settings, [row.key for row in rows], [row.end_tokens for row in rows], [row.state for row in rows])
+    keys, ends, states = [row.key for row in rows], [row.end_tokens for row in rows], [row.state for row in rows]
+    limits = [row.num_prompt + row.max_tokens for row in rows]
+    return Sampler(settings, keys, ends, states, [row.source or () for row in rows], limits)

@@ -17,6 +17,7 @@ from outpace.infill import Piece, filled, lay_pieces
 from outpace.loop import Run
 from outpace.methods.base import Method
 from outpace.models.chat import Message, is_chat
+from outpace.models.generation import GenerationConfig, read_generation
 from outpace.models.loading import read_end_tokens
 from outpace.models.opening import locate, open_model
 from outpace.models.tokenizer import Tokenizer
@@ -53,6 +54,7 @@ def load(
     card: Mapping[str, Any] | None = None,
     is_checked: bool = True,
     threads: int | None = None,
+    generation_config: str = "model",
 ) -> LanguageModel:
     """Load a model by zoo name, directory or hub id.
 
@@ -67,6 +69,8 @@ def load(
         is_checked: let a masked model unmask a sentence, and refuse it if its card is wrong about the shift.
         threads: CPU threads of this process, for all its models and torch; None = torch's number, and compiled models
             use fewer while other processes keep cores busy. The text does not depend on it.
+        generation_config: "model" = what its generation_config.json asks for holds wherever a call says nothing else
+            (see `outpace.models.generation`); "none" = it is not read, but for end tokens.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
@@ -75,10 +79,13 @@ def load(
     began = time.perf_counter()
     begin(threads)
     directory, _ = locate(str(model))
+    generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
     target = open_model(str(model), dtype, device, is_compiled, card)
     tokenizer = Tokenizer.from_directory(directory)
     ends = read_end_tokens(directory, card)
     lm = LanguageModel(target, tokenizer, end_tokens=ends, name=str(model), dtype=dtype, device=device)
+    generation.check_vocabulary(target.capabilities.vocab_size)
+    lm.generation = generation
     if is_checked and (note := check_unmasking(target, tokenizer)):
         lm.notes.append(note)
     lm.is_compiled = is_compiled
@@ -110,6 +117,11 @@ class Request:
         watch: called after every step with the rows that took part and its `Outcome`; it may only read.
         canvas: what follows the prompt, for masked models: given tokens, -1 where one is to be filled in; it takes the
             place of max_tokens. `LanguageModel.infill` makes it from text.
+        max_length: most tokens of prompt and text together (of the decoder's, with an encoder), where a prompt is
+            shorter than that; 0 = only max_tokens counts, which wins where both are given.
+        prefix: what an encoder-decoder's decoder starts with, behind its start token: text or ids, e.g. the token of a
+            language. It is no part of the result.
+        sampling: "model" = temperature and cuts as the model's files ask, where none is given; "plain" = as given.
 
     Raises:
         ConfigError: a number is too small, a stop string is empty, `record` names something else, or a constraint
@@ -134,12 +146,19 @@ class Request:
     is_batch_invariant: bool = False
     watch: Callable[[Sequence[Row], Outcome], None] | None = None
     canvas: Sequence[int] = ()
+    max_length: int = 0
+    prefix: str | Sequence[int] = ()
+    sampling: str = "plain"
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens is {self.max_tokens}.", "max_tokens must be 1 or more.")
         if self.num_samples < 1:
             raise ConfigError(f"num_samples is {self.num_samples}.", "num_samples must be 1 or more.")
+        if self.max_length < 0:
+            raise ConfigError(f"max_length is {self.max_length}.", "max_length must be 0 (off) or more.")
+        if self.sampling not in ("plain", "model"):
+            raise ConfigError(f"sampling is {self.sampling!r}.", "Use 'plain', or 'model' for what its files ask.")
         for name in ("stop", "record"):  # a lone string is one string, not its letters
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, (getattr(self, name),))
@@ -171,6 +190,7 @@ class _Job:
     request: Request
     is_single: bool
     is_text: bool  # the prompts were plain text
+    notes: list[str]
 
 
 class LanguageModel:
@@ -199,6 +219,7 @@ class LanguageModel:
         self.is_compiled = True
         self.load_s = 0.0
         self.notes: list[str] = []  # of loading, for every result
+        self.generation = GenerationConfig()  # what its files ask of a text; nothing unless `load` read them
         self._others: dict[str, Adapter] = {}
         self._tokenizers_of: dict[str, Tokenizer] = {}
         self._compiler: constrain.Compiler | None = None
@@ -220,8 +241,9 @@ class LanguageModel:
             on_text: called with (row index, new text) as text becomes final, whole characters only.
             is_cancelled: asked between steps; True ends with finish_reason "cancelled", keeping what is written.
             **arguments: fields of `Request` (method, options, max_tokens, seed, num_samples, stop, stop_tokens,
-                keep_special, ignore_eos, regex, json_schema, grammar, record, models, memory, is_batch_invariant) and
-                of `outpace.Sampling` (temperature, top_k, top_p, ...).
+                keep_special, ignore_eos, regex, json_schema, grammar, record, models, memory, is_batch_invariant,
+                max_length, prefix, sampling) and of `outpace.Sampling` (temperature, top_k, top_p, ...). What is not
+                given is as the model's own generation_config.json asks (but see `sampling`).
 
         Returns:
             A `Result`; a list of them for a list of prompts or num_samples above 1 (prompt by prompt).
@@ -337,30 +359,66 @@ class LanguageModel:
 
     def _start(self, prompt: Prompt | Sequence[Prompt], arguments: Mapping[str, Any]) -> _Job:
         """Check everything, then set up the run."""
+        capabilities = self.target.capabilities
+        arguments, told = self.generation.join(
+            arguments,
+            () if arguments.get("ignore_eos") else self.end_tokens,
+            is_canvas=capabilities.is_canvas,
+            has_text=self.tokenizer is not None,
+        )
         request, settings = _split(arguments)
         prompts, is_single = self._prompts(self._framed(prompt))
         method = self._method(request.method, request.options)
         if request.stop and self.tokenizer is None:
             raise ConfigError("Stop strings need a tokenizer.", "Use end tokens instead.")
-        vocab_size = self.target.capabilities.vocab_size
+        vocab_size = capabilities.vocab_size
         if any(not 0 <= token < vocab_size for token in request.stop_tokens):
             raise ConfigError("A stop token is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
         if any(not 0 <= token < vocab_size for token in settings.logit_bias):
             raise ConfigError("A logit bias is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
         if any(not 0 <= token < vocab_size for word in settings.bad_words for token in word):
             raise ConfigError("A bad word is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
-        check_fit(method, self.target.capabilities)
+        settings = settings.within(vocab_size)
+        check_fit(method, capabilities)
         self._check_canvas(prompts, request)
         settings = self._constrained(settings, request)
+        start = self._decoder_start(request, settings)
         models = self._other_models(method, request.models or {})
         rows = [
-            self._row(ids, row_key(request.seed, sample), request)
+            self._row(ids, row_key(request.seed, sample), request, start)
             for ids in prompts
             for sample in range(request.num_samples)
         ]
         run = self._run(method, settings, rows, models, request)
         is_text = isinstance(prompt, str) or isinstance(prompt[0], str)
-        return _Job(run, rows, method, request, is_single and request.num_samples == 1, is_text)
+        return _Job(run, rows, method, request, is_single and request.num_samples == 1, is_text, told)
+
+    def _decoder_start(self, request: Request, settings: Sampling) -> list[int]:
+        """Return what an encoder-decoder's decoder starts with; empty for other models."""
+        capabilities, prefix = self.target.capabilities, request.prefix
+        if not capabilities.is_encoder_decoder:
+            if len(prefix) > 0:
+                raise CapabilityError(
+                    "A prefix was given, but the model has no decoder of its own.",
+                    "Put it at the end of the prompt, which the model continues.",
+                )
+            return []
+        ids = self._encode_piece(prefix, is_first=False) if isinstance(prefix, str) else list(prefix)
+        if any(not 0 <= token < capabilities.vocab_size for token in ids):
+            raise ConfigError(
+                "The prefix holds a token outside the vocabulary.", f"Ids go from 0 to {capabilities.vocab_size - 1}."
+            )
+        first: list[int] = [self.target.start_token]  # type: ignore[attr-defined]
+        start: list[int] = ids if ids[:1] == first else [*first, *ids]
+        is_bound = settings.constraint is not None and len(settings.forced_bos_token_id) == 1
+        if len(start) == 1 and is_bound:  # the constraint is on the text behind the language's token
+            start += settings.forced_bos_token_id
+        if len(start) >= capabilities.max_positions:
+            raise ConfigError(
+                f"The prefix has {len(ids)} tokens, but the decoder's context is {capabilities.max_positions}.",
+                "Shorten the prefix.",
+            )
+        return start
 
     def _check_canvas(self, prompts: Sequence[Sequence[int]], request: Request) -> None:
         capabilities, canvas = self.target.capabilities, request.canvas
@@ -497,18 +555,15 @@ class LanguageModel:
                 )
         return {role: tokenizer for role, tokenizer in found.items() if tokenizer is not None}
 
-    def _row(self, ids: list[int], key: int, request: Request) -> Row:
-        capabilities = self.target.capabilities
+    def _row(self, ids: list[int], key: int, request: Request, start: Sequence[int]) -> Row:
+        """Return a fresh row; `start` is what an encoder-decoder's decoder begins with."""
         ends = () if request.ignore_eos else self.end_tokens
-        before = () if capabilities.is_encoder_decoder else ids
-        text = None if self.tokenizer is None else self._text(self.tokenizer, request, before)
-        stops = tuple(request.stop_tokens)
-        if capabilities.is_encoder_decoder:
-            start = [self.target.start_token]  # type: ignore[attr-defined]
-            most = min(request.max_tokens, capabilities.max_positions - 1)
-            return Row(start, 1, key, most, ends, text, source=ids, stop_tokens=stops)
-        most = len(request.canvas) or min(request.max_tokens, capabilities.max_positions - len(ids))
-        return Row(list(ids), len(ids), key, most, ends, text, canvas=list(request.canvas), stop_tokens=stops)
+        tokens, source = (list(start), ids) if start else (list(ids), None)
+        text = None if self.tokenizer is None else self._text(self.tokenizer, request, tokens)
+        held, stops = len(tokens), tuple(request.stop_tokens)
+        most = len(request.canvas) or min(_wanted(request, held), self.target.capabilities.max_positions - held)
+        canvas = list(request.canvas)
+        return Row(tokens, held, key, most, ends, text, source=source, canvas=canvas, stop_tokens=stops)
 
     @staticmethod
     def _text(tokenizer: Tokenizer, request: Request, context: Sequence[int]) -> TextStream:
@@ -574,10 +629,11 @@ class LanguageModel:
         return [self._result(row, job, timing, i % samples) for i, row in enumerate(job.rows)]
 
     def _notes(self, row: Row, job: _Job) -> list[str]:
-        notes = [str(note) for note in (*getattr(self.target, "notes", []), *self.notes, *row.notes)]
+        known = (*getattr(self.target, "notes", []), *self.notes, *job.notes, *row.notes)
+        notes = [str(note) for note in known]
         if job.is_text and self._wants_chat(row, job.request):
             notes.append(_NO_CHAT)
-        if row.max_tokens < job.request.max_tokens:
+        if row.max_tokens < _wanted(job.request, row.num_prompt):
             notes.append("max_tokens was cut to what the model's context holds.")
         is_cut = row.finish in (FinishReason.LENGTH, FinishReason.STOP)
         if is_cut and row.state is not None and not row.state.is_complete:
@@ -633,6 +689,11 @@ def _timing(load_s: float, seconds: Mapping[str, float]) -> dict[str, float]:
         "accept_s": seconds["accept"],
         "other_s": max(0.0, decode - known),
     }
+
+
+def _wanted(request: Request, num_prompt: int) -> int:
+    """Return how many tokens a request wants behind a prompt."""
+    return request.max_length - num_prompt if request.max_length > num_prompt else request.max_tokens
 
 
 def _split(arguments: Mapping[str, Any]) -> tuple[Request, Sampling]:

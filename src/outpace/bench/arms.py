@@ -217,7 +217,10 @@ def make_arms(
     is_inflated = inflated_from(directory) is not None
     wanted = [PLAIN, *(text for text in options.methods if text != PLAIN)]
     for path in dict.fromkeys(options.paths):
-        lm = load(directory, dtype=options.dtype, device=options.device, is_compiled=path == "compiled")
+        is_compiled = path == "compiled"
+        lm = load(
+            directory, dtype=options.dtype, device=options.device, is_compiled=is_compiled, generation_config="none"
+        )
         if path == "compiled" and getattr(lm.target, "path", "compiled") != "compiled":
             notes = getattr(lm.target, "notes", []) or ["eager path: the compiled kernels do not serve this model"]
             reason = str(notes[0]).removeprefix("eager path: ")

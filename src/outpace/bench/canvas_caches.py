@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        lm = load(options.model, dtype=options.dtype)
+        lm = load(options.model, dtype=options.dtype, generation_config="none")
         prompts = [prompt.text for prompt in read_prompts(options.prompts, options.limit)]
         method = MaskedDiffusion(block=options.block, per_step=options.per_step)
         sampling = Sampling(temperature=options.temperature)

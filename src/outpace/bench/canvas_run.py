@@ -104,7 +104,7 @@ def _load(name: str, options: CanvasOptions, folder: Path) -> LanguageModel:
     directory = Path(locate(name)[0])
     if options.inflate:
         directory = inflate(directory, folder / directory.name, options.inflate)
-    return load(directory)
+    return load(directory, generation_config="none")
 
 
 def _sets(options: CanvasOptions) -> list[Set]:

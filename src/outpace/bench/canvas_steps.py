@@ -152,7 +152,7 @@ def main() -> None:
         directory = Path(locate(asked.model)[0])
         if asked.params:
             directory = inflate(directory, Path(folder) / "model", parse_size(asked.params))
-        lm = load(directory, dtype=asked.dtype)
+        lm = load(directory, dtype=asked.dtype, generation_config="none")
         is_full = lm.target.capabilities.attention == "full"
         print("| cached | tokens | ours, ms | transformers, ms | ratio |\n|---|---|---|---|---|")
         for row in step_times(lm, directory, asked.repeats, is_full):

@@ -1,7 +1,8 @@
 """Peers as arms, all on the same weights: transformers' `generate` here, other engines through `outpace.bench.engines`.
 
-transformers runs plain, with prompt lookup and assisted, with its own defaults. Sampling at a temperature has no other
-cut (top_k = 0), as ours; its random numbers are torch's, so its text differs.
+transformers runs plain, with prompt lookup and assisted, with its own defaults. Every arm writes under the task's law
+alone, so what a checkpoint's generation_config.json asks for is left out here as it is in ours. Sampling at a
+temperature has no other cut (top_k = 0), as ours; its random numbers are torch's, so its text differs.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ _MODES: dict[str, dict[str, Any]] = {"plain": {}, "prompt-lookup": {"prompt_look
 
 
 def load_hf(directory: str | Path, dtype: torch.dtype | str, device: str = "cpu") -> Any:
-    """Return transformers' model of a directory, quietly."""
-    from transformers import AutoModelForCausalLM
+    """Return transformers' model of a directory, quietly, without the checkpoint's own wishes for a text."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype)
+    model.generation_config = GenerationConfig()
     return model.to(device).eval()
 
 
@@ -139,8 +141,6 @@ class HfArm:
         if task.temperature > 0:
             law = {"do_sample": True, "temperature": task.temperature, "top_k": 0, "top_p": 1.0}
         ends = list(task.end_tokens) or None
-        if not ends:  # generate would fall back on the model's own
-            self.model.generation_config.eos_token_id = None
         arguments = {
             "attention_mask": torch.ones(1, len(task.ids), dtype=torch.int64, device=self.device),
             "max_new_tokens": task.max_tokens,

@@ -23,6 +23,7 @@ from outpace.bench.prompts import Prompt, read_prompts
 from outpace.bench.report import SCHEMA_VERSION, Report
 from outpace.bench.rows import Record, make_rows
 from outpace.errors import ConfigError
+from outpace.models.generation import read_generation
 from outpace.models.loading import read_config, resolve
 from outpace.testing.inflate import inflate, inflated_from
 
@@ -199,6 +200,9 @@ def _notes(options: BenchOptions, directory: Path, facts: dict[str, Any], is_cut
         notes.append(f"Rows in int8 and int4 are marked '{OTHER_TEXT}': what a CPU user may pick instead.")
     if options.peers and any(options.temperatures):
         notes.append("At a temperature the peers' text differs from ours, and from one mode to the next: other noise.")
+    asked = read_generation(directory).law
+    if asked:
+        notes.append(f"No arm obeys what the model's own files ask of a text: {', '.join(sorted(asked))}.")
     notes += [str(note) for note in getattr(lm.target, "notes", [])]
     return [note for note in notes if note]
 

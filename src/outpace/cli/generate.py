@@ -70,7 +70,9 @@ def generate(
         list[str] | None,
         typer.Option("--card", metavar="KEY=VALUE", help="What the model's capability card should say instead."),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to write.", rich_help_panel=_RUN)] = 128,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens to write; 128 unless the model's files say.", rich_help_panel=_RUN)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Fixes every random draw.", rich_help_panel=_RUN)] = 0,
     num_samples: Annotated[int, typer.Option(help="Texts to write from the prompt.", rich_help_panel=_RUN)] = 1,
     stop: Annotated[
@@ -86,6 +88,13 @@ def generate(
         bool,
         typer.Option("--infill", help="Fill gaps: [[12]] in the prompt stands for 12 tokens.", rich_help_panel=_RUN),
     ] = False,
+    prefix: Annotated[
+        str | None, typer.Option(help="What an encoder-decoder's text begins with.", rich_help_panel=_RUN)
+    ] = None,
+    generation_config: Annotated[
+        str,
+        typer.Option(metavar="model|none", help="Obey the model's generation_config.json.", rich_help_panel=_RUN),
+    ] = "model",
     dtype: Annotated[Dtype, typer.Option(help="Precision; auto = as stored.", rich_help_panel=_RUN)] = Dtype.AUTO,
     device: Annotated[Device, typer.Option(help="Where to compute.", rich_help_panel=_RUN)] = Device.AUTO,
     batch_invariant: Annotated[
@@ -119,24 +128,30 @@ def generate(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A variable of the chat template.", rich_help_panel=_CHAT),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.", rich_help_panel=_LAW)] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Keep the K likeliest tokens; 0 = all.", rich_help_panel=_LAW)] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to mass P.", rich_help_panel=_LAW)] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 = always the likeliest token.", rich_help_panel=_LAW)
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Keep the K likeliest tokens; 0 = all.", rich_help_panel=_LAW)
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the likeliest tokens up to mass P.", rich_help_panel=_LAW)
+    ] = None,
     min_p: Annotated[
-        float, typer.Option(help="Keep tokens M times as likely as the likeliest.", rich_help_panel=_LAW)
-    ] = 0.0,
+        float | None, typer.Option(help="Keep tokens M times as likely as the likeliest.", rich_help_panel=_LAW)
+    ] = None,
     typical_p: Annotated[
-        float, typer.Option(help="Keep the most typical tokens up to mass P.", rich_help_panel=_LAW)
-    ] = 1.0,
+        float | None, typer.Option(help="Keep the most typical tokens up to mass P.", rich_help_panel=_LAW)
+    ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Divides logits of tokens seen; 1 = none.", rich_help_panel=_LAW)
-    ] = 1.0,
+        float | None, typer.Option(help="Divides logits of tokens seen; 1 = none.", rich_help_panel=_LAW)
+    ] = None,
     presence_penalty: Annotated[
-        float, typer.Option(help="Subtracted once from tokens written.", rich_help_panel=_LAW)
-    ] = 0.0,
+        float | None, typer.Option(help="Subtracted once from tokens written.", rich_help_panel=_LAW)
+    ] = None,
     frequency_penalty: Annotated[
-        float, typer.Option(help="Subtracted per time a token was written.", rich_help_panel=_LAW)
-    ] = 0.0,
+        float | None, typer.Option(help="Subtracted per time a token was written.", rich_help_panel=_LAW)
+    ] = None,
     logit_bias: Annotated[
         list[str] | None,
         typer.Option(metavar="ID=VALUE", help="Added to a token's logit (repeatable).", rich_help_panel=_LAW),
@@ -144,7 +159,12 @@ def generate(
     bad_word: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="May not be written (repeatable).", rich_help_panel=_LAW)
     ] = None,
-    min_tokens: Annotated[int, typer.Option(help="No end token before this many tokens.", rich_help_panel=_LAW)] = 0,
+    min_tokens: Annotated[
+        int | None, typer.Option(help="No end token before this many tokens.", rich_help_panel=_LAW)
+    ] = None,
+    sampling: Annotated[
+        str, typer.Option(metavar="plain|model", help="model: draw as its own files ask.", rich_help_panel=_LAW)
+    ] = "plain",
     regex: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="The whole text matches it.", rich_help_panel=_LAW)
     ] = None,
@@ -199,14 +219,15 @@ def generate(
             "is_compiled": not no_compile,
             "threads": threads,
             "card": model_card(card or []),
+            "generation_config": generation_config,
         },
         run={
-            "max_tokens": max_tokens,
             "seed": seed,
             "num_samples": num_samples,
-            "stop": stop or [],
+            **_given(max_tokens=max_tokens, stop=stop or None, prefix=prefix),
             "stop_tokens": stop_token or [],
             "keep_special": keep_special,
+            "sampling": sampling,
             "ignore_eos": ignore_eos,
             "is_batch_invariant": batch_invariant,
             "regex": regex,
@@ -214,19 +235,26 @@ def generate(
             "grammar": None if grammar is None else text_file(grammar),
         },
         law={
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "typical_p": typical_p,
-            "repetition_penalty": repetition_penalty,
-            "presence_penalty": presence_penalty,
-            "frequency_penalty": frequency_penalty,
+            **_given(
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                typical_p=typical_p,
+                repetition_penalty=repetition_penalty,
+                presence_penalty=presence_penalty,
+                frequency_penalty=frequency_penalty,
+                min_tokens=min_tokens,
+            ),
             "logit_bias": biases(logit_bias or []),
-            "min_tokens": min_tokens,
         },
     )
     return _write(request)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Return what was given; for the rest the model's own files may say something."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _write(request: _Request) -> int:
@@ -236,7 +264,7 @@ def _write(request: _Request) -> int:
 
     lm = load(request.model, **request.load)
     prompt = _prompt(request)
-    law = {**request.law, "bad_words": _bad_words(request, lm)}
+    law = {**request.law, **_given(bad_words=_bad_words(request, lm) or None)}
     is_streamed = not request.is_json and request.run["num_samples"] == 1
     record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if request.is_json else []
     if is_streamed and request.is_infill and isinstance(prompt[0], str):

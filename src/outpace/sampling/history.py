@@ -23,6 +23,8 @@ class History:
         vocab_size: V.
         end_tokens: per row, the ids that end its text.
         states: per row, where it stands in its constraint; forked before anything is pushed. None = nothing to obey.
+        sources: per row, an encoder-decoder's source; empty = the prompt is the source.
+        limits: per row, the greatest length of its text, prompt included; 0 = none is known.
     """
 
     def __init__(
@@ -32,10 +34,15 @@ class History:
         vocab_size: int,
         end_tokens: Sequence[Sequence[int]] = (),
         states: Sequence[ConstraintState | None] = (),
+        sources: Sequence[Sequence[int]] = (),
+        limits: Sequence[int] = (),
     ) -> None:
         self.tokens = [list(text) for text in texts]
         self.prompts = list(prompts)
         self.end_tokens = [list(ends) for ends in end_tokens] or [[] for _ in texts]
+        given = list(sources) or [()] * len(texts)
+        self.sources = [own or text[:n] for own, text, n in zip(given, self.tokens, self.prompts, strict=True)]
+        self.limits = list(limits) or [0] * len(texts)
         self._states = list(states) or [None] * len(texts)
         self._is_forked = [False] * len(texts)
         self.seen = torch.zeros(len(texts), vocab_size)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from outpace.sampling.history import History, state_after
+from outpace.sampling.laws import bias, forbid, force
 from outpace.sampling.noise import gumbel, node_key, uniform
 from outpace.sampling.settings import Sampling
 from outpace.sampling.truncation import candidates, cuts, needs_order
@@ -51,6 +52,8 @@ class Sampler:
         keys: the rows' noise keys (`row_key`).
         end_tokens: per row, the ids that end its text; `min_tokens` and a constraint hold them back.
         states: per row, where its final text stands in the constraint; None = told from the text each time.
+        sources: per row, an encoder-decoder's source; empty = the prompt is the source.
+        limits: per row, the greatest length of its text, prompt included; 0 = none is known.
     """
 
     def __init__(
@@ -59,16 +62,20 @@ class Sampler:
         keys: list[int],
         end_tokens: Sequence[Sequence[int]] = (),
         states: Sequence[ConstraintState | None] = (),
+        sources: Sequence[Sequence[int]] = (),
+        limits: Sequence[int] = (),
     ) -> None:
         self.settings = settings
         self.keys = keys
         self.end_tokens = [tuple(ends) for ends in end_tokens] or [()] * len(keys)
         self.states = list(states) or [None] * len(keys)
+        self.sources = list(sources) or [()] * len(keys)
+        self.limits = list(limits) or [0] * len(keys)
 
     def rows(self, index: Sequence[int]) -> Sampler:
         """Return a sampler for some of the rows, in that order."""
-        keys, ends = [self.keys[i] for i in index], [self.end_tokens[i] for i in index]
-        return Sampler(self.settings, keys, ends, [self.states[i] for i in index])
+        per_row = (self.keys, self.end_tokens, self.states, self.sources, self.limits)
+        return Sampler(self.settings, *([values[i] for i in index] for values in per_row))  # type: ignore[arg-type]
 
     @property
     def is_parallel(self) -> bool:
@@ -90,10 +97,10 @@ class Sampler:
         if constraint is not None:
             known = zip(texts, prompts, self.states, strict=True)
             states = [state_after(constraint, text[prompt:], state) for text, prompt, state in known]
-        return History(texts, prompts, vocab_size, self.end_tokens, states)
+        return History(texts, prompts, vocab_size, self.end_tokens, states, self.sources, self.limits)
 
     def process(self, logits: Tensor, history: History | None) -> Tensor:
-        """Apply penalties, biases, bad words, minimum length and constraint.
+        """Apply penalties, biases, bad words, lengths, constraint, and forced and suppressed tokens.
 
         Args:
             logits: [N, V] (any leading shape when there is no history).
@@ -109,11 +116,17 @@ class Sampler:
             bias = torch.tensor(list(settings.logit_bias.values()), dtype=logits.dtype, device=logits.device)
             logits = logits.index_add(-1, ids, bias.expand(*logits.shape[:-1], -1))
         if history is not None:
-            self._forbid(logits, history)
+            forbid(logits, history, settings)  # in place: the logits are a private copy by now
+            self._constrain(logits, history)
+            force(logits, history, settings)
+        if settings.suppress_tokens:
+            ids = torch.tensor(settings.suppress_tokens, dtype=torch.int64, device=logits.device)
+            logits = logits.index_fill(-1, ids, float("-inf"))
         return logits
 
     def _penalise(self, logits: Tensor, history: History) -> Tensor:
         settings, logits = self.settings, logits.clone()
+        bias(logits, history, settings)
         seen, written = history.seen.to(logits.device), history.written.to(logits.device)
         if settings.repetition_penalty != 1:
             scaled = torch.where(logits > 0, logits / settings.repetition_penalty, logits * settings.repetition_penalty)
@@ -123,15 +136,11 @@ class Sampler:
             logits = logits - penalty.to(logits.dtype)
         return logits
 
-    def _forbid(self, logits: Tensor, history: History) -> None:
-        """Set impossible tokens to -inf, in place (the logits are a private copy by now)."""
-        for row, tokens in enumerate(history.tokens):
-            for word in self.settings.bad_words:
-                head = list(word[:-1])
-                if not head or tokens[-len(head) :] == head:
-                    logits[row, word[-1]] = float("-inf")
-            if len(tokens) - history.prompts[row] < self.settings.min_tokens:
-                logits[row, history.end_tokens[row]] = float("-inf")
+    def _constrain(self, logits: Tensor, history: History) -> None:
+        """Set the tokens to -inf that the constraint does not allow, in place."""
+        if self.settings.constraint is None:
+            return
+        for row in range(len(history.tokens)):
             allowed = history.allowed(row)
             if allowed is not None:
                 logits[row].masked_fill_(~allowed.to(logits.device), float("-inf"))

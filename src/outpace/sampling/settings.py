@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from outpace.errors import ConfigError
@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Sampling"]
 
+_COUNTS = ("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
 _COLDEST = 1e-30  # logits divided by less might overflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How logits become a law, applied in the order of the fields from `repetition_penalty` on.
+    """How logits become a law.
+
+    Sequence and encoder biases come first, then penalties and `logit_bias`, then what is forbidden (n-grams, bad words,
+    ends that come too early, what the constraint rules out), then what is forced, then what is suppressed; the cuts
+    (`top_k`, `top_p`, `min_p`, `typical_p`) come last. A text's prompt is, in an encoder-decoder, what its decoder
+    starts with.
 
     Attributes:
         temperature: 0 (or below 1e-30) = greedy; else divides the logits.
@@ -38,6 +44,17 @@ class Sampling:
         constraint: what the written text must look like (see `outpace.constrain`); None = anything. End tokens are
             possible only where the text is complete, and a text to which nothing may be added ends at once.
         canvas_constraint: the same for a text that is written in any order (see `outpace.constrain.canvas`).
+        min_length: end tokens are impossible before the text has this many tokens, prompt included.
+        no_repeat_ngram_size: no sequence of this many tokens stands twice in prompt and text; 0 = off.
+        encoder_no_repeat_ngram_size: none of the source (of the prompt, without an encoder) is written; 0 = off.
+        encoder_repetition_penalty: multiply positive and divide negative logits of the source's tokens; 1 = none.
+        sequence_bias: token sequences, and what is added to the logit of the last one where the others stand before it.
+        suppress_tokens: are never written.
+        begin_suppress_tokens: are not written first (behind a forced first token: not second).
+        forced_bos_token_id: the only tokens possible where a text has one token (an encoder-decoder's start token).
+        forced_eos_token_id: the only tokens possible as the last one before the text's greatest length.
+        exponential_decay_length_penalty: (start, factor); end tokens gain, after `start` written tokens, a share of
+            their logit's size that grows by this factor per token.
 
     Raises:
         ConfigError: a value is out of range; the sentence names it.
@@ -56,6 +73,16 @@ class Sampling:
     min_tokens: int = 0
     constraint: Constraint | None = None
     canvas_constraint: CanvasConstraint | None = None
+    min_length: int = 0
+    no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
+    encoder_repetition_penalty: float = 1.0
+    sequence_bias: Mapping[tuple[int, ...], float] = field(default_factory=dict)
+    suppress_tokens: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
+    forced_bos_token_id: Sequence[int] = ()
+    forced_eos_token_id: Sequence[int] = ()
+    exponential_decay_length_penalty: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
         ranges: list[tuple[str, float, bool, str]] = [
@@ -68,6 +95,13 @@ class Sampling:
             ("presence_penalty", self.presence_penalty, True, "a finite number"),
             ("frequency_penalty", self.frequency_penalty, True, "a finite number"),
             ("min_tokens", self.min_tokens, self.min_tokens >= 0, "0 or more"),
+            *((name, getattr(self, name), getattr(self, name) >= 0, "0 or more") for name in _COUNTS),
+            (
+                "encoder_repetition_penalty",
+                self.encoder_repetition_penalty,
+                self.encoder_repetition_penalty > 0,
+                "above 0",
+            ),
         ]
         for name, value, is_valid, text in ranges:
             if not math.isfinite(value) or not is_valid:
@@ -76,10 +110,48 @@ class Sampling:
             raise ConfigError("A logit bias is not a finite number.", "Use bad_words to forbid a token outright.")
         if any(len(word) == 0 for word in self.bad_words):
             raise ConfigError("A bad word is empty.", "Give each bad word at least one token.")
+        self._check_laws()
         if self.constraint is not None and not hasattr(self.constraint, "start"):
             raise ConfigError(
                 f"constraint is a {type(self.constraint).__name__}.", "Make one with outpace.constrain.compile."
             )
+
+    def _check_laws(self) -> None:
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            forced = getattr(self, name)
+            if isinstance(forced, int):  # a lone id is a list of one
+                forced = (forced,)
+                object.__setattr__(self, name, forced)
+            if forced and set(forced) <= set(self.suppress_tokens):
+                raise ConfigError(
+                    f"Every token of {name} is also in suppress_tokens.", "A token cannot be forced and suppressed."
+                )
+        if any(len(words) == 0 or math.isnan(bias) for words, bias in self.sequence_bias.items()):
+            raise ConfigError("A sequence bias has no tokens, or is not a number.", "Give tokens and a number.")
+        decay = self.exponential_decay_length_penalty
+        if decay is not None and not (decay[0] >= 0 and 0 < decay[1] < math.inf):
+            raise ConfigError(
+                f"exponential_decay_length_penalty is {decay}.", "Give a start of 0 or more and a factor above 0."
+            )
+
+    def within(self, vocab_size: int) -> Sampling:
+        """Return the settings for a vocabulary: ids that do not exist need not be suppressed.
+
+        Raises:
+            ConfigError: an id that is forced or biased does not exist.
+        """
+        words = [*self.sequence_bias, self.forced_bos_token_id, self.forced_eos_token_id]
+        if any(not 0 <= token < vocab_size for word in words for token in word):
+            raise ConfigError(
+                "A forced or biased token is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}."
+            )
+        if not self.suppress_tokens and not self.begin_suppress_tokens:
+            return self
+        always, first = (
+            [token for token in tokens if 0 <= token < vocab_size]
+            for tokens in (self.suppress_tokens, self.begin_suppress_tokens)
+        )
+        return replace(self, suppress_tokens=always, begin_suppress_tokens=first)
 
     @property
     def is_greedy(self) -> bool:
@@ -90,4 +162,15 @@ class Sampling:
     def is_stateful(self) -> bool:
         """Whether the law at a position depends on the tokens before it, beyond the model's logits."""
         penalties = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-        return penalties or bool(self.bad_words) or self.min_tokens > 0 or self.constraint is not None
+        return (
+            bool(penalties or self.bad_words)
+            or self.min_tokens > 0
+            or self.constraint is not None
+            or self.min_length > 0
+            or self.no_repeat_ngram_size > 0
+            or self.encoder_no_repeat_ngram_size > 0
+            or self.encoder_repetition_penalty != 1
+            or bool(self.sequence_bias or self.begin_suppress_tokens)
+            or bool(self.forced_bos_token_id or self.forced_eos_token_id)
+            or self.exponential_decay_length_penalty is not None
+        )

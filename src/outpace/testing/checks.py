@@ -22,7 +22,7 @@ from outpace.methods.base import Method
 from outpace.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing import world
-from outpace.testing.world import END, PROMPTS, SEED, SETTINGS, drive, make_rows, make_run, reference, write
+from outpace.testing.world import PROMPTS, SEED, SETTINGS, drive, ends_under, make_rows, make_run, reference, write
 from outpace.types import FinishReason, Guarantee, Needs
 
 __all__ = ["Check", "check_method", "contract_checks", "run_contract"]
@@ -216,9 +216,8 @@ def check_options(method: Method) -> None:
     """The same under every option of the sampler, alone and together."""
     if _is_exact(method):
         for name in list(SETTINGS)[3:]:
-            rows = make_rows(max_tokens=12, end_tokens=(END,) if SETTINGS[name].min_tokens else ())
-            wanted = [tokens[:12] for tokens in reference(name)]
-            _same(_written(write(method, SETTINGS[name], rows)), wanted, name)
+            rows = make_rows(max_tokens=12, end_tokens=ends_under(SETTINGS[name]))
+            _same(_written(write(method, SETTINGS[name], rows)), reference(name, 12), name)
 
 
 def check_alone(method: Method) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "PeriodicModel",
     "Watched",
     "drive",
+    "ends_under",
     "make_rows",
     "make_run",
     "reference",
@@ -58,6 +59,18 @@ SETTINGS: dict[str, Sampling] = {
     "logit bias": Sampling(temperature=0.7, logit_bias={3: 2.5, 4: -3.0}),
     "bad words": Sampling(bad_words=((8,), (3, 3), (12, 6, 3))),
     "minimum length": Sampling(temperature=0.7, logit_bias={END: 4.0}, min_tokens=9),
+    "n-grams": Sampling(no_repeat_ngram_size=2, encoder_no_repeat_ngram_size=3),
+    "forced and suppressed": Sampling(
+        temperature=0.7,
+        min_length=12,
+        encoder_repetition_penalty=1.3,
+        sequence_bias={(2, 9): -3.0, (6,): 1.0, (1, 2, 3): 2.0},
+        suppress_tokens=(11,),
+        begin_suppress_tokens=(4, 6),
+        forced_bos_token_id=(9,),
+        forced_eos_token_id=(END,),
+        exponential_decay_length_penalty=(6, 1.2),
+    ),
     "grammar": Sampling(temperature=0.7, logit_bias={END: 2.0}, min_tokens=1, constraint=ToyGrammar()),
     "everything": Sampling(
         temperature=1.2,
@@ -146,6 +159,11 @@ def drive(run: Run, rows: Sequence[Row] = (), steps: int = 10_000) -> Run:
     return run
 
 
+def ends_under(settings: Sampling) -> tuple[int, ...]:
+    """Return the end tokens of rows: one where a setting speaks of ends, else none."""
+    return (END,) if settings.min_tokens or settings.forced_eos_token_id else ()
+
+
 def write(
     method: Method,
     settings: Sampling = SETTINGS["greedy"],
@@ -158,16 +176,17 @@ def write(
     width: int = 0,
 ) -> list[Row]:
     """Write rows (the standard prompts by default) to the end and return them."""
-    rows = make_rows(end_tokens=(END,) if settings.min_tokens else ()) if rows is None else list(rows)
+    rows = make_rows(end_tokens=ends_under(settings)) if rows is None else list(rows)
     run = make_run(method, settings, target=target, models=models, capacity=capacity, record=record, width=width)
     drive(run, rows)
     return rows
 
 
 @functools.lru_cache(maxsize=64)
-def reference(name: str) -> tuple[tuple[int, ...], ...]:
+def reference(name: str, max_tokens: int = NUM_TOKENS) -> tuple[tuple[int, ...], ...]:
     """Return what plain decoding writes after the standard prompts under `SETTINGS[name]`."""
-    return tuple(tuple(row.written) for row in write(Autoregressive(), SETTINGS[name]))
+    rows = make_rows(max_tokens=max_tokens, end_tokens=ends_under(SETTINGS[name]))
+    return tuple(tuple(row.written) for row in write(Autoregressive(), SETTINGS[name], rows))
 
 
 def toy_decode(tokens: list[int]) -> str:
