@@ -44,6 +44,7 @@ def load(
     is_compiled: bool = True,
     card: Mapping[str, Any] | None = None,
     is_checked: bool = True,
+    context: int | None = None,
 ) -> LanguageModel:
     """Load a model by zoo name, directory or hub id.
 
@@ -56,6 +57,8 @@ def load(
         card: fields of the capability card that replace what the files say, e.g. {"logits_shift": False}; see
             `outpace.models.card.Card`.
         is_checked: let a masked model unmask a sentence, and refuse it if its card is wrong about the shift.
+        context: the longest text, prompt included, in tokens; None = what the model was made for. Rotary positions go
+            on beyond that, learned ones do not.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
@@ -63,7 +66,7 @@ def load(
     """
     began = time.perf_counter()
     directory, _ = locate(str(model))
-    target = open_model(str(model), dtype, device, is_compiled, card)
+    target = open_model(str(model), dtype, device, is_compiled, card, context or 0)
     tokenizer = Tokenizer.from_directory(directory)
     ends = read_end_tokens(directory, card)
     lm = LanguageModel(target, tokenizer, end_tokens=ends, name=str(model), dtype=dtype, device=device)

@@ -39,8 +39,9 @@ def open_model(
     device: str = "auto",
     is_compiled: bool = True,
     card: Mapping[str, Any] | None = None,
+    context: int = 0,
 ) -> Adapter:
-    """Load a model by name through the right door.
+    """Load a model by name through the right door; arguments as those of `outpace.load`.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
@@ -49,9 +50,13 @@ def open_model(
     directory, has_loader = locate(name)
     _check_card(name, has_loader, card)
     if has_loader:
-        return load_model(directory, dtype=dtype, device=device, is_compiled=is_compiled, card=card)
+        return load_model(directory, dtype=dtype, device=device, is_compiled=is_compiled, card=card, context=context)
     from outpace.models.hf import load_transformers
 
+    if context:
+        raise ConfigError(
+            f"A context was asked for, but transformers runs {name} in its own way.", "Leave it out, or lower max_tokens."
+        )
     adapter = load_transformers(str(directory), dtype=dtype, device=device)
     if not name.startswith(_PREFIX):
         adapter.notes.append("This architecture has no native loader: it runs through transformers, which is slower.")

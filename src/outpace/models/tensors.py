@@ -49,17 +49,20 @@ class Entry:
 
 
 def find_tensor_files(directory: Path) -> list[Path]:
-    """Return the safetensors files of a model directory: those of its index, or the only ones there are."""
+    """Return the safetensors files of a model directory: the whole one, those of its index, or the only ones there are.
+
+    An index beside model.safetensors is left from another save; transformers reads the file too.
+    """
     index = directory / "model.safetensors.index.json"
     single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
     if index.is_file():
         names = sorted(set(_read_index(index).values()))
         missing = [name for name in names if not (directory / name).is_file()]
         if missing:
             raise ModelError(f"{directory} lacks {missing[0]}, which its index names.", hint="Fetch the model again.")
         return [directory / name for name in names]
-    if single.is_file():
-        return [single]
     found = sorted(directory.glob("*.safetensors"))
     if found:
         return found
