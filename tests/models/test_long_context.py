@@ -107,7 +107,10 @@ def test_growing_keeps_entries_rows_and_phases() -> None:
     cache.reserve(4)
     assert cache.slots == 4 and fork.buffers[0] is cache.buffers[0]
     cache.reserve(5)
-    assert (cache.slots, cache.capacity) == (8, 40) and cache.buffers[0][:, :4, 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert (cache.slots, cache.capacity) == (8, 40) and cache.buffers[0][:, :4, 0].tolist() == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+    ]
     assert fork.phases == [0, 7] and fork.slots == 4
     joined = Cache.join([cache.rows([1]), Cache([torch.zeros(1, 16, 1)], 1, limit=50)])
     assert (joined.phases, joined.lengths, joined.slots, joined.capacity) == ([7, 0], [2, 0], 16, 50)

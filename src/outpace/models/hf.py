@@ -64,8 +64,8 @@ def load_transformers(
         ModelError: it cannot be found, read or trusted, or transformers is not installed.
         CapabilityError: it is not a model that writes from left to right.
     """
-    from outpace.models.loading import pick_device, pick_dtype, read_config, resolve
-    from outpace.models.tensors import find_tensor_files
+    from outpace.models.loading import loading_notes, pick_device, pick_dtype, read_config, resolve
+    from outpace.models.tensors import check_stored, find_tensor_files
 
     transformers = _transformers()
     # A fetched snapshot has no code in it, so a trusted name goes to transformers as it is.
@@ -74,7 +74,7 @@ def load_transformers(
     stored: dict[str, Any] = {}
     if os.path.isdir(where):
         stored = read_config(where)
-        find_tensor_files(Path(where))
+        check_stored(find_tensor_files(Path(where)), stored)
     with _quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
@@ -101,6 +101,7 @@ def load_transformers(
             "The files are not of this config.json.",
         )
     adapter = wrap(model.to(place))
+    adapter.notes += loading_notes(Path(where), stored, dtype, kind)
     if report["unexpected_keys"]:
         first = sorted(report["unexpected_keys"])[0]
         adapter.notes.append(f"transformers left {len(report['unexpected_keys'])} tensors unread, {first} among them.")

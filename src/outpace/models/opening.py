@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from outpace.errors import ConfigError
+from outpace.models.checkpoint import check_checkpoint
 from outpace.models.loading import load_model, read_capabilities, read_config, resolve
 from outpace.models.lookup import is_native
 from outpace.types import Adapter, Capabilities
@@ -23,6 +24,8 @@ def locate(name: str) -> tuple[Path, bool]:
         name: a zoo name, directory or hub id; "hf:NAME" asks for the transformers adapter.
     """
     directory = resolve(name.removeprefix(_PREFIX))
+    if not name.startswith(_PREFIX):  # asked for by name, transformers may read more formats
+        check_checkpoint(directory)
     return directory, not name.startswith(_PREFIX) and is_native(read_config(directory))
 
 
@@ -55,7 +58,8 @@ def open_model(
 
     if context:
         raise ConfigError(
-            f"A context was asked for, but transformers runs {name} in its own way.", "Leave it out, or lower max_tokens."
+            f"A context was asked for, but transformers runs {name} in its own way.",
+            "Leave it out, or lower max_tokens.",
         )
     adapter = load_transformers(str(directory), dtype=dtype, device=device)
     if not name.startswith(_PREFIX):

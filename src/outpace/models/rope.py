@@ -137,7 +137,8 @@ def _longrope(s: Settings, dim: int, trained: int) -> Rope:
     if scale is None:
         scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     short, long = (
-        tuple(f / divisor for f, divisor in zip(plain, s[name], strict=True)) for name in ("short_factor", "long_factor")
+        tuple(f / divisor for f, divisor in zip(plain, s[name], strict=True))
+        for name in ("short_factor", "long_factor")
     )
     return Rope(short, float(scale), switch=original, long=long)
 
