@@ -8,7 +8,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from outpace import constrain
+from outpace.arguments import flag, given, ids, path, settle, whole
 from outpace.constrain.canvas import CanvasCompiler, CanvasConstraint
 from outpace.errors import CapabilityError, ConfigError, nearest
 from outpace.fit import check_fit, check_partner
@@ -19,6 +22,7 @@ from outpace.models.loading import read_end_tokens
 from outpace.models.opening import locate, open_model
 from outpace.models.tokenizer import Tokenizer
 from outpace.models.unmasking import check_unmasking
+from outpace.prompt import plain_prompt
 from outpace.registry import load_method
 from outpace.result import Result
 from outpace.row import Row
@@ -30,6 +34,7 @@ from outpace.zoo import drafter_of
 __all__ = ["LanguageModel", "Request", "load"]
 
 Prompt = str | Sequence[int]
+_MOST_SAMPLES = 100_000  # all of a call's rows stand in memory side by side
 _CHUNK = 256  # prompt tokens per prefill forward
 _RECORDS = ("log_probs", "margins")
 _CONSTRAINTS = ("regex", "json_schema", "grammar")
@@ -64,7 +69,16 @@ def load(
         ModelError: it cannot be found, read or trusted.
         ConfigError: the card contradicts itself.
     """
-    began = time.perf_counter()
+    began, model = time.perf_counter(), path("model", model)
+    dtype, device = "auto" if dtype is None else dtype, "auto" if device is None else device
+    is_compiled, is_checked = (flag(*one) for one in (("is_compiled", is_compiled), ("is_checked", is_checked)))
+    for name, value in (("dtype", dtype), ("device", device)):
+        if not isinstance(value, (str, torch.dtype, torch.device)):
+            raise _kind(name, value, f"the name of a {name}")
+    if card is not None and not (isinstance(card, Mapping) and all(isinstance(name, str) for name in card)):
+        raise _kind("card", card, "a dict from field to value")
+    if context is not None and (context := whole("context", context)) < 1:
+        raise ConfigError(f"context is {context}.", "context must be 1 or more.")
     directory, _ = locate(str(model))
     target = open_model(str(model), dtype, device, is_compiled, card, context or 0)
     tokenizer = Tokenizer.from_directory(directory)
@@ -123,10 +137,14 @@ class Request:
     canvas: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        settle(self)
+        self._check_kinds()
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens is {self.max_tokens}.", "max_tokens must be 1 or more.")
         if self.num_samples < 1:
             raise ConfigError(f"num_samples is {self.num_samples}.", "num_samples must be 1 or more.")
+        if self.num_samples > _MOST_SAMPLES:
+            raise ConfigError("num_samples is too large.", f"num_samples must be at most {_MOST_SAMPLES}.")
         for name in ("stop", "record"):  # a lone string is one string, not its letters
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, (getattr(self, name),))
@@ -137,6 +155,30 @@ class Request:
             raise ConfigError("A stop string is empty.", "Give each stop string at least one character.")
         if self.constraints:
             constrain.check(**self.constraints)
+
+    def _check_kinds(self) -> None:
+        """Refuse what is of no use as text, list or mapping; a language model among `models` stands for its adapter."""
+        if not isinstance(self.method, (str, Method)):
+            raise _kind("method", self.method, "a name or a method object")
+        if self.options is not None and not isinstance(self.options, Mapping):
+            raise _kind("options", self.options, "a dict from option to value")
+        for name in ("stop", "record"):
+            texts = getattr(self, name)
+            is_listed = isinstance(texts, (str, list, tuple, set, frozenset))
+            if not is_listed or not all(isinstance(text, str) for text in texts):
+                raise _kind(name, texts, "a text or a list of texts")
+        for name in ("regex", "grammar"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise _kind(name, getattr(self, name), "text")
+        if not isinstance(self.json_schema, (str, Mapping, type(None), bool)):
+            raise _kind("json_schema", self.json_schema, "a dict or JSON")
+        if self.watch is not None and not callable(self.watch):
+            raise _kind("watch", self.watch, "a function")
+        if self.models is not None:
+            if not isinstance(self.models, Mapping):
+                raise _kind("models", self.models, "a dict from role to model")
+            object.__setattr__(self, "models", {role: _adapter(role, model) for role, model in self.models.items()})
+        object.__setattr__(self, "canvas", ids("canvas", self.canvas))
 
     @property
     def constraints(self) -> dict[str, Any]:
@@ -210,6 +252,9 @@ class LanguageModel:
         Raises:
             ConfigError, CapabilityError: see the message and its hint.
         """
+        for name, function in (("on_text", on_text), ("is_cancelled", is_cancelled)):
+            if function is not None and not callable(function):
+                raise _kind(name, function, "a function")
         job = self._start(prompt, arguments)
         for index, piece in self._advance(job, is_cancelled):
             if on_text is not None:
@@ -256,6 +301,13 @@ class LanguageModel:
             raise ConfigError("The model has no tokenizer.", "Give token ids.")
         return self.tokenizer.encode(text, is_special=is_first)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        del protocol
+        raise ConfigError(
+            "A language model cannot be copied or pickled: it holds compiled weights.",
+            "Share it (threads may), or load the model again.",
+        )
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, as the tokenizer frames it."""
         if self.tokenizer is None:
@@ -264,6 +316,7 @@ class LanguageModel:
 
     def _start(self, prompt: Prompt | Sequence[Prompt], arguments: Mapping[str, Any]) -> _Job:
         """Check everything, then set up the run."""
+        arguments = given(arguments)
         request, settings = _split(arguments)
         prompts, is_single = self._prompts(prompt)
         method = self._method(request.method, request.options)
@@ -337,15 +390,12 @@ class LanguageModel:
         return self._canvas_compilers[ends].compile(**request.constraints)
 
     def _prompts(self, prompt: Prompt | Sequence[Prompt]) -> tuple[list[list[int]], bool]:
-        if hasattr(prompt, "tolist"):  # an array or a tensor of ids
-            prompt = prompt.tolist()
-        is_single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], int))
-        if not isinstance(prompt, str) and len(prompt) == 0:
-            raise ConfigError("The prompt is empty.", "Give at least one character.")
+        prompt = plain_prompt(prompt)
+        is_single = isinstance(prompt, str) or not hasattr(prompt[0], "__len__") or getattr(prompt[0], "ndim", 1) == 0
         many: Any = [prompt] if is_single else prompt
-        ids = [self.encode(item) if isinstance(item, str) else [int(token) for token in item] for item in many]
+        found = [self.encode(item) if isinstance(item, str) else ids("the prompt", item) for item in many]
         capabilities = self.target.capabilities
-        for tokens in ids:
+        for tokens in found:
             if not tokens:
                 raise ConfigError("The prompt is empty.", "Give at least one character.")
             if min(tokens) < 0 or max(tokens) >= capabilities.vocab_size:
@@ -358,7 +408,7 @@ class LanguageModel:
                     f"The prompt has {len(tokens)} tokens, but the model's context is {capabilities.max_positions}.",
                     "Shorten the prompt.",
                 )
-        return ids, is_single
+        return found, is_single
 
     def _method(self, method: str | Method, options: Mapping[str, Any] | None) -> Method:
         if isinstance(method, str):
@@ -520,6 +570,17 @@ class LanguageModel:
     def _filled(self, row: Row) -> list[str]:
         decode = self.tokenizer.decode if self.tokenizer is not None else (lambda ids: " ".join(map(str, ids)))
         return filled(row.canvas, row.written, decode)
+
+
+def _kind(name: str, value: Any, wanted: str) -> ConfigError:
+    return ConfigError(f"{name} is of type {type(value).__name__}, where {wanted} belongs.", f"Give {wanted}.")
+
+
+def _adapter(role: Any, model: Any) -> Adapter:
+    found = model.target if isinstance(model, LanguageModel) else model
+    if not hasattr(found, "score"):
+        raise _kind(f"The model for {role}", model, "a language model or an adapter")
+    return found  # type: ignore[no-any-return]
 
 
 def _timing(load_s: float, seconds: Mapping[str, float]) -> dict[str, float]:

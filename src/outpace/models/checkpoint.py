@@ -1,4 +1,4 @@
-"""What a model directory holds besides plain weights: quantised weights, an adapter, GGUF. Named before anything is read.
+"""What a model directory holds besides plain weights: quantised weights, an adapter, GGUF; named before they are read.
 
 Formats that have no loader here would otherwise fail at some tensor, or load as numbers that mean nothing.
 """
@@ -39,9 +39,7 @@ _WORDS = {"int8": 8, "int4": 4, "int2": 2, "float8": 8, "qint8": 8, "qint4": 4}
 
 
 def quantization(directory: Path, config: Config) -> str:
-    """Return what kind of quantised checkpoint a directory holds, e.g. "GPTQ, 4 bits";
-    "" for plain weights.
-    """
+    """Return what kind of quantised checkpoint a directory holds, as "GPTQ, 4 bits"; "" for plain weights."""
     bodies = (config, config.get("text_config"))
     stated = [body.get(key) for body in bodies if isinstance(body, Mapping) for key in _KEYS]
     found = next((item for item in stated if item), None)

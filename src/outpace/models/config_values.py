@@ -120,9 +120,9 @@ def token_ids(stated: Any, what: str) -> tuple[int, ...]:
     """
     if stated is None:
         return ()
-    found = []
+    found: list[int] = []
     for item in stated if isinstance(stated, (list, tuple)) else [stated]:
-        word = item.strip() if isinstance(item, str) else item
+        word: Any = item.strip() if isinstance(item, str) else item
         if isinstance(word, str) and word.isascii() and word.isdigit():
             word = int(word)
         if isinstance(word, float) and word.is_integer():

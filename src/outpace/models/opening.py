@@ -59,7 +59,7 @@ def open_model(
     if context:
         raise ConfigError(
             f"A context was asked for, but transformers runs {name} in its own way.",
-            "Leave it out, or lower max_tokens.",
+            "Leave it out.",
         )
     adapter = load_transformers(str(directory), dtype=dtype, device=device)
     if not name.startswith(_PREFIX):

@@ -54,7 +54,7 @@ class Rope:
         if self.long or not self.switch:
             chosen = self.long if phase and self.long else self.inv_freq
             return torch.tensor(chosen, dtype=torch.float64).expand(len(position), -1)
-        # Dynamic NTK, as transformers generates: a prompt turns by its whole length, a written token by the text so far.
+        # Dynamic NTK, as transformers generates: a prompt turns by its length, a written token by the text so far.
         length = torch.clamp(position.double() + 1, min=max(phase, self.switch))[:, None]
         dim = 2 * len(self.inv_freq)
         base = self.base * (self.factor * length / self.switch - (self.factor - 1)) ** (dim / (dim - 2))

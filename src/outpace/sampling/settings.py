@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from outpace.arguments import ids, number, settle, whole
 from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Sampling:
     canvas_constraint: CanvasConstraint | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
+        self._read_tokens()
         ranges: list[tuple[str, float, bool, str]] = [
             ("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
             ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
@@ -80,6 +83,22 @@ class Sampling:
             raise ConfigError(
                 f"constraint is a {type(self.constraint).__name__}.", "Make one with outpace.constrain.compile."
             )
+
+    def _read_tokens(self) -> None:
+        """Bring `logit_bias` and `bad_words` to ints and floats."""
+        if not isinstance(self.logit_bias, Mapping):
+            raise ConfigError(f"logit_bias is a {type(self.logit_bias).__name__}.", "Give a dict from id to number.")
+        bias = {
+            whole(
+                "a token of logit_bias", int(token) if isinstance(token, str) and token.isdecimal() else token
+            ): number("a logit bias", value)
+            for token, value in self.logit_bias.items()
+        }
+        words = self.bad_words.tolist() if hasattr(self.bad_words, "tolist") else self.bad_words
+        if isinstance(words, (str, bytes, Mapping)) or not isinstance(words, Sequence):
+            raise ConfigError(f"bad_words is a {type(words).__name__}.", "Give a list of lists of token ids.")
+        object.__setattr__(self, "logit_bias", bias)
+        object.__setattr__(self, "bad_words", [ids("bad_words", word) for word in words])
 
     @property
     def is_greedy(self) -> bool:
