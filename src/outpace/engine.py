@@ -70,13 +70,9 @@ def load(
         ConfigError: the card contradicts itself.
     """
     began, model = time.perf_counter(), path("model", model)
-    dtype, device = "auto" if dtype is None else dtype, "auto" if device is None else device
+    dtype, device = (_named(*one) for one in (("dtype", dtype), ("device", device)))
     is_compiled, is_checked = (flag(*one) for one in (("is_compiled", is_compiled), ("is_checked", is_checked)))
-    for name, value in (("dtype", dtype), ("device", device)):
-        if not isinstance(value, (str, torch.dtype, torch.device)):
-            raise _kind(name, value, f"the name of a {name}")
-    if card is not None and not (isinstance(card, Mapping) and all(isinstance(name, str) for name in card)):
-        raise _kind("card", card, "a dict from field to value")
+    _check_names("card", card)
     if context is not None and (context := whole("context", context)) < 1:
         raise ConfigError(f"context is {context}.", "context must be 1 or more.")
     directory, _ = locate(str(model))
@@ -572,6 +568,19 @@ class LanguageModel:
         return filled(row.canvas, row.written, decode)
 
 
+def _named(name: str, value: Any) -> Any:
+    """Return a dtype or device by name or as torch has it; None = "auto"."""
+    if not isinstance(value, (str, torch.dtype, torch.device, type(None))):
+        raise _kind(name, value, f"the name of a {name}")
+    return "auto" if value is None else value
+
+
+def _check_names(name: str, value: Any) -> None:
+    """Refuse what is no dict with text for keys."""
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+        raise _kind(name, value, "a dict from field to value")
+
+
 def _kind(name: str, value: Any, wanted: str) -> ConfigError:
     return ConfigError(f"{name} is of type {type(value).__name__}, where {wanted} belongs.", f"Give {wanted}.")
 
@@ -580,7 +589,7 @@ def _adapter(role: Any, model: Any) -> Adapter:
     found = model.target if isinstance(model, LanguageModel) else model
     if not hasattr(found, "score"):
         raise _kind(f"The model for {role}", model, "a language model or an adapter")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _timing(load_s: float, seconds: Mapping[str, float]) -> dict[str, float]:

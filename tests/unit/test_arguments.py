@@ -1,4 +1,4 @@
-"""Values of unusual kinds for every argument: taken where the meaning is plain, else one sentence, never a raw error."""
+"""Unusual kinds of values for every argument: taken where the meaning is plain, else one sentence, no raw error."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def test_numbers_of_any_kind_count(kind: Any, lm: LanguageModel) -> None:
 
 PROMPTS: list[Any] = [
     tuple(PROMPT), np.array(PROMPT), torch.tensor(PROMPT), [np.int64(t) for t in PROMPT], list(torch.tensor(PROMPT)),
-    [1.0, 2.0, 3.0], {"input_ids": PROMPT}, {"input_ids": torch.tensor([0, 0, *PROMPT]), "attention_mask": [0, 0, 1, 1, 1]},
+    [1.0, 2.0, 3.0], {"input_ids": PROMPT},
+    {"input_ids": torch.tensor([0, 0, *PROMPT]), "attention_mask": [0, 0, 1, 1, 1]},
 ]  # fmt: skip
 
 

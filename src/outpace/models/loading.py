@@ -90,7 +90,7 @@ def loading_notes(directory: Path, config: Mapping[str, Any], asked: str | torch
     notes = []
     if asked == "auto" and kind == torch.bfloat16 and stated_dtype(config) == "float16":
         notes.append(
-            "The model's float16 is computed in bfloat16 on a CPU, which has fewer digits; dtype float32 keeps them all."
+            "The model's float16 is computed in bfloat16 on a CPU, with fewer digits; dtype float32 keeps them all."
         )
     if has_adapter(directory):
         notes.append("adapter_config.json lies beside the weights: that adapter is not applied.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from outpace.arguments import ids, number, settle, whole
 from outpace.errors import ConfigError
@@ -88,12 +88,7 @@ class Sampling:
         """Bring `logit_bias` and `bad_words` to ints and floats."""
         if not isinstance(self.logit_bias, Mapping):
             raise ConfigError(f"logit_bias is a {type(self.logit_bias).__name__}.", "Give a dict from id to number.")
-        bias = {
-            whole(
-                "a token of logit_bias", int(token) if isinstance(token, str) and token.isdecimal() else token
-            ): number("a logit bias", value)
-            for token, value in self.logit_bias.items()
-        }
+        bias = {_token(token): number("a logit bias", value) for token, value in self.logit_bias.items()}
         words = self.bad_words.tolist() if hasattr(self.bad_words, "tolist") else self.bad_words
         if isinstance(words, (str, bytes, Mapping)) or not isinstance(words, Sequence):
             raise ConfigError(f"bad_words is a {type(words).__name__}.", "Give a list of lists of token ids.")
@@ -110,3 +105,8 @@ class Sampling:
         """Whether the law at a position depends on the tokens before it, beyond the model's logits."""
         penalties = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
         return penalties or bool(self.bad_words) or self.min_tokens > 0 or self.constraint is not None
+
+
+def _token(key: Any) -> int:
+    """Return the token that a key of `logit_bias` names; JSON has only text for keys."""
+    return whole("a token of logit_bias", int(key) if isinstance(key, str) and key.isdecimal() else key)
