@@ -9,7 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from outpace import constrain
+from outpace.arguments import flag, given, ids, path, settle, whole
 from outpace.constrain.canvas import CanvasCompiler, CanvasConstraint
 from outpace.errors import CapabilityError, ConfigError, check_characters, nearest
 from outpace.fit import check_fit, check_partner
@@ -22,6 +25,7 @@ from outpace.models.loading import read_end_tokens
 from outpace.models.opening import locate, open_model
 from outpace.models.tokenizer import Tokenizer
 from outpace.models.unmasking import check_unmasking
+from outpace.prompt import plain_prompt
 from outpace.registry import load_method
 from outpace.result import Result
 from outpace.row import Row
@@ -34,6 +38,7 @@ from outpace.zoo import drafter_of
 __all__ = ["LanguageModel", "Request", "load"]
 
 Prompt = str | Sequence[int] | Sequence[Message]
+_MOST_SAMPLES = 100_000  # all of a call's rows stand in memory side by side
 _CHUNK = 256  # prompt tokens per prefill forward
 _RECORDS = ("log_probs", "margins")
 _NO_CHAT = (
@@ -55,6 +60,7 @@ def load(
     is_checked: bool = True,
     threads: int | None = None,
     generation_config: str = "model",
+    context: int | None = None,
 ) -> LanguageModel:
     """Load a model by zoo name, directory or hub id.
 
@@ -71,16 +77,23 @@ def load(
             use fewer while other processes keep cores busy. The text does not depend on it.
         generation_config: "model" = what its generation_config.json asks for holds wherever a call says nothing else
             (see `outpace.models.generation`); "none" = it is not read, but for end tokens.
+        context: the longest text, prompt included, in tokens; None = what the model was made for. Rotary positions go
+            on beyond that, learned ones do not.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
         ConfigError: the card contradicts itself, or fewer threads than one are asked for.
     """
-    began = time.perf_counter()
+    began, model = time.perf_counter(), path("model", model)
+    dtype, device = (_named(*one) for one in (("dtype", dtype), ("device", device)))
+    is_compiled, is_checked = (flag(*one) for one in (("is_compiled", is_compiled), ("is_checked", is_checked)))
+    _check_names("card", card)
+    if context is not None and (context := whole("context", context)) < 1:
+        raise ConfigError(f"context is {context}.", "context must be 1 or more.")
     begin(threads)
     directory, _ = locate(str(model))
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
-    target = open_model(str(model), dtype, device, is_compiled, card)
+    target = open_model(str(model), dtype, device, is_compiled, card, context or 0)
     tokenizer = Tokenizer.from_directory(directory)
     ends = read_end_tokens(directory, card)
     lm = LanguageModel(target, tokenizer, end_tokens=ends, name=str(model), dtype=dtype, device=device)
@@ -151,6 +164,8 @@ class Request:
     sampling: str = "plain"
 
     def __post_init__(self) -> None:
+        settle(self)
+        self._check_kinds()
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens is {self.max_tokens}.", "max_tokens must be 1 or more.")
         if self.num_samples < 1:
@@ -159,6 +174,8 @@ class Request:
             raise ConfigError(f"max_length is {self.max_length}.", "max_length must be 0 (off) or more.")
         if self.sampling not in ("plain", "model"):
             raise ConfigError(f"sampling is {self.sampling!r}.", "Use 'plain', or 'model' for what its files ask.")
+        if self.num_samples > _MOST_SAMPLES:
+            raise ConfigError("num_samples is too large.", f"num_samples must be at most {_MOST_SAMPLES}.")
         for name in ("stop", "record"):  # a lone string is one string, not its letters
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, (getattr(self, name),))
@@ -173,6 +190,30 @@ class Request:
             check_characters(text, "A stop string")
         if self.constraints:
             constrain.check(**self.constraints)
+
+    def _check_kinds(self) -> None:
+        """Refuse what is of no use as text, list or mapping; a language model among `models` stands for its adapter."""
+        if not isinstance(self.method, (str, Method)):
+            raise _kind("method", self.method, "a name or a method object")
+        if self.options is not None and not isinstance(self.options, Mapping):
+            raise _kind("options", self.options, "a dict from option to value")
+        for name in ("stop", "record"):
+            texts = getattr(self, name)
+            is_listed = isinstance(texts, (str, list, tuple, set, frozenset))
+            if not is_listed or not all(isinstance(text, str) for text in texts):
+                raise _kind(name, texts, "a text or a list of texts")
+        for name in ("regex", "grammar"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise _kind(name, getattr(self, name), "text")
+        if not isinstance(self.json_schema, (str, Mapping, type(None), bool)):
+            raise _kind("json_schema", self.json_schema, "a dict or JSON")
+        if self.watch is not None and not callable(self.watch):
+            raise _kind("watch", self.watch, "a function")
+        if self.models is not None:
+            if not isinstance(self.models, Mapping):
+                raise _kind("models", self.models, "a dict from role to model")
+            object.__setattr__(self, "models", {role: _adapter(role, model) for role, model in self.models.items()})
+        object.__setattr__(self, "canvas", ids("canvas", self.canvas))
 
     @property
     def constraints(self) -> dict[str, Any]:
@@ -251,6 +292,9 @@ class LanguageModel:
         Raises:
             ConfigError, CapabilityError: see the message and its hint.
         """
+        for name, function in (("on_text", on_text), ("is_cancelled", is_cancelled)):
+            if function is not None and not callable(function):
+                raise _kind(name, function, "a function")
         job = self._start(prompt, arguments)
         for index, piece in self._advance(job, is_cancelled):
             if on_text is not None:
@@ -337,6 +381,13 @@ class LanguageModel:
             raise ConfigError("The model has no tokenizer.", "Give token ids.")
         return self.tokenizer.encode(text, is_special=is_first)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        del protocol
+        raise ConfigError(
+            "A language model cannot be copied or pickled: it holds compiled weights.",
+            "Share it (threads may), or load the model again.",
+        )
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, as the tokenizer frames it."""
         if self.tokenizer is None:
@@ -359,7 +410,7 @@ class LanguageModel:
 
     def _start(self, prompt: Prompt | Sequence[Prompt], arguments: Mapping[str, Any]) -> _Job:
         """Check everything, then set up the run."""
-        capabilities = self.target.capabilities
+        capabilities, arguments = self.target.capabilities, given(arguments)
         arguments, told = self.generation.join(
             arguments,
             () if arguments.get("ignore_eos") else self.end_tokens,
@@ -471,15 +522,12 @@ class LanguageModel:
         return self._canvas_compilers[ends].compile(**request.constraints)
 
     def _prompts(self, prompt: Prompt | Sequence[Prompt]) -> tuple[list[list[int]], bool]:
-        if hasattr(prompt, "tolist"):  # an array or a tensor of ids
-            prompt = prompt.tolist()
-        is_single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], int))
-        if not isinstance(prompt, str) and len(prompt) == 0:
-            raise ConfigError("The prompt is empty.", "Give at least one character.")
+        prompt = plain_prompt(prompt)
+        is_single = isinstance(prompt, str) or not hasattr(prompt[0], "__len__") or getattr(prompt[0], "ndim", 1) == 0
         many: Any = [prompt] if is_single else prompt
-        ids = [self.encode(item) if isinstance(item, str) else [int(token) for token in item] for item in many]
+        found = [self.encode(item) if isinstance(item, str) else ids("the prompt", item) for item in many]
         capabilities = self.target.capabilities
-        for tokens in ids:
+        for tokens in found:
             if not tokens:
                 raise ConfigError("The prompt is empty.", "Give at least one character.")
             if min(tokens) < 0 or max(tokens) >= capabilities.vocab_size:
@@ -492,7 +540,7 @@ class LanguageModel:
                     f"The prompt has {len(tokens)} tokens, but the model's context is {capabilities.max_positions}.",
                     "Shorten the prompt.",
                 )
-        return ids, is_single
+        return found, is_single
 
     def _method(self, method: str | Method, options: Mapping[str, Any] | None) -> Method:
         if isinstance(method, str):
@@ -675,6 +723,30 @@ class LanguageModel:
         if self.tokenizer is None:
             return filled(row.canvas, row.written, lambda ids: " ".join(map(str, ids)))
         return filled(row.canvas, row.written, partial(self.tokenizer.decode, skip_special=not keep_special))
+
+
+def _named(name: str, value: Any) -> Any:
+    """Return a dtype or device by name or as torch has it; None = "auto"."""
+    if not isinstance(value, (str, torch.dtype, torch.device, type(None))):
+        raise _kind(name, value, f"the name of a {name}")
+    return "auto" if value is None else value
+
+
+def _check_names(name: str, value: Any) -> None:
+    """Refuse what is no dict with text for keys."""
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+        raise _kind(name, value, "a dict from field to value")
+
+
+def _kind(name: str, value: Any, wanted: str) -> ConfigError:
+    return ConfigError(f"{name} is of type {type(value).__name__}, where {wanted} belongs.", f"Give {wanted}.")
+
+
+def _adapter(role: Any, model: Any) -> Adapter:
+    found = model.target if isinstance(model, LanguageModel) else model
+    if not hasattr(found, "score"):
+        raise _kind(f"The model for {role}", model, "a language model or an adapter")
+    return found
 
 
 def _timing(load_s: float, seconds: Mapping[str, float]) -> dict[str, float]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from outpace.arguments import ids as read_ids
+from outpace.arguments import whole
 from outpace.errors import ConfigError
 
 __all__ = ["Piece", "filled", "lay_pieces", "read_gaps"]
@@ -40,13 +42,19 @@ def lay_pieces(
         ConfigError: no gap, an empty gap, or a gap at the very beginning and no start token.
     """
     ids: list[int] = []
+    if isinstance(pieces, (str, bytes, Mapping)) or not isinstance(pieces, Sequence):
+        raise ConfigError(
+            f"The pieces are a {type(pieces).__name__}.", 'Give a list, such as ["Once", 12, "the end."].'
+        )
     for piece in pieces:
+        if not isinstance(piece, (str, Sequence)) and getattr(piece, "ndim", 0) == 0:
+            piece = whole("a gap", piece)
         if isinstance(piece, int):
             if piece < 1:
                 raise ConfigError(f"A gap has {piece} tokens.", "A gap must have 1 token or more.")
             ids += [-1] * piece
         else:
-            ids += encode(piece, not ids) if isinstance(piece, str) else [int(token) for token in piece]
+            ids += encode(piece, not ids) if isinstance(piece, str) else read_ids("a piece", piece)
     if -1 not in ids:
         raise ConfigError("No gap is to be filled.", "Give a number between the pieces: how many tokens it may take.")
     first = ids.index(-1)

@@ -96,7 +96,9 @@ class Run:
         # Side by side, every row stages as many entries as the widest one, prefill chunks included.
         slots = self.capacity + (self.chunk if len(rows) + len(self.rows) > 1 else 0)
         cache = self.target.new_cache(len(rows), slots, self.counters["target"])
-        cache.has_fixed_extent = self.width > 0
+        if self.width:  # every slot is summed over, from the first step on
+            cache.has_fixed_extent = True
+            cache.reserve(slots)
         sources = [row.source or [] for row in rows]
         if self.target.capabilities.is_encoder_decoder:
             cast("EncoderAdapter", self.target).encode(sources, cache)
@@ -182,6 +184,9 @@ class Run:
         longest = max(len(tokens) + length for tokens, length in zip(pending, cache.lengths, strict=True))
         slots = cache.capacity - longest
         limit = min(slots, self.target.capabilities.max_positions - longest)
+        if self.target.capabilities.turns_anew:  # what lies behind the turn is for the new reading
+            left = [self.target.capabilities.turns_at - len(row.tokens) for row in self.rows]
+            limit = min([limit, *(n for n, phase in zip(left, cache.phases, strict=True) if not phase)])
         if proposal.parent is None:
             limit = min(limit, max(row.room for row in self.rows) - 1, self.width or limit)
         return fit(proposal, limit, min(self.width, slots))

@@ -38,6 +38,7 @@ def catch_up(
     """
     grain = max(1, adapter.capabilities.block_size)
     chunk = max(grain, chunk - chunk % grain)
+    _turn(adapter, cache, texts)
     while True:
         due = [(len(text) - 1) // grain * grain - length for text, length in zip(texts, cache.lengths, strict=True)]
         if max(due, default=0) <= 0:
@@ -51,6 +52,17 @@ def catch_up(
         scores = adapter.score(layout.tokens, layout.position, layout.visible, cache, ask, skip=skip)
         cache.keep([range(n) for n in take])
         yield places, scores
+
+
+def _turn(adapter: Adapter, cache: Cache, texts: Sequence[Sequence[int]]) -> None:
+    """Put rows whose texts are longer than the model's first rotations reach into the phase that serves them."""
+    offered = adapter.capabilities
+    if not offered.turns_at:
+        return
+    for row, text in enumerate(texts):
+        is_due = len(text) > offered.turns_at and not cache.phases[row]
+        if is_due and (offered.turns_anew or not cache.lengths[row]):
+            cache.restart(row, 1 if offered.turns_anew else len(text))
 
 
 def no_nodes(rows: int, device: torch.device) -> Proposal:

@@ -86,6 +86,8 @@ class Capabilities:
         mask_id: the mask token of a masked model, else None.
         is_encoder_decoder: the prompt goes through an encoder once.
         width: the largest number of tokens per forward (0 = unlimited).
+        turns_at: texts longer than this turn their positions by other frequencies (rotary scalings); 0 = never.
+        turns_anew: such a text is read anew from its beginning (long-rope); else its later positions alone differ.
     """
 
     vocab_size: int
@@ -100,6 +102,8 @@ class Capabilities:
     width: int = 0
     block_size: int = 0
     logits_shift: bool = False
+    turns_at: int = 0
+    turns_anew: bool = False
 
     @property
     def is_canvas(self) -> bool:

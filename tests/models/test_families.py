@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
-from shapes import CASES, greedy, lifted, longrope, make_model, reference_logits, rope, saved
+from shapes import CASES, greedy, reference_logits, saved
 from torch import Tensor
 
-from outpace.models.loading import load_model, read_capabilities
+from outpace.models.loading import load_model
 from outpace.models.transformer import Transformer
 
 LENGTH = 64
@@ -180,26 +180,6 @@ def test_tree_path_is_kept(model_root: Path) -> None:
     cache.keep([[0, 2]])
     logits = model.score(ids[:, 10:], torch.arange(10, 14)[None], None, cache).logits
     assert distance(logits, prefix_logits(model, ids)[:, 10:]) < 1e-9
-
-
-def test_long_rope_uses_the_long_factors_beyond_its_original_length(tmp_path: Path) -> None:
-    config = CASES["phi3"]().to_dict() | longrope(24) | {"max_position_embeddings": 96}
-    model = make_model(hf.Phi3Config(**{k: v for k, v in config.items() if k != "model_type"}))
-    model.save_pretrained(tmp_path)
-    assert read_capabilities(tmp_path).max_positions == 24
-    ours = load_model(tmp_path, "float64", context=LENGTH, is_compiled=False)
-    assert distance(prefix_logits(ours, random_ids()), reference_logits(lifted(model), random_ids())) < 1e-9
-
-
-def test_dynamic_rope_grows_with_the_context_asked_for(tmp_path: Path) -> None:
-    config = hf.LlamaConfig(
-        vocab_size=131, hidden_size=48, intermediate_size=72, num_hidden_layers=2, num_attention_heads=6,
-        max_position_embeddings=40, **rope("dynamic", factor=2.0),
-    )  # fmt: skip
-    model = make_model(config)
-    model.save_pretrained(tmp_path)
-    ours = load_model(tmp_path, "float64", context=LENGTH, is_compiled=False)
-    assert distance(prefix_logits(ours, random_ids()), reference_logits(lifted(model), random_ids())) < 1e-9
 
 
 def test_gemma3_inside_an_image_model(model_root: Path, tmp_path: Path) -> None:

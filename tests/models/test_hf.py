@@ -399,7 +399,7 @@ def test_broken_directories_are_one_sentence(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
-    with pytest.raises(ModelError, match="cannot load") as cut:
+    with pytest.raises(ModelError, match="bytes where") as cut:
         load_transformers(tmp_path)
     assert "\n" not in str(cut.value)
     from safetensors.torch import load_file, save_file

@@ -170,6 +170,7 @@ def shard(directory: Path) -> None:
 
 
 def test_index_that_leaves_its_directory(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
     refused(copy, "index")
 

@@ -1,5 +1,5 @@
 """Preallocated key-value caches: entries live in slots, and only a run validates them."""
 
-from outpace.cache.static import Cache
+from outpace.cache.static import FIRST_SLOTS, Cache
 
-__all__ = ["Cache"]
+__all__ = ["FIRST_SLOTS", "Cache"]

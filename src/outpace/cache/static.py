@@ -1,8 +1,9 @@
-"""The static cache: one preallocated buffer per stored tensor, a length per row, scratch slots behind it.
+"""The static cache: one buffer per stored tensor, a length per row, scratch slots behind it.
 
 Slot = logical position for valid entries: row b holds entries 0..lengths[b]-1. A forward stages its T entries at
 slots lengths[b]..lengths[b]+T-1 without touching valid ones; `keep` makes some of them valid. A chain is kept without
-a copy, a tree path with one gather.
+a copy, a tree path with one gather. Buffers may begin smaller than the capacity and double as texts grow, so that a
+long context costs memory only once it is used.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from torch import Tensor
 
 from outpace.types import Counter
 
-__all__ = ["Cache"]
+__all__ = ["FIRST_SLOTS", "Cache"]
+
+
+FIRST_SLOTS = 1024  # per row, of a cache that grows
 
 
 class Cache:
-    """Entries of several rows in preallocated buffers.
+    """Entries of several rows in buffers.
 
     Args:
         buffers: storage tensors with rows on axis 0 and slots on axis `slot_axis`; e.g. per layer two of
@@ -26,6 +30,10 @@ class Cache:
         slot_axis: the axis of every buffer that counts slots.
         counter: where forwards on this cache are counted.
         extra: tensors or trees per row that never grow (encoder outputs), gathered by `rows`.
+        limit: slots per row that `reserve` may grow the buffers to; 0 = they are as large as they get.
+
+    Attributes:
+        phases: per row, how its positions turn; 0 = as those of a short text, see `Capabilities.turns_at`.
     """
 
     def __init__(
@@ -35,18 +43,41 @@ class Cache:
         counter: Counter | None = None,
         lengths: list[int] | None = None,
         extra: Sequence[Tensor] = (),
+        limit: int = 0,
     ) -> None:
         self.buffers = list(buffers)
+        self.limit = limit
         self.slot_axis = slot_axis
         self.counter = counter if counter is not None else Counter()
         self.lengths = lengths if lengths is not None else [0] * (self.buffers[0].shape[0] if self.buffers else 0)
         self.extra = list(extra)
+        self.phases = [0] * len(self.lengths)
         self.has_fixed_extent = False  # attend over all slots, so that sums have one shape (batch-invariant mode)
 
     @property
     def capacity(self) -> int:
-        """Slots per row, scratch included."""
+        """Slots per row that there may be, scratch included."""
+        return max(self.limit, self.slots)
+
+    @property
+    def slots(self) -> int:
+        """Slots per row that there are now."""
         return self.buffers[0].shape[self.slot_axis]
+
+    def reserve(self, slots: int) -> None:
+        """Grow the buffers to at least this many slots per row, by doubling, within the capacity."""
+        held = self.slots
+        if slots <= held or held >= self.limit:
+            return
+        size, axis = min(self.limit, max(slots, 2 * held)), self.slot_axis
+        for index, buffer in enumerate(self.buffers):
+            shape = list(buffer.shape)
+            shape[axis] = size - held
+            self.buffers[index] = torch.cat([buffer, buffer.new_zeros(shape)], axis)
+
+    def restart(self, row: int, phase: int) -> None:
+        """Forget a row's entries, to read its text anew in another phase."""
+        self.lengths[row], self.phases[row] = 0, phase
 
     @property
     def num_bytes(self) -> int:
@@ -96,22 +127,24 @@ class Cache:
         The base must not score while the fork is in use: whatever the fork staged is overwritten by it, which is
         exactly what drafting on the target's own cache wants, and costs no copy.
         """
-        return self._derive(self.buffers, list(self.lengths), self.extra, counter or Counter())
+        return self._derive(self.buffers, range(len(self.lengths)), self.extra, counter or Counter())
 
     def rows(self, index: Sequence[int]) -> Cache:
         """Return a copy with the given rows, in that order (rows may repeat)."""
         if not self.buffers:
-            return self._derive([], [self.lengths[i] for i in index], [])
+            return self._derive([], index, [])
         gather = torch.tensor(list(index), dtype=torch.int64, device=self.buffers[0].device)
         buffers = [buffer.index_select(0, gather) for buffer in self.buffers]
         extra = [tensor.index_select(0, gather) for tensor in self.extra]
-        return self._derive(buffers, [self.lengths[i] for i in index], extra)
+        return self._derive(buffers, index, extra)
 
     def _derive(
-        self, buffers: Sequence[Tensor], lengths: list[int], extra: Sequence[Tensor], counter: Counter | None = None
+        self, buffers: Sequence[Tensor], index: Sequence[int], extra: Sequence[Tensor], counter: Counter | None = None
     ) -> Cache:
-        """Return a cache of the same kind over other buffers."""
-        cache = Cache(buffers, self.slot_axis, counter or self.counter, lengths, extra)
+        """Return a cache of the same kind over other buffers, its rows in the order of `index`."""
+        lengths = [self.lengths[i] for i in index]
+        cache = Cache(buffers, self.slot_axis, counter or self.counter, lengths, extra, self.limit)
+        cache.phases = [self.phases[i] for i in index]
         cache.has_fixed_extent = self.has_fixed_extent
         return cache
 
@@ -122,19 +155,22 @@ class Cache:
         first = caches[0]
         if len(caches) == 1:
             return first
-        capacity = max(cache.capacity for cache in caches)
+        slots = max(cache.slots for cache in caches)
         buffers = []
         for parts in zip(*(cache.buffers for cache in caches), strict=True):
             shape = list(parts[0].shape)
-            shape[0], shape[first.slot_axis] = sum(part.shape[0] for part in parts), capacity
+            shape[0], shape[first.slot_axis] = sum(part.shape[0] for part in parts), slots
             joined, row = parts[0].new_zeros(shape), 0
             for part in parts:
                 joined[row : row + part.shape[0]].narrow(first.slot_axis, 0, part.shape[first.slot_axis]).copy_(part)
                 row += part.shape[0]
             buffers.append(joined)
         extra = [_stack(parts) for parts in zip(*(cache.extra for cache in caches), strict=True)]
-        lengths = [length for cache in caches for length in cache.lengths]
-        return first._derive(buffers, lengths, extra)
+        joined = first._derive(buffers, (), extra)
+        joined.lengths = [length for cache in caches for length in cache.lengths]
+        joined.phases = [phase for cache in caches for phase in cache.phases]
+        joined.limit = max(cache.limit for cache in caches)
+        return joined
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:

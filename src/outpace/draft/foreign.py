@@ -62,9 +62,10 @@ class ForeignDrafter:
         if size <= self.cache.capacity:
             return
         old, self.cache = self.cache, self.adapter.new_cache(len(self.texts), size * 3 // 2, self.cache.counter)
-        self.cache.lengths = list(old.lengths)
+        self.cache.lengths, self.cache.phases = list(old.lengths), list(old.phases)
+        self.cache.reserve(old.slots)
         for there, here in zip(old.buffers, self.cache.buffers, strict=True):
-            here.narrow(old.slot_axis, 0, old.capacity).copy_(there)
+            here.narrow(old.slot_axis, 0, old.slots).copy_(there)
 
     def own_view(self, view: View, texts: Sequence[Sequence[int]]) -> View:
         """Return a view of these ids, to draft greedily."""

@@ -177,6 +177,7 @@ def match_rates(target: Adapter, counter: Counter, view: View, skip: Sequence[in
         context: tokens looked at; fewer in a text that is shorter.
     """
     size = [min(context, length - 1) for length in view.lengths]
+    view.cache.reserve(max(view.lengths) + max(size))  # before it is shared
     fork = view.cache.fork(counter)
     fork.truncate([length - 1 - n for length, n in zip(view.lengths, size, strict=True)])
     low, high = min(fork.lengths), max(fork.lengths) + max(size)

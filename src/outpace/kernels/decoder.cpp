@@ -239,9 +239,9 @@ class Forward {
     worker_.share(num_tokens() * per_token, [&](int64_t item) {
       const int64_t m = item / per_token, head = item % per_token, dim = model_.head_dim;
       float* values = projected(m) + head * dim;
-      if (head < heads) return turn(layer, layer.query_norm, token(m).position, values);
+      if (head < heads) return turn(layer, layer.query_norm, token(m), values);
       const bool is_key = head < heads + kv_heads;
-      if (is_key) turn(layer, layer.key_norm, token(m).position, values);
+      if (is_key) turn(layer, layer.key_norm, token(m), values);
       const int64_t kv_head = head - heads - (is_key ? 0 : kv_heads);
       write_row(entry(index, is_key ? 0 : 1, token(m).row, kv_head, token(m).slot), values, dim);
     });
@@ -258,7 +258,7 @@ class Forward {
     }
   }
 
-  void turn(const LayerView& layer, const float* norm, int64_t position, float* values) const {
+  void turn(const LayerView& layer, const float* norm, const Token& token, float* values) const {
     const int64_t dim = model_.head_dim, half = dim / 2;
     if (norm) {
       float squares = 0.0f;
@@ -267,9 +267,10 @@ class Forward {
       const float scale = 1.0f / __builtin_sqrtf(mean + static_cast<float>(model_.norm_eps));
       for (int64_t i = 0; i < dim; i++) values[i] = values[i] * scale * norm[i];
     }
-    if (layer.cos == nullptr) return;
-    const float* cos = layer.cos + position * half;
-    const float* sin = layer.sin + position * half;
+    if (layer.rope < 0) return;
+    const float* const* tables = call_.turns + 2 * (token.row * call_.ropes + layer.rope);
+    const float* cos = tables[0] + token.position * half;
+    const float* sin = tables[1] + token.position * half;
     for (int64_t i = 0; i < half; i++) {
       const float low = values[i], high = values[i + half];
       values[i] = low * cos[i] - high * sin[i];

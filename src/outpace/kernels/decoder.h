@@ -23,9 +23,8 @@ struct LayerView {
   const float* ffn_norm;
   const uint32_t* gate_up;
   const uint32_t* down;
-  const float* cos;  // [positions, head_dim / 2]; null = this layer does not rotate
-  const float* sin;
   int64_t window;  // latest positions seen; 0 = all
+  int64_t rope;    // which of the frequency sets turns this layer; -1 = none
 };
 
 struct ModelView {
@@ -42,7 +41,7 @@ struct ModelView {
 };
 
 struct Call {
-  int64_t rows, width, asked, capacity, threads;
+  int64_t rows, width, asked, capacity, threads, ropes;
   const int64_t* tokens;    // [rows, width]
   const int64_t* position;  // [rows, width]; -1 = padding
   const float* inputs;      // [rows, width, hidden] in place of embedded tokens, or null
@@ -51,6 +50,7 @@ struct Call {
   void* const* buffers;     // keys and values per layer, each [rows, kv_heads, capacity, head_dim]
   const int64_t* ask;       // [rows, asked] or null = all
   const uint8_t* skip;      // [layers] or null
+  const float* const* turns;  // [rows, ropes, 2] cos and sin, each [positions of this call or more, head_dim / 2]
   void* logits;             // [rows, asked, vocab]
   // [layers + 1], or null: where to write the stream after each layer, and last the normed state that the head reads;
   // each null or [rows, asked, hidden].

@@ -20,7 +20,8 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.errors import ConfigError
 from outpace.kernels.library import FAILURES, CallView, LayerView, ModelView, empty_buffer, load
-from outpace.models.spec import Spec, rope_tables
+from outpace.models.rotation import Rotation
+from outpace.models.spec import Spec
 from outpace.models.weights import Matrix, Norm, Weights
 
 __all__ = ["CompiledDecoder", "Outputs", "TrimmedDecoder", "compile_decoder", "supports"]
@@ -163,6 +164,7 @@ class CompiledDecoder:
         self._layers = _pack_layers(packer, spec, weights)
         self._view = _model_view(packer, spec, weights, self._layers)
         self._kept = packer.kept
+        self._rotation = Rotation(spec, torch.float32, "cpu", is_half=True)
         self._open()
 
     def _open(self) -> None:
@@ -178,7 +180,7 @@ class CompiledDecoder:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the packed weights, tables and kept tensors, in bytes."""
+        """Memory of the packed weights and kept tensors, in bytes; rotary tables grow besides."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._kept)
 
     def head_rows(self, ids: Tensor) -> Tensor:
@@ -244,7 +246,7 @@ class CompiledDecoder:
             tokens: [B, T] int64.
             position: [B, T] int64, -1 = padding, which writes nothing and whose logits are zero.
             visible: [B, T, T] bool or None.
-            cache: per layer keys and values, each [B, K, capacity, D] in the model's dtype, contiguous.
+            cache: per layer keys and values, each [B, K, slots, D] in the model's dtype, contiguous.
             ask: [B, A] int64 or None.
             skip: layers to leave out.
             inputs: [B, T, hidden] in place of embedded tokens, or None.
@@ -272,6 +274,10 @@ class CompiledDecoder:
         buffers = (ctypes.c_void_p * len(cache.buffers))(*[buffer.data_ptr() for buffer in cache.buffers])
         lengths = (ctypes.c_int64 * rows)(*cache.lengths)
         skipped = _flags(skip, self.spec.num_layers)
+        last = min(int(position.max()) + 1, self.spec.max_positions) if position.numel() else 0
+        found = {phase: self._rotation.tables(max(1, last), phase) for phase in cache.phases}
+        turns = [table.data_ptr() for phase in cache.phases for pair in found[phase] for table in pair]
+        turned = (ctypes.c_void_p * max(1, len(turns)))(*turns)
         with self._lock:
             call = self._call
             call.rows, call.width, call.asked, call.capacity = rows, width, asked, cache.buffers[0].shape[2]
@@ -281,6 +287,7 @@ class CompiledDecoder:
             call.ask = None if ask is None else ask.data_ptr()
             call.lengths, call.buffers = ctypes.addressof(lengths), ctypes.addressof(buffers)
             call.skip = None if skipped is None else ctypes.addressof(skipped)
+            call.ropes, call.turns = len(self.spec.ropes), ctypes.addressof(turned)
             call.logits, call.inputs = logits.data_ptr(), None if inputs is None else inputs.data_ptr()
             call.taps = None if states is None else ctypes.addressof(states)
             status = self._library.outpace_forward(self._handle, self._call_address)
@@ -341,7 +348,6 @@ class TrimmedDecoder:
 
 
 def _pack_layers(packer: _Packer, spec: Spec, weights: Weights) -> ctypes.Array[LayerView]:
-    tables = [_half_tables(packer, spec, index) for index in range(len(spec.ropes))]
     views = (LayerView * spec.num_layers)()
     for index, (view, layer) in enumerate(zip(views, weights.layers, strict=True)):
         view.attention_norm = packer.norm(layer.attn_norm, spec.hidden_size)
@@ -350,17 +356,8 @@ def _pack_layers(packer: _Packer, spec: Spec, weights: Weights) -> ctypes.Array[
         view.qkv_bias = packer.vector(layer.qkv.bias)
         view.qkv, view.output = packer.matrix(layer.qkv), packer.matrix(layer.o)
         view.gate_up, view.down = packer.matrix(layer.up, is_gated=True), packer.matrix(layer.down)
-        view.window = spec.windows[index] or 0
-        if spec.rope_index[index] >= 0:
-            view.cos, view.sin = tables[spec.rope_index[index]]
+        view.window, view.rope = spec.windows[index] or 0, spec.rope_index[index]
     return views
-
-
-def _half_tables(packer: _Packer, spec: Spec, index: int) -> tuple[int, int]:
-    """Keep cos and sin [positions, head_dim / 2] of a frequency set; the other half repeats them."""
-    cos, sin = rope_tables(spec, spec.ropes[index], torch.float32, "cpu")
-    half = spec.head_dim // 2
-    return packer.keep(cos[:, half:].contiguous()), packer.keep(sin[:, half:].contiguous())
 
 
 def _model_view(packer: _Packer, spec: Spec, weights: Weights, layers: ctypes.Array[LayerView]) -> ModelView:

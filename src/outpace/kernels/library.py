@@ -37,10 +37,8 @@ class LayerView(Structure):
             "ffn_norm",
             "gate_up",
             "down",
-            "cos",
-            "sin",
         )
-    ] + [("window", c_int64)]
+    ] + [("window", c_int64), ("rope", c_int64)]
 
 
 class ModelView(Structure):
@@ -60,10 +58,10 @@ class CallView(Structure):
     """Mirror of the C++ `Call`."""
 
     _fields_ = [
-        *[(name, c_int64) for name in ("rows", "width", "asked", "capacity", "threads")],
+        *[(name, c_int64) for name in ("rows", "width", "asked", "capacity", "threads", "ropes")],
         *[
             (name, c_void_p)
-            for name in ("tokens", "position", "inputs", "visible", "lengths", "buffers", "ask", "skip")
+            for name in ("tokens", "position", "inputs", "visible", "lengths", "buffers", "ask", "skip", "turns")
         ],
         *[(name, c_void_p) for name in ("logits", "taps")],
     ]

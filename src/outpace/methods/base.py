@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
-import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from outpace.accept import sample_and_match
+from outpace.arguments import path, whole
 from outpace.errors import ConfigError, nearest
 from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
@@ -119,11 +119,16 @@ class Method:
         """
         fields = {f.name: f for f in dataclasses.fields(cls)}
         values = {}
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"options is a {type(settings).__name__}.", "Give a dict from option to value.")
         for key, value in settings.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"An option is called {key!r}.", "Give the names of options as text.")
             name = key.replace("-", "_")
             if name not in fields:
                 raise ConfigError(f"The method {cls.name!r} has no option {key!r}.", nearest(name, fields, "option"))
-            values[name] = _convert(cls.name, name, value, fields[name].default)
+            if value is not None:  # None = not given
+                values[name] = _convert(cls.name, name, value, fields[name].default)
         return cls(**values)
 
 
@@ -131,9 +136,10 @@ def _convert(method: str, name: str, value: Any, default: Any) -> Any:
     """Return a setting's value as the type of its default, read from a command-line string if it is one."""
     try:
         return _read(value, default)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         hint = _KINDS.get(type(default), f"Give {type(default).__name__}.")
-        raise ConfigError(f"The option {name!r} of {method!r} cannot be {value!r}.", hint) from error
+        shown = reprlib.repr(value).replace("\n", " ")
+        raise ConfigError(f"The option {name!r} of {method!r} cannot be {shown}.", hint) from error
 
 
 _KINDS: dict[type, str] = {
@@ -150,7 +156,7 @@ def _read(value: Any, default: Any) -> Any:
     if isinstance(default, bool):
         return value if isinstance(value, bool) else _SPELLED[str(value).lower()]
     if isinstance(default, int):
-        return int(value) if isinstance(value, str) else operator.index(value)
+        return int(value) if isinstance(value, str) else whole("the option", value)
     if isinstance(default, float):
         number = float(value)
         if math.isnan(number):
@@ -159,7 +165,7 @@ def _read(value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
         items = [item for item in value.split(",") if item] if isinstance(value, str) else value
         return tuple(_read(item, 0) for item in items)
-    return os.fspath(value) if isinstance(default, str) else value
+    return path("the option", value) if isinstance(default, str) else value
 
 
 _SPELLED = {"true": True, "false": False, "1": True, "0": False}

@@ -52,6 +52,7 @@ class _Reader:
         self.files, self.spec, self.family, self.dtype, self.device = files, spec, family, dtype, device
         embed = family.outer["embed"] + ".weight"
         known = [prefix for prefix in family.prefixes if prefix + embed in files]
+        known = known or [prefix for prefix in family.prefixes if any(n.startswith(prefix) for n in files.entries)]
         self.prefix = known[0] if known else family.prefixes[0]
         self.order = torch.tensor(rotary_order(spec)) if spec.positions == "rotary" else torch.empty(0)
         self.is_ordered = self.order.tolist() == sorted(self.order.tolist())
@@ -62,7 +63,7 @@ class _Reader:
         """Read what lies outside the layers."""
         spec, names = self.spec, self.family.outer
         width = spec.embed_size or spec.hidden_size
-        embed = self._read(self._name("embed", -1) + ".weight", (spec.vocab_size, width))
+        embed = self._read(self._embed_name(), (spec.vocab_size, width))
         weights = Weights(embed=embed, layers=[], head=self._head(embed))
         if spec.has_final_norm:
             weights.final_norm = self._norm("final_norm", -1)
@@ -74,12 +75,20 @@ class _Reader:
             weights.project_out = Matrix(self._matrix(self._name("project_out", -1), width, spec.hidden_size))
         return weights
 
+    def _embed_name(self) -> str:
+        """Return the embedding's name; of a tied pair, files may hold the head alone."""
+        name, head = self._name("embed", -1) + ".weight", self._head_name() + ".weight"
+        return head if self.spec.tie_embeddings and name not in self.files and head in self.files else name
+
+    def _head_name(self) -> str:
+        candidates = [prefix + self.family.outer["head"] for prefix in ("", *self._head_prefixes())]
+        return next((c for c in candidates if c + ".weight" in self.files), candidates[0])
+
     def _head(self, embed: Tensor) -> Matrix:
         """Return the output matrix: the embedding itself when tied, unless the files hold another one."""
-        spec = self.spec
-        candidates = [prefix + self.family.outer["head"] for prefix in ("", *self._head_prefixes())]
-        name = next((c for c in candidates if c + ".weight" in self.files), candidates[0])
-        if spec.tie_embeddings and name + ".weight" not in self.files:
+        spec, name = self.spec, self._head_name()
+        is_alone = name + ".weight" not in self.files or self._embed_name() == name + ".weight"
+        if spec.tie_embeddings and is_alone:
             return Matrix(embed)
         head = self._read(name + ".weight", tuple(embed.shape))
         if spec.tie_embeddings and torch.equal(head, embed):
@@ -206,7 +215,13 @@ class _Reader:
         return self.files.read(name, shape).to(self.device, self.dtype)
 
     def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+        try:
+            return torch.empty(shape, dtype=self.dtype, device=self.device)
+        except RuntimeError:
+            raise ModelError(
+                f"There is no memory for a matrix of {list(shape)}, as config.json describes it.",
+                hint="The files are not of this config.json, or the model is too large for this machine.",
+            ) from None
 
 
 NORMS = ("attn_norm", "mlp_norm", "attn_post_norm", "mlp_post_norm")

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NoReturn
 
 from outpace.errors import ConfigError, ModelError, OutpaceError, nearest
+from outpace.models.config_values import token_ids
 
 __all__ = ["CARD_TABLE", "Card", "Entry", "card_from_text", "kind_of", "read_card"]
 
@@ -235,8 +236,7 @@ def _completed(facts: dict[str, Any], given: Config, is_masked: bool) -> dict[st
 
 def _end_tokens(config: Config, table: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
     """Return the config's end tokens, then those of the table that its vocabulary holds."""
-    stated = config.get("eos_token_id")
-    own = () if stated is None else tuple(stated) if isinstance(stated, list) else (int(stated),)
+    own = token_ids(config.get("eos_token_id"), "eos_token_id")
     return tuple(dict.fromkeys((*own, *(token for token in table if token < vocab_size))))
 
 

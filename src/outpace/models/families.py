@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from outpace.errors import ModelError
-from outpace.models.rope import make_rope, rope_settings
+from outpace.models.rope import make_rope, rope_settings, stretched
 
 __all__ = ["CAUSAL", "LLAMA_NAMES", "OUTER_NAMES", "QK_NAMES", "Config", "Family", "llama", "qwen2", "qwen3"]
 
@@ -82,12 +82,15 @@ def _activation(name: str) -> str:
     return ACTIVATIONS[name]
 
 
-def _rotary(config: Config, common: dict[str, Any], theta: float = 10000.0, part: float = 1.0) -> dict[str, Any]:
-    """One frequency set for all layers."""
+def _rotary(
+    config: Config, common: dict[str, Any], context: int, theta: float = 10000.0, part: float = 1.0
+) -> dict[str, Any]:
+    """One frequency set for all layers, and the context that its scaling leads to."""
     settings = rope_settings(config, theta, part)
     trained = config.get("max_position_embeddings", common["max_positions"])
-    rope = make_rope(settings, common["head_dim"], trained, common["max_positions"])
-    return {"ropes": (rope,), "rotary_dim": 2 * len(rope.inv_freq)}
+    rope = make_rope(settings, common["head_dim"], trained)
+    reach = context or stretched(settings, common["max_positions"])
+    return {"ropes": (rope,), "rotary_dim": 2 * len(rope.inv_freq), "max_positions": reach}
 
 
 def _windows(config: Config, default: Callable[[int], bool]) -> tuple[int | None, ...]:
@@ -107,7 +110,7 @@ def llama(config: Config, context: int) -> dict[str, Any]:
     common = _common(config, context)
     bias = bool(config.get("attention_bias", False))
     biases = {"qkv_bias": bias, "o_bias": bias, "mlp_bias": bool(config.get("mlp_bias", False))}
-    return common | _rotary(config, common) | biases
+    return common | _rotary(config, common, context) | biases
 
 
 def qwen2(config: Config, context: int) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def qwen2(config: Config, context: int) -> dict[str, Any]:
     first = config.get("max_window_layers", 28)
     has_window = bool(config.get("use_sliding_window", False))
     windows = _windows(config, lambda i: i >= first) if has_window else ()
-    return common | _rotary(config, common) | {"qkv_bias": True, "windows": windows}
+    return common | _rotary(config, common, context) | {"qkv_bias": True, "windows": windows}
 
 
 def qwen3(config: Config, context: int) -> dict[str, Any]:
@@ -130,20 +133,18 @@ def _mistral(config: Config, context: int) -> dict[str, Any]:
     common = _common({"max_position_embeddings": 131072} | dict(config), context)
     has_window = config.get("sliding_window", 4096) is not None
     windows = _windows({"sliding_window": 4096} | dict(config), lambda i: has_window)
-    return common | _rotary(config, common) | {"windows": windows}
+    return common | _rotary(config, common, context) | {"windows": windows}
 
 
 def _phi3(config: Config, context: int) -> dict[str, Any]:
-    """Without `context`, a long-rope model reads up to its original length with the short factors."""
     settings = rope_settings(config)
-    if settings["rope_type"] in ("longrope", "su", "yarn"):
+    if settings["rope_type"] == "yarn":  # as its first files called long-rope
         settings["rope_type"] = "longrope"
-        context = context or config.get("original_max_position_embeddings", 4096)
     config = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096} | dict(config)
     common = _common(config, context)
     part = {"rope_parameters": settings, "rope_scaling": None}
     windows = _windows({"sliding_window": None} | config, lambda i: True)
-    return common | _rotary(config | part, common) | {"windows": windows}
+    return common | _rotary(config | part, common, context) | {"windows": windows}
 
 
 def _smollm3(config: Config, context: int) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def _smollm3(config: Config, context: int) -> dict[str, Any]:
     has_window = bool(config.get("use_sliding_window", False))
     return (
         common
-        | _rotary(config, common, 2000000.0)
+        | _rotary(config, common, context, 2000000.0)
         | {
             "rope_index": tuple(0 if turn else -1 for turn in turns),
             "windows": _windows(config, lambda i: not turns[i]) if has_window else (),
@@ -173,7 +174,7 @@ def _olmo2(config: Config, context: int) -> dict[str, Any]:
     common = _common(config, context)
     bias = bool(config.get("attention_bias", False))
     extra = {"norm_placement": "post", "qk_norm": "full", "qkv_bias": bias, "o_bias": bias}
-    return common | _rotary(config, common) | extra
+    return common | _rotary(config, common, context) | extra
 
 
 def _gemma2(config: Config, context: int) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def _gemma2(config: Config, context: int) -> dict[str, Any]:
     common = _common(config, context)
     return (
         common
-        | _rotary(config, common)
+        | _rotary(config, common, context)
         | _gemma(config, common)
         | {
             "windows": _windows(config, lambda i: i % 2 == 0),
@@ -200,7 +201,7 @@ def _gemma3(config: Config, context: int) -> dict[str, Any]:
     windows = _windows(config, lambda i: bool((i + 1) % every))
     local, full = _gemma3_settings(config)
     trained = config["max_position_embeddings"]
-    ropes = tuple(make_rope(s, common["head_dim"], trained, common["max_positions"]) for s in (full, local))
+    ropes = tuple(make_rope(s, common["head_dim"], trained) for s in (full, local))
     return (
         common
         | _gemma(config, common)
@@ -279,7 +280,7 @@ def _neox(config: Config, context: int) -> dict[str, Any]:
     settings = {"rope_theta": config.get("rotary_emb_base", 10000.0)} | dict(config)
     return (
         common
-        | _rotary(settings, common, part=config.get("rotary_pct", 0.25))
+        | _rotary(settings, common, context, part=config.get("rotary_pct", 0.25))
         | {
             "norm": "layer",
             "norm_eps": config.get("layer_norm_eps", 1e-5),

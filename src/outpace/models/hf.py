@@ -64,8 +64,8 @@ def load_transformers(
         ModelError: it cannot be found, read or trusted, or transformers is not installed.
         CapabilityError: it is not a model that writes from left to right.
     """
-    from outpace.models.loading import pick_device, pick_dtype, read_config, resolve
-    from outpace.models.tensors import find_tensor_files
+    from outpace.models.loading import loading_notes, pick_device, pick_dtype, read_config, resolve
+    from outpace.models.tensors import check_stored, find_tensor_files
 
     transformers = _transformers()
     # A fetched snapshot has no code in it, so a trusted name goes to transformers as it is.
@@ -74,7 +74,7 @@ def load_transformers(
     stored: dict[str, Any] = {}
     if os.path.isdir(where):
         stored = read_config(where)
-        find_tensor_files(Path(where))
+        check_stored(find_tensor_files(Path(where)), stored)
     with _quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
@@ -101,6 +101,7 @@ def load_transformers(
             "The files are not of this config.json.",
         )
     adapter = wrap(model.to(place))
+    adapter.notes += loading_notes(Path(where), stored, dtype, kind)
     if report["unexpected_keys"]:
         first = sorted(report["unexpected_keys"])[0]
         adapter.notes.append(f"transformers left {len(report['unexpected_keys'])} tensors unread, {first} among them.")
@@ -432,6 +433,7 @@ class TransformersSeq2Seq(TransformersAdapter):
 
     Attributes:
         start_token: the first decoder token, which the model never writes.
+        max_source: tokens that the encoder has positions for; infinite where it counts distances, or computes them.
     """
 
     def __init__(self, model: Any) -> None:
@@ -442,6 +444,7 @@ class TransformersSeq2Seq(TransformersAdapter):
         if start is None:
             raise ModelError("The model names no token to start its decoder with.", "Set decoder_start_token_id.")
         self.start_token = int(start)
+        self.max_source = _source_positions(model.get_encoder())
         super().__init__(model)
 
     @torch.no_grad()
@@ -453,6 +456,11 @@ class TransformersSeq2Seq(TransformersAdapter):
         if not all(sources):
             raise ConfigError("A source is empty.", "Give at least one token.")
         longest, pad = max(len(source) for source in sources), self.model.config.pad_token_id or 0
+        if longest > self.max_source:
+            raise ConfigError(
+                f"The source has {longest} tokens, but the encoder's positions end at {self.max_source:.0f}.",
+                "Shorten the source, or write it part by part.",
+            )
         padded = [[*source, *([pad] * (longest - len(source)))] for source in sources]
         held = torch.tensor([len(source) for source in sources], device=self.device)[:, None]
         mask = (torch.arange(longest, device=self.device) < held).long()
@@ -497,6 +505,23 @@ class TransformersSeq2Seq(TransformersAdapter):
         texts = self._probe_texts().tolist()
         self.encode([texts[0][:5], texts[1][:3]], cache)
         return cache
+
+
+def _source_positions(encoder: Any) -> float:
+    """Return how many positions the encoder's tables hold: the smallest table whose name says that it holds them."""
+    sizes = [
+        module.num_embeddings - _first_position(module)
+        for name, module in encoder.named_modules()
+        if isinstance(module, torch.nn.Embedding) and "position" in name and "relative" not in name
+    ]
+    return float(min(sizes, default=float("inf")))
+
+
+def _first_position(table: Any) -> int:
+    """Return the row of a position table that the first token reads."""
+    offset = getattr(table, "offset", None)  # BART and its kin
+    padding = table.padding_idx  # RoBERTa and its kin
+    return int(offset) if offset is not None else 0 if padding is None else int(padding) + 1
 
 
 def _shapes(layers: Sequence[Any]) -> list[tuple[int, int, torch.dtype]]:

@@ -13,6 +13,8 @@ import torch
 from outpace.errors import ModelError, nearest
 from outpace.models.assemble import assemble
 from outpace.models.card import CARD_TABLE, read_card
+from outpace.models.checkpoint import check_checkpoint, check_file, has_adapter
+from outpace.models.config_values import token_ids
 from outpace.models.lookup import find_family, make_spec
 from outpace.models.spec import Spec
 from outpace.models.tensors import TensorFiles, find_tensor_files
@@ -60,6 +62,7 @@ def load_model(
         card: fields of the capability card that replace what the files and the table of families say.
     """
     directory = resolve(name, revision)
+    check_checkpoint(directory)
     config = read_config(directory)
     spec, family = make_spec(config, context, card), find_family(config)
     place = pick_device(device)
@@ -71,7 +74,35 @@ def load_model(
         model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed), pack=is_packed)
     if is_native:
         model.compile(pack)
+    model.notes += loading_notes(directory, config, dtype, kind)
     return model
+
+
+def loading_notes(directory: Path, config: Mapping[str, Any], asked: str | torch.dtype, kind: torch.dtype) -> list[str]:
+    """Return what a result should say of files that are not followed to the letter.
+
+    Args:
+        directory: the model's.
+        config: its parsed config.json.
+        asked: the dtype that the caller asked for.
+        kind: the dtype that is computed in.
+    """
+    notes = []
+    if asked == "auto" and kind == torch.bfloat16 and stated_dtype(config) == "float16":
+        notes.append(
+            "The model's float16 is computed in bfloat16 on a CPU, with fewer digits; dtype float32 keeps them all."
+        )
+    if has_adapter(directory):
+        notes.append("adapter_config.json lies beside the weights: that adapter is not applied.")
+    return notes
+
+
+def stated_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return the dtype that a config.json names, without "torch."."""
+    text = config.get("text_config")
+    inner = text.get("dtype") or text.get("torch_dtype") if isinstance(text, Mapping) else None
+    found = config.get("dtype") or config.get("torch_dtype") or inner
+    return str(found).removeprefix("torch.") if found else None
 
 
 def has_kernels(spec: Spec, dtype: torch.dtype, device: torch.device) -> bool:
@@ -91,6 +122,7 @@ def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
         return zoo[text]
     if path.is_dir():
         return path
+    check_file(path)
     if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
         hint = nearest(text, zoo, "model") + " Or give a directory, or a hub id like org/name."
         raise ModelError(f"There is no model {text!r}: neither a directory nor one of ours.", hint=hint)
@@ -150,6 +182,9 @@ def read_end_tokens(directory: str | os.PathLike[str], card: Mapping[str, Any] |
         return read_card(read_config(directory), card).end_tokens
     found = _stated_ends(directory)
     config = read_config(directory)
+    vocab_size = (config if "vocab_size" in config else config.get("text_config") or {}).get("vocab_size")
+    if isinstance(vocab_size, int):  # what no text can hold ends none
+        found = tuple(token for token in found if 0 <= token < vocab_size)
     if config.get("model_type") in {entry.model_type for entry in CARD_TABLE}:
         found = tuple(dict.fromkeys((*found, *read_card(config, card).end_tokens)))
     return found
@@ -161,9 +196,7 @@ def _stated_ends(directory: str | os.PathLike[str]) -> tuple[int, ...]:
     if found is None:
         config = read_config(directory)
         found = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
-    if found is None:
-        return ()
-    return tuple(found) if isinstance(found, list) else (int(found),)
+    return token_ids(found, "eos_token_id")
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -172,7 +205,7 @@ def pick_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ModelError(f"There is no device {str(device)!r}.", hint="Use auto, cpu or cuda.") from None
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("No CUDA device can be used here.", hint="Use --device cpu.")
@@ -190,11 +223,10 @@ def pick_dtype(
         device: where to compute.
         stored: the dtype of the tensors, for a config that names none.
     """
-    if isinstance(dtype, torch.dtype):
+    if isinstance(dtype, torch.dtype) and dtype in STORED.values():
         return dtype
     if dtype == "auto":
-        text = config.get("text_config") or {}
-        dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or stored
+        dtype = stated_dtype(config) or stored
         if dtype == "float16" and device.type == "cpu":
             dtype = "bfloat16"
     name = str(dtype).removeprefix("torch.")

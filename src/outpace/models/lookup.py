@@ -7,6 +7,7 @@ from typing import Any
 
 from outpace.errors import ModelError
 from outpace.models.card import kind_of, read_card
+from outpace.models.config_values import checked_config
 from outpace.models.diffusion_families import DIFFUSION
 from outpace.models.families import CAUSAL, Family
 from outpace.models.spec import Spec
@@ -44,10 +45,14 @@ def make_spec(config: Config, context: int = 0, card: Config | None = None) -> S
             and rotary models in general can go beyond it.
         card: fields of the capability card that the user knows better; see `outpace.models.card.read_card`.
     """
+    config = checked_config(config)
     family = find_family(config)
-    body = config[family.text_key] if family.text_key else config
     try:
-        fields = family.fields(body, context)
+        fields = family.fields(config[family.text_key] if family.text_key else config, context)
     except KeyError as missing:
         raise ModelError(f"config.json lacks {missing.args[0]!r}.", hint="Fetch the model's files again.") from None
+    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"config.json describes no {kind_of(config)} model: {error}.", hint="Fetch the model's files again."
+        ) from error
     return Spec(**(fields | read_card(config, card).shape()))

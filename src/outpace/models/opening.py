@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from outpace.errors import ConfigError
+from outpace.models.checkpoint import check_checkpoint
 from outpace.models.loading import load_model, read_capabilities, read_config, resolve
 from outpace.models.lookup import is_native
 from outpace.types import Adapter, Capabilities
@@ -23,6 +24,8 @@ def locate(name: str) -> tuple[Path, bool]:
         name: a zoo name, directory or hub id; "hf:NAME" asks for the transformers adapter.
     """
     directory = resolve(name.removeprefix(_PREFIX))
+    if not name.startswith(_PREFIX):  # asked for by name, transformers may read more formats
+        check_checkpoint(directory)
     return directory, not name.startswith(_PREFIX) and is_native(read_config(directory))
 
 
@@ -39,8 +42,9 @@ def open_model(
     device: str = "auto",
     is_compiled: bool = True,
     card: Mapping[str, Any] | None = None,
+    context: int = 0,
 ) -> Adapter:
-    """Load a model by name through the right door.
+    """Load a model by name through the right door; arguments as those of `outpace.load`.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
@@ -49,9 +53,14 @@ def open_model(
     directory, has_loader = locate(name)
     _check_card(name, has_loader, card)
     if has_loader:
-        return load_model(directory, dtype=dtype, device=device, is_compiled=is_compiled, card=card)
+        return load_model(directory, dtype=dtype, device=device, is_compiled=is_compiled, card=card, context=context)
     from outpace.models.hf import load_transformers
 
+    if context:
+        raise ConfigError(
+            f"A context was asked for, but transformers runs {name} in its own way.",
+            "Leave it out.",
+        )
     adapter = load_transformers(str(directory), dtype=dtype, device=device)
     if not name.startswith(_PREFIX):
         adapter.notes.append("This architecture has no native loader: it runs through transformers, which is slower.")

@@ -1,8 +1,7 @@
 """Rotation frequencies from the rotary settings of a `config.json`, in float64.
 
 Old files say `rope_theta` and `rope_scaling`, new ones `rope_parameters`; both are read. "dynamic" and "longrope"
-frequencies depend on how long a text may grow: here they are fixed for the whole run by `context`, because entries
-already in a cache cannot be turned again.
+frequencies depend on the length of the text: a `Rope` holds what both short and long texts turn by.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 from outpace.errors import ModelError
 from outpace.models.spec import Rope
 
-__all__ = ["make_rope", "rope_settings"]
+__all__ = ["make_rope", "rope_settings", "stretched"]
 
 Settings = Mapping[str, Any]
 
@@ -22,7 +21,10 @@ Settings = Mapping[str, Any]
 def rope_settings(config: Settings, theta: float = 10000.0, part: float = 1.0) -> dict[str, Any]:
     """Return one flat dict of rotary settings; `theta` and `part` are the family's defaults."""
     found = dict(config.get("rope_parameters") or {}) | dict(config.get("rope_scaling") or {})
-    found.setdefault("rope_type", found.pop("type", "default"))
+    kind = found.pop("type", None)
+    found["rope_type"] = found.get("rope_type") or kind or "default"
+    if found["rope_type"] == "su":  # Phi-3's first name for it
+        found["rope_type"] = "longrope"
     found.setdefault("rope_theta", config.get("rope_theta", theta))
     found.setdefault("partial_rotary_factor", config.get("partial_rotary_factor", part))
     if original := config.get("original_max_position_embeddings"):
@@ -31,50 +33,62 @@ def rope_settings(config: Settings, theta: float = 10000.0, part: float = 1.0) -
     return found
 
 
-def make_rope(settings: Settings, head_dim: int, trained: int, context: int) -> Rope:
+def stretched(settings: Settings, trained: int) -> int:
+    """Return the context in tokens: `max_position_embeddings`, or what scaling makes of the length before it.
+
+    YaRN, linear and dynamic scalings are usually stated beside the length that the model had before; long-rope and
+    Llama 3 state the length that they lead to.
+    """
+    if settings["rope_type"] not in ("linear", "dynamic", "yarn"):
+        return trained
+    return max(trained, int(settings["original_max_position_embeddings"] * (settings.get("factor") or 1)))
+
+
+def make_rope(settings: Settings, head_dim: int, trained: int) -> Rope:
     """Return the frequencies of one layer type.
 
     Args:
         settings: from `rope_settings`.
         head_dim: D; the partial rotary factor is taken of it.
         trained: `max_position_embeddings` of the file.
-        context: the longest text of this run.
     """
     kind = settings["rope_type"]
-    if kind == "su":  # Phi-3's first name for it
-        kind = "longrope"
     if kind not in SCALINGS:
         raise ModelError(
             f"Rotary scaling {kind!r} is not known here.", hint=f"Known: {', '.join(SCALINGS)}; or use --model hf:NAME."
         )
     dim = int(head_dim * (settings.get("partial_rotary_factor") or 1.0))
-    frequencies, scale = SCALINGS[kind](settings, dim, trained, context)
-    return Rope(tuple(frequencies), float(scale))
+    try:
+        return SCALINGS[kind](settings, dim, trained)
+    except KeyError as missing:
+        raise ModelError(
+            f"Rotary scaling {kind!r} lacks {missing.args[0]!r} in config.json.", hint="Fetch the model's files again."
+        ) from None
 
 
 def _plain(theta: float, dim: int) -> list[float]:
     return [theta ** (-i / dim) for i in range(0, dim, 2)]
 
 
-def _default(s: Settings, dim: int, trained: int, context: int) -> tuple[list[float], float]:
-    del trained, context
-    return _plain(s["rope_theta"], dim), 1.0
+def _default(s: Settings, dim: int, trained: int) -> Rope:
+    del trained
+    return Rope(tuple(_plain(s["rope_theta"], dim)))
 
 
-def _linear(s: Settings, dim: int, trained: int, context: int) -> tuple[list[float], float]:
-    del trained, context
-    return [f / s["factor"] for f in _plain(s["rope_theta"], dim)], 1.0
+def _linear(s: Settings, dim: int, trained: int) -> Rope:
+    del trained
+    return Rope(tuple(f / s["factor"] for f in _plain(s["rope_theta"], dim)))
 
 
-def _dynamic(s: Settings, dim: int, trained: int, context: int) -> tuple[list[float], float]:
-    """NTK: the base grows with the text, here with the longest text of the run."""
-    growth = s["factor"] * max(context, trained) / trained - (s["factor"] - 1)
-    return _plain(s["rope_theta"] * growth ** (dim / (dim - 2)), dim), 1.0
+def _dynamic(s: Settings, dim: int, trained: int) -> Rope:
+    """NTK: beyond the trained length the base grows with the text."""
+    theta = s["rope_theta"]
+    return Rope(tuple(_plain(theta, dim)), switch=trained, base=float(theta), factor=float(s["factor"]))
 
 
-def _llama3(s: Settings, dim: int, trained: int, context: int) -> tuple[list[float], float]:
+def _llama3(s: Settings, dim: int, trained: int) -> Rope:
     """Slow turns are slowed further, fast ones kept, a smooth ramp between."""
-    del trained, context
+    del trained
     factor, low, high = s["factor"], s["low_freq_factor"], s["high_freq_factor"]
     original = s["original_max_position_embeddings"]
     frequencies = []
@@ -82,11 +96,10 @@ def _llama3(s: Settings, dim: int, trained: int, context: int) -> tuple[list[flo
         length = 2 * math.pi / frequency
         smooth = min(1.0, max(0.0, (original / length - low) / (high - low)))
         frequencies.append((1 - smooth) * frequency / factor + smooth * frequency)
-    return frequencies, 1.0
+    return Rope(tuple(frequencies))
 
 
-def _yarn(s: Settings, dim: int, trained: int, context: int) -> tuple[list[float], float]:
-    del context
+def _yarn(s: Settings, dim: int, trained: int) -> Rope:
     original = s["original_max_position_embeddings"]
     factor, theta = s.get("factor") or trained / original, s["rope_theta"]
 
@@ -102,7 +115,7 @@ def _yarn(s: Settings, dim: int, trained: int, context: int) -> tuple[list[float
     for i, frequency in enumerate(_plain(theta, dim)):
         slowed = min(1.0, max(0.0, (i - low) / (high - low)))
         frequencies.append(frequency / factor * slowed + frequency * (1 - slowed))
-    return frequencies, _yarn_scale(s, factor)
+    return Rope(tuple(frequencies), _yarn_scale(s, factor))
 
 
 def _yarn_scale(s: Settings, factor: float) -> float:
@@ -117,14 +130,17 @@ def _yarn_scale(s: Settings, factor: float) -> float:
     return scale(1.0)
 
 
-def _longrope(s: Settings, dim: int, trained: int, context: int) -> tuple[list[float], float]:
-    """Two lists of divisors: texts up to the original length use the short one, longer runs the long one."""
-    original = s["original_max_position_embeddings"]
-    factors = s["long_factor"] if context > original else s["short_factor"]
+def _longrope(s: Settings, dim: int, trained: int) -> Rope:
+    """Two lists of divisors: texts up to the original length use the short one, longer texts the long one."""
+    original, plain = s["original_max_position_embeddings"], _plain(s["rope_theta"], dim)
     factor, scale = s.get("factor") or trained / original, s.get("attention_factor")
     if scale is None:
         scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    return [f / divisor for f, divisor in zip(_plain(s["rope_theta"], dim), factors, strict=True)], scale
+    short, long = (
+        tuple(f / divisor for f, divisor in zip(plain, s[name], strict=True))
+        for name in ("short_factor", "long_factor")
+    )
+    return Rope(short, float(scale), switch=original, long=long)
 
 
 SCALINGS = {

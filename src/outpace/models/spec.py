@@ -27,10 +27,38 @@ CHOICES = {
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotation frequencies after scaling: pair i turns by `position * inv_freq[i]`; cos and sin are times `scale`."""
+    """Rotation frequencies after scaling: pair i turns by `position * inv_freq[i]`; cos and sin are times `scale`.
+
+    Attributes:
+        inv_freq: frequencies of a text within `switch` tokens, and of any text where that is 0.
+        scale: factor on cos and sin.
+        switch: longer texts turn otherwise; 0 = all turn alike.
+        long: frequencies of every position of a longer text (long-rope); it is read anew with them.
+        base, factor: without `long`, what grows with the text instead (dynamic NTK): see `grown`.
+    """
 
     inv_freq: tuple[float, ...]
     scale: float = 1.0
+    switch: int = 0
+    long: tuple[float, ...] = ()
+    base: float = 0.0
+    factor: float = 1.0
+
+    def frequencies(self, position: Tensor, phase: int) -> Tensor:
+        """Return [P, rotary_dim / 2] float64 frequencies at positions [P].
+
+        Args:
+            position: int64.
+            phase: 0, or of a text whose prompt was longer than `switch`: 1 under long-rope, else the prompt's length.
+        """
+        if self.long or not self.switch:
+            chosen = self.long if phase and self.long else self.inv_freq
+            return torch.tensor(chosen, dtype=torch.float64).expand(len(position), -1)
+        # Dynamic NTK, as transformers generates: a prompt turns by its length, a written token by the text so far.
+        length = torch.clamp(position.double() + 1, min=max(phase, self.switch))[:, None]
+        dim = 2 * len(self.inv_freq)
+        base = self.base * (self.factor * length / self.switch - (self.factor - 1)) ** (dim / (dim - 2))
+        return base ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +176,16 @@ class Spec:
             raise ModelError(f"Rotation frequencies do not fill the {self.rotary_dim} rotary dimensions of a head.")
 
     @property
+    def turns_at(self) -> int:
+        """The longest text before rotations change, 0 = they never do."""
+        return max((rope.switch for rope in self.ropes), default=0)
+
+    @property
+    def turns_anew(self) -> bool:
+        """Whether a longer text is read anew, with other frequencies from its beginning on."""
+        return any(rope.long for rope in self.ropes)
+
+    @property
     def q_size(self) -> int:
         """Rows of the query projection, H * D."""
         return self.num_heads * self.head_dim
@@ -167,7 +205,7 @@ class Spec:
 
 
 def rope_tables(
-    spec: Spec, rope: Rope, dtype: torch.dtype, device: torch.device | str, length: int = 0
+    spec: Spec, rope: Rope, dtype: torch.dtype, device: torch.device | str, length: int = 0, phase: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Return cos and sin, each [length or max_positions, head_dim], computed in float64 and rounded once.
 
@@ -175,8 +213,8 @@ def rope_tables(
     `rotary_order`): rotating partner = dimension +- head_dim / 2, sin negative in the lower half, and dimensions that
     do not turn have cos 1 and sin 0. So `x * cos + roll(x, head_dim // 2) * sin` rotates, whatever `rotary_dim` is.
     """
-    steps = torch.arange(length or spec.max_positions, dtype=torch.float64)
-    angle = steps[:, None] * torch.tensor(rope.inv_freq, dtype=torch.float64)  # [P, rotary_dim / 2]
+    steps = torch.arange(length or spec.max_positions)
+    angle = steps[:, None].double() * rope.frequencies(steps, phase)  # [P, rotary_dim / 2]
     still = (spec.head_dim - spec.rotary_dim) // 2
     cos = torch.nn.functional.pad(angle.cos() * rope.scale, (0, still), value=1.0)
     sin = torch.nn.functional.pad(angle.sin() * rope.scale, (0, still), value=0.0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from outpace.errors import ModelError
 
-__all__ = ["TensorFiles", "find_tensor_files"]
+__all__ = ["TensorFiles", "check_stored", "find_tensor_files"]
 
 DTYPES = {
     "F64": torch.float64,
@@ -32,6 +32,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+FLOATS = ("F64", "F32", "F16", "BF16")  # what weights are computed from
 MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
 AGAIN = "Delete it and fetch the model again."
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -49,17 +50,20 @@ class Entry:
 
 
 def find_tensor_files(directory: Path) -> list[Path]:
-    """Return the safetensors files of a model directory: those of its index, or the only ones there are."""
+    """Return the safetensors files of a model directory: the whole one, those of its index, or the only ones there are.
+
+    An index beside model.safetensors is left from another save; transformers reads the file too.
+    """
     index = directory / "model.safetensors.index.json"
     single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
     if index.is_file():
         names = sorted(set(_read_index(index).values()))
         missing = [name for name in names if not (directory / name).is_file()]
         if missing:
             raise ModelError(f"{directory} lacks {missing[0]}, which its index names.", hint="Fetch the model again.")
         return [directory / name for name in names]
-    if single.is_file():
-        return [single]
     found = sorted(directory.glob("*.safetensors"))
     if found:
         return found
@@ -69,6 +73,27 @@ def find_tensor_files(directory: Path) -> list[Path]:
             hint="Save the model as safetensors first (transformers: save_pretrained).",
         )
     raise ModelError(f"{directory} holds no weights.", hint="A model directory has a model.safetensors in it.")
+
+
+def check_stored(paths: Iterable[Path], config: Mapping[str, Any]) -> None:
+    """Refuse quantised matrices that no `quantization_config` explains: transformers would read them as plain numbers.
+
+    Raises:
+        ModelError: a matrix is stored as integers or in fewer than 16 bits; the files cannot be read.
+    """
+    if config.get("quantization_config"):
+        return
+    for name, entry in TensorFiles(paths).entries.items():
+        is_matrix = name.endswith("weight") and len(entry.shape) > 1
+        if is_matrix and entry.dtype not in FLOATS:
+            raise _quantised(name, entry)
+
+
+def _quantised(name: str, entry: Entry) -> ModelError:
+    return ModelError(
+        f"Tensor {name} is stored as {entry.dtype}: quantised numbers, which mean nothing without their scales.",
+        hint="Use the unquantised checkpoint.",
+    )
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -95,7 +120,7 @@ def _read_header(path: Path) -> dict[str, Entry]:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ModelError(f"{path} has a damaged header.", hint=AGAIN) from None
     end = 8 + length
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
         if entry.offset != end or entry.num_bytes < 0:
             raise ModelError(f"{path} has overlapping or missing bytes at {name}.", hint=AGAIN)
         end = entry.offset + entry.num_bytes
@@ -153,8 +178,8 @@ class TensorFiles:
                 f"Tensor {name} has shape {list(entry.shape)}; {list(shape)} was expected.",
                 hint="The files are not of this config.json.",
             )
-        if entry.dtype not in DTYPES:
-            raise ModelError(f"Tensor {name} is stored as {entry.dtype}, which is not read here.")
+        if entry.dtype not in FLOATS:
+            raise _quantised(name, entry)
         self.used.add(name)
         tensor = torch.empty(shape, dtype=DTYPES[entry.dtype])
         if entry.num_bytes:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from outpace.cache import Cache
+from outpace.cache import FIRST_SLOTS, Cache
 from outpace.errors import ConfigError
 from outpace.models.attention import additive, attend, chain_mask, window_mask
-from outpace.models.spec import Spec, rope_tables
+from outpace.models.rotation import Rotation, turn
+from outpace.models.spec import Spec
 from outpace.models.weights import LayerWeights, Matrix, Norm, Weights, can_pack
 from outpace.types import Capabilities, Counter, Scores
 
@@ -77,6 +78,8 @@ def spec_capabilities(spec: Spec) -> Capabilities:
         has_skip=True,
         num_layers=spec.num_layers,
         mask_id=spec.mask_id,
+        turns_at=spec.turns_at,
+        turns_anew=spec.turns_anew,
     )
 
 
@@ -121,7 +124,7 @@ class Transformer:
         self.is_packed = can_pack(self.dtype, self.device) if pack is None else pack
         if self.is_packed:
             weights.pack()
-        self._tables: list[tuple[Tensor, Tensor]] = []  # cos and sin per frequency set, as long as any cache so far
+        self._rotation = Rotation(spec, self.dtype, self.device)
         self._chains: dict[int | None, Tensor] = {}
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.dtype, device=self.device)
         self._compiled: CompiledDecoder | None = None
@@ -170,11 +173,11 @@ class Transformer:
         return "compiled" if self._compiled is not None else "packed" if self.is_packed else "torch"
 
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
-        """Return an empty cache: per layer a key and a value buffer, each [rows, K, capacity, D]."""
+        """Return an empty cache: per layer a key and a value buffer, each [rows, K, slots, D], slots up to capacity."""
         spec = self.spec
-        shape = (rows, spec.num_kv_heads, capacity, spec.head_dim)
+        shape = (rows, spec.num_kv_heads, min(capacity, FIRST_SLOTS), spec.head_dim)
         buffers = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2 * spec.num_layers)]
-        return Cache(buffers, 2, counter, [0] * rows)
+        return Cache(buffers, 2, counter, [0] * rows, limit=capacity)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
@@ -204,12 +207,13 @@ class Transformer:
         """
         rows, size = tokens.shape
         self._check(rows, size, visible, cache)
+        cache.reserve(max(cache.lengths) + size)
+        turn(self.spec, position, cache)
         taps = _tap_layers(heads, self.spec.num_layers)
         cache.counter.add(rows * size, self.spec.num_layers - len(skip))
         if self._compiled is not None:
             return self._score_compiled(tokens, position, visible, cache, ask, heads, inputs, skip)
         with torch.inference_mode():
-            self._grow_tables(cache.capacity)
             layout = self._layout(position, visible, cache)
             x = self.embed(tokens) if inputs is None else inputs.to(self.dtype)
             x = self._add_positions(x, position, layout)
@@ -263,31 +267,24 @@ class Transformer:
 
     # What a forward needs before its first layer
 
-    def _grow_tables(self, capacity: int) -> None:
-        """Make the rotary tables cover every position that a cache of this capacity can hold."""
-        spec = self.spec
-        if not spec.ropes or (self._tables and self._tables[0][0].shape[0] >= min(capacity, spec.max_positions)):
-            return
-        length = min(spec.max_positions, max(512, 1 << (capacity - 1).bit_length()))
-        self._tables = [rope_tables(spec, rope, self.dtype, self.device, length) for rope in spec.ropes]
-
     def _layout(self, position: Tensor, visible: Tensor | None, cache: Cache) -> Layout:
         rows, size = position.shape
         lengths = cache.lengths
         is_even = all(length == lengths[0] for length in lengths)
-        extent = cache.capacity if cache.has_fixed_extent else max(lengths) + size
+        extent = cache.slots if cache.has_fixed_extent else max(lengths) + size
         layout = Layout(rows, size, lengths[0] if is_even else -1, extent)
-        is_chain = visible is None and is_even and not cache.has_fixed_extent
+        is_chain = visible is None and is_even and not cache.has_fixed_extent and len(set(cache.phases)) == 1
         if is_chain and self.spec.attention == "causal" and (rows == 1 or size == 1):
-            self._lay_chain(layout, cache.capacity)
+            self._lay_chain(layout, cache)
         else:
-            self._lay_rows(layout, position, visible, lengths)
+            self._lay_rows(layout, position, visible, cache)
         return layout
 
-    def _lay_chain(self, layout: Layout, capacity: int) -> None:
+    def _lay_chain(self, layout: Layout, cache: Cache) -> None:
         """All rows stage one chain at the same slots: tables and masks are slices, nothing is computed."""
         start, end = layout.start, layout.extent
-        layout.rotation = [(cos[start:end, None], sin[start:end, None]) for cos, sin in self._tables]
+        tables = self._rotation.tables(end, cache.phases[0])
+        layout.rotation = [(cos[start:end, None], sin[start:end, None]) for cos, sin in tables]
         for window in set(self.spec.windows):
             first = 0 if window is None else max(0, start - window + 1)
             is_plain = window is None or window >= end
@@ -296,28 +293,26 @@ class Transformer:
             elif start == 0 and is_plain:
                 layout.masks[window] = (0, None, True)
             else:
-                layout.masks[window] = (first, self._chain_rows(layout.size, start, first, window, capacity), False)
+                layout.masks[window] = (first, self._chain_rows(layout.size, start, first, window, cache.slots), False)
 
-    def _chain_rows(self, size: int, start: int, first: int, window: int | None, capacity: int) -> Tensor:
+    def _chain_rows(self, size: int, start: int, first: int, window: int | None, slots: int) -> Tensor:
         """Return the mask [size, start + size - first] of a chain, from the table if it is short."""
         if size > SMALL_CHAIN:
             return chain_mask(size, start, first, window, self.weights.embed)
         table = self._chains.get(window)
-        if table is None or table.shape[1] < capacity + SMALL_CHAIN:
-            table = chain_mask(SMALL_CHAIN, capacity, 0, window, self.weights.embed)
+        if table is None or table.shape[1] < slots + SMALL_CHAIN:
+            table = chain_mask(SMALL_CHAIN, slots, 0, window, self.weights.embed)
             self._chains[window] = table
         # Row i of the table stands at slot `base` + i; shifting the columns makes it stand at start + i.
         base = table.shape[1] - SMALL_CHAIN
         return table[:size, base - start + first : base + size]
 
-    def _lay_rows(self, layout: Layout, position: Tensor, visible: Tensor | None, lengths: list[int]) -> None:
+    def _lay_rows(self, layout: Layout, position: Tensor, visible: Tensor | None, cache: Cache) -> None:
         """Rows of different lengths, trees, canvases: masks are computed, one per window size."""
         spec, rows, size = self.spec, layout.rows, layout.size
         device = position.device
-        held = upload(lengths, device)
-        for cos, sin in self._tables:
-            reach = position.clamp(0, cos.shape[0] - 1)
-            layout.rotation.append((cos[reach][:, :, None], sin[reach][:, :, None]))
+        held = upload(cache.lengths, device)
+        layout.rotation = self._turns(position, cache)
         if layout.start < 0:
             layout.slots = held[:, None] + torch.arange(size, device=device)
             layout.row_index = torch.arange(rows, device=device)[:, None]
@@ -328,6 +323,27 @@ class Transformer:
             if window is not None:
                 seen = is_seen & (position[:, :, None] - key_position[:, None, :] < window)
             layout.masks[window] = (0, additive(seen, like)[:, None], False)
+
+    def _turns(self, position: Tensor, cache: Cache) -> list[tuple[Tensor, Tensor]]:
+        """Return cos and sin [B, T, 1, D] per frequency set, each row's by its phase."""
+        if not self.spec.ropes:
+            return []
+        # A canvas holds positions far beyond its cached slots. Values are not looked at: a device would have to wait.
+        end = cache.slots if self.spec.attention == "causal" else min(cache.capacity, self.spec.max_positions)
+        reach, phases = position.clamp(0, end - 1), list(dict.fromkeys(cache.phases))
+        found = [self._rotation.tables(end, phase) for phase in phases]
+        turned = [[(cos[reach][:, :, None], sin[reach][:, :, None]) for cos, sin in tables] for tables in found]
+        if len(phases) == 1:
+            return turned[0]
+        own = [phases.index(phase) for phase in cache.phases]  # per row, which of the tables
+        parts = range(len(turned[0]))
+        return [
+            (
+                torch.stack([turned[which][part][0][row] for row, which in enumerate(own)]),
+                torch.stack([turned[which][part][1][row] for row, which in enumerate(own)]),
+            )
+            for part in parts
+        ]
 
     def _tree(self, position: Tensor, visible: Tensor | None) -> Tensor:
         """Return [B, T, T] bool, node sees node; a padded node sees itself, so that no row of a mask is empty."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["History", "Law", "Sampler"]
 
+LARGEST = 1e38  # a bias or penalty beyond it counts as this much: float32 holds it, with any logit on top
+
 
 @dataclass(slots=True)
 class Law:
@@ -113,7 +115,8 @@ class Sampler:
             logits = self._penalise(logits, history)
         if settings.logit_bias:
             ids = torch.tensor(list(settings.logit_bias), dtype=torch.int64, device=logits.device)
-            bias = torch.tensor(list(settings.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+            bias = torch.tensor(list(settings.logit_bias.values()), dtype=torch.float64, device=logits.device)
+            bias = bias.clamp(-LARGEST, LARGEST).to(logits.dtype)
             logits = logits.index_add(-1, ids, bias.expand(*logits.shape[:-1], -1))
         if history is not None:
             forbid(logits, history, settings)  # in place: the logits are a private copy by now
@@ -132,8 +135,8 @@ class Sampler:
             scaled = torch.where(logits > 0, logits / settings.repetition_penalty, logits * settings.repetition_penalty)
             logits = torch.where(seen > 0, scaled, logits)
         if settings.presence_penalty or settings.frequency_penalty:
-            penalty = settings.presence_penalty * (written > 0) + settings.frequency_penalty * written
-            logits = logits - penalty.to(logits.dtype)
+            penalty = settings.presence_penalty * (written > 0).double() + settings.frequency_penalty * written.double()
+            logits = logits - penalty.clamp(-LARGEST, LARGEST).to(logits.dtype)
         return logits
 
     def _constrain(self, logits: Tensor, history: History) -> None:

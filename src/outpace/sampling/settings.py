@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from outpace.arguments import ids, number, settle, whole
 from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class Sampling:
     exponential_decay_length_penalty: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
+        self._read_tokens()
         ranges: list[tuple[str, float, bool, str]] = [
             ("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
             ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
@@ -153,6 +156,17 @@ class Sampling:
         )
         return replace(self, suppress_tokens=always, begin_suppress_tokens=first)
 
+    def _read_tokens(self) -> None:
+        """Bring `logit_bias` and `bad_words` to ints and floats."""
+        if not isinstance(self.logit_bias, Mapping):
+            raise ConfigError(f"logit_bias is a {type(self.logit_bias).__name__}.", "Give a dict from id to number.")
+        bias = {_token(token): number("a logit bias", value) for token, value in self.logit_bias.items()}
+        words = self.bad_words.tolist() if hasattr(self.bad_words, "tolist") else self.bad_words
+        if isinstance(words, (str, bytes, Mapping)) or not isinstance(words, Sequence):
+            raise ConfigError(f"bad_words is a {type(words).__name__}.", "Give a list of lists of token ids.")
+        object.__setattr__(self, "logit_bias", bias)
+        object.__setattr__(self, "bad_words", [ids("bad_words", word) for word in words])
+
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
@@ -174,3 +188,8 @@ class Sampling:
             or bool(self.forced_bos_token_id or self.forced_eos_token_id)
             or self.exponential_decay_length_penalty is not None
         )
+
+
+def _token(key: Any) -> int:
+    """Return the token that a key of `logit_bias` names; JSON has only text for keys."""
+    return whole("a token of logit_bias", int(key) if isinstance(key, str) and key.isdecimal() else key)
