@@ -24,7 +24,7 @@ from outpace.result import Result
 from outpace.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.text import TextStream
-from outpace.types import Adapter, FinishReason, Outcome
+from outpace.types import Adapter, Capabilities, FinishReason, Outcome
 from outpace.zoo import drafter_of
 
 __all__ = ["LanguageModel", "Request", "load"]
@@ -150,6 +150,7 @@ class _Job:
     method: Method
     request: Request
     is_single: bool
+    notes: list[str]
 
 
 class LanguageModel:
@@ -272,6 +273,7 @@ class LanguageModel:
         if any(not 0 <= token < vocab_size for word in settings.bad_words for token in word):
             raise ConfigError("A bad word is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
         check_fit(method, self.target.capabilities)
+        method, note = method.fitted(self._offered(request))
         self._check_canvas(prompts, request)
         settings = self._constrained(settings, request)
         models = self._other_models(method, request.models or {})
@@ -281,7 +283,16 @@ class LanguageModel:
             for sample in range(request.num_samples)
         ]
         run = self._run(method, settings, rows, models, request)
-        return _Job(run, rows, method, request, is_single and request.num_samples == 1)
+        return _Job(run, rows, method, request, is_single and request.num_samples == 1, [note] if note else [])
+
+    def _offered(self, request: Request) -> Capabilities:
+        """Return what the target offers to this request."""
+        offered = self.target.capabilities
+        return replace(offered, has_tree=offered.has_tree and not self._is_fixed(request))
+
+    def _is_fixed(self, request: Request) -> bool:
+        """Return whether every forward has to have one width, since the kernels give no equal rows by themselves."""
+        return request.is_batch_invariant and not getattr(self.target, "is_invariant", False)
 
     def _check_canvas(self, prompts: Sequence[Sequence[int]], request: Request) -> None:
         capabilities, canvas = self.target.capabilities, request.canvas
@@ -437,7 +448,7 @@ class LanguageModel:
         capabilities = self.target.capabilities
         if capabilities.is_canvas:  # whole copies of what is not cached, side by side
             width += method.needs.copies * min(longest, 4 * capabilities.block_size or longest)
-        is_fixed = request.is_batch_invariant and not getattr(self.target, "is_invariant", False)
+        is_fixed = self._is_fixed(request)
         if is_fixed and capabilities.is_canvas:
             raise ConfigError("A canvas has a batch-invariant mode on compiled kernels only.", "Leave it out.")
         if is_fixed and method.needs.has_tree:
@@ -483,9 +494,9 @@ class LanguageModel:
         samples = job.request.num_samples
         return [self._result(row, job, timing, i % samples) for i, row in enumerate(job.rows)]
 
-    def _notes(self, row: Row, max_tokens: int) -> list[str]:
-        notes = [str(note) for note in (*getattr(self.target, "notes", []), *self.notes, *row.notes)]
-        if row.max_tokens < max_tokens:
+    def _notes(self, row: Row, job: _Job) -> list[str]:
+        notes = [str(note) for note in (*getattr(self.target, "notes", []), *self.notes, *job.notes, *row.notes)]
+        if row.max_tokens < job.request.max_tokens:
             notes.append("max_tokens was cut to what the model's context holds.")
         is_cut = row.finish in (FinishReason.LENGTH, FinishReason.STOP)
         if is_cut and row.state is not None and not row.state.is_complete:
@@ -506,7 +517,7 @@ class LanguageModel:
             timing=dict(timing),
             seed=job.request.seed,
             sample=sample,
-            notes=self._notes(row, job.request.max_tokens),
+            notes=self._notes(row, job),
             log_probs=row.log_probs,
             margins=row.margins,
             sources=row.sources,

@@ -107,6 +107,24 @@ class Cache:
         extra = [tensor.index_select(0, gather) for tensor in self.extra]
         return self._derive(buffers, [self.lengths[i] for i in index], extra)
 
+    def leave(self, stay: Sequence[int]) -> None:
+        """Keep the given rows, in that order, in place; a row that stays where it is costs nothing.
+
+        Args:
+            stay: rows, none twice; a row may only move to the place of one that goes.
+        """
+        for new, old in enumerate(stay):
+            if new != old:
+                used = self.lengths[old]
+                for buffer in self.buffers:
+                    axis = self.slot_axis - 1
+                    buffer[new].narrow(axis, 0, used).copy_(buffer[old].narrow(axis, 0, used))
+        self.buffers = [buffer[: len(stay)] for buffer in self.buffers]
+        if self.extra:
+            gather = torch.tensor(list(stay), dtype=torch.int64, device=self.extra[0].device)
+            self.extra = [tensor.index_select(0, gather) for tensor in self.extra]
+        self.lengths = [self.lengths[i] for i in stay]
+
     def _derive(
         self, buffers: Sequence[Tensor], lengths: list[int], extra: Sequence[Tensor], counter: Counter | None = None
     ) -> Cache:
