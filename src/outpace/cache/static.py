@@ -152,7 +152,12 @@ class Cache:
             buffers.append(joined)
         extra = [_stack(parts) for parts in zip(*(cache.extra for cache in caches), strict=True)]
         lengths = [length for cache in caches for length in cache.lengths]
-        return first._derive(buffers, lengths, extra)
+        joined = first._derive(buffers, lengths, extra)
+        joined._adopt(caches)
+        return joined
+
+    def _adopt(self, parts: Sequence[Cache]) -> None:
+        """Take over what joined caches hold beside buffers."""
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:

@@ -52,15 +52,13 @@ class Idle:
     def rows(self, index: Sequence[int]) -> Idle:
         """Return the methods for some rows, in that order."""
         context = self.context
-        picked = {
-            "texts": [context.texts[i] for i in index],
-            "sources": [context.sources[i] for i in index] if context.sources else [],
-        }
         other = Idle((), replace(context, memory=None))
         other.methods, other.given = self.methods, [self.given[i] for i in index]
-        other.context = replace(context, **picked)
+        texts = [context.texts[i] for i in index]
+        sources = [context.sources[i] for i in index] if context.sources else []
+        other.context = replace(context, texts=texts, sources=sources)
         other.states = {name: trees.rows(state, index) for name, state in self.states.items()}
-        other._seen = {name: min(seen, sum(map(len, picked["texts"]))) for name, seen in self._seen.items()}
+        other._seen = {name: min(seen, sum(map(len, texts))) for name, seen in self._seen.items()}
         return other
 
     def join(self, others: Sequence[Idle]) -> Idle:

@@ -202,12 +202,12 @@ class Auto(Method):
         draft_s = seconds["draft"] + time.perf_counter() - began  # learning from a step is a part of its price
         _count(state.stats, bandit.current, outcome, proposal.length)
         width, rows = proposal.tokens.shape[1], len(proposal.length)
+        rooms = [room + len(tokens) for room, tokens in zip(view.room, outcome.emitted, strict=True)]
         if bandit.arms[bandit.current].kind == "tree":
-            rooms = [room + len(tokens) for room, tokens in zip(view.room, outcome.emitted, strict=True)]
             paths = [path for path, is_last in zip(outcome.path, last_rows(rooms), strict=True) if is_last]
             bandit.arms[bandit.current].cut.add(bandit.nodes(), paths)
         tokens = rows + sum(proposal.length) if state.is_packed else rows * (1 + width)
-        bandit.observe(tokens, draft_s, forward_s, sum(map(len, outcome.emitted)))
+        bandit.observe(tokens, draft_s, forward_s, max(rooms) - max(view.room))
         return state
 
 

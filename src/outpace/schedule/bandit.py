@@ -18,6 +18,8 @@ __all__ = ["Arm", "ArmStats", "Bandit", "Plan", "TreeCut", "last_rows"]
 
 _DISCOUNT = 0.92  # per step of the arm
 _PRIOR_KEPT, _PRIOR_LOST = 1.5, 0.5  # drafts of an untried chain
+_PRIOR_GAIN = 0.6  # tokens by which an untried arm is believed
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of windows that are weighed
 _PRIOR_STEPS, _PRIOR_TOKENS = 1.0, 1.4  # an untried arm that cannot be cut: as if it had once written 1.4 tokens
 _POOLED = 2.0  # drafts of all rows that a row's own chance leans on
 _SMOOTH = 0.1
@@ -92,11 +94,13 @@ class Plan:
         rate: tokens per second, all rows together.
         seconds: of the step.
         width: nodes per row, as far as a row has so many.
+        gain: tokens per row beyond plain decoding's one.
     """
 
     rate: float
     seconds: float
     width: int
+    gain: float = 0.0
 
 
 @dataclass
@@ -113,6 +117,7 @@ class Arm:
         reach: of a chain, the share of rows that have a draft at each depth.
         cut: of a tree.
         mean_width: nodes per row and step of what cannot be cut.
+        gain, hoped: tokens that the last row won in steps of the arm, and what was expected, discounted.
         last_tried: step; -1 = never.
         watch_s: of learning from a step of another arm; a guess until it was measured (`is_watched`).
         is_open: it could win now, so that it may learn from others' steps.
@@ -127,6 +132,8 @@ class Arm:
     reach: list[float] = field(default_factory=list)
     cut: TreeCut = field(default_factory=lambda: TreeCut(0))
     mean_width: float = 0.0
+    gain: float = _PRIOR_GAIN
+    hoped: float = _PRIOR_GAIN
     last_tried: int = -1
     watch_s: float = 0.0
     is_watched: bool = False
@@ -136,6 +143,16 @@ class Arm:
         self.reach = self.reach or [1.0] * self.width
         self.cut = TreeCut(self.width)
         self.mean_width = min(4.0, self.width)
+
+    @property
+    def trust(self) -> float:
+        """What expected gains have proven to be worth."""
+        return min(1.5, self.gain / self.hoped)
+
+    def won(self, gain: float, hoped: float) -> None:
+        """Count what a step won beyond plain decoding's token, and what it was expected to win."""
+        self.gain = _DISCOUNT * self.gain + (1 - _DISCOUNT) * _PRIOR_GAIN + gain
+        self.hoped = _DISCOUNT * self.hoped + (1 - _DISCOUNT) * _PRIOR_GAIN + hoped
 
     def reached(self, offered: Sequence[int]) -> None:
         """Count a step in which the rows had chains of such lengths."""
@@ -165,6 +182,7 @@ class Bandit:
         self.current, self.countdown, self.num_steps, self.num_drafted = 0, 0, 0, 0
         self.num_rows = 0
         self.plan = Plan(0.0, 0.0, 0)
+        self.hoped = 0.0  # tokens that the window at hand is expected to win for a row that is last
         self._plain: list[float] = []  # seconds of steps that are not worked in yet
         self.account = 0.0  # seconds that trials may still lose
         self.is_trial = self.is_fresh = False
@@ -183,19 +201,22 @@ class Bandit:
 
     # What a step showed
 
-    def observe(self, tokens: int, draft_s: float, forward_s: float, written: float) -> None:
+    def observe(self, tokens: int, draft_s: float, forward_s: float, progress: float) -> None:
         """Count a step of the current arm.
 
         Args:
             tokens: in the forward, all rows together.
             draft_s: of proposing, and of learning from the outcome.
             forward_s: of scoring and accepting.
-            written: tokens that all rows wrote together.
+            progress: by how many tokens the row that will be last came nearer to its end.
         """
         arm, rows = self.arms[self.current], self.num_rows
         self.num_steps += 1
         self.num_drafted += 1
         arm.last_tried = self.num_steps
+        if arm.kind == "tree":
+            self.hoped = sum(arm.cut.chance[: self.nodes()])
+        arm.won(progress - 1, self.plan.gain if arm.kind == "whole" else self.hoped)
         arm.mean_width += 0.2 * (tokens / rows - 1 - arm.mean_width)
         # The first step after a rest brings the drafter up to date: a price of its own, not that of a step.
         spent = self._draft_s(arm)
@@ -210,7 +231,7 @@ class Bandit:
         spent += self.cost(rows, tokens)
         self.account += self.explore * spent
         if self.is_trial:
-            self.account -= max(0.0, spent - written / rows * level)
+            self.account -= max(0.0, spent - progress * level)
         self.countdown -= 1
 
     def observe_plain(self, forward_s: float) -> None:
@@ -291,16 +312,19 @@ class Bandit:
             return Plan(rows / seconds, seconds, 0)
         base_s = self._draft_s(arm)
         if arm.kind == "whole" and not is_hopeful:
-            seconds = base_s + self.cost(rows, round(rows * (1 + arm.mean_width)))
-            return Plan((rows + drafted * (self._tokens(index, stats) - 1)) / seconds, seconds, arm.width)
-        best, written, nodes = Plan(0.0, 1.0, 1), float(rows), float(rows)
-        is_chain = arm.kind == "chain"
-        for number, gain in enumerate(self._gains(index, stats, is_hopeful=is_hopeful), 1):
-            written += drafted * gain
-            nodes += drafted * (arm.reach[number - 1] if is_chain and not is_hopeful else 1)
+            gain, seconds = self._tokens(index, stats) - 1, base_s + self.cost(rows, round(rows * (1 + arm.mean_width)))
+            return Plan((rows + drafted * gain * arm.trust) / seconds, seconds, arm.width, gain)
+        gains = self._gains(index, stats, is_hopeful=is_hopeful)
+        best, gain, nodes, done = Plan(0.0, 1.0, 1), 0.0, float(rows), 0
+        for number in (size for size in _SIZES if size <= len(gains)):
+            gain += sum(gains[done:number])
+            is_chain = arm.kind == "chain" and not is_hopeful
+            nodes += drafted * (sum(arm.reach[done:number]) if is_chain else number - done)
+            done = number
             seconds = base_s + self.cost(rows, round(nodes))
-            if written / seconds > best.rate:
-                best = Plan(written / seconds, seconds, number)
+            rate = (rows + drafted * gain * (1.0 if is_hopeful else arm.trust)) / seconds
+            if rate > best.rate:
+                best = Plan(rate, seconds, number, gain)
         return best
 
     def _tokens(self, index: int, stats: Sequence[Sequence[ArmStats]]) -> float:
@@ -340,9 +364,10 @@ class Bandit:
                 break
             if written / (base_s + seconds) > best:
                 best, chosen = written / (base_s + seconds), count
-        lengths = [0] * rows
-        for _, row in nodes[:chosen]:
+        lengths, self.hoped = [0] * rows, 0.0
+        for chance, row in nodes[:chosen]:
             lengths[row] += 1
+            self.hoped += chance * (worth[row] == 1) / worth.count(1.0)
         return lengths
 
     def spread(self, rooms: Sequence[int]) -> list[bool]:
@@ -414,13 +439,12 @@ class Bandit:
             arm = self.arms[index]
             if index == best or 0 <= arm.last_tried > self.num_steps - _REST:
                 continue
-            if self.expect(index, stats, is_hopeful=True).rate <= plans[best].rate:
-                continue
             # A trial that writes nothing more than plain decoding would is the worst case.
             least = {"chain": 1, "tree": len(stats), "whole": round(rows * arm.mean_width)}[arm.kind]
             each = self._draft_s(arm) + self.cost(rows, rows + least) - level
             worst = _TRIAL_STEPS * each + (arm.lag_s + arm.lag_share * self.cost.slope) * lags[index]
-            if worst <= self.account:
+            if worst > self.account:
+                missing = min(missing, worst - self.account)
+            elif self.expect(index, stats, is_hopeful=True).rate > plans[best].rate:
                 return index, 0.0
-            missing = min(missing, worst - self.account)
         return None, missing

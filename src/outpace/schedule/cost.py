@@ -11,6 +11,7 @@ __all__ = ["CostCurve", "StepCost"]
 
 _KNEE = 0.75  # of the tokens that take as long to compute as a plain forward: so many cost nothing extra
 _LEAST_KNEE = 8  # tokens that are taken to cost nothing extra before any slope was seen
+_NEARLY_FREE = 0.2  # of the slope, what a token costs before the knee
 _LEAST_PROMPT = 16
 _SMOOTH = 0.2
 _LIKE = 0.75  # of a number of rows: as good as that number
@@ -110,7 +111,8 @@ class StepCost:
         if self.curve is not None:
             plainly = self.curve.seconds_for_all(rows)
             return level * max(1.0, self.curve.seconds_for_all(tokens) / plainly)
-        return level + self._slope(rows, level) * max(0.0, tokens - max(rows, self._knee(rows, level)))
+        slope, knee = self._slope(rows, level), max(float(rows), self._knee(rows, level))
+        return level + slope * (_NEARLY_FREE * (min(tokens, knee) - rows) + max(0.0, tokens - knee))
 
     def _guess(self, rows: int) -> float:
         """Return the level for a number of rows that took no plain step yet: that of the nearest number, or units."""
