@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 import outpace
-from outpace.draft.idle import Idle
 from outpace.draft.recycling import RecyclingMemory
 from outpace.errors import ConfigError
+from outpace.idle import Idle
 from outpace.methods.auto import Auto
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.prompt_lookup import PromptLookup

@@ -17,9 +17,9 @@ from functools import lru_cache
 from typing import ClassVar
 
 from outpace.commit import fit
-from outpace.draft.idle import Idle
 from outpace.errors import ConfigError
 from outpace.fit import misfits
+from outpace.idle import Idle
 from outpace.methods.base import Method, nothing
 from outpace.registry import load_method
 from outpace.schedule.bandit import Arm, ArmStats, Bandit, last_rows
