@@ -38,15 +38,22 @@ class Batch:
         self.sampler = bind(self.sampler.settings, self.rows)
 
     def leave(self, gone: Sequence[Row]) -> None:
-        """Drop rows; the others close ranks."""
+        """Drop rows; the last ones take their places, so that little has to be moved."""
         leaving = {id(row) for row in gone}
         stay = [i for i, row in enumerate(self.rows) if id(row) not in leaving]
         if len(stay) == len(self.rows):
             return
+        is_gone = [id(row) in leaving for row in self.rows[: len(stay)]]
+        movers = iter([i for i in reversed(stay) if i >= len(stay)])
+        stay = [next(movers) if gap else i for i, gap in enumerate(is_gone)]
         self.rows = [self.rows[i] for i in stay]
         self.sampler = self.sampler.rows(stay)
-        self.cache = self.cache.rows(stay) if self.cache is not None and stay else None
+        # A state may look at the cache's entries, so it goes first.
         self.state = trees.rows(self.state, stay) if stay else None
+        if self.cache is not None and stay:
+            self.cache.leave(stay)
+        else:
+            self.cache = None
 
     def view(self, step: int, last: Outcome | None) -> View:
         """Return what a method may read now."""

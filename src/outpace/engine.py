@@ -32,7 +32,7 @@ from outpace.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.text import TextStream
 from outpace.threads import begin
-from outpace.types import Adapter, FinishReason, Outcome
+from outpace.types import Adapter, Capabilities, FinishReason, Outcome
 from outpace.zoo import drafter_of
 
 __all__ = ["LanguageModel", "Request", "load"]
@@ -431,6 +431,8 @@ class LanguageModel:
             raise ConfigError("A bad word is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
         settings = settings.within(vocab_size)
         check_fit(method, capabilities)
+        method, note = method.fitted(self._offered(request))
+        told = [*told, note] if note else told
         self._check_canvas(prompts, request)
         settings = self._constrained(settings, request)
         start = self._decoder_start(request, settings)
@@ -470,6 +472,15 @@ class LanguageModel:
                 "Shorten the prefix.",
             )
         return start
+
+    def _offered(self, request: Request) -> Capabilities:
+        """Return what the target offers to this request."""
+        offered = self.target.capabilities
+        return replace(offered, has_tree=offered.has_tree and not self._is_fixed(request))
+
+    def _is_fixed(self, request: Request) -> bool:
+        """Return whether every forward has to have one width, since the kernels give no equal rows by themselves."""
+        return request.is_batch_invariant and not getattr(self.target, "is_invariant", False)
 
     def _check_canvas(self, prompts: Sequence[Sequence[int]], request: Request) -> None:
         capabilities, canvas = self.target.capabilities, request.canvas
@@ -630,7 +641,7 @@ class LanguageModel:
         capabilities = self.target.capabilities
         if capabilities.is_canvas:  # whole copies of what is not cached, side by side
             width += method.needs.copies * min(longest, 4 * capabilities.block_size or longest)
-        is_fixed = request.is_batch_invariant and not getattr(self.target, "is_invariant", False)
+        is_fixed = self._is_fixed(request)
         if is_fixed and capabilities.is_canvas:
             raise ConfigError("A canvas has a batch-invariant mode on compiled kernels only.", "Leave it out.")
         if is_fixed and method.needs.has_tree:

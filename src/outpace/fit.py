@@ -12,7 +12,7 @@ __all__ = ["check_fit", "check_partner", "misfits"]
 
 def misfits(method: Method, offered: Capabilities) -> list[str]:
     """Return what the method needs and the model lacks, each as a phrase; empty = it fits."""
-    needs, lacks = method.needs, []
+    needs, lacks = method.fitted(offered)[0].needs, []
     if needs.attention != offered.attention and not (needs.attention == "canvas" and offered.is_canvas):
         wanted = "full or block" if needs.attention == "canvas" else needs.attention
         lacks.append(f"{wanted} attention (the model's is {offered.attention})")
@@ -33,7 +33,7 @@ def check_fit(method: Method, offered: Capabilities) -> None:
     Raises:
         CapabilityError: names what is missing and which methods would fit, or the drafts are longer than the context.
     """
-    width = method.needs.width
+    width = method.fitted(offered)[0].needs.width
     if width > offered.max_positions:
         raise CapabilityError(
             f"The method {method.name!r} would draft {width} tokens at once, but the model's context is "

@@ -173,9 +173,12 @@ class Run:
         began = time.perf_counter()
         if self.target.capabilities.attention != "full":
             texts = [row.tokens for row in batch.rows]
+            t0 = began
             for places, scores in catch_up(self.target, batch.cache, texts, self.chunk, has_logits=self._has_logits):
-                chunk = Outcome([[] for _ in texts], [0] * len(texts), scores=scores, chunk=places)
+                took = {"score": time.perf_counter() - t0}
+                chunk = Outcome([[] for _ in texts], [0] * len(texts), scores=scores, chunk=places, seconds=took)
                 batch.state = self.method.observe(chunk, batch.view(self.num_steps, self.last), batch.state)
+                t0 = time.perf_counter()
         self.seconds["prefill"] += time.perf_counter() - began
         return batch.cache
 

@@ -23,7 +23,7 @@ from outpace.prefill import catch_up
 from outpace.schedule.cost import CostCurve
 from outpace.types import Adapter
 
-__all__ = ["SIZES", "curve_file", "load_curve", "measure_curve", "save_curve"]
+__all__ = ["SIZES", "curve_file", "head_share", "load_curve", "measure_curve", "relative_size", "save_curve"]
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _VERSION = 1
@@ -128,3 +128,21 @@ def load_curve(target: Adapter) -> CostCurve | None:
         return CostCurve(tuple(fields["sizes"]), tuple(fields["seconds"]), fields["context"], fields["batch"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None
+
+
+def head_share(target: Adapter) -> float:
+    """Return what the output matrix computes over what the layers do; a fifth where the model's shape is not known."""
+    spec = getattr(target, "spec", None)
+    return 0.2 if spec is None else spec.vocab_size * spec.hidden_size / _layer_weights(spec)
+
+
+def relative_size(model: Adapter, target: Adapter) -> float:
+    """Return the weights of a model's layers over those of the target's; a tenth where a shape is not known."""
+    specs = [getattr(one, "spec", None) for one in (model, target)]
+    return 0.1 if None in specs else _layer_weights(specs[0]) / _layer_weights(specs[1])
+
+
+def _layer_weights(spec: Any) -> int:
+    heads = 2 * (spec.num_heads + spec.num_kv_heads) * spec.head_dim
+    ffn = (3 if spec.is_gated else 2) * spec.ffn_size
+    return int(spec.num_layers * spec.hidden_size * (heads + ffn)) or 1

@@ -13,9 +13,11 @@ import torch
 from shapes import Lifted
 
 from outpace.cache import Cache
+from outpace.engine import LanguageModel
 from outpace.errors import CapabilityError, ConfigError, ModelError
 from outpace.layout import lay_out
 from outpace.loop import Run
+from outpace.methods.auto import Auto
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.draft_model import DraftModel
 from outpace.methods.jacobi import Jacobi
@@ -44,6 +46,46 @@ CAUSAL = {
     "falcon-alibi": lambda: hf.FalconConfig(**COMMON, alibi=True),
     "mistral": lambda: hf.MistralConfig(**GROUPED, sliding_window=7),
     "gemma2": lambda: hf.Gemma2Config(**GROUPED, head_dim=8, sliding_window=7, pad_token_id=0),
+    "lfm2": lambda: hf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"]),
+    "gemma3n": lambda: hf.Gemma3nTextConfig(
+        **(GROUPED | {"num_hidden_layers": 4}),
+        head_dim=8,
+        sliding_window=7,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        vocab_size_per_layer_input=VOCAB,
+        hidden_size_per_layer_input=8,
+        laurel_rank=4,
+        altup_num_inputs=2,
+        activation_sparsity_pattern=[0.0] * 4,
+        pad_token_id=0,
+    ),
+    "falcon-h1": lambda: hf.FalconH1Config(
+        **GROUPED,
+        head_dim=8,
+        mamba_d_ssm=32,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_n_groups=1,
+        mamba_d_state=8,
+        mamba_chunk_size=16,
+        pad_token_id=0,
+    ),
+    "qwen3-next": lambda: hf.Qwen3NextConfig(
+        **GROUPED,
+        head_dim=8,
+        layer_types=["linear_attention", "full_attention"],
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        experts_implementation="eager",
+        pad_token_id=0,
+    ),
     "mamba": lambda: hf.MambaConfig(
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=None, **NO_END
     ),
@@ -55,8 +97,10 @@ ENCODED = {
     "m2m100": lambda: hf.M2M100Config(**BART),
 }
 CASES = CAUSAL | ENCODED
-NO_TREE = {"bloom", "falcon-alibi", "mamba", "m2m100"}
-MODES = {"mamba": "plain", "m2m100": "rows"}
+OWN = ("lfm2", "gemma3n", "falcon-h1", "qwen3-next", "mamba")
+NO_TREE = {"bloom", "falcon-alibi", "m2m100", *OWN}
+MODES = dict.fromkeys(OWN, "own") | {"m2m100": "rows"}
+LAYERS = {"gemma3n": 4}
 SEEDS = {"bloom": 1, "bart": 11, "marian": 75}  # where the first seed tried writes a text that loops
 SPREAD = {"falcon-alibi": 8.0}
 PROMPTS = [[5, 9, 17, 5, 9], [40], [88, 3, 61, 12, 100, 7, 7, 30, 64, 51, 23, 90]]
@@ -162,7 +206,7 @@ def test_says_truly_what_the_model_can_do(case: str) -> None:
     assert adapter(case).mode == MODES.get(case, "batched")
     assert offered.has_tree == (case not in NO_TREE)
     assert offered.is_encoder_decoder == (case in ENCODED)
-    assert offered.vocab_size == VOCAB and offered.num_layers == 2
+    assert offered.vocab_size == VOCAB and offered.num_layers == LAYERS.get(case, 2)
     assert len(adapter(case).notes) == (case in MODES)
 
 
@@ -277,6 +321,39 @@ def test_a_fork_leaves_valid_entries_untouched(case: str, exact_softmax: None) -
     logits = target.score(torch.tensor([ids[0][8:9], ids[1][5:6]]), torch.tensor([[8], [5]]), None, cache).logits
     assert_close(logits[0, 0], full_logits(case, ids[0][:9], PROMPTS[0])[-1])
     assert_close(logits[1, 0], full_logits(case, ids[1][:6], PROMPTS[1])[-1])
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_cache_of_its_own_reads_every_token_once(case: str) -> None:
+    (row,) = write(adapter(case), Autoregressive(), PROMPTS[2:], 24)
+    assert row.usage.positions_scored == len(PROMPTS[2]) + 23
+    rows = write(adapter(case), DraftModel(draft_len=4), PROMPTS, 24, models={"draft": drafter(case)})
+    fed = sum(row.usage.positions_scored for row in rows)
+    needed = sum(len(row.tokens) + row.usage.num_proposed - row.usage.num_accepted for row in rows)
+    # What was rejected is fed, and of what was kept beside it a few tokens again; never the text.
+    assert fed <= needed + 8 * sum(row.usage.num_recovered + 1 for row in rows)
+
+
+def test_a_state_that_cannot_be_copied_is_read_again() -> None:
+    target = copy.copy(adapter("lfm2"))
+    target._can_copy = False
+    rows = write(target, DraftModel(draft_len=4), PROMPTS, 24, models={"draft": drafter("lfm2")})
+    assert [row.written for row in rows] == [text[:24] for text in plain("lfm2", 0.0)]
+    assert any(row.usage.num_recovered for row in rows)
+
+
+@pytest.mark.parametrize("case", ["llama", "bloom", "mamba"])
+def test_auto_leaves_out_what_a_model_does_not_allow(case: str) -> None:
+    lm = LanguageModel(adapter(case))
+    results = lm.generate(PROMPTS, method=Auto(explore=0.5, is_timed=False), max_tokens=24)
+    assert [result.tokens for result in results] == [text[:24] for text in plain(case, 0.0)]
+    left_out = [note for note in results[0].notes if "'auto'" in note]
+    assert left_out == (
+        []
+        if case not in NO_TREE
+        else ["The method 'auto' tries suffix on this model, which does not allow token-recycling, opt-tree."]
+    )
+    assert results[0].settings["arms"] == ("suffix" if case in NO_TREE else Auto().arms)
 
 
 @pytest.mark.parametrize("case", ENCODED)

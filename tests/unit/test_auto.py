@@ -8,13 +8,17 @@ from collections.abc import Sequence
 import pytest
 
 import outpace
+from outpace.draft.recycling import RecyclingMemory
 from outpace.errors import ConfigError
+from outpace.idle import Idle
 from outpace.methods.auto import Auto
+from outpace.methods.autoregressive import Autoregressive
+from outpace.methods.prompt_lookup import PromptLookup
 from outpace.row import Row
 from outpace.sampling import Sampling
 from outpace.testing import check_method
 from outpace.testing.world import PeriodicModel, make_rows, make_run
-from outpace.types import Outcome
+from outpace.types import Context, Outcome
 
 LOOP = "one two three four five six. " * 8
 
@@ -71,3 +75,34 @@ def test_mistakes_are_named() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             Auto(**settings)  # type: ignore[arg-type]
+
+
+def test_an_idle_drafter_is_not_begun() -> None:
+    started: list[str] = []
+
+    class Counted(PromptLookup):
+        def start(self, context: Context) -> object:
+            started.append(self.name)
+            return super().start(context)
+
+    rows = make_rows([[1, 2, 3], [4, 5]], 8)
+    run = make_run(Autoregressive(), target=PeriodicModel(6))
+    run.join(rows)
+    context = Context(run.target, [row.tokens for row in rows], 96, run.batch.sampler, {}, run.counters)
+    idle = Idle((Counted(),), context)
+    assert not started and idle.lag("prompt-lookup") == 5
+    view = run.batch.view(0, None)
+    first = idle.awake("prompt-lookup", view)
+    assert idle.awake("prompt-lookup", view) is first and started == ["prompt-lookup"]
+    rows[0].tokens.append(9)
+    assert idle.lag("prompt-lookup") == 1
+    fresh = Idle((Counted(),), Context(run.target, [[7, 8]], 96, run.batch.sampler.rows([0]), {}, run.counters))
+    idle.join([idle, fresh])  # rows that join a drafter at work begin with it
+    assert len(started) == 2 and idle.given == [3, 2, 2]
+    assert idle.rows([2, 0]).given == [2, 3]
+
+
+def test_memory_of_a_wrong_kind_is_named_before_a_text_begins() -> None:
+    lm = outpace.load("stories-draft")
+    with pytest.raises(ConfigError, match="cannot use a memory"):
+        lm.generate("Once", max_tokens=2, method="auto", memory=RecyclingMemory())

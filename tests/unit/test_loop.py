@@ -160,7 +160,7 @@ LAYERS = {
     # (`methods/__init__.py` answers a call with the catalogue, read then; `auto` looks up and cuts what it runs)
     "methods": {
         *("types", "sampling", "cache", "schedule", "draft", "accept", "methods", "tree", "errors", "catalogue"),
-        *("registry", "fit", "commit", "tune", "layout", "prefill", "canvas"),
+        *("registry", "fit", "commit", "tune", "layout", "prefill", "canvas", "idle"),
     },
     "canvas": {"types", "sampling", "cache", "canvas", "layout", "prefill", "errors"},
 }

@@ -203,6 +203,15 @@ def test_rows_are_copies_and_join_pads() -> None:
     assert joined.buffers[0][0, :8, 0].tolist() == list(range(8)) and joined.num_bytes == 3 * 12 * 8
 
 
+def test_rows_leave_in_place_and_the_last_one_fills_the_gap() -> None:
+    buffer = torch.arange(4).double().view(4, 1, 1).repeat(1, 5, 2)
+    cache = Cache([buffer], 1, None, [2, 3, 1, 4], [torch.arange(4).unsqueeze(1)])
+    cache.leave([0, 3, 2])
+    assert cache.lengths == [2, 4, 1] and cache.extra[0].flatten().tolist() == [0, 3, 2]
+    assert [cache.buffers[0][row, : cache.lengths[row]].unique().tolist() for row in range(3)] == [[0], [3], [2]]
+    assert cache.buffers[0].shape[0] == 3 and cache.buffers[0].data_ptr() == buffer.data_ptr()
+
+
 def test_extra_tensors_travel_with_their_rows() -> None:
     caches = [Cache([torch.zeros(1, 4, 1)], 1, None, [0], [torch.full((1, n, 2), float(n))]) for n in (2, 3)]
     joined = Cache.join(caches)

@@ -138,6 +138,25 @@ class Cache:
         extra = [tensor.index_select(0, gather) for tensor in self.extra]
         return self._derive(buffers, index, extra)
 
+    def leave(self, stay: Sequence[int]) -> None:
+        """Keep the given rows, in that order, in place; a row that stays where it is costs nothing.
+
+        Args:
+            stay: rows, none twice; a row may only move to the place of one that goes.
+        """
+        for new, old in enumerate(stay):
+            if new != old:
+                used = self.lengths[old]
+                for buffer in self.buffers:
+                    axis = self.slot_axis - 1
+                    buffer[new].narrow(axis, 0, used).copy_(buffer[old].narrow(axis, 0, used))
+        self.buffers = [buffer[: len(stay)] for buffer in self.buffers]
+        if self.extra:
+            gather = torch.tensor(list(stay), dtype=torch.int64, device=self.extra[0].device)
+            self.extra = [tensor.index_select(0, gather) for tensor in self.extra]
+        self.lengths = [self.lengths[i] for i in stay]
+        self.phases = [self.phases[i] for i in stay]
+
     def _derive(
         self, buffers: Sequence[Tensor], index: Sequence[int], extra: Sequence[Tensor], counter: Counter | None = None
     ) -> Cache:
@@ -170,7 +189,11 @@ class Cache:
         joined.lengths = [length for cache in caches for length in cache.lengths]
         joined.phases = [phase for cache in caches for phase in cache.phases]
         joined.limit = max(cache.limit for cache in caches)
+        joined._adopt(caches)
         return joined
+
+    def _adopt(self, parts: Sequence[Cache]) -> None:
+        """Take over what joined caches hold beside buffers."""
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:

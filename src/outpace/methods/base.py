@@ -21,7 +21,7 @@ from torch import Tensor
 from outpace.accept import sample_and_match
 from outpace.arguments import path, whole
 from outpace.errors import ConfigError, nearest
-from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["Method", "Paper", "chain", "nothing", "trees"]
 
@@ -75,6 +75,11 @@ class Method:
     def guarantee(self) -> Guarantee:
         """The weakest promise among the acceptor, the draft law and the cache policy."""
         return Guarantee.EXACT
+
+    def fitted(self, offered: Capabilities) -> tuple[Method, str]:
+        """Return the method as it runs on such a model, and a sentence on what was left out for it, or ""."""
+        del offered
+        return self, ""
 
     def start(self, context: Context) -> Any:
         """Return the state of joining rows: a tree with a row axis (see `outpace.state`)."""

@@ -8,9 +8,10 @@ the model's own full forward, and the adapter settles for the first way of scori
 
     batched   all rows in one forward, each at its own length; trees where they come out right too
     rows      one row at a time, chains only: models that count positions from one past length
-    plain     the whole prefix again each time, without a cache: recurrent and hybrid models
+    own       the model's own cache, one per row, chains only: recurrent and hybrid models, layers that share theirs
+    plain     the whole prefix again each time, without a cache
 
-The slower two say so in `notes`. A model that looks ahead is refused. transformers is imported only inside functions.
+The slower three say so in `notes`. A model that looks ahead is refused. transformers is imported only inside functions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.errors import CapabilityError, ConfigError, ModelError
 from outpace.models.hf_forward import Forward, head_only, prepare, staged_cache, stored_cache
+from outpace.models.hf_own import OwnCache, OwnState
 from outpace.types import Capabilities, Counter, Scores
 
 __all__ = ["TransformersAdapter", "TransformersSeq2Seq", "load_transformers", "wrap"]
@@ -40,9 +42,13 @@ MAX_POSITIONS = ("max_target_positions", "max_position_embeddings", "n_positions
 UNLIMITED = 2048  # positions promised where a model names none (relative positions)
 NOTES = {
     "rows": "transformers adapter: this model counts positions by itself, so its rows are scored one by one.",
+    "own": "transformers adapter: this model's cache has no slots, so its rows are scored one by one, each on a cache "
+    "of the model's own; rejected drafts are undone by {how}.",
     "plain": "transformers adapter: this model has no cache that can roll back, so every step reads the whole prefix.",
 }
 NATIVE = "Use a model that outpace loads natively."
+OWN = ("past_key_values", "cache_params", "state")  # what a forward calls the cache that it returns and takes
+REREAD = 8  # tokens that are read again with the next ones rather than by a forward of their own
 PROBE = 12  # tokens of the longest probed row
 
 
@@ -128,7 +134,7 @@ class TransformersAdapter:
         model: any `...ForCausalLM` (or, for the subclass, `...ForConditionalGeneration`).
 
     Attributes:
-        mode: "batched", "rows" or "plain", see the module.
+        mode: "batched", "rows", "own" or "plain", see the module.
         notes: what a result should say about this model.
     """
 
@@ -140,6 +146,8 @@ class TransformersAdapter:
         self._accepts = set(inspect.signature(model.forward).parameters)
         self._shapes: list[tuple[int, int, torch.dtype]] = []  # of every buffer: heads, head size, dtype
         self._has_windows = False
+        self._own = ""  # which of OWN
+        self._reads_many = self._can_copy = True  # on top of a state: several tokens in a forward; a copy to go back to
         self._num_masks = 0  # masks made from our positions so far
         if getattr(model.config, "_attn_implementation", "eager") not in ("eager", "sdpa"):
             model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
@@ -151,9 +159,11 @@ class TransformersAdapter:
     # The contract
 
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
-        """Return an empty cache: [k0, v0, ...], each [rows, H, capacity, D]; in plain mode tokens [rows, capacity]."""
-        if self.mode == "plain":
+        """Return an empty cache: [k0, v0, ...], each [rows, H, capacity, D]; else tokens [rows, capacity]."""
+        if self.mode in ("own", "plain"):
             tokens = torch.zeros(rows, capacity, dtype=torch.int64, device=self.device)
+            if self.mode == "own":
+                return OwnCache(tokens, counter, [0] * rows)
             return Cache([tokens], 1, counter, [0] * rows)
         buffers = [
             torch.zeros(rows, heads, capacity, size, dtype=dtype, device=self.device)
@@ -182,6 +192,8 @@ class TransformersAdapter:
         self._check(tokens, position, visible, cache, heads, skip)
         if self.mode == "plain":
             logits, hidden = self._score_plain(tokens, position, cache, ask, inputs)
+        elif isinstance(cache, OwnCache):
+            logits, hidden = self._score_own(tokens, position, cache, ask, inputs)
         elif self.mode == "rows":
             logits, hidden = self._score_rows(tokens, position, cache, ask, inputs)
         else:
@@ -219,29 +231,97 @@ class TransformersAdapter:
         if ((visible ^ chain) & is_real[:, :, None] & is_real[:, None, :]).any():
             raise CapabilityError("This model cannot score trees.", "Draft chains (tree_width=1).")
 
-    # Three ways of scoring
+    # Four ways of scoring
 
     def _score_rows(
         self, tokens: Tensor, position: Tensor, cache: Cache, ask: Tensor | None, inputs: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Score each row by itself, without its padding; a row of padding only gets zeros."""
-        rows, size = tokens.shape
-        counts = (position >= 0).sum(1).tolist()
-        asked = torch.arange(size, device=tokens.device).expand(rows, -1) if ask is None else ask
-        logits = torch.zeros(rows, asked.shape[1], self.capabilities.vocab_size, dtype=self.dtype, device=tokens.device)
-        parts = []
-        for row, count in enumerate(counts):
-            if not count:
-                continue
+
+        def score(row: int, count: int, where: Tensor) -> tuple[Tensor, Tensor | None]:
             one = slice(row, row + 1)
-            where = asked[one].clamp(max=count - 1)
             forward = Forward(position[one, :count], None, cache.lengths[one], where, self.capabilities.max_positions)
             cache.counter.add(count, self.capabilities.num_layers)
             buffers, extra = [buffer[one] for buffer in cache.buffers], [tensor[one] for tensor in cache.extra]
             soft = None if inputs is None else inputs[one, :count]
-            part, hidden = self._run(tokens[one, :count], soft, forward, buffers, extra)
-            logits[row] = part[0]
-            parts.append((row, hidden))
+            return self._run(tokens[one, :count], soft, forward, buffers, extra)
+
+        return self._one_by_one(position, ask, score)
+
+    def _score_own(
+        self, tokens: Tensor, position: Tensor, cache: OwnCache, ask: Tensor | None, inputs: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Let each row's own cache read what it has not read yet."""
+        if inputs is not None:
+            raise CapabilityError("This model cannot read soft embeddings.", NATIVE)
+        rows, size = tokens.shape
+        (book,) = cache.buffers
+        held = torch.tensor(cache.lengths, device=tokens.device)[:, None]
+        book.scatter_(1, held + torch.arange(size, device=tokens.device), tokens)
+        if ask is not None and not ask.shape[1]:  # prefill: the tokens are read with the first that are asked about
+            return torch.zeros(rows, 0, self.capabilities.vocab_size, dtype=self.dtype, device=tokens.device), None
+
+        def score(row: int, count: int, where: Tensor) -> tuple[Tensor, Tensor | None]:
+            return self._read(cache, row, count, where)
+
+        return self._one_by_one(position, ask, score)
+
+    def _read(self, cache: OwnCache, row: int, count: int, where: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Read a row's book up to its `count` staged tokens; `where` [1, A] of them are asked."""
+        state, held, book = cache.states[row], cache.lengths[row], cache.buffers[0][row : row + 1]
+        if state.length > held:  # tokens were staged and never kept
+            state = cache.states[row] = OwnState()
+        state.unshare()
+        if count > 1 and self._can_copy:
+            if held - state.length > (REREAD if state.length and self._reads_many else 0):
+                self._feed(cache, state, book[:, state.length : held], None)
+            if state.length:
+                state.save()
+        first = state.length
+        return self._feed(cache, state, book[:, first : held + count], where + held - first)
+
+    def _feed(
+        self, cache: OwnCache, state: OwnState, tokens: Tensor, ask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Read tokens [1, T] on top of a state, in one forward where the model can; `ask` None = no logits wanted."""
+        total = tokens.shape[1]
+        size = total if self._reads_many or not state.length else 1
+        logits, hidden = [], []
+        for at in range(0, total, size):
+            part = tokens[:, at : at + size]
+            wanted = torch.arange(part.shape[1], device=part.device)[None] if size < total else ask
+            forward = head_only(1, part.shape[1], part.new_zeros(1, 1) if wanted is None else wanted, part.device)
+            cache.counter.add(part.shape[1], self.capabilities.num_layers)
+            past = {} if state.past is None else {self._own: state.past}
+            with forward.running():
+                output = self.model(input_ids=part, **past, use_cache=True)
+            state.past, state.length = getattr(output, self._own), state.length + part.shape[1]
+            assert forward.ask is not None
+            index = forward.ask.unsqueeze(-1)
+            logits.append(output.logits if forward.is_gathered else output.logits.take_along_dim(index, 1))
+            hidden.append(forward.hidden)
+        together = torch.cat(logits, 1)
+        states = None if hidden[0] is None else torch.cat([part for part in hidden if part is not None], 1)
+        if size < total and ask is not None:
+            index = ask.unsqueeze(-1)
+            return together.take_along_dim(index, 1), None if states is None else states.take_along_dim(index, 1)
+        return together, states
+
+    def _one_by_one(
+        self, position: Tensor, ask: Tensor | None, score: Callable[[int, int, Tensor], tuple[Tensor, Tensor | None]]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Put rows together that are scored by themselves: `score(row, real tokens, asked [1, A])`."""
+        rows, size = position.shape
+        counts = (position >= 0).sum(1).tolist()
+        asked = torch.arange(size, device=position.device).expand(rows, -1) if ask is None else ask
+        shape = (rows, asked.shape[1], self.capabilities.vocab_size)
+        logits = torch.zeros(shape, dtype=self.dtype, device=position.device)
+        parts = []
+        for row, count in enumerate(counts):
+            if count:
+                part, hidden = score(row, count, asked[row : row + 1].clamp(max=count - 1))
+                logits[row] = part[0]
+                parts.append((row, hidden))
         states = [hidden for _, hidden in parts if hidden is not None]
         if not states or len(states) < len(parts):
             return logits, None
@@ -311,6 +391,7 @@ class TransformersAdapter:
             ) from error
         layers = list(self._layers_of(getattr(output, "past_key_values", None)))
         self._shapes = _shapes(layers)
+        self._own = next((name for name in OWN if getattr(output, name, None) is not None), "")
         self._has_windows = any(getattr(layer, "is_sliding", False) for layer in layers)
         return Capabilities(
             vocab_size=output.logits.shape[-1],
@@ -361,9 +442,21 @@ class TransformersAdapter:
                 self.capabilities = replace(self.capabilities, has_tree=has_tree)
                 break
         else:
-            self.mode = "plain"
+            self.mode = "own" if self._owns(texts, want) else "plain"
         if self.mode in NOTES:
-            self.notes.append(NOTES[self.mode])
+            how = "a copy of its state" if self._can_copy else "reading the text again"
+            self.notes.append(NOTES[self.mode].format(how=how))
+
+    def _owns(self, texts: Tensor, want: list[Tensor]) -> bool:
+        """Find out whether rows can be scored on caches of the model's own, and how."""
+        if self._own not in self._accepts or self.model.config.is_encoder_decoder:
+            return False
+        self.mode = "own"
+        for self._reads_many in (True, False):
+            if self._is_right(self._try_chain, texts, want):
+                self._can_copy = self._is_right(self._try_back, texts, want)
+                return True
+        return False
 
     def _probe_texts(self) -> Tensor:
         """Return [2, PROBE] tokens, none of them special."""
@@ -385,13 +478,19 @@ class TransformersAdapter:
             pairs = attempt(texts, want)
         except Exception:  # a model that cannot be run in this way fails in its own words
             return False
-        if self._has_windows and not self._num_masks:  # a window wider than the probe, kept by unknown means
+        if (
+            self._has_windows and not self._num_masks and self.mode != "own"
+        ):  # a window wider than the probe, kept by unknown means
             return False
         return all(self._is_close(ours, theirs) for ours, theirs in pairs)
 
     def _is_close(self, ours: Tensor, theirs: Tensor) -> bool:
         scale = theirs.double().abs().max()
-        return bool((ours.double() - theirs.double()).abs().max() <= TOLERANCE.get(self.dtype, 5e-2) * scale)
+        # Recurrent states are computed in float32 at best, whatever the model's type.
+        tolerance = (
+            TOLERANCE.get(self.dtype, 5e-2) if self.mode != "own" else max(1e-3, TOLERANCE.get(self.dtype, 5e-2))
+        )
+        return bool((ours.double() - theirs.double()).abs().max() <= tolerance * scale)
 
     def _try_chain(self, texts: Tensor, want: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Two rows, seven and two tokens long, then three more of each."""
@@ -406,6 +505,22 @@ class TransformersAdapter:
         ask = torch.tensor([[1, 2], [0, 2]], device=self.device)
         scores = self.score(tokens, position, None, cache, ask).logits
         return pairs + [(scores[row], want[row][ends[row] + ask[row]]) for row in range(2)]
+
+    def _try_back(self, texts: Tensor, want: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Three tokens of which one row keeps one and the other none, then what its text goes on with."""
+        cache, ends, kept = self._probe_cache(2, 2 * PROBE), (7, 2), (1, 0)
+        first = torch.arange(7, device=self.device).expand(2, -1)
+        position = torch.where(first < torch.tensor([[7], [2]], device=self.device), first, -1)
+        self.score(texts[:, :7], position, None, cache)
+        cache.keep([range(end) for end in ends])
+        tokens = torch.stack([texts[row, [end, 0, 1]] for row, end in enumerate(ends)])
+        self.score(tokens, torch.tensor([[end, end + 1, end + 2] for end in ends], device=self.device), None, cache)
+        cache.keep([range(count) for count in kept])
+        starts = [end + count for end, count in zip(ends, kept, strict=True)]
+        tokens = torch.stack([texts[row, start : start + 2] for row, start in enumerate(starts)])
+        position = torch.tensor([[start, start + 1] for start in starts], device=self.device)
+        scores = self.score(tokens, position, None, cache).logits
+        return [(scores[row], want[row][start : start + 2]) for row, start in enumerate(starts)]
 
     def _try_tree(self, texts: Tensor, want: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """A token, its rival, and the token's child, which must not see the rival."""

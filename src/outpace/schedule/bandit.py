@@ -1,28 +1,37 @@
 """Which drafter next: rates from what was seen, exploration on a budget of lost time.
 
-An arm's rate is the tokens that a step of it writes, over what such a step costs. Tokens come from a discounted mean,
-costs from the forward's measured curve and the drafter's own measured time, so that a noisy neighbour on the machine
-moves all arms alike. The arm of the best rate runs. Another one is tried only when the time that trials have lost so
-far is below a set share of the time decoded: trying costs at most that share, however many arms there are.
+An arm's rate is the tokens that its best window is expected to write, over what that step costs: the forward by the
+rows and nodes in it, the drafter by its own measured time. The arm of the best rate runs, with the window of that rate;
+plain decoding is one of them. Another one is tried only when the time that trials have lost so far is below a set share
+of the time decoded, and with no more nodes than that pays for: trying costs at most that share, however many arms and
+rows there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from outpace.schedule.cost import CostCurve
+from outpace.schedule.cost import CostCurve, StepCost
 
-__all__ = ["ArmStats", "Bandit", "StepCost", "TreeCut", "best_length"]
+__all__ = ["Arm", "ArmStats", "Bandit", "Plan", "TreeCut", "last_rows"]
 
 _DISCOUNT = 0.92  # per step of the arm
-_PRIOR_STEPS, _PRIOR_TOKENS = 1.0, 1.4  # an untried arm: as if it had once written 1.4 tokens in one step
-_GUESSED_SLOPE = 0.03  # of T(k) / T(1) per token, until something better is known
+_PRIOR_KEPT, _PRIOR_LOST = 1.5, 0.5  # drafts of an untried chain
+_PRIOR_GAIN = 0.6  # tokens by which an untried arm is believed
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of windows that are weighed
+_PRIOR_STEPS, _PRIOR_TOKENS = 1.0, 1.4  # an untried arm that cannot be cut: as if it had once written 1.4 tokens
+_POOLED = 2.0  # drafts of all rows that a row's own chance leans on
 _SMOOTH = 0.1
 _HYSTERESIS = 1.03
 _CREDIT = 0.5  # plain steps that trials may lose from the start
 _WATCH = 0.01  # of a plain step, that learning from it may take
+_HOPE = 1.25  # an arm whose expected rate is this much below the best one's is not worth learning for
 _PLAIN_STEPS, _MOST_PLAIN = 12, 64  # between two choices while plain decoding wins
+_ARM_STEPS, _TRIAL_STEPS = 4, 2
+_SLACK = 1  # tokens that a row may be ahead of the last one and still count as the last
+_LEAD = 0.5  # what a token is worth to a row that is further ahead: a batch lasts as long as its last row
+_CHECK = 64  # steps of drafting after which a plain step shows what one takes now
 _REST = 16  # steps before an arm is tried again
 
 
@@ -53,26 +62,6 @@ class ArmStats:
         return replace(self)
 
 
-def best_length(chance: float, most: int, base_s: float, seconds: Sequence[float]) -> int:
-    """Return the chain length n <= most with the best tokens per second, (1 + c + ... + c^n) / (base_s + seconds[n]).
-
-    Args:
-        chance: probability that a draft matches, given that the ones before it did.
-        most: drafts at hand.
-        base_s: what drafting them cost.
-        seconds: of a forward with n drafts, by n.
-    """
-    best, length, tokens, power = 0.0, 0, 1.0, 1.0
-    for n in range(most + 1):
-        if n:
-            power *= chance
-            tokens += power
-        rate = tokens / (base_s + seconds[n])
-        if rate > best:
-            best, length = rate, n
-    return length
-
-
 class TreeCut:
     """How many nodes of an arm's trees are worth their scoring, from which nodes were kept.
 
@@ -87,7 +76,7 @@ class TreeCut:
         self.chance = [0.3 / (1 + node) for node in range(width)]  # of each node to be kept
 
     def add(self, width: int, paths: Sequence[Sequence[int]]) -> None:
-        """Count a step with trees of `width` nodes; what was not proposed keeps its old estimate."""
+        """Count a step that would have scored `width` nodes; what lies beyond keeps its old estimate."""
         share = _SMOOTH / max(1, len(paths))
         for node in range(min(width, len(self.chance))):
             self.chance[node] *= 1 - _SMOOTH
@@ -96,84 +85,108 @@ class TreeCut:
                 if 0 <= node < len(self.chance):
                     self.chance[node] += share
 
-    def best(self, most: int, base_s: float, cost: Callable[[int], float]) -> int:
-        """Return the n <= most, a power of two or `most`, with the best expected tokens per second."""
-        best, chosen, tokens, done = 0.0, 1, 1.0, 0
-        for n in sorted({min(most, 2**power) for power in range(1, most.bit_length() + 1)}):
-            tokens += sum(self.chance[done:n])
-            done = n
-            rate = tokens / (base_s + cost(n))
-            if rate > best:
-                best, chosen = rate, n
-        return chosen
+
+@dataclass(slots=True)
+class Plan:
+    """A window for every row, and what is expected of it.
+
+    Attributes:
+        rate: tokens per second, all rows together.
+        seconds: of the step.
+        width: nodes per row, as far as a row has so many.
+        gain: tokens per row beyond plain decoding's one.
+    """
+
+    rate: float
+    seconds: float
+    width: int
+    gain: float = 0.0
 
 
 @dataclass
-class StepCost:
-    """Seconds of a target forward by its width, learned as the run goes.
+class Arm:
+    """What is known of one arm.
 
     Attributes:
-        curve: the stored curve, or None.
-        unit: measured over predicted time, smoothed (the machine's present speed); seconds of T(1) without a curve.
+        width: its widest window; 0 for plain decoding.
+        draft_s: of drafting, per step, smoothed; a guess until it was measured.
+        lag_s: per token that the drafter has to catch up with.
+        lag_share: the same for a model, as a share of what a token costs the target.
+        kind: "chain", "tree" (both can be cut) or "whole".
+        level_s: of a plain step when `draft_s` was measured: with fewer rows, drafting takes less.
+        reach: of a chain, the share of rows that have a draft at each depth.
+        cut: of a tree.
+        mean_width: nodes per row and step of what cannot be cut.
+        gain, hoped: tokens that the last row won in steps of the arm, and what was expected, discounted.
+        last_tried: step; -1 = never.
+        watch_s: of learning from a step of another arm; a guess until it was measured (`is_watched`).
+        is_open: it could win now, so that it may learn from others' steps.
     """
 
-    curve: CostCurve | None = None
-    unit: float = 0.0
-    _seen: dict[int, float] = field(default_factory=dict)  # without a curve: T(k) / T(1) by k
+    width: int
+    draft_s: float = 0.0
+    lag_s: float = 0.0
+    lag_share: float = 0.0
+    kind: str = "chain"
+    level_s: float = 0.0
+    reach: list[float] = field(default_factory=list)
+    cut: TreeCut = field(default_factory=lambda: TreeCut(0))
+    mean_width: float = 0.0
+    gain: float = _PRIOR_GAIN
+    hoped: float = _PRIOR_GAIN
+    last_tried: int = -1
+    watch_s: float = 0.0
+    is_watched: bool = False
+    is_open: bool = True
 
-    def add(self, width: int, seconds: float) -> None:
-        """Count a measured forward of 1 + width tokens."""
-        measured = seconds / self._shape(width)
-        self.unit = measured if self.unit == 0 else self.unit + _SMOOTH * (min(measured, 4 * self.unit) - self.unit)
-        if self.curve is None and width > 0:
-            ratio = max(1.0, seconds / self.unit)
-            old = self._seen.get(width, ratio)
-            self._seen[width] = old + 0.3 * (min(ratio, 2 * old) - old)
+    def __post_init__(self) -> None:
+        self.reach = self.reach or [1.0] * self.width
+        self.cut = TreeCut(self.width)
+        self.mean_width = min(4.0, self.width)
 
-    def __call__(self, width: int) -> float:
-        """Return the expected seconds of a forward of 1 + width tokens."""
-        return (self.unit or 1.0) * self._shape(width)
+    @property
+    def trust(self) -> float:
+        """What expected gains have proven to be worth."""
+        return min(1.5, self.gain / self.hoped)
 
-    def _shape(self, width: int) -> float:
-        if self.curve is not None:
-            return self.curve.ratio(1 + width)
-        if width in self._seen:
-            return self._seen[width]
-        below = max((known for known in self._seen if known < width), default=0)
-        return self._seen.get(below, 1.0) + _GUESSED_SLOPE * (width - below)
+    def won(self, gain: float, hoped: float) -> None:
+        """Count what a step won beyond plain decoding's token, and what it was expected to win."""
+        self.gain = _DISCOUNT * self.gain + (1 - _DISCOUNT) * _PRIOR_GAIN + gain
+        self.hoped = _DISCOUNT * self.hoped + (1 - _DISCOUNT) * _PRIOR_GAIN + hoped
+
+    def reached(self, offered: Sequence[int]) -> None:
+        """Count a step in which the rows had chains of such lengths."""
+        for depth, share in enumerate(self.reach):
+            self.reach[depth] += _SMOOTH * (sum(length > depth for length in offered) / len(offered) - share)
+
+
+def last_rows(rooms: Sequence[int]) -> list[bool]:
+    """Return which rows are about as far from their end as the last one."""
+    most = max(rooms, default=0)
+    return [room >= most - _SLACK for room in rooms]
 
 
 class Bandit:
     """Chooses among arms for one run; arm 0 is plain decoding.
 
     Args:
-        widths: the widest window of each arm, 0 for plain decoding.
+        arms: what is known of each, plain decoding first.
         curve: cost of forwards, when it was measured.
         explore: share of the decoding time that trials may lose.
         is_timed: False = costs follow the curve alone, so that equal histories give equal choices.
-        draft_s: what drafting may take per step of each arm, until it is measured; so that a trial on a very fast
-            target is not begun in the belief that drafting is free.
     """
 
-    def __init__(
-        self,
-        widths: Sequence[int],
-        curve: CostCurve | None,
-        explore: float,
-        is_timed: bool = True,
-        draft_s: Sequence[float] = (),
-    ) -> None:
-        self.widths, self.explore, self.is_timed = list(widths), explore, is_timed
-        self.cost = StepCost(curve, 0.0 if is_timed else 1.0)
-        self.draft_s = list(draft_s) or [0.0] * len(self.widths)  # smoothed, per step of the arm
-        self.watch_s = [0.0] * len(self.widths)  # of learning from a step of another arm
-        self.cuts = [TreeCut(width) for width in self.widths]
-        self.mean_width = [0.0] + [min(4.0, width) for width in self.widths[1:]]
-        self.last_tried = [-1] * len(self.widths)
-        self.current, self.countdown, self.num_steps = 0, 1, 0
+    def __init__(self, arms: Sequence[Arm], curve: CostCurve | None, explore: float, is_timed: bool = True) -> None:
+        self.arms, self.explore, self.is_timed = list(arms), explore, is_timed
+        self.cost = StepCost(curve)
+        self.current, self.countdown, self.num_steps, self.num_drafted = 0, 0, 0, 0
+        self.num_rows = 0
+        self.plan = Plan(0.0, 0.0, 0)
+        self.hoped = 0.0  # tokens that the window at hand is expected to win for a row that is last
         self._plain: list[float] = []  # seconds of steps that are not worked in yet
         self.account = 0.0  # seconds that trials may still lose
-        self.is_trial = False
+        self.is_trial = self.is_fresh = False
+        self._has_credit = False
         self.note = "plain until something is known"
 
     def rows(self, index: Sequence[int]) -> Bandit:
@@ -186,23 +199,39 @@ class Bandit:
         del others
         return self
 
-    def observe(self, width: int, draft_s: float, forward_s: float, tokens: float) -> None:
-        """Count a step of the current arm: its widest window, its times, and the tokens it wrote per row."""
-        arm = self.current
-        is_first = self.last_tried[arm] < 0
+    # What a step showed
+
+    def observe(self, tokens: int, draft_s: float, forward_s: float, progress: float) -> None:
+        """Count a step of the current arm.
+
+        Args:
+            tokens: in the forward, all rows together.
+            draft_s: of proposing, and of learning from the outcome.
+            forward_s: of scoring and accepting.
+            progress: by how many tokens the row that will be last came nearer to its end.
+        """
+        arm, rows = self.arms[self.current], self.num_rows
         self.num_steps += 1
-        self.last_tried[arm] = self.num_steps
+        self.num_drafted += 1
+        arm.last_tried = self.num_steps
+        if arm.kind == "tree":
+            self.hoped = sum(arm.cut.chance[: self.nodes()])
+        arm.won(progress - 1, self.plan.gain if arm.kind == "whole" else self.hoped)
+        arm.mean_width += 0.2 * (tokens / rows - 1 - arm.mean_width)
+        # The first step after a rest brings the drafter up to date: a price of its own, not that of a step.
+        spent = self._draft_s(arm)
         if self.is_timed:
-            self.cost.add(width, forward_s)
-            if arm:
-                old = self.draft_s[arm]
-                self.draft_s[arm] = draft_s if is_first else old + 0.2 * (min(draft_s, 4 * old) - old)
-        if arm:
-            self.mean_width[arm] += 0.2 * (width - self.mean_width[arm])
-        spent = self.draft_s[arm] + self.cost(width)
+            self.cost.add(rows, tokens, forward_s)
+            spent = draft_s
+            if not self.is_fresh:
+                old = self._draft_s(arm) if arm.level_s else draft_s
+                arm.draft_s, arm.level_s = old + 0.2 * (min(draft_s, 4 * old) - old), self.cost(rows, rows)
+        self.is_fresh = False
+        level = self.cost(rows, rows)
+        spent += self.cost(rows, tokens)
         self.account += self.explore * spent
         if self.is_trial:
-            self.account -= max(0.0, spent - tokens * self.cost(0))
+            self.account -= max(0.0, spent - progress * level)
         self.countdown -= 1
 
     def observe_plain(self, forward_s: float) -> None:
@@ -210,82 +239,212 @@ class Bandit:
         self._plain.append(forward_s)
         self.countdown -= 1
 
-    def may_watch(self, arm: int, forward_s: float) -> bool:
-        """Return whether the arm may look at a step that another one made: only where that costs next to nothing."""
-        if self.watch_s[arm] <= _WATCH * forward_s:
+    def may_watch(self, index: int, forward_s: float) -> bool:
+        """Return whether an arm may look at a step that another one made: where it could win, and that costs little."""
+        arm = self.arms[index]
+        if not arm.is_open or not self._has_credit:
+            return False
+        if not arm.is_watched:  # the first look, which also begins the arm, is paid for as a trial is
+            return 2 * arm.watch_s <= self.account
+        if arm.watch_s <= _WATCH * forward_s:
             return True
-        self.watch_s[arm] *= 0.995  # so that one bad measurement is forgotten
+        arm.watch_s *= 0.995  # so that one bad measurement is forgotten
         return False
 
-    def watched(self, arm: int, seconds: float) -> None:
+    def watched(self, index: int, seconds: float) -> None:
         """Count what looking took."""
-        self.watch_s[arm] += 0.3 * (seconds - self.watch_s[arm]) if self.watch_s[arm] else seconds
+        arm = self.arms[index]
+        if arm.is_watched:
+            arm.watch_s += 0.3 * (min(seconds, 4 * arm.watch_s) - arm.watch_s)
+        else:
+            arm.is_watched = True
+            self.account -= seconds
 
     def _work_in(self) -> None:
-        count = len(self._plain)
-        if not count:
-            return
-        if self.is_timed:
-            self.cost.add(0, sorted(self._plain)[count // 2])
-        if self.num_steps == 0:  # where drafts are cheap to score, they are tried at once
-            self.account = _CREDIT * self.cost(0)
-        self.num_steps += count
-        self.last_tried[0] = self.num_steps
-        self.account += self.explore * count * self.cost(0)
-        self._plain.clear()
+        count, rows = len(self._plain), self.num_rows
+        if count:
+            if self.is_timed:
+                self.cost.add_plain(rows, sorted(self._plain)[count // 2])
+            self.num_steps += count
+            self.num_drafted = 0
+            self.arms[0].last_tried = self.num_steps
+            self.account += self.explore * count * self.cost(rows, rows)
+            self._plain.clear()
+        if not self._has_credit and (self.cost.knows(rows) or not self.is_timed):
+            # Where drafts are cheap to score, they are tried at once.
+            self.account, self._has_credit = _CREDIT * self.cost(rows, rows), True
 
-    def step_seconds(self, arm: int) -> float:
-        """Return what a step of an arm is expected to take."""
-        return self.draft_s[arm] + self.cost(round(self.mean_width[arm]))
+    # What is expected
 
-    def rate(self, arm: int, stats: Sequence[Sequence[ArmStats]]) -> float:
-        """Return an arm's expected tokens per second and row; `stats[row][arm]`."""
-        return self.tokens(arm, stats) / self.step_seconds(arm)
+    def _draft_s(self, arm: Arm) -> float:
+        scale = self.cost(self.num_rows, self.num_rows) / arm.level_s if arm.level_s else 1.0
+        return arm.draft_s * min(1.0, scale)
 
-    def tokens(self, arm: int, stats: Sequence[Sequence[ArmStats]]) -> float:
-        """Return an arm's expected tokens per step and row."""
-        if arm == 0:
-            return 1.0
+    def _gains(self, index: int, stats: Sequence[Sequence[ArmStats]], *, is_hopeful: bool = False) -> list[float]:
+        """Return the further tokens expected per row from each node of a window; hopeful = every draft is kept."""
+        arm = self.arms[index]
+        if arm.kind == "tree":
+            return [1.0] * arm.width if is_hopeful else arm.cut.chance
+        chance, chances = 1.0, []
+        each = 1.0 if is_hopeful else self.chance(index, stats)
+        for reach in arm.reach:
+            chance *= each
+            chances.append(chance if is_hopeful else chance * reach)
+        return chances
+
+    def chance(self, index: int, stats: Sequence[Sequence[ArmStats]]) -> float:
+        """Return the probability that a draft of an arm matches, given that those before it did; `stats[row][arm]`."""
+        kept = _PRIOR_KEPT + sum(row[index].accepted for row in stats)
+        lost = _PRIOR_LOST + sum(row[index].rejected for row in stats)
+        return kept / (kept + lost)
+
+    def expect(self, index: int, stats: Sequence[Sequence[ArmStats]], *, is_hopeful: bool = False) -> Plan:
+        """Return the window of an arm with the best expected rate; at least one node of a drafter.
+
+        Args:
+            index: the arm.
+            stats: of the rows that are drafted for, by arm; the others add to the cost alone.
+            is_hopeful: as if every draft were kept.
+        """
+        arm, rows, drafted = self.arms[index], self.num_rows, len(stats)
+        if index == 0:
+            seconds = self.cost(rows, rows)
+            return Plan(rows / seconds, seconds, 0)
+        base_s = self._draft_s(arm)
+        if arm.kind == "whole" and not is_hopeful:
+            gain, seconds = self._tokens(index, stats) - 1, base_s + self.cost(rows, round(rows * (1 + arm.mean_width)))
+            return Plan((rows + drafted * gain * arm.trust) / seconds, seconds, arm.width, gain)
+        gains = self._gains(index, stats, is_hopeful=is_hopeful)
+        best, gain, nodes, done = Plan(0.0, 1.0, 1), 0.0, float(rows), 0
+        for number in (size for size in _SIZES if size <= len(gains)):
+            gain += sum(gains[done:number])
+            is_chain = arm.kind == "chain" and not is_hopeful
+            nodes += drafted * (sum(arm.reach[done:number]) if is_chain else number - done)
+            done = number
+            seconds = base_s + self.cost(rows, round(nodes))
+            rate = (rows + drafted * gain * (1.0 if is_hopeful else arm.trust)) / seconds
+            if rate > best.rate:
+                best = Plan(rate, seconds, number, gain)
+        return best
+
+    def _tokens(self, index: int, stats: Sequence[Sequence[ArmStats]]) -> float:
         steps, tokens = _PRIOR_STEPS, _PRIOR_TOKENS
         for row in stats:
-            steps, tokens = steps + row[arm].steps, tokens + row[arm].tokens
+            steps, tokens = steps + row[index].steps, tokens + row[index].tokens
         return tokens / steps
 
-    def choose(self, stats: Sequence[Sequence[ArmStats]]) -> int:
-        """Return the arm of the next steps; `countdown` says for how many."""
-        self._work_in()
-        rates = [self.rate(arm, stats) for arm in range(len(self.widths))]
-        tried = [arm for arm in range(len(rates)) if arm == 0 or self.last_tried[arm] >= 0]
-        best = max(tried, key=lambda arm: rates[arm])
-        if not self.is_trial and best != self.current and rates[best] < _HYSTERESIS * rates[self.current]:
-            best = self.current
-        trial, missing = self._trial(best, rates)
-        self.is_trial = trial is not None
-        if trial is not None:
-            self.current, self.countdown = trial, 2
-            self.note = f"trial: {self.account * 1e3:.2f} ms may still be lost to trials"
-        else:
-            # While plain decoding runs nothing is learned, so the next choice can wait until a trial can be paid.
-            earned = self.explore * self.cost(0)
-            wait = _MOST_PLAIN if missing >= _MOST_PLAIN * earned else max(_PLAIN_STEPS, int(missing / earned))
-            self.current, self.countdown = best, wait if best == 0 else 4
-            self.note = f"best rate: {rates[best]:.0f} tokens/s expected, {rates[0]:.0f} plainly"
-        return self.current
+    def lengths(
+        self, index: int, stats: Sequence[Sequence[ArmStats]], offered: Sequence[int], rooms: Sequence[int] = ()
+    ) -> list[int]:
+        """Return how many drafts of each row's chain to score: those that raise the rate of the step, at least one.
 
-    def _trial(self, best: int, rates: Sequence[float]) -> tuple[int | None, float]:
+        Args:
+            index: the arm.
+            stats: by row and arm.
+            offered: drafts at hand per row.
+            rooms: tokens that each row may still write.
+        """
+        pooled, rows = self.chance(index, stats), len(offered)
+        worth = [1.0 if is_last else _LEAD for is_last in last_rows(rooms)] or [1.0] * rows
+        nodes: list[tuple[float, int]] = []
+        for row, (own, most) in enumerate(zip(stats, offered, strict=True)):
+            seen, chance = own[index], worth[row]
+            each = (seen.accepted + _POOLED * pooled) / (seen.accepted + seen.rejected + _POOLED)
+            for _ in range(most):
+                chance *= each
+                nodes.append((chance, row))
+        # A row's chances fall with depth, so the likeliest nodes are the beginnings of chains.
+        nodes.sort(key=lambda node: -node[0])
+        base_s, level = self._draft_s(self.arms[index]), self.cost(rows, rows)
+        best, chosen, written = 0.0, 0, sum(worth)
+        for count, (chance, _) in enumerate(nodes, 1):
+            written += chance
+            seconds = self.cost(rows, rows + count)
+            if count > 1 and self.is_trial and _TRIAL_STEPS * (seconds - level) > self.account:
+                break
+            if written / (base_s + seconds) > best:
+                best, chosen = written / (base_s + seconds), count
+        lengths, self.hoped = [0] * rows, 0.0
+        for chance, row in nodes[:chosen]:
+            lengths[row] += 1
+            self.hoped += chance * (worth[row] == 1) / worth.count(1.0)
+        return lengths
+
+    def spread(self, rooms: Sequence[int]) -> list[bool]:
+        """Return for which rows trees are worth scoring: all of them where that costs nothing, else the last ones."""
+        rows = self.num_rows
+        is_free = self.cost(rows, rows * (1 + self.nodes())) <= _HYSTERESIS * self.cost(rows, rows)
+        return [True] * rows if is_free else last_rows(rooms)
+
+    def nodes(self) -> int:
+        """Return how many nodes of a tree to score, per row; a trial takes what it can pay for."""
+        rows, width = self.num_rows, max(1, self.plan.width)
+        if self.is_trial:
+            level = self.cost(rows, rows)
+            while width > 1 and _TRIAL_STEPS * (self.cost(rows, rows * (1 + width)) - level) > self.account:
+                width -= 1
+        return width
+
+    # The choice
+
+    def choose(self, stats: Sequence[Sequence[ArmStats]], lags: Sequence[int] = (), rooms: Sequence[int] = ()) -> int:
+        """Return the arm of the next steps; `countdown` says for how many.
+
+        Args:
+            stats: by row and arm.
+            rooms: tokens that each row may still write.
+            lags: tokens of all rows that each arm's drafter has not seen yet.
+        """
+        self._work_in()
+        rows, self.num_rows = self.num_rows, len(stats)
+        lags = lags or [0] * len(self.arms)
+        before, self.is_trial = self.current if not self.is_trial else -1, False
+        is_stale = rows != self.num_rows and not self.cost.knows(self.num_rows)
+        if self.is_timed and (is_stale or not self.cost.knows(self.num_rows) or self.num_drafted >= _CHECK):
+            self.num_drafted = 0
+            return self._take(0, 1, "a plain step, to see what one takes")
+        last = last_rows(rooms) if rooms else [True] * len(stats)
+        stats = [own for own, is_last in zip(stats, last, strict=True) if is_last]
+        plans = [self.expect(index, stats) for index in range(len(self.arms))]
+        tried = [index for index, arm in enumerate(self.arms) if index == 0 or arm.last_tried >= 0]
+        best = max(tried, key=lambda index: plans[index].rate)
+        if before in tried and best != before and plans[best].rate < _HYSTERESIS * plans[before].rate:
+            best = before
+        for index, arm in enumerate(self.arms):
+            arm.is_open = index == best or plans[index].rate * _HOPE >= plans[best].rate
+        trial, missing = self._trial(best, plans, stats, lags)
+        if trial is not None:
+            self.plan, self.is_trial = plans[trial], True
+            return self._take(trial, _TRIAL_STEPS, f"trial: {self.account * 1e3:.2f} ms may still be lost to trials")
+        self.plan = plans[best]
+        told = f"best rate: {plans[best].rate:.0f} tokens/s expected, {plans[0].rate:.0f} plainly"
+        if best:
+            return self._take(best, _ARM_STEPS, told)
+        # While plain decoding runs nothing is learned, so the next choice can wait until a trial can be paid.
+        earned = self.explore * plans[0].seconds
+        wait = _MOST_PLAIN if missing >= _MOST_PLAIN * earned else max(_PLAIN_STEPS, int(missing / earned))
+        return self._take(0, wait, told)
+
+    def _take(self, index: int, steps: int, note: str) -> int:
+        self.is_fresh = index != self.current
+        self.current, self.countdown, self.note = index, steps, note
+        return index
+
+    def _trial(
+        self, best: int, plans: Sequence[Plan], stats: Sequence[Sequence[ArmStats]], lags: Sequence[int]
+    ) -> tuple[int | None, float]:
         """Return the arm longest untried that could win at all, or None and the seconds that the account lacks."""
-        if self.is_timed and self.cost.unit == 0:
-            return None, 0.0
-        missing = float("inf")
-        for arm in sorted(range(1, len(rates)), key=lambda arm: self.last_tried[arm]):
-            if arm == best or 0 <= self.last_tried[arm] > self.num_steps - _REST:
+        missing, rows, level = float("inf"), self.num_rows, plans[0].seconds
+        for index in sorted(range(1, len(plans)), key=lambda index: self.arms[index].last_tried):
+            arm = self.arms[index]
+            if index == best or 0 <= arm.last_tried > self.num_steps - _REST:
                 continue
             # A trial that writes nothing more than plain decoding would is the worst case.
-            worst = 2 * (self.step_seconds(arm) - self.cost(0))
-            is_hopeless = (1 + self.widths[arm]) / (self.draft_s[arm] + self.cost(self.widths[arm])) <= rates[best]
-            if is_hopeless:
-                continue
-            if worst <= self.account:
-                return arm, 0.0
-            missing = min(missing, worst - self.account)
+            least = {"chain": 1, "tree": len(stats), "whole": round(rows * arm.mean_width)}[arm.kind]
+            each = self._draft_s(arm) + self.cost(rows, rows + least) - level
+            worst = _TRIAL_STEPS * each + (arm.lag_s + arm.lag_share * self.cost.slope) * lags[index]
+            if worst > self.account:
+                missing = min(missing, worst - self.account)
+            elif self.expect(index, stats, is_hopeful=True).rate > plans[best].rate:
+                return index, 0.0
         return None, missing

@@ -1,13 +1,20 @@
-"""The cost of a forward by its number of tokens, as it was measured."""
+"""The cost of a forward by its number of tokens: as it was measured, and as a run learns it from its own forwards."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from outpace.errors import ConfigError
 
-__all__ = ["CostCurve"]
+__all__ = ["CostCurve", "StepCost"]
+
+_KNEE = 0.75  # of the tokens that take as long to compute as a plain forward: so many cost nothing extra
+_LEAST_KNEE = 8  # tokens that are taken to cost nothing extra before any slope was seen
+_NEARLY_FREE = 0.2  # of the slope, what a token costs before the knee
+_LEAST_PROMPT = 16
+_SMOOTH = 0.2
+_LIKE = 0.75  # of a number of rows: as good as that number
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,81 @@ class CostCurve:
         (low, high), (first, last) = self.sizes[at - 1 : at + 1], self.seconds[at - 1 : at + 1]
         return max(first + (last - first) * (size - low) / (high - low), self.seconds[0])
 
+    def seconds_for_all(self, tokens: int) -> float:
+        """Return the time of a forward of `tokens` tokens, all rows together."""
+        return self.seconds_for(max(1, round(tokens / self.batch)))
+
     def ratio(self, size: int) -> float:
         """Return T(size) / T(1)."""
         return self.seconds_for(size) / self.seconds[0]
+
+
+@dataclass
+class StepCost:
+    """Seconds of a target forward by the tokens in it, all rows together, learned as the run goes.
+
+    A forward streams the weights, which costs the same for one token and for several, until computing takes longer: up
+    to a knee tokens are free, beyond it each costs the same. A plain step tells the level for its number of rows, the
+    prompt's forwards tell the slope before the first step, and later forwards correct both. Nothing is run to measure.
+
+    Attributes:
+        curve: the stored curve, whose shape then stands in for knee and slope, or None.
+        slope: seconds per token beyond the knee; 0 = not seen yet.
+        plain: seconds of a plain step by rows.
+    """
+
+    curve: CostCurve | None = None
+    slope: float = 0.0
+    plain: dict[int, float] = field(default_factory=dict)
+
+    def add_prompt(self, tokens: int, seconds: float) -> None:
+        """Count a forward of prompt tokens; a short one only streams the weights, and tells nothing."""
+        if tokens >= _LEAST_PROMPT:
+            self.slope = min(self.slope or seconds / tokens, seconds / tokens)
+
+    def add_plain(self, rows: int, seconds: float) -> None:
+        """Count a plain step of so many rows."""
+        old = self.plain.get(rows, seconds)
+        new = old + _SMOOTH * (min(seconds, 4 * old) - old)
+        self.plain[rows] = new
+        self.slope *= new / old  # what slows the machine slows both
+
+    def add(self, rows: int, tokens: int, seconds: float) -> None:
+        """Count a forward of `tokens` tokens, drafts among them, for so many rows."""
+        if not self.knows(rows) or tokens <= rows:
+            return
+        level = self.plain.setdefault(rows, self._guess(rows))
+        if self.curve is not None:  # the curve has the shape, so what differs is the machine's present speed
+            expected = self(rows, tokens)
+            self.plain[rows] += _SMOOTH * (min(seconds / expected, 4.0) - 1) * level
+            return
+        beyond = tokens - max(rows, self._knee(rows, level))
+        if beyond >= 0.5 * rows:
+            slope = self._slope(rows, level)
+            seen = min(max(seconds - level, slope * beyond / 4), 4 * slope * beyond) / beyond
+            self.slope = slope + _SMOOTH * (seen - slope)
+
+    def knows(self, rows: int) -> bool:
+        """Return whether a plain step of about so many rows was timed."""
+        return rows in self.plain or any(_LIKE * known <= rows <= known / _LIKE for known in self.plain)
+
+    def __call__(self, rows: int, tokens: int) -> float:
+        """Return the expected seconds of a forward of `tokens` tokens for so many rows, at least one each."""
+        level = self.plain.get(rows) or self._guess(rows)
+        if self.curve is not None:
+            plainly = self.curve.seconds_for_all(rows)
+            return level * max(1.0, self.curve.seconds_for_all(tokens) / plainly)
+        slope, knee = self._slope(rows, level), max(float(rows), self._knee(rows, level))
+        return level + slope * (_NEARLY_FREE * (min(tokens, knee) - rows) + max(0.0, tokens - knee))
+
+    def _guess(self, rows: int) -> float:
+        """Return the level for a number of rows that took no plain step yet: that of the nearest number, or units."""
+        if self.plain:
+            return self.plain[min(self.plain, key=lambda known: abs(known - rows))]
+        return self.curve.seconds_for_all(rows) if self.curve is not None else max(1.0, rows / _LEAST_KNEE)
+
+    def _slope(self, rows: int, level: float) -> float:
+        return self.slope or level / max(rows, _LEAST_KNEE)
+
+    def _knee(self, rows: int, level: float) -> float:
+        return _KNEE * level / self._slope(rows, level)

@@ -247,8 +247,8 @@ MUTANTS = (
         "rows-swapped",
         "when a row leaves, the others' cache entries change places",
         "batch:Batch.leave",
-        "self.cache = self.cache.rows(stay)",
-        "self.cache = self.cache.rows(stay[::-1])",
+        "self.cache.leave(stay)",
+        "self.cache.leave(stay[::-1])",
     ),
     Mutant(
         "state-not-reindexed",
