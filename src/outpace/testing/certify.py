@@ -177,6 +177,7 @@ def _below(
 ) -> None:
     """Do what is done below float64: flips, setting by setting, and batch-invariant mode."""
     plan, found = work.plan, list[LanguageModel]()
+    plan.guess("below", _BELOW * (plan.rate("proof") or 0.0))  # by what the proof was seen to take
 
     def prepare() -> None:
         found.append(rounded if isinstance(rounded, LanguageModel) else rounded())
