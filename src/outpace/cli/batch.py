@@ -110,7 +110,8 @@ def run_jobs(
     """
     done = set[tuple[int, int]]() if out is None else _done(out, {job.line: ids for job, ids in jobs})
     due = [one for one in jobs if any((one[0].line, sample) not in done for sample in range(num_samples))]
-    teller, began, results = Teller(), time.monotonic(), list[Result]()
+    teller, began = Teller(), time.monotonic()
+    results: list[Result] = []
     if len(due) < len(jobs):
         teller.tell(f"{len(jobs) - len(due)} of {len(jobs)} prompts were done before", 0.0, None, is_done=True)
     with _opened(out) as say:

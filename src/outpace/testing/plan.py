@@ -85,7 +85,9 @@ class Plan:
     def do(self, name: str, work: Callable[[], object]) -> bool:
         """Do a part of the list if the time left allows; return whether it was done to its end."""
         kind, size = self._todo.pop(name)
-        if self.elapsed_s + (self.rate(kind) or 0.0) * size >= self.limit_s:
+        seconds, done = self._spent.get(kind, (0.0, 0.0))
+        # A guess refuses nothing: on a busy machine it may be far off.
+        if self.elapsed_s + (seconds / done * size if done else 0.0) >= self.limit_s:
             self.dropped.append(name)
             return False
         self._part, self._part_began = (name, kind, size), self.clock()
@@ -94,7 +96,6 @@ class Plan:
         except OutOfTime:
             self.dropped.append(name)
             return False
-        seconds, done = self._spent.get(kind, (0.0, 0.0))
         self._spent[kind] = (seconds + self.clock() - self._part_began, done + size)
         self._part = (name, "", 0.0)
         self._tell(is_done=True)
