@@ -152,8 +152,10 @@ def test_what_does_not_fit_is_left_out_and_named() -> None:
     assert plan.left_s == 8.0  # seven units would take 14 s, but the limit leaves no more
     assert plan.do("second", work("second", 2.5)) and plan.rate("proof") == 1.5
     assert not plan.do("third", work("third", 6.0))  # 4.5 s gone, 6 s needed
-    assert plan.left_s == 1.5 and plan.do("small", work("small", 1.5)) and plan.do("other", work("other", 1.0))
-    assert (done, plan.dropped) == (["first", "second", "small", "other"], ["third"])
+    plan.add("needed", "proof", 4)
+    assert plan.do("needed", work("needed", 0.0), is_needed=True) and plan.rate("proof") == 4.5 / 7
+    assert plan.left_s == 4.5 / 7 and plan.do("small", work("small", 1.5)) and plan.do("other", work("other", 1.0))
+    assert (done, plan.dropped) == (["first", "second", "needed", "small", "other"], ["third"])
 
 
 def test_the_limit_holds_inside_a_part() -> None:
@@ -246,7 +248,7 @@ def test_a_model_that_chats_is_asked_in_its_own_words(toy: LanguageModel) -> Non
 
     toy.tokenizer = Chat()  # type: ignore[assignment]
     prompts = own_prompts(toy)
-    assert [ids[0] for ids in prompts] == [-1] * 4 + [ord("<")] * 4
+    assert [ids[0] for ids in prompts] == [-1] * 3 + [ord("<")] * 3
     Chat.is_strict = True
     assert [len(ids) for ids in own_prompts(toy)] == [len(text) + 1 for text in SAMPLES]
 

@@ -250,7 +250,8 @@ class Work:
             self._foresee(open_lines, number, length)
             for line in open_lines:
                 size = _length(line.setting, number, length)
-                if not self.plan.do(_part(line, number), partial(self.round, line, number, size)):
+                work = partial(self.round, line, number, size)
+                if not self.plan.do(_part(line, number), work, is_needed=bool(line.missing)):
                     late.add(line.setting)
                     self.plan.forget(_part(line, number + 1))
                 line.look_for_missing()

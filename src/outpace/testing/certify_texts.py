@@ -21,7 +21,6 @@ PROMPTS = (
     "Ben and Mia went to the beach. They saw a big, big",
 )
 CHATS = (  # what is asked of a model that chats, and how its answer begins: copies of what it has seen
-    ("Repeat this line ten times: The cat sat on the mat.", "The cat sat on the mat.\n" * 3),
     (
         "Write the numbers from one to ten, three times.",
         "one two three four five six seven eight nine ten\none two three",
@@ -65,5 +64,5 @@ def own_prompts(lm: LanguageModel) -> list[list[int]]:
                 chats.append(tokenizer.encode(text, is_special=False))
         except OutpaceError:  # a template that wants other messages
             chats = []
-    plain = [PROMPTS[i] for i in (1, 0, 3, 4)] if chats else PROMPTS
+    plain = [PROMPTS[i] for i in (1, 0, 4)] if chats else PROMPTS
     return [lm.encode(text) for text in plain] + chats

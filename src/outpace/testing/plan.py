@@ -82,12 +82,19 @@ class Plan:
         seconds, size = self._spent.get(kind, (0.0, 0.0))
         return seconds / size if size else self._guessed.get(kind)
 
-    def do(self, name: str, work: Callable[[], object]) -> bool:
-        """Do a part of the list if the time left allows; return whether it was done to its end."""
+    def do(self, name: str, work: Callable[[], object], *, is_needed: bool = False) -> bool:
+        """Do a part of the list if the time left allows; return whether it was done to its end.
+
+        Args:
+            name: the part.
+            work: does it.
+            is_needed: nothing is won without it, so it is begun as long as any time is left.
+        """
         kind, size = self._todo.pop(name)
         seconds, done = self._spent.get(kind, (0.0, 0.0))
         # A guess refuses nothing: on a busy machine it may be far off.
-        if self.elapsed_s + (seconds / done * size if done else 0.0) >= self.limit_s:
+        needed_s = seconds / done * size if done and not is_needed else 0.0
+        if self.elapsed_s + needed_s >= self.limit_s:
             self.dropped.append(name)
             return False
         self._part, self._part_began = (name, kind, size), self.clock()
