@@ -19,6 +19,7 @@ CATALOGUE = ROOT / "src/outpace/catalogue.json"
 FIGURES = ROOT / "docs/results"
 COMMANDS = (
     "generate",
+    "score",
     "methods",
     "models",
     "certify",

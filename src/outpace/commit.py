@@ -10,6 +10,7 @@ import torch
 
 from outpace.layout import Layout
 from outpace.row import Row
+from outpace.scoring import likeliest_of
 from outpace.types import Decision, FinishReason, Proposal, Scores, View
 
 __all__ = ["HostDecision", "append", "fit", "kept", "read_back", "record", "sound"]
@@ -139,13 +140,13 @@ def kept(layout: Layout, path: Sequence[Sequence[int]], counts: Sequence[int]) -
 
 def record(
     names: Sequence[str], rows: Sequence[Row], emitted: Sequence[Sequence[int]], path: Sequence[Sequence[int]],
-    scores: Scores, view: View, decision: Decision,
+    scores: Scores, view: View, decision: Decision, num_top: int = 0,
 ) -> None:  # fmt: skip
-    """Note log-probabilities and margins of the tokens just written. `view.texts` hold them already.
+    """Note log-probabilities, `num_top` likeliest tokens and margins of what was just written, by `view.texts` too.
 
     A method that draws tokens before it writes them tells their log-probabilities, and has no margins.
     """
-    if not names:
+    if not names and not num_top:
         return
     for index, (row, tokens) in enumerate(zip(rows, emitted, strict=True)):
         if decision.log_probs is not None:
@@ -158,6 +159,8 @@ def record(
             logits = scores.logits[index, asked[offset]]
             if "log_probs" in names:
                 row.log_probs.append(float(logits.double().log_softmax(-1)[token]))
+            if num_top:
+                row.top_log_probs.append(likeliest_of(logits, num_top))
             if "margins" in names:
                 text = [row.tokens[: first + offset]]
                 history = view.sampler.rows([index]).history(text, [row.num_prompt], logits.shape[-1])

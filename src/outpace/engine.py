@@ -30,6 +30,7 @@ from outpace.registry import load_method
 from outpace.result import Result
 from outpace.row import Row
 from outpace.sampling import Sampling, row_key
+from outpace.scoring import check_causal, check_top, score_tokens
 from outpace.text import TextStream
 from outpace.threads import begin
 from outpace.types import Adapter, Capabilities, FinishReason, Outcome
@@ -124,6 +125,7 @@ class Request:
         json_schema: a JSON schema, as a mapping or as JSON, that the text fulfils.
         grammar: a context-free grammar of the text, in Lark's syntax.
         record: "log_probs", "margins": noted per token (margins cost a sort each).
+        top_log_probs: how many of the likeliest tokens to note per token, with their log-probabilities under the model.
         models: other models by role, e.g. {"draft": adapter}; else the method's settings name them.
         memory: what outlives the call, for methods that keep one.
         is_batch_invariant: the text may not depend, by rounding, on window or drafts (slower on the eager path).
@@ -154,6 +156,7 @@ class Request:
     json_schema: str | Mapping[str, Any] | None = None
     grammar: str | None = None
     record: Sequence[str] = ()
+    top_log_probs: int = 0
     models: Mapping[str, Adapter] | None = None
     memory: Any = None
     is_batch_invariant: bool = False
@@ -168,6 +171,8 @@ class Request:
         self._check_kinds()
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens is {self.max_tokens}.", "max_tokens must be 1 or more.")
+        if self.top_log_probs < 0:
+            raise ConfigError(f"top_log_probs is {self.top_log_probs}.", "top_log_probs must be 0 or more.")
         if self.num_samples < 1:
             raise ConfigError(f"num_samples is {self.num_samples}.", "num_samples must be 1 or more.")
         if self.max_length < 0:
@@ -282,9 +287,9 @@ class LanguageModel:
             on_text: called with (row index, new text) as text becomes final, whole characters only.
             is_cancelled: asked between steps; True ends with finish_reason "cancelled", keeping what is written.
             **arguments: fields of `Request` (method, options, max_tokens, seed, num_samples, stop, stop_tokens,
-                keep_special, ignore_eos, regex, json_schema, grammar, record, models, memory, is_batch_invariant,
-                max_length, prefix, sampling) and of `outpace.Sampling` (temperature, top_k, top_p, ...). What is not
-                given is as the model's own generation_config.json asks (but see `sampling`).
+                keep_special, ignore_eos, regex, json_schema, grammar, record, top_log_probs, models, memory,
+                is_batch_invariant, max_length, prefix, sampling) and of `outpace.Sampling` (temperature, top_k,
+                top_p, ...). What is not given is as the model's own generation_config.json asks (but see `sampling`).
 
         Returns:
             A `Result`; a list of them for a list of prompts or num_samples above 1 (prompt by prompt).
@@ -388,6 +393,24 @@ class LanguageModel:
             "Share it (threads may), or load the model again.",
         )
 
+    def score(self, text: Prompt | Sequence[Prompt]) -> Any:
+        """Return what the model makes of given texts: the log-probability of each token after those before it.
+
+        Args:
+            text: text or token ids; a list of them gives a list.
+
+        Returns:
+            A `Scored`: `log_probs` per token, their sum `log_prob`, and `bits_per_byte`.
+
+        Raises:
+            ConfigError: a text that is empty or longer than the context, or a token outside the vocabulary.
+            CapabilityError: the model does not write from left to right.
+        """
+        texts, is_single = self._prompts(text)
+        check_causal(self.target.capabilities)
+        found = [score_tokens(self.target, ids, self.name, self.tokenizer) for ids in texts]
+        return found[0] if is_single else found
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, as the tokenizer frames it."""
         if self.tokenizer is None:
@@ -425,6 +448,7 @@ class LanguageModel:
         vocab_size = capabilities.vocab_size
         if any(not 0 <= token < vocab_size for token in request.stop_tokens):
             raise ConfigError("A stop token is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
+        check_top(request.top_log_probs, capabilities)
         if any(not 0 <= token < vocab_size for token in settings.logit_bias):
             raise ConfigError("A logit bias is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
         if any(not 0 <= token < vocab_size for word in settings.bad_words for token in word):
@@ -657,6 +681,7 @@ class LanguageModel:
             models=models,
             memory=request.memory,
             record=request.record,
+            num_top=request.top_log_probs,
             chunk=_CHUNK,
             width=_INVARIANT_WIDTH if is_fixed else 0,
             device=getattr(self.target, "device", "cpu"),
@@ -715,6 +740,7 @@ class LanguageModel:
             sample=sample,
             notes=self._notes(row, job),
             log_probs=row.log_probs,
+            top_log_probs=row.top_log_probs,
             margins=row.margins,
             sources=row.sources,
             settings=job.method.to_dict(),

@@ -40,6 +40,7 @@ class Run:
         models: other models by role.
         memory: what outlives the run, for methods that keep one.
         record: "log_probs" and "margins" are noted per token when named.
+        num_top: how many of the likeliest tokens are noted per token.
         chunk: prompt tokens per prefill forward; borders lie at multiples of it, whatever was drafted before.
         width: every scoring forward has exactly this many window nodes (batch-invariant mode); 0 = as proposed.
         device: where tokens are laid out.
@@ -57,6 +58,7 @@ class Run:
         models: Mapping[str, Adapter] | None = None,
         memory: Any = None,
         record: Sequence[str] = (),
+        num_top: int = 0,
         chunk: int = 256,
         width: int = 0,
         device: torch.device | str = "cpu",
@@ -66,6 +68,7 @@ class Run:
         self.target, self.method, self.settings = target, method, settings
         self.capacity, self.models, self.memory = capacity, dict(models or {}), memory
         self.record, self.chunk, self.width, self.device = tuple(record), chunk, width, torch.device(device)
+        self.num_top = num_top
         self.tokenizers, self.watch = dict(tokenizers or {}), watch
         self.counters = {"target": Counter(), "draft": Counter()}
         self.seconds = {"prefill": 0.0, "draft": 0.0, "score": 0.0, "accept": 0.0, "total": 0.0}
@@ -147,7 +150,7 @@ class Run:
         counts = [append(*one) for one in decided]
         emitted = [tokens[:count] for tokens, count in zip(host.tokens, counts, strict=True)]
         accepted = [sum(n >= 0 for n in nodes[:count]) for nodes, count in zip(host.path, counts, strict=True)]
-        record(self.record, rows, emitted, host.path, scores, view, decision)
+        record(self.record, rows, emitted, host.path, scores, view, decision, self.num_top)
         # 7 keep
         if decision.keep is None:
             cache.keep(kept(layout, host.path, counts))

@@ -27,6 +27,9 @@ class Result:
         sample: sample number.
         notes: what a user should know, e.g. a slower path that was taken.
         log_probs: natural log-probability of each token under the model, when asked for.
+        top_log_probs: per token, the likeliest ones under the model at its place, when asked for: (id, natural
+            log-probability) each, likeliest first. Like `log_probs` they are the model's own law: before penalties,
+            constraints, temperature and cuts.
         margins: how far each token was from being another one, when asked for.
         sources: per token: draft, recovered, bonus or plain.
         settings: the method's settings.
@@ -45,6 +48,7 @@ class Result:
     sample: int = 0
     notes: list[str] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)

@@ -65,6 +65,8 @@ class Row:
         finish: why the row ended, None while it runs.
         stopped_inside: the row's end fell inside an accepted run (tokens behind it were dropped).
         log_probs: natural log-probability of each written token under the model's own law, when recorded.
+        top_log_probs: before each written token, the likeliest ones under the model's own law, when recorded: pairs of
+            id and natural log-probability, likeliest first.
         margins: how far each token was from being another one, when recorded.
         sources: per written token "draft", "recovered", "bonus" or "plain".
         source: an encoder-decoder's source tokens, else None.
@@ -85,6 +87,7 @@ class Row:
     stopped_inside: bool = False
     usage: Usage = field(default_factory=Usage)
     log_probs: list[float] = field(default_factory=list)
+    top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     source: list[int] | None = None

@@ -15,7 +15,8 @@ __all__ = ["app", "main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0 = success, 1 = a failure, 2 = a mistake in what was asked, 130 = Ctrl-C, 141 = the reader of the output went away.
+    0 = success, 1 = a failure, 2 = a mistake in what was asked, 3 = too little seen for a certificate, 130 = Ctrl-C,
+    141 = the reader of the output went away.
     OUTPACE_DEBUG=1 lets every error through with its traceback.
 
     Args:
@@ -23,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         from outpace.cli.failures import guarded
+        from outpace.cli.streams import secure_streams
 
+        secure_streams()
         return guarded(_run, list(sys.argv[1:] if argv is None else argv) or ["--help"])
     except KeyboardInterrupt:  # before anything was set up, or while the last words were said
         return 130

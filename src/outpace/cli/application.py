@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import outpace
-from outpace.cli import bench, certify, cite, generate, index, methods, models, new_method, trace, train, tune
+from outpace.cli import bench, certify, cite, generate, index, methods, models, new_method, score, trace, train, tune
 
 __all__ = ["app"]
 
@@ -36,6 +36,7 @@ def outpace_command(
 
 
 app.command("generate")(generate.generate)
+app.command("score")(score.score)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("certify")(certify.certify)

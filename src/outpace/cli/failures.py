@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ def guarded(run: Callable[[list[str]], int], arguments: list[str]) -> int:
         status = run(arguments)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # rich ends by itself where a reader goes away
         _forget_output()
         return CLOSED_PIPE
     except KeyboardInterrupt:
@@ -37,6 +38,9 @@ def guarded(run: Callable[[list[str]], int], arguments: list[str]) -> int:
         return error.exit_status
     except OSError as error:
         _forget_output()
+        if error.errno == errno.EBADF and error.filename is None:
+            tell("Standard output is closed.", "Send it to a file, or to /dev/null if the text is not wanted.")
+            return FAILURE
         where = f"{error.filename}: " if error.filename else ""
         tell(f"{where}{error.strerror or error}", "Check the path, the permissions and the space left.")
         return FAILURE

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from outpace.cli.batch import Job, read_jobs, refuse_lines, run_jobs
 from outpace.cli.failures import FAILURE, INTERRUPTED, interruptible, tell
 from outpace.cli.output import print_json, statistics, write_text
 from outpace.cli.values import (
@@ -53,6 +54,10 @@ class _Request:
     is_infill: bool = False
     system: str | None = None
     chat: dict[str, Any] = field(default_factory=dict)
+    batch: str | None = None
+    jobs: list[Job] = field(default_factory=list)
+    out: str | None = None
+    batch_size: int = 8
     trace: str | None = None
     run: dict[str, Any] = field(default_factory=dict)
     law: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +66,13 @@ class _Request:
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to continue; - reads it from standard input.")] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Read the prompt from a file; - = standard input.")
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write a text for each line: .jsonl with a prompt each, or plain prompts."),
+    ] = None,
     model: Annotated[str, typer.Option(help="A shipped model, a directory or a hub id.")] = "stories",
     method: Annotated[str, typer.Option(help="How to decode; `outpace methods` lists all.")] = "autoregressive",
     option: Annotated[
@@ -104,6 +116,7 @@ def generate(
     no_compile: Annotated[
         bool, typer.Option("--no-compile", help="Use no compiled kernels.", rich_help_panel=_RUN)
     ] = False,
+    batch_size: Annotated[int, typer.Option(help="Prompts of --batch side by side.", rich_help_panel=_RUN)] = 8,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; without it, as many as are free.", rich_help_panel=_RUN)
     ] = None,
@@ -189,14 +202,33 @@ def generate(
     logprobs: Annotated[
         bool, typer.Option("--logprobs", help="With --json: each token's log-probability.", rich_help_panel=_OUT)
     ] = False,
+    top_log_probs: Annotated[
+        int,
+        typer.Option(
+            metavar="K", help="With --json: the K likeliest tokens at each place, before the law.", rich_help_panel=_OUT
+        ),
+    ] = 0,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Of --batch: a JSON object a line; goes on with it.", rich_help_panel=_OUT),
+    ] = None,
 ) -> int:
     """Write text from a prompt.
 
     Text goes to standard output as it becomes final. Several samples are printed at the end, parted by lines of ---.
     Ctrl-C ends the text where it is (exit status 130); a second Ctrl-C ends at once.
+
+    With --batch, one JSON object a line is written, as soon as a text is done; run again with the same --out, the lines
+    that are there are not written again.
     """
+    if batch is not None and (prompt is not None or prompt_file is not None):
+        raise ConfigError("A prompt and a --batch were given.", "Leave one out.")
     request = _Request(
-        prompt=prompt_text(prompt),
+        prompt=prompt_text(prompt, prompt_file) if batch is None else "",
+        batch=batch,
+        jobs=[] if batch is None else read_jobs(batch),
+        out=out,
+        batch_size=batch_size,
         model=model,
         method=method,
         options=options(option or []),
@@ -228,6 +260,7 @@ def generate(
             "stop_tokens": stop_token or [],
             "keep_special": keep_special,
             "sampling": sampling,
+            "top_log_probs": top_log_probs,
             "ignore_eos": ignore_eos,
             "is_batch_invariant": batch_invariant,
             "regex": regex,
@@ -263,10 +296,13 @@ def _write(request: _Request) -> int:
     from outpace.engine import load
 
     lm = load(request.model, **request.load)
-    prompt = _prompt(request)
     law = {**request.law, **_given(bad_words=_bad_words(request, lm) or None)}
+    is_json = request.is_json or request.batch is not None
+    record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if is_json else []
+    if request.batch is not None:
+        return _write_batch(request, lm, {"method": method, "record": record, **request.run, **law})
+    prompt = _prompt(request)
     is_streamed = not request.is_json and request.run["num_samples"] == 1
-    record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if request.is_json else []
     if is_streamed and request.is_infill and isinstance(prompt[0], str):
         write_text(prompt[0])  # the pieces are given; the stream goes on from the first
     with interruptible() as is_wished, _recorded(request, lm, method) as recorder:
@@ -288,6 +324,39 @@ def _write(request: _Request) -> int:
             recorder.close(results)
     _print(request, results, is_streamed)
     return _status(results)
+
+
+def _write_batch(request: _Request, lm: LanguageModel, arguments: dict[str, Any]) -> int:
+    """Write a text for each line of a file; return the exit status."""
+    assert request.batch is not None
+    jobs, most = [(job, _ids(job, request, lm)) for job in request.jobs], lm.target.capabilities.max_positions
+    long = [job.line for job, ids in jobs if len(ids) >= most and not lm.target.capabilities.is_encoder_decoder]
+    if long:
+        refuse_lines(request.batch, long, f"longer than the model's context of {most} tokens", "Shorten what is there.")
+    with interruptible() as is_wished:
+
+        def write(prompts: list[list[int]]) -> list[Result]:
+            results: list[Result] = lm.generate(prompts, is_cancelled=is_wished, **arguments)
+            return results
+
+        return _status(run_jobs(jobs, write, request.out, request.batch_size, request.run["num_samples"]))
+
+
+def _ids(job: Job, request: _Request, lm: LanguageModel) -> list[int]:
+    """Return the tokens of a line of a batch."""
+    try:
+        if isinstance(job.prompt, str) and not request.is_chat:
+            ids = lm.encode(job.prompt)
+        elif lm.tokenizer is None:
+            raise ConfigError("The model has no tokenizer, hence no chat template.", "Give plain prompts.")
+        else:
+            messages = _conversation(request, job.prompt) if isinstance(job.prompt, str) else job.prompt
+            ids = lm.tokenizer.encode_chat(messages, **request.chat)
+    except ConfigError as error:
+        raise ConfigError(f"Line {job.line} of {request.batch}: {error}", error.hint) from error
+    if not ids:
+        raise ConfigError(f"Line {job.line} of {request.batch} has no token.", "Give at least one character.")
+    return ids
 
 
 @contextlib.contextmanager
@@ -313,12 +382,21 @@ def _check(request: _Request) -> Method:
     from outpace.engine import Request
 
     Request(**request.run)  # refuses what is out of range
-    if request.is_infill:
+    if request.is_infill and request.batch is None:
         read_gaps(request.prompt)
         if request.is_chat:
             raise ConfigError("A chat has no gaps to fill.", "Leave out --chat or --infill.")
-    if request.wants_log_probs and not request.is_json:
+    is_json, is_batch = request.is_json or request.batch is not None, request.batch is not None
+    if request.wants_log_probs and not is_json:
         raise ConfigError("--logprobs has nowhere to go.", "Add --json.")
+    if request.run["top_log_probs"] and not is_json:
+        raise ConfigError("--top-log-probs has nowhere to go.", "Add --json.")
+    if request.batch_size < 1:
+        raise ConfigError(f"batch_size is {request.batch_size}.", "batch_size must be 1 or more.")
+    if request.out is not None and not is_batch:
+        raise ConfigError("--out is for --batch.", "Redirect standard output instead.")
+    if is_batch and (request.is_infill or request.trace is not None):
+        raise ConfigError("--batch goes with neither --infill nor --trace.", "Leave one out.")
     if any(not word for word in request.bad_words):
         raise ConfigError("A bad word is empty.", "Give each bad word at least one character.")
     method, vocab_size = check_method(request.model, request.method, request.options, request.law, request.load["card"])
@@ -332,8 +410,12 @@ def _prompt(request: _Request) -> str | list[Any]:
         return read_gaps(request.prompt)
     if not request.is_chat:
         return request.prompt
+    return _conversation(request, request.prompt)
+
+
+def _conversation(request: _Request, prompt: str) -> list[dict[str, str]]:
     told = [] if request.system is None else [{"role": "system", "content": request.system}]
-    return [*told, {"role": "user", "content": request.prompt}]
+    return [*told, {"role": "user", "content": prompt}]
 
 
 def _bad_words(request: _Request, lm: LanguageModel) -> list[list[int]]:

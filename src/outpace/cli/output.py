@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from outpace.result import Result
 
-__all__ = ["print_json", "statistics", "write_text"]
+__all__ = ["json_line", "print_json", "statistics", "write_text"]
 
 
 def write_text(text: str) -> None:
@@ -24,8 +24,13 @@ def write_text(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value on one line, in ASCII; numbers that JSON lacks (infinity, not a number) become null."""
-    print(json.dumps(_finite(value), allow_nan=False), flush=True)
+    """Print one JSON value on one line."""
+    print(json_line(value), flush=True)
+
+
+def json_line(value: Any) -> str:
+    """Return JSON on one line, in ASCII; numbers that JSON lacks (infinity, not a number) become null."""
+    return json.dumps(_finite(value), allow_nan=False)
 
 
 def statistics(results: list[Result]) -> None:

@@ -82,28 +82,34 @@ def biases(given: Iterable[str]) -> Mapping[int, float]:
     return pairs
 
 
-def prompt_text(given: str | None) -> str:
-    """Return the prompt: as given, or from standard input for "-" or where nothing is given and input is piped.
+def prompt_text(given: str | None, file: str | None = None) -> str:
+    """Return the prompt: as given, or from a file, or from standard input for "-" or where it is piped in.
 
-    One line break at the end of standard input is dropped, since `echo` and editors add it.
+    One line break at the end of a file or of standard input is dropped, since `echo` and editors add it.
 
     Raises:
-        ConfigError: there is none, it is empty, or it is not UTF-8.
+        ConfigError: there is none, there are two, it is empty, or it is not UTF-8.
     """
-    is_piped = given is None or given == "-"
-    if is_piped and (sys.stdin is None or (given is None and sys.stdin.isatty())):
+    if given is not None and file is not None:
+        raise ConfigError("A prompt and a --prompt-file were given.", "Leave one out.")
+    is_piped = file == "-" or (file is None and (given is None or given == "-"))
+    if is_piped and (sys.stdin is None or (given is None and file is None and sys.stdin.isatty())):
         raise ConfigError(
             "No prompt was given.", 'Write one, as in outpace generate "Once upon a time", or pipe it in.'
         )
     if is_piped:
-        text = _decode(sys.stdin.buffer.read(), "Standard input").removesuffix("\n").removesuffix("\r")
+        text = _without_break(_decode(sys.stdin.buffer.read(), "Standard input"))
     else:
-        text = given or ""
+        text = (given or "") if file is None else _without_break(text_file(file))
     if not text:
         raise ConfigError("The prompt is empty.", "Give at least one character.")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ConfigError("The prompt is not valid UTF-8.", "Pipe it in after iconv -t utf-8.")
     return text
+
+
+def _without_break(text: str) -> str:
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def json_schema(given: str) -> str:
@@ -148,7 +154,7 @@ def text_file(name: str) -> str:
         ConfigError: it does not exist, is a directory, or is not UTF-8.
     """
     path = Path(name)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():  # a pipe will do
         raise ConfigError(f"There is no file {name}.", "Check the path.")
     return _decode(path.read_bytes(), name)
 

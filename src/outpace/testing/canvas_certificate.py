@@ -26,7 +26,7 @@ __all__ = ["CanvasLine", "CanvasWork", "Guesses", "on_canvas"]
 def on_canvas(settings: Sequence[str]) -> list[str]:
     """Return the settings that can hold where text is not written from left to right: no penalties, no grammars."""
     stateful = {"repetition_penalty", "presence_penalty", "frequency_penalty", "regex"}
-    return [name for name in settings if not stateful & SETTINGS[name].keys()]
+    return [name for name in settings if not any(stateful & law.keys() for law in SETTINGS[name])]
 
 
 @dataclass(slots=True)
@@ -75,21 +75,22 @@ class CanvasLine(Line):
 
 @dataclass(slots=True)
 class CanvasWork(Work):
-    """What the lines of one certificate share, for a method on a canvas."""
+    """What the lines of one certificate share, for a method on a canvas; `guesses` are those of each setting."""
 
-    guesses: Guesses = field(default_factory=Guesses)
+    guesses: dict[str, Guesses] = field(default_factory=dict)
 
     def new_line(self, name: str, dtype: str) -> CanvasLine:
-        """Return an empty line."""
-        self.guesses = Guesses()
-        return CanvasLine(name, dtype)
+        """Return an empty line, which misses everything."""
+        line = CanvasLine(name, dtype)
+        line.look_for_missing()
+        return line
 
     def _write(
         self,
         lm: LanguageModel,
         prompts: Sequence[Sequence[int]],
         name: str,
-        seed: int,
+        number: int,
         method: Method | None = None,
         **arguments: Any,
     ) -> list[Result]:
@@ -98,12 +99,13 @@ class CanvasWork(Work):
         if block:  # a generation holds whole blocks
             size = max(block, size // block * block)
         if method is not None:
-            arguments["watch"] = self.guesses
-        return Work._write(self, lm, prompts, name, seed, method, max_tokens=size, **arguments)
+            arguments["watch"] = self.guesses.setdefault(name, Guesses())
+        return Work._write(self, lm, prompts, name, number, method, max_tokens=size, **arguments)
 
     def count(self, line: Line, ours: Sequence[Result]) -> None:
         """Add what became of the guesses so far."""
-        line.accepted, line.rejected = self.guesses.right, self.guesses.wrong
+        guesses = self.guesses[line.setting]
+        line.accepted, line.rejected = guesses.right, guesses.wrong
         assert isinstance(line, CanvasLine)
         line.steps += sum(result.usage.num_steps for result in ours)
 
@@ -119,10 +121,10 @@ class CanvasWork(Work):
         try:
             for name in ("greedy", "temperature 0.7"):
                 for ids in self.prompts[:4]:
-                    ours = self._write(lm, [ids], name, self.seed, self.method, is_batch_invariant=True)
+                    ours = self._write(lm, [ids], name, 0, self.method, is_batch_invariant=True)
                     for mode in seconds:
                         began = time.perf_counter()
-                        plain = self._write(lm, [ids], name, self.seed, is_batch_invariant=mode)
+                        plain = self._write(lm, [ids], name, 0, is_batch_invariant=mode)
                         seconds[mode] += time.perf_counter() - began
                     is_identical &= plain[0].tokens == ours[0].tokens
                     rows += 1

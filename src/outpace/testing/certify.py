@@ -1,10 +1,10 @@
 """Certificates: what a method promises, put to the test on a real model and prompts.
 
 An exact method is run beside its reference in float64, where nothing can pass for rounding: every token of every row
-must agree, under greedy decoding, two temperatures, cuts and penalties, in a ragged batch and alone, with stop strings
-and end tokens that fall inside accepted runs. A certificate that saw nothing proves nothing, so it also fails unless
-each setting saw enough accepted and rejected drafts, a recovered and a bonus token, and a stop inside an accepted run.
-The reference is plain decoding; on a canvas, the method that `Method.reference` names (see `canvas_certificate`).
+must agree, under greedy decoding, temperatures below and above 1, cuts and penalties, in a ragged batch and alone, with
+stop strings and end tokens that fall inside accepted runs. A certificate that saw nothing proves nothing, so each
+setting must have seen enough accepted and rejected drafts, a recovered and a bonus token, and a stop inside an accepted
+run. The reference is plain decoding; on a canvas, the method that `Method.reference` names (see `canvas_certificate`).
 
 Below float64 a forward of one token and a forward of several round differently, and a token may flip. A flip is listed
 with plain decoding's margin and must lie under the tolerance: twice the largest difference between the logits of
@@ -12,16 +12,19 @@ forwards of one and of several tokens, measured here on the same texts (both riv
 temperature, times the penalty. It ends the comparison of its row. A flip above the tolerance is a bug.
 
 A method that promises the law only is enumerated and G-tested on toy laws, and its books are checked on the model.
-An approximate method gets no certificate. Exit status: 0 = certified; 1 = failed, or no certificate can be given.
+An approximate method gets no certificate. Exit status: 0 = certified; 1 = something differs, or no certificate can be
+given; 3 = nothing differs, but too little was seen to tell.
+
+Time goes to the proof first: one round of texts per setting, then more rounds where evidence is missing, then what is
+below float64. How long texts are follows from the speed of the first steps (`plan`).
 """
 
 from __future__ import annotations
 
 import copy
-import importlib.util
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,186 +34,34 @@ from outpace.engine import LanguageModel, load
 from outpace.methods.base import Method
 from outpace.result import Result
 from outpace.testing.answers import check_drafts, check_texts
+from outpace.testing.certificate import ENOUGH, Certificate, Flip, Line, Verdict
+from outpace.testing.certify_texts import PROMPTS, SETTINGS, own_prompts
 from outpace.testing.checks import run_contract
 from outpace.testing.enumeration import check_rule
+from outpace.testing.plan import Plan
 from outpace.types import Adapter, Guarantee
 
-__all__ = ["PROMPTS", "Certificate", "Flip", "Line", "Work", "certify", "certify_model", "logit_drift"]
+__all__ = [
+    "ENOUGH",
+    "PROMPTS",
+    "SETTINGS",
+    "Certificate",
+    "Flip",
+    "Line",
+    "Plan",
+    "Verdict",
+    "Work",
+    "certify",
+    "certify_model",
+    "logit_drift",
+    "own_prompts",
+]
 
-PROMPTS = (
-    "Once upon a time, there was a little girl named Lily. Lily loved to play in the park. One day, Lily",
-    "The cat sat on the mat. " * 6 + "The cat",
-    "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - b\n\n\ndef mul(a, b):\n",
-    "One day, Tom",
-    "Question: Tom has 3 apples and buys 4 apples. How many apples does Tom have? Answer: Tom has 3 + 4 = 7 apples.",
-    "import os\nimport sys\n\n\nclass Node:\n    def __init__(self, name):\n        self.name = name\n",
-    "I am happy. You are happy. We are happy. " * 4 + "I am",
-    "Ben and Mia went to the beach. They saw a big, big",
-)
-SETTINGS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "temperature 0.7": {"temperature": 0.7},
-    "temperature 1.3": {"temperature": 1.3},
-    "cuts": {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "min_p": 0.01},
-    "penalties": {
-        "temperature": 0.7,
-        "repetition_penalty": 1.1,
-        "presence_penalty": 0.1,
-        "frequency_penalty": 0.05,
-    },
-}
-if importlib.util.find_spec("llguidance") is not None:  # constraints are an extra
-    # Complete everywhere, so that a text may end at any token and stops keep their meaning.
-    SETTINGS["grammar"] = {"temperature": 0.7, "regex": r"[A-Za-z ,.!?'\"\n]*"}
-ENOUGH = 50  # accepted, and rejected, drafts per setting
-
-
-@dataclass(slots=True)
-class Flip:
-    """A token that rounding turned, below float64."""
-
-    prompt: int
-    index: int
-    margin: float
-    tolerance: float
-
-    @property
-    def is_numeric(self) -> bool:
-        """Whether rounding explains it."""
-        return self.margin <= self.tolerance
-
-
-@dataclass(slots=True)
-class Line:
-    """What one setting saw, in one precision.
-
-    Attributes:
-        setting, dtype: names.
-        rows: texts compared with plain decoding's.
-        tokens: tokens compared.
-        accepted, rejected, recovered, bonus: what became of drafts.
-        stops_inside: stop strings and end tokens that fell on an accepted draft, so that more was dropped behind them.
-        flips: tokens turned by rounding.
-        faults: differences that nothing excuses.
-        missing: evidence that was not found.
-    """
-
-    setting: str
-    dtype: str
-    rows: int = 0
-    tokens: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    recovered: int = 0
-    bonus: int = 0
-    stops_inside: int = 0
-    flips: list[Flip] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-
-    @property
-    def holds(self) -> bool:
-        """Whether everything agreed and enough was seen."""
-        return not self.faults and not self.missing and all(flip.is_numeric for flip in self.flips)
-
-    def count(self, result: Result) -> None:
-        """Add one text's drafts."""
-        usage = result.usage
-        self.accepted += usage.num_accepted
-        self.rejected += usage.num_proposed - usage.num_accepted
-        self.recovered += usage.num_recovered
-        self.bonus += usage.num_bonus
-
-    def look_for_missing(self) -> list[str]:
-        """Set and return what evidence is still missing."""
-        wanted = {
-            f"{ENOUGH} accepted drafts": self.accepted >= ENOUGH,
-            f"{ENOUGH} rejected drafts": self.rejected >= ENOUGH,
-            "a recovered token": self.recovered > 0,
-            "a bonus token": self.bonus > 0,
-            "a stop inside an accepted run": self.stops_inside > 0,
-        }
-        self.missing = [what for what, is_there in wanted.items() if not is_there]
-        return self.missing
-
-
-@dataclass(slots=True)
-class Certificate:
-    """What was promised, what was seen, and whether it holds.
-
-    Attributes:
-        model, method, settings: what was tested.
-        reference: what it was compared with, with its settings.
-        guarantee: "exact", "distribution" or "approximate".
-        lines: per setting and precision.
-        checks: toy-law checks by name, "" = passed (methods that promise the law).
-        invariant: batch-invariant mode: rows, is_identical (None = not tried), cost (time with over without), note.
-        tolerance: dtype to the tolerance in logits, before temperature and penalties.
-        seconds: how long it took.
-    """
-
-    model: str
-    method: str
-    settings: dict[str, Any]
-    guarantee: str
-    lines: list[Line] = field(default_factory=list)
-    checks: dict[str, str] = field(default_factory=dict)
-    invariant: dict[str, Any] = field(default_factory=dict)
-    tolerance: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    reference: str = ""
-
-    @property
-    def holds(self) -> bool:
-        """Whether the guarantee was put to the test and held; never so for an approximate method."""
-        if self.guarantee == Guarantee.APPROXIMATE.value:
-            return False
-        is_variant = self.invariant.get("is_identical") is False  # None = not asked of this method
-        return all(line.holds for line in self.lines) and not any(self.checks.values()) and not is_variant
-
-    @property
-    def exit_status(self) -> int:
-        """0 = certified, 1 = not."""
-        return 0 if self.holds else 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {**asdict(self), "holds": self.holds}
-
-    def render(self) -> str:
-        """Return the certificate as text, for people."""
-        options = " ".join(f"{name}={value}" for name, value in self.settings.items())
-        against = f", compared with {self.reference}" if self.reference else ""
-        out = [f"{self.method} on {self.model}: {self.guarantee}{against}", f"  {options}" if options else ""]
-        if self.guarantee == Guarantee.APPROXIMATE.value:
-            return "\n".join([out[0], "  approximate: no certificate. It may change the text; judge it by quality."])
-        heads = ("rows", "tokens", "accepted", "rejected", "recovered", "bonus", "stops", "flips")
-        out.append(f"  {'setting':17}{'dtype':10}" + "".join(f"{head:>10}" for head in heads))
-        for line in self.lines:
-            cells = (line.rows, line.tokens, line.accepted, line.rejected, line.recovered, line.bonus)
-            numbers = "".join(f"{cell:>10}" for cell in (*cells, line.stops_inside, len(line.flips)))
-            out.append(f"  {line.setting:17}{line.dtype:10}{numbers}   {'holds' if line.holds else 'FAILS'}")
-            for flip in line.flips:
-                verdict = "rounding" if flip.is_numeric else "NOT EXPLAINED"
-                out.append(
-                    f"    flip: prompt {flip.prompt}, token {flip.index}, margin {flip.margin:.3g}, "
-                    f"tolerance {flip.tolerance:.3g}: {verdict}"
-                )
-            out += [f"    {fault}" for fault in line.faults[:5]]
-            out += [f"    not seen: {', '.join(line.missing)}"] if line.missing else []
-        for name, reason in self.checks.items():
-            out.append(f"  {name}: {reason or 'passed'}")
-        if self.invariant:
-            out.append(f"  batch-invariant mode: {_invariant_text(self.invariant)}")
-        out.append(f"  {'CERTIFIED' if self.holds else 'NOT CERTIFIED'} in {self.seconds:.0f} s")
-        return "\n".join(line for line in out if line)
-
-
-def _invariant_text(seen: dict[str, Any]) -> str:
-    if "note" in seen:
-        return str(seen["note"])
-    verdict = "bit-identical to the reference" if seen["is_identical"] else "DIFFERS from the reference"
-    return f"{seen['rows']} rows in {seen['dtype']} {verdict}; the reference takes {seen['cost']:.2f}x the time in it"
+_PROOF_SHARE = 0.3  # of the time limit, for the first round of every setting
+_SHORTEST = 20  # tokens per text of a first round, where time is short
+_ROUND_COST = 7  # what a token of a round costs in steps of plain decoding alone, until it is measured
+_PREFILL = 8  # tokens that a round's prompts cost about as much as
+_BELOW = 0.15  # what a round below float64 takes beside one in it, until it is measured
 
 
 def certify(
@@ -221,27 +72,28 @@ def certify(
     dtype: str = "bfloat16",
     device: str = "auto",
     seed: int = 0,
-    limit_s: float = 600.0,
-    on_line: Callable[[Line], None] | None = None,
+    plan: Plan | None = None,
 ) -> Certificate:
     """Load a model in float64 and in a working precision, and certify a method on it.
 
     Args:
         model: zoo name, directory or hub id.
         method: with its settings.
-        prompts: texts; None = `PROMPTS`.
+        prompts: texts; None = `own_prompts`.
         dtype: the working precision in which flips are listed; "float64" leaves that part out, "auto" = bfloat16.
         device: where to compute.
         seed: of every draw.
-        limit_s: no new round of texts is begun after this long.
-        on_line: told about each line when it is done.
+        plan: the time limit, loading included, and who is told about progress; None = five minutes.
     """
     lower = "bfloat16" if dtype == "auto" else dtype
     if method.guarantee is Guarantee.APPROXIMATE:
         return Certificate(model, method.name, method.to_dict(), method.guarantee.value)
+    plan = plan or Plan()
     lm = load(model, dtype="float64", device=device)
-    rounded = load(model, dtype=lower, device=device) if lower != "float64" else None
-    return certify_model(lm, method, prompts, rounded=rounded, seed=seed, limit_s=limit_s, on_line=on_line)
+    plan.guess("loading", plan.elapsed_s)
+    # The second copy is loaded when the proof is done, and not at all if there is no time for it.
+    rounded = (lambda: load(model, dtype=lower, device=device)) if lower != "float64" else None
+    return certify_model(lm, method, prompts, rounded=rounded, seed=seed, plan=plan)
 
 
 def certify_model(
@@ -249,59 +101,102 @@ def certify_model(
     method: Method,
     prompts: Sequence[str | Sequence[int]] | None = None,
     *,
-    rounded: LanguageModel | None = None,
+    rounded: LanguageModel | Callable[[], LanguageModel] | None = None,
     seed: int = 0,
     max_tokens: int = 48,
     max_rounds: int = 10,
-    limit_s: float = 600.0,
     settings: Sequence[str] = tuple(SETTINGS),
-    on_line: Callable[[Line], None] | None = None,
+    plan: Plan | None = None,
 ) -> Certificate:
     """Certify a method on a loaded model.
 
     Args:
         lm: the model in float64.
         method: with its settings.
-        prompts: texts or ids; None = `PROMPTS`.
-        rounded: the same model in its working precision, for flips and batch-invariant mode; None = leave out.
+        prompts: texts or ids; None = `own_prompts`.
+        rounded: the same model in its working precision, or what loads it, for flips and batch-invariant mode; None =
+            leave out.
         seed: of every draw.
-        max_tokens: tokens per text.
+        max_tokens: most tokens per text; fewer where they would take too long.
         max_rounds: rounds of texts per setting, other prompts and seeds each, until the evidence suffices.
-        limit_s: no new round is begun after this long.
         settings: which of `SETTINGS`.
-        on_line: told about each line when it is done.
+        plan: the time limit and who is told about progress; None = five minutes.
     """
-    began, method = time.perf_counter(), method.to_certify()
+    plan = plan or Plan()
+    method = method.to_certify()
     certificate = Certificate(lm.name, method.name, method.to_dict(), method.guarantee.value)
     if method.guarantee is Guarantee.APPROXIMATE:
         return certificate
     if method.guarantee is Guarantee.EXACT:
         certificate.reference = _told(method.reference())
-    given = PROMPTS if prompts is None else prompts
+    given = own_prompts(lm) if prompts is None else prompts
     ids = [lm.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in given]
     is_canvas = method.needs.attention == "canvas"
     if is_canvas:
         from outpace.testing.canvas_certificate import CanvasWork, on_canvas
 
         settings = on_canvas(settings)
-    work = (CanvasWork if is_canvas else Work)(lm, method, ids, seed, max_tokens, max_rounds, began + limit_s)
+    if lm.tokenizer is None:  # nothing to read a grammar with
+        settings = [name for name in settings if not any("regex" in law for law in SETTINGS[name])]
+    work = (CanvasWork if is_canvas else Work)(lm, method, ids, seed, max_tokens, max_rounds, plan)
     if method.guarantee is Guarantee.DISTRIBUTION:
-        certificate.checks = _law_checks(method)
-    for name in settings:
-        certificate.lines.append(work.line(name))
-        _tell(on_line, certificate.lines[-1])
-    if rounded is not None and is_canvas:
-        certificate.invariant = work.invariant(rounded)
-    elif rounded is not None and method.guarantee is Guarantee.EXACT:
-        drift = logit_drift(rounded.target, ids)
-        dtype = _dtype(rounded)
-        certificate.tolerance[dtype] = 2 * drift
-        for name in settings:
-            certificate.lines.append(work.rounded_line(rounded, name, 2 * drift))
-            _tell(on_line, certificate.lines[-1])
-        certificate.invariant = work.invariant(rounded)
-    certificate.seconds = time.perf_counter() - began
+        plan.add(_LAWS, "laws")
+        if not plan.do(_LAWS, lambda: certificate.checks.update(_law_checks(method))):
+            certificate.missing.append(_LAWS)
+    has_more = rounded is not None and (is_canvas or method.guarantee is Guarantee.EXACT)
+    if has_more:
+        _foresee_below(work, () if is_canvas else settings)
+    lines = work.prove(settings)
+    certificate.lines += [line for line in lines if line.rows]
+    certificate.missing += [line.setting for line in lines if line.missing]
+    if rounded is not None and has_more:
+        _below(certificate, work, rounded, () if is_canvas else settings)
+    certificate.dropped, certificate.seconds = list(plan.dropped), plan.elapsed_s
     return certificate
+
+
+_LAWS = "checks on toy laws"
+
+
+_LOADING, _INVARIANT = "loading in the working precision", "batch-invariant mode"
+
+
+def _foresee_below(work: Work, flips: Sequence[str]) -> None:
+    """List what is done below float64."""
+    work.plan.add(_LOADING, "loading")
+    for name in flips:
+        work.plan.add(f"{name}, rounded", "below", work.max_tokens + _PREFILL)
+    work.plan.add(_INVARIANT, "below", work.max_tokens)
+
+
+def _below(
+    certificate: Certificate,
+    work: Work,
+    rounded: LanguageModel | Callable[[], LanguageModel],
+    flips: Sequence[str],
+) -> None:
+    """Do what is done below float64: flips, setting by setting, and batch-invariant mode."""
+    plan, found = work.plan, list[LanguageModel]()
+    plan.guess("below", _BELOW * (plan.rate("proof") or 0.0))  # by what the proof was seen to take
+
+    def prepare() -> None:
+        found.append(rounded if isinstance(rounded, LanguageModel) else rounded())
+        if flips:
+            drift = logit_drift(found[0].target, list(plan.each(work.prompts)))
+            certificate.tolerance[_dtype(found[0])] = 2 * drift
+
+    def look(name: str) -> None:
+        (tolerance,) = certificate.tolerance.values()
+        certificate.lines.append(work.rounded_line(found[0], name, tolerance))
+
+    if not plan.do(_LOADING, prepare):
+        for part in (*(f"{name}, rounded" for name in flips), _INVARIANT):
+            plan.forget(part)
+        plan.dropped[-1] = "all that is below float64"
+        return
+    for name in flips:
+        plan.do(f"{name}, rounded", partial(look, name))
+    plan.do(_INVARIANT, lambda: certificate.invariant.update(work.invariant(found[0])))
 
 
 def _told(reference: Method) -> str:
@@ -309,11 +204,6 @@ def _told(reference: Method) -> str:
     plain = type(reference)().to_dict()
     changed = [f"{name}={value}" for name, value in reference.to_dict().items() if value != plain[name]]
     return " ".join([reference.name, *changed])
-
-
-def _tell(on_line: Callable[[Line], None] | None, line: Line) -> None:
-    if on_line is not None:
-        on_line(line)
 
 
 def _law_checks(method: Method) -> dict[str, str]:
@@ -330,7 +220,17 @@ def _law_checks(method: Method) -> dict[str, str]:
 
 @dataclass(slots=True)
 class Work:
-    """What the lines of one certificate share."""
+    """What the lines of one certificate share.
+
+    Attributes:
+        lm: the model in float64.
+        method: with its settings.
+        prompts: token ids.
+        seed: of every draw.
+        max_tokens: most tokens per text.
+        max_rounds: most rounds of texts per setting.
+        plan: the time limit.
+    """
 
     lm: LanguageModel
     method: Method
@@ -338,51 +238,99 @@ class Work:
     seed: int
     max_tokens: int
     max_rounds: int
-    deadline: float
+    plan: Plan
 
-    def line(self, name: str) -> Line:
-        """Run one setting in float64, round after round, until there is enough evidence."""
-        line = self.new_line(name, _dtype(self.lm))
-        is_exact = self.method.guarantee is Guarantee.EXACT
+    def prove(self, settings: Sequence[str]) -> list[Line]:
+        """Run settings in float64, round after round, until each has seen enough, something differs or time is up."""
+        lines = [self.new_line(name, _dtype(self.lm)) for name in settings]
+        self._foresee(lines, 0, self.max_tokens)
+        length, late = self._affordable(self._probe(), len(lines)), set[str]()
         for number in range(self.max_rounds):
-            batch, seed = [_variant(ids, number) for ids in self.prompts], self.seed + number
-            # Every other round is short: near the length limit drafts are short, and more often accepted whole.
-            length = self.max_tokens if number % 2 == 0 else max(2, self.max_tokens // 4)
-            ours = self._write(self.lm, batch, name, seed, self.method, max_tokens=length)
-            self.count(line, ours)
-            if is_exact:
-                plain = self._write(self.lm, batch, name, seed, max_tokens=length)
-                self._compare(line, plain, ours, "in a ragged batch")
-                if number == 0:
-                    alone = self._write(self.lm, batch[:1], name, seed, self.method)
-                    self._compare(line, plain[:1], alone, "alone")
-            else:
-                self._check_books(line, ours)
-            if line.stops_inside < 2 and number % 2 == 0:
-                self._stops(line, batch, ours, name, seed)
-            is_late = time.perf_counter() > self.deadline
-            if not line.look_for_missing() or line.faults or is_late:
-                break
-        return line
+            open_lines = [line for line in lines if self._is_open(line, number) and line.setting not in late]
+            self._foresee(open_lines, number, length)
+            for line in open_lines:
+                size = _length(line.setting, number, length)
+                work = partial(self.round, line, number, size)
+                if not self.plan.do(_part(line, number), work, is_needed=bool(line.missing)):
+                    late.add(line.setting)
+                    self.plan.forget(_part(line, number + 1))
+                line.look_for_missing()
+                if line is lines[0] and number == 0:  # from here on, lengths follow what a round was seen to take
+                    length = self._affordable(self.plan.rate("proof") or 0.0, len(lines))
+                    self._foresee(lines[1:], 0, length)
+                if not self._is_open(line, number + 1):
+                    self.plan.forget(_part(line, number + 1))
+        return lines
+
+    def _foresee(self, lines: Sequence[Line], number: int, length: int) -> None:
+        """List a round of some settings, and the next one, which most need."""
+        for line in lines:
+            for ahead in range(number, min(number + 2, self.max_rounds)):
+                self.plan.add(_part(line, ahead), "proof", _length(line.setting, ahead, length) + _PREFILL)
+
+    def _is_open(self, line: Line, number: int) -> bool:
+        """Whether a setting has laws that were not tried yet, or has not seen enough; one that differs is done."""
+        return not line.faults and (number < len(SETTINGS[line.setting]) or bool(line.missing))
+
+    def _probe(self) -> float:
+        """Write a few tokens and return the seconds that a token of a round may take."""
+        began, num = self.plan.elapsed_s, 3
+
+        def work() -> None:
+            self._write(self.lm, [min(self.prompts, key=len)], next(iter(SETTINGS)), 0, max_tokens=num)
+
+        self.plan.add("first steps", "probe")
+        if not self.plan.do("first steps", work):
+            return 0.0
+        rate = _ROUND_COST * (self.plan.elapsed_s - began) / num
+        self.plan.guess("proof", rate)
+        self.plan.guess("below", _BELOW * rate)
+        return rate
+
+    def _affordable(self, rate: float, num: int) -> int:
+        """Return how many tokens a text of a first round has, at `rate` seconds per token of a round."""
+        share = _PROOF_SHARE * self.plan.limit_s / max(1, num)
+        return min(self.max_tokens, max(_SHORTEST, int(share / rate) - _PREFILL if rate > 0 else self.max_tokens))
+
+    def round(self, line: Line, number: int, length: int) -> None:
+        """Write texts under a setting and compare them; what was compared stays if time runs out behind it."""
+        name, batch = line.setting, [_variant(ids, number) for ids in self.prompts]
+        is_exact = self.method.guarantee is Guarantee.EXACT
+        ours = self._write(self.lm, batch, name, number, self.method, max_tokens=length)
+        if is_exact:
+            plain = self._write(self.lm, batch, name, number, max_tokens=length)
+            self._compare(line, plain, ours, "in a ragged batch")
+        else:
+            self._check_books(line, ours)
+        self.count(line, ours)
+        if is_exact and number == 0:
+            alone = self._write(self.lm, batch[:1], name, number, self.method, max_tokens=length)
+            self._compare(line, plain[:1], alone, "alone")
+        if line.stops_inside < 2 and number % 2 == 0:
+            self._stops(line, batch, ours, number, length)
 
     def _write(
         self,
         lm: LanguageModel,
         prompts: Sequence[Sequence[int]],
         name: str,
-        seed: int,
+        number: int,
         method: Method | None = None,
         **arguments: Any,
     ) -> list[Result]:
+        """Write a text per prompt, under the setting's law of this round."""
+        laws = SETTINGS[name]
         chosen: dict[str, Any] = {"method": method or self.method.reference(), "max_tokens": self.max_tokens}
-        chosen["seed"] = seed
-        chosen |= {"ignore_eos": True, **SETTINGS[name], **arguments}
+        chosen |= {"seed": self.seed + number, "ignore_eos": True, "is_cancelled": self.plan.tick}
+        chosen |= {**laws[number % len(laws)], **arguments}
         results: list[Result] = lm.generate([list(ids) for ids in prompts], **chosen)
         return results
 
     def new_line(self, name: str, dtype: str) -> Line:
-        """Return an empty line."""
-        return Line(name, dtype)
+        """Return an empty line, which misses everything."""
+        line = Line(name, dtype)
+        line.look_for_missing()
+        return line
 
     def count(self, line: Line, ours: Sequence[Result]) -> None:
         """Add what became of the drafts of these texts."""
@@ -409,7 +357,7 @@ class Work:
             if counts != wanted or len(sources) != len(result.tokens):
                 line.faults.append(f"Prompt {row}: the usage does not agree with the text.")
 
-    def _stops(self, line: Line, batch: Sequence[list[int]], ours: Sequence[Result], name: str, seed: int) -> None:
+    def _stops(self, line: Line, batch: Sequence[list[int]], ours: Sequence[Result], number: int, length: int) -> None:
         """End texts on an accepted draft, by a stop string and by an end token: nothing may follow it."""
         for ids, result in zip(batch, ours, strict=True):
             for j in (j for j, source in enumerate(result.sources) if source == "draft" and j > 0):
@@ -417,9 +365,10 @@ class Work:
                 if arguments is None:
                     continue
                 lm, changes = arguments
-                ended = self._write(lm, [ids], name, seed, self.method, **changes)
+                changes["max_tokens"], name = length, line.setting
+                ended = self._write(lm, [ids], name, number, self.method, **changes)
                 if self.method.guarantee is Guarantee.EXACT:
-                    self._compare(line, self._write(lm, [ids], name, seed, **changes), ended, "at a stop")
+                    self._compare(line, self._write(lm, [ids], name, number, **changes), ended, "at a stop")
                 # What the model's own files ask of ends may hold this one back.
                 is_free = not self.method.needs.has_mask and not lm.generation.law
                 if is_free and ended[0].tokens != result.tokens[: j + 1]:
@@ -448,9 +397,10 @@ class Work:
 
     def rounded_line(self, lm: LanguageModel, name: str, tolerance: float) -> Line:
         """Run one setting below float64 and list the flips; no evidence is asked for, the float64 line has it."""
-        line, chosen = Line(name, _dtype(lm)), SETTINGS[name]
-        plain = self._write(lm, self.prompts, name, self.seed, record=("margins",))
-        ours = self._write(lm, self.prompts, name, self.seed, self.method)
+        line, last = Line(name, _dtype(lm)), len(SETTINGS[name]) - 1
+        chosen = SETTINGS[name][last]
+        plain = self._write(lm, self.prompts, name, last, record=("margins",))
+        ours = self._write(lm, self.prompts, name, last, self.method)
         penalty = chosen.get("repetition_penalty", 1.0)
         allowed = tolerance * max(penalty, 1 / penalty) / chosen.get("temperature", 1.0)
         for row, (theirs, result) in enumerate(zip(plain, ours, strict=True)):
@@ -468,14 +418,28 @@ class Work:
         is_identical, rows, seconds = True, 0, {False: 0.0, True: 0.0}
         for name in ("greedy", "temperature 0.7"):
             for ids in self.prompts[:4]:
-                ours = self._write(lm, [ids], name, self.seed, self.method, is_batch_invariant=True)
+                ours = self._write(lm, [ids], name, 0, self.method, is_batch_invariant=True)
                 for mode in seconds:
-                    plain = self._write(lm, [ids], name, self.seed, is_batch_invariant=mode)
+                    plain = self._write(lm, [ids], name, 0, is_batch_invariant=mode)
                     seconds[mode] += plain[0].timing["decode_s"]
                 is_identical &= plain[0].tokens == ours[0].tokens
                 rows += 1
         cost = seconds[True] / max(seconds[False], 1e-9)
         return {"is_identical": is_identical, "rows": rows, "dtype": _dtype(lm), "cost": cost}
+
+
+def _part(line: Line, number: int) -> str:
+    return f"{line.setting}, {line.dtype}, round {number + 1}"
+
+
+def _length(name: str, number: int, length: int) -> int:
+    """Return how long the texts of a round are, where those of the first have `length` tokens.
+
+    Every other round is short: near the length limit drafts are short, and more often accepted whole.
+    """
+    if number % 2 == 0:
+        return length
+    return max(2, length // (2 if number < len(SETTINGS[name]) else 4))
 
 
 def _plain_name(method: Method) -> str:

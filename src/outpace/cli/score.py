@@ -1,0 +1,61 @@
+"""`outpace score`: how likely a model finds a given text, token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from outpace.cli.output import print_json, write_text
+from outpace.cli.values import Device, Dtype, model_card, prompt_text
+
+if TYPE_CHECKING:
+    from outpace.engine import LanguageModel
+    from outpace.scoring import Scored
+
+__all__ = ["score"]
+
+
+def score(
+    text: Annotated[str | None, typer.Argument(help="The text to score; - reads it from standard input.")] = None,
+    model: Annotated[str, typer.Option(help="A shipped model, a directory or a hub id.")] = "stories",
+    prompt_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Read the text from a file; - = standard input.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Precision; auto = as stored.")] = Dtype.AUTO,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    card: Annotated[
+        list[str] | None,
+        typer.Option("--card", metavar="KEY=VALUE", help="What the model's capability card should say instead."),
+    ] = None,
+    no_compile: Annotated[bool, typer.Option("--no-compile", help="Use no compiled kernels.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+) -> None:
+    """Print the log-probability of each token of a text after those before it, their sum, and bits per byte.
+
+    Probabilities are the model's own: no temperature, cuts or penalties. The first token has none, unless the tokenizer
+    begins every text with a start token, which is then the first.
+    """
+    given = prompt_text(text, prompt_file)
+    from outpace.engine import load
+    from outpace.models.opening import offered_by
+    from outpace.scoring import check_causal
+
+    replaced = model_card(card or [])
+    offered = offered_by(model, replaced)
+    if offered is not None:  # before any weight is read
+        check_causal(offered)
+    lm = load(model, dtype=dtype.value, device=device.value, is_compiled=not no_compile, card=replaced)
+    scored: Scored = lm.score(given)
+    print_json(scored.to_dict()) if json else write_text(_table(scored, lm))
+
+
+def _table(scored: Scored, lm: LanguageModel) -> str:
+    """Return a line per token, and what they come to."""
+    lines = []
+    for token, log_prob in zip(scored.tokens, scored.log_probs, strict=True):
+        spelled = "" if lm.tokenizer is None else repr(lm.tokenizer.decode([token], skip_special=False))
+        lines.append(f"{'-' if log_prob is None else f'{log_prob:.4f}':>10}  {token:>7}  {spelled}")
+    bits = "" if scored.bits_per_byte is None else f", {scored.bits_per_byte:.4f} bits per byte"
+    lines.append(f"{scored.log_prob:>10.4f}  in all, {scored.num_scored} tokens, {scored.num_bytes} bytes{bits}")
+    return "\n".join(lines) + "\n"
