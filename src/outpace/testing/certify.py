@@ -278,14 +278,13 @@ class Work:
 
         def work() -> None:
             self._write(self.lm, [min(self.prompts, key=len)], next(iter(SETTINGS)), 0, max_tokens=num)
+            rate = _ROUND_COST * (self.plan.elapsed_s - began) / num
+            self.plan.guess("proof", rate)
+            self.plan.guess("below", _BELOW * rate)
 
         self.plan.add("first steps", "probe")
-        if not self.plan.do("first steps", work):
-            return 0.0
-        rate = _ROUND_COST * (self.plan.elapsed_s - began) / num
-        self.plan.guess("proof", rate)
-        self.plan.guess("below", _BELOW * rate)
-        return rate
+        self.plan.do("first steps", work)
+        return self.plan.rate("proof") or 0.0
 
     def _affordable(self, rate: float, num: int) -> int:
         """Return how many tokens a text of a first round has, at `rate` seconds per token of a round."""
