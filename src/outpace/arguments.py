@@ -16,7 +16,7 @@ from outpace.errors import ConfigError
 
 _BITS = 64  # of the largest count or seed
 
-__all__ = ["flag", "given", "ids", "number", "path", "settle", "whole"]
+__all__ = ["flag", "given", "ids", "number", "path", "settle", "some_ids", "whole"]
 
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,6 +85,12 @@ def ids(name: str, value: Any) -> list[int]:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, (Sequence, range)):
         raise _refused(name, value, "a list of token ids")
     return [whole(f"a token of {name}", token) for token in value]
+
+
+def some_ids(name: str, value: Any) -> list[int]:
+    """Return token ids; a lone id is a list of one."""
+    is_one = isinstance(_scalar(value), (int, float)) and not isinstance(value, bool)
+    return [whole(name, value)] if is_one else ids(name, value)
 
 
 def path(name: str, value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from outpace import constrain
-from outpace.arguments import flag, given, ids, path, settle, whole
+from outpace.arguments import flag, given, ids, path, settle, some_ids, whole
 from outpace.constrain.canvas import CanvasCompiler, CanvasConstraint
 from outpace.errors import CapabilityError, ConfigError, check_characters, nearest
 from outpace.fit import check_fit, check_partner
@@ -184,8 +184,6 @@ class Request:
         for name in ("stop", "record"):  # a lone string is one string, not its letters
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, (getattr(self, name),))
-        if isinstance(self.stop_tokens, int):
-            object.__setattr__(self, "stop_tokens", (self.stop_tokens,))
         for name in self.record:
             if name not in _RECORDS:
                 raise ConfigError(f"record has no {name!r}.", nearest(name, _RECORDS, "record"))
@@ -218,7 +216,12 @@ class Request:
             if not isinstance(self.models, Mapping):
                 raise _kind("models", self.models, "a dict from role to model")
             object.__setattr__(self, "models", {role: _adapter(role, model) for role, model in self.models.items()})
+        if not isinstance(self.sampling, str):
+            raise _kind("sampling", self.sampling, "'plain' or 'model'")
         object.__setattr__(self, "canvas", ids("canvas", self.canvas))
+        object.__setattr__(self, "stop_tokens", some_ids("stop_tokens", self.stop_tokens))
+        if not isinstance(self.prefix, str):
+            object.__setattr__(self, "prefix", ids("prefix", self.prefix))
 
     @property
     def constraints(self) -> dict[str, Any]:
@@ -386,6 +389,12 @@ class LanguageModel:
             raise ConfigError("The model has no tokenizer.", "Give token ids.")
         return self.tokenizer.encode(text, is_special=is_first)
 
+    def ending_with(self, end_tokens: Sequence[int]) -> LanguageModel:
+        """Return the same model with other end tokens; weights and all that was loaded are shared."""
+        other = object.__new__(LanguageModel)
+        other.__dict__.update(self.__dict__, end_tokens=tuple(end_tokens))
+        return other
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         del protocol
         raise ConfigError(
@@ -436,7 +445,7 @@ class LanguageModel:
         capabilities, arguments = self.target.capabilities, given(arguments)
         arguments, told = self.generation.join(
             arguments,
-            () if arguments.get("ignore_eos") else self.end_tokens,
+            () if flag("ignore_eos", arguments.get("ignore_eos", False)) else self.end_tokens,
             is_canvas=capabilities.is_canvas,
             has_text=self.tokenizer is not None,
         )
@@ -467,7 +476,7 @@ class LanguageModel:
             for sample in range(request.num_samples)
         ]
         run = self._run(method, settings, rows, models, request)
-        is_text = isinstance(prompt, str) or isinstance(prompt[0], str)
+        is_text = isinstance(prompt, str) or (isinstance(prompt, list | tuple) and isinstance(prompt[0], str))
         return _Job(run, rows, method, request, is_single and request.num_samples == 1, is_text, told)
 
     def _decoder_start(self, request: Request, settings: Sampling) -> list[int]:

@@ -62,8 +62,9 @@ def made(kind: str, root: Path) -> tuple[Path, Any]:
             is_table = any(part in name for part in ("embed", "shared", "wte", "wpe"))
             weight.data = torch.randn_like(weight) * (1.0 if is_table else 4.0 / weight.shape[-1] ** 0.5)
     hf.utils.logging.disable_progress_bar()
-    model.save_pretrained(root / kind)
-    return root / kind, maker.from_pretrained(root / kind, dtype=torch.float64).eval()
+    directory = root / f"asked-{kind}"  # other modules keep models of these kinds in the same root
+    model.save_pretrained(directory)
+    return directory, maker.from_pretrained(directory, dtype=torch.float64).eval()
 
 
 def theirs(model: Any, asked: dict[str, Any], prompt: list[int], prefix: tuple[int, ...] = ()) -> list[int]:

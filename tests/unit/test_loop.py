@@ -152,7 +152,7 @@ def _imports(path: Path) -> set[str]:
 
 LAYERS = {
     "types": set(),
-    "sampling": {"types", "sampling", "errors"},
+    "sampling": {"types", "sampling", "errors", "arguments"},
     "cache": {"types", "cache", "errors"},
     "schedule": {"types", "schedule", "errors"},
     "draft": {"types", "sampling", "cache", "schedule", "draft", "layout", "prefill", "tree", "errors"},
@@ -160,7 +160,7 @@ LAYERS = {
     # (`methods/__init__.py` answers a call with the catalogue, read then; `auto` looks up and cuts what it runs)
     "methods": {
         *("types", "sampling", "cache", "schedule", "draft", "accept", "methods", "tree", "errors", "catalogue"),
-        *("registry", "fit", "commit", "tune", "layout", "prefill", "canvas", "idle"),
+        *("registry", "fit", "commit", "tune", "layout", "prefill", "canvas", "idle", "arguments"),
     },
     "canvas": {"types", "sampling", "cache", "canvas", "layout", "prefill", "errors"},
 }

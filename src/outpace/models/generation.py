@@ -291,7 +291,7 @@ class GenerationConfig:
         """
         given = {name: value for name, value in given.items() if value is not None}
         law, missed = dict(self.law), dict(self.unmet)
-        wants_model = given.get("sampling") == "model"
+        wants_model = str(given.get("sampling")) == "model"
         for one, other in (("max_tokens", "max_length"), ("min_tokens", "min_length")):
             if one in given or other in given:
                 law.pop(one, None), law.pop(other, None)

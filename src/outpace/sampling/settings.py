@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from outpace.arguments import ids, number, settle, whole
+from outpace.arguments import ids, number, settle, some_ids, whole
 from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sampling"]
 
+_TOKENS = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
 _COUNTS = ("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
 _COLDEST = 1e-30  # logits divided by less might overflow
 
@@ -122,9 +123,6 @@ class Sampling:
     def _check_laws(self) -> None:
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced = getattr(self, name)
-            if isinstance(forced, int):  # a lone id is a list of one
-                forced = (forced,)
-                object.__setattr__(self, name, forced)
             if forced and set(forced) <= set(self.suppress_tokens):
                 raise ConfigError(
                     f"Every token of {name} is also in suppress_tokens.", "A token cannot be forced and suppressed."
@@ -157,7 +155,7 @@ class Sampling:
         return replace(self, suppress_tokens=always, begin_suppress_tokens=first)
 
     def _read_tokens(self) -> None:
-        """Bring `logit_bias` and `bad_words` to ints and floats."""
+        """Bring everything that names tokens to ints and floats."""
         if not isinstance(self.logit_bias, Mapping):
             raise ConfigError(f"logit_bias is a {type(self.logit_bias).__name__}.", "Give a dict from id to number.")
         bias = {_token(token): number("a logit bias", value) for token, value in self.logit_bias.items()}
@@ -166,6 +164,12 @@ class Sampling:
             raise ConfigError(f"bad_words is a {type(words).__name__}.", "Give a list of lists of token ids.")
         object.__setattr__(self, "logit_bias", bias)
         object.__setattr__(self, "bad_words", [ids("bad_words", word) for word in words])
+        for name in _TOKENS:
+            object.__setattr__(self, name, some_ids(name, getattr(self, name)))
+        object.__setattr__(self, "sequence_bias", _sequence_bias(self.sequence_bias))
+        decay = self.exponential_decay_length_penalty
+        if decay is not None:
+            object.__setattr__(self, "exponential_decay_length_penalty", _decay(decay))
 
     @property
     def is_greedy(self) -> bool:
@@ -188,6 +192,20 @@ class Sampling:
             or bool(self.forced_bos_token_id or self.forced_eos_token_id)
             or self.exponential_decay_length_penalty is not None
         )
+
+
+def _sequence_bias(given: Any) -> dict[tuple[int, ...], float]:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"sequence_bias is a {type(given).__name__}.", "Give a dict from a tuple of ids to a number.")
+    return {tuple(some_ids("sequence_bias", words)): number("a sequence bias", bias) for words, bias in given.items()}
+
+
+def _decay(given: Any) -> tuple[int, float]:
+    name = "exponential_decay_length_penalty"
+    pair = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(pair, (str, bytes)) or not isinstance(pair, Sequence) or len(pair) != 2:
+        raise ConfigError(f"{name} is a {type(given).__name__}.", "Give a start and a factor.")
+    return whole(name, pair[0]), number(name, pair[1])
 
 
 def _token(key: Any) -> int:

@@ -21,7 +21,6 @@ below float64. How long texts are follows from the speed of the first steps (`pl
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -390,9 +389,7 @@ class Work:
             return None
         if tokens[j] in tokens[:j]:
             return None
-        lm = copy.copy(self.lm)
-        lm.end_tokens = (tokens[j],)
-        return lm, {"ignore_eos": False}
+        return self.lm.ending_with([tokens[j]]), {"ignore_eos": False}
 
     def rounded_line(self, lm: LanguageModel, name: str, tolerance: float) -> Line:
         """Run one setting below float64 and list the flips; no evidence is asked for, the float64 line has it."""
