@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(table(list(solved(given.model, given.tasks.split(","), given.examples, given.per_step))))
     except OutpaceError as error:
-        print(error, file=sys.stderr)
+        print(f"{error} {error.hint}".strip(), file=sys.stderr)
         return 2
     return 0
 

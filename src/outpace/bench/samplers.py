@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 points.append(point)
                 print(f"{model}: {point.method} {dict(point.settings)}", file=sys.stderr)
     except OutpaceError as error:
-        print(error, file=sys.stderr)
+        print(f"{error} {error.hint}".strip(), file=sys.stderr)
         return 2
     print(table(points))
     return 0

@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         draft = drafter_of(given.model) if given.draft == "auto" else given.draft
         print(table(list(trimmed(given.model, draft, sizes, given.prompts, given.max_tokens))))
     except OutpaceError as error:
-        print(error, file=sys.stderr)
+        print(f"{error} {error.hint}".strip(), file=sys.stderr)
         return 2
     return 0
 

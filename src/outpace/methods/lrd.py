@@ -32,7 +32,7 @@ from outpace.types import Context, Proposal, View
 
 __all__ = ["LatentRefinement"]
 
-_TOGETHER = 0.7  # saves a tenth of the forwards on the shipped models at the likelihood of one token per step
+_TOGETHER = 0.7  # saves 5 to 12% of the forwards on the shipped models at the likelihood of one token per step
 ORDERS = ("confidence", "margin", "entropy", "random", "left")
 
 
