@@ -23,7 +23,7 @@ from outpace.errors import OutpaceError
 __all__ = ["SETTINGS", "main", "table"]
 
 _BLOCK = 16
-_ONE = ("masked-diffusion", {})
+_ONE: tuple[str, dict[str, Any]] = ("masked-diffusion", {})
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     _ONE,
     ("masked-diffusion", {"per_step": 2}),
