@@ -95,7 +95,12 @@ def _figures(name: str, measured: Sequence[dict[str, Any]]) -> list[str]:
             line[2 + place] = _interval(row["ratio_plain"])
     sizes = [f"x plain, {document['model']['parameters'] / 1e6:.3g}M parameters" for document in found]
     cells = [(label, *line) for label, line in rows.items()]
-    return [_table(["prompts", "accepted", "tokens", *sizes], cells)]
+    drafters = [
+        f"Drafter at {document['model']['parameters'] / 1e6:.3g}M parameters: {document['drafters'][name]}."
+        for document in found
+        if name in document.get("drafters", {})
+    ]
+    return [_table(["prompts", "accepted", "tokens", *sizes], cells), *drafters]
 
 
 def _interval(ratio: dict[str, Any] | None) -> str:

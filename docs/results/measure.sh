@@ -31,6 +31,9 @@ export OMP_NUM_THREADS=2
 "$OUTPACE" bench --catalogue "$OUT/catalogue-350m.json" --inflate 350M --paths compiled --threads 2 --repeats 1 \
   --num-prompts 4 --max-tokens 48 --temperatures 0 --time-limit 180
 
+# A drafter's head by its size: counts. 1 minute.
+"${PYTHON:-.venv/bin/python}" -m outpace.bench.vocab_trim stories --k 256,512,1024,2048,4096,8192 > "$OUT/vocab-trim.md"
+
 # How cost grows, at 350M. 3 minutes.
 "$OUTPACE" bench --growth --inflate 350M --paths compiled --threads 2 --repeats 2 --max-tokens 32 \
   --json "$OUT/growth.json" --markdown "$OUT/growth.md" --plot "$OUT/growth.png"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Measures samplers, caches and lossless methods of masked models into docs/results/diffusion, on a machine that does nothing
-# else: about 25 minutes on two cores. TASKS is a causal model trained on the mixture of the masked ones, which does not ship:
+# else: about 28 minutes on two cores. TASKS is a causal model trained on the mixture of the masked ones, which does not ship:
 #   .venv/bin/python -m outpace.train.written --data DATA --out DATA/written/stories-greedy.jsonl   (once)
 #   .venv/bin/outpace train stories-tasks --data DATA --out build/stories-tasks
 set -e
@@ -29,6 +29,10 @@ mkdir -p "$OUT"
     "$PYTHON" -m outpace.bench.canvas_caches "$model" --limit 4 --max-tokens 64
   done
 } > "$OUT/caches.md"
+
+# Samplers that look beyond one step, and what parallel writing costs where answers depend on each other: counts. 3 minutes.
+"$PYTHON" -m outpace.bench.samplers stories-block stories-mask --prompts 12 --max-tokens 64 > "$OUT/samplers.md"
+"$PYTHON" -m outpace.bench.dependent stories-block --tasks copy,reverse,sudoku --examples 24 > "$OUT/dependent.md"
 
 # Threshold and lossless methods where forwards are what costs. 4 minutes.
 "$OUTPACE" bench --canvas "$OUT" --inflate 350M --canvas-models stories-block --num-prompts 4 --max-tokens 48 --repeats 1 \

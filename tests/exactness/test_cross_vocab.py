@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models
 
@@ -32,6 +28,7 @@ from outpace.sampling import Sampling, row_key
 from outpace.testing import ToyModel, check_method
 from outpace.testing.certify import PROMPTS
 from outpace.testing.gtest import PROMPT, g_test, small_model, text_law
+from outpace.testing.respelled import respell
 from outpace.testing.spelling import plain_spellings, toy_tokenizer
 from outpace.testing.world import drive, make_rows, target_for, write
 from outpace.types import Decision, Proposal, Sampled, Scores, View
@@ -174,44 +171,14 @@ def test_contract(method: CrossVocab) -> None:
     check_method(method)
 
 
-def respell(out: Path, drop: int) -> Path:
-    """Write the shipped drafter with other ids, and without some of its words, which are spelled in pieces then."""
-    source, rng = path("stories-draft"), random.Random(0)
-    spec = json.loads((source / "tokenizer.json").read_text())
-    model = spec["model"]
-    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
-    parts = {part for merge in merges for part in merge}
-    gone = set(rng.sample([left + right for left, right in merges if left + right not in parts], drop))
-    order = [token for token in model["vocab"] if token not in gone]
-    rng.shuffle(order)
-    index = torch.tensor([model["vocab"][token] for token in order])
-    model["vocab"] = {token: at for at, token in enumerate(order)}
-    model["merges"] = [merge for merge in merges if merge[0] + merge[1] not in gone]
-    for token in spec["added_tokens"]:
-        token["id"] = model["vocab"][token["content"]]
-    end = model["vocab"]["<|endoftext|>"]
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end)
-    config = json.loads((source / "config.json").read_text()) | ends | {"vocab_size": len(order)}
-    weights = load_file(source / "model.safetensors")
-    name = "model.embed_tokens.weight"
-    weights[name] = weights[name][index].contiguous()
-    out.mkdir()
-    (out / "tokenizer.json").write_text(json.dumps(spec))
-    (out / "config.json").write_text(json.dumps(config))
-    (out / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
-    (out / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text())
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    return out
-
-
 @pytest.fixture(scope="module")
 def permuted(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(respell(tmp_path_factory.mktemp("respelled") / "permuted", 0))
+    return str(respell(path("stories-draft"), tmp_path_factory.mktemp("respelled") / "permuted", 0))
 
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(respell(tmp_path_factory.mktemp("respelled") / "pieces", 1500))
+    return str(respell(path("stories-draft"), tmp_path_factory.mktemp("respelled") / "pieces", 1500))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from outpace.train import trainer
+from outpace import zoo
+from outpace.train import RECIPES, trainer
 from outpace.train.bounds import block_bits, masked_bits
 from outpace.train.conversion import arms, compare
 from outpace.train.data import EOS_ID, MASK_ID
@@ -105,12 +107,23 @@ def test_block_loss_is_that_of_plain_forwards(complementary: bool) -> None:
         assert loss == pytest.approx(_slow_block_loss(network, noisy, clean, weights, block), rel=1e-5)
 
 
-def test_complementary_views_mask_every_token_once() -> None:
-    canvas = block_canvas(_tokens(6, 32), 8, step=0, seed=0, complementary=True)
+@pytest.mark.parametrize("step", [0, 1, 700])
+def test_the_views_of_the_block_recipe_mask_every_token_once(step: int) -> None:
+    recipe = RECIPES["stories-block"]
+    tokens = _tokens(recipe.rows, recipe.length)
+    canvas = block_canvas(tokens, recipe.shape.block, step, seed=0, complementary=recipe.complementary)
     noisy, clean = canvas.inputs.chunk(2, dim=1)
-    assert torch.equal(clean[:3], clean[3:])
+    half = recipe.rows // 2
+    assert torch.equal(clean[:half], tokens[:half]) and torch.equal(clean[half:], tokens[:half])
     first, second = (noisy == MASK_ID).chunk(2)
     assert torch.all((first ^ second)[:, 1:])
+    assert not torch.all(first[:, 1:]) and not torch.all(second[:, 1:])
+
+
+def test_the_weights_that_ship_were_made_by_a_recipe_without_them() -> None:
+    shown = zoo.path("stories-block") / "card.md"
+    made_by = re.search(r"outpace train ([\w-]+)", shown.read_text(encoding="utf-8"))
+    assert made_by is not None and not RECIPES[made_by[1]].complementary
 
 
 def test_block_rates_spread_and_weights_are_their_inverse() -> None:

@@ -199,7 +199,7 @@ def test_soft_inputs_and_copies_on_the_shipped_models(name: str) -> None:
         alone = [lm.generate(prompt, method=method, max_tokens=8, temperature=0.7) for prompt in prompts]
         assert [r.tokens for r in together] == [r.tokens for r in alone]
     plain = lm.generate(prompts, method=MaskedDiffusion(block=8), max_tokens=8, temperature=0.7)
-    unmixed = LatentRefinement(block=8, mix=1e-9, settle=0.0)  # soft inputs, but those of plain masks
+    unmixed = LatentRefinement(block=8, mix=1e-9, settle=0.0, threshold=1.0)  # soft inputs, but those of plain masks
     assert [r.tokens for r in lm.generate(prompts, method=unmixed, max_tokens=8, temperature=0.7)] == [
         r.tokens for r in plain
     ]
@@ -289,10 +289,19 @@ def test_masks_carry_the_mixture_of_what_was_predicted() -> None:
 def test_mixing_changes_what_is_said() -> None:
     lm = language_model("full")
     plain = write(lm, MaskedDiffusion(block=8))
-    mixed = write(lm, LatentRefinement(block=8, mix=1.0, settle=0.0))
+    mixed = write(lm, LatentRefinement(block=8, mix=1.0, rounds=20, settle=0.0, threshold=1.0))
     assert [r.tokens for r in plain] != [r.tokens for r in mixed]
     # Two steps at least compare laws in each block; nothing is written in the first.
     assert all(17 < r.usage.target_nfe for r in mixed)
+
+
+def test_soft_masks_save_forwards_at_their_defaults() -> None:
+    lm = outpace.load("stories-block")
+    asked: dict[str, Any] = {"max_tokens": 48, "seed": 1, "ignore_eos": True}
+    prompts = ["Once upon a time", "Tom and his friend", "The little dog"]
+    written = [lm.generate(prompts, method=each, **asked) for each in (MaskedDiffusion(), LatentRefinement())]
+    plain, soft = (sum(result.usage.target_nfe for result in each) for each in written)
+    assert soft < 0.95 * plain
 
 
 def test_a_model_without_embeddings_is_refused() -> None:

@@ -32,7 +32,7 @@ from outpace.models.opening import locate
 from outpace.tasks import TASKS, test_examples
 from outpace.testing.inflate import inflate
 
-__all__ = ["CanvasOptions", "main", "merge", "run_canvas"]
+__all__ = ["CanvasOptions", "main", "merge", "run_canvas", "task_set"]
 
 MOST = 8.0  # tokens per forward up to which areas are taken
 OPEN = "stories"
@@ -115,7 +115,18 @@ def _sets(options: CanvasOptions) -> list[Set]:
 def _set(name: str, options: CanvasOptions) -> Set:
     if name == OPEN:
         return stories(min(options.num, 12), options.max_tokens)
-    examples = tuple(test_examples(name, 2 * options.num))
+    return task_set(name, 2 * options.num)
+
+
+def task_set(name: str, num: int) -> Set:
+    """Return the first held-out examples of a task, as prompts to continue.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"There is no task {name!r}.", f"Tasks: {', '.join(TASKS)}.")
+    examples = tuple(test_examples(name, num))
     return Set(name, tuple(example.prompt for example in examples), examples, 48 if name in _LONG else 32)
 
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from outpace.bench.arms import PLAIN, Arm, OurArm, Skipped, Task, make_arms
+from outpace.bench.arms import PLAIN, Arm, OurArm, Skipped, Task, drafter_name, make_arms
 from outpace.bench.options import BenchOptions
 from outpace.bench.prompts import read_prompts
 from outpace.bench.report import SCHEMA_VERSION, Report
 from outpace.bench.rows import make_rows
 from outpace.bench.speed import measure, model_facts, prepared
 from outpace.errors import ConfigError, OutpaceError, PluginError
+from outpace.models.opening import locate
 from outpace.registry import load_method, method_names
+from outpace.testing.respelled import respell
 from outpace.types import Guarantee
 
 __all__ = ["candidates", "run_catalogue"]
 
+_FOREIGN, _DROPPED = "cross-vocab", 1500
 _KEPT = (
     "method",
     "path",
@@ -50,7 +55,8 @@ def run_catalogue(options: BenchOptions, tell: Callable[[str], None] | None = No
     names, skipped = candidates()
     options = dataclasses.replace(options, methods=tuple(names), paths=options.paths[:1], peers=(), with_memory=False)
     prompts = [prompt for name in options.prompts for prompt in read_prompts(name, options.num_prompts)]
-    with prepared(options, tell) as (directory, facts, _):
+    with prepared(options, tell) as (directory, facts, _), tempfile.TemporaryDirectory() as folder:
+        options, drafters = _with_foreign_drafter(options, directory, Path(folder))
         arms, misfits, lm = make_arms(options, directory, is_lenient=True)
         tasks = {prompt: lm.encode(prompt.text) for prompt in prompts}
         arms, broken = _that_run(arms, next(iter(tasks.values())), options.temperatures)
@@ -68,6 +74,7 @@ def run_catalogue(options: BenchOptions, tell: Callable[[str], None] | None = No
         "options": {name: getattr(options, name) for name in ("max_tokens", "num_prompts", "repeats", "seed")},
         "machine": facts,
         "model": model,
+        "drafters": drafters,
         "rows": [_kept(row) for row in rows],
         "tables": _tables(rows),
         "skipped": [{"name": item.name.partition(" (")[0], "reason": item.reason} for item in skipped],
@@ -92,6 +99,21 @@ def candidates() -> tuple[list[str], list[Skipped]]:
         elif name != PLAIN:
             names.append(name)
     return names, skipped
+
+
+def _with_foreign_drafter(options: BenchOptions, directory: Path, folder: Path) -> tuple[BenchOptions, dict[str, str]]:
+    """Give cross-vocab a drafter of another vocabulary, the method's reason to be; say what it is, by method."""
+    given = options.options.get(_FOREIGN, {})
+    if "draft" in given:
+        return options, {_FOREIGN: str(given["draft"])}
+    try:
+        name = drafter_name(options, directory)
+        draft = respell(Path(locate(name)[0]), folder / "respelled", _DROPPED)
+    except ConfigError:
+        return options, {}
+    asked = {**options.options, _FOREIGN: {**given, "draft": str(draft)}}
+    said = f"{Path(name).name} with other ids and without {_DROPPED} of its words, which it spells in pieces"
+    return dataclasses.replace(options, options=asked), {_FOREIGN: said}
 
 
 def _that_run(

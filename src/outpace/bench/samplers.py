@@ -27,16 +27,21 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("masked-diffusion", {}),
     ("masked-diffusion", {"per_step": 2}),
     ("fast-dllm", {"threshold": 0.9}),
+    ("fast-dllm", {"threshold": 0.7}),
     ("fast-dllm", {"threshold": 0.5}),
     ("prophet", {}),
     ("prophet", {"early": 5.0, "middle": 3.0, "late": 1.5}),
     ("ccd", {}),
     ("ccd", {"history": 3}),
+    ("ccd", {"top": 3}),
+    ("ccd", {"history": 3, "top": 2}),
     ("ete", {}),
     ("ete", {"candidates": 1}),
     ("lrd", {}),
+    ("lrd", {"rounds": 1}),
+    ("lrd", {"rounds": 20, "threshold": 1.0}),
     ("lrd", {"settle": 0.03}),
-    ("lrd", {"threshold": 0.5, "settle": 0.0}),
+    ("lrd", {"threshold": 0.5}),
     ("adablock", {"threshold": 0.5}),
 )
 
@@ -84,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 points.append(point)
                 print(f"{model}: {point.method} {dict(point.settings)}", file=sys.stderr)
     except OutpaceError as error:
-        print(error, file=sys.stderr)
+        print(f"{error} {error.hint}".strip(), file=sys.stderr)
         return 2
     print(table(points))
     return 0

@@ -5,7 +5,8 @@ Paper: Chen et al. (2025), arXiv 2512.02044 (CCD): the average of the laws that 
     (CCD-DS). Read: summaries of the paper and the authors' code for Dream, not the full text.
 Guarantee: approximate; places written together ignore each other. With history=1 it is plain confidence, one token per
     step.
-Cost: no further forward; `history` x `top` laws of memory per row.
+Cost: no further forward; `history` x `top` laws of memory per row. On stories it costs likelihood: no setting that
+    was measured (`outpace.bench.samplers`) saves forwards within 0.1 bits per token of one token per step.
 Differences: the buffer begins anew with each block. A place counts as consistent if the same token led in every step
     of the buffer and is the one drawn now; the authors' code compares two steps after five steps of warming up, and
     the paper's entropy bound is left out. Places are judged by the drawn token's average probability.

@@ -66,6 +66,21 @@ class Recipe:
 
 
 _BASE = Shape(hidden=256, layers=6, heads=4, kv_heads=2, head_dim=64, ffn=688)
+_BLOCK = Recipe(
+    name="stories-block",
+    summary="The block diffusion sibling of `stories`: causal between blocks of 16, full attention inside each.",
+    shape=replace(_BASE, causal=False, block=16, shifted=True),
+    objective="block",
+    parent="stories",
+    complementary=True,
+    steps=1350,
+    gpu_steps=16000,
+    length=256,
+    matrix_rate=3e-3,
+    other_rate=2e-3,
+    checkpoint_every=100,
+    sources=MIXED_SOURCES,
+)
 _RECIPES = (
     Recipe(
         name="stories",
@@ -90,19 +105,12 @@ _RECIPES = (
         checkpoint_every=100,
         sources=MIXED_SOURCES,
     ),
-    Recipe(
-        name="stories-block",
-        summary="The block diffusion sibling of `stories`: causal between blocks of 16, full attention inside each.",
-        shape=replace(_BASE, causal=False, block=16, shifted=True),
-        objective="block",
-        parent="stories",
-        steps=1350,
-        gpu_steps=16000,
-        length=256,
-        matrix_rate=3e-3,
-        other_rate=2e-3,
-        checkpoint_every=100,
-        sources=MIXED_SOURCES,
+    _BLOCK,
+    replace(
+        _BLOCK,
+        name="stories-block-single",
+        summary="`stories-block`, each row shown under one mask alone: how the weights that ship were made.",
+        complementary=False,
     ),
     Recipe(
         name="stories-tasks",
