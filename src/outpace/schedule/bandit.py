@@ -25,6 +25,8 @@ _POOLED = 2.0  # drafts of all rows that a row's own chance leans on
 _SMOOTH = 0.1
 _HYSTERESIS = 1.03
 _CREDIT = 0.5  # plain steps that trials may lose from the start
+_LOAN = 0.5  # further plain steps that the arm that looks best may lose before plain decoding pays them back
+_SAVED = 1.0  # plain steps of what drafting won that the account keeps at most
 _WATCH = 0.01  # of a plain step, that learning from it may take
 _HOPE = 1.25  # an arm whose expected rate is this much below the best one's is not worth learning for
 _PLAIN_STEPS, _MOST_PLAIN = 12, 64  # between two choices while plain decoding wins
@@ -229,9 +231,9 @@ class Bandit:
         self.is_fresh = False
         level = self.cost(rows, rows)
         spent += self.cost(rows, tokens)
-        self.account += self.explore * spent
-        if self.is_trial:
-            self.account -= max(0.0, spent - progress * level)
+        # A conservative bandit: what drafting lost against plain decoding is never more than credit, loan and share.
+        account = self.account + self.explore * spent + progress * level - spent
+        self.account = min(account, max(self.account, _SAVED * level))
         self.countdown -= 1
 
     def observe_plain(self, forward_s: float) -> None:
@@ -412,7 +414,10 @@ class Bandit:
             best = before
         for index, arm in enumerate(self.arms):
             arm.is_open = index == best or plans[index].rate * _HOPE >= plans[best].rate
-        trial, missing = self._trial(best, plans, stats, lags)
+        earned = self.explore * plans[0].seconds
+        if best and self.account < -_LOAN * plans[0].seconds:
+            best = 0
+        trial, missing = self._trial(best, plans, stats, lags) if max(rooms, default=_REST) >= _REST else (None, 0.0)
         if trial is not None:
             self.plan, self.is_trial = plans[trial], True
             return self._take(trial, _TRIAL_STEPS, f"trial: {self.account * 1e3:.2f} ms may still be lost to trials")
@@ -421,7 +426,6 @@ class Bandit:
         if best:
             return self._take(best, _ARM_STEPS, told)
         # While plain decoding runs nothing is learned, so the next choice can wait until a trial can be paid.
-        earned = self.explore * plans[0].seconds
         wait = _MOST_PLAIN if missing >= _MOST_PLAIN * earned else max(_PLAIN_STEPS, int(missing / earned))
         return self._take(0, wait, told)
 

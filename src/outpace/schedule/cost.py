@@ -95,6 +95,8 @@ class StepCost:
             expected = self(rows, tokens)
             self.plain[rows] += _SMOOTH * (min(seconds / expected, 4.0) - 1) * level
             return
+        if seconds < level:  # more tokens never take less, so the plain step that was timed met something else
+            level = self.plain[rows] = seconds
         beyond = tokens - max(rows, self._knee(rows, level))
         if beyond >= 0.5 * rows:
             slope = self._slope(rows, level)
