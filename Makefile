@@ -61,8 +61,8 @@ plugin: $(VENV)/.installed-dev ## install the example plug-in aside and run its 
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/plugin docs/plugins/outpace-example
 	PYTHONPATH=build/plugin OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider docs/plugins/outpace-example/tests
 
-catalogue: $(VENV)/.installed ## rewrite src/outpace/catalogue.json from the method classes
-	$(BIN)/python -m outpace.catalogue
+catalogue: $(VENV)/.installed ## rewrite src/outpace/methods/catalogue.json from the method classes
+	$(BIN)/python -m outpace.methods.catalogue
 
 docs: $(VENV)/.installed-docs ## build the site into site/ (strict)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

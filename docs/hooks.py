@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-CATALOGUE = ROOT / "src/outpace/catalogue.json"
+CATALOGUE = ROOT / "src/outpace/methods/catalogue.json"
 FIGURES = ROOT / "docs/results"
 COMMANDS = (
     "generate",

@@ -15,10 +15,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "LanguageModel": "outpace.engine",
-    "Result": "outpace.result",
-    "Run": "outpace.loop",
-    "Row": "outpace.row",
+    "LanguageModel": "outpace.api.engine",
+    "Result": "outpace.api.result",
+    "Run": "outpace.run.loop",
+    "Row": "outpace.run.row",
     "Sampling": "outpace.sampling",
     "OutpaceError": "outpace.errors",
     "LayerMemory": "outpace.draft.layers",
@@ -26,8 +26,8 @@ _PUBLIC = {
     "SuffixMemory": "outpace.draft.suffix_history",
     "TokenCounts": "outpace.draft.vocabulary",
     "TrigramMemory": "outpace.draft.trigram",
-    "load": "outpace.engine",
-    "methods": "outpace.catalogue",
+    "load": "outpace.api.engine",
+    "methods": "outpace.methods.catalogue",
 }
 
 __all__ = [

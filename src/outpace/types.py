@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import Tensor
 
+from outpace.cache import Cache, Counter
+from outpace.sampling import Sampler, Stream
+
 if TYPE_CHECKING:
-    from outpace.cache import Cache
-    from outpace.models.tokenizer import Tokenizer
-    from outpace.sampling import Sampler
+    from outpace.text.tokenizer import Tokenizer
 
 __all__ = [
     "Adapter",
@@ -55,15 +56,6 @@ class FinishReason(str, Enum):
     LENGTH = "length"  # max_tokens, or the model's context, is full
     CANCELLED = "cancelled"  # the caller left
     ERROR = "error"  # no token could be written: NaN logits, or a constraint's dead end; its neighbours go on
-
-
-class Stream(IntEnum):
-    """Independent families of random numbers; see `outpace.sampling.noise`."""
-
-    TARGET = 0
-    DRAFT = 1
-    ACCEPT = 2
-    ORDER = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,37 +131,6 @@ class Needs:
     has_prefill_logits: bool = False
     copies: int = 1
     model_attention: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Counter:
-    """Work done by one model in one run.
-
-    Attributes:
-        nfe: forward passes.
-        positions: tokens forwarded, padding included.
-        layers: layer applications (nfe x layers run).
-    """
-
-    nfe: int = 0
-    positions: int = 0
-    layers: int = 0
-
-    def add(self, positions: int, layers: int) -> None:
-        """Count one forward of `positions` tokens through `layers` layers."""
-        self.nfe += 1
-        self.positions += positions
-        self.layers += layers
-
-    def rows(self, index: Sequence[int]) -> Counter:
-        """Return itself: work is counted per run, whichever rows stay."""
-        del index
-        return self
-
-    def join(self, counters: Sequence[Counter]) -> Counter:
-        """Return itself: the run that rows join goes on counting."""
-        del counters
-        return self
 
 
 @dataclass(frozen=True, slots=True)

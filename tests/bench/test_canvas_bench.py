@@ -12,15 +12,15 @@ import pytest
 import torch
 
 import outpace
+from outpace.api.engine import LanguageModel
 from outpace.bench.canvas import Arm, Point, Set, area, likelihood, measure, write_json
 from outpace.bench.canvas_arms import cache_arms, causal_arms, lossless_arms, sampler_arms
 from outpace.bench.canvas_report import closest, fixed_table, reference_of
 from outpace.bench.canvas_run import CanvasOptions, merge
 from outpace.bench.canvas_steps import step_times
-from outpace.engine import LanguageModel
 from outpace.errors import ConfigError
+from outpace.methods.registry import load_method
 from outpace.models.opening import locate
-from outpace.registry import load_method
 from outpace.tasks import test_examples as examples_of
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from outpace.bench import BenchOptions, catalogue, run_catalogue
 from outpace.bench.catalogue import candidates
-from outpace.registry import method_names
+from outpace.methods.registry import method_names
 
 ROOT = Path(__file__).parents[2]
 

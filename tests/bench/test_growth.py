@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from outpace.api.engine import LanguageModel
 from outpace.bench import GrowthOptions, run_growth
 from outpace.bench.growth import crossings
 from outpace.bench.replay import Replay
-from outpace.engine import LanguageModel
 from outpace.errors import ConfigError
 from outpace.models.loading import load_model
 

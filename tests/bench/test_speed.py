@@ -12,11 +12,11 @@ import pytest
 
 from outpace.bench import BenchOptions, run
 from outpace.bench.arms import Sample, Task, make_method
+from outpace.bench.inflate import inflate
 from outpace.bench.prompts import Prompt
 from outpace.bench.rows import Record, make_rows
 from outpace.bench.speed import measure
 from outpace.errors import ConfigError
-from outpace.testing.inflate import inflate
 
 
 def options(model: Path, **changes: Any) -> BenchOptions:

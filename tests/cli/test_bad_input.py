@@ -68,7 +68,7 @@ def check(ended: Ended, status: int, message: str, hint: str = "") -> None:
 def test_mistakes_are_told_before_weights_load(
     cli: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str, hint: str
 ) -> None:
-    monkeypatch.setattr("outpace.engine.load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("outpace.api.engine.load", lambda *_, **__: pytest.fail("weights were loaded"))
     check(cli("generate", *arguments), 2, message, hint)
 
 
@@ -290,7 +290,7 @@ def test_a_second_ctrl_c_stops_at_once(cli: Command, cycle: Path, monkeypatch: p
 
 
 def test_ctrl_c_while_loading(cli: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outpace.engine.load", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("outpace.api.engine.load", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     ended = cli("generate", "x", "--model", tiny)
     assert (ended.status, ended.out, ended.err) == (130, "", "error: Interrupted.\n")
 
@@ -301,7 +301,7 @@ def test_a_bug_is_one_sentence_unless_a_traceback_is_wanted(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("something broke\nwith details")
 
-    monkeypatch.setattr("outpace.engine.load", fail)
+    monkeypatch.setattr("outpace.api.engine.load", fail)
     check(cli("generate", "x", "--model", tiny), 1, "RuntimeError: something broke", "OUTPACE_DEBUG=1")
     monkeypatch.setenv("OUTPACE_DEBUG", "1")
     with pytest.raises(RuntimeError, match="something broke"):

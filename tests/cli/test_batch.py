@@ -76,7 +76,7 @@ def test_a_run_that_broke_off_goes_on(cli: Command, tiny: Path, given: Path, tmp
 def test_bad_lines_are_named_before_weights_load(
     cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
-    monkeypatch.setattr("outpace.engine.load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("outpace.api.engine.load", lambda *_, **__: pytest.fail("weights were loaded"))
     (tmp_path / "in.jsonl").write_text(text)
     ended = cli("generate", "--batch", tmp_path / "in.jsonl")
     assert (ended.status, ended.out) == (2, "") and message in ended.err

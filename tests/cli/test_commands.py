@@ -12,8 +12,9 @@ import pytest
 from tests_cli import ROOT, Command, start
 
 import outpace
-from outpace import catalogue, registry, zoo
+from outpace import zoo
 from outpace.errors import ConfigError, ModelError
+from outpace.methods import catalogue, registry
 
 COMMANDS = [
     *("generate", "score", "methods", "models", "certify", "bench", "train"),
@@ -93,8 +94,8 @@ def test_version(cli: Command) -> None:
 
 
 def test_the_catalogue_equals_the_classes() -> None:
-    stored = json.loads((ROOT / "src/outpace/catalogue.json").read_text(encoding="utf-8"))
-    assert stored == catalogue.build(), "run: python -m outpace.catalogue"
+    stored = json.loads((ROOT / "src/outpace/methods/catalogue.json").read_text(encoding="utf-8"))
+    assert stored == catalogue.build(), "run: python -m outpace.methods.catalogue"
 
 
 def test_the_catalogue_tells_everything(cli: Command) -> None:
@@ -122,7 +123,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fancy\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[outpace.methods]\nfancy-lookup = fancy_lookup:Fancy\n")
-    code = "from outpace.methods.prompt_lookup import PromptLookup\nclass Fancy(PromptLookup):\n    '''Fancy.'''\n"
+    origin = "outpace.methods.speculative.prompt_lookup"
+    code = f"from {origin} import PromptLookup\nclass Fancy(PromptLookup):\n    '''Fancy.'''\n"
     (tmp_path / "fancy_lookup.py").write_text('"""A fancy one."""\n' + code)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("OUTPACE_PLUGINS", raising=False)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from outpace.methods.base import Method
-from outpace.methods.draft_model import DraftModel
-from outpace.methods.layer_skip import LayerSkip
-from outpace.methods.masked_diffusion import MaskedDiffusion
-from outpace.methods.prompt_lookup import PromptLookup
-from outpace.registry import load_method, method_names
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.methods.registry import load_method, method_names
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.layer_skip import LayerSkip
+from outpace.methods.speculative.prompt_lookup import PromptLookup
 from outpace.testing import check_method, run_contract
 from outpace.testing.answers import answer_checks, law_checks
 from outpace.testing.checks import contract_checks

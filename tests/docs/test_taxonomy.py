@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from outpace.registry import built_in_names, load_method
+from outpace.methods.registry import built_in_names, load_method
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from outpace import Row, Run, Sampling
 from outpace.cache import Cache
-from outpace.methods.draft_model import DraftModel
+from outpace.methods.speculative.draft_model import DraftModel
 from outpace.sampling import row_key
 from outpace.types import Capabilities, Counter, Scores
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from outpace.engine import LanguageModel
-from outpace.methods.freedave import FreeDave
-from outpace.methods.masked_diffusion import MaskedDiffusion
-from outpace.methods.ssd import SSD
+from outpace.api.engine import LanguageModel
+from outpace.methods.diffusion.freedave import FreeDave
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.methods.diffusion.ssd import SSD
 from outpace.sampling import Sampling
 from outpace.testing.canvas_certificate import on_canvas
 from outpace.testing.canvas_checks import toy_canvas

@@ -11,11 +11,11 @@ from outpace.canvas.reading import Reading
 from outpace.canvas.row import CanvasRow
 from outpace.canvas.rules import Choice, Ranked
 from outpace.errors import ConfigError
-from outpace.methods.freedave import FreeDave
-from outpace.methods.masked_diffusion import MaskedDiffusion
-from outpace.methods.ssd import SSD
-from outpace.registry import load_method, method_names
-from outpace.row import Row
+from outpace.methods.diffusion.freedave import FreeDave
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.methods.diffusion.ssd import SSD
+from outpace.methods.registry import load_method, method_names
+from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing.canvas_checks import check_canvas_method, check_reference, toy_canvas
 from outpace.testing.canvas_oracle import random_order_law, unmask

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from outpace.engine import LanguageModel, load
-from outpace.loop import Run
-from outpace.methods.draft_model import DraftModel
-from outpace.methods.jacobi import Jacobi
-from outpace.methods.masked_diffusion import MaskedDiffusion
-from outpace.methods.prompt_lookup import PromptLookup
-from outpace.row import Row
+from outpace.api.engine import LanguageModel, load
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.methods.parallel.jacobi import Jacobi
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.prompt_lookup import PromptLookup
+from outpace.run.loop import Run
+from outpace.run.row import Row
 from outpace.testing.certificate import Certificate
 from outpace.testing.certify import PROMPTS as SAMPLES
 from outpace.testing.certify import SETTINGS, Flip, Line, certify, certify_model, logit_drift, own_prompts

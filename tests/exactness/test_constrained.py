@@ -15,10 +15,10 @@ from outpace import LanguageModel, constrain
 from outpace.errors import ConfigError
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
-from outpace.methods.draft_model import DraftModel
-from outpace.methods.prompt_lookup import PromptLookup
-from outpace.registry import load_method, method_names
-from outpace.row import BROKEN, DEAD_END, DISOBEYED, FORBIDDEN, Row
+from outpace.methods.registry import load_method, method_names
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.prompt_lookup import PromptLookup
+from outpace.run.row import BROKEN, DEAD_END, DISOBEYED, FORBIDDEN, Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing import world
 from outpace.testing.grammar import ToyGrammar, ToyState

@@ -12,18 +12,17 @@ from tokenizers import decoders, models
 
 from outpace.accept import rejection
 from outpace.accept.nodes import chance_of, left_over
+from outpace.api.engine import LanguageModel, load
+from outpace.api.result import Result
 from outpace.draft.psi import Borders, StringLaw
 from outpace.draft.strings import Lexicon, Speller
-from outpace.engine import LanguageModel, load
 from outpace.errors import CapabilityError, ConfigError
-from outpace.fit import check_partner
-from outpace.loop import Run
 from outpace.methods.autoregressive import Autoregressive
-from outpace.methods.cross_vocab import CrossVocab
-from outpace.methods.draft_model import DraftModel
-from outpace.models.tokenizer import Tokenizer
-from outpace.result import Result
-from outpace.row import Row
+from outpace.methods.fit import check_partner
+from outpace.methods.speculative.cross_vocab import CrossVocab
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.run.loop import Run
+from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing import ToyModel, check_method
 from outpace.testing.certify import PROMPTS
@@ -31,6 +30,7 @@ from outpace.testing.gtest import PROMPT, g_test, small_model, text_law
 from outpace.testing.respelled import respell
 from outpace.testing.spelling import plain_spellings, toy_tokenizer
 from outpace.testing.world import drive, make_rows, target_for, write
+from outpace.text.tokenizer import Tokenizer
 from outpace.types import Decision, Proposal, Sampled, Scores, View
 from outpace.zoo import path
 
@@ -160,7 +160,7 @@ def test_the_g_test_sees_a_wrong_law(monkeypatch: pytest.MonkeyPatch) -> None:
         law = None if proposal.law is None else Sampled(torch.full_like(proposal.law.probs, 0.25))
         return rejection(replace(proposal, law=law), scores, view)
 
-    monkeypatch.setattr("outpace.methods.cross_vocab.rejection", flat)
+    monkeypatch.setattr("outpace.methods.speculative.cross_vocab.rejection", flat)
     settings = Sampling(temperature=0.8)
     counts = counts_of(CrossVocab(mode="slrs", draft_len=3, paths=2), settings, 3, 1500)
     assert g_test(counts, text_law(small_model(), 3, settings)) < 1e-6

@@ -13,12 +13,12 @@ import torch
 from outpace.accept import block_verification, multi_candidate, rejection, spectr, traversal_verification
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
-from outpace.methods.block_verification import BlockVerification
-from outpace.methods.draft_model import DraftModel
-from outpace.methods.multi_candidate import MultiCandidate
-from outpace.methods.rsd import Rsd
-from outpace.methods.spectr import SpecTr
-from outpace.methods.traversal import Traversal
+from outpace.methods.speculative.block_verification import BlockVerification
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.multi_candidate import MultiCandidate
+from outpace.methods.speculative.rsd import Rsd
+from outpace.methods.speculative.spectr import SpecTr
+from outpace.methods.speculative.traversal import Traversal
 from outpace.sampling import Sampling, node_key, row_key, uniform
 from outpace.testing import enumeration
 from outpace.testing.answers import check_drafts, check_texts

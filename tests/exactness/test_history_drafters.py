@@ -5,11 +5,11 @@ from functools import lru_cache
 import pytest
 
 import outpace
-from outpace.methods.aded import Aded
-from outpace.methods.alignment import Alignment
 from outpace.methods.base import Method
-from outpace.methods.suffix import Suffix
-from outpace.methods.token_recycling import TokenRecycling
+from outpace.methods.speculative.aded import Aded
+from outpace.methods.speculative.alignment import Alignment
+from outpace.methods.speculative.suffix import Suffix
+from outpace.methods.speculative.token_recycling import TokenRecycling
 
 # Copy-heavy: the model goes on in the manner of the text before.
 PROMPT = "Tom has a red ball. Tom likes the red ball. Sam has a blue ball. Sam likes the blue ball. Tom has a red"

@@ -11,14 +11,14 @@ import torch
 
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
-from outpace.methods.eb_sampler import EbSampler
-from outpace.methods.fast_dllm import FastDllm
-from outpace.methods.fast_dllm_v2 import FastDllmV2
-from outpace.methods.masked_diffusion import MaskedDiffusion
-from outpace.methods.mdlm import Mdlm
-from outpace.methods.pc_sampler import PcSampler
-from outpace.methods.remdm import ReMdm
-from outpace.row import Row
+from outpace.methods.diffusion.eb_sampler import EbSampler
+from outpace.methods.diffusion.fast_dllm import FastDllm
+from outpace.methods.diffusion.fast_dllm_v2 import FastDllmV2
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.methods.diffusion.mdlm import Mdlm
+from outpace.methods.diffusion.pc_sampler import PcSampler
+from outpace.methods.diffusion.remdm import ReMdm
+from outpace.run.row import Row
 from outpace.sampling import Sampling
 from outpace.testing.gtest import PROMPT, g_test, small_model, text_counts
 from outpace.testing.toy import ToyModel

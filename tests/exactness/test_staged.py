@@ -10,8 +10,8 @@ import pytest
 import outpace
 from outpace.draft.backoff import BackoffTable
 from outpace.errors import ConfigError
-from outpace.methods.staged import Staged
-from outpace.row import Row
+from outpace.methods.speculative.staged import Staged
+from outpace.run.row import Row
 from outpace.sampling import Sampling
 from outpace.testing import check_method
 from outpace.testing.answers import check_texts

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from outpace.api.engine import load
 from outpace.draft.layers import LayerMemory, LayerSearch, _candidates, match_rates, spread_layers, upper_bounds
-from outpace.engine import load
 from outpace.errors import CapabilityError, ConfigError
-from outpace.loop import Run
 from outpace.methods.autoregressive import Autoregressive
-from outpace.methods.swift import Swift
+from outpace.methods.speculative.swift import Swift
+from outpace.run.loop import Run
 from outpace.sampling import Sampling
 from outpace.testing import ToyModel, check_method, inflate
 from outpace.testing.certify import PROMPTS

@@ -9,8 +9,8 @@ import pytest
 
 import outpace
 from outpace.errors import CapabilityError
-from outpace.fit import misfits
-from outpace.registry import built_in_names, load_method
+from outpace.methods.fit import misfits
+from outpace.methods.registry import built_in_names, load_method
 from outpace.types import Guarantee
 
 pytest.importorskip("transformers")

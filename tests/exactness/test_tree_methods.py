@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 import outpace
-from outpace.engine import LanguageModel
+from outpace.api.engine import LanguageModel
 from outpace.errors import ConfigError
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
-from outpace.methods.draft_model import DraftModel
-from outpace.methods.dyspec import DySpec
-from outpace.methods.opt_tree import OptTree
-from outpace.methods.sequoia import Sequoia
-from outpace.methods.staged import Staged
-from outpace.methods.vocab_trim import VocabTrim
-from outpace.row import Row
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.dyspec import DySpec
+from outpace.methods.speculative.opt_tree import OptTree
+from outpace.methods.speculative.sequoia import Sequoia
+from outpace.methods.speculative.staged import Staged
+from outpace.methods.speculative.vocab_trim import VocabTrim
+from outpace.run.row import Row
 from outpace.schedule.cost import CostCurve
 from outpace.testing import check_method
 from outpace.testing.answers import check_texts

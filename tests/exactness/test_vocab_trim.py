@@ -11,7 +11,7 @@ import torch
 import outpace
 from outpace.draft.vocabulary import TokenCounts, TrimmedHead, count_tokens, memory_bound_speedup
 from outpace.errors import ConfigError
-from outpace.methods.vocab_trim import VocabTrim
+from outpace.methods.speculative.vocab_trim import VocabTrim
 from outpace.models.opening import open_model
 from outpace.models.transformer import Transformer
 from outpace.testing import check_method

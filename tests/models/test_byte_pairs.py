@@ -11,7 +11,7 @@ import transformers as hf
 from tokenizers import Tokenizer as Engine
 
 from outpace.errors import ModelError
-from outpace.models.tokenizer import Tokenizer
+from outpace.text.tokenizer import Tokenizer
 
 TEXTS = [
     "the quick brown fox jumps over the lazy dog",

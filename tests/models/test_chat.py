@@ -16,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from outpace.errors import ConfigError, ModelError
-from outpace.models.tokenizer import Tokenizer
+from outpace.text.tokenizer import Tokenizer
 
 FILE = Path(__file__).with_name("chat_templates.txt")
 TEMPLATES = dict(re.findall(r"^=== (.*)\n((?:(?!=== ).*\n)*)", FILE.read_text(encoding="utf-8"), flags=re.MULTILINE))

@@ -13,7 +13,7 @@ from masked_layouts import BLOCKED, FULL, LAYOUTS, LLADA, MASK, VOCAB, Layout, o
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from outpace.engine import LanguageModel
+from outpace.api.engine import LanguageModel
 from outpace.errors import ModelError
 from outpace.models.loading import load_model
 from outpace.models.transformer import Transformer

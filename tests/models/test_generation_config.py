@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from outpace.engine import LanguageModel, load
+from outpace.api.engine import LanguageModel, load
 from outpace.errors import CapabilityError, ConfigError, ModelError
 from outpace.models.generation import GenerationConfig, read_generation
 from outpace.models.opening import open_model

@@ -12,18 +12,18 @@ import pytest
 import torch
 from shapes import Lifted
 
+from outpace.api.engine import LanguageModel
 from outpace.cache import Cache
-from outpace.engine import LanguageModel
 from outpace.errors import CapabilityError, ConfigError, ModelError
-from outpace.layout import lay_out
-from outpace.loop import Run
 from outpace.methods.auto import Auto
 from outpace.methods.autoregressive import Autoregressive
-from outpace.methods.draft_model import DraftModel
-from outpace.methods.jacobi import Jacobi
-from outpace.methods.prompt_lookup import PromptLookup
+from outpace.methods.parallel.jacobi import Jacobi
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.prompt_lookup import PromptLookup
 from outpace.models.hf import TransformersAdapter, TransformersSeq2Seq, load_transformers, wrap
-from outpace.row import Row
+from outpace.run.layout import lay_out
+from outpace.run.loop import Run
+from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.types import Proposal
 

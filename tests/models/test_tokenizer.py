@@ -10,9 +10,9 @@ import transformers as hf
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from outpace.engine import Request
+from outpace.api.engine import Request
 from outpace.errors import ConfigError, ModelError
-from outpace.models.tokenizer import Tokenizer
+from outpace.text.tokenizer import Tokenizer
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"

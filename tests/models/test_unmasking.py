@@ -17,8 +17,8 @@ import outpace
 from outpace import zoo
 from outpace.errors import ConfigError, ModelError
 from outpace.models.loading import load_model, read_config
-from outpace.models.tokenizer import load_tokenizer
 from outpace.models.unmasking import SENTENCE, Unmasking, check_unmasking, unmask_test
+from outpace.text.tokenizer import load_tokenizer
 from outpace.types import Capabilities, Scores
 
 MASKED = [name for name in zoo.names() if "mask_token_id" in read_config(zoo.path(name))]

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from outpace.methods.autoregressive import Autoregressive
-from outpace.methods.draft_model import DraftModel
-from outpace.methods.fast_dllm import FastDllm
-from outpace.methods.jacobi import Jacobi
-from outpace.methods.layer_skip import LayerSkip
-from outpace.methods.masked_diffusion import MaskedDiffusion
-from outpace.methods.prompt_lookup import PromptLookup
+from outpace.methods.diffusion.fast_dllm import FastDllm
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.methods.parallel.jacobi import Jacobi
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.layer_skip import LayerSkip
+from outpace.methods.speculative.prompt_lookup import PromptLookup
 from outpace.sampling import Sampling, row_key, uniform
 from outpace.sampling.noise import node_key
 from outpace.testing.toy import ToyModel

@@ -6,8 +6,8 @@ import pytest
 
 from outpace.draft.trigram import Law, TrigramMemory, TrigramTable, bonus, search
 from outpace.errors import ConfigError
-from outpace.loop import Run
-from outpace.methods.aded import Aded
+from outpace.methods.speculative.aded import Aded
+from outpace.run.loop import Run
 from outpace.sampling import Sampling
 from outpace.testing import check_method
 from outpace.testing.world import PeriodicModel, drive, make_rows, make_run

@@ -9,7 +9,7 @@ from outpace.accept.conditional import conditional_verification
 from outpace.cache import Cache
 from outpace.draft.alignment import AlignmentLaws
 from outpace.errors import ConfigError
-from outpace.methods.alignment import Alignment
+from outpace.methods.speculative.alignment import Alignment
 from outpace.sampling import Sampler, Sampling, gumbel, node_key
 from outpace.testing import check_method
 from outpace.testing.world import PeriodicModel, make_rows, make_run, write

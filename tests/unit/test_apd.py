@@ -11,7 +11,7 @@ from guided_oracle import Agreement, decode
 from torch import Tensor
 
 from outpace.errors import ConfigError
-from outpace.methods.apd import Apd, mixture
+from outpace.methods.diffusion.apd import Apd, mixture
 from outpace.sampling import Sampler, Sampling
 from outpace.testing import checks, run_contract
 from outpace.testing.toy import ToyModel

@@ -15,7 +15,7 @@ import torch
 
 import outpace
 from outpace import LanguageModel, Sampling
-from outpace.engine import Request
+from outpace.api.engine import Request
 from outpace.errors import OutpaceError
 from outpace.testing import world
 
@@ -98,7 +98,7 @@ def test_no_prompt_ends_in_a_raw_error(act: str, lm: LanguageModel) -> None:
 
 @pytest.mark.parametrize("method", ["prompt-lookup", "draft-model", "lookahead", "layer-skip"])
 def test_no_value_of_an_option_ends_in_a_raw_error(method: str, lm: LanguageModel) -> None:
-    from outpace.registry import load_method
+    from outpace.methods.registry import load_method
 
     for field in fields(load_method(method)):
         for value in ODD:

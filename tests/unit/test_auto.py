@@ -10,11 +10,11 @@ import pytest
 import outpace
 from outpace.draft.recycling import RecyclingMemory
 from outpace.errors import ConfigError
-from outpace.idle import Idle
 from outpace.methods.auto import Auto
 from outpace.methods.autoregressive import Autoregressive
-from outpace.methods.prompt_lookup import PromptLookup
-from outpace.row import Row
+from outpace.methods.idle import Idle
+from outpace.methods.speculative.prompt_lookup import PromptLookup
+from outpace.run.row import Row
 from outpace.sampling import Sampling
 from outpace.testing import check_method
 from outpace.testing.world import PeriodicModel, make_rows, make_run

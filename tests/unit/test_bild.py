@@ -11,10 +11,10 @@ import torch
 
 from outpace.accept.lenient import lenient
 from outpace.errors import ConfigError
-from outpace.loop import Run
 from outpace.methods.autoregressive import Autoregressive
-from outpace.methods.bild import Bild
-from outpace.row import Row
+from outpace.methods.speculative.bild import Bild
+from outpace.run.loop import Run
+from outpace.run.row import Row
 from outpace.sampling import Sampler, Sampling, row_key
 from outpace.testing import check_method
 from outpace.testing.world import SETTINGS, drafter_for, drive, make_rows, make_run, reference, target_for, write

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from outpace.api.engine import LanguageModel
 from outpace.canvas.block_drafter import BlockDrafter
-from outpace.engine import LanguageModel
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.autoregressive import Autoregressive
-from outpace.methods.block_draft import BlockDraft
+from outpace.methods.speculative.block_draft import BlockDraft
 from outpace.sampling import Sampler, Sampling, row_key
 from outpace.testing import checks, run_contract
 from outpace.testing.toy import ToyModel

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from outpace.api.engine import LanguageModel
 from outpace.bench.canvas_caches import caches, main, table
 from outpace.canvas import Canvas, CanvasRow, FixedBlocks, make_policy
-from outpace.canvas.divergence import Divergence, Task, divergence
 from outpace.canvas.policies import POLICIES, Step
 from outpace.canvas.reading import Reading
 from outpace.canvas.rules import Ranked
-from outpace.engine import LanguageModel
 from outpace.errors import CapabilityError, ConfigError
-from outpace.methods.dkv_cache import DkvCache
-from outpace.methods.masked_diffusion import MaskedDiffusion
-from outpace.row import Row
+from outpace.methods.diffusion.dkv_cache import DkvCache
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.run.row import Row
 from outpace.sampling import Sampler, Sampling, row_key
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PROMPTS, make_rows, write
+from outpace.trace.divergence import Divergence, Task, divergence
 
 GREEDY, WARM = Sampling(), Sampling(temperature=0.8)
 KINDS = [(attention, shift) for attention in ("full", "block") for shift in (False, True)]

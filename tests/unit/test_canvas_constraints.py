@@ -18,7 +18,7 @@ from outpace.constrain.canvas import CanvasCompiler, CanvasConstraint, CanvasSta
 from outpace.constrain.canvas.contextfree import ContextFreeConstraint
 from outpace.constrain.canvas.regular import RegularConstraint, RegularState
 from outpace.errors import ConfigError
-from outpace.models.tokenizer import Tokenizer
+from outpace.text.tokenizer import Tokenizer
 from outpace.zoo import path
 
 lark = pytest.importorskip("lark")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import outpace
+from outpace.api.engine import LanguageModel
 from outpace.cli import main
-from outpace.engine import LanguageModel
 from outpace.errors import ConfigError
 
 pytest.importorskip("lark")

@@ -14,7 +14,7 @@ import outpace
 from outpace import LanguageModel, Result
 from outpace.errors import ConfigError
 from outpace.testing import ToyModel
-from outpace.text import TextStream
+from outpace.text.stream import TextStream
 
 METHODS = ["autoregressive", "prompt-lookup", "jacobi", "layer-skip"]
 TURN = {"role": "user", "content": "hi"}

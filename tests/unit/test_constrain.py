@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Engine
 import outpace
 from outpace import constrain
 from outpace.errors import ConfigError
-from outpace.models.tokenizer import Tokenizer
+from outpace.text.tokenizer import Tokenizer
 
 pytest.importorskip("llguidance")
 TEXT = "The cat, 日本語 é🙂ж\n\t  3.5%"

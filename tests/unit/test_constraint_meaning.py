@@ -21,7 +21,7 @@ from outpace.constrain.grammar import Terminal
 from outpace.constrain.machine import Budget
 from outpace.constrain.syntax import read_pattern
 from outpace.errors import ConfigError
-from outpace.models.tokenizer import Tokenizer
+from outpace.text.tokenizer import Tokenizer
 
 pytest.importorskip("llguidance")
 LETTERS = [

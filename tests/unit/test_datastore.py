@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from outpace.api.engine import load
 from outpace.draft.corpus import Corpus, pieces
 from outpace.draft.datastore import Datastore, Match, fingerprint, open_datastore, write_datastore
 from outpace.draft.suffixes import suffix_array
-from outpace.engine import load
 from outpace.errors import ConfigError, StorageError
 from outpace.methods.autoregressive import Autoregressive
-from outpace.methods.retrieval import Retrieval
+from outpace.methods.speculative.retrieval import Retrieval
 from outpace.testing import check_method
 from outpace.testing.world import PeriodicModel, make_rows, make_run, reference, write
 from outpace.zoo import path as zoo_path

@@ -13,10 +13,10 @@ from torch import Tensor
 from outpace.draft.grow import draft_best, draft_shape
 from outpace.draft.model import draft_chain, draft_tree
 from outpace.draft.reading import Drafter, branch_scores, read_nodes
+from outpace.run.tree import TokenTree, largest
 from outpace.sampling import Sampler, Sampling, gumbel, row_key
 from outpace.schedule.tree_size import Shape
 from outpace.testing.toy import ToyModel
-from outpace.tree import TokenTree, largest
 from outpace.types import Counter, Outcome, Proposal, Stream, View
 
 TEXTS = [[1, 2, 0, 2], [2], [0, 1, 1, 2, 0, 2, 1]]

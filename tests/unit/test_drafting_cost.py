@@ -2,9 +2,9 @@
 
 from outpace.bench.drafting import LIMIT_US, drafters, drafting, repeating_text
 from outpace.draft.ngram import NgramIndex
-from outpace.methods.prompt_lookup import PromptLookup
-from outpace.methods.suffix import Suffix
-from outpace.methods.token_recycling import TokenRecycling
+from outpace.methods.speculative.prompt_lookup import PromptLookup
+from outpace.methods.speculative.suffix import Suffix
+from outpace.methods.speculative.token_recycling import TokenRecycling
 
 
 def test_drafting_costs_little() -> None:

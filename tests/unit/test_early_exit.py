@@ -6,8 +6,8 @@ import pytest
 
 from outpace.errors import ConfigError
 from outpace.methods.autoregressive import Autoregressive
-from outpace.methods.early_exit import EarlyExit
-from outpace.methods.layer_skip import LayerSkip
+from outpace.methods.speculative.early_exit import EarlyExit
+from outpace.methods.speculative.layer_skip import LayerSkip
 from outpace.sampling import Sampling
 from outpace.testing import ToyModel
 from outpace.testing.world import Watched, drive, make_rows, make_run, write

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from outpace.canvas.guide import leading
 from outpace.errors import ConfigError
-from outpace.methods.freecache import FreeCache
-from outpace.methods.masked_diffusion import MaskedDiffusion
+from outpace.methods.diffusion.freecache import FreeCache
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
 from outpace.sampling import Sampler, Sampling
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PeriodicModel, drive, make_rows, make_run, target_for, write

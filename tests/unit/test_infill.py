@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 
 import outpace
-from outpace.engine import LanguageModel
+from outpace.api.engine import LanguageModel
+from outpace.api.infill import filled, lay_pieces, read_gaps
 from outpace.errors import CapabilityError, ConfigError
-from outpace.infill import filled, lay_pieces, read_gaps
-from outpace.methods.masked_diffusion import MaskedDiffusion
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
 from outpace.models.transformer import spec_capabilities
 
 

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import outpace.testing
+from outpace.bench.inflate import _Splitter, count_parameters, inflate, inflated_from, parse_size, streamed_parameters
 from outpace.errors import ConfigError, ModelError
 from outpace.models.loading import load_model
-from outpace.testing.inflate import _Splitter, count_parameters, inflate, inflated_from, parse_size, streamed_parameters
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_what_cannot_be_inflated(source: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_public() -> None:
-    assert outpace.testing.inflate is inflate
+    assert outpace.bench.inflate is inflate
 
 
 def test_sizes() -> None:

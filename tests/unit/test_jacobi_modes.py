@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from outpace.errors import ConfigError
-from outpace.loop import Run
 from outpace.methods.autoregressive import Autoregressive
-from outpace.methods.jacobi import Jacobi
-from outpace.row import Row
+from outpace.methods.parallel.jacobi import Jacobi
+from outpace.run.loop import Run
+from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing import check_method
 from outpace.testing.toy import ToyModel

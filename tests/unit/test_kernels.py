@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from outpace import kernels
+from outpace.bench.kernel import make_weights, streamed_bytes
 from outpace.cache import Cache
 from outpace.errors import ConfigError
 from outpace.kernels import build as building
 from outpace.kernels.decoder import CompiledDecoder, compile_decoder
-from outpace.kernels.probe import make_weights, streamed_bytes
 from outpace.models.spec import Rope, Spec, rope_tables
 from outpace.models.weights import Weights
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from outpace import kernels
+from outpace.bench.kernel import make_weights
 from outpace.cache import Cache
 from outpace.kernels import build as building
 from outpace.kernels.decoder import compile_decoder
-from outpace.kernels.probe import make_weights
 from outpace.models.spec import Rope, Spec
 from outpace.models.transformer import Transformer
 from outpace.models.weights import Weights

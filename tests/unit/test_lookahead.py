@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from outpace.api.engine import load
 from outpace.cache import Cache
 from outpace.draft.phrases import PhrasePool
 from outpace.draft.window import Window, answers, branches, candidates, first_windows, learn
-from outpace.engine import load
 from outpace.errors import ConfigError
-from outpace.layout import lay_out
-from outpace.methods.lookahead import Lookahead
+from outpace.methods.parallel.lookahead import Lookahead
+from outpace.run.layout import lay_out
 from outpace.sampling import Sampler, Sampling
 from outpace.testing import check_method
 from outpace.testing.toy import ToyModel

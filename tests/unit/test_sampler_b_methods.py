@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 import outpace
-from outpace.canvas.bits import RoundLog, fewest_rounds_for
+from outpace.api.engine import LanguageModel
 from outpace.canvas.rule_lrd import mixture
 from outpace.canvas.rules import Ranked
-from outpace.engine import LanguageModel
 from outpace.errors import CapabilityError, ConfigError
-from outpace.methods.adablock import AdaBlock, delimiter_ids
-from outpace.methods.base_canvas import CanvasMethod
-from outpace.methods.ccd import CoherentDecoding
-from outpace.methods.ete import ExploreThenExploit
-from outpace.methods.lrd import LatentRefinement
-from outpace.methods.masked_diffusion import MaskedDiffusion
-from outpace.methods.prophet import Prophet
-from outpace.models.tokenizer import Tokenizer
+from outpace.methods.diffusion.adablock import AdaBlock, delimiter_ids
+from outpace.methods.diffusion.base import CanvasMethod
+from outpace.methods.diffusion.ccd import CoherentDecoding
+from outpace.methods.diffusion.ete import ExploreThenExploit
+from outpace.methods.diffusion.lrd import LatentRefinement
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.methods.diffusion.prophet import Prophet
 from outpace.testing.spelling import toy_tokenizer
 from outpace.testing.toy import ToyModel
+from outpace.text.tokenizer import Tokenizer
+from outpace.trace.bits import RoundLog, fewest_rounds_for
 from outpace.types import Scores
 
 INF = math.inf

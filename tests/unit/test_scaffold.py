@@ -6,8 +6,8 @@ from types import ModuleType
 
 import pytest
 
+from outpace.cli.scaffold import write_method
 from outpace.errors import ConfigError, StorageError
-from outpace.scaffold import write_method
 
 
 def load(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

@@ -14,14 +14,14 @@ from outpace.draft.reading import Drafter
 from outpace.draft.stochastic import Shape, draft_sampled
 from outpace.errors import ConfigError
 from outpace.methods.base import Method
-from outpace.methods.base_sampled import SampledTree
-from outpace.methods.block_verification import BlockVerification
-from outpace.methods.draft_model import DraftModel
-from outpace.methods.multi_candidate import MultiCandidate
-from outpace.methods.rsd import Rsd
-from outpace.methods.spectr import SpecTr
-from outpace.methods.traversal import Traversal
-from outpace.methods.typical import Typical
+from outpace.methods.speculative.block_verification import BlockVerification
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.multi_candidate import MultiCandidate
+from outpace.methods.speculative.rsd import Rsd
+from outpace.methods.speculative.sampled import SampledTree
+from outpace.methods.speculative.spectr import SpecTr
+from outpace.methods.speculative.traversal import Traversal
+from outpace.methods.speculative.typical import Typical
 from outpace.sampling import Sampler, Sampling, row_key
 from outpace.testing import check_method
 from outpace.testing.gtest import PROMPT, g_test, small_model, text_law

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from outpace.draft.strings import Lexicon, Respelling, Speller, _along_longest_run
-from outpace.models.tokenizer import Tokenizer
+from outpace.text.tokenizer import Tokenizer
 
 TEXT = "Once upon a time, there was a little girl. She saw 日本 and a 🙂, and naïve little Tom.\n\nThe little end."
 WORDS = ["once upon a time there was a little girl and a little end the little Tom saw"] * 4

@@ -7,8 +7,8 @@ import pytest
 from outpace.draft.suffix import Draft, Place, SuffixCounts, SuffixRule, Tip
 from outpace.draft.suffix_history import SuffixHistory, SuffixMemory
 from outpace.errors import ConfigError
-from outpace.loop import Run
-from outpace.methods.suffix import Suffix
+from outpace.methods.speculative.suffix import Suffix
+from outpace.run.loop import Run
 from outpace.sampling import Sampling
 from outpace.testing import check_method
 from outpace.testing.world import PeriodicModel, drive, make_rows

@@ -12,8 +12,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
 from outpace.constrain import token_bytes
-from outpace.models.tokenizer import Tokenizer
-from outpace.text import TextStream
+from outpace.text.stream import TextStream
+from outpace.text.tokenizer import Tokenizer
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 WORDS = ["dog", "the", "s", "n't", ".", ",", "é", "日本", "🙂"]

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import outpace
-from outpace import kernels, threads
+from outpace import kernels
 from outpace.errors import ConfigError
 from outpace.kernels import build as building
-from outpace.loop import Run
-from outpace.threads import INTERVAL_S, STALE_S, Account, Steering
+from outpace.run import threads
+from outpace.run.loop import Run
+from outpace.run.threads import INTERVAL_S, STALE_S, Account, Steering
 
 CORES = 4
 

@@ -7,8 +7,8 @@ import torch
 from outpace.draft.likeliest import likeliest
 from outpace.draft.recycling import RecyclingMemory, RecyclingTable, tree_shape
 from outpace.errors import ConfigError
-from outpace.loop import Run
-from outpace.methods.token_recycling import TokenRecycling
+from outpace.methods.speculative.token_recycling import TokenRecycling
+from outpace.run.loop import Run
 from outpace.sampling import Sampling
 from outpace.testing import check_method
 from outpace.testing.world import PeriodicModel, drive, make_rows, make_run, write

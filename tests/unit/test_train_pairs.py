@@ -14,7 +14,7 @@ import torch
 import outpace
 from outpace.errors import ConfigError
 from outpace.models.hf import TransformersSeq2Seq
-from outpace.models.tokenizer import Tokenizer
+from outpace.text.tokenizer import Tokenizer
 from outpace.train import RECIPES, TRANSLATIONS, TranslationRecipe, checkpoint, train
 from outpace.train.bleu import bleu, tokenise
 from outpace.train.data import EOS_ID, find_data

@@ -10,8 +10,8 @@ import pytest
 from outpace.errors import ConfigError
 from outpace.schedule.bandit import Arm, ArmStats, Bandit, Plan, TreeCut
 from outpace.schedule.cost import CostCurve, StepCost
+from outpace.schedule.tune import curve_file, load_curve, measure_curve, save_curve
 from outpace.testing.toy import ToyModel
-from outpace.tune import curve_file, load_curve, measure_curve, save_curve
 
 CURVE = CostCurve((1, 2, 4, 8), (1.0, 1.2, 1.6, 3.2))
 

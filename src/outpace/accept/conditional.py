@@ -15,7 +15,7 @@ import dataclasses
 import torch
 
 from outpace.accept.nodes import decide, is_real, node_laws, parents
-from outpace.tree import ancestors
+from outpace.run.tree import ancestors
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["conditional_verification"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from outpace.accept.nodes import is_real, parents
-from outpace.tree import ancestors
+from outpace.run.tree import ancestors
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["picks", "sample_and_match"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from outpace.run.tree import ancestors
 from outpace.sampling import Law, Sampler
-from outpace.tree import ancestors
 from outpace.types import Decision, Proposal, Scores, Stream, View
 
 __all__ = ["chance_of", "decide", "is_real", "left_over", "node_laws", "parents"]

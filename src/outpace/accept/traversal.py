@@ -21,8 +21,8 @@ from torch import Tensor
 
 from outpace.accept.match import sample_and_match
 from outpace.accept.nodes import chance_of, decide, is_real, left_over, node_laws, parents
+from outpace.run.tree import ancestors
 from outpace.sampling import place_in_step
-from outpace.tree import ancestors
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["traversal_verification"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from outpace.accept.nodes import decide, is_real, node_laws, parents
-from outpace.tree import ancestors
+from outpace.run.tree import ancestors
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["typical_acceptance"]

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from outpace.api.engine import LanguageModel, load
+from outpace.bench.inflate import inflated_from
 from outpace.bench.options import BenchOptions, GrowthOptions
-from outpace.engine import LanguageModel, load
 from outpace.errors import CapabilityError, ConfigError
-from outpace.fit import check_fit
 from outpace.methods.base import Method
+from outpace.methods.fit import check_fit
+from outpace.methods.registry import load_method
 from outpace.models.loading import resolve
-from outpace.registry import load_method
-from outpace.testing.inflate import inflated_from
 from outpace.zoo import drafter_of
 
 __all__ = [

@@ -11,8 +11,8 @@ import argparse
 import statistics
 from collections.abc import Sequence
 
+from outpace.api.engine import LanguageModel, load
 from outpace.bench.prompts import read_prompts
-from outpace.engine import LanguageModel, load
 
 __all__ = ["auto_rows"]
 

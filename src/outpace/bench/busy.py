@@ -25,14 +25,14 @@ from typing import Any
 
 import torch
 
+from outpace.api.engine import LanguageModel, load
 from outpace.bench.arms import Task
 from outpace.bench.child import ChildError
 from outpace.bench.engines import EngineArm, Workplace
 from outpace.bench.gguf import write_gguf
 from outpace.bench.machine import describe, lock
-from outpace.cli.failures import guarded
-from outpace.engine import LanguageModel, load
 from outpace.errors import OutpaceError
+from outpace.failures import guarded
 from outpace.models.loading import resolve
 
 __all__ = ["STATES", "State", "measure", "neighbours", "summarise"]

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
+from outpace.api.engine import LanguageModel
+from outpace.api.result import Result
 from outpace.bench.prompts import read_prompts
-from outpace.engine import LanguageModel
-from outpace.result import Result
 from outpace.tasks import Example, score
 
 __all__ = ["Arm", "Point", "Set", "area", "likelihood", "measure", "sweep"]

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
+from outpace.api.engine import LanguageModel, load
 from outpace.bench.prompts import read_prompts
 from outpace.canvas import Canvas, Policy, make_policy
-from outpace.canvas.divergence import Divergence, Task, divergence
-from outpace.engine import LanguageModel, load
 from outpace.errors import ConfigError, OutpaceError
-from outpace.fit import check_fit
-from outpace.methods.base_canvas import CanvasMethod
-from outpace.methods.masked_diffusion import MaskedDiffusion
+from outpace.methods.diffusion.base import CanvasMethod
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.methods.fit import check_fit
 from outpace.sampling import Sampler, Sampling, row_key
+from outpace.trace.divergence import Divergence, Task, divergence
 
 __all__ = ["POLICIES", "caches", "main", "table"]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from outpace.api.engine import LanguageModel, load
 from outpace.bench.canvas import Arm, Point, Set, area, measure, stories, write_json
 from outpace.bench.canvas_arms import cache_arms, causal_arms, lossless_arms, sampler_arms
 from outpace.bench.canvas_report import (
@@ -25,12 +26,11 @@ from outpace.bench.canvas_report import (
     reference_of,
     rows_table,
 )
+from outpace.bench.inflate import inflate
 from outpace.bench.machine import describe, lock
-from outpace.engine import LanguageModel, load
 from outpace.errors import ConfigError
 from outpace.models.opening import locate
 from outpace.tasks import TASKS, test_examples
-from outpace.testing.inflate import inflate
 
 __all__ = ["CanvasOptions", "main", "merge", "run_canvas", "task_set"]
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from outpace.engine import LanguageModel, load
+from outpace.api.engine import LanguageModel, load
+from outpace.bench.inflate import inflate, parse_size
 from outpace.errors import ConfigError, ModelError
 from outpace.models.opening import locate
-from outpace.testing.inflate import inflate, parse_size
 
 __all__ = ["main", "overhead_ms", "step_times"]
 

@@ -17,8 +17,8 @@ from outpace.bench.report import SCHEMA_VERSION, Report
 from outpace.bench.rows import make_rows
 from outpace.bench.speed import measure, model_facts, prepared
 from outpace.errors import ConfigError, OutpaceError, PluginError
+from outpace.methods.registry import load_method, method_names
 from outpace.models.opening import locate
-from outpace.registry import load_method, method_names
 from outpace.testing.respelled import respell
 from outpace.types import Guarantee
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from outpace.api.engine import load
 from outpace.bench.canvas import Arm, Point, measure
 from outpace.bench.canvas_run import task_set
-from outpace.engine import load
 from outpace.errors import OutpaceError
 
 __all__ = ["main", "solved", "table"]

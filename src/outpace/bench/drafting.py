@@ -19,12 +19,12 @@ import torch
 
 from outpace.bench.overhead import PresetModel
 from outpace.cache import Cache
-from outpace.methods.aded import Aded
-from outpace.methods.alignment import Alignment, AlignmentState
 from outpace.methods.base import Method
-from outpace.methods.prompt_lookup import PromptLookup
-from outpace.methods.suffix import Suffix
-from outpace.methods.token_recycling import TokenRecycling
+from outpace.methods.speculative.aded import Aded
+from outpace.methods.speculative.alignment import Alignment, AlignmentState
+from outpace.methods.speculative.prompt_lookup import PromptLookup
+from outpace.methods.speculative.suffix import Suffix
+from outpace.methods.speculative.token_recycling import TokenRecycling
 from outpace.sampling import Sampler, Sampling
 from outpace.types import Context, Counter, Outcome, Scores, View
 

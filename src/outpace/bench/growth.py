@@ -18,20 +18,20 @@ from typing import Any
 
 import torch
 
+from outpace.api.engine import LanguageModel
 from outpace.bench.arms import Skipped, with_drafter
 from outpace.bench.options import GrowthOptions
 from outpace.bench.prompts import read_prompts, set_names
 from outpace.bench.replay import Replay
 from outpace.bench.report import SCHEMA_VERSION, Report
 from outpace.bench.speed import model_facts, prepared
-from outpace.engine import LanguageModel
 from outpace.errors import OutpaceError
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
+from outpace.methods.registry import load_method
 from outpace.models.loading import load_model, read_capabilities
-from outpace.models.tokenizer import Tokenizer
-from outpace.registry import load_method
-from outpace.row import Row
+from outpace.run.row import Row
+from outpace.text.tokenizer import Tokenizer
 from outpace.types import Outcome
 
 __all__ = ["Curve", "Point", "crossings", "run_growth"]

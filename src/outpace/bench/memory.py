@@ -84,9 +84,9 @@ def _warm_up(dtype: Any) -> None:
 
 
 def _ours(task: dict[str, Any]) -> dict[str, Any]:
-    from outpace.engine import LanguageModel
+    from outpace.api.engine import LanguageModel
+    from outpace.methods.registry import load_method
     from outpace.models.loading import load_model, pick_device, pick_dtype, read_config, resolve
-    from outpace.registry import load_method
 
     dtype = pick_dtype(task["dtype"], read_config(resolve(task["directory"])), pick_device("cpu"))
     _warm_up(dtype)

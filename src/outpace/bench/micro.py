@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from outpace.api.engine import LanguageModel
 from outpace.bench import machine, memory
 from outpace.bench.arms import PLAIN, Arm, OurArm, Skipped
 from outpace.bench.options import BenchOptions, MicroOptions
@@ -27,7 +28,6 @@ from outpace.bench.rows import make_rows
 from outpace.bench.shapes import SIZES, PlainTorch, random_llama, streamed
 from outpace.bench.speed import measure
 from outpace.bench.stats import ratio_of_pairs
-from outpace.engine import LanguageModel
 from outpace.kernels import note, read_bandwidth
 from outpace.methods.autoregressive import Autoregressive
 from outpace.models.loading import load_model

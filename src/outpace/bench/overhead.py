@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from outpace.api.engine import LanguageModel
 from outpace.cache import Cache
-from outpace.engine import LanguageModel
 from outpace.methods.base import Method, chain
-from outpace.methods.prompt_lookup import PromptLookup
+from outpace.methods.speculative.prompt_lookup import PromptLookup
 from outpace.types import Capabilities, Counter, Needs, Proposal, Scores, View
 
 __all__ = ["CHAIN", "FixedChain", "PresetModel", "overhead"]

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from outpace.api.engine import load
 from outpace.bench.canvas import Arm, Point, measure, stories
-from outpace.engine import load
 from outpace.errors import OutpaceError
 
 __all__ = ["SETTINGS", "main", "table"]

@@ -17,6 +17,7 @@ import torch
 from outpace.bench import machine, memory
 from outpace.bench.arms import Arm, OurArm, Task, drafter_name, make_arms
 from outpace.bench.engines import ENGINES, OTHER_TEXT, Workplace, fingerprint
+from outpace.bench.inflate import inflate, inflated_from
 from outpace.bench.options import BenchOptions, GrowthOptions
 from outpace.bench.peers import gather_peers
 from outpace.bench.prompts import Prompt, read_prompts
@@ -25,7 +26,6 @@ from outpace.bench.rows import Record, make_rows
 from outpace.errors import ConfigError
 from outpace.models.generation import read_generation
 from outpace.models.loading import read_config, resolve
-from outpace.testing.inflate import inflate, inflated_from
 
 __all__ = ["measure", "model_facts", "prepared", "run"]
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
+from outpace.api.engine import LanguageModel, load
 from outpace.bench.prompts import read_prompts
 from outpace.bench.speed import model_facts
 from outpace.draft.vocabulary import TokenCounts, count_tokens, memory_bound_speedup
-from outpace.engine import LanguageModel, load
 from outpace.errors import ConfigError, OutpaceError
 from outpace.models.loading import read_config, resolve
 from outpace.zoo import drafter_of

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from outpace.types import Counter
+from outpace.cache.counter import Counter
 
 __all__ = ["FIRST_SLOTS", "Cache"]
 

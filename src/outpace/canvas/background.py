@@ -31,7 +31,7 @@ def frequencies(background: str, tokenizer: Any, vocab_size: int) -> Floats | No
     Args:
         background: "none"; "auto" = what ships for the zoo's story models, and none for a model without tokenizer; or a
             file of counts.
-        tokenizer: the model's (`outpace.models.tokenizer.Tokenizer`), or None.
+        tokenizer: the model's (`outpace.text.tokenizer.Tokenizer`), or None.
         vocab_size: V of the model, at least the tokenizer's.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.canvas.rules import surest
-from outpace.prefill import catch_up
+from outpace.run.prefill import catch_up
 from outpace.types import Adapter, Context, View
 
 __all__ = ["BlockDrafter"]

@@ -18,8 +18,8 @@ from outpace.cache import Cache
 from outpace.canvas.reading import Reading
 from outpace.canvas.row import Bools, CanvasRow
 from outpace.canvas.rules import Choice, eligible
-from outpace.layout import lay_out
-from outpace.prefill import catch_up
+from outpace.run.layout import lay_out
+from outpace.run.prefill import catch_up
 from outpace.types import Adapter, Proposal
 
 __all__ = ["Agreed", "Guide", "leading"]

@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; None = those of this process.
     """
     try:
-        from outpace.cli.failures import guarded
         from outpace.cli.streams import secure_streams
+        from outpace.failures import guarded
 
         secure_streams()
         return guarded(_run, list(sys.argv[1:] if argv is None else argv) or ["--help"])

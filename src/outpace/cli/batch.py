@@ -22,7 +22,7 @@ from outpace.cli.values import text_file
 from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
-    from outpace.result import Result
+    from outpace.api.result import Result
 
 __all__ = ["Job", "read_jobs", "run_jobs"]
 

@@ -182,7 +182,7 @@ def bench(
 
 
 def _run(options: BenchOptions) -> Report:
-    from outpace import catalogue
+    from outpace.methods import catalogue
 
     for method in options.methods:
         catalogue.find(method.partition(":")[0])

@@ -26,10 +26,10 @@ def check_method(
     Raises:
         OutpaceError: an unknown method, option, setting or model, or a method that does not fit.
     """
-    from outpace.registry import load_method
+    from outpace.methods.registry import load_method
 
     method = load_method(name).from_settings(options)
-    from outpace.fit import check_fit, check_partner
+    from outpace.methods.fit import check_fit, check_partner
     from outpace.models.opening import offered_by
     from outpace.sampling import Sampling
     from outpace.zoo import drafter_of

@@ -14,7 +14,7 @@ __all__ = ["cite"]
 
 def cite(method: Annotated[str, typer.Argument(help="A method; `outpace methods` lists all.")]) -> None:
     """Print the BibTeX entry of a method's paper."""
-    from outpace import catalogue
+    from outpace.methods import catalogue
 
     paper = catalogue.find(method)["paper"]
     if not paper:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from outpace.api.infill import read_gaps
 from outpace.cli.batch import Job, read_jobs, refuse_lines, run_jobs
-from outpace.cli.failures import FAILURE, INTERRUPTED, interruptible, tell
 from outpace.cli.output import print_json, statistics, write_text
 from outpace.cli.values import (
     Device,
@@ -26,12 +26,12 @@ from outpace.cli.values import (
     text_file,
 )
 from outpace.errors import ConfigError
-from outpace.infill import read_gaps
+from outpace.failures import FAILURE, INTERRUPTED, interruptible, tell
 
 if TYPE_CHECKING:
-    from outpace.engine import LanguageModel
+    from outpace.api.engine import LanguageModel
+    from outpace.api.result import Result
     from outpace.methods.base import Method
-    from outpace.result import Result
     from outpace.trace import Recorder
 
 __all__ = ["generate"]
@@ -293,7 +293,7 @@ def _given(**values: Any) -> dict[str, Any]:
 def _write(request: _Request) -> int:
     """Check what can be checked before weights load, load, generate, print; return the exit status."""
     method = _check(request)
-    from outpace.engine import load
+    from outpace.api.engine import load
 
     lm = load(request.model, **request.load)
     law = {**request.law, **_given(bad_words=_bad_words(request, lm) or None)}
@@ -378,8 +378,8 @@ def _check(request: _Request) -> Method:
     Raises:
         OutpaceError: an unknown method, option or model, a setting out of range, or a method that does not fit.
     """
+    from outpace.api.engine import Request
     from outpace.cli.checks import check_method
-    from outpace.engine import Request
 
     Request(**request.run)  # refuses what is out of range
     if request.is_infill and request.batch is None:
@@ -445,7 +445,7 @@ def _status(results: list[Result]) -> int:
 
 def _failure(result: Result) -> tuple[str, str]:
     """Return why a text ended with an error, and what to do about it."""
-    from outpace.row import DEAD_END, DISOBEYED, FORBIDDEN
+    from outpace.run.row import DEAD_END, DISOBEYED, FORBIDDEN
 
     reason = next((note for note in (DEAD_END, FORBIDDEN, DISOBEYED) if note in result.notes), None)
     if reason is not None:

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from outpace.cli.failures import tell
 from outpace.cli.output import print_json
 from outpace.errors import ConfigError
+from outpace.failures import tell
 
 __all__ = ["index"]
 
@@ -38,7 +38,7 @@ def index(
     from outpace.draft.corpus import Corpus
     from outpace.draft.datastore import fingerprint, write_datastore
     from outpace.models.opening import locate
-    from outpace.models.tokenizer import Tokenizer
+    from outpace.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_directory(locate(model)[0])
     found, began = Corpus(), time.perf_counter()

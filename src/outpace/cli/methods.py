@@ -16,7 +16,7 @@ def methods(
     json: Annotated[bool, typer.Option("--json", help="Print JSON: a list, or one object with NAME.")] = False,
 ) -> None:
     """List the decoding methods, or tell all about one."""
-    from outpace import catalogue
+    from outpace.methods import catalogue
 
     if name is not None:
         entry = catalogue.find(name)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from outpace.scaffold import write_method
+from outpace.cli.scaffold import write_method
 
 __all__ = ["new_method"]
 

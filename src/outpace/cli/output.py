@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from outpace.result import Result
+    from outpace.api.result import Result
 
 __all__ = ["json_line", "print_json", "statistics", "write_text"]
 

@@ -10,8 +10,8 @@ from outpace.cli.output import print_json, write_text
 from outpace.cli.values import Device, Dtype, model_card, prompt_text
 
 if TYPE_CHECKING:
-    from outpace.engine import LanguageModel
-    from outpace.scoring import Scored
+    from outpace.api.engine import LanguageModel
+    from outpace.api.scoring import Scored
 
 __all__ = ["score"]
 
@@ -37,9 +37,9 @@ def score(
     begins every text with a start token, which is then the first.
     """
     given = prompt_text(text, prompt_file)
-    from outpace.engine import load
+    from outpace.api.engine import load
+    from outpace.api.scoring import check_causal
     from outpace.models.opening import offered_by
-    from outpace.scoring import check_causal
 
     replaced = model_card(card or [])
     offered = offered_by(model, replaced)

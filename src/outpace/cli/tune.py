@@ -31,8 +31,8 @@ def tune(
     for name, value in {"context": context, "batch": batch, "repeats": repeats}.items():
         if value < 1:
             raise ConfigError(f"{name} is {value}.", f"{name} must be 1 or more.")
-    from outpace.engine import load
-    from outpace.tune import measure_curve, save_curve
+    from outpace.api.engine import load
+    from outpace.schedule.tune import measure_curve, save_curve
 
     lm = load(model, dtype=dtype.value, device=device.value)
     curve = measure_curve(lm.target, context=context, batch=batch, repeats=repeats, tell=_progress())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
-    from outpace.models.tokenizer import Tokenizer
+    from outpace.text.tokenizer import Tokenizer
 
 __all__ = ["token_bytes", "vocabulary"]
 

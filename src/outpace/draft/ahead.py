@@ -8,8 +8,8 @@ from dataclasses import replace
 from outpace.cache import Cache
 from outpace.draft.phrases import PhrasePool
 from outpace.draft.window import Window, answers, branches, candidates, learn
-from outpace.layout import lay_out
-from outpace.prefill import catch_up
+from outpace.run.layout import lay_out
+from outpace.run.prefill import catch_up
 from outpace.types import Adapter, Decision, Proposal, Scores, View
 
 __all__ = ["draft_ahead"]

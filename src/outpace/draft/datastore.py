@@ -40,7 +40,7 @@ from outpace.draft.suffixes import suffix_array
 from outpace.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
-    from outpace.models.tokenizer import Tokenizer
+    from outpace.text.tokenizer import Tokenizer
 
 __all__ = ["Continuations", "Datastore", "Match", "fingerprint", "open_datastore", "write_datastore"]
 

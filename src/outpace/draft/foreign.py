@@ -17,8 +17,8 @@ from outpace.draft.model import draft_chain
 from outpace.draft.psi import MOST_ROUNDS, StringLaw, borders
 from outpace.draft.reading import read_nodes, read_texts
 from outpace.draft.strings import Lexicon, Respelling
+from outpace.run.tree import TokenTree
 from outpace.sampling import Sampler, Sampling
-from outpace.tree import TokenTree
 from outpace.types import Adapter, Capabilities, Counter, Scores, View
 
 __all__ = ["ForeignDrafter", "SharedTokens", "StringTokens"]

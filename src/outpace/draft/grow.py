@@ -14,7 +14,7 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.draft.likeliest import likeliest
 from outpace.draft.reading import SPREAD, branch_scores, read_nodes, read_texts
-from outpace.tree import TokenTree, ancestors, kept_order, largest
+from outpace.run.tree import TokenTree, ancestors, kept_order, largest
 from outpace.types import Adapter, View
 
 __all__ = ["draft_best", "draft_shape"]

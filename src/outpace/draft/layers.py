@@ -12,8 +12,8 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.draft.memory import Memory
 from outpace.draft.reading import branch_scores, forward_pending, read_texts
-from outpace.layout import lay_out
-from outpace.prefill import no_nodes
+from outpace.run.layout import lay_out
+from outpace.run.prefill import no_nodes
 from outpace.sampling import row_key, uniform
 from outpace.sampling.noise import node_key
 from outpace.types import Adapter, Counter, Stream, View

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from outpace.cache import Cache
-from outpace.layout import lay_out
-from outpace.prefill import catch_up, no_nodes
+from outpace.run.layout import lay_out
+from outpace.run.prefill import catch_up, no_nodes
+from outpace.run.tree import TokenTree, ancestors
 from outpace.sampling import History, gumbel
 from outpace.sampling.truncation import needs_order
-from outpace.tree import TokenTree, ancestors
 from outpace.types import Adapter, Outcome, Stream, View
 
 __all__ = ["Drafter", "branch_scores", "forward_pending", "read_nodes", "read_texts"]

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.draft.reading import read_nodes, read_texts
+from outpace.run.tree import TokenTree
 from outpace.sampling import gumbel, place_in_step
-from outpace.tree import TokenTree
 from outpace.types import Adapter, Proposal, Sampled, Stream, View
 
 __all__ = ["Shape", "draft_sampled"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from outpace.models.tokenizer import Tokenizer
+    from outpace.text.tokenizer import Tokenizer
 
 __all__ = ["Lexicon", "Respelling", "Speller", "lexicon"]
 

@@ -22,8 +22,8 @@ import torch
 
 from outpace.cache import Cache
 from outpace.draft.phrases import Phrase, PhrasePool
+from outpace.run.tree import merge
 from outpace.sampling import Sampler
-from outpace.tree import merge
 from outpace.types import Proposal, Scores, Stream
 
 __all__ = ["Branches", "Window", "answers", "branches", "candidates", "first_windows", "learn"]

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
-from outpace.commit import fit
 from outpace.errors import ConfigError
-from outpace.fit import misfits
-from outpace.idle import Idle
 from outpace.methods.base import Method, nothing
-from outpace.registry import load_method
+from outpace.methods.fit import misfits
+from outpace.methods.idle import Idle
+from outpace.methods.registry import load_method
+from outpace.run.commit import fit
 from outpace.schedule.bandit import Arm, ArmStats, Bandit, last_rows
-from outpace.tune import head_share, load_curve, relative_size
+from outpace.schedule.tune import head_share, load_curve, relative_size
 from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["Auto", "AutoState"]

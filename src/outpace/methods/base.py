@@ -82,7 +82,7 @@ class Method:
         return self, ""
 
     def start(self, context: Context) -> Any:
-        """Return the state of joining rows: a tree with a row axis (see `outpace.state`)."""
+        """Return the state of joining rows: a tree with a row axis (see `outpace.run.state`)."""
         del context
         return None
 
@@ -103,7 +103,7 @@ class Method:
 
     def reference(self) -> Method:
         """Return the decoding that an exact method reproduces, token for token; plain decoding by default."""
-        from outpace.registry import load_method
+        from outpace.methods.registry import load_method
 
         return load_method("autoregressive")()
 

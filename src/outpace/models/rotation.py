@@ -55,7 +55,7 @@ class Rotation:
 
 
 def turn(spec: Spec, position: Tensor, cache: Cache) -> None:
-    """Set the phase of rows whose whole text comes in this forward; `outpace.prefill` does it for texts in chunks."""
+    """Set the phase of rows whose whole text comes in this forward; `run.prefill` does it for texts in chunks."""
     if spec.turns_at and 0 in cache.lengths:
         for row, last in enumerate(position.amax(1).tolist()):
             if last >= spec.turns_at and not cache.lengths[row] and not cache.phases[row]:

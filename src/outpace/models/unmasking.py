@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from outpace.errors import ConfigError, ModelError
-from outpace.models.tokenizer import Tokenizer
+from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter
 
 __all__ = ["SENTENCE", "Unmasking", "check_unmasking", "unmask_test"]

@@ -10,13 +10,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-from outpace.types import Stream
+__all__ = ["Stream", "fork_key", "gumbel", "node_key", "place_in_step", "row_key", "uniform"]
 
-__all__ = ["fork_key", "gumbel", "node_key", "place_in_step", "row_key", "uniform"]
+
+class Stream(IntEnum):
+    """Independent families of random numbers."""
+
+    TARGET = 0
+    DRAFT = 1
+    ACCEPT = 2
+    ORDER = 3
 
 
 def _signed(value: int) -> int:

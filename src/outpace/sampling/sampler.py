@@ -11,10 +11,9 @@ from torch import Tensor
 
 from outpace.sampling.history import History, state_after
 from outpace.sampling.laws import bias, forbid, force
-from outpace.sampling.noise import gumbel, node_key, uniform
+from outpace.sampling.noise import Stream, gumbel, node_key, uniform
 from outpace.sampling.settings import Sampling
 from outpace.sampling.truncation import candidates, cuts, needs_order
-from outpace.types import Stream
 
 if TYPE_CHECKING:
     from outpace.constrain.protocol import ConstraintState

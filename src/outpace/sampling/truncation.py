@@ -149,3 +149,15 @@ def _to_other_side(rank_by: Tensor, keep: Tensor) -> Tensor:
     inside = rank_by.masked_fill(~keep, float("inf")).amin(-1, keepdim=True)
     outside = rank_by.masked_fill(keep, float("-inf")).amax(-1, keepdim=True)
     return torch.where(keep, rank_by - outside, inside - rank_by)
+
+
+def likeliest_of(logits: Tensor, num: int) -> list[tuple[int, float]]:
+    """Return the likeliest ids and their natural log-probabilities, likeliest first, ties by lowest id.
+
+    Args:
+        logits: [V] unprocessed logits.
+        num: how many.
+    """
+    law = logits.double().log_softmax(-1)
+    values, ids = torch.sort(law, descending=True, stable=True)
+    return list(zip(ids[:num].tolist(), values[:num].tolist(), strict=True))

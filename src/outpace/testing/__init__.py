@@ -1,7 +1,6 @@
 """Public: toy models, the executable contract, exact enumeration, exactness checks, deliberate faults."""
 
 from outpace.testing.checks import check_method, contract_checks, run_contract
-from outpace.testing.inflate import inflate
 from outpace.testing.toy import ToyModel
 
-__all__ = ["ToyModel", "check_method", "contract_checks", "inflate", "run_contract"]
+__all__ = ["ToyModel", "check_method", "contract_checks", "run_contract"]

@@ -12,20 +12,20 @@ import torch
 
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
-from outpace.methods.block_verification import BlockVerification
-from outpace.methods.draft_model import DraftModel
-from outpace.methods.jacobi import Jacobi
-from outpace.methods.layer_skip import LayerSkip
-from outpace.methods.masked_diffusion import MaskedDiffusion
-from outpace.methods.multi_candidate import MultiCandidate
-from outpace.methods.prompt_lookup import PromptLookup
-from outpace.methods.rsd import Rsd
-from outpace.methods.spectr import SpecTr
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.methods.parallel.jacobi import Jacobi
+from outpace.methods.speculative.block_verification import BlockVerification
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.layer_skip import LayerSkip
+from outpace.methods.speculative.multi_candidate import MultiCandidate
+from outpace.methods.speculative.prompt_lookup import PromptLookup
+from outpace.methods.speculative.rsd import Rsd
+from outpace.methods.speculative.spectr import SpecTr
 from outpace.sampling import Sampler, Sampling, node_key, row_key, uniform
 from outpace.testing import world
 from outpace.testing.gtest import PROMPT, canvas_law, g_test, small_model, text_counts, text_law
 from outpace.testing.world import SETTINGS, PeriodicModel, drive, make_rows, make_run, write
-from outpace.text import TextStream
+from outpace.text.stream import TextStream
 from outpace.types import Proposal, Stream
 
 __all__ = ["answer_checks", "check_drafts", "check_texts", "law_checks"]

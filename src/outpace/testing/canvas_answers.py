@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from outpace.canvas.row import CanvasRow
 from outpace.methods.base import Method
-from outpace.methods.freedave import FreeDave
-from outpace.methods.masked_diffusion import MaskedDiffusion
-from outpace.methods.ssd import SSD
-from outpace.row import Row
+from outpace.methods.diffusion.freedave import FreeDave
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.methods.diffusion.ssd import SSD
+from outpace.run.row import Row
 from outpace.sampling import row_key
 from outpace.testing import canvas_checks as contract
 from outpace.testing.canvas_checks import toy_canvas

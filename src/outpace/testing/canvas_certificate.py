@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from outpace.api.engine import LanguageModel
+from outpace.api.result import Result
 from outpace.canvas.verify import Verified
-from outpace.engine import LanguageModel
 from outpace.errors import ConfigError
 from outpace.methods.base import Method
-from outpace.result import Result
 from outpace.testing.certify import ENOUGH, SETTINGS, Line, Work
 from outpace.types import Outcome
 

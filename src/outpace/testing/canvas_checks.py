@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from outpace.errors import ConfigError
-from outpace.fit import misfits
 from outpace.methods.base import Method
-from outpace.row import Row
+from outpace.methods.fit import misfits
+from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PROMPTS, SEED, SETTINGS, drive, make_run

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
-from outpace.result import Result
+from outpace.api.result import Result
 from outpace.types import Guarantee
 
 __all__ = ["ENOUGH", "Certificate", "Flip", "Line", "Verdict"]

@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outpace.engine import LanguageModel, load
+from outpace.api.engine import LanguageModel, load
+from outpace.api.result import Result
 from outpace.methods.base import Method
-from outpace.result import Result
 from outpace.testing.answers import check_drafts, check_texts
 from outpace.testing.certificate import ENOUGH, Certificate, Flip, Line, Verdict
 from outpace.testing.certify_texts import PROMPTS, SETTINGS, own_prompts

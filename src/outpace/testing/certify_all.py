@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from outpace.engine import LanguageModel, load
+from outpace.api.engine import LanguageModel, load
 from outpace.errors import OutpaceError
-from outpace.fit import misfits
 from outpace.methods.base import Method
-from outpace.registry import load_method, method_names
+from outpace.methods.fit import misfits
+from outpace.methods.registry import load_method, method_names
 from outpace.testing.certify import Certificate, Plan, certify_model
 from outpace.types import Guarantee
 from outpace.zoo import drafter_of

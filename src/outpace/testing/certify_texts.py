@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from outpace.engine import LanguageModel
+from outpace.api.engine import LanguageModel
 from outpace.errors import OutpaceError
 
 __all__ = ["CHATS", "PROMPTS", "SETTINGS", "own_prompts"]

@@ -16,10 +16,10 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 
-from outpace.fit import misfits
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
-from outpace.row import Row
+from outpace.methods.fit import misfits
+from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing import world
 from outpace.testing.world import PROMPTS, SEED, SETTINGS, drive, ends_under, make_rows, make_run, reference, write

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from outpace.loop import Run
 from outpace.methods.base import Method
-from outpace.row import Row
+from outpace.run.loop import Run
+from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing.spelling import toy_tokenizers
 from outpace.testing.toy import ToyModel

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from outpace.methods.base import Method
-from outpace.methods.draft_model import DraftModel
-from outpace.methods.prompt_lookup import PromptLookup
+from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.prompt_lookup import PromptLookup
 from outpace.testing import world
 from outpace.testing.answers import answer_checks, law_checks
 from outpace.testing.canvas_answers import canvas_answers
@@ -113,7 +113,7 @@ MUTANTS = (
     Mutant(
         "window-shifted",
         "drafts are scored one position too far",
-        "layout:lay_out",
+        "run.layout:lay_out",
         "position = base + torch.arange(longest + width, device=device)",
         "position = base + torch.arange(longest + width, device=device) + (torch.arange(longest + width) >= longest)",
     ),
@@ -176,21 +176,21 @@ MUTANTS = (
     Mutant(
         "past-the-end",
         "an accepted run is written to its end, whatever ends the text inside it",
-        "commit:append",
+        "run.commit:append",
         "            break\n",
         "            pass\n",
     ),
     Mutant(
         "past-the-stop",
         "stop strings are searched only at the end of an accepted run",
-        "row:Row.push",
+        "run.row:Row.push",
         "elif self.text is not None and self.text.push(token):",
         "elif self.text is not None and self.text.push(token) and len(self.tokens) % 3 == 0:",
     ),
     Mutant(
         "length-overshoot",
         "one token more than max_tokens is written",
-        "row:Row.push",
+        "run.row:Row.push",
         "elif self.room <= 0:",
         "elif self.room < 0:",
     ),
@@ -218,21 +218,21 @@ MUTANTS = (
     Mutant(
         "rejected-entry-kept",
         "the cache keeps the entry of a rejected draft",
-        "commit:kept",
+        "run.commit:kept",
         "accepted = [start + node for node in nodes[:count] if node >= 0]",
         "accepted = [start + i for i in range(count)]\n        count += 1",
     ),
     Mutant(
         "tree-kept-as-chain",
         "the first nodes of a tree are kept instead of the accepted path",
-        "commit:kept",
+        "run.commit:kept",
         "accepted = [start + node for node in nodes[:count] if node >= 0]",
         "accepted = [start + i for i, node in enumerate(nodes[:count]) if node >= 0]",
     ),
     Mutant(
         "siblings-visible",
         "tree nodes see their siblings",
-        "tree:ancestors",
+        "run.tree:ancestors",
         "return reach > 0",
         "return (reach > 0) | (parent.unsqueeze(1) == parent.unsqueeze(2))",
     ),
@@ -246,28 +246,28 @@ MUTANTS = (
     Mutant(
         "rows-swapped",
         "when a row leaves, the others' cache entries change places",
-        "batch:Batch.leave",
+        "run.batch:Batch.leave",
         "self.cache.leave(stay)",
         "self.cache.leave(stay[::-1])",
     ),
     Mutant(
         "state-not-reindexed",
         "when a row leaves, its neighbours inherit its method state",
-        "batch:Batch.leave",
+        "run.batch:Batch.leave",
         "trees.rows(self.state, stay)",
         "trees.rows(self.state, range(len(stay)))",
     ),
     Mutant(
         "keys-not-reindexed",
         "when a row leaves, its neighbours inherit its noise",
-        "batch:Batch.leave",
+        "run.batch:Batch.leave",
         "self.sampler.rows(stay)",
         "self.sampler.rows(range(len(stay)))",
     ),
     Mutant(
         "prompt-token-skipped",
         "prefill repeats a token of each chunk in place of the last",
-        "prefill:catch_up",
+        "run.prefill:catch_up",
         "text[at : at + n] for",
         "[*text[at : at + n - 1], *text[at : at + 1]][:n] for",
     ),
@@ -466,21 +466,21 @@ MUTANTS = (
     Mutant(
         "log-prob-of-neighbour",
         "log-probabilities are read one node too early",
-        "commit:record",
+        "run.commit:record",
         "asked = [0, *(node + 1 for node in path[index])]  # the logits before a token, the root's first",
         "asked = [0, *(max(node, 0) for node in path[index])]",
     ),
     Mutant(
         "character-split",
         "bytes of an unfinished character are released",
-        "text:TextStream._certain",
+        "text.stream:TextStream._certain",
         "end = len(whole.rstrip(_BROKEN))",
         "end = len(whole)",
     ),
     Mutant(
         "stop-leaks",
         "the beginning of a stop string is released before the rest is known",
-        "text:TextStream._held_back",
+        "text.stream:TextStream._held_back",
         "return size",
         "return 0",
     ),
@@ -543,7 +543,7 @@ CANVAS_MUTANTS = (
     _on_canvas(
         "first-copy-read",
         "every copy is decided by what was said of the row's own",
-        "methods.base_verified:VerifiedCanvas.accept",
+        "methods.diffusion.verified:VerifiedCanvas.accept",
         "logits[copy.asked : copy.asked + len(asked)]",
         "logits[: len(asked)].clone()",
     ),
@@ -599,7 +599,7 @@ CANVAS_MUTANTS = (
     _on_canvas(
         "prefill-open-block",
         "the prompt's last block is cached although its end is still to be written",
-        "prefill:catch_up",
+        "run.prefill:catch_up",
         "(len(text) - 1) // grain * grain - length",
         "(len(text) - 1) - length",
     ),
@@ -641,7 +641,7 @@ CANVAS_MUTANTS = (
     _on_canvas(
         "end-between-pieces",
         "a text may end between given pieces",
-        "methods.base_canvas:CanvasMethod.start",
+        "methods.diffusion.base:CanvasMethod.start",
         "*(ends if is_filled_in else ())",
         "*()",
     ),
@@ -662,7 +662,7 @@ CANVAS_MUTANTS = (
     _on_canvas(
         "mask-taken",
         "a prompt with a mask token is not refused",
-        "methods.base_canvas:CanvasMethod._check",
+        "methods.diffusion.base:CanvasMethod._check",
         "if canvas.mask_id in text or canvas.mask_id in rest:",
         "if False:",
     ),

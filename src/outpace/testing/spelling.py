@@ -9,8 +9,8 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models
 
 from outpace.methods.base import Method
-from outpace.models.tokenizer import Tokenizer
 from outpace.testing.toy import ToyModel
+from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter
 
 __all__ = ["DRAFT_SPELLINGS", "plain_spellings", "respelled", "toy_tokenizer", "toy_tokenizers"]

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from outpace.cache import Cache
-from outpace.loop import Run
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
-from outpace.row import Row
+from outpace.run.loop import Run
+from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing.grammar import ToyGrammar
 from outpace.testing.spelling import respelled, toy_tokenizers
 from outpace.testing.toy import ToyModel
-from outpace.text import TextStream
+from outpace.text.stream import TextStream
 from outpace.types import Adapter, Capabilities, Counter, Scores
 
 __all__ = [

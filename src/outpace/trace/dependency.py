@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
-    from outpace.row import Row
+    from outpace.run.row import Row
     from outpace.types import Outcome
 
 __all__ = ["DependencyTrace", "draw_dependencies"]

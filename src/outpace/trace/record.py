@@ -21,8 +21,8 @@ from outpace.errors import ConfigError
 from outpace.trace.page import summarise
 
 if TYPE_CHECKING:
-    from outpace.result import Result
-    from outpace.row import Row
+    from outpace.api.result import Result
+    from outpace.run.row import Row
     from outpace.types import Outcome, Proposal
 
 __all__ = ["Recorder", "read_trace"]

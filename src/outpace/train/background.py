@@ -18,7 +18,7 @@ import numpy as np
 
 from outpace.canvas.background import fingerprint
 from outpace.models.opening import locate
-from outpace.models.tokenizer import Tokenizer
+from outpace.text.tokenizer import Tokenizer
 from outpace.train.sources import open_text
 
 __all__ = ["count_tokens", "main"]

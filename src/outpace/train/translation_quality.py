@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from outpace.engine import LanguageModel, load
+from outpace.api.engine import LanguageModel, load
+from outpace.api.result import Result
 from outpace.errors import ConfigError, OutpaceError, nearest
-from outpace.result import Result
 
 from .bleu import bleu
 from .data import find_data

@@ -20,7 +20,7 @@ from random import Random
 
 from rich.progress import track
 
-from outpace.engine import LanguageModel, load
+from outpace.api.engine import LanguageModel, load
 from outpace.errors import ConfigError
 
 from .sources import SOURCES, Source

@@ -20,7 +20,7 @@ from outpace.constrain.vocabulary import vocabulary
 from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
-    from outpace.models.tokenizer import Tokenizer
+    from outpace.text.tokenizer import Tokenizer
 
 __all__ = ["CanvasCompiler", "compile_canvas"]
 

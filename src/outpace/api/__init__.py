@@ -1,0 +1,1 @@
+"""The Python face: load a model, ask it for text."""

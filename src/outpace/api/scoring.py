@@ -1,0 +1,106 @@
+"""What a model makes of a given text: log-probabilities of its tokens, and the likeliest ones beside them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from outpace.errors import CapabilityError, ConfigError
+from outpace.types import Adapter, Capabilities
+
+if TYPE_CHECKING:
+    from outpace.text.tokenizer import Tokenizer
+
+__all__ = ["Scored", "check_causal", "check_top", "score_tokens"]
+
+_CHUNK = 256  # tokens per forward
+
+
+@dataclass(slots=True)
+class Scored:
+    """A text and how likely a model finds it.
+
+    Attributes:
+        model: its name.
+        tokens: ids of the text, as the tokenizer frames it.
+        log_probs: natural log-probability of each token after those before it, under the model's own law; None for the
+            first, which nothing comes before (a start token, where the tokenizer gives one).
+        log_prob: their sum.
+        num_scored: how many tokens it is a sum of.
+        num_bytes: UTF-8 bytes that those tokens write; 0 without a tokenizer.
+        bits_per_byte: bits that the model needs per byte, -log_prob / ln 2 / num_bytes; None where there are no bytes.
+        notes: what a user should know.
+    """
+
+    model: str
+    tokens: list[int]
+    log_probs: list[float | None]
+    log_prob: float
+    num_scored: int
+    num_bytes: int
+    bits_per_byte: float | None
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+
+def check_causal(capabilities: Capabilities) -> None:
+    """Refuse a model under which a text has no such log-probabilities.
+
+    Raises:
+        CapabilityError: it does not write from left to right, token by token.
+    """
+    if capabilities.attention != "causal" or capabilities.is_encoder_decoder:
+        raise CapabilityError(
+            "The model gives no log-probability of a text: it does not write one from left to right.",
+            "Use a causal model, such as stories.",
+        )
+
+
+def check_top(num: int, capabilities: Capabilities) -> None:
+    """Refuse to note the likeliest tokens where that cannot be done.
+
+    Raises:
+        ConfigError: more than the vocabulary holds.
+        CapabilityError: the model writes on a canvas, where tokens are drawn before they are written.
+    """
+    if num > capabilities.vocab_size:
+        raise ConfigError(f"top_log_probs is {num}.", f"The model has {capabilities.vocab_size} tokens.")
+    if num and capabilities.is_canvas:
+        raise CapabilityError("A canvas has no likeliest tokens to note.", "Leave out top_log_probs.")
+
+
+@torch.no_grad()
+def score_tokens(target: Adapter, ids: list[int], name: str = "model", tokenizer: Tokenizer | None = None) -> Scored:
+    """Return the log-probability of each token of a text, from forwards of a chunk each.
+
+    Args:
+        target: a causal model.
+        ids: the text's tokens, at least one.
+        name: shown in the result.
+        tokenizer: tells the bytes.
+    """
+    found, chunk = list[float | None]([None]), min(_CHUNK, target.capabilities.width or _CHUNK)
+    if len(ids) > 1:
+        cache = target.new_cache(1, len(ids) + chunk)
+        device = cache.buffers[0].device if cache.buffers else torch.device("cpu")
+        for at in range(0, len(ids) - 1, chunk):
+            piece = torch.tensor([ids[at : min(at + chunk, len(ids) - 1)]], device=device)
+            position = torch.arange(at, at + piece.shape[1], device=device).unsqueeze(0)
+            law = target.score(piece, position, None, cache).logits[0].double().log_softmax(-1)
+            cache.keep([range(piece.shape[1])])
+            after = torch.tensor(ids[at + 1 : at + 1 + piece.shape[1]], device=law.device)
+            found += law.gather(-1, after.unsqueeze(-1)).squeeze(-1).tolist()
+    total = math.fsum(value for value in found if value is not None)
+    num_bytes = 0
+    if tokenizer is not None:  # what the first token writes has no price
+        whole, first = (tokenizer.decode(part).encode() for part in (ids, ids[:1]))
+        num_bytes = len(whole) - len(first)
+    notes = [str(note) for note in getattr(target, "notes", [])]
+    bits = -total / math.log(2) / num_bytes if num_bytes > 0 else None
+    return Scored(name, list(ids), found, total, len(ids) - 1, max(0, num_bytes), bits, notes)

@@ -1,0 +1,122 @@
+"""Draw all masks at once, and keep the tokens that a small causal model would have drawn as well, from the left.
+
+Paper: Israel, Van den Broeck, Grover (2025), arXiv 2506.00413. Each place is drawn twice with the same noise: from the
+    diffusion model's law, and from the product of both models' laws, raised to `weight` and 1 - `weight`. The longest
+    run of places where both draws agree is kept, and at least the first, as drawn from the diffusion model.
+Guarantee: approximate. weight=1 keeps every token drawn; the reference is left to right, one token per step.
+Cost: per step one forward of what the cache does not hold, and one of the guide over the window; the guide's cache.
+Differences: under block attention a step sees the model's block whole, and draws no further; the guide needs the
+    diffusion model's vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from outpace.canvas import Policy, Reading, Schedule, make_policy
+from outpace.canvas.row import Bools, Canvas
+from outpace.canvas.sliding import Sliding
+from outpace.errors import ConfigError
+from outpace.methods.base import Paper
+from outpace.methods.diffusion.base import CanvasState
+from outpace.methods.diffusion.guided import GuidedCanvas
+from outpace.sampling import Sampler
+from outpace.types import Context
+
+__all__ = ["Apd", "mixture"]
+
+
+def mixture(diffusion: Tensor, guide: Tensor, weight: float) -> Tensor:
+    """Return logits of the normalised product p_d^weight * p_g^(1 - weight), [..., V].
+
+    Args:
+        diffusion: [..., V] logits; -inf = forbidden, and so it stays.
+        guide: [..., V] logits.
+        weight: the diffusion model's exponent, from 0 to 1.
+    """
+    if weight == 1:  # not a bit may differ, or a tie would break the agreement
+        return diffusion
+    wide = torch.float64 if diffusion.dtype == torch.float64 else torch.float32
+    is_forbidden = diffusion == float("-inf")
+    own = diffusion.to(wide).log_softmax(-1).masked_fill(is_forbidden, 0.0)
+    mixed = weight * own + (1 - weight) * guide.to(wide).log_softmax(-1)
+    return mixed.masked_fill(is_forbidden, float("-inf"))
+
+
+@dataclass(frozen=True)
+class Apd(GuidedCanvas):
+    """Adaptive parallel decoding.
+
+    Attributes:
+        weight: of the diffusion model in the product (the paper's R), from 0 to 1; greater = more tokens per step.
+        max_lookahead: masks that a step draws, and sees (the paper's M); 0 = all.
+        kv_window: places behind the first mask that are computed anew, the others frozen (the paper's W); -1 = no
+            approximate cache.
+
+    Raises:
+        ConfigError: a weight outside [0, 1], a window below its least, or a setting that the sliding window replaces.
+    """
+
+    weight: float = 0.7
+    max_lookahead: int = 0
+    kv_window: int = -1
+
+    is_open_ended: ClassVar[bool] = True
+    name: ClassVar[str] = "apd"
+    family: ClassVar[str] = "diffusion"
+    summary: ClassVar[str] = (
+        "Keeps drawn tokens from the left while a mixture with a small causal model draws them too."
+    )
+    paper: ClassVar[Paper] = Paper(
+        "Accelerating Diffusion LLMs via Adaptive Parallel Decoding",
+        "Israel, Van den Broeck, Grover",
+        2025,
+        "2506.00413",
+        281,
+        "Guides of another vocabulary.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.weight <= 1:
+            raise ConfigError(f"weight is {self.weight}.", "weight must be from 0 (guide) to 1 (diffusion).")
+        if self.max_lookahead < 0 or self.kv_window < -1:
+            raise ConfigError(
+                f"max_lookahead is {self.max_lookahead} and kv_window {self.kv_window}.",
+                "max_lookahead must be 0 or more, kv_window -1 or more.",
+            )
+        if self.block or self.ahead != -1:
+            raise ConfigError("apd slides one window over the text; it has no block.", "Set max_lookahead instead.")
+        if self.kv_window >= 0 and self.cache != "auto":
+            raise ConfigError(f"Both kv_window and cache={self.cache} ask for a cache.", "Set one of them.")
+
+    def start(self, context: Context) -> CanvasState:
+        """Return the rows' canvases, of which a forward holds nothing beyond the window."""
+        state = super().start(context)
+        return replace(state, canvas=replace(state.canvas, ahead=0))
+
+    def schedule(self, canvas: Canvas) -> Schedule:
+        """Return the sliding window."""
+        del canvas
+        return Sliding(self.max_lookahead)
+
+    def policy(self, canvas: Canvas) -> Policy:
+        """Return the cache policy; kv_window freezes what lies further back."""
+        if self.kv_window < 0:
+            return super().policy(canvas)
+        return make_policy("free", self.refresh, self.kv_window)
+
+    def agrees(self, reading: Reading, expected: Tensor, state: CanvasState, index: int, sampler: Sampler) -> Bools:
+        """Return where the product of both laws draws the same token, with the same noise."""
+        del state, index
+        count = len(expected)
+        mixed = sampler.process(mixture(reading.logits[:count], expected, self.weight), None).unsqueeze(0)
+        where = torch.from_numpy(reading.places[:count]).to(mixed.device).unsqueeze(0)
+        drawn = sampler.pick(mixed, where, visit=reading.visit)[0]
+        agrees: Bools = drawn.cpu().numpy() == reading.tokens[:count]
+        agrees[:1] = True  # it follows decided text only, where the diffusion model's own law is the right one
+        return agrees

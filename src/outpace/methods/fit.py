@@ -1,0 +1,83 @@
+"""Does a method fit a model? Asked before weights load."""
+
+from __future__ import annotations
+
+from outpace.errors import CapabilityError
+from outpace.methods.base import Method
+from outpace.methods.registry import load_method, method_names
+from outpace.types import Capabilities
+
+__all__ = ["check_fit", "check_partner", "misfits"]
+
+
+def misfits(method: Method, offered: Capabilities) -> list[str]:
+    """Return what the method needs and the model lacks, each as a phrase; empty = it fits."""
+    needs, lacks = method.fitted(offered)[0].needs, []
+    if needs.attention != offered.attention and not (needs.attention == "canvas" and offered.is_canvas):
+        wanted = "full or block" if needs.attention == "canvas" else needs.attention
+        lacks.append(f"{wanted} attention (the model's is {offered.attention})")
+    if needs.has_mask and offered.mask_id is None:
+        lacks.append("a mask token")
+    if needs.has_skip and not offered.has_skip:
+        lacks.append("layers that can be skipped")
+    if needs.has_tree and not offered.has_tree:
+        lacks.append("tree attention")
+    if needs.has_rollback and not offered.has_rollback:
+        lacks.append("a cache that can roll back")
+    return lacks
+
+
+def check_fit(method: Method, offered: Capabilities) -> None:
+    """Raise if the method cannot run on such a model.
+
+    Raises:
+        CapabilityError: names what is missing and which methods would fit, or the drafts are longer than the context.
+    """
+    width = method.fitted(offered)[0].needs.width
+    if width > offered.max_positions:
+        raise CapabilityError(
+            f"The method {method.name!r} would draft {width} tokens at once, but the model's context is "
+            f"{offered.max_positions}.",
+            "Draft fewer nodes, or a shorter chain.",
+        )
+    lacks = misfits(method, offered)
+    if lacks:
+        fitting = [name for name in method_names() if not misfits(load_method(name)(), offered)]
+        raise CapabilityError(
+            f"The method {method.name!r} needs {' and '.join(lacks)}.",
+            f"Methods that fit this model: {', '.join(fitting)}." if fitting else "No method here fits this model.",
+        )
+
+
+def check_partner(
+    role: str, other: Capabilities, target: Capabilities, *, is_same_vocab: bool = True, attention: str = ""
+) -> None:
+    """Raise if another model cannot work beside the target.
+
+    Args:
+        role: what the other model is for.
+        other, target: their capabilities.
+        is_same_vocab: False where the method translates between vocabularies.
+        attention: what the other model's has to be; "" = the target's, "canvas" = full or block.
+
+    Raises:
+        CapabilityError: it has another vocabulary or another kind of attention.
+    """
+    hint = "Name a model of the same vocabulary and kind, or use prompt-lookup, jacobi or layer-skip."
+    if other.is_encoder_decoder and not target.is_encoder_decoder:
+        raise CapabilityError(f"The {role} model is an encoder-decoder, but the target is not.", hint)
+    if is_same_vocab and other.vocab_size != target.vocab_size:
+        raise CapabilityError(
+            f"The {role} model has {other.vocab_size} tokens, the target {target.vocab_size}.",
+            "Use cross-vocab, which takes a drafter of any vocabulary, or prompt-lookup, jacobi or layer-skip.",
+        )
+    if attention and other.attention != attention and not (attention == "canvas" and other.is_canvas):
+        wanted = "full or block" if attention == "canvas" else attention
+        raise CapabilityError(
+            f"The {role} model has {other.attention} attention; this method needs {wanted} attention there.",
+            f"Name another model with -o {role}=MODEL.",
+        )
+    if not attention and other.attention != target.attention:
+        raise CapabilityError(
+            f"The {role} model has {other.attention} attention, the target {target.attention} attention.", hint
+        )

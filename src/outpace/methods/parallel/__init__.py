@@ -1,0 +1,1 @@
+"""Guesses of the target about its own text."""

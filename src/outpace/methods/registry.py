@@ -1,0 +1,121 @@
+"""Names to objects, lazily: listing names imports no torch.
+
+What ships stands in one list here; plug-ins name "module:Class" in the entry-point group `outpace.methods`.
+Set OUTPACE_PLUGINS=0 to load built-ins only.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, cast
+
+from outpace.errors import ConfigError, PluginError, nearest
+
+if TYPE_CHECKING:
+    from outpace.methods.base import Method
+
+__all__ = ["built_in_names", "load_method", "method_names", "plugin_origins"]
+
+_GROUP = "outpace.methods"
+_BUILT_IN = {  # below outpace.methods
+    "autoregressive": "autoregressive:Autoregressive",
+    "auto": "auto:Auto",
+    "prompt-lookup": "speculative.prompt_lookup:PromptLookup",
+    "suffix": "speculative.suffix:Suffix",
+    "token-recycling": "speculative.token_recycling:TokenRecycling",
+    "aded": "speculative.aded:Aded",
+    "alignment": "speculative.alignment:Alignment",
+    "draft-model": "speculative.draft_model:DraftModel",
+    "block-verification": "speculative.block_verification:BlockVerification",
+    "multi-candidate": "speculative.multi_candidate:MultiCandidate",
+    "rsd": "speculative.rsd:Rsd",
+    "spectr": "speculative.spectr:SpecTr",
+    "traversal-verification": "speculative.traversal:Traversal",
+    "typical-acceptance": "speculative.typical:Typical",
+    "opt-tree": "speculative.opt_tree:OptTree",
+    "dyspec": "speculative.dyspec:DySpec",
+    "sequoia": "speculative.sequoia:Sequoia",
+    "staged": "speculative.staged:Staged",
+    "vocab-trim": "speculative.vocab_trim:VocabTrim",
+    "jacobi": "parallel.jacobi:Jacobi",
+    "retrieval": "speculative.retrieval:Retrieval",
+    "lookahead": "parallel.lookahead:Lookahead",
+    "ouroboros": "speculative.ouroboros:Ouroboros",
+    "layer-skip": "speculative.layer_skip:LayerSkip",
+    "swift": "speculative.swift:Swift",
+    "early-exit": "speculative.early_exit:EarlyExit",
+    "cross-vocab": "speculative.cross_vocab:CrossVocab",
+    "bild": "speculative.bild:Bild",
+    "masked-diffusion": "diffusion.masked_diffusion:MaskedDiffusion",
+    "fast-dllm": "diffusion.fast_dllm:FastDllm",
+    "fast-dllm-v2": "diffusion.fast_dllm_v2:FastDllmV2",
+    "eb-sampler": "diffusion.eb_sampler:EbSampler",
+    "pc-sampler": "diffusion.pc_sampler:PcSampler",
+    "remdm": "diffusion.remdm:ReMdm",
+    "mdlm": "diffusion.mdlm:Mdlm",
+    "prophet": "diffusion.prophet:Prophet",
+    "ccd": "diffusion.ccd:CoherentDecoding",
+    "ete": "diffusion.ete:ExploreThenExploit",
+    "lrd": "diffusion.lrd:LatentRefinement",
+    "adablock": "diffusion.adablock:AdaBlock",
+    "dkv-cache": "diffusion.dkv_cache:DkvCache",
+    "freecache": "diffusion.freecache:FreeCache",
+    "apd": "diffusion.apd:Apd",
+    "freedave": "diffusion.freedave:FreeDave",
+    "ssd": "diffusion.ssd:SSD",
+    "block-draft": "speculative.block_draft:BlockDraft",
+}
+
+
+@lru_cache(maxsize=1)
+def _entries() -> dict[str, EntryPoint]:
+    found = {name: EntryPoint(name, f"outpace.methods.{value}", _GROUP) for name, value in _BUILT_IN.items()}
+    if os.environ.get("OUTPACE_PLUGINS") == "0":
+        return found
+    for entry in entry_points(group=_GROUP):
+        if entry.dist is not None and entry.dist.name == "outpace":  # an older installation's list
+            continue
+        known = found.get(entry.name)
+        if known is not None:
+            raise PluginError(
+                f"Two packages name a method {entry.name!r}: {known.value} and {entry.value}.",
+                "Uninstall one of them, or set OUTPACE_PLUGINS=0.",
+            )
+        found[entry.name] = entry
+    return found
+
+
+def method_names() -> list[str]:
+    """Return the names of all methods, built-in ones first."""
+    return list(_entries())
+
+
+def built_in_names() -> list[str]:
+    """Return the names of the methods that ship with Outpace."""
+    return list(_BUILT_IN)
+
+
+def plugin_origins() -> dict[str, str]:
+    """Return the package that each plug-in method comes from, by the method's name; imports none of them."""
+    found = {name: entry for name, entry in _entries().items() if name not in _BUILT_IN}
+    return {name: entry.dist.name if entry.dist else entry.module for name, entry in found.items()}
+
+
+def load_method(name: str) -> type[Method]:
+    """Return the class of a method.
+
+    Raises:
+        ConfigError: no such method; the hint names the nearest.
+        PluginError: the entry point does not load.
+    """
+    entry = _entries().get(name)
+    if entry is None:
+        raise ConfigError(f"There is no method {name!r}.", nearest(name, _entries(), "method"))
+    try:
+        return cast("type[Method]", entry.load())
+    except (ImportError, AttributeError) as error:
+        raise PluginError(
+            f"The method {name!r} does not load: {error}.", f"Its entry point is {entry.value}."
+        ) from error

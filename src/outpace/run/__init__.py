@@ -1,0 +1,1 @@
+"""The one loop and its bookkeeping: rows, layout, prefill, commit, text."""

@@ -1,0 +1,168 @@
+"""The loop's bookkeeping around a decision: fitting proposals, reading decisions back, cutting, keeping, recording."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from outpace.run.layout import Layout
+from outpace.run.row import Row
+from outpace.sampling.truncation import likeliest_of
+from outpace.types import Decision, FinishReason, Proposal, Scores, View
+
+__all__ = ["HostDecision", "append", "fit", "kept", "read_back", "record", "sound"]
+
+_UNSOUND = "The drafter proposed ids outside the vocabulary or laws that are none; those drafts were ignored."
+
+
+@dataclass(frozen=True, slots=True)
+class HostDecision:
+    """A Decision as Python lists, one entry per row."""
+
+    tokens: list[list[int]]
+    path: list[list[int]]
+    is_done: list[bool]
+    is_recovered: list[bool]
+
+
+def read_back(decision: Decision) -> HostDecision:
+    """Bring a Decision to the host in one transfer: the step's only synchronisation."""
+    num, size = decision.num, decision.tokens.shape[1]
+    flags = [
+        torch.zeros_like(num) if flag is None else flag.to(num.dtype) for flag in (decision.done, decision.is_recovered)
+    ]
+    parts = [num.unsqueeze(1), *(flag.unsqueeze(1) for flag in flags), decision.tokens]
+    if decision.path is not None:
+        parts.append(decision.path)
+    table = torch.cat(parts, 1).tolist()
+    tokens = [row[3 : 3 + row[0]] for row in table]
+    if decision.path is None:
+        path = [[*range(row[0] - 1), -1] if row[0] else [] for row in table]
+    else:
+        path = [row[3 + size : 3 + size + row[0]] for row in table]
+    return HostDecision(tokens, path, [bool(row[1]) for row in table], [bool(row[2]) for row in table])
+
+
+def sound(proposal: Proposal, rows: Sequence[Row], vocab_size: int) -> Proposal:
+    """Cut each row's drafts before the first that is no token, or whose law is no law; note it on the row.
+
+    Parents precede children, so what is left of a tree is one. On the CPU the look costs microseconds.
+    """
+    if proposal.tokens.shape[1] == 0 or proposal.visible is not None:
+        return proposal
+    low, high = (int(value) for value in torch.aminmax(proposal.tokens))
+    is_bad = None if low >= 0 and high < vocab_size else (proposal.tokens < 0) | (proposal.tokens >= vocab_size)
+    if proposal.law is not None:
+        mass = proposal.law.probs.sum(-1)
+        is_void = ~(torch.isfinite(mass) & (mass > 0)) | (proposal.law.probs.amin(-1) < 0)
+        is_bad = is_void if is_bad is None else is_bad | is_void
+    if is_bad is None or not bool(is_bad.any()):
+        return proposal
+    # Padding may hold anything, so only nodes that count can be bad.
+    first = torch.where(is_bad.any(-1), is_bad.to(torch.int8).argmax(-1), is_bad.shape[1]).tolist()
+    length = [min(n, at) for n, at in zip(proposal.length, first, strict=True)]
+    for row, old, new in zip(rows, proposal.length, length, strict=True):
+        if new < old and _UNSOUND not in row.notes:
+            row.notes.append(_UNSOUND)
+    return replace(proposal, tokens=proposal.tokens.clamp(0, vocab_size - 1), length=length)
+
+
+def fit(proposal: Proposal, limit: int, pad_to: int) -> Proposal:
+    """Keep the first `limit` nodes (parents precede children, so a tree stays one) and pad a chain to `pad_to`."""
+    width = max(0, limit)
+    if width < proposal.tokens.shape[1]:
+        law = proposal.law
+        proposal = replace(
+            proposal,
+            tokens=proposal.tokens[:, :width],
+            length=[min(n, width) for n in proposal.length],
+            parent=_cut(proposal.parent, width),
+            position=_cut(proposal.position, width),
+            visible=None if proposal.visible is None else proposal.visible[:, :width, :width],
+            law=None if law is None else replace(law, probs=law.probs[:, :width]),
+        )
+    missing = pad_to - proposal.tokens.shape[1]
+    if missing > 0 and proposal.parent is None:
+        law, pad = proposal.law, torch.nn.functional.pad
+        proposal = replace(
+            proposal,
+            tokens=pad(proposal.tokens, (0, missing)),
+            law=None if law is None else replace(law, probs=pad(law.probs, (0, 0, 0, missing))),
+        )
+    return proposal
+
+
+def _cut(value: Any, width: int) -> Any:
+    return None if value is None else value[:, :width]
+
+
+def append(row: Row, tokens: list[int], path: list[int], is_recovered: bool, num_proposed: int, is_done: bool) -> int:
+    """Write decided tokens to a row until it ends, and count them.
+
+    Returns:
+        How many were written: nothing after an end token, a stop string, the length limit, a NaN pick (-1) or a token
+        that the row's constraint refuses.
+    """
+    last = "recovered" if is_recovered else "bonus" if num_proposed else "plain"
+    count = 0
+    for token, node in zip(tokens, path, strict=True):
+        size = len(row.tokens)
+        is_end = row.push(token)
+        if len(row.tokens) > size:
+            row.sources.append("draft" if node >= 0 else last)
+            row.usage.num_accepted += node >= 0
+            row.usage.num_recovered += node < 0 and last == "recovered"
+            row.usage.num_bonus += node < 0 and last == "bonus"
+            count += 1
+        if is_end:
+            row.stopped_inside = count < len(tokens)
+            break
+    if is_done and row.finish is None:
+        row.finish = FinishReason.EOS
+    row.usage.num_proposed += num_proposed
+    row.usage.num_emitted = len(row.tokens) - row.num_prompt
+    row.usage.num_steps += 1
+    return count
+
+
+def kept(layout: Layout, path: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
+    """Return per row the scratch entries that stay: pending ones, then the accepted nodes among what was written."""
+    result = []
+    for start, nodes, count in zip(layout.start, path, counts, strict=True):
+        accepted = [start + node for node in nodes[:count] if node >= 0]
+        # The last final token always stays pending, so that the next forward has a root.
+        result.append([*range(start), *accepted][: start + count - 1])
+    return result
+
+
+def record(
+    names: Sequence[str], rows: Sequence[Row], emitted: Sequence[Sequence[int]], path: Sequence[Sequence[int]],
+    scores: Scores, view: View, decision: Decision, num_top: int = 0,
+) -> None:  # fmt: skip
+    """Note log-probabilities, `num_top` likeliest tokens and margins of what was just written, by `view.texts` too.
+
+    A method that draws tokens before it writes them tells their log-probabilities, and has no margins.
+    """
+    if not names and not num_top:
+        return
+    for index, (row, tokens) in enumerate(zip(rows, emitted, strict=True)):
+        if decision.log_probs is not None:
+            if "log_probs" in names:
+                row.log_probs += decision.log_probs[index, : len(tokens)].tolist()
+            continue
+        asked = [0, *(node + 1 for node in path[index])]  # the logits before a token, the root's first
+        first = len(row.tokens) - len(tokens)
+        for offset, token in enumerate(tokens):
+            logits = scores.logits[index, asked[offset]]
+            if "log_probs" in names:
+                row.log_probs.append(float(logits.double().log_softmax(-1)[token]))
+            if num_top:
+                row.top_log_probs.append(likeliest_of(logits, num_top))
+            if "margins" in names:
+                text = [row.tokens[: first + offset]]
+                history = view.sampler.rows([index]).history(text, [row.num_prompt], logits.shape[-1])
+                processed = view.sampler.process(logits.unsqueeze(0), history)[0]
+                row.margins.append(view.sampler.margin(processed, first + offset, index))

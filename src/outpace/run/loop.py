@@ -1,0 +1,207 @@
+"""The one decoding loop: propose, score, accept, commit.
+
+A `Run` owns prefill, the cache, end of text, stops, per-row finish, counting, timing and randomness. It knows no
+method: what is proposed and what is kept is the method's. Rows join and leave between two steps, at their own pace.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from outpace.cache import Cache
+from outpace.errors import ConfigError
+from outpace.run.batch import Batch, bind
+from outpace.run.commit import append, fit, kept, read_back, record, sound
+from outpace.run.layout import lay_canvas, lay_out
+from outpace.run.prefill import catch_up
+from outpace.run.row import Row
+from outpace.run.threads import shared
+from outpace.sampling import Sampling
+from outpace.types import Adapter, Context, Counter, EncoderAdapter, Outcome, Proposal
+
+if TYPE_CHECKING:
+    from outpace.text.tokenizer import Tokenizer
+
+__all__ = ["Run"]
+
+
+class Run:
+    """Rows being written by one method on one target.
+
+    Args:
+        target: the model.
+        method: what to propose and what to keep (an `outpace.methods.Method`).
+        settings: sampling settings of all rows.
+        capacity: cache entries per row: the longest text plus the widest window.
+        models: other models by role.
+        memory: what outlives the run, for methods that keep one.
+        record: "log_probs" and "margins" are noted per token when named.
+        num_top: how many of the likeliest tokens are noted per token.
+        chunk: prompt tokens per prefill forward; borders lie at multiples of it, whatever was drafted before.
+        width: every scoring forward has exactly this many window nodes (batch-invariant mode); 0 = as proposed.
+        device: where tokens are laid out.
+        tokenizers: by role, for methods that work on text.
+        watch: called after every step with the rows that took part and its Outcome (traces); it may only read.
+    """
+
+    def __init__(
+        self,
+        target: Adapter,
+        method: Any,
+        settings: Sampling,
+        *,
+        capacity: int,
+        models: Mapping[str, Adapter] | None = None,
+        memory: Any = None,
+        record: Sequence[str] = (),
+        num_top: int = 0,
+        chunk: int = 256,
+        width: int = 0,
+        device: torch.device | str = "cpu",
+        tokenizers: Mapping[str, Tokenizer] | None = None,
+        watch: Callable[[Sequence[Row], Outcome], None] | None = None,
+    ) -> None:
+        self.target, self.method, self.settings = target, method, settings
+        self.capacity, self.models, self.memory = capacity, dict(models or {}), memory
+        self.record, self.chunk, self.width, self.device = tuple(record), chunk, width, torch.device(device)
+        self.num_top = num_top
+        self.tokenizers, self.watch = dict(tokenizers or {}), watch
+        self.counters = {"target": Counter(), "draft": Counter()}
+        self.seconds = {"prefill": 0.0, "draft": 0.0, "score": 0.0, "accept": 0.0, "total": 0.0}
+        self.num_steps = 0
+        self.last: Outcome | None = None
+        self.batch = Batch(settings)
+        self._is_canvas = target.capabilities.is_canvas
+        self._has_logits = method.needs.has_prefill_logits
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows still being written."""
+        return self.batch.rows
+
+    def join(self, rows: Sequence[Row]) -> None:
+        """Add rows; their prompts are prefilled in the next step.
+
+        Raises:
+            ConfigError: a row is empty or does not fit the run's capacity.
+        """
+        rows = [row for row in rows if row.finish is None]
+        if any(not row.tokens for row in rows):
+            raise ConfigError("The prompt is empty.", "Give at least one token.")
+        if any(row.num_prompt + row.max_tokens > self.capacity for row in rows):
+            raise ConfigError("A row does not fit the run's cache.", "Give the run a larger capacity.")
+        if not rows:
+            return
+        # Side by side, every row stages as many entries as the widest one, prefill chunks included.
+        slots = self.capacity + (self.chunk if len(rows) + len(self.rows) > 1 else 0)
+        cache = self.target.new_cache(len(rows), slots, self.counters["target"])
+        if self.width:  # every slot is summed over, from the first step on
+            cache.has_fixed_extent = True
+            cache.reserve(slots)
+        sources = [row.source or [] for row in rows]
+        if self.target.capabilities.is_encoder_decoder:
+            cast("EncoderAdapter", self.target).encode(sources, cache)
+        texts, sampler = [row.tokens for row in rows], bind(self.settings, rows)
+        given = (self.models, self.counters, self.memory, cache, self.tokenizers, sources)
+        canvases = [row.canvas or [-1] * row.room for row in rows] if self._is_canvas else []
+        context = Context(self.target, texts, slots, sampler, *given, canvases)
+        self.batch.join(rows, cache, self.method.start(context))
+
+    def leave(self, gone: Sequence[Row]) -> None:
+        """Take rows out between two steps; each keeps its tokens and may join a run again."""
+        self.batch.leave(gone)
+
+    def step(self) -> list[tuple[Row, list[int]]]:
+        """Advance every row by one step; return what each emitted. Finished rows have left when it returns.
+
+        Raises:
+            ConfigError: the run has no rows.
+        """
+        with shared(getattr(self.target, "is_invariant", False)):
+            return self._step()
+
+    def _step(self) -> list[tuple[Row, list[int]]]:
+        began = time.perf_counter()
+        before = [(counter.nfe, counter.positions) for counter in self.counters.values()]
+        batch, cache = self.batch, self._prefill()
+        rows, view = list(batch.rows), batch.view(self.num_steps, self.last)
+        # 1 gather pending, 2 propose, 3 lay out and pad
+        pending = [row.tokens[length:] for row, length in zip(rows, cache.lengths, strict=True)]
+        t0 = time.perf_counter()
+        proposal = self.method.propose(view, batch.state)
+        if not self._is_canvas:  # a canvas is the method's own: it proposes all that is forwarded
+            proposal = self._fit(sound(proposal, rows, self.target.capabilities.vocab_size), pending, cache)
+        t1 = time.perf_counter()
+        layout = lay_canvas(proposal) if self._is_canvas else lay_out(pending, cache.lengths, proposal)
+        # 4 score
+        given = (layout.tokens, layout.position, layout.visible, cache, layout.ask)
+        scores = self.target.score(*given, inputs=proposal.inputs)
+        t2 = time.perf_counter()
+        # 5 accept, and the step's one synchronisation
+        decision = self.method.accept(proposal, scores, view, batch.state)
+        host = read_back(decision)
+        t3 = time.perf_counter()
+        # 6 cut token by token
+        decided = zip(rows, host.tokens, host.path, host.is_recovered, proposal.length, host.is_done, strict=True)
+        counts = [append(*one) for one in decided]
+        emitted = [tokens[:count] for tokens, count in zip(host.tokens, counts, strict=True)]
+        accepted = [sum(n >= 0 for n in nodes[:count]) for nodes, count in zip(host.path, counts, strict=True)]
+        record(self.record, rows, emitted, host.path, scores, view, decision, self.num_top)
+        # 7 keep
+        if decision.keep is None:
+            cache.keep(kept(layout, host.path, counts))
+        elif decision.keep:
+            cache.retain(cast("Sequence[Sequence[int]]", decision.keep))
+        # 8 observe, emit, count
+        seconds = {"draft": t1 - t0, "score": t2 - t1, "accept": t3 - t2}
+        path = [nodes[:count] for nodes, count in zip(host.path, counts, strict=True)]
+        self.last = Outcome(emitted, accepted, path, proposal, decision, scores, seconds=seconds)
+        self.num_steps += 1
+        batch.state = self.method.observe(self.last, batch.view(self.num_steps, self.last), batch.state)
+        if self.watch is not None:
+            self.watch(rows, self.last)
+        batch.leave([row for row in rows if row.finish is not None])
+        self._count(rows, before, {**seconds, "total": time.perf_counter() - began})
+        return list(zip(rows, emitted, strict=True))
+
+    def _prefill(self) -> Cache:
+        """Forward pending tokens but the last, chunk by chunk. Under full attention nothing is final until all is."""
+        batch = self.batch
+        if batch.cache is None:
+            raise ConfigError("The run has no rows.", "Call join first.")
+        began = time.perf_counter()
+        if self.target.capabilities.attention != "full":
+            texts = [row.tokens for row in batch.rows]
+            t0 = began
+            for places, scores in catch_up(self.target, batch.cache, texts, self.chunk, has_logits=self._has_logits):
+                took = {"score": time.perf_counter() - t0}
+                chunk = Outcome([[] for _ in texts], [0] * len(texts), scores=scores, chunk=places, seconds=took)
+                batch.state = self.method.observe(chunk, batch.view(self.num_steps, self.last), batch.state)
+                t0 = time.perf_counter()
+        self.seconds["prefill"] += time.perf_counter() - began
+        return batch.cache
+
+    def _fit(self, proposal: Proposal, pending: list[list[int]], cache: Cache) -> Proposal:
+        """Cut a proposal to what cache, context and remaining length can take; pad it in batch-invariant mode."""
+        longest = max(len(tokens) + length for tokens, length in zip(pending, cache.lengths, strict=True))
+        slots = cache.capacity - longest
+        limit = min(slots, self.target.capabilities.max_positions - longest)
+        if self.target.capabilities.turns_anew:  # what lies behind the turn is for the new reading
+            left = [self.target.capabilities.turns_at - len(row.tokens) for row in self.rows]
+            limit = min([limit, *(n for n, phase in zip(left, cache.phases, strict=True) if not phase)])
+        if proposal.parent is None:
+            limit = min(limit, max(row.room for row in self.rows) - 1, self.width or limit)
+        return fit(proposal, limit, min(self.width, slots))
+
+    def _count(self, rows: list[Row], before: list[tuple[int, int]], seconds: dict[str, float]) -> None:
+        (target_nfe, positions), (draft_nfe, _) = before
+        for row in rows:
+            row.usage.target_nfe += self.counters["target"].nfe - target_nfe
+            row.usage.draft_nfe += self.counters["draft"].nfe - draft_nfe
+            row.usage.positions_scored += (self.counters["target"].positions - positions) // len(rows)
+        for name, value in seconds.items():
+            self.seconds[name] += value

@@ -1,0 +1,70 @@
+"""Bringing a cache up to date with a text: chunked forwards without logits, for targets and drafters alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from outpace.cache import Cache
+from outpace.run.layout import lay_out
+from outpace.types import Adapter, Proposal, Scores
+
+__all__ = ["catch_up", "no_nodes"]
+
+
+def catch_up(
+    adapter: Adapter,
+    cache: Cache,
+    texts: Sequence[Sequence[int]],
+    chunk: int = 256,
+    skip: Sequence[int] = (),
+    *,
+    has_logits: bool = False,
+) -> Iterator[tuple[list[range], Scores]]:
+    """Forward every pending token but the last of each row, yielding each chunk's positions per row, and its scores.
+
+    Chunk borders lie at multiples of `chunk`, whatever was decoded before, so that results never depend on drafts.
+    Under block attention only whole blocks are forwarded, and never the last token: its block, or the next one, is
+    still to be written.
+
+    Args:
+        adapter: the model.
+        cache: its cache; `lengths` tell what is valid already.
+        texts: final tokens per row.
+        chunk: most tokens per row and forward.
+        skip: layers to leave out.
+        has_logits: ask for logits at every token.
+    """
+    grain = max(1, adapter.capabilities.block_size)
+    chunk = max(grain, chunk - chunk % grain)
+    _turn(adapter, cache, texts)
+    while True:
+        due = [(len(text) - 1) // grain * grain - length for text, length in zip(texts, cache.lengths, strict=True)]
+        if max(due, default=0) <= 0:
+            return
+        take = [max(0, min(n, chunk - at % chunk)) for n, at in zip(due, cache.lengths, strict=True)]
+        pending = [text[at : at + n] for text, at, n in zip(texts, cache.lengths, take, strict=True)]
+        device = cache.buffers[0].device if cache.buffers else torch.device("cpu")
+        layout = lay_out(pending, cache.lengths, no_nodes(len(take), device))
+        ask = None if has_logits else torch.zeros(len(take), 0, dtype=torch.int64, device=device)
+        places = [range(at, at + n) for at, n in zip(cache.lengths, take, strict=True)]
+        scores = adapter.score(layout.tokens, layout.position, layout.visible, cache, ask, skip=skip)
+        cache.keep([range(n) for n in take])
+        yield places, scores
+
+
+def _turn(adapter: Adapter, cache: Cache, texts: Sequence[Sequence[int]]) -> None:
+    """Put rows whose texts are longer than the model's first rotations reach into the phase that serves them."""
+    offered = adapter.capabilities
+    if not offered.turns_at:
+        return
+    for row, text in enumerate(texts):
+        is_due = len(text) > offered.turns_at and not cache.phases[row]
+        if is_due and (offered.turns_anew or not cache.lengths[row]):
+            cache.restart(row, 1 if offered.turns_anew else len(text))
+
+
+def no_nodes(rows: int, device: torch.device) -> Proposal:
+    """Return an empty window for `rows` rows."""
+    return Proposal(torch.zeros(rows, 0, dtype=torch.int64, device=device), [0] * rows)

@@ -1,0 +1,167 @@
+"""One sequence being written: its tokens, where it may end, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from outpace.errors import ConfigError
+from outpace.text.stream import TextStream
+from outpace.types import FinishReason
+
+if TYPE_CHECKING:
+    from outpace.constrain.protocol import Constraint, ConstraintState
+
+__all__ = ["BROKEN", "DEAD_END", "DISOBEYED", "FORBIDDEN", "Row", "Usage"]
+
+# Why a row ended with an error.
+BROKEN = "The model produced NaN or infinite logits; the text ends before them."
+DEAD_END = "The constraint allows no token here, although the text is not complete."
+FORBIDDEN = "Every token that the constraint allows here is forbidden by the other settings, or its logit is no number."
+DISOBEYED = "The method wrote a token that the constraint forbids; the text ends before it."
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a row, or a run, has cost.
+
+    Attributes:
+        num_prompt: prompt tokens.
+        num_emitted: tokens made final, recovered and bonus tokens included.
+        num_proposed: draft nodes proposed.
+        num_accepted: drafts that were emitted (counted after the cut at the end of the text).
+        num_recovered: emitted tokens that replaced a rejected draft.
+        num_bonus: emitted tokens after full acceptance of at least one draft.
+        num_steps: steps this row took part in.
+        target_nfe: target forwards this row took part in, prefill included.
+        draft_nfe: forwards of drafting models this row took part in.
+        positions_scored: target positions forwarded for this row, padding included.
+    """
+
+    num_prompt: int = 0
+    num_emitted: int = 0
+    num_proposed: int = 0
+    num_accepted: int = 0
+    num_recovered: int = 0
+    num_bonus: int = 0
+    num_steps: int = 0
+    target_nfe: int = 0
+    draft_nfe: int = 0
+    positions_scored: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A sequence that a run writes; it may leave one run and join another.
+
+    Attributes:
+        tokens: final tokens, prompt included.
+        num_prompt: leading tokens that are prompt.
+        key: noise key.
+        max_tokens: most tokens to write.
+        end_tokens: ids that end the text; the one written stays in `tokens`.
+        text: the text stream, when stop strings or streaming ask for one.
+        finish: why the row ended, None while it runs.
+        stopped_inside: the row's end fell inside an accepted run (tokens behind it were dropped).
+        log_probs: natural log-probability of each written token under the model's own law, when recorded.
+        top_log_probs: before each written token, the likeliest ones under the model's own law, when recorded: pairs of
+            id and natural log-probability, likeliest first.
+        margins: how far each token was from being another one, when recorded.
+        sources: per written token "draft", "recovered", "bonus" or "plain".
+        source: an encoder-decoder's source tokens, else None.
+        canvas: what follows the prompt: given tokens, -1 where one is to be filled in; empty = nothing is given.
+        notes: what a user should know about this row.
+        constraint: what the written text must look like, None = anything; set by the run that the row joins.
+        state: where the text stands in it.
+        stop_tokens: ids that end the text as a stop string does; the one written stays in `tokens`.
+    """
+
+    tokens: list[int]
+    num_prompt: int
+    key: int
+    max_tokens: int
+    end_tokens: Sequence[int] = ()
+    text: TextStream | None = None
+    finish: FinishReason | None = None
+    stopped_inside: bool = False
+    usage: Usage = field(default_factory=Usage)
+    log_probs: list[float] = field(default_factory=list)
+    top_log_probs: list[list[tuple[int, float]]] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    source: list[int] | None = None
+    canvas: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    constraint: Constraint | None = None
+    state: ConstraintState | None = None
+    stop_tokens: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        self.usage.num_prompt = self.num_prompt
+
+    @property
+    def written(self) -> list[int]:
+        """Tokens written after the prompt."""
+        return self.tokens[self.num_prompt :]
+
+    @property
+    def room(self) -> int:
+        """Tokens this row may still write."""
+        return self.max_tokens - (len(self.tokens) - self.num_prompt)
+
+    def cancel(self) -> None:
+        """End the row here, keeping what is written."""
+        self.finish = FinishReason.CANCELLED
+        if self.text is not None:
+            self.text.flush()
+
+    def obey(self, constraint: Constraint | None) -> None:
+        """Take on a constraint on the written text, prompt apart; a row that has it already goes on where it stands.
+
+        Raises:
+            ConfigError: what is written breaks it.
+        """
+        if constraint is self.constraint:
+            return
+        self.constraint, self.state = constraint, None if constraint is None else constraint.start()
+        if self.state is not None and not all(self.state.push(token) for token in self.written):
+            raise ConfigError("What a row has written breaks the constraint.", "Begin a new row with it as the prompt.")
+
+    def push(self, token: int) -> bool:
+        """Append one final token; return whether the row ends here."""
+        if token < 0 or not self._may_write(token):  # -1 is the pick's sign for a law that is none; nothing is written
+            self._stick(token)
+        else:
+            self.tokens.append(token)
+            if token in self.end_tokens:
+                self.finish = FinishReason.EOS
+            elif token in self.stop_tokens:
+                self.finish = FinishReason.STOP
+            elif self.text is not None and self.text.push(token):
+                self.finish = FinishReason.STOP
+            elif self.state is not None and self.state.is_final:
+                self.finish = FinishReason.EOS
+            elif self.room <= 0:
+                self.finish = FinishReason.LENGTH
+        if self.finish is not None and self.text is not None:
+            self.text.flush()
+        return self.finish is not None
+
+    def _may_write(self, token: int) -> bool:
+        """Advance the constraint's state by a token; return whether it is allowed."""
+        if self.state is None:
+            return True
+        return self.state.is_complete if token in self.end_tokens else self.state.push(token)
+
+    def _stick(self, token: int) -> None:
+        """End the row because no token can be written."""
+        state, why = self.state, BROKEN
+        if state is not None:
+            is_open = bool(state.allowed().any())
+            if state.is_complete and not is_open:
+                self.finish = FinishReason.EOS
+                return
+            why = DEAD_END if not is_open else FORBIDDEN if token < 0 else DISOBEYED
+        self.finish = FinishReason.ERROR
+        self.notes.append(why)

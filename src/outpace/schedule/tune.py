@@ -1,0 +1,148 @@
+"""What a forward of k tokens costs on this machine: measured once, stored, read by every method that sizes drafts.
+
+Whether speculation pays is decided by T(k) / T(1), which no formula gives: it depends on model, precision, kernels,
+threads and cache. `outpace tune` measures it and stores one small file per model shape, precision and device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outpace.errors import ConfigError
+from outpace.kernels.build import cache_folder
+from outpace.run.prefill import catch_up
+from outpace.schedule.cost import CostCurve
+from outpace.types import Adapter
+
+__all__ = ["SIZES", "curve_file", "head_share", "load_curve", "measure_curve", "relative_size", "save_curve"]
+
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_VERSION = 1
+
+
+def measure_curve(
+    target: Adapter,
+    *,
+    context: int = 256,
+    batch: int = 1,
+    sizes: Sequence[int] = SIZES,
+    repeats: int = 15,
+    limit_s: float = 60.0,
+    tell: Callable[[str], None] | None = None,
+) -> CostCurve:
+    """Time forwards of every size in turn, so that what else runs on the machine meets all of them alike.
+
+    Args:
+        target: the model.
+        context: cached tokens.
+        batch: rows.
+        sizes: tokens per forward.
+        repeats: rounds; the median is kept.
+        limit_s: no new round is begun after this long, once three are done.
+        tell: called with a sentence per round.
+
+    Raises:
+        ConfigError: the model's context cannot hold it.
+    """
+    capabilities = target.capabilities
+    context = min(context, capabilities.max_positions - max(sizes))
+    if context < 1:
+        raise ConfigError(f"The model's context of {capabilities.max_positions} is too short.", "Tune smaller sizes.")
+    cache = target.new_cache(batch, context + max(sizes))
+    if capabilities.is_encoder_decoder:
+        target.encode([[1, 2, 3, 4]] * batch, cache)  # type: ignore[attr-defined]
+    ids = torch.arange(context + 1).remainder_(capabilities.vocab_size).tolist()
+    for _ in catch_up(target, cache, [ids] * batch):
+        pass
+    device = cache.buffers[0].device if cache.buffers else torch.device("cpu")
+    windows = {size: _window(ids[-1], size, context, batch, capabilities.vocab_size, device) for size in sizes}
+    times: dict[int, list[float]] = {size: [] for size in sizes}
+    began = time.perf_counter()
+    for number in range(repeats + 1):
+        for size, (tokens, position) in windows.items():
+            t0 = time.perf_counter()
+            logits = target.score(tokens, position, None, cache).logits
+            logits[0, -1, 0].item()  # waits for an accelerator
+            times[size].append(time.perf_counter() - t0)
+        if tell is not None:
+            tell(f"Round {number} of {repeats}.")
+        if number >= 3 and time.perf_counter() - began > limit_s:
+            break
+    # The first round warms caches and allocators up.
+    return CostCurve(tuple(sizes), tuple(statistics.median(times[size][1:]) for size in sizes), context, batch)
+
+
+def _window(
+    token: int, size: int, context: int, batch: int, vocab: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = (torch.arange(size, device=device) * 7 + token).remainder_(vocab).expand(batch, size).contiguous()
+    return tokens, torch.arange(context, context + size, device=device).expand(batch, size).contiguous()
+
+
+def curve_file(target: Adapter) -> Path:
+    """Return where a model's curve is kept: one file per shape of the model, precision, device and number of threads.
+
+    Models of one shape cost the same, so they share a curve.
+    """
+    facts: dict[str, Any] = {
+        "version": _VERSION,
+        "kind": type(target).__name__,
+        "shape": str(getattr(target, "spec", None) or getattr(target, "config", None) or target.capabilities),
+        "path": getattr(target, "path", ""),
+        "dtype": str(getattr(target, "dtype", "")),
+        "device": _device_name(getattr(target, "device", torch.device("cpu"))),
+        "threads": torch.get_num_threads(),
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+    return cache_folder() / "tune" / f"{key}.json"
+
+
+def _device_name(device: torch.device | str) -> str:
+    device = torch.device(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def save_curve(target: Adapter, curve: CostCurve) -> Path:
+    """Store a curve where `load_curve` finds it; return the file."""
+    file = curve_file(target)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(f".{time.time_ns()}")
+    scratch.write_text(json.dumps(asdict(curve)), encoding="utf-8")
+    scratch.replace(file)  # a reader sees the old file or the new one, never half of it
+    return file
+
+
+def load_curve(target: Adapter) -> CostCurve | None:
+    """Return the stored curve of a model, None where there is none (or none that can be read: it is only a hint)."""
+    try:
+        fields = json.loads(curve_file(target).read_text(encoding="utf-8"))
+        return CostCurve(tuple(fields["sizes"]), tuple(fields["seconds"]), fields["context"], fields["batch"])
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return None
+
+
+def head_share(target: Adapter) -> float:
+    """Return what the output matrix computes over what the layers do; a fifth where the model's shape is not known."""
+    spec = getattr(target, "spec", None)
+    return 0.2 if spec is None else spec.vocab_size * spec.hidden_size / _layer_weights(spec)
+
+
+def relative_size(model: Adapter, target: Adapter) -> float:
+    """Return the weights of a model's layers over those of the target's; a tenth where a shape is not known."""
+    specs = [getattr(one, "spec", None) for one in (model, target)]
+    return 0.1 if None in specs else _layer_weights(specs[0]) / _layer_weights(specs[1])
+
+
+def _layer_weights(spec: Any) -> int:
+    heads = 2 * (spec.num_heads + spec.num_kv_heads) * spec.head_dim
+    ffn = (3 if spec.is_gated else 2) * spec.ffn_size
+    return int(spec.num_layers * spec.hidden_size * (heads + ffn)) or 1

@@ -1,0 +1,247 @@
+"""Text to ids and back, from a directory's tokenizer.json; chat templates in a sandbox. No transformers."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Engine
+
+from outpace.errors import ModelError, check_characters
+from outpace.text.added_tokens import add_tokens, said_beside
+from outpace.text.byte_pairs import has_byte_pairs, read_byte_pairs
+from outpace.text.chat import ROLES, Message, choose_template, read_templates, render_chat, unread
+
+__all__ = ["Tokenizer"]
+
+_OTHER_KINDS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "tekken.json", "vocab.txt")
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space
+
+
+class Tokenizer:
+    """A tokenizer and what its directory says about special tokens.
+
+    Args:
+        engine: from the tokenizers library.
+        settings: the parsed tokenizer_config.json.
+        templates: the chat templates by name, "default" first of all; empty if there are none.
+    """
+
+    def __init__(
+        self, engine: Engine, settings: Mapping[str, Any] | None = None, templates: Mapping[str, str] | None = None
+    ) -> None:
+        self._engine = engine
+        self._settings = dict(settings or {})
+        self.templates = dict(templates or {})
+        self.eos_id = self._special_id("eos_token")
+        self.bos_id = self._special_id("bos_token")
+        self.pad_id = self._special_id("pad_token")
+
+    @classmethod
+    def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
+        """Read tokenizer.json, and tokenizer_config.json and chat templates where they exist.
+
+        Tokens and roles that other files add are read as transformers reads them (`said_beside`). Where there is no
+        tokenizer.json, vocab.json and merges.txt of the Qwen2 line take its place.
+
+        Raises:
+            ModelError: there is no tokenizer of these kinds, or a file cannot be read.
+        """
+        folder = Path(directory)
+        path = folder / "tokenizer.json"
+        settings, added = said_beside(folder)
+        if not path.is_file() and has_byte_pairs(folder, settings):
+            engine = read_byte_pairs(folder, settings)
+            add_tokens(engine, settings, added)
+            return cls(engine, settings, read_templates(folder, settings))
+        if not path.is_file():
+            kinds = (name for name in _OTHER_KINDS if (folder / name).is_file())
+            raise ModelError(
+                f"{directory} has no tokenizer.json" + "".join(f"; {kind} alone is not read" for kind in kinds) + ".",
+                hint="Save a fast tokenizer there (transformers: AutoTokenizer.from_pretrained(...).save_pretrained).",
+            )
+        try:
+            engine = Engine.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"{path} is not a readable tokenizer.", hint="Fetch the model again.") from error
+        engine.no_padding()
+        engine.no_truncation()
+        add_tokens(engine, settings, added)
+        return cls(engine, settings, read_templates(folder, settings))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return int(self._engine.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, is_special: bool = True) -> list[int]:
+        """Return the ids of a text; `is_special` adds what the tokenizer puts around it (a start token, say).
+
+        A text that begins with the start token, as a rendered chat may, gets no second one.
+
+        Raises:
+            ConfigError: the text holds half of a surrogate pair, which is no character.
+        """
+        check_characters(text, "The text")
+        ids = list(self._engine.encode(text, add_special_tokens=is_special).ids)
+        if is_special and self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
+            own = self._engine.encode(text, add_special_tokens=False).ids
+            return ids[1:] if len(own) < len(ids) else ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Return the text of ids; bytes that do not make a character yet show as U+FFFD."""
+        return str(self._engine.decode(list(ids), skip_special_tokens=skip_special))
+
+    def token(self, index: int) -> str:
+        """Return how the vocabulary spells an id."""
+        found = self._engine.id_to_token(index)
+        return "" if found is None else str(found)
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a vocabulary entry."""
+        found = self._engine.token_to_id(token)
+        return None if found is None else int(found)
+
+    def byte(self, index: int) -> int | None:
+        """Return the byte that an id stands for, where a decoder joins runs of bytes (ByteFallback); None for others.
+
+        Such a run is text if all of it is UTF-8; else each of its bytes shows as U+FFFD.
+        """
+        return self._single_bytes.get(index)
+
+    @functools.cached_property
+    def _single_bytes(self) -> dict[int, int]:
+        if "ByteFallback" not in _decoder_kinds(self._engine):
+            return {}
+        hidden = self.special_ids.values()
+        named = {self.token_id(name): byte for byte in range(256) for name in (f"<0x{byte:02x}>", f"<0x{byte:02X}>")}
+        return {index: byte for index, byte in named.items() if index is not None and index not in hidden}
+
+    @functools.cached_property
+    def spellings(self) -> list[bytes | None]:
+        """The bytes that each id writes; None for special tokens, and for all if decoding is more than joining bytes.
+
+        What a decoder does at the very beginning of a text (dropping a space) is left out.
+        """
+        vocab, kinds = self._engine.get_vocab(with_added_tokens=True), _decoder_kinds(self._engine)
+        added = self._engine.get_added_tokens_decoder()
+        found: list[bytes | None] = [None] * (max(vocab.values(), default=-1) + 1)
+        for token, index in vocab.items():
+            if index not in added:
+                found[index] = _spell(token, kinds)
+            elif not added[index].special and "?" not in kinds:  # bytes only if every letter stands for one
+                found[index] = _spell(token, kinds) or token.encode()
+        return found
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Ids of the special tokens, by what they are called."""
+        added = self._engine.get_added_tokens_decoder()
+        return {token.content: index for index, token in added.items() if token.special}
+
+    def to_json(self) -> str:
+        """Return the tokenizer.json that is in use."""
+        return str(self._engine.to_str())
+
+    def _special_id(self, role: str) -> int | None:
+        text = self._special(role)
+        return None if text is None else self.token_id(text)
+
+    def _special(self, role: str) -> str | None:
+        found = self._settings.get(role)
+        return found.get("content") if isinstance(found, dict) else found
+
+    # Chat
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether the directory brings a chat template."""
+        return bool(self.templates)
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        is_open: bool = True,
+        tools: Any = None,
+        *,
+        documents: Any = None,
+        template: str | None = None,
+        is_continued: bool = False,
+        **variables: Any,
+    ) -> str:
+        """Return the text of a conversation.
+
+        Args:
+            messages: {"role": ..., "content": ...} each; content is a text, a list of parts, or None.
+            is_open: end with the words that make the model answer.
+            tools: JSON schemas of functions that the model may call.
+            documents: what it may quote, {"title": ..., "text": ...} each.
+            template: the name of one of several templates, or a template; None = the one that fits.
+            is_continued: the last message is unfinished, and the model goes on with it.
+            **variables: further variables of the template, such as enable_thinking.
+
+        Raises:
+            ConfigError: there is no template, or it refuses the messages.
+        """
+        chosen = choose_template(self.templates, template, tools, documents)
+        specials = {role: text for role in ROLES if (text := self._special(role)) is not None}
+        return render_chat(
+            chosen,
+            messages,
+            is_open=is_open,
+            is_continued=is_continued,
+            tools=tools,
+            documents=documents,
+            variables=specials | variables,
+        )
+
+    def unread_by_chat(self, names: Sequence[str], template: str | None, tools: Any, documents: Any) -> list[str]:
+        """Return those of some variables that the template chosen for these tools and documents never looks at."""
+        return unread(choose_template(self.templates, template, tools, documents), names)
+
+    def encode_chat(self, messages: Sequence[Message], is_open: bool = True, **extra: Any) -> list[int]:
+        """Return the ids of a conversation; the template brings its own special tokens.
+
+        Takes the arguments of `render_chat`.
+        """
+        return self.encode(self.render_chat(messages, is_open, **extra), is_special=False)
+
+
+def _decoder_kinds(engine: Engine) -> set[str]:
+    """Return the kinds of decoder that a tokenizer goes through, "?" for one that does not just join bytes."""
+    if engine.decoder is None:  # joins with spaces
+        return {"?"}
+    state = json.loads(engine.decoder.__getstate__())
+    parts = state.get("decoders", [state])
+    joins = {"ByteLevel", "Metaspace", "ByteFallback", "Fuse", "Strip"}
+    is_known = [
+        part["type"] in joins or (part.get("pattern") == {"String": _SPACE} and part.get("content") == " ")
+        for part in parts
+    ]
+    return {part["type"] if known else "?" for part, known in zip(parts, is_known, strict=True)}
+
+
+def _spell(token: str, kinds: set[str]) -> bytes | None:
+    """Return the bytes of a vocabulary entry under a decoder of these kinds."""
+    if "?" in kinds:
+        return None
+    if "ByteLevel" in kinds:
+        alphabet = _byte_alphabet()
+        return bytes(alphabet[letter] for letter in token) if all(letter in alphabet for letter in token) else None
+    if "ByteFallback" in kinds and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    return (token.replace(_SPACE, " ") if kinds & {"Metaspace", "Replace"} else token).encode()
+
+
+@functools.lru_cache(maxsize=1)
+def _byte_alphabet() -> dict[str, int]:
+    """Return the byte that each letter of the byte-level alphabet stands for: printable ones stand for themselves."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
