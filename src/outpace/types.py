@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import torch
 from torch import Tensor
 
 from outpace.cache import Cache, Counter
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
 
 __all__ = [
+    "NO_OUTPUTS",
     "Adapter",
     "Capabilities",
     "Context",
@@ -32,6 +34,7 @@ __all__ = [
     "Guarantee",
     "Needs",
     "Outcome",
+    "Outputs",
     "Proposal",
     "Sampled",
     "Scores",
@@ -104,6 +107,28 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a caller wants of a forward beside the logits, at every asked position.
+
+    Attributes:
+        layers: hidden states *entering* these layers: the residual sum before any norm, 0 = the embeddings, as
+            `hidden_states[k]` of transformers; the number of layers = what leaves the last one, before the final norm.
+        has_last: the last hidden state, after the final norm: what the head reads.
+        heads: other outputs of the model, by name (lengths, links, confidences).
+    """
+
+    layers: tuple[int, ...] = ()
+    has_last: bool = False
+    heads: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.layers or self.has_last or self.heads)
+
+
+NO_OUTPUTS = Outputs()
+
+
+@dataclass(frozen=True, slots=True)
 class Needs:
     """What a method needs from the target and from its caller.
 
@@ -117,6 +142,8 @@ class Needs:
         has_text: the tokenizers of the target and of the other models, which may then have other vocabularies.
         has_prefill_logits: logits at every prompt position; `observe` gets them chunk by chunk.
         model_attention: the attention of other models, by role, where it is not the target's.
+        outputs: what is wanted with the logits: at the root, at every node, and, chunk by chunk through `observe`, at
+            every prompt position.
     """
 
     attention: str = "causal"
@@ -131,6 +158,7 @@ class Needs:
     has_prefill_logits: bool = False
     copies: int = 1
     model_attention: Mapping[str, str] = field(default_factory=dict)
+    outputs: Outputs = NO_OUTPUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +170,15 @@ class Scores:
     Attributes:
         logits: [B, A, V], the adapter's dtype. Entry i holds the logits of the token that follows the i-th asked
             position (causal) or of the token at it (a canvas).
-        taps: hidden states by layer, each [B, A, hidden]; empty unless asked.
+        taps: hidden states by layer, as `Outputs.layers` counts, each [B, A, hidden]; empty unless asked.
         heads: other named outputs.
+        last: [B, A, hidden], the last hidden state; None unless asked.
     """
 
     logits: Tensor
     taps: Mapping[int, Tensor] = field(default_factory=dict)
     heads: Mapping[str, Tensor] = field(default_factory=dict)
+    last: Tensor | None = None
 
 
 class Adapter(Protocol):
@@ -317,6 +347,11 @@ class View:
     cache: Cache
     sampler: Sampler
     last: Outcome | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the target's cache lies, and where proposals are made."""
+        return self.cache.device
 
     @property
     def lengths(self) -> list[int]:

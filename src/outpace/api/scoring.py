@@ -88,7 +88,7 @@ def score_tokens(target: Adapter, ids: list[int], name: str = "model", tokenizer
     found, chunk = list[float | None]([None]), min(_CHUNK, target.capabilities.width or _CHUNK)
     if len(ids) > 1:
         cache = target.new_cache(1, len(ids) + chunk)
-        device = cache.buffers[0].device if cache.buffers else torch.device("cpu")
+        device = cache.device
         for at in range(0, len(ids) - 1, chunk):
             piece = torch.tensor([ids[at : min(at + chunk, len(ids) - 1)]], device=device)
             position = torch.arange(at, at + piece.shape[1], device=device).unsqueeze(0)

@@ -55,6 +55,11 @@ class Cache:
         self.has_fixed_extent = False  # attend over all slots, so that sums have one shape (batch-invariant mode)
 
     @property
+    def device(self) -> torch.device:
+        """Where entries lie, and where tokens are laid out for them; a cache without buffers stands on the CPU."""
+        return self.buffers[0].device if self.buffers else torch.device("cpu")
+
+    @property
     def capacity(self) -> int:
         """Slots per row that there may be, scratch included."""
         return max(self.limit, self.slots)
@@ -94,7 +99,7 @@ class Cache:
         for row, offsets in moves:
             # Offsets ascend along a path, so gathering before writing is the only care needed.
             base = self.lengths[row]
-            source = torch.tensor([base + offset for offset in offsets], device=self.buffers[0].device)
+            source = torch.tensor([base + offset for offset in offsets], device=self.device)
             for buffer in self.buffers:
                 entries = buffer[row]
                 picked = entries.index_select(self.slot_axis - 1, source)
@@ -111,7 +116,7 @@ class Cache:
         for row, chosen in enumerate(slots):
             still = next((i for i, slot in enumerate(chosen) if slot != i), len(chosen))
             if still < len(chosen):
-                source = torch.tensor(chosen[still:], device=self.buffers[0].device)
+                source = torch.tensor(chosen[still:], device=self.device)
                 for buffer in self.buffers:
                     picked = buffer[row].index_select(self.slot_axis - 1, source)
                     buffer[row].narrow(self.slot_axis - 1, still, len(chosen) - still).copy_(picked)
@@ -133,7 +138,7 @@ class Cache:
         """Return a copy with the given rows, in that order (rows may repeat)."""
         if not self.buffers:
             return self._derive([], index, [])
-        gather = torch.tensor(list(index), dtype=torch.int64, device=self.buffers[0].device)
+        gather = torch.tensor(list(index), dtype=torch.int64, device=self.device)
         buffers = [buffer.index_select(0, gather) for buffer in self.buffers]
         extra = [tensor.index_select(0, gather) for tensor in self.extra]
         return self._derive(buffers, index, extra)

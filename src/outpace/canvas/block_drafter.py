@@ -146,7 +146,7 @@ class BlockDrafter:
 
     def _forward(self, lines: Sequence[_Line], asked: Sequence[list[int]]) -> Tensor:
         """Return the logits [B, A, V] at the asked places; the text's finished blocks stay in the cache."""
-        mask_id, device = self.adapter.capabilities.mask_id or 0, self.cache.buffers[0].device
+        mask_id, device = self.adapter.capabilities.mask_id or 0, self.cache.device
         held = self.cache.lengths
         runs = [
             [*line.text, *(mask_id if token < 0 else token for token in line.drafts)][at:] if places else []

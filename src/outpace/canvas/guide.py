@@ -54,7 +54,7 @@ class Guide:
             pass
         runs = [_fill(row, reading, context) for row, reading in zip(rows, readings, strict=True)]
         width = max(len(run) for run in runs)
-        device = self.cache.buffers[0].device
+        device = self.cache.device
         tokens = torch.tensor([run + [0] * (width - len(run)) for run in runs], dtype=torch.int64, device=device)
         proposal = Proposal(tokens.view(len(rows), width), [len(run) for run in runs])
         pending = [text[held:] for text, held in zip(texts, self.cache.lengths, strict=True)]

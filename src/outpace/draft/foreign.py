@@ -110,7 +110,7 @@ class _Speaking:
 
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return a cache that only counts: the drafter's own entries are elsewhere."""
-        device = self.drafter.cache.buffers[0].device
+        device = self.drafter.cache.device
         return Cache([torch.zeros(rows, capacity, 0, device=device)], 1, counter)
 
     def cache_for(self, view: View) -> Cache:
@@ -204,7 +204,7 @@ class StringTokens(_Speaking):
 
     def _behind(self, laws: Sequence[StringLaw]) -> Tensor:
         """Return the logits behind every node of the fronts, [B, F, V]."""
-        device = self.drafter.cache.buffers[0].device
+        device = self.drafter.cache.device
         length, wide = [len(law.tokens) for law in laws], max(len(law.front) for law in laws)
         table = [_padded([law.tokens for law in laws], 0), _padded([law.parents for law in laws], -1)]
         tokens, parents = (torch.tensor(rows, device=device) for rows in table)

@@ -183,7 +183,7 @@ def match_rates(target: Adapter, counter: Counter, view: View, skip: Sequence[in
     low, high = min(fork.lengths), max(fork.lengths) + max(size)
     kept = [buffer.narrow(fork.slot_axis, low, high - low).clone() for buffer in fork.buffers]
     pieces = [text[-n - 1 : -1] for text, n in zip(view.texts, size, strict=True)]
-    layout = lay_out(pieces, fork.lengths, no_nodes(len(pieces), fork.buffers[0].device))
+    layout = lay_out(pieces, fork.lengths, no_nodes(len(pieces), fork.device))
     logits = target.score(layout.tokens, layout.position, layout.visible, fork, skip=skip).logits
     for buffer, own in zip(fork.buffers, kept, strict=True):
         buffer.narrow(fork.slot_axis, low, high - low).copy_(own)

@@ -46,7 +46,7 @@ def draft_chain(
             at the drawn token, so it biases nothing.
     """
     rows, most = len(view.texts), max(0, *lengths)
-    device = cache.buffers[0].device
+    device = cache.device
     logits = read_texts(adapter, cache, view, lengths, skip)
     history = view.sampler.history(view.texts, view.prompts, logits.shape[-1])
     drafted, running = [0] * rows, [length > 0 for length in lengths]

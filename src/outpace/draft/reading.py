@@ -61,7 +61,7 @@ def read_texts(adapter: Adapter, cache: Cache, view: View, reach: Sequence[int],
 def forward_pending(adapter: Adapter, cache: Cache, texts: Sequence[Sequence[int]], skip: Sequence[int]) -> Tensor:
     """Forward what each row lacks, and return the logits after its last token, [B, V]."""
     pending = [text[length:] for text, length in zip(texts, cache.lengths, strict=True)]
-    layout = lay_out(pending, cache.lengths, no_nodes(len(pending), cache.buffers[0].device))
+    layout = lay_out(pending, cache.lengths, no_nodes(len(pending), cache.device))
     scores = adapter.score(layout.tokens, layout.position, layout.visible, cache, layout.ask, skip=skip)
     cache.keep([range(len(tokens)) for tokens in pending])
     return scores.logits[:, 0]

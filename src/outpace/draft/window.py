@@ -135,7 +135,7 @@ def branches(
         shown.append(window)
     lengths = [len(row) for row in tokens]
     padded = [[row + [0] * (max(lengths) - len(row)) for row in table] for table in (tokens, parents)]
-    device = cache.buffers[0].device if cache.buffers else "cpu"
+    device = cache.device
     both = torch.tensor(padded, dtype=torch.int64, device=device).view(2, len(lengths), max(lengths))
     return Proposal(both[0], lengths, both[1], origin=origin, carry=Branches(counts, shown))
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from outpace.accept import sample_and_match
 from outpace.arguments import path, whole
 from outpace.errors import ConfigError, nearest
+from outpace.methods.setting import check
 from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["Method", "Paper", "chain", "nothing", "trees"]
@@ -53,8 +54,8 @@ class Paper:
 class Method:
     """Base of all methods: proposes nothing and accepts by sample and match, which is plain decoding.
 
-    Subclasses are frozen dataclasses; settings are validated in `__post_init__` with `ConfigError`. Nothing is kept on
-    the object between steps: what a method remembers is the state that `start` and `observe` return.
+    Subclasses are frozen dataclasses; a setting declares its range (`outpace.methods.setting`). Nothing is kept on the
+    object between steps: what a method remembers is the state that `start` and `observe` return.
     """
 
     name: ClassVar[str] = ""
@@ -65,6 +66,14 @@ class Method:
     """`observe` learns from the scores of every step, whoever proposed it; `auto` then shows it all of them."""
     drafts_together: ClassVar[bool] = False
     """Rows of a batch share choices, so that a row's drafts (never its text) depend on its neighbours."""
+
+    def __post_init__(self) -> None:
+        """Hold the settings to the ranges that they declare; what ties two settings together, a method adds here.
+
+        Raises:
+            ConfigError: a value outside its range.
+        """
+        check(self)
 
     @property
     def needs(self) -> Needs:
@@ -179,14 +188,14 @@ _SPELLED = {"true": True, "false": False, "1": True, "0": False}
 def nothing(view: View) -> Proposal:
     """Return an empty proposal for every row of the view."""
     rows = len(view.texts)
-    return Proposal(torch.zeros(rows, 0, dtype=torch.int64, device=_device(view)), [0] * rows)
+    return Proposal(torch.zeros(rows, 0, dtype=torch.int64, device=view.device), [0] * rows)
 
 
 def chain(view: View, drafts: list[list[int]], origin: str) -> Proposal:
     """Return a proposal of one deterministic chain per row, padded to the longest."""
     width = max((len(draft) for draft in drafts), default=0)
     table = [draft + [0] * (width - len(draft)) for draft in drafts]
-    tokens = torch.tensor(table, dtype=torch.int64, device=_device(view)).view(len(drafts), width)
+    tokens = torch.tensor(table, dtype=torch.int64, device=view.device).view(len(drafts), width)
     return Proposal(tokens, [len(draft) for draft in drafts], origin=origin)
 
 
@@ -209,10 +218,6 @@ def trees(view: View, drafts: Sequence[tuple[_Ids, _Ids]], origin: str) -> Propo
     return Proposal(tokens_of, length, parents_of, origin=origin)
 
 
-def _device(view: View) -> Any:
-    return view.cache.buffers[0].device if view.cache.buffers else "cpu"
-
-
 def as_device(tensor: Tensor, view: View) -> Tensor:
     """Move a tensor to where the target's cache lies."""
-    return tensor.to(_device(view))
+    return tensor.to(view.device)

@@ -45,7 +45,7 @@ def catch_up(
             return
         take = [max(0, min(n, chunk - at % chunk)) for n, at in zip(due, cache.lengths, strict=True)]
         pending = [text[at : at + n] for text, at, n in zip(texts, cache.lengths, take, strict=True)]
-        device = cache.buffers[0].device if cache.buffers else torch.device("cpu")
+        device = cache.device
         layout = lay_out(pending, cache.lengths, no_nodes(len(take), device))
         ask = None if has_logits else torch.zeros(len(take), 0, dtype=torch.int64, device=device)
         places = [range(at, at + n) for at, n in zip(cache.lengths, take, strict=True)]

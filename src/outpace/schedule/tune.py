@@ -63,7 +63,7 @@ def measure_curve(
     ids = torch.arange(context + 1).remainder_(capabilities.vocab_size).tolist()
     for _ in catch_up(target, cache, [ids] * batch):
         pass
-    device = cache.buffers[0].device if cache.buffers else torch.device("cpu")
+    device = cache.device
     windows = {size: _window(ids[-1], size, context, batch, capabilities.vocab_size, device) for size in sizes}
     times: dict[int, list[float]] = {size: [] for size in sizes}
     began = time.perf_counter()

@@ -475,7 +475,7 @@ def logit_drift(target: Adapter, texts: Sequence[Sequence[int]], length: int = 4
 def _scored(target: Adapter, ids: list[int], size: int) -> Tensor:
     """Score a text `size` tokens at a time."""
     cache, parts = target.new_cache(1, len(ids) + size), []
-    device = cache.buffers[0].device if cache.buffers else torch.device("cpu")
+    device = cache.device
     for at in range(0, len(ids), size):
         piece = torch.tensor([ids[at : at + size]], device=device)
         position = torch.arange(at, at + piece.shape[1], device=device).unsqueeze(0)

@@ -216,7 +216,7 @@ class CanvasMethod(Method):
         return replace(state, canvases=list(outcome.decision.carry))
 
     def _device(self, view: View) -> Any:
-        return view.cache.buffers[0].device if view.cache.buffers else "cpu"
+        return view.device
 
 
 def _canvas(method: CanvasMethod, capabilities: Any) -> Canvas:

@@ -120,7 +120,7 @@ class DraftModel(Method):
             return nothing(view)
         if self.branches:
             shape = Shape.regular(self.branches)
-            parent, rank, length = Shape.stack([shape] * len(reach), cache.buffers[0].device)
+            parent, rank, length = Shape.stack([shape] * len(reach), cache.device)
             return draft_shape(adapter, cache, view, reach, parent, rank, length)[0].proposal(self.name)
         if self.tree_width > 1:
             return draft_tree(adapter, cache, view, reach, self.tree_width, origin=self.name)

@@ -137,7 +137,7 @@ class Sequoia(Method):
         if max(reach) == 0:
             return nothing(view)
         adapter, cache = state.drafter.adapter, state.drafter.cache
-        parent, rank, length = Shape.stack(shapes, cache.buffers[0].device)
+        parent, rank, length = Shape.stack(shapes, cache.device)
         tree, rank = draft_shape(adapter, cache, view, reach, parent, rank, length)
         proposal = tree.proposal(self.name)
         proposal.carry = rank

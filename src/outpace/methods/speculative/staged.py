@@ -133,7 +133,7 @@ class Staged(Method):
         ]
         for _ in catch_up(adapter, cache, texts):
             pass
-        device, size = cache.buffers[0].device, 1 + min(self.branches, adapter.capabilities.vocab_size - 1)
+        device, size = cache.device, 1 + min(self.branches, adapter.capabilities.vocab_size - 1)
         ranked = torch.zeros(rows, max(reach) + self.ngram_len + 1, size, dtype=torch.int64, device=device)
         trunk = _Trunk([[] for _ in texts], ranked, torch.zeros_like(ranked, dtype=torch.float64))
         while any(len(tokens) < n for tokens, n in zip(trunk.tokens, reach, strict=True)):
