@@ -18,7 +18,7 @@ from outpace import zoo
 from outpace.errors import ConfigError, ModelError
 from outpace.models.loading import load_model, read_config
 from outpace.models.unmasking import SENTENCE, Unmasking, check_unmasking, unmask_test
-from outpace.text.tokenizer import load_tokenizer
+from outpace.text.tokenizer import Tokenizer
 from outpace.types import Capabilities, Scores
 
 MASKED = [name for name in zoo.names() if "mask_token_id" in read_config(zoo.path(name))]
@@ -114,7 +114,7 @@ def test_too_little_to_conclude() -> None:
 
 
 def test_what_cannot_be_tested(model_root: Path, tiny: Path) -> None:
-    causal, tokenizer = load_model(tiny, is_compiled=False), load_tokenizer(tiny)
+    causal, tokenizer = load_model(tiny, is_compiled=False), Tokenizer.from_directory(tiny)
     assert check_unmasking(causal, tokenizer) == check_unmasking(causal, None) == ""
     masked = load_model(written("llada", model_root)[0], "float32", is_compiled=False)
     assert "no tokenizer" in check_unmasking(masked, None)

@@ -10,7 +10,6 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-import outpace.testing
 from outpace.bench.inflate import _Splitter, count_parameters, inflate, inflated_from, parse_size, streamed_parameters
 from outpace.errors import ConfigError, ModelError
 from outpace.models.loading import load_model
@@ -114,10 +113,6 @@ def test_what_cannot_be_inflated(source: Path, tmp_path: Path) -> None:
         inflate(source, tmp_path / "b", 100, width=2)
     with pytest.raises(ModelError):
         inflate(tmp_path, tmp_path / "c", 400_000)
-
-
-def test_it_is_public() -> None:
-    assert outpace.bench.inflate is inflate
 
 
 def test_sizes() -> None:
