@@ -73,7 +73,7 @@ def encode_stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Mixture:
+class DataMixture:
     """Token streams and the shares in which rows are drawn from them.
 
     Attributes:
@@ -122,7 +122,7 @@ def read_documents(sources: Sequence[Source], data: Path) -> list[list[str]]:
     return documents
 
 
-def mix(sources: Sequence[Source], documents: Sequence[Sequence[str]], tokenizer: Tokenizer, seed: int) -> Mixture:
+def mix(sources: Sequence[Source], documents: Sequence[Sequence[str]], tokenizer: Tokenizer, seed: int) -> DataMixture:
     """Encode each source and give it its weight."""
     streams = tuple(encode_stream(tokenizer, texts) for texts in documents)
-    return Mixture(streams, tuple(source.weight for source in sources), seed)
+    return DataMixture(streams, tuple(source.weight for source in sources), seed)

@@ -6,6 +6,7 @@ Generation has its own, faster model layer; this one only trains and scores whol
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class LlamaShape:
     """Sizes of a Llama-shaped network.
 
     Attributes:
@@ -90,7 +91,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-def rope_tables(shape: Shape, positions: Tensor) -> tuple[Tensor, Tensor]:
+def rope_tables(shape: LlamaShape, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary embedding at int64 `positions` [T], each float32 [T, head_dim]."""
     exponents = torch.arange(0, shape.head_dim, 2, device=positions.device, dtype=torch.float32) / shape.head_dim
     angles = torch.outer(positions.float(), shape.rope_theta**-exponents)
@@ -137,7 +138,7 @@ def _take(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
         self.shape = shape
         kv_size = shape.kv_heads * shape.head_dim
@@ -176,7 +177,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU feed-forward layer."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(shape.hidden, shape.ffn, bias=False)
         self.up_proj = nn.Linear(shape.hidden, shape.ffn, bias=False)
@@ -190,7 +191,7 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """One pre-norm transformer layer."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(shape.hidden, shape.eps)
         self.self_attn = Attention(shape)
@@ -208,7 +209,7 @@ class Layer(nn.Module):
 class Body(nn.Module):
     """Embedding, layers and the last norm (named as in Hugging Face checkpoints)."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocab, shape.hidden)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
@@ -223,7 +224,7 @@ class Llama(nn.Module):
         seed: Seed of the initial weights.
     """
 
-    def __init__(self, shape: Shape, seed: int = 0) -> None:
+    def __init__(self, shape: LlamaShape, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
         self.model = Body(shape)
@@ -270,7 +271,21 @@ class Llama(nn.Module):
         return self.project(self.hidden(tokens))
 
 
-def hf_config(shape: Shape, *, eos_id: int, mask_id: int) -> dict[str, Any]:
+_KEYS = {
+    "vocab_size": "vocab",
+    "hidden_size": "hidden",
+    "intermediate_size": "ffn",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "head_dim": "head_dim",
+    "max_position_embeddings": "context",
+    "rms_norm_eps": "eps",
+    "rope_theta": "rope_theta",
+}
+
+
+def hf_config(shape: LlamaShape, *, eos_id: int, mask_id: int) -> dict[str, Any]:
     """The `config.json` of a network of this shape, in the layout of Hugging Face.
 
     A full-attention network gets our own `model_type`, because no class of transformers computes it.
@@ -278,17 +293,8 @@ def hf_config(shape: Shape, *, eos_id: int, mask_id: int) -> dict[str, Any]:
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": shape.vocab,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.ffn,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
+        **{key: getattr(shape, name) for key, name in _KEYS.items()},
         "hidden_act": "silu",
-        "max_position_embeddings": shape.context,
-        "rms_norm_eps": shape.eps,
-        "rope_theta": shape.rope_theta,
         "rope_scaling": None,
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -313,3 +319,13 @@ def hf_config(shape: Shape, *, eos_id: int, mask_id: int) -> dict[str, Any]:
     if shape.block:
         config["block_length"] = shape.block
     return config
+
+
+def shape_of(config: Mapping[str, Any]) -> LlamaShape:
+    """Return the shape that `hf_config` wrote."""
+    return LlamaShape(
+        **{name: config[key] for key, name in _KEYS.items()},
+        causal=config["model_type"] == "llama",
+        block=config.get("block_length", 0),
+        shifted=config.get("logits_shift", False),
+    )
