@@ -16,9 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outpace.constrain.grammar import single
-from outpace.constrain.schema import read_schema
-from outpace.constrain.syntax import read_pattern
+from outpace.constrain.reading import allows_nothing, read_asked
 from outpace.constrain.vocabulary import vocabulary
 from outpace.errors import ConfigError
 
@@ -67,8 +65,8 @@ def check(
     Raises:
         ConfigError: llguidance is missing, several are given, or it cannot be read.
     """
-    kind, lark = _lark(regex, json_schema, grammar)
-    fault = _library().LLMatcher.validate_grammar(_wrapped(lark))
+    kind, wrapped = _wrapped(regex, json_schema, grammar)
+    fault = _library().LLMatcher.validate_grammar(wrapped)
     if fault:
         raise _unreadable(kind, fault)
 
@@ -98,16 +96,14 @@ class Compiler:
         grammar: str | None = None,
     ) -> TextConstraint:
         """Return a constraint; arguments and errors as for `outpace.constrain.compile`."""
-        kind, lark = _lark(regex, json_schema, grammar)
-        matcher = _library().LLMatcher(self._vocabulary, _wrapped(lark), log_level=0)
+        kind, wrapped = _wrapped(regex, json_schema, grammar)
+        matcher = _library().LLMatcher(self._vocabulary, wrapped, log_level=0)
         if matcher.is_error():
             raise _unreadable(kind, matcher.get_error())
         constraint = TextConstraint(kind, matcher, self.vocab_size)
         start = constraint.start()
-        is_empty = not bool(start.allowed().any())
-        if not _can_end(start) or is_empty:
-            extent = "only the empty text" if start.is_complete else "no text at all"
-            raise ConfigError(f"The {kind} allows {extent}.", "Check it for parts that exclude each other.")
+        if not bool(start.allowed().any()) or not _can_end(start):
+            raise allows_nothing(kind, start.is_complete)
         return constraint
 
 
@@ -219,23 +215,11 @@ def _library() -> Any:
     return llguidance
 
 
-def _lark(regex: str | None, json_schema: str | Mapping[str, Any] | None, grammar: str | None) -> tuple[str, str]:
-    """Return what kind of constraint is given, and its Lark grammar."""
-    given = [item for item in (regex, json_schema, grammar) if item is not None]
-    if len(given) != 1:
-        raise ConfigError(
-            f"{len(given) or 'No'} constraints were given.", "Give one regular expression, JSON schema or grammar."
-        )
-    if regex is not None:
-        return "regular expression", single(read_pattern(regex)).to_lark()
-    if grammar is not None:
-        return "grammar", grammar
-    assert json_schema is not None
-    return "JSON schema", read_schema(json_schema).to_lark()
-
-
-def _wrapped(lark: str) -> str:
-    return json.dumps({"grammars": [{"lark_grammar": lark + _EVERY_SPELLING}]})
+def _wrapped(regex: str | None, json_schema: str | Mapping[str, Any] | None, grammar: str | None) -> tuple[str, str]:
+    """Return what kind of constraint is given, and its grammar in the library's form."""
+    kind, found = read_asked(regex, json_schema, grammar)
+    lark = found if isinstance(found, str) else found.to_lark()
+    return kind, json.dumps({"grammars": [{"lark_grammar": lark + _EVERY_SPELLING}]})
 
 
 def _unreadable(kind: str, fault: str) -> ConfigError:

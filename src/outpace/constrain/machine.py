@@ -11,8 +11,9 @@ import bisect
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -253,47 +254,63 @@ def _determined(node: Node, atoms: _Atoms, budget: Budget) -> Table:
     """Return the automaton whose states are sets of positions."""
     budget.hold(size(node))
     laid = _Positions(node, atoms.count, atoms.of)
-    takes = [(kind, taken) for kind, taken in enumerate(laid.accepting) if taken]
-    sets, waiting, rows = {1: 1}, [1], [[DEAD] * atoms.count]
-    for positions in waiting:
-        after = 0
+
+    def leads(positions: int) -> list[int | None]:
+        after, found = 0, list[int | None]()
         for position in bits(positions):
             after |= laid.follow[position]
-        row = [DEAD] * atoms.count
-        for kind, taken in takes:
+        for taken in laid.accepting:
             target = after & taken
             if target:
                 for position in bits(target & laid.better):
                     target &= ~laid.worse[position]
-                if target not in sets:
-                    waiting.append(target)
-                    sets[target] = len(waiting)
-                    budget.hold(len(waiting))
-                row[kind] = sets[target]
-        rows.append(row)
-    accept = np.asarray([False, *(bool(positions & laid.last) for positions in waiting)])
-    return np.asarray(rows, np.int32), accept, 1
+            found.append(target or None)
+        return found
+
+    return _explored(1, leads, lambda positions: bool(positions & laid.last), budget)
 
 
 def _both(one: Table, other: Table, budget: Budget) -> Table:
     """Return the automaton of the texts of two."""
     (mine, ends, first), (theirs, stops, begin) = one, other
-    pairs = {(first, begin): 1}
-    waiting, rows = [(first, begin)], [[DEAD] * mine.shape[1]]
-    for left, right in waiting:
+
+    def leads(state: tuple[int, int]) -> list[tuple[int, int] | None]:
+        pairs = zip(mine[state[0]].tolist(), theirs[state[1]].tolist(), strict=True)
+        return [None if DEAD in pair else pair for pair in pairs]
+
+    return _explored((first, begin), leads, lambda state: bool(ends[state[0]] and stops[state[1]]), budget)
+
+
+_State = TypeVar("_State", bound=Hashable)
+
+
+def _explored(
+    start: _State,
+    leads: Callable[[_State], Sequence[_State | None]],
+    accepts: Callable[[_State], bool],
+    budget: Budget,
+) -> Table:
+    """Return the automaton of the states that a start leads to, numbered as they are found.
+
+    Args:
+        start: its first state.
+        leads: tells the state after each letter; None = the dead one.
+        accepts: tells whether a text may end in a state.
+        budget: asked at each new state.
+    """
+    numbers: dict[_State | None, int] = {None: DEAD, start: 1}
+    waiting, rows = [start], list[list[int]]()
+    for state in waiting:
         row = []
-        for pair in zip(mine[left].tolist(), theirs[right].tolist(), strict=True):
-            if DEAD in pair:
-                row.append(DEAD)
-                continue
-            if pair not in pairs:
-                waiting.append(pair)
-                pairs[pair] = len(waiting)
+        for target in leads(state):
+            if target is not None and target not in numbers:
+                waiting.append(target)
+                numbers[target] = len(waiting)
                 budget.hold(len(waiting))
-            row.append(pairs[pair])
+            row.append(numbers[target])
         rows.append(row)
-    accept = np.asarray([False, *(bool(ends[left] and stops[right]) for left, right in waiting)])
-    return np.asarray(rows, np.int32), accept, 1
+    table = np.asarray([[DEAD] * len(rows[0]), *rows], np.int32)
+    return table, np.asarray([False, *map(accepts, waiting)]), 1
 
 
 def merge_equals(rows: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -10,14 +10,12 @@ from outpace.constrain.canvas.chart import Chart
 from outpace.constrain.canvas.contextfree import ContextFreeConstraint, parts
 from outpace.constrain.canvas.lark import read_lark
 from outpace.constrain.canvas.network import as_automaton
-from outpace.constrain.canvas.plan import plan
+from outpace.constrain.canvas.numbered import number_symbols
 from outpace.constrain.canvas.regular import RegularConstraint
-from outpace.constrain.grammar import Grammar, Terminal
+from outpace.constrain.grammar import Grammar
 from outpace.constrain.machine import Budget
-from outpace.constrain.schema import read_schema
-from outpace.constrain.syntax import read_pattern
+from outpace.constrain.reading import allows_nothing, read_asked
 from outpace.constrain.vocabulary import vocabulary
-from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
@@ -90,39 +88,28 @@ class CanvasCompiler:
     def _compile(
         self, regex: str | None, json_schema: str | Mapping[str, Any] | None, grammar: str | None
     ) -> RegularConstraint | ContextFreeConstraint:
-        given = [item for item in (regex, json_schema, grammar) if item is not None]
-        if len(given) != 1:
-            raise ConfigError(
-                f"{len(given) or 'No'} constraints were given.", "Give one regular expression, JSON schema or grammar."
-            )
-        if regex is not None:
-            budget = Budget("regular expression")
-            return self._regular(budget, Automaton.of(Terminal((read_pattern(regex),)), budget))
-        if json_schema is not None:
-            return self._either(Budget("JSON schema"), read_schema(json_schema))
-        assert grammar is not None
-        return self._either(Budget("grammar"), read_lark(grammar))
-
-    def _either(self, budget: Budget, grammar: Grammar) -> RegularConstraint | ContextFreeConstraint:
-        """Return an exact regular constraint where the grammar is regular on its face."""
-        automaton = as_automaton(grammar, budget)
-        return self._context_free(budget, grammar) if automaton is None else self._regular(budget, automaton)
+        kind, found = read_asked(regex, json_schema, grammar)
+        budget, whole = Budget(kind), read_lark(found) if isinstance(found, str) else found
+        # A grammar that is regular on its face gets an exact regular constraint.
+        automaton = as_automaton(whole, budget)
+        return self._context_free(budget, whole) if automaton is None else self._regular(budget, automaton)
 
     def _regular(self, budget: Budget, automaton: Automaton) -> RegularConstraint:
-        kind = budget.kind
         if not (automaton.next[automaton.start] != DEAD).any():
-            raise _allows_nothing(kind, bool(automaton.accept[automaton.start]))
-        return RegularConstraint(kind, automaton, self._trie.walk(automaton, budget), self._ends)
+            raise allows_nothing(budget.kind, bool(automaton.accept[automaton.start]))
+        table = self._trie.walk(automaton, budget)
+        return RegularConstraint(kind=budget.kind, ends=self._ends, automaton=automaton, table=table)
 
     def _context_free(self, budget: Budget, grammar: Grammar) -> ContextFreeConstraint:
-        kind, layout = budget.kind, plan(grammar, budget)
-        if not layout.is_productive:
-            raise _allows_nothing(kind, layout.nullable[layout.start])
-        table = self._trie.walk(layout.automaton, budget)
-        chart = Chart(layout, table.successors(), bool(self._ends))
-        return ContextFreeConstraint(kind, chart, table, self._trie.spelled, parts(layout, self._trie), self._ends)
-
-
-def _allows_nothing(kind: str, is_empty_allowed: bool) -> ConfigError:
-    extent = "only the empty text" if is_empty_allowed else "no text at all"
-    return ConfigError(f"The {kind} allows {extent}.", "Check it for parts that exclude each other.")
+        numbered = number_symbols(grammar, budget)
+        if not numbered.is_productive:
+            raise allows_nothing(budget.kind, numbered.nullable[numbered.start])
+        table = self._trie.walk(numbered.automaton, budget)
+        return ContextFreeConstraint(
+            kind=budget.kind,
+            ends=self._ends,
+            chart=Chart(numbered, table.successors(), bool(self._ends)),
+            table=table,
+            spelled=self._trie.spelled,
+            is_part=parts(numbered, self._trie),
+        )

@@ -1,7 +1,9 @@
-"""A grammar laid out for the chart: numbered symbols, their order, and one automaton that holds all terminals."""
+"""A grammar as the chart reads it: numbered symbols, their order, and one automaton that holds all terminals."""
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,11 +13,11 @@ from outpace.constrain.canvas.automaton import DEAD, Automaton
 from outpace.constrain.grammar import Grammar
 from outpace.constrain.machine import Budget
 
-__all__ = ["Plan", "plan"]
+__all__ = ["NumberedGrammar", "number_symbols"]
 
 
 @dataclass(slots=True)
-class Plan:
+class NumberedGrammar:
     """Symbols are numbers. Each is a terminal, a pair (its first part, then its rest) or a choice of symbols.
 
     Attributes:
@@ -65,8 +67,8 @@ class Plan:
     def begins(self) -> list[list[tuple[int, ...]]]:
         """Return, for each byte, the groups of which a text can begin with it, in order."""
         table = self.automaton.next
-        first = {symbol: _bits(np.flatnonzero(table[state]).tolist()) for symbol, state in self.entry.items()}
-        first = self._spread(first, is_first=True)
+        live = {symbol: np.flatnonzero(table[state]).tolist() for symbol, state in self.entry.items()}
+        first = self._spread({symbol: _union(1 << byte for byte in own) for symbol, own in live.items()}, is_first=True)
         return [
             [group for group in self.groups if any(first[symbol] >> byte & 1 for symbol in group)]
             for byte in range(256)
@@ -86,13 +88,13 @@ class Plan:
         return found
 
 
-def plan(grammar: Grammar, budget: Budget) -> Plan:
-    """Return a grammar's layout; rules that derive nothing, or are never used, do no harm.
+def number_symbols(grammar: Grammar, budget: Budget) -> NumberedGrammar:
+    """Number a grammar's symbols; rules that derive nothing, or are never used, do no harm.
 
     Raises:
         ConfigError: a terminal is too large.
     """
-    made, numbers = Plan(), dict[str, int]()
+    made, numbers = NumberedGrammar(), dict[str, int]()
     names = [*grammar.terminals, *grammar.rules]
     for name in names:
         numbers[name] = len(numbers)
@@ -138,7 +140,7 @@ def _side_by_side(automata: Sequence[Automaton]) -> tuple[Automaton, list[int]]:
     return Automaton(np.concatenate(tables), np.concatenate(accepts), DEAD), starts
 
 
-def _mark_nullable(made: Plan, empty: set[int], size: int) -> None:
+def _mark_nullable(made: NumberedGrammar, empty: set[int], size: int) -> None:
     flags = dict.fromkeys(range(size), 0)
     for symbol, state in made.entry.items():
         flags[symbol] = int(made.automaton.accept[state])
@@ -153,7 +155,7 @@ def _mark_nullable(made: Plan, empty: set[int], size: int) -> None:
     made.nullable = [bool(flags[symbol]) for symbol in range(size)]
 
 
-def _follow(made: Plan) -> set[tuple[int, int]]:
+def _follow(made: NumberedGrammar) -> set[tuple[int, int]]:
     own = {symbol: 1 << symbol for symbol in made.entry}
     first, last = made._spread(own, is_first=True), made._spread(own, is_first=False)
     found = set()
@@ -168,7 +170,7 @@ def _follow(made: Plan) -> set[tuple[int, int]]:
     return found
 
 
-def _groups(made: Plan) -> list[tuple[int, ...]]:
+def _groups(made: NumberedGrammar) -> list[tuple[int, ...]]:
     """Return the strongly connected parts of "needs at the same place", each after those that it needs (Tarjan)."""
     needs = {symbol: list(parts) for symbol, parts in made.choices.items()}
     for symbol, (first, rest) in made.pairs.items():
@@ -215,11 +217,4 @@ def _fixpoint(symbols: Sequence[int], values: dict[int, int], gather: Callable[[
 
 
 def _union(values: Iterable[int]) -> int:
-    found = 0
-    for value in values:
-        found |= value
-    return found
-
-
-def _bits(places: Iterable[int]) -> int:
-    return _union(1 << place for place in places)
+    return functools.reduce(operator.or_, values, 0)

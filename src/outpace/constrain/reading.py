@@ -1,0 +1,40 @@
+"""The one reading of a regular expression, a JSON schema or a grammar, for texts and for canvases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from outpace.constrain.grammar import Grammar, single
+from outpace.constrain.schema import read_schema
+from outpace.constrain.syntax import read_pattern
+from outpace.errors import ConfigError
+
+__all__ = ["allows_nothing", "read_asked"]
+
+
+def read_asked(
+    regex: str | None, json_schema: str | Mapping[str, Any] | None, grammar: str | None
+) -> tuple[str, Grammar | str]:
+    """Return what kind of constraint is given, and its grammar; one in Lark's syntax stays text.
+
+    Raises:
+        ConfigError: none is given or several are, or it cannot be read.
+    """
+    given = [item for item in (regex, json_schema, grammar) if item is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            f"{len(given) or 'No'} constraints were given.", "Give one regular expression, JSON schema or grammar."
+        )
+    if regex is not None:
+        return "regular expression", single(read_pattern(regex))
+    if json_schema is not None:
+        return "JSON schema", read_schema(json_schema)
+    assert grammar is not None
+    return "grammar", grammar
+
+
+def allows_nothing(kind: str, is_empty_allowed: bool) -> ConfigError:
+    """Return the error of a constraint that no text meets, or the empty one alone."""
+    extent = "only the empty text" if is_empty_allowed else "no text at all"
+    return ConfigError(f"The {kind} allows {extent}.", "Check it for parts that exclude each other.")
