@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from outpace.errors import ModelError
 
-__all__ = ["add_tokens", "said_beside"]
+__all__ = ["add_tokens", "read_object", "read_text", "said_beside", "token_of"]
 
 _AGAIN = "Fetch the model again."
 _MORE = ("extra_special_tokens", "additional_special_tokens")
@@ -28,12 +28,12 @@ def said_beside(folder: Path) -> tuple[dict[str, Any], list[AddedToken]]:
     Raises:
         ModelError: a file is no JSON object, or an added token is not described.
     """
-    settings = _read(folder / "tokenizer_config.json")
+    settings = read_object(folder / "tokenizer_config.json")
     if "added_tokens_decoder" in settings:
         return settings, _described(folder, settings["added_tokens_decoder"])
-    settings |= _read(folder / "special_tokens_map.json")
+    settings |= read_object(folder / "special_tokens_map.json")
     named, found = set(_special(settings)), []
-    table = _read(folder / "added_tokens.json")
+    table = read_object(folder / "added_tokens.json")
     if not all(isinstance(index, int) for index in table.values()):
         raise ModelError(f"{folder / 'added_tokens.json'} names no id for a token.", hint=_AGAIN)
     for content in sorted(table, key=lambda content: int(table[content])):
@@ -67,13 +67,13 @@ def _special(settings: Mapping[str, Any]) -> dict[str, AddedToken]:
     for value in (*roles, *(more.values() if isinstance(more, dict) else more)):
         facts = {"content": value} if isinstance(value, str) else value
         if isinstance(facts, dict) and isinstance(facts.get("content"), str) and facts["content"]:
-            found[facts["content"]] = _token(facts | {"special": True})
+            found[facts["content"]] = token_of(facts | {"special": True})
     return found
 
 
 def _described(folder: Path, table: Any) -> list[AddedToken]:
     try:
-        return [_token(table[key]) for key in sorted(table, key=int)]
+        return [token_of(table[key]) for key in sorted(table, key=int)]
     except (LookupError, TypeError, ValueError):
         raise ModelError(
             f"{folder / 'tokenizer_config.json'} has an added_tokens_decoder that does not describe tokens by id.",
@@ -81,15 +81,35 @@ def _described(folder: Path, table: Any) -> list[AddedToken]:
         ) from None
 
 
-def _token(facts: Mapping[str, Any]) -> AddedToken:
+def token_of(facts: Mapping[str, Any]) -> AddedToken:
+    """Return the added token that a table describes."""
     return AddedToken(facts["content"], **{name: facts[name] for name in _FLAGS if name in facts})
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return a JSON object, empty where there is no file."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file, empty where there is no file.
+
+    Raises:
+        ModelError: it holds something else.
+    """
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise ModelError(f"{path} is not readable JSON.", hint=_AGAIN) from None
+        found = json.loads(read_text(path))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is not readable JSON of an object.", hint=_AGAIN)
+    return found
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        ModelError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise ModelError(f"{path} is not readable text.", hint=_AGAIN) from None

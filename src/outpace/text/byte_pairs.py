@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from outpace.errors import ModelError
+from outpace.text.added_tokens import token_of
 
 __all__ = ["has_byte_pairs", "read_byte_pairs"]
 
@@ -59,14 +60,7 @@ def read_byte_pairs(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
     )
     engine.decoder = decoders.ByteLevel()
     for index, facts in sorted((int(key), value) for key, value in settings.get("added_tokens_decoder", {}).items()):
-        token = AddedToken(
-            facts["content"],
-            single_word=facts.get("single_word", False),
-            lstrip=facts.get("lstrip", False),
-            rstrip=facts.get("rstrip", False),
-            normalized=facts.get("normalized", False),
-            special=facts.get("special", False),
-        )
+        token = token_of({"normalized": False, **facts})
         engine.add_special_tokens([token]) if token.special else engine.add_tokens([token])
         if engine.token_to_id(token.content) != index:
             raise ModelError(

@@ -55,22 +55,16 @@ class Tokenizer:
         folder = Path(directory)
         path = folder / "tokenizer.json"
         settings, added = said_beside(folder)
-        if not path.is_file() and has_byte_pairs(folder, settings):
+        if path.is_file():
+            engine = _read_engine(path)
+        elif has_byte_pairs(folder, settings):
             engine = read_byte_pairs(folder, settings)
-            add_tokens(engine, settings, added)
-            return cls(engine, settings, read_templates(folder, settings))
-        if not path.is_file():
+        else:
             kinds = (name for name in _OTHER_KINDS if (folder / name).is_file())
             raise ModelError(
                 f"{directory} has no tokenizer.json" + "".join(f"; {kind} alone is not read" for kind in kinds) + ".",
                 hint="Save a fast tokenizer there (transformers: AutoTokenizer.from_pretrained(...).save_pretrained).",
             )
-        try:
-            engine = Engine.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{path} is not a readable tokenizer.", hint="Fetch the model again.") from error
-        engine.no_padding()
-        engine.no_truncation()
         add_tokens(engine, settings, added)
         return cls(engine, settings, read_templates(folder, settings))
 
@@ -225,6 +219,16 @@ class Tokenizer:
         Takes the arguments of `render_chat`.
         """
         return self.encode(self.render_chat(messages, is_open, **extra), is_special=False)
+
+
+def _read_engine(path: Path) -> Engine:
+    try:
+        engine = Engine.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"{path} is not a readable tokenizer.", hint="Fetch the model again.") from error
+    engine.no_padding()
+    engine.no_truncation()
+    return engine
 
 
 def spell(token: str, kinds: Collection[str]) -> bytes | None:

@@ -29,16 +29,11 @@ PIECE = 200_000  # characters encoded at once, cut at a line's end
 def count_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return how often each token occurs in a text, one number per id."""
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    piece: list[str] = []
-    size = 0
-    for line in text.splitlines(keepends=True):
-        piece.append(line)
-        size += len(line)
-        if size >= PIECE:
-            np.add.at(counts, tokenizer.encode("".join(piece), is_special=False), 1)
-            piece, size = [], 0
-    if piece:
-        np.add.at(counts, tokenizer.encode("".join(piece), is_special=False), 1)
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + PIECE - 1) + 1 or len(text)
+        np.add.at(counts, tokenizer.encode(text[start:end], is_special=False), 1)
+        start = end
     return [int(count) for count in counts]
 
 

@@ -111,15 +111,9 @@ def read_documents(sources: Sequence[Source], data: Path) -> list[list[str]]:
     Raises:
         ConfigError: When a file that a source names is missing.
     """
-    documents = []
     for source in sources:
-        for name in source.files:
-            if not (data / name).is_file():
-                raise ConfigError(
-                    f"the training text {name} is missing in {data}", f"Get it from {source.origin} ({source.licence})."
-                )
-        documents.append(list(source.read(data)))
-    return documents
+        source.paths(source.files, data)
+    return [list(source.read(data)) for source in sources]
 
 
 def mix(sources: Sequence[Source], documents: Sequence[Sequence[str]], tokenizer: Tokenizer, seed: int) -> DataMixture:

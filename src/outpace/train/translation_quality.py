@@ -26,7 +26,7 @@ from outpace.errors import ConfigError, OutpaceError, nearest
 from .bleu import bleu
 from .data import find_data
 from .pairs import PAIR_SOURCES, Pair
-from .quality import HEADING
+from .quality import HEADING, note
 
 __all__ = ["Work", "measure", "read_set", "translate"]
 
@@ -137,12 +137,10 @@ def _line(work: Work) -> str:
 
 def write_card(directory: Path, works: Sequence[Work]) -> None:
     """Put the figures into the directory's card, in place of earlier ones."""
-    path = directory / "card.md"
-    text = path.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
     rows = [f"| {work.set} | {work.sentences:,} | {work.bleu:.1f} |" for work in works]
     lines = [HEADING, "", "| translated set | sentences | BLEU |", "|---|---|---|", *rows, ""]
     lines.append("BLEU as sacrebleu counts it (13a, case kept), greedy decoding in float32, one reference a sentence.")
-    path.write_text(f"{text}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    note(directory, "\n".join(lines) + "\n")
 
 
 def note_figures(path: Path, model: str, works: Sequence[Work]) -> None:
