@@ -8,15 +8,14 @@ End tokens and padding of the vocabulary are never allowed; the sampler adds end
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from outpace.constrain.reading import allows_nothing, read_asked
+from outpace.constrain.reading import Asked, allows_nothing, read_asked
 from outpace.constrain.vocabulary import vocabulary
 from outpace.errors import ConfigError
 
@@ -31,41 +30,28 @@ _EVERY_SPELLING = '\n%llguidance {"no_forcing": true}\n'
 _TRIALS = 128  # tokens tried when a constraint is compiled, to see whether a text can end: a few milliseconds
 
 
-def compile(
-    tokenizer: Tokenizer,
-    *,
-    regex: str | None = None,
-    json_schema: str | Mapping[str, Any] | None = None,
-    grammar: str | None = None,
-    vocab_size: int | None = None,
-) -> TextConstraint:
+def compile(tokenizer: Tokenizer, *, vocab_size: int | None = None, **asked: Unpack[Asked]) -> TextConstraint:
     """Return the constraint of a regular expression, a JSON schema or a grammar in Lark's syntax (one of them).
 
     Args:
         tokenizer: the model's.
-        regex: must match the whole text; in Python's syntax (see `outpace.constrain.syntax.read_pattern`).
-        json_schema: as a mapping or as JSON (see `outpace.constrain.schema.read_schema`). The text is one line, as in
-            {"a": 1, "b": [2, 3]}, unless the schema says otherwise under "x-guidance": {"whitespace_flexible": true}
-            frees spaces and line breaks.
-        grammar: Lark's syntax, beginning at the rule `start`.
         vocab_size: the model's, which may be padded; None = the tokenizer's.
+        **asked: regex, json_schema or grammar; see `Asked`.
 
     Raises:
         ConfigError: llguidance is missing, the tokenizer has no bytes of its own, or the constraint cannot be read or
             allows no text.
     """
-    return Compiler(tokenizer, vocab_size).compile(regex=regex, json_schema=json_schema, grammar=grammar)
+    return Compiler(tokenizer, vocab_size).compile(**asked)
 
 
-def check(
-    *, regex: str | None = None, json_schema: str | Mapping[str, Any] | None = None, grammar: str | None = None
-) -> None:
+def check(**asked: Unpack[Asked]) -> None:
     """Raise what `compile` would raise about the text of a constraint; needs no tokenizer.
 
     Raises:
         ConfigError: llguidance is missing, several are given, or it cannot be read.
     """
-    kind, wrapped = _wrapped(regex, json_schema, grammar)
+    kind, wrapped = _wrapped(asked)
     fault = _library().LLMatcher.validate_grammar(wrapped)
     if fault:
         raise _unreadable(kind, fault)
@@ -88,15 +74,9 @@ class Compiler:
         words = _Words(tokenizer, self.vocab_size)
         self._vocabulary = library.LLTokenizer(library.TokenizerWrapper(words))
 
-    def compile(
-        self,
-        *,
-        regex: str | None = None,
-        json_schema: str | Mapping[str, Any] | None = None,
-        grammar: str | None = None,
-    ) -> TextConstraint:
+    def compile(self, **asked: Unpack[Asked]) -> TextConstraint:
         """Return a constraint; arguments and errors as for `outpace.constrain.compile`."""
-        kind, wrapped = _wrapped(regex, json_schema, grammar)
+        kind, wrapped = _wrapped(asked)
         matcher = _library().LLMatcher(self._vocabulary, wrapped, log_level=0)
         if matcher.is_error():
             raise _unreadable(kind, matcher.get_error())
@@ -215,9 +195,9 @@ def _library() -> Any:
     return llguidance
 
 
-def _wrapped(regex: str | None, json_schema: str | Mapping[str, Any] | None, grammar: str | None) -> tuple[str, str]:
+def _wrapped(asked: Asked) -> tuple[str, str]:
     """Return what kind of constraint is given, and its grammar in the library's form."""
-    kind, found = read_asked(regex, json_schema, grammar)
+    kind, found = read_asked(asked)
     lark = found if isinstance(found, str) else found.to_lark()
     return kind, json.dumps({"grammars": [{"lark_grammar": lark + _EVERY_SPELLING}]})
 

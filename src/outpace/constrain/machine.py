@@ -101,6 +101,8 @@ def byte_table(terminal: Terminal, budget: Budget) -> Table:
     Raises:
         ConfigError: the budget does not suffice.
     """
+    # Characters first, bytes last: the sets of positions then know only the few kinds of characters that the terminal
+    # tells apart, and UTF-8 is spelled out once, on an automaton that is minimal already.
     atoms = _atoms((*terminal.all_of, *terminal.none_of))
     return _over_bytes(_characters(terminal, atoms, budget), atoms, budget)
 
@@ -118,6 +120,7 @@ def _characters(terminal: Terminal, atoms: _Atoms, budget: Budget) -> Table:
     """Return the minimal automaton over kinds of characters."""
     tables = [minimal(*_determined(node, atoms, budget)) for node in terminal.all_of]
     tables += [_complement(minimal(*_determined(node, atoms, budget))) for node in terminal.none_of]
+    # Minimal after every meeting: a product of all at once would have the product of their sizes on the way.
     whole = tables[0]
     for table in tables[1:]:
         whole = minimal(*_both(whole, table, budget))
@@ -126,6 +129,7 @@ def _characters(terminal: Terminal, atoms: _Atoms, budget: Budget) -> Table:
 
 def _complement(table: Table) -> Table:
     """Return the automaton of all other texts."""
+    # The dead state becomes one that accepts and stays, so a new dead state is put before all others.
     leads, accept, start = table
     moved = np.concatenate([np.zeros((1, leads.shape[1]), np.int32), leads + 1])
     return moved.astype(np.int32), np.concatenate([[False], ~accept]), start + 1
@@ -152,6 +156,8 @@ class _Atoms:
 
 
 def _atoms(nodes: Sequence[Node]) -> _Atoms:
+    # Each set of characters is a bit that flips at the ends of its runs. Between two flips nothing changes, so that a
+    # run has one mask, and runs of one mask are one kind.
     sets = list(dict.fromkeys(letters for node in nodes for letters in _letters(node)))
     edges: dict[int, int] = {0: 0}
     for number, letters in enumerate(sets):
@@ -193,7 +199,7 @@ class _Positions:
     def _lay(self, node: Node) -> tuple[int, int]:
         """Lay out a part; return its first and its last positions."""
         if isinstance(node, Letters):
-            bit = 1 << len(self.follow)
+            bit = 1 << len(self.follow)  # every mention of a set of characters is a position of its own
             self.follow.append(0)
             self.worse.append(0)
             for kind in self._of[node]:
@@ -208,6 +214,8 @@ class _Positions:
         first, last, is_begin = 0, 0, True
         for part in node.parts:
             begin, end = self._lay(part)
+            # What may stand last so far is followed by what this part may begin with; a part that may be empty lets
+            # those before it stay last, and those behind it come first.
             self._link(last, begin)
             first |= begin if is_begin else 0
             is_begin &= is_nullable(part)
@@ -215,6 +223,8 @@ class _Positions:
         return first, last
 
     def _repeat(self, node: Repeat) -> tuple[int, int]:
+        # Copies are written out, as there is no counting in a finite automaton. None of them may be empty: then the
+        # number of copies in use is the number written, and `_rank` can compare them.
         part, least = (nonempty(node.part), 0) if is_nullable(node.part) else (node.part, node.least)
         first, last, before = 0, 0, 0
         bases = []
@@ -259,6 +269,7 @@ def _determined(node: Node, atoms: _Atoms, budget: Budget) -> Table:
         after, found = 0, list[int | None]()
         for position in bits(positions):
             after |= laid.follow[position]
+        # Without the last step sets would multiply: a set that holds a position needs none of those worse than it.
         for taken in laid.accepting:
             target = after & taken
             if target:
@@ -332,6 +343,7 @@ def minimal(table: NDArray[np.int32], accept: NDArray[np.bool_], start: int) -> 
     shortest, longest = _lengths(narrow, accept)
     labels = merge_equals(np.stack([shortest, longest], axis=1))
     count = int(labels.max()) + 1
+    # Split the classes by where each letter leads until none splits; lengths have done most of it already.
     while True:
         labels = merge_equals(np.concatenate([labels[:, None], labels[narrow]], axis=1).astype(np.int32))
         found = int(labels.max()) + 1
@@ -374,6 +386,8 @@ def _over_bytes(machine: Table, atoms: _Atoms, budget: Budget) -> Table:
 
     A state within a character is a node of the tree of all characters, met with a state's ways on.
     """
+    # Characters of one byte lead straight on. The others go through states of their own: a node of the tree, met with
+    # the ways on of a state, is told apart only by where its last byte leads, so equal ones are one state.
     table, accept, start = machine
     width, tree = len(table), _Tree(atoms)
     leads = np.concatenate([table, np.zeros((width, 1), np.int32)], axis=1)  # the last column: no character
@@ -393,6 +407,7 @@ def _over_bytes(machine: Table, atoms: _Atoms, budget: Budget) -> Table:
                 rows[-1][0, 0x80:0xC0] = following[state]
             numbers[state] = known[key]
         inside.append(numbers)
+    # Last, the bytes that begin a character lead from whole characters into the tree.
     for byte, node in tree.leads.items():
         rows[0][:, byte] = inside[node]
     return np.concatenate(rows), np.concatenate([accept, np.zeros(len(known), np.bool_)]), start
@@ -424,6 +439,7 @@ class _Tree:
 
     def _build(self, low: int, more: int, least: int) -> int:
         """Return the node of the characters from `low` on, `more` bytes and one before their ends."""
+        # Where no run of characters ends within, the whole subtree is one kind, and need not be walked.
         part, at = 64**more, bisect.bisect_right(self._atoms.starts, low)
         is_even = at == len(self._atoms.starts) or self._atoms.starts[at] >= low + 64 * part
         if is_even and low >= least and low + 64 * part <= LAST + 1:

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from outpace.constrain.grammar import Grammar, single
 from outpace.constrain.schema import read_schema
 from outpace.constrain.syntax import read_pattern
 from outpace.errors import ConfigError
 
-__all__ = ["allows_nothing", "read_asked"]
+__all__ = ["Asked", "allows_nothing", "read_asked"]
 
 
-def read_asked(
-    regex: str | None, json_schema: str | Mapping[str, Any] | None, grammar: str | None
-) -> tuple[str, Grammar | str]:
+class Asked(TypedDict, total=False):
+    """What a text must look like; exactly one is given.
+
+    Attributes:
+        regex: must match the whole text; in Python's syntax (see `outpace.constrain.syntax.read_pattern`).
+        json_schema: as a mapping or as JSON (see `outpace.constrain.schema.read_schema`). The text is one line, as in
+            {"a": 1, "b": [2, 3]}, unless the schema says otherwise under "x-guidance": {"whitespace_flexible": true}
+            frees spaces and line breaks.
+        grammar: Lark's syntax, beginning at the rule `start`.
+    """
+
+    regex: str | None
+    json_schema: str | Mapping[str, Any] | None
+    grammar: str | None
+
+
+def read_asked(asked: Asked) -> tuple[str, Grammar | str]:
     """Return what kind of constraint is given, and its grammar; one in Lark's syntax stays text.
 
     Raises:
         ConfigError: none is given or several are, or it cannot be read.
     """
+    regex, json_schema, grammar = asked.get("regex"), asked.get("json_schema"), asked.get("grammar")
     given = [item for item in (regex, json_schema, grammar) if item is not None]
     if len(given) != 1:
         raise ConfigError(

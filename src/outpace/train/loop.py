@@ -76,15 +76,17 @@ class Loop:
         """Do one step; returns its loss in nats per token."""
         started = time.perf_counter()
         self._set_rates()
-        # Weights and optimiser stay in float32; bfloat16 products double the speed where the CPU has them.
+        # 1) The loss. Weights and optimiser stay in float32; bfloat16 products double the speed where the CPU has them.
         # The context is entered anew in each step, because inside it the weights are cast once and then remembered.
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = self.loss()
+        # 2) The update. The gradient is bounded: one odd batch must not undo what many have taught.
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+        # 3) The record. The loss is read here, once; a step that went wrong is not counted, and no checkpoint keeps it.
         value = float(loss.detach())
         if value != value:
             raise NumericalError(f"the loss became NaN at step {self.step}", "Resume, or lower the learning rates.")
@@ -124,6 +126,7 @@ class Loop:
         Raises:
             ConfigError: When it is of another recipe or seed.
         """
+        # Data, masks and dropout are functions of seed and step: the same recipe and seed go on as if never stopped.
         if (state["recipe"], state["seed"]) != (self.recipe.name, self.seed):
             raise ConfigError(
                 f"the checkpoint is of {state['recipe']} with seed {state['seed']}, "
@@ -138,6 +141,8 @@ class Loop:
 
 def _optimisers(network: nn.Module, recipe: AnyRecipe) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices (Jordan et al., 2024), AdamW for embeddings, norms and biases."""
+    # Muon makes an update's directions equally strong, which fits maps from vectors to vectors. Rows of a table of
+    # tokens are vectors of their own, touched when their token comes up.
     named = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
     tables = ("embed", "shared")
     matrices = [weight for name, weight in named if weight.ndim == 2 and not any(part in name for part in tables)]
@@ -180,6 +185,7 @@ def run(loop: Loop, out: Path, *, resume: bool) -> int:
         log.info("resumed at step %d", loop.step)
     parameters = sum(weight.numel() for weight in loop.network.parameters() if weight.requires_grad)
     log.info("%s: %d parameters, %d steps on %s", loop.recipe.name, parameters, loop.steps, loop.device)
+    # A stop is asked for at any moment and obeyed between two steps, where the state is whole.
     with _stop_requests() as is_stopping, _progress(loop) as show:
         while loop.step < loop.steps:
             show(loop.advance())

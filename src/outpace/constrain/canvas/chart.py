@@ -72,6 +72,7 @@ class Chart:
 
     def read(self, edges: Sequence[int]) -> list[ChartPoint]:
         """Return the points of a chain of edges, by depth: the right end first."""
+        # From the right, along known points as far as they go: canvases that differ at a place share all right of it.
         if self._num_points > _MOST_POINTS:
             self._plant()
         chain = [self._root]
@@ -97,10 +98,12 @@ class Chart:
             depth: of the point before the place.
             stops: points right of the place, out of `ways`.
         """
+        # Spans say what could be; which of them a whole text takes part in is known from the left end only.
         use = _Use(self, chain)
         use.add(len(chain) - 1, self.grammar.start, stops & chain[-1].spans[self.grammar.start])
         for at in range(len(chain) - 1, depth, -1):
             use.advance(at)
+        # A token keeps a state if the text can go on behind it to one of the ends that this use asks for.
         after, found = chain[depth - 1].states, {}
         for state, ends in use.states_at(depth).items():
             leads = [target for target in self.successors[state] if after[target] & ends]
@@ -109,12 +112,15 @@ class Chart:
         return found
 
     def _extend(self, chain: Sequence[ChartPoint], edge: int) -> ChartPoint:
+        # 1) Terminals: their states carry over the edge, and one that may end ends at this point as well.
         right, own = chain[-1], 1 << len(chain)
         here = ChartPoint(len(chain), edge, self._states(right, edge), [0] * self.grammar.size, right.ends)
         for state in self._accept:
             here.states[state] |= own
+        # 2) The text may end here where the place can still become an end token.
         if edge == MASK and self.can_end:
             here.ends |= own
+        # 3) Symbols, each group after those that it needs; of a byte only those that can begin with it.
         for group in self._begins[edge]:
             if len(group) == 1 and not self._is_loop[group[0]]:
                 self._span(chain, here, group[0])
@@ -182,6 +188,7 @@ class Chart:
             for symbol in group:
                 old = spans[symbol]
                 if symbol in grammar.pairs:
+                    # Spans only grow, so that a middle point joined before gives nothing new.
                     first, rest = grammar.pairs[symbol]
                     new = self._join(chain, spans[first] & ~done[symbol], rest)
                     done[symbol] = spans[first]
@@ -227,6 +234,7 @@ class _Use:
 
     def _open(self, at: int, symbol: int, ends: int) -> None:
         grammar, spans = self._grammar, self._chain[at].spans
+        # A middle point counts if the rest reaches a wanted end from it; an empty part leaves all to the other.
         first, rest = grammar.pairs[symbol]
         for middle in bits(spans[first]):
             after = ends & self._chain[middle].spans[rest]

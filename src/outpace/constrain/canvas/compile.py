@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Unpack
 
 from outpace.constrain.canvas.automaton import DEAD, Automaton, Trie
 from outpace.constrain.canvas.chart import Chart
@@ -14,7 +14,7 @@ from outpace.constrain.canvas.numbered import number_symbols
 from outpace.constrain.canvas.regular import RegularConstraint
 from outpace.constrain.grammar import Grammar
 from outpace.constrain.machine import Budget
-from outpace.constrain.reading import allows_nothing, read_asked
+from outpace.constrain.reading import Asked, allows_nothing, read_asked
 from outpace.constrain.vocabulary import vocabulary
 
 if TYPE_CHECKING:
@@ -28,28 +28,23 @@ _MOST_KNOWN = 16
 def compile_canvas(
     tokenizer: Tokenizer,
     *,
-    regex: str | None = None,
-    json_schema: str | Mapping[str, Any] | None = None,
-    grammar: str | None = None,
     vocab_size: int | None = None,
     end_tokens: Collection[int] = (),
+    **asked: Unpack[Asked],
 ) -> RegularConstraint | ContextFreeConstraint:
     """Return the constraint of a regular expression, a JSON schema or a grammar in Lark's syntax (one of them).
 
     Args:
         tokenizer: the model's.
-        regex: must match the whole text.
-        json_schema: as a mapping or as JSON. The text is one line, as in {"a": 1, "b": [2, 3]}; see `read_schema`.
-        grammar: Lark's syntax, beginning at the rule `start`.
         vocab_size: the model's, which may be padded; None = the tokenizer's.
         end_tokens: ids that end a text; without any, a text fills its canvas.
+        **asked: regex, json_schema or grammar; see `Asked`.
 
     Raises:
         ConfigError: a package is missing, the tokenizer has no bytes of its own, or the constraint cannot be read or
             allows no text.
     """
-    compiler = CanvasCompiler(tokenizer, vocab_size, end_tokens)
-    return compiler.compile(regex=regex, json_schema=json_schema, grammar=grammar)
+    return CanvasCompiler(tokenizer, vocab_size, end_tokens).compile(**asked)
 
 
 class CanvasCompiler:
@@ -70,25 +65,16 @@ class CanvasCompiler:
         self._known: dict[str, RegularConstraint | ContextFreeConstraint] = {}
         self._trie = Trie(spelled, {*special, *self._ends})
 
-    def compile(
-        self,
-        *,
-        regex: str | None = None,
-        json_schema: str | Mapping[str, Any] | None = None,
-        grammar: str | None = None,
-    ) -> RegularConstraint | ContextFreeConstraint:
+    def compile(self, **asked: Unpack[Asked]) -> RegularConstraint | ContextFreeConstraint:
         """Return a constraint, the same for the same arguments; they, and errors, as for `compile_canvas`."""
-        key = repr((regex, json_schema, grammar))
+        key = repr(sorted(asked.items()))
         if key not in self._known:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[key] = self._compile(regex, json_schema, grammar)
+            self._known[key] = self._compile(*read_asked(asked))
         return self._known[key]
 
-    def _compile(
-        self, regex: str | None, json_schema: str | Mapping[str, Any] | None, grammar: str | None
-    ) -> RegularConstraint | ContextFreeConstraint:
-        kind, found = read_asked(regex, json_schema, grammar)
+    def _compile(self, kind: str, found: Grammar | str) -> RegularConstraint | ContextFreeConstraint:
         budget, whole = Budget(kind), read_lark(found) if isinstance(found, str) else found
         # A grammar that is regular on its face gets an exact regular constraint.
         automaton = as_automaton(whole, budget)
