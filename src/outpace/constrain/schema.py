@@ -328,15 +328,8 @@ class _Reader:
     def _number(self, kind: str, flat: _Demands) -> str:
         nodes: list[Node] = [json_text.INTEGER if kind == "integer" else json_text.NUMBER]
         for schema in flat:
-            for keyword, strict, build in (
-                ("minimum", "exclusiveMinimum", json_text.above), ("maximum", "exclusiveMaximum", json_text.below),
-            ):  # fmt: skip
-                # In draft 4 the exclusive bound is a flag of the other one.
-                is_flag = isinstance(schema.get(strict), bool)
-                if keyword in schema:
-                    nodes.append(build(_decimal(schema, keyword), is_flag and schema[strict]))
-                if strict in schema and not is_flag:
-                    nodes.append(build(_decimal(schema, strict), True))
+            for sign, bound, is_strict in _bounds(schema):
+                nodes.append((json_text.above if sign > 0 else json_text.below)(bound, is_strict))
             if "multipleOf" in schema:
                 nodes += _multiples(_decimal(schema, "multipleOf"))
         return self._terminal(*nodes)
@@ -348,10 +341,7 @@ class _Reader:
             if "pattern" in schema:
                 nodes.append(json_text.quoted(search_pattern(_text(schema, "pattern"))))
             if "format" in schema:
-                name = _text(schema, "format")
-                if name not in json_text.FORMATS:
-                    raise _unknown(f"format: {name}")
-                nodes.append(json_text.format_node(name))
+                nodes.append(json_text.format_node(_format(schema)))
         if most is not None and least > most:
             return self._terminal(choice(()))
         if least or most is not None or not nodes:
@@ -502,9 +492,7 @@ class _Reader:
 
     def _meets_string(self, value: str, schema: Mapping[str, Any]) -> bool:
         least, most = _between((schema,), "minLength", "maxLength", _MOST_LENGTH)
-        name = _text(schema, "format") if "format" in schema else None
-        if name is not None and name not in json_text.FORMATS:
-            raise _unknown(f"format: {name}")
+        name = _format(schema) if "format" in schema else None
         return (
             least <= len(value) and (most is None or len(value) <= most)
             and ("pattern" not in schema or re.search(_text(schema, "pattern"), value) is not None)
@@ -605,10 +593,27 @@ def _decimal(schema: Mapping[str, Any], keyword: str) -> Decimal:
     return Decimal(str(value))
 
 
+def _bounds(schema: Mapping[str, Any]) -> Iterator[tuple[int, Decimal, bool]]:
+    """Yield the bounds of a number: 1 for a lower and -1 for an upper one, its value, and whether it is exclusive."""
+    for keyword, strict, sign in (("minimum", "exclusiveMinimum", 1), ("maximum", "exclusiveMaximum", -1)):
+        is_flag = isinstance(schema.get(strict), bool)  # of the other one, in draft 4
+        if keyword in schema:
+            yield sign, _decimal(schema, keyword), bool(is_flag and schema[strict])
+        if strict in schema and not is_flag:
+            yield sign, _decimal(schema, strict), True
+
+
 def _text(schema: Mapping[str, Any], keyword: str) -> str:
     if not isinstance(schema[keyword], str):
         raise _unknown(f"{keyword}: {schema[keyword]}")
     return str(schema[keyword])
+
+
+def _format(schema: Mapping[str, Any]) -> str:
+    name = _text(schema, "format")
+    if name not in json_text.FORMATS:
+        raise _unknown(f"format: {name}")
+    return name
 
 
 def _multiples(divisor: Decimal) -> list[Node]:
@@ -643,15 +648,11 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _meets_number(value: float, schema: Mapping[str, Any]) -> bool:
-    number, is_met = Decimal(str(value)), True
-    for keyword, strict, sign in (("minimum", "exclusiveMinimum", 1), ("maximum", "exclusiveMaximum", -1)):
-        is_flag = isinstance(schema.get(strict), bool)
-        if keyword in schema:
-            over = sign * (number - _decimal(schema, keyword))
-            is_met &= over > 0 or (over == 0 and not (is_flag and schema[strict]))
-        if strict in schema and not is_flag:
-            is_met &= sign * (number - _decimal(schema, strict)) > 0
-    return is_met and ("multipleOf" not in schema or number % _decimal(schema, "multipleOf") == 0)
+    number = Decimal(str(value))
+    over = [(sign * (number - bound), is_strict) for sign, bound, is_strict in _bounds(schema)]
+    return all(by > 0 or (by == 0 and not is_strict) for by, is_strict in over) and (
+        "multipleOf" not in schema or number % _decimal(schema, "multipleOf") == 0
+    )
 
 
 @functools.lru_cache(maxsize=1024)

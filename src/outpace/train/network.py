@@ -50,6 +50,9 @@ class LlamaShape:
     shifted: bool = False
 
 
+Past = list[Tensor]  # keys and values of one layer, [B, H, T, D] each, growing as tokens come; empty at first
+
+
 class Piece(NamedTuple):
     """What a run of positions may look at.
 
@@ -105,22 +108,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-class Past:
-    """Keys and values of one layer, [B, H, T, D] each, growing as tokens come."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._key: Tensor | None = None
-        self._value: Tensor | None = None
-
-    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the newest positions; returns all of them."""
-        if self._key is not None and self._value is not None:
-            key, value = torch.cat([self._key, key], dim=2), torch.cat([self._value, value], dim=2)
-        self._key, self._value, self.length = key, value, key.shape[2]
-        return key, value
-
-
 def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
     """Softmax attention of [B, H, T, D] over [B, H, S, D], where bool `visible` [T, S] allows it."""
     # Written out, because the backward pass of the fused kernel takes twice as long on a CPU.
@@ -157,7 +144,10 @@ class Attention(nn.Module):
         key = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)
         value = self.v_proj(x).view(heads).transpose(1, 2)
         if past is not None:
-            key, value = past.extend(key, value)
+            past[:] = (
+                [torch.cat(pair, dim=2) for pair in zip(past, (key, value), strict=True)] if past else (key, value)
+            )
+            key, value = past
         # Repeating keys by hand keeps the fast CPU kernel, which knows no grouped queries.
         groups = self.shape.heads // self.shape.kv_heads
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -254,7 +244,7 @@ class Llama(nn.Module):
         x = self.model.embed_tokens(tokens)
         if torch.is_autocast_enabled(tokens.device.type):
             x = x.to(torch.get_autocast_dtype(tokens.device.type))
-        start = past[0].length if past else 0
+        start = past[0][0].shape[2] if past and past[0] else 0
         if positions is None:
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         cos, sin = (table.to(x.dtype) for table in rope_tables(self.shape, positions))
