@@ -50,18 +50,13 @@ class NumberedGrammar:
     @property
     def is_productive(self) -> bool:
         """Whether some text that is not empty can be derived."""
-        table = self.automaton.next
+        table, blank = self.automaton.next, self.nullable
         can = {symbol: int((table[state] != DEAD).any()) for symbol, state in self.entry.items()}
-        can |= dict.fromkeys([*self.pairs, *self.choices], 0)
 
-        def gather(symbol: int) -> int:
-            if symbol in self.choices:
-                return _union(can[part] for part in self.choices[symbol])
-            first, rest = self.pairs[symbol]
-            blanks = [self.nullable[first], self.nullable[rest]]
-            return can[first] & (can[rest] | blanks[1]) | can[rest] & blanks[0]
+        def meet(first: int, rest: int) -> int:
+            return can[first] & (can[rest] | blank[rest]) | can[rest] & blank[first]
 
-        _fixpoint([*self.pairs, *self.choices], can, gather)
+        _fixpoint(self, can, meet)
         return bool(can[self.start])
 
     def begins(self) -> list[list[tuple[int, ...]]]:
@@ -76,15 +71,13 @@ class NumberedGrammar:
 
     def _spread(self, own: dict[int, int], is_first: bool) -> dict[int, int]:
         """Return what each symbol can begin (or end) with as bits, from what terminals begin (or end) with."""
-        found = dict.fromkeys(range(self.size), 0) | own
+        found = dict(own)
 
-        def gather(symbol: int) -> int:
-            if symbol in self.pairs:
-                near, far = self.pairs[symbol] if is_first else self.pairs[symbol][::-1]
-                return found[near] | (found[far] if self.nullable[near] else 0)
-            return _union(found[part] for part in self.choices[symbol])
+        def meet(first: int, rest: int) -> int:
+            near, far = (first, rest) if is_first else (rest, first)
+            return found[near] | (found[far] if self.nullable[near] else 0)
 
-        _fixpoint([*self.pairs, *self.choices], found, gather)
+        _fixpoint(self, found, meet)
         return found
 
 
@@ -141,17 +134,9 @@ def _side_by_side(automata: Sequence[Automaton]) -> tuple[Automaton, list[int]]:
 
 
 def _mark_nullable(made: NumberedGrammar, empty: set[int], size: int) -> None:
-    flags = dict.fromkeys(range(size), 0)
-    for symbol, state in made.entry.items():
-        flags[symbol] = int(made.automaton.accept[state])
-
-    def gather(symbol: int) -> int:
-        if symbol in made.pairs:
-            first, rest = made.pairs[symbol]
-            return flags[first] & flags[rest]
-        return int(symbol in empty) | _union(flags[part] for part in made.choices[symbol])
-
-    _fixpoint([*made.pairs, *made.choices], flags, gather)
+    flags = dict.fromkeys(empty, 1)
+    flags |= {symbol: int(made.automaton.accept[state]) for symbol, state in made.entry.items()}
+    _fixpoint(made, flags, lambda first, rest: flags[first] & flags[rest])
     made.nullable = [bool(flags[symbol]) for symbol in range(size)]
 
 
@@ -205,15 +190,17 @@ def _groups(made: NumberedGrammar) -> list[tuple[int, ...]]:
     return groups
 
 
-def _fixpoint(symbols: Sequence[int], values: dict[int, int], gather: Callable[[int], int]) -> None:
-    """Add to values until nothing changes."""
-    is_changed = True
-    while is_changed:
-        is_changed = False
-        for symbol in symbols:
-            value = values[symbol] | gather(symbol)
-            is_changed |= value != values[symbol]
-            values[symbol] = value
+def _fixpoint(grammar: NumberedGrammar, values: dict[int, int], meet: Callable[[int, int], int]) -> None:
+    """Add to the values of pairs, by `meet`, and of choices, the union of their parts', until nothing changes."""
+    for symbol in (*grammar.pairs, *grammar.choices):
+        values.setdefault(symbol, 0)
+    before: dict[int, int] = {}
+    while values != before:
+        before = dict(values)
+        for symbol, parts in grammar.pairs.items():
+            values[symbol] |= meet(*parts)
+        for symbol, some in grammar.choices.items():
+            values[symbol] |= _union(values[part] for part in some)
 
 
 def _union(values: Iterable[int]) -> int:
