@@ -6,7 +6,6 @@ older special_tokens_map.json (roles, before those of the config) and added_toke
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from outpace.errors import ModelError
+from outpace.text.files import AGAIN, read_object
 
-__all__ = ["add_tokens", "read_object", "read_text", "said_beside", "token_of"]
+__all__ = ["add_tokens", "said_beside", "token_of"]
 
-_AGAIN = "Fetch the model again."
 _MORE = ("extra_special_tokens", "additional_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -28,14 +27,14 @@ def said_beside(folder: Path) -> tuple[dict[str, Any], list[AddedToken]]:
     Raises:
         ModelError: a file is no JSON object, or an added token is not described.
     """
-    settings = read_object(folder / "tokenizer_config.json")
+    settings = _beside(folder / "tokenizer_config.json")
     if "added_tokens_decoder" in settings:
         return settings, _described(folder, settings["added_tokens_decoder"])
-    settings |= read_object(folder / "special_tokens_map.json")
+    settings |= _beside(folder / "special_tokens_map.json")
     named, found = set(_special(settings)), []
-    table = read_object(folder / "added_tokens.json")
+    table = _beside(folder / "added_tokens.json")
     if not all(isinstance(index, int) for index in table.values()):
-        raise ModelError(f"{folder / 'added_tokens.json'} names no id for a token.", hint=_AGAIN)
+        raise ModelError(f"{folder / 'added_tokens.json'} names no id for a token.", hint=AGAIN)
     for content in sorted(table, key=lambda content: int(table[content])):
         found.append(AddedToken(content, special=content in named, normalized=content not in named))
     return settings, found
@@ -77,7 +76,7 @@ def _described(folder: Path, table: Any) -> list[AddedToken]:
     except (LookupError, TypeError, ValueError):
         raise ModelError(
             f"{folder / 'tokenizer_config.json'} has an added_tokens_decoder that does not describe tokens by id.",
-            hint=_AGAIN,
+            hint=AGAIN,
         ) from None
 
 
@@ -86,30 +85,6 @@ def token_of(facts: Mapping[str, Any]) -> AddedToken:
     return AddedToken(facts["content"], **{name: facts[name] for name in _FLAGS if name in facts})
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a file, empty where there is no file.
-
-    Raises:
-        ModelError: it holds something else.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(read_text(path))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is not readable JSON of an object.", hint=_AGAIN)
-    return found
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file.
-
-    Raises:
-        ModelError: it cannot be read, or is no UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        raise ModelError(f"{path} is not readable text.", hint=_AGAIN) from None
+def _beside(path: Path) -> dict[str, Any]:
+    """Return a JSON object, empty where there is no file."""
+    return read_object(path) if path.is_file() else {}

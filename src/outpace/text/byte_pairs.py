@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from outpace.errors import ModelError
 from outpace.text.added_tokens import token_of
+from outpace.text.files import AGAIN
 
 __all__ = ["has_byte_pairs", "read_byte_pairs"]
 
@@ -29,7 +30,6 @@ _CUTS = "|".join(
         r"\s+",
     )
 )
-_AGAIN = "Fetch the model again."
 
 
 def has_byte_pairs(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -52,7 +52,7 @@ def read_byte_pairs(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
         vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
         engine = Tokenizer(models.BPE(vocab, merges))
     except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"{folder} holds no readable vocab.json and merges.txt.", hint=_AGAIN) from error
+        raise ModelError(f"{folder} holds no readable vocab.json and merges.txt.", hint=AGAIN) from error
     engine.normalizer = normalizers.NFC()
     cuts = pre_tokenizers.Split(Regex(_CUTS), "isolated")
     engine.pre_tokenizer = pre_tokenizers.Sequence(
@@ -66,6 +66,6 @@ def read_byte_pairs(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
             raise ModelError(
                 f"The added token {token.content!r} should have id {index}, but the tables before it leave it "
                 f"{engine.token_to_id(token.content)}.",
-                hint=_AGAIN,
+                hint=AGAIN,
             )
     return engine

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from outpace.errors import ConfigError, ModelError, nearest
-from outpace.text.added_tokens import read_object, read_text
+from outpace.text.files import AGAIN, read_object, read_text
 
 __all__ = ["ROLES", "Message", "choose_template", "is_chat", "read_templates", "render_chat", "unread"]
 
@@ -37,7 +37,7 @@ def read_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
         return files | {_DEFAULT: read_text(lone)}
     stated = settings.get("chat_template")
     for name in ("chat_template.json", "processor_config.json"):
-        if not stated and not files:
+        if not stated and not files and (folder / name).is_file():
             stated = read_object(folder / name).get("chat_template")
     return _by_name(stated, folder) | files
 
@@ -47,7 +47,7 @@ def _by_name(stated: Any, folder: Path) -> dict[str, str]:
         stated = {item.get("name"): item.get("template") for item in stated}
     named = stated if isinstance(stated, Mapping) else {_DEFAULT: stated} if stated else {}
     if not all(isinstance(text, str) for pair in named.items() for text in pair):
-        raise ModelError(f"The chat template of {folder} is not text.", "Fetch the model again.")
+        raise ModelError(f"The chat template of {folder} is not text.", AGAIN)
     return dict(named)
 
 

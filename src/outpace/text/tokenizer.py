@@ -16,6 +16,7 @@ from outpace.errors import ModelError, check_characters
 from outpace.text.added_tokens import add_tokens, said_beside
 from outpace.text.byte_pairs import has_byte_pairs, read_byte_pairs
 from outpace.text.chat import ROLES, Message, choose_template, read_templates, render_chat, unread
+from outpace.text.files import AGAIN
 
 __all__ = ["Tokenizer", "spell"]
 
@@ -225,7 +226,7 @@ def _read_engine(path: Path) -> Engine:
     try:
         engine = Engine.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"{path} is not a readable tokenizer.", hint="Fetch the model again.") from error
+        raise ModelError(f"{path} is not a readable tokenizer.", hint=AGAIN) from error
     engine.no_padding()
     engine.no_truncation()
     return engine

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from outpace.errors import OutpaceError
+from outpace.failures import guarded
 
 from .bounds import Ints, block_bits, masked_bits
 from .completions import Parsing, measure_parsing
@@ -286,13 +286,13 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     logging.basicConfig(level=logging.INFO)
-    try:
-        tokenizer = load_tokenizer(given.directories[0])
-        held = baselines(tokenizer, find_data(given.data))
-        results = [measure(directory, tokenizer, held, given.count) for directory in given.directories]
-    except OutpaceError as error:
-        print(f"outpace: {error}\n{error.hint}", file=sys.stderr)
-        return error.exit_status
+    return guarded(lambda _: _measure_all(given), [])
+
+
+def _measure_all(given: argparse.Namespace) -> int:
+    tokenizer = load_tokenizer(given.directories[0])
+    held = baselines(tokenizer, find_data(given.data))
+    results = [measure(directory, tokenizer, held, given.count) for directory in given.directories]
     text = json.dumps([asdict(result) for result in results], indent=2)
     print(text)
     if given.json:

@@ -21,7 +21,8 @@ import torch
 
 from outpace.api.engine import LanguageModel, load
 from outpace.api.result import Result
-from outpace.errors import ConfigError, OutpaceError, nearest
+from outpace.errors import ConfigError, nearest
+from outpace.failures import guarded
 
 from .bleu import bleu
 from .data import find_data
@@ -166,17 +167,17 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    try:
-        model, data, works = load(given.model, dtype="float32"), find_data(given.data), []
-        print(_HEAD)
-        for name in given.set:
-            pairs = read_set(name, data, given.count)
-            works += measure(model, name, pairs, given.methods, rows=given.rows, max_tokens=given.max_tokens)
-        if given.card:
-            write_card(Path(given.model), [work for work in works if work.method == "autoregressive"])
-    except OutpaceError as error:
-        print(f"outpace: {error}\n{error.hint}", file=sys.stderr)
-        return error.exit_status
+    return guarded(lambda _: _measure_all(given), [])
+
+
+def _measure_all(given: argparse.Namespace) -> int:
+    model, data, works = load(given.model, dtype="float32"), find_data(given.data), []
+    print(_HEAD)
+    for name in given.set:
+        pairs = read_set(name, data, given.count)
+        works += measure(model, name, pairs, given.methods, rows=given.rows, max_tokens=given.max_tokens)
+    if given.card:
+        write_card(Path(given.model), [work for work in works if work.method == "autoregressive"])
     if given.json:
         note_figures(given.json, Path(given.model).name, works)
     return 0
