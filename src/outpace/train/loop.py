@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from outpace.errors import ConfigError, NumericalError
+from outpace.failures import interruptible
 
 from . import checkpoint
 from .export import Export, load_tokenizer, write
@@ -186,7 +187,7 @@ def run(loop: Loop, out: Path, *, resume: bool) -> int:
     parameters = sum(weight.numel() for weight in loop.network.parameters() if weight.requires_grad)
     log.info("%s: %d parameters, %d steps on %s", loop.recipe.name, parameters, loop.steps, loop.device)
     # A stop is asked for at any moment and obeyed between two steps, where the state is whole.
-    with _stop_requests() as is_stopping, _progress(loop) as show:
+    with interruptible(signal.SIGINT, signal.SIGTERM, is_patient=True) as is_stopping, _progress(loop) as show:
         while loop.step < loop.steps:
             show(loop.advance())
             if is_stopping():
@@ -197,23 +198,6 @@ def run(loop: Loop, out: Path, *, resume: bool) -> int:
                 loop.keep(out)
     loop.keep(out)
     return 0
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and termination into a question asked between two steps."""
-    asked: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        previous = [signal.signal(number, lambda caught, _: asked.append(caught)) for number in numbers]
-    except ValueError:  # Not the main thread: the caller owns the signals.
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in zip(numbers, previous, strict=True):
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from outpace.constrain.canvas.protocol import Places
+from outpace.constrain.canvas.protocol import CanvasState, Places
 from outpace.errors import ConfigError
 
 __all__ = ["CanvasTextState", "CanvasTexts", "draw_allowed"]
@@ -40,12 +39,8 @@ class CanvasTexts:
         )
 
 
-class CanvasTextState(ABC):
+class CanvasTextState(CanvasState):
     """Where one text stands; see `CanvasState`."""
-
-    @abstractmethod
-    def can_complete(self, canvas: Places, room: int = 0) -> bool:
-        """Return whether the masked places can be filled so that the text is allowed."""
 
     def fits(self, canvas: Places, place: int, token: int, room: int = 0) -> bool:
         """Return whether the canvas can still be completed once `token` stands at a masked place."""
