@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from outpace.models.spec import Spec
 from outpace.models.tensors import TensorFiles, find_tensor_files
 from outpace.models.transformer import Transformer, spec_capabilities
 from outpace.models.weights import can_pack
+from outpace.text.files import read_object
 from outpace.types import Capabilities
 
 __all__ = [
@@ -147,22 +147,12 @@ def _fetch(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is not a readable JSON object.", hint="Fetch the model again.")
-    return found
-
-
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the parsed config.json of a model directory."""
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise ModelError(f"{directory} has no config.json.", hint="Give the directory that holds a model's files.")
-    return _read_json(path)
+    return read_object(path)
 
 
 def read_capabilities(
@@ -192,7 +182,7 @@ def read_end_tokens(directory: str | os.PathLike[str], card: Mapping[str, Any] |
 
 def _stated_ends(directory: str | os.PathLike[str]) -> tuple[int, ...]:
     settings = Path(directory) / "generation_config.json"
-    found = _read_json(settings).get("eos_token_id") if settings.is_file() else None
+    found = read_object(settings).get("eos_token_id") if settings.is_file() else None
     if found is None:
         config = read_config(directory)
         found = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
