@@ -36,6 +36,7 @@ __all__ = [
     "Outcome",
     "Outputs",
     "Proposal",
+    "Report",
     "Sampled",
     "Scores",
     "Stream",
@@ -148,6 +149,8 @@ class Needs:
         model_attention: the attention of other models, by role, where it is not the target's.
         outputs: what is wanted with the logits: at the root, at every node, and, chunk by chunk through `observe`, at
             every prompt position.
+        has_forks: rows may continue others of their group (`Decision.source`), so that a text is final only when its
+            row has ended: nothing of it is streamed before.
     """
 
     attention: str = "causal"
@@ -163,6 +166,7 @@ class Needs:
     copies: int = 1
     model_attention: Mapping[str, str] = field(default_factory=dict)
     outputs: Outputs = NO_OUTPUTS
+    has_forks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +261,9 @@ class Proposal:
         parent: [B, W] int64 index of the parent node, -1 = last final token; None = a chain. Parents precede children.
         position: [B, W] int64 logical positions; None = depth after the prefix.
         visible: [B, W, W] bool; None = ancestors and self (causal) or what the model's own attention shows (a canvas).
-        ask: [B, A] int64 nodes whose logits are wanted, for canvases; None = the root and every node.
-        inputs: [B, W, hidden] soft embeddings of the nodes, for canvases; None = embed the tokens.
+        ask: [B, A] int64 nodes whose logits are wanted, -1 = the root; None = the root, if any, and every node.
+        inputs: [B, W, hidden] soft embeddings of the nodes; None = embed the tokens.
+        is_whole: the window is all that is forwarded, as on a canvas: no token is pending, and there is no root.
         law: None = deterministic drafts, or `Sampled`.
         origin: who drafted, for traces: one name, or one per row.
         carry: anything the method's own `accept` needs.
@@ -276,21 +281,27 @@ class Proposal:
     note: str = ""
     ask: Tensor | None = None
     inputs: Tensor | None = None
+    is_whole: bool = False
 
 
 @dataclass(slots=True)
 class Decision:
     """Which candidates are written, and how many leading positions are now final.
 
+    Where rows continue others, entry b of everything else speaks of the row that b is from now on: its tokens follow
+    the text of row `source[b]`, its path holds nodes of that row's window, and its slots lie in that row's cache.
+
     Attributes:
         tokens: [B, N] int64 final tokens to append, right-padded.
         num: [B] int64, how many of them count; may be 0.
         path: [B, N] int64 window node accepted as each token, -1 = recovered, bonus or collapsed.
             None = chain: nodes 0, 1, ..., and -1 for the last token.
-        keep: None = pending entries and accepted nodes stay; False = no entry of this forward does. A canvas method
-            lists, per row, the cache slots that are valid from now on: 0 to L - 1 are the L entries that were valid
-            before, L + i is node i of this forward. What it leaves out is forgotten.
-        done: [B] bool, the method ends the row.
+        keep: None = pending entries and accepted nodes stay. A canvas method lists, per row, the cache slots that are
+            valid from now on: 0 to L - 1 are the L entries that were valid before, L + i is node i of this forward.
+            What it leaves out is forgotten.
+        source: [B] int64, the row whose text, cache entries and state each row continues, out of its own group
+            (`View.groups`); None = its own. Asks for `Needs.has_forks`.
+        score: [B] float64, how good the method thinks each row is; noted on the rows for whoever picks one.
         is_recovered: [B] bool, the last token replaced a rejected draft (False: it is a bonus after full acceptance).
         log_probs: [B, N] float64, the log-probability of each token when it was drawn, where that was not in this step.
         carry: handed to the method's own `observe`.
@@ -299,11 +310,35 @@ class Decision:
     tokens: Tensor
     num: Tensor
     path: Tensor | None = None
-    keep: bool | Sequence[Sequence[int]] | None = None
-    done: Tensor | None = None
+    keep: Sequence[Sequence[int]] | None = None
+    source: Tensor | None = None
+    score: Tensor | None = None
     is_recovered: Tensor | None = None
     log_probs: Tensor | None = None
     carry: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a step did to one row, for those who watch.
+
+    Attributes:
+        places: where it wrote, or took back what was written: positions in the row's text, final or not.
+        tokens: what stands there now; a canvas' mask token where something was taken back.
+        rounds: which of the step's rounds each was written in, from 0. A step that looks ahead makes several.
+        log_probs: natural log-probability of each when it was drawn; empty where it was not measured.
+        answers: the target's own token after the root and after each node; empty where it was not drawn for all.
+        num_rounds: steps of the reference that this step stands for.
+        num_guesses: guessed states that were forwarded beside the row's own.
+    """
+
+    places: list[int]
+    tokens: list[int]
+    rounds: list[int]
+    log_probs: list[float] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+    num_rounds: int = 1
+    num_guesses: int = 0
 
 
 @dataclass(slots=True)
@@ -315,9 +350,11 @@ class Outcome:
         accepted: how many of them were drafts.
         path: window node accepted as each emitted token, -1 = not a draft.
         proposal, decision: what the step was made of (None for a prefill chunk).
-        scores: the step's; of a prefill chunk only where `Needs.has_prefill_logits`, one entry per token forwarded.
+        scores: the step's; of a prefill chunk only where `Needs.has_prefill_logits` or `Needs.outputs`, one entry per
+            token forwarded.
         chunk: of a prefill chunk, per row the positions that were forwarded.
         seconds: time per phase of this step: draft, score, accept.
+        reports: one per row, where somebody watches; empty otherwise.
     """
 
     emitted: list[list[int]]
@@ -328,6 +365,7 @@ class Outcome:
     scores: Scores | None = None
     chunk: list[range] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    reports: list[Report] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -342,6 +380,7 @@ class View:
         cache: the target's cache.
         sampler: `law`, `pick` and `noise`, bound to the rows' keys.
         last: the last Outcome.
+        groups: the rows by group; rows may continue others of their own group only. A row that came alone is a group.
     """
 
     texts: list[list[int]]
@@ -351,6 +390,7 @@ class View:
     cache: Cache
     sampler: Sampler
     last: Outcome | None = None
+    groups: list[list[int]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:

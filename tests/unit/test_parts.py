@@ -10,7 +10,7 @@ import torch
 from outpace.cache import Cache
 from outpace.draft.ngram import NgramIndex
 from outpace.run import state as trees
-from outpace.run.layout import lay_canvas, lay_out
+from outpace.run.layout import lay_out
 from outpace.run.row import Row
 from outpace.run.tree import ancestors, depth
 from outpace.schedule import next_length
@@ -56,7 +56,8 @@ def test_on_a_canvas_only_padding_is_hidden() -> None:
     given = proposal([[5, 7, 1, 2], [6, 3, 4, 0]], [4, 3])
     given.position = torch.tensor([[0, 1, 2, 3], [4, 6, 7, 0]])
     given.ask = torch.tensor([[2, 3], [1, 2]])
-    layout = lay_canvas(given)
+    given.is_whole = True
+    layout = lay_out([[], []], [0, 4], given)
     assert layout.position.tolist() == [[0, 1, 2, 3], [4, 6, 7, -1]]
     assert layout.tokens is given.tokens and layout.ask is given.ask
     assert layout.visible is None and layout.start == [0, 0]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from outpace.cache import Cache
-from outpace.types import Capabilities, Counter, Scores
+from outpace.types import NO_OUTPUTS, Capabilities, Counter, Outputs, Scores
 
 __all__ = ["ToyModel"]
 
@@ -57,6 +57,8 @@ class ToyModel:
             mask_id=None if attention == "causal" else vocab_size - 1,
             block_size=block_size if attention == "block" else 0,
             logits_shift=logits_shift,
+            has_hidden=True,
+            heads=("confidence",),
         )
         generator = torch.Generator().manual_seed(seed)
         shapes = [(vocab_size, hidden), (num_layers, hidden, hidden), (num_layers, 7), (hidden, vocab_size)]
@@ -85,13 +87,14 @@ class ToyModel:
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
         """Run one forward; see `outpace.types.Adapter`."""
         rows, count = tokens.shape
-        layers = [layer for layer in range(self.capabilities.num_layers) if layer not in skip]
+        depth = self.capabilities.num_layers
+        layers = [layer for layer in range(depth) if layer not in skip]
         cache.counter.add(rows * count, len(layers))
         slots = torch.tensor(cache.lengths).unsqueeze(1) + torch.arange(count)
         every = torch.arange(rows).unsqueeze(1)
@@ -102,7 +105,11 @@ class ToyModel:
         distance = (position.unsqueeze(2) - places.squeeze(-1).unsqueeze(1).long()).abs()
         embed, mix, decay, head = self.weights
         state = embed[tokens] if inputs is None else inputs
-        for layer in layers:
+        entering = {}
+        for layer in range(depth):
+            entering[layer] = state
+            if layer in skip:
+                continue
             values = cache.buffers[layer]
             values[every, slots] = state
             weight = decay[layer][distance % 7] / (1 + distance).double().sqrt()
@@ -113,9 +120,14 @@ class ToyModel:
         logits = self.sharpness * torch.tanh(state @ head)
         if self.capabilities.logits_shift:
             ask = ((torch.arange(count).expand(rows, -1) if ask is None else ask) - 1).clamp(min=0)
-        if ask is not None:
-            logits = logits.gather(1, ask.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-        return Scores(logits)
+        entering[depth] = state
+
+        def asked(tensor: Tensor) -> Tensor:
+            return tensor if ask is None else tensor.gather(1, ask.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
+
+        taps = {layer: asked(entering[layer]) for layer in outputs.layers}
+        heads = {name: asked(logits.amax(-1, keepdim=True)) for name in outputs.heads}  # there is one, the confidence
+        return Scores(asked(logits), taps, heads, asked(torch.tanh(state)) if outputs.has_last else None)
 
     def _sight(self, visible: Tensor | None, cache: Cache, slots: Tensor, position: Tensor) -> Tensor:
         """Return [B, T, capacity] bool."""

@@ -27,9 +27,10 @@ from outpace.canvas import (
     propose_windows,
     read,
 )
+from outpace.canvas.report import report
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
-from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
 
 __all__ = ["CanvasMethod", "CanvasState"]
 
@@ -214,6 +215,12 @@ class CanvasMethod(Method):
         if outcome.decision is None:
             return state
         return replace(state, canvases=list(outcome.decision.carry))
+
+    def report(self, outcome: Outcome, view: View, state: CanvasState) -> list[Report]:
+        """Tell which places were written, final or not."""
+        del view
+        carry = [] if outcome.decision is None else outcome.decision.carry
+        return [report(before, [after]) for before, after in zip(state.canvases, carry, strict=True)]
 
     def _device(self, view: View) -> Any:
         return view.device
