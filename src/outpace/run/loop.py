@@ -104,7 +104,7 @@ class Run:
             cache.reserve(slots)
         sources = [row.source or [] for row in rows]
         if self.target.capabilities.is_encoder_decoder:
-            cast("EncoderAdapter", self.target).encode(sources, cache)
+            self.target.encode(sources, cache)
         texts, sampler = [row.tokens for row in rows], bind(self.settings, rows)
         given = (self.models, self.counters, self.memory, cache, self.tokenizers, sources)
         canvases = [row.canvas or [-1] * row.room for row in rows] if self.target.capabilities.is_canvas else []
@@ -194,9 +194,10 @@ class Run:
         began = time.perf_counter()
         if self.target.capabilities.attention != "full":
             texts, needs = [row.tokens for row in batch.rows], self._needs
-            wanted = {"has_logits": needs.has_prefill_logits, "outputs": needs.outputs, "prompts": batch.prompts}
+            has_logits, prompts = needs.has_prefill_logits, batch.prompts
             t0 = began
-            for places, scores in catch_up(self.target, batch.cache, texts, self.chunk, **wanted):
+            given = (self.target, batch.cache, texts, self.chunk)
+            for places, scores in catch_up(*given, has_logits=has_logits, outputs=needs.outputs, prompts=prompts):
                 took = {"score": time.perf_counter() - t0}
                 chunk = Outcome([[] for _ in texts], [0] * len(texts), scores=scores, chunk=places, seconds=took)
                 batch.state = self.method.observe(chunk, batch.view(self.num_steps, self.last), batch.state)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from outpace.cache import Cache
-from outpace.types import NO_OUTPUTS, Capabilities, Counter, Outputs, Scores
+from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
 __all__ = ["ToyModel"]
 
 
-class ToyModel:
+class ToyModel(Adapter):
     """A few layers of distance-weighted sums over visible entries.
 
     Args:
@@ -58,8 +58,8 @@ class ToyModel:
             block_size=block_size if attention == "block" else 0,
             logits_shift=logits_shift,
             has_hidden=True,
-            heads=("confidence",),
         )
+        self.dtype = torch.float64
         generator = torch.Generator().manual_seed(seed)
         shapes = [(vocab_size, hidden), (num_layers, hidden, hidden), (num_layers, 7), (hidden, vocab_size)]
         self.weights = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -80,6 +80,10 @@ class ToyModel:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
         return self.weights[0][tokens]
 
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of last hidden states [..., hidden]."""
+        return self.sharpness * torch.tanh(hidden @ self.weights[3])
+
     def score(
         self,
         tokens: Tensor,
@@ -92,10 +96,10 @@ class ToyModel:
         skip: Sequence[int] = (),
     ) -> Scores:
         """Run one forward; see `outpace.types.Adapter`."""
+        self.check(outputs, skip)
         rows, count = tokens.shape
-        depth = self.capabilities.num_layers
-        layers = [layer for layer in range(depth) if layer not in skip]
-        cache.counter.add(rows * count, len(layers))
+        num_layers = self.capabilities.num_layers
+        cache.counter.add(rows * count, num_layers - len({*skip}))
         slots = torch.tensor(cache.lengths).unsqueeze(1) + torch.arange(count)
         every = torch.arange(rows).unsqueeze(1)
         places = cache.buffers[-1]
@@ -103,10 +107,9 @@ class ToyModel:
         sees = self._sight(visible, cache, slots, position)
         # The weight of an entry is a fixed function of its distance; unseen entries weigh nothing.
         distance = (position.unsqueeze(2) - places.squeeze(-1).unsqueeze(1).long()).abs()
-        embed, mix, decay, head = self.weights
-        state = embed[tokens] if inputs is None else inputs
-        entering = {}
-        for layer in range(depth):
+        mix, decay = self.weights[1:3]
+        state, entering = self.embed(tokens) if inputs is None else inputs, {}
+        for layer in range(num_layers):
             entering[layer] = state
             if layer in skip:
                 continue
@@ -117,17 +120,13 @@ class ToyModel:
             # torch.where keeps the NaN of never-written slots out of the sum.
             seen = torch.where(sees.any(1).unsqueeze(-1), values, 0.0)
             state = state + torch.tanh(weight @ seen @ mix[layer])
-        logits = self.sharpness * torch.tanh(state @ head)
+        entering[num_layers] = state
+        asked = torch.arange(count).expand(rows, -1) if ask is None else ask
+        taps = {layer: entering[layer][every, asked] for layer in outputs.layers}
         if self.capabilities.logits_shift:
-            ask = ((torch.arange(count).expand(rows, -1) if ask is None else ask) - 1).clamp(min=0)
-        entering[depth] = state
-
-        def asked(tensor: Tensor) -> Tensor:
-            return tensor if ask is None else tensor.gather(1, ask.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
-
-        taps = {layer: asked(entering[layer]) for layer in outputs.layers}
-        heads = {name: asked(logits.amax(-1, keepdim=True)) for name in outputs.heads}  # there is one, the confidence
-        return Scores(asked(logits), taps, heads, asked(torch.tanh(state)) if outputs.has_last else None)
+            asked = (asked - 1).clamp(min=0)
+        last = state[every, asked] if outputs.has_last else None
+        return Scores(self.head(state)[every, asked], taps, {}, last)
 
     def _sight(self, visible: Tensor | None, cache: Cache, slots: Tensor, position: Tensor) -> Tensor:
         """Return [B, T, capacity] bool."""

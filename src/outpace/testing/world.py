@@ -19,7 +19,7 @@ from outpace.testing.grammar import ToyGrammar
 from outpace.testing.spelling import respelled, toy_tokenizers
 from outpace.testing.toy import ToyModel
 from outpace.text.stream import TextStream
-from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
+from outpace.types import NO_OUTPUTS, Adapter, Counter, Outputs, Scores
 
 __all__ = [
     "PROMPTS",
@@ -200,12 +200,11 @@ def with_stop(row: Row, stop: str) -> Row:
     return row
 
 
-class _Wrapper:
+class _Wrapper(Adapter):
     """An adapter around an adapter."""
 
     def __init__(self, target: Adapter) -> None:
-        self.target = target
-        self.capabilities: Capabilities = target.capabilities
+        self.target, self.capabilities, self.dtype = target, target.capabilities, torch.float64
 
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return the inner adapter's cache."""
@@ -213,8 +212,11 @@ class _Wrapper:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the inner adapter's embeddings."""
-        embedded: Tensor = self.target.embed(tokens)  # type: ignore[attr-defined]
-        return embedded
+        return self.target.embed(tokens)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the inner adapter's logits."""
+        return self.target.head(hidden)
 
     def score(
         self,
