@@ -83,6 +83,8 @@ class Capabilities:
         width: the largest number of tokens per forward (0 = unlimited).
         turns_at: texts longer than this turn their positions by other frequencies (rotary scalings); 0 = never.
         turns_anew: such a text is read anew from its beginning (long-rope); else its later positions alone differ.
+        has_hidden: hidden states are given where `Outputs` asks for them.
+        heads: names of the further outputs that may be asked for.
     """
 
     vocab_size: int
@@ -99,6 +101,8 @@ class Capabilities:
     logits_shift: bool = False
     turns_at: int = 0
     turns_anew: bool = False
+    has_hidden: bool = False
+    heads: tuple[str, ...] = ()
 
     @property
     def is_canvas(self) -> bool:

@@ -158,6 +158,15 @@ def test_state_rows_and_join() -> None:
     assert trees.join([{"a": [1]}, {"a": [2]}]) == {"a": [1, 2]}
 
 
+def test_a_state_of_none_is_never_taken_for_the_rows_of_all() -> None:
+    """What one state does not know yet, and all rows share, comes from another; rows beside a None are an error."""
+    assert trees.join([None, None]) is None
+    assert trees.join([{"size": None, "text": ["a"]}, {"size": 3, "text": ["b"]}]) == {"size": 3, "text": ["a", "b"]}
+    for states in ([None, torch.zeros(2)], [torch.zeros(2), None], [{"a": None}, {"a": [1]}]):
+        with pytest.raises(TypeError, match="None cannot be joined"):
+            trees.join(states)
+
+
 def test_forked_state_is_a_copy() -> None:
     first, second = trees.rows([NgramIndex(1, 3)], [0, 0])
     first.extend([1, 2, 3])
