@@ -8,15 +8,17 @@ Lengths that the host already knows are Python lists; what a forward decides is 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from outpace.cache import Cache, Counter
+from outpace.errors import CapabilityError
 from outpace.sampling import Sampler, Stream
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ __all__ = [
     "Context",
     "Counter",
     "Decision",
-    "EncoderAdapter",
     "FinishReason",
     "Guarantee",
     "Needs",
@@ -185,19 +186,50 @@ class Scores:
     last: Tensor | None = None
 
 
-class Adapter(Protocol):
-    """A model behind the contract; knows no method.
+class Adapter(ABC):
+    """A model behind the contract; knows no method. A new one derives from this class and gives what is abstract.
 
     `score` writes the keys and values of its T tokens into the cache's scratch slots, starting at each row's
     length; they are only staged until `Cache.keep`.
+
+    Attributes:
+        capabilities: what the model offers.
+        device, dtype: where it computes, and in what: caches, soft inputs and outputs have both.
+        notes: what a result should say about this model.
+        path: what runs the forward, e.g. "compiled", "packed" or "torch"; models of one path and shape cost the same.
+        is_invariant: a token's logits have the same bits whatever its window and its batch.
+        tokenizer: what turns text into its tokens, where it carries one.
+        start_token: of an encoder-decoder, the first decoder token, which the model never writes.
+        shape: the sizes of the model as one text, by which measured costs are kept; "" = its capabilities tell.
+        layer_weights, head_weights: numbers that a token is multiplied by in all layers and in the output matrix;
+            0 = not known. Drafters are compared with targets by them.
     """
 
     capabilities: Capabilities
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    notes: Sequence[str] = ()
+    path: str = "torch"
+    is_invariant: bool = False
+    tokenizer: Tokenizer | None = None
+    start_token: int | None = None
+    shape: str = ""
+    layer_weights: int = 0
+    head_weights: int = 0
 
+    @abstractmethod
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return an empty preallocated cache for `rows` rows of up to `capacity` entries (scratch included)."""
-        ...
 
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings [..., hidden] of tokens [...], as `score` takes them for `inputs`."""
+
+    @abstractmethod
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of last hidden states [..., hidden], as `Scores.last` holds them."""
+
+    @abstractmethod
     def score(
         self,
         tokens: Tensor,
@@ -205,7 +237,7 @@ class Adapter(Protocol):
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
@@ -219,19 +251,45 @@ class Adapter(Protocol):
                 (block). All valid cache entries are always visible (subject to a sliding window).
             cache: from `new_cache`; entries `0..cache.lengths[b]-1` of row b are valid.
             ask: [B, A] int64 indices into T where logits are wanted; None = all T. A may be 0.
-            heads: names of further outputs wanted.
+            outputs: what is wanted with the logits, at the same places.
             inputs: [B, T, hidden] soft embeddings in place of `tokens`; None = embed the tokens.
             skip: indices of layers to leave out (the residual stream passes unchanged).
+
+        Raises:
+            CapabilityError: the model does not give what is asked (see `Capabilities`).
+            ConfigError: the tokens do not fit the cache or the model's context.
         """
-        ...
-
-
-class EncoderAdapter(Adapter, Protocol):
-    """An adapter whose decoder attends to a source that is encoded once per row."""
 
     def encode(self, sources: Sequence[list[int]], cache: Cache) -> None:
-        """Run the encoder on each row's source tokens and keep what the decoder needs in `cache`."""
-        ...
+        """Of an encoder-decoder: encode each row's source tokens once, and keep in `cache` what the decoder reads."""
+        del sources, cache
+        raise CapabilityError("This model has no encoder.", "Use an encoder-decoder model.")
+
+    def trim_head(self, ids: Tensor) -> Adapter | None:
+        """Return this model with logits [B, A, K] of some tokens [K] only; None where that would save nothing."""
+        del ids
+        return None
+
+    def check(self, outputs: Outputs, skip: Sequence[int] = ()) -> None:
+        """Refuse what the capabilities do not offer.
+
+        Raises:
+            CapabilityError: an output or a skipped layer that this model does not have.
+        """
+        offered = self.capabilities
+        if skip and not offered.has_skip:
+            raise CapabilityError("This model cannot skip layers.", "Use a model that outpace loads natively.")
+        if (outputs.layers or outputs.has_last) and not offered.has_hidden:
+            raise CapabilityError(
+                "This model does not give its hidden states.", "Use a model that outpace loads natively."
+            )
+        unknown = [layer for layer in outputs.layers if not 0 <= layer <= offered.num_layers]
+        if unknown:
+            raise CapabilityError(f"There is no layer {unknown[0]} to tap.", f"Layers: 0 to {offered.num_layers}.")
+        missing = [name for name in outputs.heads if name not in offered.heads]
+        if missing:
+            known = ", ".join(offered.heads) or "none"
+            raise CapabilityError(f"The model has no output named {missing[0]!r}.", f"Its outputs: {known}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,5 +457,5 @@ class Context:
         model = self.models[role]
         cache = model.new_cache(len(self.texts), self.capacity, self.counters["draft"])
         if model.capabilities.is_encoder_decoder:
-            cast("EncoderAdapter", model).encode(self.sources, cache)
+            model.encode(self.sources, cache)
         return cache

@@ -21,7 +21,7 @@ from outpace.run.prefill import catch_up
 from outpace.run.row import Row
 from outpace.run.threads import shared
 from outpace.sampling import Sampling
-from outpace.types import Adapter, Context, Counter, EncoderAdapter, Outcome, Proposal
+from outpace.types import Adapter, Context, Counter, Outcome, Proposal
 
 if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
@@ -104,7 +104,7 @@ class Run:
             cache.reserve(slots)
         sources = [row.source or [] for row in rows]
         if self.target.capabilities.is_encoder_decoder:
-            cast("EncoderAdapter", self.target).encode(sources, cache)
+            self.target.encode(sources, cache)
         texts, sampler = [row.tokens for row in rows], bind(self.settings, rows)
         given = (self.models, self.counters, self.memory, cache, self.tokenizers, sources)
         canvases = [row.canvas or [-1] * row.room for row in rows] if self._is_canvas else []
@@ -121,7 +121,7 @@ class Run:
         Raises:
             ConfigError: the run has no rows.
         """
-        with shared(getattr(self.target, "is_invariant", False)):
+        with shared(self.target.is_invariant):
             return self._step()
 
     def _step(self) -> list[tuple[Row, list[int]]]:

@@ -19,7 +19,7 @@ from outpace.testing.grammar import ToyGrammar
 from outpace.testing.spelling import respelled, toy_tokenizers
 from outpace.testing.toy import ToyModel
 from outpace.text.stream import TextStream
-from outpace.types import Adapter, Capabilities, Counter, Scores
+from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
 __all__ = [
     "PROMPTS",
@@ -200,7 +200,7 @@ def with_stop(row: Row, stop: str) -> Row:
     return row
 
 
-class _Wrapper:
+class _Wrapper(Adapter):
     """An adapter around an adapter."""
 
     def __init__(self, target: Adapter) -> None:
@@ -213,8 +213,11 @@ class _Wrapper:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the inner adapter's embeddings."""
-        embedded: Tensor = self.target.embed(tokens)  # type: ignore[attr-defined]
-        return embedded
+        return self.target.embed(tokens)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the inner adapter's logits."""
+        return self.target.head(hidden)
 
     def score(
         self,
@@ -223,12 +226,12 @@ class _Wrapper:
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
         """Run the inner adapter, then `after`."""
-        scores = self.target.score(tokens, position, visible, cache, ask, heads, inputs, skip)
+        scores = self.target.score(tokens, position, visible, cache, ask, outputs, inputs, skip)
         return self.after(scores, tokens, visible, skip)
 
     def after(self, scores: Scores, tokens: Tensor, visible: Tensor | None, skip: Sequence[int]) -> Scores:
@@ -293,12 +296,12 @@ class PeriodicModel(_Wrapper):
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
         """Run the toy model, whose cache discipline is kept, and replace what it says."""
-        scores = self.target.score(tokens, position, visible, cache, ask, heads, inputs, skip)
+        scores = self.target.score(tokens, position, visible, cache, ask, outputs, inputs, skip)
         asked = position if ask is None else position.gather(1, ask)
         follows = (asked.clamp(min=-1) + 1) % self.period
         return Scores(60.0 * torch.nn.functional.one_hot(follows, scores.logits.shape[-1]).double())
