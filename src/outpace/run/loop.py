@@ -121,7 +121,7 @@ class Run:
         Raises:
             ConfigError: the run has no rows.
         """
-        with shared(getattr(self.target, "is_invariant", False)):
+        with shared(self.target.is_invariant):
             return self._step()
 
     def _step(self) -> list[tuple[Row, list[int]]]:

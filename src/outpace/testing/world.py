@@ -303,4 +303,5 @@ class PeriodicModel(_Wrapper):
         scores = self.target.score(tokens, position, visible, cache, ask, outputs, inputs, skip)
         asked = position if ask is None else position.gather(1, ask)
         follows = (asked.clamp(min=-1) + 1) % self.period
-        return Scores(60.0 * torch.nn.functional.one_hot(follows, scores.logits.shape[-1]).double())
+        logits = 60.0 * torch.nn.functional.one_hot(follows, scores.logits.shape[-1]).double()
+        return replace(scores, logits=logits)

@@ -193,7 +193,7 @@ def divergence(
     found = [Divergence(policy.name, policy.refresh, policy.radius) for policy in policies]
     for index, text in enumerate(texts):
         alone = sampler.rows([index])
-        device = getattr(task.target, "device", torch.device("cpu"))
+        device = task.target.device
         banned = torch.tensor([task.canvas.mask_id], device=device)
         row = CanvasRow.begin(text, [-1] * num_tokens, task.canvas, alone.end_tokens[0])
         exact = _Lane(task, Policy("none"), row, alone, banned)

@@ -133,7 +133,7 @@ class CanvasMethod(Method):
                 "Leave them out, or use a causal model.",
             )
         rows, banned = [], []
-        sampler, device = context.sampler, getattr(context.target, "device", "cpu")
+        sampler, device = context.sampler, context.target.device
         for text, rest, ends in zip(context.texts, context.canvases, sampler.end_tokens, strict=True):
             self._check(text, rest, canvas)
             is_filled_in = any(token >= 0 for token in rest)
