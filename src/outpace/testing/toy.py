@@ -7,6 +7,8 @@ milliseconds. Shares nothing with `outpace.models`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
-__all__ = ["ToyModel"]
+__all__ = ["ToyEncoderDecoder", "ToyModel"]
 
 
 class ToyModel(Adapter):
@@ -58,6 +60,7 @@ class ToyModel(Adapter):
             block_size=block_size if attention == "block" else 0,
             logits_shift=logits_shift,
             has_hidden=True,
+            heads=("confidence",),
         )
         self.dtype = torch.float64
         generator = torch.Generator().manual_seed(seed)
@@ -125,8 +128,9 @@ class ToyModel(Adapter):
         taps = {layer: entering[layer][every, asked] for layer in outputs.layers}
         if self.capabilities.logits_shift:
             asked = (asked - 1).clamp(min=0)
-        last = state[every, asked] if outputs.has_last else None
-        return Scores(self.head(state)[every, asked], taps, {}, last)
+        logits = self.head(state)[every, asked]
+        heads = {name: logits.amax(-1, keepdim=True) for name in outputs.heads}  # there is one
+        return Scores(logits, taps, heads, state[every, asked] if outputs.has_last else None)
 
     def _sight(self, visible: Tensor | None, cache: Cache, slots: Tensor, position: Tensor) -> Tensor:
         """Return [B, T, capacity] bool."""
@@ -145,3 +149,36 @@ class ToyModel(Adapter):
             return block.unsqueeze(1) <= block.unsqueeze(2)
         every = torch.ones(rows, count, count, dtype=torch.bool)
         return every if self.capabilities.attention == "full" else every.tril()
+
+
+class ToyEncoderDecoder(ToyModel):
+    """A causal toy whose every token depends on a source too, and on where it stands; settings as of `ToyModel`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.capabilities = replace(self.capabilities, is_encoder_decoder=True)
+
+    def encode(self, sources: Sequence[list[int]], cache: Cache) -> None:
+        """Keep [B, S, hidden] of the source in the cache, zero where a row's is shorter."""
+        longest = max(map(len, sources))
+        ids = torch.tensor([source + [0] * (longest - len(source)) for source in sources])
+        is_real = torch.tensor([[at < len(source) for at in range(longest)] for source in sources])
+        cache.extra = [torch.tanh(self.embed(ids) @ self.weights[1][-1]) * is_real.unsqueeze(-1)]
+
+    def score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        outputs: Outputs = NO_OUTPUTS,
+        inputs: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        """Run one forward; see `outpace.types.Adapter`."""
+        source = cache.extra[0]
+        distance = (position.unsqueeze(2) - torch.arange(source.shape[1])).abs()
+        weight = self.weights[2][0][distance % 7] / (1 + distance).double()
+        state = (self.embed(tokens) if inputs is None else inputs) + torch.tanh(weight @ source)
+        return super().score(tokens, position, visible, cache, ask, outputs, state, skip)
