@@ -111,7 +111,7 @@ class ToyModel(Adapter):
         # The weight of an entry is a fixed function of its distance; unseen entries weigh nothing.
         distance = (position.unsqueeze(2) - places.squeeze(-1).unsqueeze(1).long()).abs()
         mix, decay = self.weights[1:3]
-        state, entering = self.embed(tokens) if inputs is None else inputs, {}
+        state, entering = self.weights[0][tokens] if inputs is None else inputs, {}
         for layer in range(num_layers):
             entering[layer] = state
             if layer in skip:
