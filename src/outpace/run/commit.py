@@ -33,18 +33,25 @@ class HostDecision:
 
 def read_back(decision: Decision) -> HostDecision:
     """Bring a Decision to the host in one transfer: the step's only synchronisation."""
-    num, size = decision.num, decision.tokens.shape[1]
     flag, source, path = decision.is_recovered, decision.source, decision.path
-    flags = torch.zeros_like(num) if flag is None else flag.to(num.dtype)
-    first = torch.stack([num, flags] if source is None else [num, flags, source], 1)
-    table = torch.cat([first, decision.tokens] if path is None else [first, decision.tokens, path], 1).tolist()
-    at = first.shape[1]
-    tokens = [row[at : at + row[0]] for row in table]
-    if path is None:
-        nodes = [[*range(row[0] - 1), -1] if row[0] else [] for row in table]
+    per_row = [decision.num, *(part for part in (flag, source) if part is not None)]
+    tables = [decision.tokens] if path is None else [decision.tokens, path]
+    if decision.num.is_cpu:  # nothing to wait for, and three lists are made sooner than one table
+        lists, wide = [part.tolist() for part in per_row], [part.tolist() for part in tables]
     else:
-        nodes = [row[at + size : at + size + row[0]] for row in table]
-    return HostDecision(tokens, nodes, [bool(row[1]) for row in table], None if at == 2 else [row[2] for row in table])
+        size, first = decision.tokens.shape[1], len(per_row)
+        both = torch.cat([*(part.to(torch.int64).unsqueeze(1) for part in per_row), *tables], 1).tolist()
+        lists = [[row[at] for row in both] for at in range(first)]
+        wide = (
+            [[row[at : at + size] for row in both] for at in range(first, len(both[0]), size)] if size else [both] * 2
+        )
+    nums = lists[0]
+    tokens = [row[:num] for row, num in zip(wide[0], nums, strict=True)]
+    nodes = [row[:num] for row, num in zip(wide[-1], nums, strict=True)]
+    if path is None:
+        nodes = [[*range(num - 1), -1] if num else [] for num in nums]
+    is_recovered = [False] * len(nums) if flag is None else [bool(value) for value in lists[1]]
+    return HostDecision(tokens, nodes, is_recovered, None if source is None else lists[-1])
 
 
 def sound(proposal: Proposal, rows: Sequence[Row], vocab_size: int) -> Proposal:
@@ -110,23 +117,21 @@ def append(row: Row, tokens: list[int], path: list[int], is_recovered: bool, num
         How many were written: nothing after an end token, a stop string, the length limit, a NaN pick (-1) or a token
         that the row's constraint refuses.
     """
-    last = "recovered" if is_recovered else "bonus" if num_proposed else "plain"
-    count = 0
-    for token, node in zip(tokens, path, strict=True):
-        size = len(row.tokens)
-        is_end = row.push(token)
-        if len(row.tokens) > size:
-            row.sources.append("draft" if node >= 0 else last)
-            row.usage.num_accepted += node >= 0
-            row.usage.num_recovered += node < 0 and last == "recovered"
-            row.usage.num_bonus += node < 0 and last == "bonus"
-            count += 1
-        if is_end:
-            row.stopped_inside = count < len(tokens)
+    size, usage = len(row.tokens), row.usage
+    for token in tokens:
+        if row.push(token):
             break
-    row.usage.num_proposed += num_proposed
-    row.usage.num_emitted = len(row.tokens) - row.num_prompt
-    row.usage.num_steps += 1
+    count = len(row.tokens) - size
+    row.stopped_inside = row.finish is not None and count < len(tokens)
+    last = "recovered" if is_recovered else "bonus" if num_proposed else "plain"
+    row.sources += ["draft" if node >= 0 else last for node in path[:count]]
+    accepted = sum(node >= 0 for node in path[:count])
+    usage.num_accepted += accepted
+    usage.num_recovered += count - accepted if last == "recovered" else 0
+    usage.num_bonus += count - accepted if last == "bonus" else 0
+    usage.num_proposed += num_proposed
+    usage.num_emitted = len(row.tokens) - row.num_prompt
+    usage.num_steps += 1
     return count
 
 

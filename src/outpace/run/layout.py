@@ -45,14 +45,46 @@ def lay_out(pending: Sequence[Sequence[int]], bases: Sequence[int], proposal: Pr
     if proposal.is_whole:
         return _lay_whole(proposal, start, is_even)
     head = torch.tensor([list(t) + [0] * (longest - len(t)) for t in pending], dtype=torch.int64, device=device)
+    is_plain = proposal.parent is None and proposal.position is None and proposal.visible is None
+    if is_even and is_plain and len(start) == 1:
+        position = torch.arange(bases[0], bases[0] + longest + width, device=device).unsqueeze(0)
+        return _lay_chains(head, position, start, proposal)
     base = torch.tensor(list(bases), device=device).unsqueeze(1)
-    if is_even and proposal.parent is None and proposal.position is None and proposal.visible is None:
-        tokens = torch.cat([head, proposal.tokens], 1) if width else head
+    if is_even and is_plain:
         position = base + torch.arange(longest + width, device=device)
-        is_all = longest == 1 and proposal.ask is None
-        ask = None if is_all else _asked(start, proposal, longest + width)
-        return Layout(tokens, position, None, ask, start)
+        return _lay_chains(head, position, start, proposal)
+    if is_even and width and not (proposal.parent is None and proposal.visible is None):
+        return _lay_trees(head, base, start, proposal)
     return _ragged(head, base, start, proposal)
+
+
+def _lay_chains(head: Tensor, position: Tensor, start: list[int], proposal: Proposal) -> Layout:
+    """Nothing is padded and every token sees all before it, so the adapter needs no mask."""
+    tokens = torch.cat([head, proposal.tokens], 1) if proposal.tokens.shape[1] else head
+    is_all = head.shape[1] == 1 and proposal.ask is None
+    return Layout(tokens, position, None, None if is_all else _asked(start, proposal, tokens.shape[1]), start)
+
+
+def _lay_trees(head: Tensor, base: Tensor, start: list[int], proposal: Proposal) -> Layout:
+    """Nothing is padded: the nodes stand in one square behind the pending tokens, which they all see."""
+    sight, longest = _sight(proposal), head.shape[1]
+    assert sight is not None  # the caller has looked
+    tokens = torch.cat([head, proposal.tokens], 1)
+    total = tokens.shape[1]
+    own = proposal.position if proposal.position is not None else base + longest - 1 + sight.sum(-1)
+    position = torch.cat([base + torch.arange(longest, device=base.device), own], 1)
+    visible = torch.ones(total, total, dtype=torch.bool, device=base.device).tril().repeat(len(start), 1, 1)
+    visible[:, longest:, longest:] = sight
+    visible.diagonal(dim1=1, dim2=2).fill_(True)
+    is_all = longest == 1 and proposal.ask is None
+    return Layout(tokens, position, visible, None if is_all else _asked(start, proposal, total), start)
+
+
+def _sight(proposal: Proposal) -> Tensor | None:
+    """Return [B, W, W]: node sees node; None = every node sees those before it."""
+    if proposal.visible is not None or proposal.parent is None:
+        return proposal.visible
+    return ancestors(proposal.parent)
 
 
 def _lay_whole(proposal: Proposal, start: list[int], is_even: bool) -> Layout:
@@ -127,9 +159,7 @@ def _ragged(head: Tensor, base: Tensor, start: list[int], proposal: Proposal) ->
     safe = node.clamp(0, max(width - 1, 0))
     pad_head = torch.nn.functional.pad(head, (0, max(0, total - head.shape[1])))[:, :total]
     tokens = torch.where(is_node, proposal.tokens.gather(1, safe), pad_head) if width else pad_head
-    sight = proposal.visible if width else None
-    if width and sight is None and proposal.parent is not None:
-        sight = ancestors(proposal.parent)
+    sight = _sight(proposal) if width else None
     position = base + column
     if width and (proposal.position is not None or sight is not None):
         own = proposal.position if proposal.position is not None else base + starts - 1 + _depths(sight)

@@ -192,7 +192,10 @@ class Run:
         if batch.cache is None:
             raise ConfigError("The run has no rows.", "Call join first.")
         began = time.perf_counter()
-        if self.target.capabilities.attention != "full":
+        lengths, offered = batch.cache.lengths, self.target.capabilities
+        # After most steps the last token alone is pending, and there is nothing to do.
+        is_due = offered.turns_at or any(len(row.tokens) - n > 1 for row, n in zip(batch.rows, lengths, strict=True))
+        if is_due and offered.attention != "full":
             texts, needs = [row.tokens for row in batch.rows], self._needs
             has_logits, prompts = needs.has_prefill_logits, batch.prompts
             t0 = began
