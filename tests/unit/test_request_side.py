@@ -19,6 +19,7 @@ from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
 from outpace.methods.fit import check_fit
 from outpace.methods.speculative.draft_model import DraftModel
 from outpace.methods.speculative.prompt_lookup import PromptLookup
+from outpace.run.commit import together
 from outpace.run.row import Row, follow
 from outpace.sampling import fork_key
 from outpace.testing.toy import ToyModel
@@ -279,3 +280,9 @@ def test_taps_are_what_enters_a_layer() -> None:
     assert torch.equal(whole([1, 2, 3]).taps[0], embedded)
     scores = whole([1, 2, 3])
     assert scores.last is not None and torch.equal(ToyModel().head(scores.last), scores.logits)
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_one_transfer_brings_what_several_would(size: int) -> None:
+    per_row, tables = [torch.tensor([2, 0]), torch.tensor([True, False])], [torch.arange(2 * size).view(2, size)] * 2
+    assert together(per_row, tables) == ([one.tolist() for one in per_row], [one.tolist() for one in tables])

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from outpace.run.row import Row
 from outpace.sampling.truncation import likeliest_of
 from outpace.types import Decision, Outcome, Proposal, View
 
-__all__ = ["HostDecision", "append", "fit", "kept", "read_back", "record", "sound"]
+__all__ = ["HostDecision", "append", "fit", "kept", "read_back", "record", "sound", "together"]
 
 _UNSOUND = "The drafter proposed ids outside the vocabulary or laws that are none; those drafts were ignored."
 
@@ -39,12 +40,7 @@ def read_back(decision: Decision) -> HostDecision:
     if decision.num.is_cpu:  # nothing to wait for, and three lists are made sooner than one table
         lists, wide = [part.tolist() for part in per_row], [part.tolist() for part in tables]
     else:
-        size, first = decision.tokens.shape[1], len(per_row)
-        both = torch.cat([*(part.to(torch.int64).unsqueeze(1) for part in per_row), *tables], 1).tolist()
-        lists = [[row[at] for row in both] for at in range(first)]
-        wide = (
-            [[row[at : at + size] for row in both] for at in range(first, len(both[0]), size)] if size else [both] * 2
-        )
+        lists, wide = together(per_row, tables)
     nums = lists[0]
     tokens = [row[:num] for row, num in zip(wide[0], nums, strict=True)]
     nodes = [row[:num] for row, num in zip(wide[-1], nums, strict=True)]
@@ -52,6 +48,14 @@ def read_back(decision: Decision) -> HostDecision:
         nodes = [[*range(num - 1), -1] if num else [] for num in nums]
     is_recovered = [False] * len(nums) if flag is None else [bool(value) for value in lists[1]]
     return HostDecision(tokens, nodes, is_recovered, None if source is None else lists[-1])
+
+
+def together(per_row: Sequence[Tensor], tables: Sequence[Tensor]) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Return tensors [B] and tensors [B, N] as lists, read in one transfer."""
+    first, size = len(per_row), tables[0].shape[1]
+    both = torch.cat([*(part.to(torch.int64).unsqueeze(1) for part in per_row), *tables], 1).tolist()
+    begins = [first + size * at for at in range(len(tables))]
+    return [[row[at] for row in both] for at in range(first)], [[row[at : at + size] for row in both] for at in begins]
 
 
 def sound(proposal: Proposal, rows: Sequence[Row], vocab_size: int) -> Proposal:
