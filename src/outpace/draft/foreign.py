@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from outpace.cache import Cache
-from outpace.errors import CapabilityError
 from outpace.draft.model import draft_chain
 from outpace.draft.psi import MOST_ROUNDS, StringLaw, borders
 from outpace.draft.reading import read_nodes, read_texts
 from outpace.draft.strings import Lexicon, Respelling
+from outpace.errors import CapabilityError
 from outpace.run.tree import TokenTree
 from outpace.sampling import Sampler, Sampling
 from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores, View

@@ -46,7 +46,9 @@ def join(states: Sequence[Any]) -> Any:
     if len(states) == 1 or first is None or isinstance(first, (str, int, float, tuple)):
         return first
     if len(known) < len(states):
-        raise TypeError(f"A state of None cannot be joined with a {type(first).__name__}; keep a list with None per row.")
+        raise TypeError(
+            f"A state of None cannot be joined with a {type(first).__name__}; keep a list with None per row."
+        )
     if isinstance(first, Tensor):
         return torch.cat(list(states))
     if isinstance(first, list):
