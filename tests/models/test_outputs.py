@@ -92,7 +92,7 @@ def fresh(target: Adapter, cache: Any) -> Any:
 @pytest.mark.parametrize("case", CASES)
 def test_native_states_are_those_of_transformers(case: str, model_root: Path) -> None:
     directory, theirs = saved(case, model_root)
-    target = load_model(directory, "float64", is_compiled=False)
+    target = load_model(directory, "float64")
 
     def states_of(text: list[int]) -> Any:
         with in_float64(), torch.no_grad():
@@ -110,7 +110,7 @@ def test_native_states_are_those_of_transformers(case: str, model_root: Path) ->
 
 @pytest.mark.parametrize("case", ["llama", "gpt2", "gemma2"])
 def test_a_skipped_layer_passes_what_enters_it(case: str, model_root: Path) -> None:
-    target = load_model(saved(case, model_root)[0], "float64", is_compiled=False)
+    target = load_model(saved(case, model_root)[0], "float64")
     call = (torch.tensor([[3, 5, 7]]), torch.arange(3)[None], None)
     plain = target.score(*call, target.new_cache(1, 4), outputs=every(target))
     skipped = target.score(*call, target.new_cache(1, 4), outputs=every(target), skip=(1,))
@@ -121,7 +121,7 @@ def test_a_skipped_layer_passes_what_enters_it(case: str, model_root: Path) -> N
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_masked_states_are_those_of_transformers_with_an_explicit_mask(name: str, model_root: Path) -> None:
     directory, theirs = written(name, model_root)
-    target = load_model(directory, "float64", is_compiled=False)
+    target = load_model(directory, "float64")
     ids = torch.randint(3, 60, (2, 16), generator=torch.Generator().manual_seed(5))
     states = oracle_output(name, theirs, ids, output_hidden_states=True).hidden_states
     position = torch.arange(16).expand(2, -1)
