@@ -19,7 +19,7 @@ from outpace.types import Counter, Outputs
 
 @pytest.fixture
 def model(model_root: Path) -> Transformer:
-    return load_model(saved("llama", model_root)[0], "float64", is_compiled=False)
+    return load_model(saved("llama", model_root)[0], "float64")
 
 
 IDS = torch.arange(3, 15)[None]
@@ -125,7 +125,7 @@ def test_packing_frees_the_plain_matrices() -> None:
 
 def test_sliding_window_ends_where_it_should(model_root: Path) -> None:
     """With one layer's window of 9, the tenth-last token cannot matter to a one-layer model, the ninth-last does."""
-    mistral = load_model(saved("mistral", model_root)[0], "float64", is_compiled=False)
+    mistral = load_model(saved("mistral", model_root)[0], "float64")
     skip = [1, 2]
     ids = torch.arange(20)[None]
     position = torch.arange(20)[None]
@@ -173,7 +173,7 @@ def test_cuda_equals_cpu(model_root: Path) -> None:
     directory, _ = saved("gemma2", model_root)
     results = []
     for device in ("cpu", "cuda"):
-        model = load_model(directory, "float64", device, is_compiled=False)
+        model = load_model(directory, "float64", device)
         ids = IDS.expand(2, -1).to(device)
         results.append(model.score(ids, AT.expand(2, -1).to(device), None, model.new_cache(2, 12)).logits.cpu())
     assert torch.allclose(*results, rtol=0, atol=1e-9)

@@ -50,7 +50,7 @@ def make_spec(draw: random.Random, **changes: object) -> Spec:
 
 def make(spec: Spec, dtype: torch.dtype, is_compiled: bool = True) -> Transformer:
     model = Transformer(spec, draw_weights(spec, dtype), pack=False)
-    assert not is_compiled or model.compile(), kernels.note()
+    assert not is_compiled or model.compile(kernels), kernels.note()
     return model
 
 

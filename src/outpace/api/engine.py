@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from outpace import constrain
+from outpace import constrain, kernels
 from outpace.api.infill import Piece, filled, lay_pieces
 from outpace.api.prompt import plain_prompt
 from outpace.api.result import Result
@@ -94,7 +94,7 @@ def load(
     begin(threads)
     directory, _ = locate(str(model))
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
-    target = open_model(str(model), dtype, device, is_compiled, card, context or 0)
+    target = open_model(str(model), dtype, device, kernels if is_compiled else None, card, context or 0)
     tokenizer = Tokenizer.from_directory(directory)
     ends = read_end_tokens(directory, card)
     lm = LanguageModel(target, tokenizer, end_tokens=ends, name=str(model), dtype=dtype, device=device)
@@ -608,7 +608,9 @@ class LanguageModel:
                         continue
                     raise
                 if name not in self._others:
-                    self._others[name] = open_model(name, self.dtype, self.device, self.is_compiled)
+                    self._others[name] = open_model(
+                        name, self.dtype, self.device, kernels if self.is_compiled else None
+                    )
                 other = self._others[name]
             is_same_vocab = not method.needs.has_text
             given_attention = needs.model_attention.get(role, "")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from outpace import kernels
 from outpace.api.engine import LanguageModel
 from outpace.bench.arms import Skipped, with_drafter
 from outpace.bench.options import GrowthOptions
@@ -118,7 +119,11 @@ class _Growth:
         budget = max(options.budget, *options.budgets)
         positions = max(self.trained, max((options.context, *contexts)) + self._most(budget))
         target = load_model(
-            directory, options.dtype, options.device, context=positions, is_compiled=options.is_compiled
+            directory,
+            options.dtype,
+            options.device,
+            context=positions,
+            kernels=kernels if options.is_compiled else None,
         )
         self.lm = LanguageModel(target, None, name=options.model, dtype=options.dtype, device=options.device)
         self.lm.is_compiled = options.is_compiled

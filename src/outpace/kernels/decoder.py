@@ -279,8 +279,8 @@ class CompiledDecoder:
             status = self._library.outpace_forward(self._handle, self._call_address)
         if status:
             raise ConfigError(FAILURES[status])
-        last = tapped.pop(self.spec.num_layers + 1) if outputs.has_last else None
-        return Scores(logits, tapped, {}, last)
+        hidden = tapped.pop(self.spec.num_layers + 1) if outputs.has_last else None
+        return Scores(logits, tapped, {}, hidden)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits [N, V] of last hidden states [N, hidden], with the bits that a forward gives them."""

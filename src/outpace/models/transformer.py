@@ -22,7 +22,7 @@ from outpace.models.spec import Spec
 from outpace.models.weights import LayerWeights, Matrix, Norm, Weights, can_pack
 from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
-__all__ = ["CompiledDecoder", "Transformer", "spec_capabilities"]
+__all__ = ["CompiledDecoder", "Kernels", "Transformer", "spec_capabilities"]
 
 SMALL_CHAIN = 64  # chains up to this long read their mask from one precomputed table
 
@@ -50,6 +50,28 @@ class CompiledDecoder(Protocol):
 
     def trim_head(self, ids: Tensor, embed: Tensor) -> CompiledDecoder:
         """Return a decoder whose logits are those of some tokens."""
+        ...
+
+
+class Kernels(Protocol):
+    """What compiles a decoder; the module `outpace.kernels` is one."""
+
+    def supports(self, spec: Spec) -> bool:
+        """Return whether decoders of this shape can be compiled."""
+        ...
+
+    def compile_decoder(
+        self, spec: Spec, weights: Weights, dtype: torch.dtype, release: bool = False
+    ) -> CompiledDecoder | None:
+        """Return the compiled decoder, None where it cannot be made; `release` frees every matrix once it is packed."""
+        ...
+
+    def note(self) -> str:
+        """Return what was built, or why nothing was."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """Return what a user should put right."""
         ...
 
 
@@ -117,13 +139,11 @@ class Transformer(Adapter):
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.dtype, device=self.device)
         self._compiled: CompiledDecoder | None = None
 
-    def compile(self, pack: bool | None = None) -> bool:
-        """Hand the weights to `outpace.kernels`, if it can serve this model; return whether it does.
+    def compile(self, kernels: Kernels, pack: bool | None = None) -> bool:
+        """Hand the weights to compiled kernels, if they can serve this model; return whether they do.
 
         The plain matrices are freed then. Otherwise they are packed as `pack` says, and a note tells why.
         """
-        from outpace import kernels
-
         self._compiled = kernels.compile_decoder(self.spec, self.weights, self.dtype, release=True)
         self.is_invariant = self._compiled is not None
         if self._compiled is None:
