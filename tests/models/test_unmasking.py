@@ -88,7 +88,7 @@ def test_random_weights_are_never_accused(name: str, model_root: Path) -> None:
     directory, _ = written(name, model_root)
     source = torch.Generator().manual_seed(1)
     for is_shifted in (False, True):
-        model = load_model(directory, "float32", is_compiled=False, card={"logits_shift": is_shifted})
+        model = load_model(directory, "float32", card={"logits_shift": is_shifted})
         for _ in range(40):
             text = torch.randint(0, 25, (31,), generator=source).tolist()
             assert unmask_test(model, text).verdict == "unclear"
@@ -96,7 +96,7 @@ def test_random_weights_are_never_accused(name: str, model_root: Path) -> None:
 
 def test_one_forward_on_a_cache_of_its_own(model_root: Path) -> None:
     directory, _ = written("dream", model_root)
-    model = load_model(directory, "float64", is_compiled=False)
+    model = load_model(directory, "float64")
     caches = []
     new_cache = model.new_cache
     model.new_cache = lambda *given: caches.append(new_cache(*given)) or caches[-1]  # type: ignore
@@ -114,9 +114,9 @@ def test_too_little_to_conclude() -> None:
 
 
 def test_what_cannot_be_tested(model_root: Path, tiny: Path) -> None:
-    causal, tokenizer = load_model(tiny, is_compiled=False), Tokenizer.from_directory(tiny)
+    causal, tokenizer = load_model(tiny), Tokenizer.from_directory(tiny)
     assert check_unmasking(causal, tokenizer) == check_unmasking(causal, None) == ""
-    masked = load_model(written("llada", model_root)[0], "float32", is_compiled=False)
+    masked = load_model(written("llada", model_root)[0], "float32")
     assert "no tokenizer" in check_unmasking(masked, None)
     with pytest.raises(ConfigError, match="four tokens"):
         unmask_test(masked, [1, 2, 3])
