@@ -85,7 +85,7 @@ class _Held:
         while run.rows:
             run.step()
             assert run.last is not None and run.last.decision is not None
-            after = run.last.decision.carry[0]
+            after = run.last.decision.carry[0].row
             steps.append((before, after))
             before = after
         return cls(method, steps)

@@ -84,7 +84,10 @@ class RoundLog:
 
     def __call__(self, rows: Sequence[Any], outcome: Any) -> None:
         """Note one step."""
-        for row, after in zip(rows, outcome.decision.carry, strict=True):
+        for row, step in zip(rows, outcome.decision.carry, strict=True):
+            if step is None:  # the row broke
+                continue
+            after: CanvasRow = step.row
             number, before = self._rows.get(id(row), (len(self.rounds), None))
             if before is None:
                 self.rounds.append([])

@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.canvas import CanvasRow, Reading
-from outpace.canvas.verify import Branch, Reference
+from outpace.canvas import CanvasRow, Parts, Reading
+from outpace.canvas.verify import Guess
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.verified import VerifiedCanvas
 
@@ -47,7 +47,7 @@ class FreeDave(VerifiedCanvas):
         "Drafts on top of a confidence threshold.",
     )
 
-    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Branch]]:
+    def branches(self, parts: Parts, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Guess]]:
         """Return the reading alone: the rule decides by it as it stands."""
-        del reference, row
+        del parts, row
         return [(1.0, lambda: reading)]

@@ -18,12 +18,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from outpace.canvas import CanvasRow, Reading
+from outpace.canvas import CanvasRow, Parts, Reading
 from outpace.canvas.row import Ids
-from outpace.canvas.verify import Branch, Reference
-from outpace.errors import ConfigError
+from outpace.canvas.verify import Guess, writes
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.verified import VerifiedCanvas
+from outpace.methods.setting import setting
 
 __all__ = ["SSD"]
 
@@ -44,8 +44,8 @@ class SSD(VerifiedCanvas):
         ConfigError: a width below 1.
     """
 
-    copies: int = 8
-    width: int = 3
+    copies: int = setting(8, least=1, note="1 guesses nothing")
+    width: int = setting(3, least=1)
 
     name: ClassVar[str] = "ssd"
     family: ClassVar[str] = "diffusion"
@@ -59,17 +59,12 @@ class SSD(VerifiedCanvas):
         "Trees of a fixed shape.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.width < 1:
-            raise ConfigError(f"width is {self.width}.", "width must be 1 or more.")
-
-    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterator[tuple[float, Branch]]:
+    def branches(self, parts: Parts, row: CanvasRow, reading: Reading) -> Iterator[tuple[float, Guess]]:
         """Yield the reading as it stands, its best place with the runner-up for a token, and the places next in rank.
 
         The place of rank k weighs 2^-(k + 1); at the best place the drawn token has (1 + confidence) / 2 of that.
         """
-        best = np.flatnonzero(reference.writes(row, reading))
+        best = np.flatnonzero(writes(parts, row, reading))
         if not len(best):
             return
         sure = float(reading.confidence[best[0]])
@@ -77,18 +72,18 @@ class SSD(VerifiedCanvas):
         if self.width > 1 and len(best) == 1:
             yield (1 - sure) / 4, partial(_runner_up, reading, best)
         for rank in range(1, min(self.width, len(reading.places))):
-            yield 0.5 ** (rank + 1), partial(_ranked, reference, row, reading, rank)
+            yield 0.5 ** (rank + 1), partial(_ranked, parts, row, reading, rank)
 
 
-def _ranked(reference: Reference, row: CanvasRow, reading: Reading, rank: int) -> Reading | None:
+def _ranked(parts: Parts, row: CanvasRow, reading: Reading, rank: int) -> Reading | None:
     """Return the reading of the place that the rule would write if `rank` better ones were not there."""
     rest = np.arange(len(reading.places))
     for _ in range(rank):
-        chosen = reference.writes(row, _part(reading, rest))
+        chosen = writes(parts, row, _part(reading, rest))
         if not chosen.any() or chosen.all():
             return None
         rest = rest[~chosen]
-    chosen = reference.writes(row, _part(reading, rest))
+    chosen = writes(parts, row, _part(reading, rest))
     return _part(reading, rest[chosen][:1]) if chosen.any() else None
 
 
