@@ -40,13 +40,18 @@ class Verified(Advance):
 
     Attributes:
         reading: what was said of the last state but one, to guess from.
-        num: steps of the reference taken.
+        rows: the row after each step of the reference that was taken.
         guessed: copies forwarded beside the row's own.
     """
 
     reading: Reading
-    num: int
+    rows: tuple[CanvasRow, ...]
     guessed: int
+
+    @property
+    def num(self) -> int:
+        """Steps of the reference taken."""
+        return len(self.rows)
 
 
 def writes(parts: Parts, row: CanvasRow, reading: Reading) -> Bools:
@@ -130,7 +135,7 @@ def verify(copies: Sequence[Copy], parts: Parts, read_copy: Callable[[Copy], Rea
         parts: of the reference, which decides.
         read_copy: what the forward says of a copy, drawn as its state draws.
     """
-    at, num, num_held = 0, 0, len(copies[0].slots)
+    at, num_held, rows = 0, len(copies[0].slots), list[CanvasRow]()
     state, found = copies[0].row, None
     while True:
         # 1. What the reference would be told here. A broken law ends the walk; the steps before it were sound.
@@ -140,9 +145,10 @@ def verify(copies: Sequence[Copy], parts: Parts, read_copy: Callable[[Copy], Rea
             return found
         # 2. The reference's step, from the true state: the guess only lent it its forward.
         step = advance(state, reading, copy.window, parts)
-        state, num = step.row, num + 1
+        state = step.row
+        rows.append(state)
         slots = copy.after(step.slots, num_held)
-        found = Verified(state, slots, reading, num, len(copies) - 1)
+        found = Verified(state, slots, reading, tuple(rows), len(copies) - 1)
         # 3. On, if some guess is where the reference came to.
         following = (
             i for i, other in enumerate(copies) if other.parent == at and _stands_for(other, state, slots, parts)

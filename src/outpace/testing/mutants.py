@@ -501,14 +501,14 @@ CANVAS_MUTANTS = (
     _on_canvas(
         "draw-without-visit",
         "a place is drawn with the same noise in every step",
-        "canvas.reading:_draw",
-        "where, visit=row.visit)",
+        "canvas.reading:draw",
+        "where, visit=visit)",
         "where, visit=0)",
     ),
     _on_canvas(
         "draw-by-rank",
         "draws are keyed by the place's rank among the masks instead of the place",
-        "canvas.reading:_draw",
+        "canvas.reading:draw",
         "where = torch.from_numpy(places)",
         "where = torch.arange(len(places))",
     ),

@@ -20,6 +20,7 @@ from outpace.canvas import CanvasRow, Parts, Reading
 from outpace.canvas.verify import Guess
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.verified import VerifiedCanvas
+from outpace.methods.setting import setting
 
 __all__ = ["FreeDave"]
 
@@ -33,7 +34,10 @@ class FreeDave(VerifiedCanvas):
 
     Attributes:
         copies: states per forward at most; each costs a forward's positions once more.
+        min_lead: least lead of the surest place for a guess; -1 = 0.4 on a CPU, 0 elsewhere.
     """
+
+    min_lead: float = setting(-1.0, least=-1, most=1, note="-1 = by device")
 
     name: ClassVar[str] = "freedave"
     family: ClassVar[str] = "diffusion"

@@ -12,13 +12,14 @@ Differences: the tree is grown best-first from the model's own probabilities ins
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
 from outpace.canvas import CanvasRow, Parts, Reading
+from outpace.canvas.reading import PartReading, draw
 from outpace.canvas.row import Ids
 from outpace.canvas.verify import Guess, writes
 from outpace.methods.base import Paper
@@ -78,8 +79,8 @@ class SSD(VerifiedCanvas):
 def _ranked(parts: Parts, row: CanvasRow, reading: Reading, rank: int) -> Reading | None:
     """Return the reading of the place that the rule would write if `rank` better ones were not there."""
     rest = np.arange(len(reading.places))
-    for _ in range(rank):
-        chosen = writes(parts, row, _part(reading, rest))
+    for number in range(rank):
+        chosen = writes(parts, row, _part(reading, rest) if number else reading)
         if not chosen.any() or chosen.all():
             return None
         rest = rest[~chosen]
@@ -89,15 +90,9 @@ def _ranked(parts: Parts, row: CanvasRow, reading: Reading, rank: int) -> Readin
 
 def _part(reading: Reading, index: Ids) -> Reading:
     """Return the reading of some places, with what has been computed of it."""
-    if len(index) == len(reading.places):
-        return reading
-    waits = None if reading.waits is None or len(index) == 1 else reading.waits[index]
-    part = replace(
-        reading, places=reading.places[index], tokens=reading.tokens[index], logits=reading.logits[index], waits=waits
-    )
-    for name in ("probs", "confidence", "top_two", "entropy"):
-        if name in vars(reading):
-            vars(part)[name] = vars(reading)[name][index]
+    part = PartReading(reading, index)
+    if len(index) == 1:  # with nothing else to write, an end token need not wait
+        part.waits = None
     return part
 
 
@@ -105,9 +100,6 @@ def _runner_up(reading: Reading, at: Ids) -> Reading:
     """Return one place's reading with the token that would be drawn there if the drawn one were ruled out."""
     logits = reading.logits[at].clone()
     logits[0, int(reading.tokens[at[0]])] = float("-inf")
-    sampler, where = reading.sampler, reading.logits.new_tensor(reading.places[at]).long().unsqueeze(0)
-    drawn = sampler.pick(sampler.process(logits, None).unsqueeze(0), where, visit=reading.visit)
-    other = Reading(reading.places[at], drawn[0].cpu().numpy(), reading.logits[at], sampler, reading.visit)
-    if "probs" in vars(reading):
-        vars(other)["probs"] = vars(reading)["probs"][at]
+    other = _part(reading, at)
+    other.tokens = draw(logits, other.places, reading.visit, reading.sampler)
     return other
