@@ -84,4 +84,5 @@ def propose_windows(windows: Sequence[CanvasWindow], device: torch.device | str,
         visible = torch.from_numpy(sight).to(device)
     tokens, places = torch.from_numpy(table).to(device)
     length = [len(window.tokens) for window in windows]
-    return Proposal(tokens, length, None, places, visible, origin=origin, ask=torch.from_numpy(ask).to(device))
+    asked = torch.from_numpy(ask).to(device)
+    return Proposal(tokens, length, None, places, visible, origin=origin, ask=asked, is_whole=True)

@@ -27,7 +27,7 @@ from outpace.canvas.reading import Reading, read
 from outpace.canvas.row import CanvasRow
 from outpace.canvas.window import CanvasWindow, lay_window, propose_windows
 from outpace.errors import ModelError
-from outpace.run.layout import lay_canvas
+from outpace.run.layout import lay_out
 from outpace.run.prefill import catch_up
 from outpace.sampling import Sampler
 from outpace.types import Adapter
@@ -126,7 +126,7 @@ class _Lane:
     def look(self) -> tuple[CanvasWindow, Reading]:
         """Forward what the cache lacks."""
         window = lay_window(self.row, self.parts)
-        layout = lay_canvas(propose_windows([window], self.banned.device, ""))
+        layout = lay_out([[]], [0], propose_windows([window], self.banned.device, ""))
         scores = self.target.score(layout.tokens, layout.position, layout.visible, self.cache, layout.ask)
         self.positions += len(window.tokens)
         reading = read(scores.logits[0], window.asked, self.row, self.parts.canvas, self.sampler, self.banned)
@@ -180,7 +180,7 @@ def divergence(
     found = [Divergence(policy.name, policy.refresh, policy.radius) for policy in policies]
     for index, text in enumerate(texts):
         alone = sampler.rows([index])
-        device = getattr(target, "device", torch.device("cpu"))
+        device = target.device
         banned = torch.tensor([parts.canvas.mask_id], device=device)
         row = CanvasRow.begin(text, [-1] * num_tokens, parts.canvas, alone.end_tokens[0])
         exact = _Lane(target, replace(parts, policy=Policy("none")), row, alone, banned)

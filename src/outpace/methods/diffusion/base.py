@@ -32,10 +32,11 @@ from outpace.canvas import (
     read,
 )
 from outpace.canvas.copies import propose_copies
+from outpace.canvas.report import report
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
 from outpace.methods.setting import setting
-from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
 
 if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
@@ -152,7 +153,7 @@ class CanvasMethod(Method):
                 "Leave them out, or use a causal model.",
             )
         rows, banned = [], []
-        device = getattr(context.target, "device", "cpu")
+        device = context.target.device
         for text, rest, ends in zip(context.texts, context.canvases, sampler.end_tokens, strict=True):
             self._check(text, rest, canvas)
             is_filled_in = any(token >= 0 for token in rest)
@@ -243,3 +244,9 @@ class CanvasMethod(Method):
         steps: list[Advance | None] = outcome.decision.carry
         rows = [old if step is None else step.row for old, step in zip(state.canvases, steps, strict=True)]
         return replace(state, canvases=rows)
+
+    def report(self, outcome: Outcome, view: View, state: CanvasBatch) -> list[Report]:
+        """Tell which places were written, final or not."""
+        del view
+        steps: list[Advance | None] = [] if outcome.decision is None else outcome.decision.carry
+        return [report(row, step) for row, step in zip(state.canvases, steps, strict=True)]
