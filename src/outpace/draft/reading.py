@@ -14,7 +14,7 @@ from outpace.run.prefill import catch_up, no_nodes
 from outpace.run.tree import TokenTree, ancestors
 from outpace.sampling import History, gumbel
 from outpace.sampling.truncation import needs_order
-from outpace.types import Adapter, Outcome, Stream, View
+from outpace.types import Adapter, Context, Outcome, Stream, View
 
 __all__ = ["Drafter", "branch_scores", "forward_pending", "read_nodes", "read_texts"]
 
@@ -27,6 +27,11 @@ class Drafter:
 
     adapter: Adapter
     cache: Cache
+
+    @staticmethod
+    def begin(context: Context, role: str = "draft") -> Drafter:
+        """Return the model of a role with an empty cache for the joining rows."""
+        return Drafter(context.models[role], context.cache_for(role))
 
     def reach(self, view: View, most: int | Sequence[int]) -> list[int]:
         """Return how many tokens ahead each row may draft; 0 past the drafter's context, whatever its neighbours do."""

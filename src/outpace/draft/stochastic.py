@@ -24,11 +24,11 @@ from outpace.run.tree import TokenTree
 from outpace.sampling import gumbel, place_in_step
 from outpace.types import Adapter, Proposal, Sampled, Stream, View
 
-__all__ = ["Shape", "draft_sampled"]
+__all__ = ["Growth", "draft_sampled"]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Growth:
     """How a sampled tree grows.
 
     Attributes:
@@ -82,7 +82,7 @@ class _Level:
 
 
 def draft_sampled(
-    adapter: Adapter, cache: Cache, view: View, reach: Sequence[int], shape: Shape, *, origin: str
+    adapter: Adapter, cache: Cache, view: View, reach: Sequence[int], shape: Growth, *, origin: str
 ) -> Proposal:
     """Draft one sampled tree per row.
 
@@ -142,7 +142,7 @@ def _processed(view: View, logits: Tensor, tree: TokenTree, nodes: Tensor) -> Te
     return sampler.process(logits.flatten(0, 1), history).view(logits.shape)
 
 
-def _children(view: View, level: _Level, shape: Shape, depth: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _children(view: View, level: _Level, shape: Growth, depth: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw the next level: per child the place of its parent in the level, its token, and the beam's two numbers.
 
     Args:

@@ -18,11 +18,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from outpace.schedule.cost import CostCurve
 
-__all__ = ["Shape", "best_budget", "best_shape"]
+__all__ = ["RankTree", "best_budget", "best_shape"]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class RankTree:
     """A tree without tokens, ordered by depth.
 
     Attributes:
@@ -45,7 +45,7 @@ class Shape:
         return max(depths, default=0)
 
     @staticmethod
-    def regular(branches: Sequence[int]) -> Shape:
+    def regular(branches: Sequence[int]) -> RankTree:
         """Return the tree in which every node of level i has `branches[i]` children."""
         parent: list[int] = []
         rank: list[int] = []
@@ -55,10 +55,10 @@ class Shape:
             parent += [above for above in level for _ in range(count)]
             rank += [order for _ in level for order in range(count)]
             level = list(range(begin, len(parent)))
-        return Shape(tuple(parent), tuple(rank))
+        return RankTree(tuple(parent), tuple(rank))
 
     @staticmethod
-    def stack(shapes: Sequence[Shape], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, list[int]]:
+    def stack(shapes: Sequence[RankTree], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, list[int]]:
         """Return one shape per row as parent [B, W], rank [B, W] and the number of nodes of each row."""
         width = max((len(shape) for shape in shapes), default=0)
         parent = [[*shape.parent, *[-1] * (width - len(shape))] for shape in shapes]
@@ -67,7 +67,7 @@ class Shape:
         return table[0], table[1], [len(shape) for shape in shapes]
 
 
-def best_shape(acceptance: Sequence[float], budget: int, max_depth: int) -> tuple[Shape, list[float]]:
+def best_shape(acceptance: Sequence[float], budget: int, max_depth: int) -> tuple[RankTree, list[float]]:
     """Return the tree of `budget` nodes and at most `max_depth` levels with the most expected accepted drafts.
 
     The paper finds it with a dynamic program over sizes, depths and ranks. Its optimum is simpler to come by: the value
@@ -98,7 +98,7 @@ def best_shape(acceptance: Sequence[float], budget: int, max_depth: int) -> tupl
         number += 2
     order = sorted(range(len(taken)), key=lambda node: taken[node][3])
     place = {node: at for at, node in enumerate(order)} | {-1: -1}
-    shape = Shape(tuple(place[taken[node][1]] for node in order), tuple(taken[node][2] for node in order))
+    shape = RankTree(tuple(place[taken[node][1]] for node in order), tuple(taken[node][2] for node in order))
     return shape, [node[0] for node in taken]
 
 

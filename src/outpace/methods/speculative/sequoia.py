@@ -22,7 +22,7 @@ from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper, nothing
 from outpace.schedule.cost import CostCurve
 from outpace.schedule.ranks import RankCounts
-from outpace.schedule.tree_size import Shape, best_budget, best_shape
+from outpace.schedule.tree_size import RankTree, best_budget, best_shape
 from outpace.schedule.tune import load_curve
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
@@ -137,7 +137,7 @@ class Sequoia(Method):
         if max(reach) == 0:
             return nothing(view)
         adapter, cache = state.drafter.adapter, state.drafter.cache
-        parent, rank, length = Shape.stack(shapes, cache.device)
+        parent, rank, length = RankTree.stack(shapes, cache.device)
         tree, rank = draft_shape(adapter, cache, view, reach, parent, rank, length)
         proposal = tree.proposal(self.name)
         proposal.carry = rank
@@ -164,7 +164,7 @@ class Sequoia(Method):
 @functools.lru_cache(maxsize=1024)
 def _planned(
     rates: tuple[float, ...], curve: CostCurve | None, draft_s: float, budget: int, max_budget: int, max_depth: int
-) -> Shape:
+) -> RankTree:
     """Return the shape to draft; remembered, since estimates settle."""
     depth = max_depth = min(max_depth, budget or max_budget)  # no tree is deeper than it has nodes
     if budget == 0 and curve is None:
