@@ -235,8 +235,8 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"budget": 0}, "budget 0"),
-        ({"sample": 0}, "sample 0"),
+        ({"budget": 0}, "budget is 0"),
+        ({"sample": 0}, "sample is 0"),
         ({"min_match": 3, "max_match": 2}, "min_match is 3"),
         ({"has_history": False}, "nothing to retrieve from"),
     ],

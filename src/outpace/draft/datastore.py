@@ -198,6 +198,19 @@ class Datastore:
         # The same places as Python integers, which the array gives more slowly; little-endian machines only.
         self._sorted = memoryview(self._map)[start:].cast("I")
 
+    def check(self, vocab_size: int, tokenizer: Tokenizer | None) -> None:
+        """See that the datastore speaks a model's vocabulary.
+
+        Raises:
+            ConfigError: it was made with another tokenizer.
+        """
+        is_other = tokenizer is not None and any(self.fingerprint) and self.fingerprint != fingerprint(tokenizer)
+        if is_other or self.vocab_size > vocab_size:
+            raise ConfigError(
+                f"The datastore {self.path!r} was made with another tokenizer than this model's.",
+                "Make one for this model with outpace index CORPUS --model MODEL --out FILE.",
+            )
+
     def find(self, text: Sequence[int], smallest: int, largest: int) -> Match:
         """Return where the longest ending of `text` occurs, of `smallest` to `largest` tokens.
 

@@ -118,7 +118,7 @@ def draft_sampled(
         nodes = torch.arange(size, size + tokens.shape[1], device=device).expand(rows, -1)
         if depth + 1 < max(reach):
             logits = read_nodes(adapter, cache, tree, nodes, (limit > depth + 1).unsqueeze(1).expand(nodes.shape))
-    is_sampled = not view.sampler.settings.is_greedy
+    is_sampled = not view.sampler.is_greedy
     sampled = Sampled(torch.cat(laws, 1), shape.has_replacement) if is_sampled else None
     return Proposal(tree.tokens, tree.length, None if shape.is_chain else tree.parent, law=sampled, origin=origin)
 
@@ -154,7 +154,7 @@ def _children(view: View, level: _Level, shape: Growth, depth: int, size: int) -
     """
     count, vocab = level.law.shape[1:]
     scores = level.logits.double().log_softmax(-1)
-    if not view.sampler.settings.is_greedy:
+    if not view.sampler.is_greedy:
         scores = level.law.log()
         if shape.has_replacement:
             return _independent(view, level, scores, shape.branches[depth], size)
@@ -163,7 +163,7 @@ def _children(view: View, level: _Level, shape: Growth, depth: int, size: int) -
         tokens = scores.topk(min(shape.branches[depth], vocab), dim=-1).indices
         column = torch.arange(count, device=tokens.device).unsqueeze(-1).expand(tokens.shape)
         return column.flatten(1), tokens.flatten(1), level.reached, level.value
-    if view.sampler.settings.is_greedy:
+    if view.sampler.is_greedy:
         total = level.value.unsqueeze(-1) + scores
     else:
         total = _bounded(scores + level.reached.unsqueeze(-1), level.value)

@@ -7,6 +7,7 @@ time of drafting and of scoring that many tokens.
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from outpace.schedule.cost import CostCurve
 
-__all__ = ["RankTree", "best_budget", "best_shape"]
+__all__ = ["RankTree", "best_budget", "best_shape", "planned"]
+
+_DEFAULT_BUDGET = 16  # without a cost curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +128,24 @@ def best_budget(
             if rate > best:
                 best, choice = rate, (size, depth)
     return choice
+
+
+@functools.lru_cache(maxsize=1024)
+def planned(
+    rates: tuple[float, ...], curve: CostCurve | None, draft_s: float, budget: int, max_budget: int, max_depth: int
+) -> RankTree:
+    """Return the tree to draft; remembered, since estimates settle.
+
+    Args:
+        rates: acceptance by rank, as in `best_shape`.
+        curve: seconds of a target forward by its tokens, None = unknown.
+        draft_s: seconds of a drafter forward.
+        budget: nodes; 0 = what pays best by the curve, or 16 where there is none.
+        max_budget, max_depth: limits.
+    """
+    depth = max_depth = min(max_depth, budget or max_budget)  # no tree is deeper than it has nodes
+    if budget == 0 and curve is None:
+        budget = min(_DEFAULT_BUDGET, max_budget)
+    elif budget == 0 and curve is not None:
+        budget, depth = best_budget(rates, curve, draft_s, max_budget, max_depth)
+    return best_shape(rates, budget, depth)[0]
