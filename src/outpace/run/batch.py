@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from outpace.cache import Cache
@@ -54,6 +55,14 @@ class Batch:
             self.cache.leave(stay)
         else:
             self.cache = None
+
+    def part(self, index: Sequence[int]) -> Batch:
+        """Return some rows, in that order, with copies of all that is theirs (a row may repeat)."""
+        other = Batch(self.sampler.settings)
+        other.rows = [replace(self.rows[i], tokens=list(self.rows[i].tokens)) for i in index]
+        other.cache = None if self.cache is None else self.cache.rows(index)
+        other.state, other.sampler = trees.rows(self.state, index), self.sampler.rows(index)
+        return other
 
     def view(self, step: int, last: Outcome | None) -> View:
         """Return what a method may read now."""
