@@ -30,6 +30,7 @@ _SAVED = 1.0  # plain steps of what drafting won that the account keeps at most
 _WATCH = 0.01  # of a plain step, that learning from it may take
 _HOPE = 1.25  # an arm whose expected rate is this much below the best one's is not worth learning for
 _PLAIN_STEPS, _MOST_PLAIN = 12, 64  # between two choices while plain decoding wins
+_CHOICE = 0.005  # of the plain steps until the next one, that a choice may take where they are very short
 _ARM_STEPS, _TRIAL_STEPS = 4, 2
 _SLACK = 1  # tokens that a row may be ahead of the last one and still count as the last
 _LEAD = 0.5  # what a token is worth to a row that is further ahead: a batch lasts as long as its last row
@@ -189,6 +190,7 @@ class Bandit:
         self.account = 0.0  # seconds that trials may still lose
         self.is_trial = self.is_fresh = False
         self._has_credit = False
+        self.choice_s = 0.0  # that a choice takes; 0 = costs nothing
         self.note = "plain until something is known"
 
     def rows(self, index: Sequence[int]) -> Bandit:
@@ -309,22 +311,23 @@ class Bandit:
             is_hopeful: as if every draft were kept.
         """
         arm, rows, drafted = self.arms[index], self.num_rows, len(stats)
+        forward_s = self.cost.by_tokens(rows)
         if index == 0:
-            seconds = self.cost(rows, rows)
+            seconds = forward_s(rows)
             return Plan(rows / seconds, seconds, 0)
         base_s = self._draft_s(arm)
         if arm.kind == "whole" and not is_hopeful:
-            gain, seconds = self._tokens(index, stats) - 1, base_s + self.cost(rows, round(rows * (1 + arm.mean_width)))
+            gain, seconds = self._tokens(index, stats) - 1, base_s + forward_s(round(rows * (1 + arm.mean_width)))
             return Plan((rows + drafted * gain * arm.trust) / seconds, seconds, arm.width, gain)
         gains = self._gains(index, stats, is_hopeful=is_hopeful)
+        trust, is_chain = 1.0 if is_hopeful else arm.trust, arm.kind == "chain" and not is_hopeful
         best, gain, nodes, done = Plan(0.0, 1.0, 1), 0.0, float(rows), 0
         for number in (size for size in _SIZES if size <= len(gains)):
             gain += sum(gains[done:number])
-            is_chain = arm.kind == "chain" and not is_hopeful
             nodes += drafted * (sum(arm.reach[done:number]) if is_chain else number - done)
             done = number
-            seconds = base_s + self.cost(rows, round(nodes))
-            rate = (rows + drafted * gain * (1.0 if is_hopeful else arm.trust)) / seconds
+            seconds = base_s + forward_s(round(nodes))
+            rate = (rows + drafted * gain * trust) / seconds
             if rate > best.rate:
                 best = Plan(rate, seconds, number, gain)
         return best
@@ -426,8 +429,9 @@ class Bandit:
         if best:
             return self._take(best, _ARM_STEPS, told)
         # While plain decoding runs nothing is learned, so the next choice can wait until a trial can be paid.
-        wait = _MOST_PLAIN if missing >= _MOST_PLAIN * earned else max(_PLAIN_STEPS, int(missing / earned))
-        return self._take(0, wait, told)
+        fewest = max(_PLAIN_STEPS, min(_MOST_PLAIN, self.choice_s / (_CHOICE * plans[0].seconds)))
+        wait = _MOST_PLAIN if missing >= _MOST_PLAIN * earned else max(fewest, missing / earned)
+        return self._take(0, int(wait), told)
 
     def _take(self, index: int, steps: int, note: str) -> int:
         self.is_fresh = index != self.current
