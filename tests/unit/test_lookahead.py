@@ -11,7 +11,7 @@ from torch import Tensor
 from outpace.api.engine import load
 from outpace.cache import Cache
 from outpace.draft.phrases import PhrasePool
-from outpace.draft.window import GuessWindow, answers, branches, candidates, first_windows, learn
+from outpace.draft.window import GuessWindow, answers, branches, first_windows, learn, phrases_only
 from outpace.errors import ConfigError
 from outpace.methods.parallel.lookahead import Lookahead
 from outpace.run.commit import fit
@@ -117,7 +117,7 @@ def test_candidates_come_first_and_windows_answer_apart() -> None:
     assert proposal.parent[0].tolist() == [-1, 0, 0, -1, -1, 3]
     assert proposal.parent[1, :3].tolist() == [-1, -1, 0] and proposal.length == [6, 3]
     logits = torch.nn.functional.one_hot(torch.arange(14).view(2, 7), 14).double()  # entry i of row b answers 7 b + i
-    part, scores = candidates(proposal, Scores(logits))
+    part, scores = phrases_only(proposal, Scores(logits))
     assert (part.tokens.shape, part.length, scores.logits.shape) == ((2, 3), [3, 0], (2, 4, 14))
     found = answers(proposal, Scores(logits))
     assert found == [[5, 6], [9, 10]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from outpace.accept import sample_and_match
 from outpace.draft.phrases import PhrasePool
-from outpace.draft.window import Branches, GuessWindow, answers, branches, candidates, first_windows, learn
+from outpace.draft.window import Branches, GuessWindow, answers, branches, first_windows, learn, phrases_only
 from outpace.types import Context, Decision, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["Ahead", "LookAhead", "match_candidates"]
@@ -49,7 +49,7 @@ class Ahead:
 def match_candidates(proposal: Proposal, scores: Scores, view: View) -> Decision:
     """Match the candidate phrases only: a window is no draft."""
     if isinstance(proposal.carry, Branches):
-        proposal, scores = candidates(proposal, scores)
+        proposal, scores = phrases_only(proposal, scores)
     return sample_and_match(proposal, scores, view)
 
 

@@ -15,8 +15,6 @@ from outpace.sampling import Sampler
 
 __all__ = ["AlignmentLaws"]
 
-Draft = tuple[list[int], list[int]]
-
 
 class AlignmentLaws:
     """What the target expected after each token of one row's text: its likeliest next tokens and their logits.
@@ -68,7 +66,9 @@ class AlignmentLaws:
         drawn: list[list[int]] = ids.gather(1, noisy.sort(dim=-1, descending=True, stable=True).indices).tolist()
         return drawn
 
-    def beside(self, copied: Sequence[int], first: int, length: int, sampler: Sampler, most: int) -> Draft:
+    def beside(
+        self, copied: Sequence[int], first: int, length: int, sampler: Sampler, most: int
+    ) -> tuple[list[int], list[int]]:
         """Return copied tokens as a chain, and as leaves beside those that were not expected what was.
 
         Args:

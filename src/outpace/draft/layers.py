@@ -114,6 +114,7 @@ class LayerSearch:
         """Return the next set to try: the evenly spread one first, then a random one, or the most promising."""
         if self.best not in self.tried:
             return self.best
+        # A Gaussian process needs points to choose from, a random step needs one.
         pool = self._untried(_ALL_SETS // 2 if is_bayes else 1)
         if not is_bayes:
             return pool[0]
@@ -131,10 +132,13 @@ class LayerSearch:
     def _untried(self, most: int) -> list[tuple[int, ...]]:
         """Return sets not tried yet, in random order."""
         middle, key = range(1, self.layers - 1), self._key(0)
+        # Few sets: list those that are left, in an order that depends on how many were tried, so that every row of a
+        # batch that has tried as many tries the same next and shares its forward.
         if math.comb(len(middle), self.count) <= _ALL_SETS:
             left = [chosen for chosen in itertools.combinations(middle, self.count) if chosen not in self.tried]
             order = uniform(key, torch.arange(len(left)))[0].argsort().tolist()
             return [left[at] for at in order[:most]]
+        # Many sets: draw until enough new ones are found, or chance runs dry.
         found: dict[tuple[int, ...], None] = {}
         for visit in itertools.count(1):
             noise = uniform(self._key(visit), torch.arange(len(middle)))[0]
@@ -164,6 +168,7 @@ def upper_bounds(known: Tensor, scores: Tensor, asked: Tensor, noise: float = 1e
         noise: variance of a score, in the same units.
         width: how much the unknown is worth.
     """
+    # Sets of one size lie at distances up to sqrt(2 x size): the kernel's scale follows the size.
     scale = (float(known.sum(-1).mean()) or 1.0) ** 0.5
     deviation = scores.std(unbiased=False).clamp(min=1e-6)
     factor = torch.linalg.cholesky(_matern(known, known, scale) + noise * torch.eye(len(known), dtype=known.dtype))
@@ -258,17 +263,20 @@ def match_rates(target: Adapter, counter: Counter, view: View, skip: Sequence[in
         skip: layers left out.
         context: tokens looked at; fewer in a text that is shorter.
     """
+    # 1 Step back by `context` tokens on a fork, so that these are forwarded again without the layers.
     size = [min(context, length - 1) for length in view.lengths]
     view.cache.reserve(max(view.lengths) + max(size))  # before it is shared
     fork = view.cache.fork(counter)
     fork.truncate([length - 1 - n for length, n in zip(view.lengths, size, strict=True)])
     low, high = min(fork.lengths), max(fork.lengths) + max(size)
+    # 2 The fork writes over the target's own entries of those tokens: copy them, and put them back behind the forward.
     kept = [buffer.narrow(fork.slot_axis, low, high - low).clone() for buffer in fork.buffers]
     pieces = [text[-n - 1 : -1] for text, n in zip(view.texts, size, strict=True)]
     layout = lay_out(pieces, fork.lengths, no_nodes(len(pieces), fork.device))
     logits = target.score(layout.tokens, layout.position, layout.visible, fork, skip=skip).logits
     for buffer, own in zip(fork.buffers, kept, strict=True):
         buffer.narrow(fork.slot_axis, low, high - low).copy_(own)
+    # 3 A hit is what would have been accepted: the same token under the noise that it was drawn with.
     drawn = view.sampler.pick(view.sampler.process(logits, None), layout.position + 1).tolist()
     rates = []
     for text, n, picks in zip(view.texts, size, drawn, strict=True):
@@ -307,9 +315,11 @@ def draft_comb(
     above, texts = [-1] * len(lengths), [list(text) for text in view.texts]
     running = [length > 0 for length in lengths]
     for step in range(max(lengths)):
+        # 1 Score all tokens as the target would pick them; the best one lengthens the chain.
         place = torch.tensor([[length + step] for length in view.lengths], device=logits.device)
         scores, tokens = _best(branch_scores(view, logits.unsqueeze(1), place, history)[:, 0], branches)
         sure, found = scores[:, 0].exp().tolist(), tokens.tolist()
+        # 2 Hang it, and its runners-up, on the chain's last token: the less sure, the more of them.
         for row in [row for row, is_on in enumerate(running) if is_on]:
             parent, above[row] = above[row], len(nodes[row])
             nodes[row] += [(token, parent) for token in found[row][: _candidates(sure[row], branches)]]
@@ -319,6 +329,7 @@ def draft_comb(
             running[row] = sure[row] >= min_confidence and step + 1 < lengths[row]
         if not any(running):
             break
+        # 3 Forward the chain's token alone: leaves are looked at by the target, never by the drafter.
         rows = zip(texts, cache.lengths, running, strict=True)
         logits = forward_pending(target, cache, [text if is_on else text[:held] for text, held, is_on in rows], skip)
     return nodes

@@ -20,7 +20,7 @@ from outpace.draft.likeliest import likeliest
 from outpace.draft.memory import Memory
 from outpace.errors import ConfigError
 
-__all__ = ["RecyclingMemory", "RecyclingTable", "TreeShape", "candidates", "tables", "tree_shape"]
+__all__ = ["RecyclingMemory", "RecyclingTable", "TreeShape", "likeliest_ids", "tables", "tree_shape"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -130,7 +130,7 @@ class RecyclingTable:
         return other
 
 
-def candidates(logits: Tensor, width: int) -> npt.NDArray[np.integer]:
+def likeliest_ids(logits: Tensor, width: int) -> npt.NDArray[np.integer]:
     """Return the ids of the `width` largest of logits [B, A, V], largest first, [B, A, width]."""
     rows, asked, vocab = logits.shape
     ids: npt.NDArray[np.integer] = likeliest(logits.reshape(-1, vocab), width).view(rows, asked, width).cpu().numpy()

@@ -103,11 +103,15 @@ def draft_sampled(
     reached = value = torch.zeros(rows, 1, dtype=torch.float64, device=device)
     nodes = torch.full((rows, 1), -1, device=device)
     for depth in range(max(reach)):
+        # 1 The law that this level's nodes are the roots of: processed as the target's own would be, on each path.
         logits = _processed(view, logits, tree, nodes)
         law = view.sampler.law(logits.flatten(0, 1)).probs().view(logits.shape)
         level = _Level(nodes, logits, law, reached, value)
+        # 2 Draw the children; a child says by `column` which node of the level it hangs on.
         column, tokens, reached, value = _children(view, level, shape, depth, tree.tokens.shape[1])
+        # 3 Note what each was drawn from: the acceptor divides by it, so it must be the law before any removal.
         laws.append(law.gather(1, column.unsqueeze(-1).expand(-1, -1, law.shape[-1])))
+        # 4 Hang them on. Rows of other reach share the width: their nodes beyond it count as padding.
         is_drafted = (limit > depth).tolist()
         size = tree.tokens.shape[1]
         tree = TokenTree(
@@ -153,12 +157,14 @@ def _children(view: View, level: _Level, shape: Growth, depth: int, size: int) -
         size: nodes drawn so far.
     """
     count, vocab = level.law.shape[1:]
+    # A greedy sampler has nothing to draw: siblings are the likeliest tokens, by their own log-probability.
     scores = level.logits.double().log_softmax(-1)
     if not view.sampler.is_greedy:
         scores = level.law.log()
         if shape.has_replacement:
             return _independent(view, level, scores, shape.branches[depth], size)
         scores = scores + _noise(view, level.nodes + 1, vocab)
+    # Without replacement = the largest of log-probability plus one Gumbel noise per token, in that order.
     if not shape.beam:
         tokens = scores.topk(min(shape.branches[depth], vocab), dim=-1).indices
         column = torch.arange(count, device=tokens.device).unsqueeze(-1).expand(tokens.shape)
@@ -167,6 +173,7 @@ def _children(view: View, level: _Level, shape: Growth, depth: int, size: int) -
         total = level.value.unsqueeze(-1) + scores
     else:
         total = _bounded(scores + level.reached.unsqueeze(-1), level.value)
+    # A stochastic beam takes the best of all nodes' children at once; the order of drawing is that of the values.
     value, best = total.flatten(1).topk(min(shape.beam, count * vocab), dim=-1)
     reached = (level.reached.unsqueeze(-1) + level.law.log()).flatten(1).gather(1, best)
     return best // vocab, best % vocab, reached, value

@@ -31,11 +31,11 @@ __all__ = [
     "GuessWindow",
     "answers",
     "branches",
-    "candidates",
     "first_paths",
     "first_windows",
     "learn",
     "merged",
+    "phrases_only",
 ]
 
 
@@ -159,7 +159,7 @@ def first_paths(tree: TokenTree, chains: Sequence[Sequence[int]]) -> list[list[i
     return nodes
 
 
-def candidates(proposal: Proposal, scores: Scores) -> tuple[Proposal, Scores]:
+def phrases_only(proposal: Proposal, scores: Scores) -> tuple[Proposal, Scores]:
     """Return the part of a proposal of `branches` that may be accepted, the candidate phrases, with its scores."""
     counts = [min(count, length) for count, length in zip(proposal.carry.counts, proposal.length, strict=True)]
     width = max(counts)

@@ -18,12 +18,12 @@ from typing import ClassVar
 
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, nothing
-from outpace.methods.fit import misfits
 from outpace.methods.idle import Idle
+from outpace.methods.misfit import misfits
 from outpace.methods.registry import load_method
 from outpace.methods.setting import setting
 from outpace.run.commit import fit
-from outpace.schedule.bandit import Arm, ArmStats, Bandit, last_rows
+from outpace.schedule.bandit import ArmStats, Bandit, BanditArm, last_rows
 from outpace.schedule.tune import head_share, load_curve, relative_size
 from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
@@ -127,23 +127,23 @@ class Auto(Method):
             for arm in _made(self.arms)
             if not misfits(arm, target.capabilities) and all(role in context.models for role in arm.needs.models)
         )
-        facts = [Arm(0), *(self._facts(arm, context) for arm in arms)]
+        facts = [BanditArm(0), *(self._facts(arm, context) for arm in arms)]
         bandit = Bandit(facts, load_curve(target), self.explore, self.is_timed)
         stats = [[ArmStats() for _ in facts] for _ in context.texts]
         is_packed = getattr(target, "path", "") == "compiled"
         return AutoState(arms, Idle(arms, context), stats, bandit, is_packed, 1 + head_share(target))
 
-    def _facts(self, arm: Method, context: Context) -> Arm:
+    def _facts(self, arm: Method, context: Context) -> BanditArm:
         """Return what is thought of an arm before it was tried."""
         kind = "tree" if arm.needs.has_tree else "chain"
         if not self.is_timed:
-            return Arm(arm.needs.width, kind=kind)
+            return BanditArm(arm.needs.width, kind=kind)
         if not arm.needs.models:
             learn_s = arm.harvests * len(context.texts) * (_LEARN_S + _SORT_S * context.target.capabilities.vocab_size)
             draft_s = _HOST_S * (1 + len(context.texts) / 4) + learn_s
-            return Arm(arm.needs.width, draft_s, _INDEX_S, kind=kind, watch_s=learn_s)
+            return BanditArm(arm.needs.width, draft_s, _INDEX_S, kind=kind, watch_s=learn_s)
         share = relative_size(context.models[arm.needs.models[0]], context.target)
-        return Arm(arm.needs.width, _MODEL_S, lag_share=share, kind=kind)
+        return BanditArm(arm.needs.width, _MODEL_S, lag_share=share, kind=kind)
 
     def to_certify(self) -> Auto:
         """Try drafters often, also where plain decoding wins: what is tried never changes the text."""

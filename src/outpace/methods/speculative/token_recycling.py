@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from outpace.draft.harvest import scored_tokens
 from outpace.draft.memory import claim
-from outpace.draft.recycling import RecyclingMemory, RecyclingTable, candidates, tables, tree_shape
+from outpace.draft.recycling import RecyclingMemory, RecyclingTable, likeliest_ids, tables, tree_shape
 from outpace.methods.base import Method, Paper, trees
 from outpace.methods.setting import setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
@@ -76,7 +76,7 @@ class TokenRecycling(Method):
         """Keep the likeliest successors of every token that was scored: the prompt's, drafts kept, drafts dropped."""
         if outcome.scores is None or outcome.scores.logits.shape[1] == 0:
             return state
-        ids = candidates(outcome.scores.logits, state[0].ids.shape[1])
+        ids = likeliest_ids(outcome.scores.logits, state[0].ids.shape[1])
         for row, (text, table) in enumerate(zip(view.texts, state, strict=True)):
             table.learn(scored_tokens(outcome, row, text), ids[row])
         return state
