@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from outpace.methods.fit import check_fit
 from torch import Tensor
 
 from outpace.errors import CapabilityError, ConfigError
@@ -16,7 +17,6 @@ from outpace.methods.base import Method
 from outpace.methods.diffusion.freedave import FreeDave
 from outpace.methods.diffusion.lrd import LatentRefinement
 from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
-from outpace.methods.fit import check_fit
 from outpace.methods.speculative.draft_model import DraftModel
 from outpace.methods.speculative.prompt_lookup import PromptLookup
 from outpace.run.commit import together

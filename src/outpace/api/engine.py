@@ -20,7 +20,7 @@ from outpace.arguments import flag, given, ids, path, settle, some_ids, whole
 from outpace.constrain.canvas import CanvasCompiler, CanvasConstraint
 from outpace.errors import CapabilityError, ConfigError, check_characters, nearest
 from outpace.methods.base import Method
-from outpace.methods.fit import check_fit, check_partner
+from outpace.methods.misfit import check_fit, check_partner
 from outpace.methods.registry import load_method
 from outpace.models.generation import GenerationConfig, read_generation
 from outpace.models.loading import read_end_tokens

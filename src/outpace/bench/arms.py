@@ -12,7 +12,7 @@ from outpace.bench.inflate import inflated_from
 from outpace.bench.options import BenchOptions, GrowthOptions
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
-from outpace.methods.fit import check_fit
+from outpace.methods.misfit import check_fit
 from outpace.methods.registry import load_method
 from outpace.models.loading import resolve
 from outpace.zoo import drafter_of

@@ -23,7 +23,7 @@ from outpace.canvas import Policy, make_policy
 from outpace.errors import ConfigError, OutpaceError
 from outpace.methods.diffusion.base import CanvasMethod
 from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
-from outpace.methods.fit import check_fit
+from outpace.methods.misfit import check_fit
 from outpace.sampling import Sampler, Sampling, row_key
 from outpace.trace.divergence import Divergence, divergence
 

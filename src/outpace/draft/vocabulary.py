@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.draft.memory import Memory
+from outpace.draft.reading import Drafter
 from outpace.errors import ConfigError
-from outpace.types import NO_OUTPUTS, Adapter, Counter, Outputs, Scores
+from outpace.types import NO_OUTPUTS, Adapter, Context, Counter, Outcome, Outputs, Scores, View
 
-__all__ = ["TokenCounts", "TrimmedHead", "count_tokens", "memory_bound_speedup"]
+__all__ = ["TokenCounts", "TrimmedDrafter", "TrimmedHead", "count_tokens", "memory_bound_speedup"]
 
 
 class TokenCounts(Memory):
@@ -162,6 +163,43 @@ class TrimmedHead(Adapter):
         spread = known.new_full((*known.shape[:-1], self.capabilities.vocab_size), float("-inf"))
         spread[..., self._ids] = known
         return spread
+
+
+@dataclass
+class TrimmedDrafter(Drafter):
+    """A drafter whose head is cut, and the counts that go on, which the caller keeps; None = nobody does."""
+
+    counts: TokenCounts | None = None
+
+    @staticmethod
+    def cut(context: Context, memory: TokenCounts | None, file: str, size: int) -> TrimmedDrafter:
+        """Return the drafter of the joining rows with a head of the `size` tokens counted most.
+
+        Args:
+            context: of the joining rows.
+            memory: the caller's counts, or None.
+            file: of counts, read in place of the caller's; "" = none.
+            size: tokens that stay; all of the vocabulary, or more = the drafter as it is.
+
+        Raises:
+            ConfigError: the file cannot be read, or counts another vocabulary.
+        """
+        vocab_size = context.target.capabilities.vocab_size
+        counts = memory or TokenCounts()
+        if file:
+            counts = TokenCounts.read(file)
+            counts.bind(vocab_size)
+        adapter = context.models["draft"]
+        if size < vocab_size:
+            adapter = TrimmedHead(adapter, counts.most_frequent(size, vocab_size))
+        return TrimmedDrafter(adapter, context.cache_for("draft"), memory)
+
+    def forget(self, outcome: Outcome, view: View) -> None:
+        """Drop drafted entries that did not become text, and count what was written."""
+        super().forget(outcome, view)
+        if self.counts is not None:
+            for tokens in outcome.emitted:
+                self.counts.add(tokens)
 
 
 def memory_bound_speedup(tokens_per_step: float, draft_len: float, draft_bytes: float, target_bytes: float) -> float:

@@ -24,9 +24,9 @@ from outpace.errors import ConfigError, nearest
 from outpace.methods.setting import check
 from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
 
-__all__ = ["Method", "Paper", "chain", "nothing", "trees"]
+__all__ = ["Ids", "Method", "Paper", "chain", "nothing", "trees"]
 
-_Ids = Sequence[int] | npt.NDArray[np.int64]
+Ids = Sequence[int] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ def chain(view: View, drafts: list[list[int]], origin: str) -> Proposal:
     return Proposal(tokens, [len(draft) for draft in drafts], origin=origin)
 
 
-def trees(view: View, drafts: Sequence[tuple[_Ids, _Ids]], origin: str) -> Proposal:
+def trees(view: View, drafts: Sequence[tuple[Ids, Ids]], origin: str) -> Proposal:
     """Return a proposal of one deterministic tree per row, padded to the largest.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 
 from outpace.errors import ConfigError
 
-__all__ = ["Range", "check", "setting"]
+__all__ = ["Range", "check", "ordered", "setting"]
 
 _KEY = "range"
 
@@ -83,3 +83,14 @@ def check(settings: Any) -> None:
         if not all(allowed.holds(item) for item in (value if isinstance(value, tuple) else (value,))):
             hint = f"{field.name} must be {allowed}" + (f"; {allowed.note}." if allowed.note else ".")
             raise ConfigError(f"{field.name} is {value!r}.", hint)
+
+
+def ordered(settings: Any, low: str, high: str) -> None:
+    """Hold two fields to their order.
+
+    Raises:
+        ConfigError: the first is above the second.
+    """
+    least, most = getattr(settings, low), getattr(settings, high)
+    if least > most:
+        raise ConfigError(f"{low} is {least!r} and {high} {most!r}.", f"{low} must not be above {high}.")

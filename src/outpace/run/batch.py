@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -84,6 +85,15 @@ class Batch:
         self.groups = list(groups.values())
         inputs = [row.inputs for row in self.rows]
         self.prompts = inputs if any(one is not None for one in inputs) else []
+
+    def part(self, index: Sequence[int]) -> Batch:
+        """Return some rows, in that order, with copies of all that is theirs (a row may repeat)."""
+        other = Batch(self.sampler.settings)
+        other.rows = [replace(self.rows[i], tokens=list(self.rows[i].tokens)) for i in index]
+        other.cache = None if self.cache is None else self.cache.rows(index)
+        other.state, other.sampler = trees.rows(self.state, index), self.sampler.rows(index)
+        other._gather()
+        return other
 
     def view(self, step: int, last: Outcome | None) -> View:
         """Return what a method may read now."""

@@ -6,6 +6,7 @@ method: what is proposed and what is kept is the method's. Rows join and leave b
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from outpace.run.layout import lay_out, soften
 from outpace.run.prefill import catch_up
 from outpace.run.row import Row
 from outpace.run.threads import shared
-from outpace.sampling import Sampling
+from outpace.sampling import Sampler, Sampling
 from outpace.types import Adapter, Context, Counter, Needs, Outcome, Proposal
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Run:
         self.counters = {"target": Counter(), "draft": Counter()}
         self.seconds = {"prefill": 0.0, "draft": 0.0, "score": 0.0, "accept": 0.0, "total": 0.0}
         self.num_steps = 0
+        self.tail = 1  # pending tokens that a step forwards with its window; more are forwarded before it
         self.last: Outcome | None = None
         self.batch = Batch(settings)
         self._needs: Needs = method.needs
@@ -114,6 +116,31 @@ class Run:
     def leave(self, gone: Sequence[Row]) -> None:
         """Take rows out between two steps; each keeps its tokens and may join a run again."""
         self.batch.leave(gone)
+
+    def sync(self, prefix: Sequence[Sequence[int]], sampler: Sampler | None = None) -> None:
+        """Make the rows hold these texts; of the cache stays what a row's old text and its new one have in common.
+
+        For a run that drafts: what it wrote beyond the texts that came of it is withdrawn. The method's state stays as
+        it is, so it must not rest on what may be withdrawn; a row's length, prompt and counts are the caller's.
+
+        Args:
+            prefix: tokens per row, one at least.
+            sampler: the rows' from now on; None = their own, constraints told from the new texts.
+        """
+        assert self.batch.cache is not None or not prefix  # rows and cache come together
+        valid = []
+        for row, text in zip(self.rows, prefix, strict=True):
+            valid.append(min(_num_shared(row.tokens, text), len(text) - 1))  # the last token always stays pending
+            row.tokens, row.constraint, row.state = list(text), None, None
+        if self.batch.cache is not None:
+            self.batch.cache.truncate(valid)
+        self.batch.sampler = bind(self.settings, self.rows) if sampler is None else sampler
+
+    def part(self, index: Sequence[int]) -> Run:
+        """Return a run of some rows, in that order, with copies of what is theirs (a row may repeat)."""
+        other = copy.copy(self)
+        other.batch = self.batch.part(index)
+        return other
 
     def step(self) -> list[tuple[Row, list[int]]]:
         """Advance every row by one step; return what each emitted. Finished rows have left when it returns.
@@ -192,9 +219,10 @@ class Run:
         if batch.cache is None:
             raise ConfigError("The run has no rows.", "Call join first.")
         began = time.perf_counter()
-        lengths, offered = batch.cache.lengths, self.target.capabilities
+        offered = self.target.capabilities
+        behind = max(len(row.tokens) - n for row, n in zip(batch.rows, batch.cache.lengths, strict=True))
         # After most steps the last token alone is pending, and there is nothing to do.
-        is_due = offered.turns_at or any(len(row.tokens) - n > 1 for row, n in zip(batch.rows, lengths, strict=True))
+        is_due = (offered.turns_at or behind > 1) and not 1 < behind <= self.tail
         if is_due and offered.attention != "full":
             texts, needs = [row.tokens for row in batch.rows], self._needs
             has_logits, prompts = needs.has_prefill_logits, batch.prompts
@@ -234,3 +262,14 @@ class Run:
             row.usage.positions_scored += (self.counters["target"].positions - positions) // len(rows)
         for name, value in seconds.items():
             self.seconds[name] += value
+
+
+def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many tokens two texts have in common at their beginning; quick where they part near the end."""
+    low = size = min(len(left), len(right))
+    back = 1
+    while low and left[:low] != right[:low]:
+        low, back = max(0, low - back), 2 * back
+    while low < size and left[low] == right[low]:
+        low += 1
+    return low

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,8 +75,35 @@ class Sampler:
 
     def rows(self, index: Sequence[int]) -> Sampler:
         """Return a sampler for some of the rows, in that order."""
+        return self._with(self.settings, index)
+
+    def _with(self, settings: Sampling, index: Sequence[int]) -> Sampler:
         per_row = (self.keys, self.end_tokens, self.states, self.sources, self.limits)
-        return Sampler(self.settings, *([values[i] for i in index] for values in per_row))  # type: ignore[arg-type]
+        return Sampler(settings, *([values[i] for i in index] for values in per_row))  # type: ignore[arg-type]
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether a pick is the likeliest token, without noise."""
+        return self.settings.is_greedy
+
+    def softened(self) -> Sampler:
+        """Return a sampler at temperature 1 where this one is at 0, whose laws have a single token."""
+        if not self.is_greedy:
+            return self
+        return self._with(replace(self.settings, temperature=1.0), range(len(self.keys)))
+
+    def perturbed(self, logits: Tensor, position: Tensor, ids: Tensor) -> Tensor:
+        """Return what a pick takes the largest of, apart from cuts: logits plus the target's noise at their scale.
+
+        Args:
+            logits: [B, ..., K] processed, of some tokens.
+            position: [B, ...] int64 index of the drawn token in its row's sequence.
+            ids: the tokens, [K] or [B, ..., K] int64.
+        """
+        if self.is_greedy:
+            return logits
+        noise = gumbel(self.noise(Stream.TARGET, position), ids)
+        return logits + noise.to(logits.dtype) * self.settings.temperature
 
     @property
     def is_parallel(self) -> bool:

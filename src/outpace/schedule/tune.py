@@ -10,7 +10,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,23 @@ from outpace.errors import ConfigError
 from outpace.kernels.build import cache_folder
 from outpace.run.prefill import catch_up
 from outpace.schedule.cost import CostCurve
-from outpace.types import Adapter
+from outpace.types import Adapter, Context
 
-__all__ = ["SIZES", "curve_file", "head_share", "load_curve", "measure_curve", "relative_size", "save_curve"]
+__all__ = [
+    "SIZES",
+    "claim_curve",
+    "curve_file",
+    "draft_seconds",
+    "head_share",
+    "load_curve",
+    "measure_curve",
+    "relative_size",
+    "save_curve",
+]
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _VERSION = 1
+_DRAFT_COST = 0.1  # of a draft forward, against a target forward of one token, where nothing tells
 
 
 def measure_curve(
@@ -128,6 +139,39 @@ def load_curve(target: Adapter) -> CostCurve | None:
         return CostCurve(tuple(fields["sizes"]), tuple(fields["seconds"]), fields["context"], fields["batch"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None
+
+
+def claim_curve(context: Context, name: str) -> CostCurve | None:
+    """Return the curve that a method sizes its drafts by: the caller's, or the stored one.
+
+    Args:
+        context: of the joining rows; its memory is a curve, or a mapping from method names to memories.
+        name: the method that asks.
+
+    Raises:
+        ConfigError: the memory is no cost curve.
+    """
+    given = context.memory.get(name) if isinstance(context.memory, Mapping) else context.memory
+    if given is not None and not isinstance(given, CostCurve):
+        raise ConfigError(
+            f"The method {name!r} cannot use a memory of type {type(given).__name__}.",
+            "Give a CostCurve, or leave memory out.",
+        )
+    return given or load_curve(context.target)
+
+
+def draft_seconds(curve: CostCurve | None, drafter: Adapter, share: float = 0.0) -> float:
+    """Return the time of a drafter's forward; 0 where nothing was measured.
+
+    Args:
+        curve: of the target.
+        drafter: the model; its stored curve tells.
+        share: of a target forward of one token, in place of that curve; 0 = by the curve, or a tenth.
+    """
+    if curve is None:
+        return 0.0
+    own = None if share else load_curve(drafter)
+    return own.seconds_for(1) if own is not None else (share or _DRAFT_COST) * curve.seconds_for(1)
 
 
 def head_share(target: Adapter) -> float:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
-from outpace.methods.fit import misfits
+from outpace.methods.misfit import misfits
 from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing import world
