@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from outpace.api.engine import LanguageModel
 from outpace.bench.arms import Skipped, with_drafter
 from outpace.bench.options import GrowthOptions
@@ -88,7 +86,7 @@ def run_growth(options: GrowthOptions, tell: Callable[[str], None] | None = None
     with prepared(options, tell) as (directory, facts, _):
         growth = _Growth(options, directory)
         curves = [curve for axis in options.axes for curve in growth.curves(axis, tell)]
-        model = model_facts(options.model, directory, getattr(growth.lm.target, "dtype", torch.float32))
+        model = model_facts(options.model, directory, growth.lm.target.dtype)
     told = {**dataclasses.asdict(options), "model": Path(options.model).name}
     told = {name: value for name, value in told.items() if name not in ("json", "plot", "markdown")}
     document = {

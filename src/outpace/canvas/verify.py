@@ -121,19 +121,24 @@ class Verified:
     Attributes:
         step: the row and the cache slots that stay.
         reading: what was said of the last state but one, to guess from.
-        num: steps of the reference taken.
+        rows: the row after each step of the reference that was taken.
         guessed: copies forwarded beside the row's own.
     """
 
     step: Advance
     reading: Reading
-    num: int
+    rows: tuple[CanvasRow, ...]
     guessed: int
 
     @property
     def row(self) -> CanvasRow:
         """The row after the last step."""
         return self.step.row
+
+    @property
+    def num(self) -> int:
+        """Steps of the reference taken."""
+        return len(self.rows)
 
 
 def grow(
@@ -228,7 +233,8 @@ def verify(copies: Sequence[Copy], reference: Reference, read_copy: Callable[[Co
         reference: what decides.
         read_copy: what the forward says of a copy, drawn as its state draws.
     """
-    at, num, num_held = 0, 0, len(copies[0].slots)
+    at, num_held = 0, len(copies[0].slots)
+    rows: list[CanvasRow] = []
     state, found = copies[0].row, None
     while True:
         copy = copies[at]
@@ -236,9 +242,10 @@ def verify(copies: Sequence[Copy], reference: Reference, read_copy: Callable[[Co
         if reading.is_broken:
             return found
         step = reference.advance(state, reading, copy.window)
-        state, num = step.row, num + 1
+        state = step.row
+        rows.append(state)
         slots = copy.after(step.slots, num_held)
-        found = Verified(Advance(state, slots.tolist()), reading, num, len(copies) - 1)
+        found = Verified(Advance(state, slots.tolist()), reading, tuple(rows), len(copies) - 1)
         following = (
             i for i, other in enumerate(copies) if other.parent == at and other.stands_for(state, slots, reference)
         )

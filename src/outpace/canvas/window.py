@@ -78,6 +78,5 @@ def propose_windows(windows: Sequence[Window], device: torch.device | str, origi
         visible = torch.from_numpy(sight).to(device)
     tokens, places = torch.from_numpy(table).to(device)
     length = [len(window.tokens) for window in windows]
-    return Proposal(
-        tokens, length, None, places, visible, origin=origin, ask=torch.from_numpy(ask).to(device), carry=list(windows)
-    )
+    asked, carry = torch.from_numpy(ask).to(device), list(windows)
+    return Proposal(tokens, length, None, places, visible, origin=origin, ask=asked, carry=carry, is_whole=True)

@@ -28,7 +28,7 @@ from outpace.canvas.row import Canvas, CanvasRow
 from outpace.canvas.rules import Rule
 from outpace.canvas.window import Window, lay_window, propose_windows
 from outpace.errors import ModelError
-from outpace.run.layout import lay_canvas
+from outpace.run.layout import lay_out
 from outpace.run.prefill import catch_up
 from outpace.sampling import Sampler
 from outpace.types import Adapter
@@ -144,7 +144,7 @@ class _Lane:
     def look(self) -> tuple[Window, Reading]:
         """Forward what the cache lacks."""
         window = lay_window(self.row, self.task.canvas, self.task.schedule)
-        layout = lay_canvas(propose_windows([window], self.banned.device, ""))
+        layout = lay_out([[]], [0], propose_windows([window], self.banned.device, ""))
         scores = self.task.target.score(layout.tokens, layout.position, layout.visible, self.cache, layout.ask)
         self.positions += len(window.tokens)
         reading = read(scores.logits[0], window.asked, self.row, self.task.canvas, self.sampler, self.banned)
@@ -193,7 +193,7 @@ def divergence(
     found = [Divergence(policy.name, policy.refresh, policy.radius) for policy in policies]
     for index, text in enumerate(texts):
         alone = sampler.rows([index])
-        device = getattr(task.target, "device", torch.device("cpu"))
+        device = task.target.device
         banned = torch.tensor([task.canvas.mask_id], device=device)
         row = CanvasRow.begin(text, [-1] * num_tokens, task.canvas, alone.end_tokens[0])
         exact = _Lane(task, Policy("none"), row, alone, banned)

@@ -27,9 +27,10 @@ from outpace.canvas import (
     propose_windows,
     read,
 )
+from outpace.canvas.report import report
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
-from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
 
 __all__ = ["CanvasMethod", "CanvasState"]
 
@@ -132,7 +133,7 @@ class CanvasMethod(Method):
                 "Leave them out, or use a causal model.",
             )
         rows, banned = [], []
-        sampler, device = context.sampler, getattr(context.target, "device", "cpu")
+        sampler, device = context.sampler, context.target.device
         for text, rest, ends in zip(context.texts, context.canvases, sampler.end_tokens, strict=True):
             self._check(text, rest, canvas)
             is_filled_in = any(token >= 0 for token in rest)
@@ -214,6 +215,12 @@ class CanvasMethod(Method):
         if outcome.decision is None:
             return state
         return replace(state, canvases=list(outcome.decision.carry))
+
+    def report(self, outcome: Outcome, view: View, state: CanvasState) -> list[Report]:
+        """Tell which places were written, final or not."""
+        del view
+        carry = [] if outcome.decision is None else outcome.decision.carry
+        return [report(before, [after]) for before, after in zip(state.canvases, carry, strict=True)]
 
     def _device(self, view: View) -> Any:
         return view.device

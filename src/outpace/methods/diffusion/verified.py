@@ -10,6 +10,7 @@ import numpy as np
 from outpace.canvas import Canvas, CanvasRow, Reading, Schedule, Window, propose_windows, read
 from outpace.canvas.reach import Reach
 from outpace.canvas.reading import reread
+from outpace.canvas.report import report
 from outpace.canvas.rules import Ranked
 from outpace.canvas.verify import Branch, Copy, Reference, Verified, grow, lay_copies, verify
 from outpace.errors import ConfigError
@@ -17,7 +18,7 @@ from outpace.methods.base import Method
 from outpace.methods.diffusion.base import CanvasMethod, CanvasState
 from outpace.methods.registry import load_method
 from outpace.methods.speculative.ranked import ORDERS
-from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
 
 __all__ = ["VerifiedCanvas"]
 
@@ -131,3 +132,10 @@ class VerifiedCanvas(CanvasMethod):
         verified: list[Verified | None] = outcome.decision.carry
         rows = [old if one is None else one.row for old, one in zip(state.canvases, verified, strict=True)]
         return replace(state, canvases=rows, extra=[None if one is None else one.reading for one in verified])
+
+    def report(self, outcome: Outcome, view: View, state: CanvasState) -> list[Report]:
+        """Tell which places were written in which step of the reference, and how many states were guessed."""
+        del view
+        carry: list[Verified | None] = [] if outcome.decision is None else outcome.decision.carry
+        pairs = zip(state.canvases, carry, strict=True)
+        return [report(row, ()) if one is None else report(row, one.rows, one.guessed) for row, one in pairs]
