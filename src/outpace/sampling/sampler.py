@@ -163,7 +163,7 @@ class Sampler:
             return Law(logits.double() / settings.temperature, None, vocab, torch.isfinite(logits.amax(-1)))
         values, ids, log_total = candidates(logits, settings)
         keep, _ = cuts(values, settings, log_total, is_measured=False)
-        return Law(values.masked_fill(~keep, float("-inf")), ids, vocab, torch.isfinite(values[:, 0]))
+        return Law(torch.where(keep, values, float("-inf")), ids, vocab, torch.isfinite(values[:, 0]))
 
     def draw(self, law: Law, key: Tensor) -> Tensor:
         """Return argmax(log p + Gumbel) per law, [N] int64, -1 where none is sound; `key` [N] comes from `noise`."""
@@ -191,7 +191,7 @@ class Sampler:
 
         Args:
             logits: [B, ..., V] processed logits.
-            position: [B, ...] int64 index of the drawn token in its row's sequence.
+            position: [B, ...] int64 index of the drawn token in its row's sequence; not read at temperature 0.
             stream: which noise to use.
             visit: reference steps before this draw (canvases).
         """

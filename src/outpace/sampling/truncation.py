@@ -6,6 +6,7 @@ Each cut returns the kept flags and, for margins, every candidate's distance to 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -84,10 +85,10 @@ def _least(table: _Table, settings: Sampling, log_total: Tensor | None) -> _Tabl
     if groups > vocab or (settings.top_k == 0 and settings.typical_p < 1):
         return None  # typical-p takes the nearest to the entropy, wherever they stand
     whole, logits = vocab - vocab % groups, torch.from_numpy(table)
-    best = logits[:, :whole].unflatten(-1, (-1, groups)).amax(1)
+    largest = logits[:, :whole].unflatten(-1, (-1, groups)).amax(1)
     if whole < vocab:
-        best = torch.cat([best, logits[:, whole:].amax(1, keepdim=True)], 1)
-    best = np.sort(best.numpy())  # NaN last
+        largest = torch.cat([largest, logits[:, whole:].amax(1, keepdim=True)], 1)
+    best: _Table = np.sort(largest.numpy())  # NaN last
     if not np.isfinite(best[:, -1]).all():
         return None
     if settings.top_k > 0:
@@ -101,7 +102,7 @@ def _least(table: _Table, settings: Sampling, log_total: Tensor | None) -> _Tabl
         bounds.append(log_total.numpy() + math.log(rest / (2 * vocab)))
     if settings.min_p > 0:
         bounds.append(best[:, -1:].astype(np.float64) / settings.temperature + math.log(settings.min_p))
-    least = np.max(bounds, 0) * settings.temperature
+    least: _Table = np.max(bounds, 0) * settings.temperature
     return (least - _SLACK * (1 + np.abs(least))).astype(table.dtype)
 
 
@@ -140,24 +141,31 @@ def cuts(
         keep: [N, K] bool, at least one per row.
         distance: [N, K] how far each candidate is from the nearest cut: mass for top-p and typical-p, logits else.
     """
-    keep = torch.ones_like(values, dtype=torch.bool)
-    distance = torch.full_like(values, float("inf"))
+    keep, distances = torch.ones_like(values, dtype=torch.bool), []
     if settings.top_p < 1:
         total = values.logsumexp(-1, keepdim=True) if log_total is None else log_total
-        before = _mass_before((values - total).exp())
-        keep &= before < settings.top_p
+        before = _mass_before((values - total).exp_())
+        is_inside = before < settings.top_p
+        keep &= is_inside
         if is_measured:
-            distance = torch.minimum(distance, (before - settings.top_p).abs())
-            distance = torch.minimum(distance, _to_other_side(values, before < settings.top_p))
+            distances += [(before - settings.top_p).abs(), _to_other_side(values, is_inside)]
     if settings.min_p > 0:
-        floor = values[:, :1] + torch.tensor(settings.min_p, dtype=values.dtype).log().to(values.device)
+        floor = values[:, :1] + _log(settings.min_p)
         keep &= values >= floor
-        distance = torch.minimum(distance, (values - floor).abs())
+        if is_measured:
+            distances.append((values - floor).abs())
     if settings.typical_p < 1:
         is_typical, gap = _typical(values.masked_fill(~keep, float("-inf")), settings.typical_p)
         keep &= is_typical
-        distance = torch.minimum(distance, gap)
-    return keep, distance
+        distances.append(gap)
+    distance = torch.full_like(values, float("inf"))
+    return keep, functools.reduce(torch.minimum, distances, distance) if is_measured else distance
+
+
+@functools.lru_cache
+def _log(value: float) -> float:
+    """Return a logarithm as torch rounds it, which is not everywhere as `math` does."""
+    return float(torch.tensor(value, dtype=torch.float64).log())
 
 
 def _mass_before(probs: Tensor) -> Tensor:
