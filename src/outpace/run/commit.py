@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,18 +34,24 @@ class HostDecision:
 
 def read_back(decision: Decision) -> HostDecision:
     """Bring a Decision to the host in one transfer: the step's only synchronisation."""
-    num, size = decision.num, decision.tokens.shape[1]
-    flag, source, path = decision.is_recovered, decision.source, decision.path
-    flags = torch.zeros_like(num) if flag is None else flag.to(num.dtype)
-    first = torch.stack([num, flags] if source is None else [num, flags, source], 1)
-    table = torch.cat([first, decision.tokens] if path is None else [first, decision.tokens, path], 1).tolist()
-    at = first.shape[1]
-    tokens = [row[at : at + row[0]] for row in table]
-    if path is None:
-        nodes = [[*range(row[0] - 1), -1] if row[0] else [] for row in table]
+    num, flag, source, path = decision.num, decision.is_recovered, decision.source, decision.path
+    parts = [decision.tokens, num.unsqueeze(1)]
+    parts += [part.unsqueeze(1) for part in (flag, source) if part is not None]
+    parts += [] if path is None else [path]
+    if num.device.type == "cpu":  # nothing is waited for, so nothing need be joined first
+        lists = iter([part.tolist() for part in parts])
     else:
-        nodes = [row[at + size : at + size + row[0]] for row in table]
-    return HostDecision(tokens, nodes, [bool(row[1]) for row in table], None if at == 2 else [row[2] for row in table])
+        table, ends = torch.cat(parts, 1).tolist(), itertools.accumulate(part.shape[1] for part in parts)
+        lists = iter([[row[end - part.shape[1] : end] for row in table] for part, end in zip(parts, ends, strict=True)])
+    tokens, counts = next(lists), [n for (n,) in next(lists)]
+    is_recovered = [False] * len(counts) if flag is None else [bool(value) for (value,) in next(lists)]
+    followed = None if source is None else [row for (row,) in next(lists)]
+    nodes = [[*range(n - 1), -1] if n else [] for n in counts] if path is None else _cut_rows(next(lists), counts)
+    return HostDecision(_cut_rows(tokens, counts), nodes, is_recovered, followed)
+
+
+def _cut_rows(rows: list[list[int]], counts: list[int]) -> list[list[int]]:
+    return [row[:count] for row, count in zip(rows, counts, strict=True)]
 
 
 def sound(proposal: Proposal, rows: Sequence[Row], vocab_size: int) -> Proposal:
@@ -111,22 +118,21 @@ def append(row: Row, tokens: list[int], path: list[int], is_recovered: bool, num
         that the row's constraint refuses.
     """
     last = "recovered" if is_recovered else "bonus" if num_proposed else "plain"
-    count = 0
-    for token, node in zip(tokens, path, strict=True):
-        size = len(row.tokens)
-        is_end = row.push(token)
-        if len(row.tokens) > size:
-            row.sources.append("draft" if node >= 0 else last)
-            row.usage.num_accepted += node >= 0
-            row.usage.num_recovered += node < 0 and last == "recovered"
-            row.usage.num_bonus += node < 0 and last == "bonus"
-            count += 1
-        if is_end:
-            row.stopped_inside = count < len(tokens)
+    usage, before = row.usage, len(row.tokens)
+    for token in tokens:
+        if row.push(token):
             break
-    row.usage.num_proposed += num_proposed
-    row.usage.num_emitted = len(row.tokens) - row.num_prompt
-    row.usage.num_steps += 1
+    count = len(row.tokens) - before
+    row.stopped_inside = count < len(tokens)
+    # A row's text is written token by token, but counted at once.
+    drafts = sum(node >= 0 for node in path[:count])
+    row.sources += ["draft" if node >= 0 else last for node in path[:count]]
+    usage.num_accepted += drafts
+    usage.num_recovered += count - drafts if last == "recovered" else 0
+    usage.num_bonus += count - drafts if last == "bonus" else 0
+    usage.num_proposed += num_proposed
+    usage.num_emitted = len(row.tokens) - row.num_prompt
+    usage.num_steps += 1
     return count
 
 

@@ -142,7 +142,8 @@ class Row:
 
     def push(self, token: int) -> bool:
         """Append one final token; return whether the row ends here."""
-        if token < 0 or not self._may_write(token):  # -1 is the pick's sign for a law that is none; nothing is written
+        # -1 is the pick's sign for a law that is none; nothing is written then.
+        if token < 0 or (self.state is not None and not self._may_write(self.state, token)):
             self._stick(token)
         else:
             self.tokens.append(token)
@@ -160,11 +161,9 @@ class Row:
             self.text.flush()
         return self.finish is not None
 
-    def _may_write(self, token: int) -> bool:
+    def _may_write(self, state: ConstraintState, token: int) -> bool:
         """Advance the constraint's state by a token; return whether it is allowed."""
-        if self.state is None:
-            return True
-        return self.state.is_complete if token in self.end_tokens else self.state.push(token)
+        return state.is_complete if token in self.end_tokens else state.push(token)
 
     def _stick(self, token: int) -> None:
         """End the row because no token can be written."""
