@@ -14,7 +14,7 @@ import torch
 from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Engine
 
-from outpace.constrain.canvas import CanvasCompiler, CanvasConstraint, CanvasState, compile_canvas
+from outpace.constrain.canvas import CanvasCompiler, CanvasConstraint, CanvasConstraintState, compile_canvas
 from outpace.constrain.canvas.contextfree import ContextFreeConstraint
 from outpace.constrain.canvas.regular import RegularConstraint, RegularState
 from outpace.errors import ConfigError
@@ -284,7 +284,7 @@ def best_of(scores: torch.Tensor, allowed: torch.Tensor) -> int:
     return int(masked.argmax()) if masked.max() > -torch.inf else -1
 
 
-def written(state: CanvasState, length: int, seed: int, tokenizer: Tokenizer, taste: torch.Tensor) -> str:
+def written(state: CanvasConstraintState, length: int, seed: int, tokenizer: Tokenizer, taste: torch.Tensor) -> str:
     """Fill a canvas in random order from random scores, checking the promise on the way; return its text."""
     chance, noise = random.Random(seed), torch.Generator().manual_seed(seed)
     canvas: list[int | None] = [None] * length

@@ -21,7 +21,7 @@ from outpace.train import RECIPES, trainer
 from outpace.train.bounds import block_bits, masked_bits
 from outpace.train.conversion import arms, compare
 from outpace.train.data import EOS_ID, MASK_ID
-from outpace.train.network import Llama, LlamaShape, Piece, cut_pieces
+from outpace.train.network import Llama, LlamaShape, Sight, cut_pieces
 from outpace.train.objectives import annealed, causal_loss, masked_loss, response_places, whole_canvas
 from outpace.train.objectives_block import LOWEST_RATE, block_canvas, block_pieces, block_visible
 from outpace.train.sources import Source
@@ -61,7 +61,7 @@ def test_pieces_attend_as_the_whole_mask_does(size: int) -> None:
     visible = block_visible(24, 4, CPU)
     network, tokens = _network(), _tokens(2, 48)
     network.requires_grad_(False)
-    whole = network.hidden(tokens, pieces=(Piece(0, 48, ((0, 48),), visible),))
+    whole = network.hidden(tokens, pieces=(Sight(0, 48, ((0, 48),), visible),))
     torch.testing.assert_close(network.hidden(tokens, pieces=cut_pieces(visible, size)), whole)
     changed = network.hidden(tokens, pieces=cut_pieces(visible.roll(1, 0) | torch.eye(48, dtype=torch.bool), size))
     assert not torch.allclose(changed, whole)

@@ -29,7 +29,7 @@ from outpace.train.pairs import (
     join_neighbours,
     train_pair_tokenizer,
 )
-from outpace.train.translation_quality import Work, measure, note_figures, read_set, write_card
+from outpace.train.translation_quality import TranslationWork, measure, note_figures, read_set, write_card
 
 pytest.importorskip("transformers")
 WORDS = {"der": "the", "Hund": "dog", "Mann": "man", "sieht": "sees", "hört": "hears", "das": "the", "Kind": "child"}
@@ -193,7 +193,7 @@ def test_the_recipes_keep_their_promises() -> None:
 
 
 def test_figures_go_into_card_and_file(tmp_path: Path) -> None:
-    work = Work(
+    work = TranslationWork(
         set="toy:test", method="plain", sentences=2, tokens=9, bleu=12.34, same=1.0, forwards=1.0, drafts=0.0
     )  # fmt: skip
     (tmp_path / "card.md").write_text("# tiny\n\nA toy.\n")

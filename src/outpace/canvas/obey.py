@@ -16,12 +16,12 @@ from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
 from outpace.canvas.rules.rule import Choice
 
 if TYPE_CHECKING:
-    from outpace.constrain.canvas import CanvasConstraint, CanvasState
+    from outpace.constrain.canvas import CanvasConstraint, CanvasConstraintState
 
 __all__ = ["begin_constraint", "may_write", "obey"]
 
 
-def begin_constraint(constraint: CanvasConstraint | None, rest: Sequence[int]) -> CanvasState | None:
+def begin_constraint(constraint: CanvasConstraint | None, rest: Sequence[int]) -> CanvasConstraintState | None:
     """Return the state of a text whose places are `rest`: given tokens, -1 where one is to be written.
 
     Raises:
@@ -82,7 +82,7 @@ def obey(row: CanvasRow, reading: Reading, choice: Choice, canvas: Canvas) -> Ch
 
 
 def _draw_anew(
-    constraint: CanvasState,
+    constraint: CanvasConstraintState,
     text: list[int | None],
     row: CanvasRow,
     reading: Reading,

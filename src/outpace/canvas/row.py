@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from outpace.constrain.canvas import CanvasState
+    from outpace.constrain.canvas import CanvasConstraintState
 
 __all__ = ["Bools", "Canvas", "CanvasRow", "Floats", "Ids"]
 
@@ -83,7 +83,7 @@ class CanvasRow:
     age: int = 0
     held: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     memo: Any = None
-    constraint: CanvasState | None = None
+    constraint: CanvasConstraintState | None = None
 
     def live(self) -> int:
         """Return where the text ends: behind its first end token, or with the canvas. Nothing beyond is worked on."""

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = [
-    "EMPTY", "LAST", "NOTHING", "Chain", "Choice", "Letters", "Node", "Repeat", "any_of", "chain", "choice", "edge_in",
-    "is_nullable", "matches_letter", "nonempty", "repeat", "size", "to_rust", "word",
+    "EMPTY", "LAST", "NOTHING", "Alternation", "Chain", "Letters", "Node", "Repeat", "any_of", "chain", "choice",
+    "edge_in", "is_nullable", "matches_letter", "nonempty", "repeat", "size", "to_rust", "word",
 ]  # fmt: skip
 
 LAST = 0x10FFFF
@@ -72,7 +72,7 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Alternation:
     """Any one of some parts; none = no text."""
 
     parts: tuple[Node, ...]
@@ -87,8 +87,8 @@ class Repeat:
     most: int | None
 
 
-Node = Letters | Chain | Choice | Repeat
-EMPTY, NOTHING = Chain(()), Choice(())
+Node = Letters | Chain | Alternation | Repeat
+EMPTY, NOTHING = Chain(()), Alternation(())
 
 
 def any_of(letters: str) -> Letters:
@@ -115,12 +115,12 @@ def choice(parts: Iterable[Node]) -> Node:
     """Return any one of some parts; single characters are joined into one set."""
     flat: dict[Node, None] = {}
     for part in parts:
-        flat |= dict.fromkeys(part.parts if isinstance(part, Choice) else (part,))
+        flat |= dict.fromkeys(part.parts if isinstance(part, Alternation) else (part,))
     letters = [part for part in flat if isinstance(part, Letters)]
     others: list[Node] = [part for part in flat if not isinstance(part, Letters)]
     joined = Letters.of(run for part in letters for run in part.ranges)
     found = [joined, *others] if joined.ranges else others
-    return found[0] if len(found) == 1 else Choice(tuple(found))
+    return found[0] if len(found) == 1 else Alternation(tuple(found))
 
 
 def repeat(part: Node, least: int, most: int | None) -> Node:
@@ -143,7 +143,7 @@ def is_nullable(node: Node) -> bool:
     """Return whether the empty text matches."""
     if isinstance(node, Chain):
         return all(map(is_nullable, node.parts))
-    if isinstance(node, Choice):
+    if isinstance(node, Alternation):
         return any(map(is_nullable, node.parts))
     return isinstance(node, Repeat) and (node.least == 0 or is_nullable(node.part))
 
@@ -158,7 +158,7 @@ def edge_in(node: Node, letters: Letters, is_first: bool) -> Node:
     """Return the matches that begin (or end) with a character of a set."""
     if isinstance(node, Letters):
         return node & letters
-    if isinstance(node, Choice):
+    if isinstance(node, Alternation):
         return choice(edge_in(part, letters, is_first) for part in node.parts)
     if isinstance(node, Repeat):
         part, least = (nonempty(node.part), 0) if is_nullable(node.part) else (node.part, node.least)
@@ -178,7 +178,7 @@ def matches_letter(node: Node, letter: str) -> bool:
     """Return whether one character, alone, matches."""
     if isinstance(node, Letters):
         return letter in node
-    if isinstance(node, Choice):
+    if isinstance(node, Alternation):
         return any(matches_letter(part, letter) for part in node.parts)
     if isinstance(node, Repeat):
         return matches_letter(node.part, letter) and (node.least <= 1 or is_nullable(node.part)) and node.most != 0
@@ -205,7 +205,7 @@ def to_rust(node: Node) -> str:
         return "[" + "".join(_run(low, high) for low, high in node.ranges) + "]"
     if isinstance(node, Chain):
         return "".join(map(_part, node.parts)) or "(?:)"
-    if isinstance(node, Choice):
+    if isinstance(node, Alternation):
         return "|".join(map(_part, node.parts)) or to_rust(Letters(()))
     counts = {(0, None): "*", (1, None): "+", (0, 1): "?"}
     least, most = node.least, node.most
@@ -215,7 +215,7 @@ def to_rust(node: Node) -> str:
 
 
 def _part(node: Node, is_single: bool = False) -> str:
-    needs_group = isinstance(node, Choice) or (is_single and not isinstance(node, Letters))
+    needs_group = isinstance(node, Alternation) or (is_single and not isinstance(node, Letters))
     return f"(?:{to_rust(node)})" if needs_group else to_rust(node)
 
 

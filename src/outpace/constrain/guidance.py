@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from outpace.constrain.reading import Asked, allows_nothing, library, read_asked
+from outpace.constrain.reading import Asked, allows_nothing, read_asked
 from outpace.constrain.vocabulary import vocabulary
 from outpace.errors import ConfigError
 
@@ -52,7 +52,7 @@ def check(**asked: Unpack[Asked]) -> None:
         ConfigError: llguidance is missing, several are given, or it cannot be read.
     """
     kind, wrapped = _wrapped(asked)
-    fault = library("llguidance", "Constraints").LLMatcher.validate_grammar(wrapped)
+    fault = _library().LLMatcher.validate_grammar(wrapped)
     if fault:
         raise _unreadable(kind, fault)
 
@@ -69,15 +69,15 @@ class Compiler:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None) -> None:
-        guidance = library("llguidance", "Constraints")
+        library = _library()
         self.vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
         words = _Words(tokenizer, self.vocab_size)
-        self._vocabulary = guidance.LLTokenizer(guidance.TokenizerWrapper(words))
+        self._vocabulary = library.LLTokenizer(library.TokenizerWrapper(words))
 
     def compile(self, **asked: Unpack[Asked]) -> TextConstraint:
         """Return a constraint; arguments and errors as for `outpace.constrain.compile`."""
         kind, wrapped = _wrapped(asked)
-        matcher = library("llguidance", "Constraints").LLMatcher(self._vocabulary, wrapped, log_level=0)
+        matcher = _library().LLMatcher(self._vocabulary, wrapped, log_level=0)
         if matcher.is_error():
             raise _unreadable(kind, matcher.get_error())
         constraint = TextConstraint(kind, matcher, self.vocab_size)
@@ -183,6 +183,16 @@ class _Words:
 
     def __call__(self, text: str | bytes) -> list[int]:
         return self._encode(text.decode() if isinstance(text, bytes) else text, is_special=False)
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise ConfigError(
+            "Constraints need the package llguidance.", "python -m pip install 'outpace[constraints]'"
+        ) from None
+    return llguidance
 
 
 def _wrapped(asked: Asked) -> tuple[str, str]:

@@ -9,8 +9,8 @@ from outpace.constrain.expression import (
     EMPTY,
     LAST,
     NOTHING,
+    Alternation,
     Chain,
-    Choice,
     Letters,
     Node,
     any_of,
@@ -74,7 +74,7 @@ def _inside(node: Node) -> Node:
         return _spelling(node)
     if isinstance(node, Chain):
         return chain(map(_inside, node.parts))
-    if isinstance(node, Choice):
+    if isinstance(node, Alternation):
         return choice(map(_inside, node.parts))
     return repeat(_inside(node.part), node.least, node.most)
 

@@ -18,15 +18,15 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from outpace.constrain.expression import LAST, Chain, Choice, Letters, Node, Repeat, is_nullable, nonempty, size
+from outpace.constrain.expression import LAST, Alternation, Chain, Letters, Node, Repeat, is_nullable, nonempty, size
 from outpace.constrain.grammar import Terminal
 from outpace.errors import ConfigError
 
-__all__ = ["DEAD", "Budget", "Table", "bits", "byte_table", "is_empty", "merge_equals", "minimal"]
+__all__ = ["DEAD", "Budget", "StateTable", "byte_table", "is_empty", "merge_equals", "minimal", "set_bits"]
 
 DEAD = 0  # the state that no text leaves
 
-Table = tuple[NDArray[np.int32], NDArray[np.bool_], int]  # the state after each letter, acceptance, the start
+StateTable = tuple[NDArray[np.int32], NDArray[np.bool_], int]  # the state after each letter, acceptance, the start
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Budget:
         )
 
 
-def byte_table(terminal: Terminal, budget: Budget) -> Table:
+def byte_table(terminal: Terminal, budget: Budget) -> StateTable:
     """Return the minimal automaton over bytes of a terminal's texts.
 
     Raises:
@@ -116,7 +116,7 @@ def is_empty(terminal: Terminal, budget: Budget) -> bool:
     return _characters(terminal, _atoms((*terminal.all_of, *terminal.none_of)), budget)[2] == DEAD
 
 
-def _characters(terminal: Terminal, atoms: _Atoms, budget: Budget) -> Table:
+def _characters(terminal: Terminal, atoms: _Atoms, budget: Budget) -> StateTable:
     """Return the minimal automaton over kinds of characters."""
     tables = [minimal(*_determined(node, atoms, budget)) for node in terminal.all_of]
     tables += [_complement(minimal(*_determined(node, atoms, budget))) for node in terminal.none_of]
@@ -127,7 +127,7 @@ def _characters(terminal: Terminal, atoms: _Atoms, budget: Budget) -> Table:
     return whole
 
 
-def _complement(table: Table) -> Table:
+def _complement(table: StateTable) -> StateTable:
     """Return the automaton of all other texts."""
     # The dead state becomes one that accepts and stays, so a new dead state is put before all others.
     leads, accept, start = table
@@ -205,7 +205,7 @@ class _Positions:
             for kind in self._of[node]:
                 self.accepting[kind] |= bit
             return bit, bit
-        if isinstance(node, Choice):
+        if isinstance(node, Alternation):
             found = [self._lay(part) for part in node.parts]
             return sum(first for first, _ in found), sum(last for _, last in found)
         return self._repeat(node) if isinstance(node, Repeat) else self._chain(node)
@@ -256,24 +256,24 @@ class _Positions:
                 self.worse[better + offset] |= self.worse[worse + offset] | 1 << (worse + offset)
 
     def _link(self, before: int, after: int) -> None:
-        for position in bits(before):
+        for position in set_bits(before):
             self.follow[position] |= after
 
 
-def _determined(node: Node, atoms: _Atoms, budget: Budget) -> Table:
+def _determined(node: Node, atoms: _Atoms, budget: Budget) -> StateTable:
     """Return the automaton whose states are sets of positions."""
     budget.hold(size(node))
     laid = _Positions(node, atoms.count, atoms.of)
 
     def leads(positions: int) -> list[int | None]:
         after, found = 0, list[int | None]()
-        for position in bits(positions):
+        for position in set_bits(positions):
             after |= laid.follow[position]
         # Without the last step sets would multiply: a set that holds a position needs none of those worse than it.
         for taken in laid.accepting:
             target = after & taken
             if target:
-                for position in bits(target & laid.better):
+                for position in set_bits(target & laid.better):
                     target &= ~laid.worse[position]
             found.append(target or None)
         return found
@@ -281,7 +281,7 @@ def _determined(node: Node, atoms: _Atoms, budget: Budget) -> Table:
     return _explored(1, leads, lambda positions: bool(positions & laid.last), budget)
 
 
-def _both(one: Table, other: Table, budget: Budget) -> Table:
+def _both(one: StateTable, other: StateTable, budget: Budget) -> StateTable:
     """Return the automaton of the texts of two."""
     (mine, ends, first), (theirs, stops, begin) = one, other
 
@@ -300,7 +300,7 @@ def _explored(
     leads: Callable[[_State], Sequence[_State | None]],
     accepts: Callable[[_State], bool],
     budget: Budget,
-) -> Table:
+) -> StateTable:
     """Return the automaton of the states that a start leads to, numbered as they are found.
 
     Args:
@@ -330,7 +330,7 @@ def merge_equals(rows: NDArray[np.int32]) -> NDArray[np.int64]:
     return np.asarray([found.setdefault(row.tobytes(), len(found)) for row in np.ascontiguousarray(rows)], np.int64)
 
 
-def minimal(table: NDArray[np.int32], accept: NDArray[np.bool_], start: int) -> Table:
+def minimal(table: NDArray[np.int32], accept: NDArray[np.bool_], start: int) -> StateTable:
     """Join states that cannot be told apart (Moore's refinement); those that cannot reach acceptance are dead.
 
     Args:
@@ -381,7 +381,7 @@ def _lengths(table: NDArray[np.int32], accept: NDArray[np.bool_]) -> tuple[NDArr
     return shortest, longest
 
 
-def _over_bytes(machine: Table, atoms: _Atoms, budget: Budget) -> Table:
+def _over_bytes(machine: StateTable, atoms: _Atoms, budget: Budget) -> StateTable:
     """Return a minimal automaton over kinds of characters as one over the bytes of UTF-8; it is minimal again.
 
     A state within a character is a node of the tree of all characters, met with a state's ways on.
@@ -460,7 +460,7 @@ class _Tree:
         return self._known[more, children]
 
 
-def bits(places: int) -> Iterator[int]:
+def set_bits(places: int) -> Iterator[int]:
     """Yield the numbers of the bits that are set."""
     while places:
         low = places & -places

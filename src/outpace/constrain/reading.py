@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -11,7 +10,7 @@ from outpace.constrain.schema import read_schema
 from outpace.constrain.syntax import read_pattern
 from outpace.errors import ConfigError
 
-__all__ = ["Asked", "allows_nothing", "library", "read_asked"]
+__all__ = ["Asked", "allows_nothing", "read_asked"]
 
 
 class Asked(TypedDict, total=False):
@@ -54,16 +53,3 @@ def allows_nothing(kind: str, is_empty_allowed: bool) -> ConfigError:
     """Return the error of a constraint that no text meets, or the empty one alone."""
     extent = "only the empty text" if is_empty_allowed else "no text at all"
     return ConfigError(f"The {kind} allows {extent}.", "Check it for parts that exclude each other.")
-
-
-def library(name: str, what: str) -> Any:
-    """Return an optional package.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        hint = "python -m pip install 'outpace[constraints]'"
-        raise ConfigError(f"{what} need the package {name}.", hint) from None

@@ -7,11 +7,10 @@ A class of characters is what `re` says it is: each is asked about every code po
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from re import _constants as codes
-from re import _parser as parser
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,10 @@ from outpace.constrain.expression import (
 from outpace.errors import ConfigError
 
 __all__ = ["read_pattern", "search_pattern"]
+
+# Python's own parser is private, and no type checker knows it.
+codes: Any = importlib.import_module("re._constants")
+parser: Any = importlib.import_module("re._parser")
 
 _FLAGS = re.IGNORECASE | re.MULTILINE | re.DOTALL | re.ASCII
 _MOST_SIZE = 200_000  # characters of a tree, repeats written out

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 
 Make = Callable[[Random], tuple[str, str]]
-Check = Callable[["Example", str], bool]
+Scorer = Callable[["Example", str], bool]
 TEST_BYTES = 10
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from .example import Check, Example, Make, first_lines
+from .example import Example, Make, Scorer, first_lines
 
 FEWEST, MOST = 3, 6
 # Words that the tokenizer of the zoo holds as one token when a blank stands before them.
@@ -98,7 +98,7 @@ def _is_replacement(example: Example, text: str) -> bool:
     return len(given) == len(items) and changed == [new]
 
 
-LISTS: dict[str, tuple[Make, Check]] = {
+LISTS: dict[str, tuple[Make, Scorer]] = {
     "copy": (_whole("Copy", list), _is_answer),
     "reverse": (_whole("Reverse", lambda items: items[::-1]), _is_answer),
     "sort": (_whole("Sort", sorted), _is_answer),

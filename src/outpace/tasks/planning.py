@@ -12,7 +12,7 @@ from functools import cache
 from itertools import permutations
 from random import Random
 
-from .example import Check, Example, Make, first_lines
+from .example import Example, Make, Scorer, first_lines
 
 LOW_TARGET, HIGH_TARGET, LARGEST = 10, 99, 9999
 FEWEST_CLUES, MOST_CLUES = 4, 12
@@ -139,7 +139,7 @@ def _is_filled(example: Example, text: str) -> bool:
     return len(cells) == 16 and agrees and _is_grid(cells)
 
 
-PLANNING: dict[str, tuple[Make, Check]] = {
+PLANNING: dict[str, tuple[Make, Scorer]] = {
     "countdown-3": (_countdown(3), _reaches_target),
     "countdown-4": (_countdown(4), _reaches_target),
     "sudoku": (_sudoku, _is_filled),

@@ -9,11 +9,11 @@ from random import Random
 
 from outpace.errors import ConfigError, nearest
 
-from .example import Check, Example, Make
+from .example import Example, Make, Scorer
 from .lists import LISTS
 from .planning import PLANNING
 
-TASKS: dict[str, tuple[Make, Check]] = {**LISTS, **PLANNING}
+TASKS: dict[str, tuple[Make, Scorer]] = {**LISTS, **PLANNING}
 
 
 @dataclass(frozen=True, slots=True)

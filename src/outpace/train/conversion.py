@@ -22,7 +22,7 @@ from .bounds import masked_bits
 from .data import encode_stream, find_data
 from .recipes import RECIPES, Recipe
 from .sources import Source, held_out_stories
-from .trainer import build
+from .trainer import build_llama
 
 __all__ = ["compare", "main"]
 
@@ -44,7 +44,7 @@ def compare(recipes: dict[str, Recipe], data: Path, held: Sequence[str], seed: i
     """Train each recipe for its steps; returns the bound in bits per byte of `held` for each."""
     found = {}
     for name, recipe in recipes.items():
-        trainer = build(recipe, Path("runs") / recipe.name, data, steps=recipe.steps, seed=seed, compiled=False)
+        trainer = build_llama(recipe, Path("runs") / recipe.name, data, steps=recipe.steps, seed=seed, compiled=False)
         while trainer.step < trainer.steps:
             trainer.advance()
         stream = encode_stream(trainer.tokenizer, held).astype(np.int64)

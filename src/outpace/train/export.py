@@ -49,7 +49,7 @@ class Export:
     licence: Sequence[str]
 
 
-def write(loop: Loop, told: Export, out: Path) -> None:
+def write_model(loop: Loop, told: Export, out: Path) -> None:
     """Write config, bfloat16 weights, tokenizer, generation settings, card and loss curve to `out`."""
     weights = {name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in told.weights.items()}
     part = out / "model.safetensors.part"

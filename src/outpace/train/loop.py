@@ -21,7 +21,7 @@ from outpace.errors import ConfigError, NumericalError
 from outpace.failures import interruptible
 
 from . import checkpoint
-from .export import Export, load_tokenizer, write
+from .export import Export, load_tokenizer, write_model
 from .recipes import AnyRecipe
 
 log = logging.getLogger("outpace.train")
@@ -107,7 +107,7 @@ class Loop:
     def keep(self, out: Path) -> None:
         """Write a checkpoint, and the model as a Hugging Face directory with a card."""
         checkpoint.save(self.state(), out / "checkpoint.pt")
-        write(self, self.described(), out)
+        write_model(self, self.described(), out)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -172,7 +172,7 @@ def inherited(recipe: AnyRecipe, out: Path, make: Callable[[], Tokenizer]) -> tu
     return load_tokenizer(parent), parent
 
 
-def run(loop: Loop, out: Path, *, resume: bool) -> int:
+def run_loop(loop: Loop, out: Path, *, resume: bool) -> int:
     """Do the steps that are left, keeping checkpoints in `out`.
 
     Returns:

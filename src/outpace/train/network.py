@@ -53,7 +53,7 @@ class LlamaShape:
 Past = list[Tensor]  # keys and values of one layer, [B, H, T, D] each, growing as tokens come; empty at first
 
 
-class Piece(NamedTuple):
+class Sight(NamedTuple):
     """What a run of positions may look at.
 
     Attributes:
@@ -69,7 +69,7 @@ class Piece(NamedTuple):
     visible: Tensor
 
 
-def cut_pieces(visible: Tensor, size: int = 64) -> tuple[Piece, ...]:
+def cut_pieces(visible: Tensor, size: int = 64) -> tuple[Sight, ...]:
     """Cut bool `visible` [T, T] into runs of `size` rows; columns that a run does not see cost nothing then."""
     pieces = []
     for start in range(0, len(visible), size):
@@ -77,7 +77,7 @@ def cut_pieces(visible: Tensor, size: int = 64) -> tuple[Piece, ...]:
         seen = rows.any(0).tolist()
         edges = [place for place in range(len(seen) + 1) if [False, *seen][place] != [*seen, False][place]]
         ranges = tuple(zip(edges[::2], edges[1::2], strict=True))
-        pieces.append(Piece(start, start + len(rows), ranges, torch.cat([rows[:, a:b] for a, b in ranges], dim=1)))
+        pieces.append(Sight(start, start + len(rows), ranges, torch.cat([rows[:, a:b] for a, b in ranges], dim=1)))
     return tuple(pieces)
 
 
@@ -135,7 +135,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.hidden, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None, pieces: tuple[Piece, ...] | None = None
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None, pieces: tuple[Sight, ...] | None = None
     ) -> Tensor:
         """Mix positions of `x` [B, T, hidden]; with `past`, also look at (and add to) what came before."""
         batch, length, _ = x.shape
@@ -189,7 +189,7 @@ class Layer(nn.Module):
         self.mlp = FeedForward(shape)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None, pieces: tuple[Piece, ...] | None = None
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None, pieces: tuple[Sight, ...] | None = None
     ) -> Tensor:
         """Residual stream in, residual stream out, both [B, T, hidden]."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, past, pieces)
@@ -233,7 +233,7 @@ class Llama(nn.Module):
         self,
         tokens: Tensor,
         past: list[Past] | None = None,
-        pieces: tuple[Piece, ...] | None = None,
+        pieces: tuple[Sight, ...] | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, T, hidden] of int64 `tokens` [B, T], which follow those in `past`.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .data import EOS_ID, MASK_ID
-from .network import Llama, Piece, cut_pieces
+from .network import Llama, Sight, cut_pieces
 
 TEACHER_SHARE = 0.9
 # Rows with fewer masks than this share say little and weigh much.
@@ -39,7 +39,7 @@ class DenoisingBatch(NamedTuple):
     outputs: Tensor
     targets: Tensor
     weights: Tensor
-    pieces: tuple[Piece, ...] | None = None
+    pieces: tuple[Sight, ...] | None = None
     positions: Tensor | None = None
 
 
@@ -103,7 +103,7 @@ def fill_up(outputs: Tensor, targets: Tensor, weights: Tensor, tokens: Tensor) -
     return tuple(F.pad(part, (0, missing)) for part in (outputs, targets, weights))  # type: ignore[return-value]
 
 
-def annealed(length: int, share: float, step: int, seed: int, device: torch.device) -> tuple[Piece, ...] | None:
+def annealed(length: int, share: float, step: int, seed: int, device: torch.device) -> tuple[Sight, ...] | None:
     """Causal attention in which `share` of the entries above the diagonal are open; None from a share of 1 on.
 
     The open entries are drawn anew in each step (Gong et al., 2024, arXiv 2410.17891, section 3.2).
@@ -122,7 +122,7 @@ def masked_loss(
     outputs: Tensor,
     targets: Tensor,
     weights: Tensor,
-    pieces: tuple[Piece, ...] | None = None,
+    pieces: tuple[Sight, ...] | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
     """Weighted cross-entropy in nats at the asked places of a `DenoisingBatch`, whose fields are the arguments."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .data import MASK_ID
-from .network import Piece, cut_pieces
+from .network import Sight, cut_pieces
 from .objectives import DenoisingBatch, fill_up
 
 # The clipped schedule of BD3LM: blocks with almost no mask say little and weigh much.
@@ -34,7 +34,7 @@ def block_visible(length: int, block: int, device: torch.device) -> Tensor:
 
 
 @cache
-def block_pieces(length: int, block: int, device: torch.device) -> tuple[Piece, ...]:
+def block_pieces(length: int, block: int, device: torch.device) -> tuple[Sight, ...]:
     """`block_visible` cut into runs."""
     return cut_pieces(block_visible(length, block, device))
 

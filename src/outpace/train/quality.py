@@ -248,10 +248,10 @@ def describe(quality: Quality) -> str:
 
 def write_card(directory: Path, quality: Quality) -> None:
     """Put the figures into the directory's card, in place of earlier ones."""
-    note(directory, describe(quality))
+    note_in_card(directory, describe(quality))
 
 
-def note(directory: Path, figures: str) -> None:
+def note_in_card(directory: Path, figures: str) -> None:
     """Put a section that begins with `HEADING` at the end of a directory's card, in place of an earlier one."""
     path = directory / "card.md"
     text = path.read_text(encoding="utf-8").split(HEADING)[0].rstrip()

@@ -20,7 +20,7 @@ from outpace.tasks import training_examples
 from outpace.tasks.lists import LISTS
 from outpace.tasks.planning import PLANNING, countdown_prompt, sudoku_prompt
 
-Reader = Callable[[Path], Iterator[str]]
+DocumentReader = Callable[[Path], Iterator[str]]
 END = "<|endoftext|>"
 
 
@@ -65,7 +65,7 @@ class Source(PublicText):
 
     files: tuple[str, ...]
     weight: float
-    read: Reader
+    read: DocumentReader
 
 
 def open_text(path: Path) -> str:
@@ -81,7 +81,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _stories(name: str) -> Reader:
+def _stories(name: str) -> DocumentReader:
     def read(data: Path) -> Iterator[str]:
         for story in open_text(data / "tinystories" / name).split(END):
             if story.strip():

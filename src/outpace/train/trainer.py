@@ -16,7 +16,7 @@ from outpace.errors import ConfigError, nearest
 
 from .data import EOS_ID, MASK_ID, DataMixture, find_data, mix, read_documents, train_tokenizer
 from .export import Export, load_network
-from .loop import EXIT_INTERRUPTED, Loop, inherited, log, logging_to, run
+from .loop import EXIT_INTERRUPTED, Loop, inherited, log, logging_to, run_loop
 from .network import Llama, hf_config
 from .objectives import (
     DenoisingBatch,
@@ -30,7 +30,7 @@ from .objectives import (
 from .objectives_block import block_canvas
 from .recipes import RECIPES, TRANSLATIONS, Recipe, TranslationRecipe
 
-__all__ = ["EXIT_INTERRUPTED", "Trainer", "build", "train"]
+__all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,7 +117,9 @@ class Trainer(Loop):
         return (tokens,) if self.teacher is None else (tokens, self.teacher)
 
 
-def build(recipe: Recipe, out: Path, data: Path | None, *, steps: int, seed: int, compiled: bool | None) -> Trainer:
+def build_llama(
+    recipe: Recipe, out: Path, data: Path | None, *, steps: int, seed: int, compiled: bool | None
+) -> Trainer:
     """Read the data and make the networks of a run (or take them from the parent)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     documents = read_documents(recipe.sources, find_data(data))
@@ -186,9 +188,9 @@ def train(
 
             trainer = build_translator(chosen, out, data, steps=steps, seed=seed)
         else:
-            trainer = build(chosen, out, data, steps=steps, seed=seed, compiled=compiled)
+            trainer = build_llama(chosen, out, data, steps=steps, seed=seed, compiled=compiled)
         trainer.tokenizer.save(str(out / "tokenizer.json"))
-        return run(trainer, out, resume=resume)
+        return run_loop(trainer, out, resume=resume)
 
 
 def _find(recipe: str | Recipe | TranslationRecipe) -> Recipe | TranslationRecipe:

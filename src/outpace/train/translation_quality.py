@@ -27,15 +27,15 @@ from outpace.failures import guarded
 from .bleu import bleu
 from .data import find_data
 from .pairs import PAIR_SOURCES, Pair
-from .quality import HEADING, note
+from .quality import HEADING, note_in_card
 
-__all__ = ["Work", "measure", "read_set", "translate"]
+__all__ = ["TranslationWork", "measure", "read_set", "translate"]
 
 SETS = ("tatoeba-pairs:test", "multi30k:test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class TranslationWork:
     """One method on one set of sentences.
 
     Attributes:
@@ -99,7 +99,7 @@ def translate(
 
 def measure(
     model: LanguageModel, name: str, pairs: Sequence[Pair], methods: Sequence[str], **arguments: Any
-) -> list[Work]:
+) -> list[TranslationWork]:
     """Translate a set with each method."""
     first: list[Result] = []
     works = []
@@ -108,7 +108,7 @@ def measure(
         first = first or results
         tokens = sum(len(result.tokens) for result in results)
         works.append(
-            Work(
+            TranslationWork(
                 set=name,
                 method=method,
                 sentences=len(pairs),
@@ -129,22 +129,22 @@ _HEAD = (
 )
 
 
-def _line(work: Work) -> str:
+def _line(work: TranslationWork) -> str:
     return (
         f"| {work.set} | {work.method} | {work.sentences} | {work.tokens:,} | {work.bleu:.2f} | {work.same:.1%} "
         f"| {work.forwards:.3f} | {1 / work.forwards:.2f} | {work.drafts:.2f} |"
     )
 
 
-def write_card(directory: Path, works: Sequence[Work]) -> None:
+def write_card(directory: Path, works: Sequence[TranslationWork]) -> None:
     """Put the figures into the directory's card, in place of earlier ones."""
     rows = [f"| {work.set} | {work.sentences:,} | {work.bleu:.1f} |" for work in works]
     lines = [HEADING, "", "| translated set | sentences | BLEU |", "|---|---|---|", *rows, ""]
     lines.append("BLEU as sacrebleu counts it (13a, case kept), greedy decoding in float32, one reference a sentence.")
-    note(directory, "\n".join(lines) + "\n")
+    note_in_card(directory, "\n".join(lines) + "\n")
 
 
-def note_figures(path: Path, model: str, works: Sequence[Work]) -> None:
+def note_figures(path: Path, model: str, works: Sequence[TranslationWork]) -> None:
     """Put a model's figures into a file of many models, in place of earlier ones."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     entries = [entry for entry in known if entry["model"] != model]

@@ -10,13 +10,13 @@ from typing import Any
 
 from outpace.errors import ConfigError, ModelError, nearest
 
-__all__ = ["Card", "card", "drafter_of", "names", "path"]
+__all__ = ["ModelCard", "card", "drafter_of", "names", "path"]
 
 _HOME = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class ModelCard:
     """What a model's card says.
 
     Attributes:
@@ -62,7 +62,7 @@ def path(name: str) -> Path:
 
 
 @lru_cache(maxsize=16)
-def card(name: str) -> Card:
+def card(name: str) -> ModelCard:
     """Return what the card of a shipped model says; facts that it leaves out are empty.
 
     Raises:
@@ -72,7 +72,7 @@ def card(name: str) -> Card:
     text = _read(directory / "card.md")
     objective, _, origin = _fact(text, "objective").partition(", ")
     number = re.match(r"[\d,]+", _fact(text, "parameters"))
-    return Card(
+    return ModelCard(
         name=name,
         summary=_first(re.search(r"\A# .*\n+(.+)", text)),
         parameters=int(number[0].replace(",", "")) if number else 0,

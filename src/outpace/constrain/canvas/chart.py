@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from outpace.constrain.canvas.automaton import DEAD
 from outpace.constrain.canvas.numbered import NumberedGrammar
-from outpace.constrain.machine import bits
+from outpace.constrain.machine import set_bits
 
 __all__ = ["BARRED", "MASK", "Chart", "ChartPoint"]
 
@@ -236,7 +236,7 @@ class _Use:
         grammar, spans = self._grammar, self._chain[at].spans
         # A middle point counts if the rest reaches a wanted end from it; an empty part leaves all to the other.
         first, rest = grammar.pairs[symbol]
-        for middle in bits(spans[first]):
+        for middle in set_bits(spans[first]):
             after = ends & self._chain[middle].spans[rest]
             if after or (grammar.nullable[rest] and ends >> middle & 1):
                 self.add(at, first, 1 << middle)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from outpace.constrain.canvas.protocol import CanvasState, Places
+from outpace.constrain.canvas.protocol import CanvasConstraintState, Places
 from outpace.errors import ConfigError
 
 __all__ = ["CanvasTextState", "CanvasTexts", "draw_allowed"]
@@ -39,8 +39,8 @@ class CanvasTexts:
         )
 
 
-class CanvasTextState(CanvasState):
-    """Where one text stands; see `CanvasState`."""
+class CanvasTextState(CanvasConstraintState):
+    """Where one text stands; see `CanvasConstraintState`."""
 
     def fits(self, canvas: Places, place: int, token: int, room: int = 0) -> bool:
         """Return whether the canvas can still be completed once `token` stands at a masked place."""

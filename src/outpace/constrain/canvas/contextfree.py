@@ -21,7 +21,7 @@ from outpace.constrain.canvas.chart import BARRED, MASK, Chart, ChartPoint
 from outpace.constrain.canvas.common import CanvasTexts, CanvasTextState, draw_allowed
 from outpace.constrain.canvas.numbered import NumberedGrammar
 from outpace.constrain.canvas.protocol import Places
-from outpace.constrain.machine import bits
+from outpace.constrain.machine import set_bits
 
 __all__ = ["ContextFreeConstraint", "ContextFreeState", "parts"]
 
@@ -56,7 +56,7 @@ class ContextFreeConstraint(CanvasTexts):
 
 
 class ContextFreeState(CanvasTextState):
-    """Where one text stands in a context-free constraint; see `CanvasState`.
+    """Where one text stands in a context-free constraint; see `CanvasConstraintState`.
 
     `can_complete` and `fits` count on tokens within one terminal at masked places: True is certain, False may be
     cautious. The work grows with the length of the text so far.
@@ -107,7 +107,7 @@ class ContextFreeState(CanvasTextState):
         return bool(constraint.is_part[token]) and self._is_inside(canvas, place, token, room)
 
     def redraw(self, canvas: Places, place: int, draw: Callable[[Tensor], int], room: int = 0) -> int:
-        """Return a token that may be written at a masked place; see `CanvasState`.
+        """Return a token that may be written at a masked place; see `CanvasConstraintState`.
 
         The first few that are drawn are tested one by one, as the paper does; then one of `allowed` is drawn, which may
         pass over a better token that reaches across terminals.
@@ -165,7 +165,7 @@ def parts(grammar: NumberedGrammar, trie: Trie) -> NDArray[np.bool_]:
     @functools.cache
     def step(states: int, byte: int) -> int:
         found = 0
-        for state in bits(states):
+        for state in set_bits(states):
             target = int(automaton.next[state, byte])
             found |= opens[target] if target != DEAD else 0
         return found

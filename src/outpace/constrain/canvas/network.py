@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from outpace.constrain.canvas.automaton import DEAD, Automaton
 from outpace.constrain.grammar import Grammar
-from outpace.constrain.machine import Budget, bits
+from outpace.constrain.machine import Budget, set_bits
 
 __all__ = ["as_automaton"]
 
@@ -103,7 +103,7 @@ class _Network:
         sets, rows = {0: DEAD, closures[first]: 1}, [[DEAD] * letters]
         waiting = [closures[first]]
         for states in waiting:
-            members = [leads[state] for state in bits(states) if state in leads]
+            members = [leads[state] for state in set_bits(states) if state in leads]
             found = [functools.reduce(operator.or_, column) for column in zip(*members, strict=True)] or [0] * letters
             for after in dict.fromkeys(found):
                 if after not in sets:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from outpace.errors import ConfigError
 
-__all__ = ["CanvasConstraint", "CanvasState", "Places"]
+__all__ = ["CanvasConstraint", "CanvasConstraintState", "Places"]
 
 Places = Sequence[int | None]  # of a canvas: a token each, or None
 
@@ -27,7 +27,7 @@ class CanvasConstraint(Protocol):
         """V, the model's."""
         ...
 
-    def start(self) -> CanvasState:
+    def start(self) -> CanvasConstraintState:
         """Return the state of an empty text."""
         ...
 
@@ -36,7 +36,7 @@ class CanvasConstraint(Protocol):
         ...
 
 
-class CanvasState(Protocol):
+class CanvasConstraintState(Protocol):
     """Where one text stands: a function of the tokens pushed, which lie left of every canvas that is asked about.
 
     The promise: if `can_complete(canvas)`, then `redraw` finds a token for every masked place, and `can_complete` holds
@@ -47,7 +47,7 @@ class CanvasState(Protocol):
         """Append a token left of the canvas; past an end token nothing counts."""
         ...
 
-    def fork(self) -> CanvasState:
+    def fork(self) -> CanvasConstraintState:
         """Return an independent copy."""
         ...
 

@@ -73,7 +73,7 @@ class RegularConstraint(CanvasTexts):
 
 
 class RegularState(CanvasTextState):
-    """Where one text stands in a regular constraint; see `CanvasState`."""
+    """Where one text stands in a regular constraint; see `CanvasConstraintState`."""
 
     def __init__(self, constraint: RegularConstraint, state: int, is_over: bool = False) -> None:
         self._constraint, self._state, self._is_over = constraint, state, is_over
@@ -121,7 +121,7 @@ class RegularState(CanvasTextState):
         return bool(self.allowed(canvas, place, room)[token])
 
     def redraw(self, canvas: Places, place: int, draw: Callable[[Tensor], int], room: int = 0) -> int:
-        """Return a token that may be written at a masked place; see `CanvasState`."""
+        """Return a token that may be written at a masked place; see `CanvasConstraintState`."""
         allowed = self.allowed(canvas, place, room)
         if not bool(allowed.any()):
             raise self._constraint.misfit(canvas)
