@@ -82,7 +82,6 @@ class Capabilities:
         vocab_size: V.
         mask_id: the mask token of a masked model, else None.
         is_encoder_decoder: the prompt goes through an encoder once.
-        width: the largest number of tokens per forward (0 = unlimited).
         turns_at: texts longer than this turn their positions by other frequencies (rotary scalings); 0 = never.
         turns_anew: such a text is read anew from its beginning (long-rope); else its later positions alone differ.
         has_hidden: hidden states are given where `Outputs` asks for them.
@@ -98,7 +97,6 @@ class Capabilities:
     num_layers: int = 0
     mask_id: int | None = None
     is_encoder_decoder: bool = False
-    width: int = 0
     block_size: int = 0
     logits_shift: bool = False
     turns_at: int = 0
@@ -139,8 +137,9 @@ class Needs:
     """What a method needs from the target and from its caller.
 
     Attributes:
-        attention, has_tree, has_rollback, has_skip, width: as in `Capabilities`; width is the widest window proposed.
-            The attention "canvas" is met by "full" and by "block".
+        attention, has_tree, has_rollback, has_skip: as in `Capabilities`. The attention "canvas" is met by "full" and
+            by "block".
+        width: the widest window proposed.
         copies: a canvas method forwards up to this many copies of what a row has not cached.
         has_mask: a mask token.
         models: other models, by role, e.g. ("draft",).

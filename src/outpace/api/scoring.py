@@ -85,7 +85,7 @@ def score_tokens(target: Adapter, ids: list[int], name: str = "model", tokenizer
         name: shown in the result.
         tokenizer: tells the bytes.
     """
-    found, chunk = list[float | None]([None]), min(_CHUNK, target.capabilities.width or _CHUNK)
+    found, chunk = list[float | None]([None]), _CHUNK
     if len(ids) > 1:
         cache = target.new_cache(1, len(ids) + chunk)
         device = cache.device

@@ -47,7 +47,8 @@ def read_back(decision: Decision) -> HostDecision:
     if path is None:
         nodes = [[*range(num - 1), -1] if num else [] for num in nums]
     is_recovered = [False] * len(nums) if flag is None else [bool(value) for value in lists[1]]
-    return HostDecision(tokens, nodes, is_recovered, None if source is None else lists[-1])
+    is_forked = source is not None and lists[-1] != list(range(len(nums)))
+    return HostDecision(tokens, nodes, is_recovered, lists[-1] if is_forked else None)
 
 
 def together(per_row: Sequence[Tensor], tables: Sequence[Tensor]) -> tuple[list[list[int]], list[list[list[int]]]]:
