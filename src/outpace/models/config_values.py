@@ -6,13 +6,15 @@ belongs, is refused, as transformers does.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from outpace.errors import ModelError
 
-__all__ = ["checked_config", "token_ids"]
+__all__ = ["checked_config", "read_json", "token_ids"]
 
 _COUNTS = frozenset(
     """vocab_size embedding_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
@@ -36,6 +38,21 @@ _TABLES = frozenset({"rope_scaling", "rope_parameters", "text_config"})
 _OFF = frozenset({"sliding_window", "attn_logit_softcapping", "final_logit_softcapping"})  # null switches them off
 _MOST = 1 << 40  # no count of a model comes near it
 _MOST_LAYERS = 100_000
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        ModelError: it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} is not a readable JSON object.", hint="Fetch the model again.")
+    return found
 
 
 def checked_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from outpace.errors import ModelError, nearest
 from outpace.models.assemble import assemble
 from outpace.models.card import CARD_TABLE, read_card
 from outpace.models.checkpoint import check_checkpoint, check_file, has_adapter
-from outpace.models.config_values import token_ids
+from outpace.models.config_values import read_json, token_ids
 from outpace.models.lookup import find_family, make_spec
 from outpace.models.tensors import TensorFiles, find_tensor_files
 from outpace.models.transformer import Kernels, Transformer, spec_capabilities
@@ -137,22 +136,12 @@ def _fetch(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is not a readable JSON object.", hint="Fetch the model again.")
-    return found
-
-
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the parsed config.json of a model directory."""
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise ModelError(f"{directory} has no config.json.", hint="Give the directory that holds a model's files.")
-    return _read_json(path)
+    return read_json(path)
 
 
 def read_capabilities(
@@ -182,7 +171,7 @@ def read_end_tokens(directory: str | os.PathLike[str], card: Mapping[str, Any] |
 
 def _stated_ends(directory: str | os.PathLike[str]) -> tuple[int, ...]:
     settings = Path(directory) / "generation_config.json"
-    found = _read_json(settings).get("eos_token_id") if settings.is_file() else None
+    found = read_json(settings).get("eos_token_id") if settings.is_file() else None
     if found is None:
         config = read_config(directory)
         found = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
