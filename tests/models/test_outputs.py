@@ -175,8 +175,12 @@ def test_a_toy_shows_what_it_computes_with(attention: str) -> None:
             toy.score(*call, toy.new_cache(1, 4), outputs=asked)
 
 
-@pytest.mark.parametrize("case", ["llama", "gemma2", "bloom", "mamba", "t5"])
+@pytest.mark.parametrize("case", ["llama", "gpt2", "gemma2", "bloom", *ENCODED])
 def test_adapters_keep_the_contract_of_adapters(case: str, exact_softmax: None) -> None:
-    if adapter(case).mode != "own":  # whose books hold tokens
-        check_adapter(adapter(case))
+    check_adapter(adapter(case))
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2", "opt-350m"])
+def test_native_decoders_keep_it_too(case: str, model_root: Path) -> None:
+    check_adapter(load_model(saved(case, model_root)[0], "float64"))
     check_adapter(ToyModel())

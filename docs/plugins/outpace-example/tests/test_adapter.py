@@ -16,5 +16,5 @@ def test_contract() -> None:
 @pytest.mark.parametrize("method", ["jacobi", "prompt-lookup"])
 def test_methods_write_what_plain_decoding_does(method: str) -> None:
     lm = LanguageModel(Bigram.counted(TEXTS, 6))
-    written = [lm.generate([0, 1, 2, 3, 0], max_tokens=12, method=each).tokens for each in ("ar", method)]
+    written = [lm.generate([0, 1, 2, 3, 0], max_tokens=12, method=each).tokens for each in ("autoregressive", method)]
     assert written[0] == written[1] and written[0][:4] == [1, 2, 3, 0]
