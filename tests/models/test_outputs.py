@@ -15,7 +15,7 @@ from torch import Tensor
 
 from outpace.errors import CapabilityError
 from outpace.models.loading import load_model
-from outpace.testing.toy import ToyModel
+from outpace.testing import ToyModel, check_adapter
 from outpace.types import Adapter, Outputs, Scores
 
 # Two branches behind a root: node 0, its children 1 and 3, their children 2 and 4.
@@ -173,3 +173,14 @@ def test_a_toy_shows_what_it_computes_with(attention: str) -> None:
     for asked, words in ((Outputs((4,)), "layer 4"), (Outputs(heads=("length",)), "no output")):
         with pytest.raises(CapabilityError, match=words):
             toy.score(*call, toy.new_cache(1, 4), outputs=asked)
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "gemma2", "bloom", *ENCODED])
+def test_adapters_keep_the_contract_of_adapters(case: str, exact_softmax: None) -> None:
+    check_adapter(adapter(case))
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2", "opt-350m"])
+def test_native_decoders_keep_it_too(case: str, model_root: Path) -> None:
+    check_adapter(load_model(saved(case, model_root)[0], "float64"))
+    check_adapter(ToyModel())

@@ -83,6 +83,7 @@ class _Packer:
         ]
         words = spec.num_layers * sum(self.num_words(*shape) for shape in layer)
         words += self.num_words(spec.vocab_size, spec.hidden_size)
+        # One buffer for all, so that weights lie in the order they are streamed, on huge pages.
         # One panel more: the kernel fetches ahead of what it reads.
         self.buffer = empty_buffer(library, 4 * words + 128)
         self.next = _round_up(self.buffer.data_ptr(), 128)
@@ -95,6 +96,7 @@ class _Packer:
 
     def matrix(self, matrix: Matrix, is_gated: bool = False) -> int:
         """Pack a matrix [outputs, inputs] and return its address."""
+        # A copy of one matrix at a time is all that packing adds to the weights.
         source = matrix.dense().detach().to(self.dtype).contiguous()
         outputs, inputs = source.shape
         columns = 2 * _round_up(outputs // 2, COLUMNS // 2) if is_gated else outputs
@@ -241,6 +243,7 @@ class CompiledDecoder:
             ConfigError: shapes, dtypes, ids, positions or the cache do not fit.
         """
         rows, width = tokens.shape
+        # C walks plain arrays. What it reads stays in a local name until the call returns: an address keeps nothing alive.
         tokens, position = tokens.contiguous(), position.contiguous()
         visible = None if visible is None else visible.contiguous()
         ask = None if ask is None else ask.contiguous()
@@ -257,13 +260,16 @@ class CompiledDecoder:
         wanted = (*outputs.layers, *([self.spec.num_layers + 1] if outputs.has_last else []))
         tapped = {index: torch.zeros(rows, asked, self.spec.hidden_size, dtype=self.dtype) for index in wanted}
         states = _addresses(tapped, self.spec.num_layers + 2)
+        # Buffers are named anew in each call, since a cache that grew or lost rows has moved.
         buffers = (ctypes.c_void_p * len(cache.buffers))(*[buffer.data_ptr() for buffer in cache.buffers])
         lengths = (ctypes.c_int64 * rows)(*cache.lengths)
         skipped = _flags(skip, self.spec.num_layers)
+        # Rotary tables reach as far as this call's last position, each row's by the phase that its text is in.
         last = min(int(position.max()) + 1, self.spec.max_positions) if position.numel() else 0
         found = {phase: self._rotation.tables(max(1, last), phase) for phase in cache.phases}
         turns = [table.data_ptr() for phase in cache.phases for pair in found[phase] for table in pair]
         turned = (ctypes.c_void_p * max(1, len(turns)))(*turns)
+        # One call at a time: scratch memory, the team of threads and the filled-in structure are the decoder's own.
         with self._lock:
             call = self._call
             call.rows, call.width, call.asked, call.capacity = rows, width, asked, cache.buffers[0].shape[2]
@@ -371,6 +377,7 @@ def _model_view(packer: _Packer, spec: Spec, weights: Weights, layers: ctypes.Ar
     view.norm_eps, view.attention_scale = spec.norm_eps, spec.attn_scale
     view.layer = ctypes.cast(layers, ctypes.POINTER(LayerView))
     view.final_norm = packer.norm(weights.final_norm, spec.hidden_size)
+    # Asked before packing frees the head: a tied embedding is read back from the packed head, which saves a copy.
     is_tied = weights.head.weight is weights.embed
     view.head = packer.matrix(weights.head)
     if not is_tied:

@@ -150,6 +150,8 @@ class TransformersAdapter(Adapter):
         self._reads_many = self._can_copy = True  # on top of a state: several tokens in a forward; a copy to go back to
         self._num_masks = 0  # masks made from our positions so far
         self._blocks: Sequence[Any] = ()  # the decoder's layers, where hidden states can be read between them
+        self._table, self._embed_scale = model.get_input_embeddings(), 1.0
+        self._reads_soft = False
         self._has_plain_head = False  # logits are the output matrix times the last hidden state, and nothing else
         if getattr(model.config, "_attn_implementation", "eager") not in ("eager", "sdpa"):
             model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
@@ -177,8 +179,8 @@ class TransformersAdapter(Adapter):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
-        embedded: Tensor = self.model.get_input_embeddings()(tokens)
-        return embedded
+        embedded: Tensor = self._table(tokens)
+        return embedded * self._embed_scale if self._embed_scale != 1 else embedded
 
     @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:
@@ -208,8 +210,10 @@ class TransformersAdapter(Adapter):
         """Run one forward; see `outpace.types.Adapter`."""
         self.check(outputs, skip)
         self._check(tokens, position, visible, cache)
+        if inputs is not None and not self._reads_soft:
+            raise CapabilityError("This model cannot read soft embeddings.", NATIVE)
         if self.mode in ("own", "plain"):
-            self._note(tokens, cache, inputs)
+            self._note(tokens, cache)
             if ask is not None and not ask.shape[1]:  # prefill: what was noted is read with the first that is asked
                 return self._nothing(len(tokens), 0, outputs)
         if self.mode == "plain":
@@ -260,10 +264,8 @@ class TransformersAdapter(Adapter):
 
         return self._one_by_one(position, ask, outputs, score)
 
-    def _note(self, tokens: Tensor, cache: Cache, inputs: Tensor | None) -> None:
+    def _note(self, tokens: Tensor, cache: Cache) -> None:
         """Write the tokens into the book of a model that reads them later."""
-        if inputs is not None:
-            raise CapabilityError("This model cannot read soft embeddings.", NATIVE)
         held = torch.tensor(cache.lengths, device=tokens.device)[:, None]
         cache.buffers[0].scatter_(1, held + torch.arange(tokens.shape[1], device=tokens.device), tokens)
 
@@ -471,9 +473,26 @@ class TransformersAdapter(Adapter):
                 break
         else:
             self.mode = "own" if self._owns(texts, want) else "plain"
+        self._reads_soft = self.mode in ("batched", "rows") and self._finds_embedding(texts, want[0])
         if self.mode in NOTES:
             how = "a copy of its state" if self._can_copy else "reading the text again"
             self.notes.append(NOTES[self.mode].format(how=how))
+
+    def _finds_embedding(self, texts: Tensor, want: Tensor) -> bool:
+        """Find what embeds the decoder's tokens: its own table or a shared one, scaled behind it or not."""
+        extra = [tensor[:1] for tensor in self._probe_cache(2, PROBE).extra]
+        owner = self.model.get_decoder()
+        scales = dict.fromkeys((1.0, float(getattr(owner, "embed_scale", None) or 1)))
+        tables = [self.model.get_input_embeddings(), getattr(owner, "embed_tokens", None)]
+        for self._table in [table for table in tables if table is not None]:
+            for self._embed_scale in scales:
+                try:
+                    logits = self._call(texts[:1], self.embed(texts[:1]), None, None, extra).logits
+                except Exception:  # it takes tokens only, and says so in its own words
+                    return False
+                if self._is_close(logits[0], want):
+                    return True
+        return False
 
     def _owns(self, texts: Tensor, want: list[Tensor]) -> bool:
         """Find out whether rows can be scored on caches of the model's own, and how."""

@@ -64,6 +64,7 @@ class Forward:
         self.instead: Tensor | None = None  # [1, N, hidden] what it shall read
         self.taps: dict[int, Tensor] = {}
         self.num_masks = 0
+        # A padded token sees itself, so that no row of a mask is empty: the softmax of an empty row is NaN.
         own = torch.eye(self.size, dtype=torch.bool, device=device)
         if visible is None:
             visible = (position >= 0)[:, None, :].expand(-1, self.size, -1).tril()
@@ -103,6 +104,7 @@ class Forward:
 
     def write(self, buffer: Tensor, entries: Tensor) -> Tensor:
         """Stage entries [B, H, T, D] in a buffer [B, H, capacity, D]; return its slots in use."""
+        # Rows of one length write one block; ragged rows scatter, which costs a copy of the entries.
         if self.start >= 0:
             buffer.narrow(2, self.start, self.size).copy_(entries)
         else:
@@ -121,6 +123,7 @@ class Forward:
     @contextmanager
     def running(self, blocks: Sequence[Any] = ()) -> Iterator[None]:
         """While the model runs: wrapped functions answer for this forward, and its layers `blocks` are tapped."""
+        # Other threads may run the same model meanwhile: hooks and wrapped functions ask which forward is theirs.
         token, hooks = _RUNNING.set(self), []
         for layer in self.outputs.layers:
             if layer < len(blocks):
@@ -254,6 +257,7 @@ def _make_mask(original: Callable[..., Any], is_additive: bool, *args: Any, **kw
     forward, rule = staged(), kwargs.get("mask_function", causal_mask_function)
     if forward is None or rule is bidirectional_mask_function:  # the latter looks at an encoder
         return original(*args, **kwargs)
+    # Some models ask for other masks besides, over an encoder's states or a part of the text: not ours to answer.
     if (kwargs.get("q_length"), kwargs.get("kv_length")) != (forward.size, forward.extent):
         return original(*args, **kwargs)
     mask = forward.mask(rule, rule is causal_mask_function)

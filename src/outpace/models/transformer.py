@@ -259,6 +259,7 @@ class Transformer(Adapter):
         lengths = cache.lengths
         is_even = all(length == lengths[0] for length in lengths)
         extent = cache.slots if cache.has_fixed_extent else max(lengths) + size
+        # Plain decoding is a chain of one length: all it needs are slices. Everything else has its masks computed.
         layout = Layout(rows, size, lengths[0] if is_even else -1, extent)
         is_chain = visible is None and is_even and not cache.has_fixed_extent and len(set(cache.phases)) == 1
         if is_chain and self.spec.attention == "causal" and (rows == 1 or size == 1):
@@ -275,6 +276,7 @@ class Transformer(Adapter):
         for window in set(self.spec.windows):
             first = 0 if window is None else max(0, start - window + 1)
             is_plain = window is None or window >= end
+            # One token sees all before it, and a whole prompt is what torch calls causal: neither needs a mask.
             if layout.size == 1:
                 layout.masks[window] = (first, None, False)
             elif start == 0 and is_plain:
@@ -303,6 +305,7 @@ class Transformer(Adapter):
         if layout.start < 0:
             layout.slots = held[:, None] + torch.arange(size, device=device)
             layout.row_index = torch.arange(rows, device=device)[:, None]
+        # A window is a distance in positions, not in slots: branches of a tree share positions.
         is_seen, key_position = window_mask(self._tree(position, visible), position, held, layout.extent)
         like = self.weights.embed
         for window in set(spec.windows):
@@ -411,7 +414,8 @@ class Transformer(Adapter):
         heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         rows, size = layout.rows, layout.size
         qkv = w.qkv(x).view(rows, size, heads + 2 * kv_heads, dim)
-        turned = qkv.narrow(2, 0, heads + kv_heads)  # queries and keys, rotated together
+        # Weights are packed so that queries, keys and values are one product, and the first two one rotation.
+        turned = qkv.narrow(2, 0, heads + kv_heads)
         if w.q_norm is not None:
             turned = self._norm_heads(w, turned)
         which = spec.rope_index[index]
@@ -419,6 +423,7 @@ class Transformer(Adapter):
             cos, sin = layout.rotation[which]
             turned = torch.addcmul(turned * cos, turned.roll(dim // 2, -1), sin)
         query = turned.narrow(2, 0, heads)
+        # Staged before they are read: nodes see each other through the cache, as they see what is valid in it.
         keys, values = buffers[2 * index], buffers[2 * index + 1]
         stage(keys, turned.narrow(2, heads, kv_heads), layout)
         stage(values, qkv.narrow(2, heads + kv_heads, kv_heads), layout)
