@@ -10,8 +10,9 @@ import torch
 from guided_oracle import Agreement, decode
 from torch import Tensor
 
+from outpace.canvas.rules.agreed import law_product
 from outpace.errors import ConfigError
-from outpace.methods.diffusion.apd import Apd, law_product
+from outpace.methods.diffusion.apd import Apd
 from outpace.sampling import Sampler, Sampling
 from outpace.testing import checks, run_contract
 from outpace.testing.toy import ToyModel

@@ -97,15 +97,18 @@ class BlockDrafter:
             min_confidence: drafts end before a place where no token was this likely when it was drawn.
         """
         lines = [_Line(text, len(text) + n) for text, n in zip(view.texts, reach, strict=True)]
+        # 1. A prompt is read in forwards of its own: beside the masks of other rows it would widen every forward.
         self._catch_up(lines)
         for line in lines:
             self._open(line)
+        # 2. Block by block, until every row has as many drafts as are worth a check of the target.
         while any(line.is_open for line in lines):
             for step in range(steps):
                 self._look(view, lines, steps - step)
             for line in lines:
                 line.is_open = line.is_open and len(line.drafts) < fewest
                 self._open(line)
+        # 3. What lies behind an unsure place follows from it, so the whole rest goes.
         return [_cut(line, min_confidence) for line in lines]
 
     def _catch_up(self, lines: Sequence[_Line]) -> None:
@@ -123,6 +126,7 @@ class BlockDrafter:
             line.is_open = False
             return
         size, context = self._size, self.adapter.capabilities.max_positions
+        # Masks fill the block although fewer drafts are wanted: the model was trained on whole blocks.
         border = (line.begin // size + 1) * size if size else line.begin + self.window
         line.end = min(border, context)
         line.drafts += [-1] * (line.end - line.begin)
@@ -138,6 +142,7 @@ class BlockDrafter:
         logits[..., mask_id] = float("-inf")
         drawn, sure = self._draw(view, lines, asked, logits)
         for index, (line, places) in enumerate(zip(lines, asked, strict=True)):
+            # An even share for each forward that is left, the last one taking all there is.
             count = -(-len(places) // left)
             chosen = surest(sure[index, : len(places)], np.ones(len(places), dtype=np.bool_), count)
             for entry in np.flatnonzero(chosen):
@@ -148,6 +153,8 @@ class BlockDrafter:
         """Return the logits [B, A, V] at the asked places; the text's finished blocks stay in the cache."""
         mask_id, device = self.adapter.capabilities.mask_id or 0, self.cache.device
         held = self.cache.lengths
+        # Everything that the cache lacks: the text's open block, the drafts and the masks. A row that asks nothing
+        # forwards nothing, as padding.
         runs = [
             [*line.text, *(mask_id if token < 0 else token for token in line.drafts)][at:] if places else []
             for line, places, at in zip(lines, asked, held, strict=True)
@@ -161,6 +168,7 @@ class BlockDrafter:
             ask[row, : len(places)] = np.array(places, dtype=np.int64) - held[row]
         given = [torch.from_numpy(table).to(device) for table in (tokens, position, ask)]
         scores = self.adapter.score(given[0], given[1], None, self.cache, given[2])
+        # Staged entries of finished blocks stay, since no later token changes them; the others saw masks.
         # Never the block that holds the last token: what is said of the next place may be computed there.
         done = [
             max(0, (len(line.text) - 1) // self._size * self._size - at) if self._size and places else 0
@@ -179,10 +187,12 @@ class BlockDrafter:
         sampler, (rows, count, vocab) = view.sampler, logits.shape
         place = torch.tensor([places + [0] * (count - len(places)) for places in asked], device=logits.device)
         history = sampler.history(view.texts, view.prompts, vocab)
+        # Without a history no place waits for another: one draw for all.
         if history is None:
             processed = sampler.process(logits, None)
             return sampler.pick(processed, place).tolist(), _greatest(processed)
         drawn, sure = [[0] * count for _ in range(rows)], np.zeros((rows, count))
+        # Else from left to right, one place of every row at a time: a penalty counts the drafts before it.
         entry = [0] * rows
         wanted = [min(line.end, line.limit) - len(line.text) for line in lines]
         for offset in range(max(wanted)):

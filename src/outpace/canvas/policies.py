@@ -88,9 +88,10 @@ class Policy:
 
     def stay(self, step: Step) -> Bools:
         """Return [P] the places whose entries stay; what is asked next never does (see `outpace.canvas.advance`)."""
-        if self.name == "none":
+        if self.name == "none":  # not even what is exact: the baseline of every other policy
             return np.zeros(len(step.after.tokens), dtype=np.bool_)
         exact = step.exact()
+        # Staleness is bounded by age, whatever the policy would keep. The next step counts: it would read the entries.
         if self.name == "block" or (self.refresh and step.before.age + 1 >= self.refresh):
             return exact
         return exact | POLICIES[self.name](self, step)
@@ -99,6 +100,8 @@ class Policy:
 def _prefix(policy: Policy, step: Step) -> Bools:
     """All before the block stays while it is written; a new block computes everything anew."""
     del policy
+    # The step that ends a block saw its last masks, so not even the prefix is kept then: the next step, which sees
+    # the block as it is, computes all, and what it leaves is what the block in work reads.
     return step.first(0 if step.is_block_done else step.before.base)
 
 
@@ -107,6 +110,7 @@ def _dual(policy: Policy, step: Step) -> Bools:
     del policy
     if step.is_block_done:
         return step.first(0)
+    # Masks behind the block keep their entries as well: they hardly say anything, and there are many.
     place = np.arange(len(step.after.tokens))
     return (place < step.before.base) | (place >= step.after.end)
 
@@ -114,6 +118,7 @@ def _dual(policy: Policy, step: Step) -> Bools:
 def _delayed(policy: Policy, step: Step) -> Bools:
     """A token's entry stays from the step after it was written, when it was first forwarded as itself."""
     del policy
+    # In the step that writes a token it is forwarded as a mask, and that entry is of no use to anyone.
     return step.settled()
 
 
@@ -125,6 +130,7 @@ def _greedy(policy: Policy, step: Step) -> Bools:
     """
     if step.is_block_done:
         return step.first(0)
+    # Entries age most near a change, and matter most near the places that are still to be decided.
     row = step.after
     todo = row.undecided(step.canvas, row.base, row.end)
     return ~step.near(np.concatenate([step.written(), todo]), policy.radius)
@@ -132,6 +138,7 @@ def _greedy(policy: Policy, step: Step) -> Bools:
 
 def _free(policy: Policy, step: Step) -> Bools:
     """The prompt and the decided text behind it freeze for good, `radius` places behind the first mask."""
+    # As it was forwarded: a token written in this step has the entry of a mask so far.
     masked = step.before.undecided(step.canvas, 0, len(step.before.tokens))
     clean = int(masked[0]) if len(masked) else len(step.before.tokens)
     return step.first(clean - policy.radius)

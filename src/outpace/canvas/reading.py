@@ -44,6 +44,7 @@ class Reading:
     @cached_property
     def probs(self) -> Tensor:
         """[A, V] float32 (float64 for float64 logits): the model's own law at temperature 1."""
+        # Of the model's own logits, not the sampler's: how sure the model is does not depend on the temperature.
         logits = self.logits
         return (logits if logits.dtype == torch.float64 else logits.float()).softmax(-1)
 
@@ -130,6 +131,7 @@ def read(logits: Tensor, places: Ids, row: CanvasRow, canvas: Canvas, sampler: S
         sampler: of this row alone.
         banned: [K] int64 tokens that may not be written at all: the mask, and end tokens between given pieces.
     """
+    # In place: the forward's logits belong to this step, and a copy of them would cost as much as the draw.
     logits.index_fill_(-1, banned, float("-inf"))
     tokens = draw(logits, places, row.visit, sampler)
     return Reading(places, tokens, logits, sampler, row.visit, _waits(places, tokens, row, canvas))
@@ -176,6 +178,7 @@ def order_noise(sampler: Sampler, places: Ids, visit: int) -> Floats:
         places: [N].
         visit: tells draws at one place apart.
     """
+    # A stream of its own: which place comes next must not depend on which token was drawn there.
     key = node_key(sampler.keys, Stream.ORDER, torch.from_numpy(places).unsqueeze(0), visit)
     noise: Floats = uniform(key, torch.zeros(1, dtype=torch.int64))[0, :, 0].numpy()
     return noise
@@ -188,4 +191,5 @@ def _chances(probs: Tensor, index: Ids, tokens: Ids) -> Floats:
 
 
 def _host(values: Tensor) -> Floats:
+    # float64 on the host, so that a rule decides alike in every dtype; a law that is none counts as nothing.
     return values.double().nan_to_num(0.0).cpu().numpy()

@@ -20,13 +20,13 @@ import numpy as np
 from outpace.canvas.advance import Advance, advance, begun
 from outpace.canvas.copies import Copy
 from outpace.canvas.parts import Parts
-from outpace.canvas.reading import Reading
-from outpace.canvas.row import Bools, CanvasRow, Ids
+from outpace.canvas.reading import Reading, reread
+from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
 from outpace.canvas.window import CanvasWindow, lay_window
 
-__all__ = ["Brancher", "Guess", "Reread", "Verified", "grow", "verify", "writes"]
+__all__ = ["Brancher", "Foresee", "Guess", "Verified", "foresee", "grow", "verify", "writes"]
 
-Reread = Callable[[CanvasRow, CanvasWindow], Reading | None]
+Foresee = Callable[[CanvasRow, CanvasWindow], Reading | None]
 """What an earlier forward said of the places that a state asks for, drawn as that state draws; None = not of all."""
 Guess = Callable[[], Reading | None]
 """A reading for the rule to decide by, made when it is wanted; None = there is none after all."""
@@ -54,19 +54,44 @@ class Verified(Advance):
         return len(self.rows)
 
 
+def foresee(known: Reading, canvas: Canvas, min_lead: float, row: CanvasRow, window: CanvasWindow) -> Reading | None:
+    """Return what an earlier reading says of the places that a state asks for, drawn as that state draws.
+
+    Args:
+        known: the earlier reading.
+        canvas: the run's.
+        min_lead: least distance of the two greatest confidences in the block: below it a guess is often overtaken.
+        row: the state.
+        window: what is forwarded of it.
+
+    Returns:
+        None where the reading does not speak of all places, or where nothing leads.
+    """
+    at = np.searchsorted(known.places, window.asked)
+    if not len(at) or at[-1] >= len(known.places) or (known.places[at] != window.asked).any():
+        return None
+    # Looked at before anything is drawn anew, so that a step without guesses costs what the reference's does.
+    inside = int(np.searchsorted(window.asked, row.end)) if row.end > row.base else len(at)
+    if min_lead and inside > 1:
+        second, first = np.partition(known.confidence[at[:inside]], -2)[-2:]
+        if first - second < min_lead:
+            return None
+    return reread(known, at, row, canvas)
+
+
 def writes(parts: Parts, row: CanvasRow, reading: Reading) -> Bools:
     """Return [A] which of the reading's places a step of the reference writes."""
     row = begun(row, reading, parts)
     return parts.rule.choose(reading, row, row.memo).writes
 
 
-def grow(row: CanvasRow, parts: Parts, reread: Reread, branches: Brancher, copies: int, room: int) -> list[Copy]:
+def grow(row: CanvasRow, parts: Parts, known_of: Foresee, branches: Brancher, copies: int, room: int) -> list[Copy]:
     """Return the row's own copy and guesses behind it, the likeliest first; parents precede children.
 
     Args:
         row: the exact state.
         parts: of the reference.
-        reread: what to guess from.
+        known_of: what to guess from.
         branches: what may come of a reading.
         copies: at most so many.
         room: at most so many nodes, but always the row's own.
@@ -76,7 +101,7 @@ def grow(row: CanvasRow, parts: Parts, reread: Reread, branches: Brancher, copie
 
     def sprout(at: int, weight: float) -> None:
         """Put what may come of a copy on the heap, by how likely the whole way to it is."""
-        reading = reread(found[at].row, found[at].window)
+        reading = known_of(found[at].row, found[at].window)
         if reading is not None and not reading.is_broken:
             for share, guess in branches(parts, found[at].row, reading):
                 heapq.heappush(heap, (-weight * share, next(number), at, guess))

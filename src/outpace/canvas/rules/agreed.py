@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from outpace.canvas.reading import Reading
 from outpace.canvas.row import Bools, CanvasRow
 from outpace.canvas.rules.rule import Choice, Rule, eligible
 
-__all__ = ["Agreed", "leading"]
+__all__ = ["Agreed", "law_product", "leading"]
 
 
 def leading(agrees: Bools) -> Bools:
@@ -38,3 +40,20 @@ class Agreed(Rule):
         agrees = self.agrees if reading.waits is None else self.agrees & ~reading.waits
         writes = leading(agrees)
         return Choice(writes if self.is_open_ended else writes & eligible(reading, row), memo=memo)
+
+
+def law_product(diffusion: Tensor, guide: Tensor, weight: float) -> Tensor:
+    """Return logits of the normalised product p_d^weight * p_g^(1 - weight), [..., V].
+
+    Args:
+        diffusion: [..., V] logits; -inf = forbidden, and so it stays.
+        guide: [..., V] logits.
+        weight: the diffusion model's exponent, from 0 to 1.
+    """
+    if weight == 1:  # not a bit may differ, or a tie would break the agreement
+        return diffusion
+    wide = torch.float64 if diffusion.dtype == torch.float64 else torch.float32
+    is_forbidden = diffusion == float("-inf")
+    own = diffusion.to(wide).log_softmax(-1).masked_fill(is_forbidden, 0.0)
+    mixed = weight * own + (1 - weight) * guide.to(wide).log_softmax(-1)
+    return mixed.masked_fill(is_forbidden, float("-inf"))

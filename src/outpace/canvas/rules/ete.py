@@ -6,13 +6,15 @@ around it change, and sure tokens appear again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from outpace.canvas.obey import may_write
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import Bools, CanvasRow
+from outpace.canvas.row import Bools, Canvas, CanvasRow
 from outpace.canvas.rules.rule import Choice, Rule, eligible, surest
 
 __all__ = ["Explore", "Tentative"]
@@ -31,6 +33,16 @@ class Tentative:
     place: int
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
+
+    def versions(self, row: CanvasRow, canvas: Canvas) -> Sequence[CanvasRow]:
+        """Return the row with each candidate written that its constraint lets in; itself if there are none."""
+        versions = []
+        for token, log_prob in zip(self.tokens, self.log_probs, strict=True):
+            if may_write(row, self.place, token, canvas):
+                tokens, log_probs = row.tokens.copy(), row.log_probs.copy()
+                tokens[self.place], log_probs[self.place] = token, log_prob
+                versions.append(replace(row, tokens=tokens, log_probs=log_probs, visit=row.visit + 1))
+        return versions or [row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +86,16 @@ class Explore(Rule):
         beyond = ~reading.within(row.end)
         may_write = eligible(reading, row) | (beyond & ~np.isin(reading.tokens, row.ends))
         return (reading.confidence >= self.threshold) & may_write & (self.threshold <= 1)
+
+    def outlook(self, reading: Reading, row: CanvasRow) -> tuple[int, float]:
+        """Return how many places a version leaves sure, and its own log-probability with that of the block.
+
+        Args:
+            reading: of the version.
+            row: the version; its memo still says what is tried.
+        """
+        open_log = np.log(np.maximum(reading.confidence[reading.within(row.end)], 1e-300)).sum()
+        return int(self.sure(reading, row).sum()), float(row.log_probs[row.memo.place] + open_log)
 
     def _tentative(self, reading: Reading, index: int) -> Tentative:
         """Return the drawn token and the likeliest others of one place."""

@@ -38,6 +38,11 @@ class Belief:
     is_refining: bool
     inner: Any = None
 
+    def within(self, places: Ids) -> tuple[Ids, Tensor]:
+        """Return where among some places [W] the believed ones lie, [K'], and their laws [K', V]."""
+        there = np.isin(self.places, places)  # an end token may have cut the text
+        return np.searchsorted(places, self.places[there]), self.probs[torch.from_numpy(there)]
+
 
 @dataclass(frozen=True, slots=True)
 class Refined(Rule):

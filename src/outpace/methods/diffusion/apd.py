@@ -19,6 +19,7 @@ from torch import Tensor
 
 from outpace.canvas import Canvas, Parts, Policy, Reading, Schedule, make_policy
 from outpace.canvas.row import Bools
+from outpace.canvas.rules.agreed import law_product
 from outpace.canvas.sliding import Sliding
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
@@ -30,24 +31,7 @@ from outpace.types import Capabilities
 if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
 
-__all__ = ["Apd", "law_product"]
-
-
-def law_product(diffusion: Tensor, guide: Tensor, weight: float) -> Tensor:
-    """Return logits of the normalised product p_d^weight * p_g^(1 - weight), [..., V].
-
-    Args:
-        diffusion: [..., V] logits; -inf = forbidden, and so it stays.
-        guide: [..., V] logits.
-        weight: the diffusion model's exponent, from 0 to 1.
-    """
-    if weight == 1:  # not a bit may differ, or a tie would break the agreement
-        return diffusion
-    wide = torch.float64 if diffusion.dtype == torch.float64 else torch.float32
-    is_forbidden = diffusion == float("-inf")
-    own = diffusion.to(wide).log_softmax(-1).masked_fill(is_forbidden, 0.0)
-    mixed = weight * own + (1 - weight) * guide.to(wide).log_softmax(-1)
-    return mixed.masked_fill(is_forbidden, float("-inf"))
+__all__ = ["Apd"]
 
 
 @dataclass(frozen=True)

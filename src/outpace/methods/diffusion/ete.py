@@ -20,13 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
-
-from outpace.canvas import Advance, Canvas, CanvasRow, Copy, Parts, Reading, Schedule, advance
+from outpace.canvas import Advance, Canvas, Copy, Parts, Schedule, advance
 from outpace.canvas.copies import place_copies
-from outpace.canvas.obey import may_write
 from outpace.canvas.reach import Reach
-from outpace.canvas.rules.ete import Explore, Tentative
+from outpace.canvas.rules.ete import Explore
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasBatch, CanvasMethod, ReadCopy
@@ -111,32 +108,17 @@ class ExploreThenExploit(CanvasMethod):
         """Return the row, or where it explores one copy for each candidate."""
         del view
         row = state.canvases[index]
-        return place_copies(_versions(row, state.parts.canvas), state.parts)
+        return place_copies(row.memo.versions(row, state.parts.canvas) if row.memo else [row], state.parts)
 
     def take(self, copies: Sequence[Copy], reader: ReadCopy, parts: Parts) -> Advance | None:
         """Return the row after a step from the version that leaves most places sure, then the likeliest."""
         readings = [reader(copy) for copy in copies]
         if any(reading.is_broken for reading in readings):
             return None
-        best = 0 if len(copies) == 1 else max(range(len(copies)), key=lambda i: self._score(copies[i].row, readings[i]))
+        best = (
+            0
+            if len(copies) == 1
+            else max(range(len(copies)), key=lambda i: self.rule.outlook(readings[i], copies[i].row))
+        )
         step = advance(copies[best].row, readings[best], copies[best].window, parts)
         return copies[best].moved(step, len(copies[0].slots))
-
-    def _score(self, row: CanvasRow, reading: Reading) -> tuple[int, float]:
-        """Return how many places are sure beside a version's token, and its log-probability with the block's."""
-        open_log = np.log(np.maximum(reading.confidence[reading.within(row.end)], 1e-300)).sum()
-        return int(self.rule.sure(reading, row).sum()), float(row.log_probs[row.memo.place] + open_log)
-
-
-def _versions(row: CanvasRow, canvas: Canvas) -> Sequence[CanvasRow]:
-    """Return the row with each candidate written that its constraint lets in; itself if there are none."""
-    tried: Tentative | None = row.memo
-    if tried is None:
-        return [row]
-    versions = []
-    for token, log_prob in zip(tried.tokens, tried.log_probs, strict=True):
-        if may_write(row, tried.place, token, canvas):
-            tokens, log_probs = row.tokens.copy(), row.log_probs.copy()
-            tokens[tried.place], log_probs[tried.place] = token, log_prob
-            versions.append(replace(row, tokens=tokens, log_probs=log_probs, visit=row.visit + 1))
-    return versions or [row]

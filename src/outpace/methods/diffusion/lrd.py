@@ -18,14 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from outpace.canvas import ORDERS, CanvasRow, Ranked, Rule
-from outpace.canvas.row import Ids
-from outpace.canvas.rules.lrd import Belief, Refined, mixture
-from outpace.canvas.window import CanvasWindow
+from outpace.canvas import ORDERS, Ranked, Rule
+from outpace.canvas.rules.lrd import Refined, mixture
 from outpace.errors import CapabilityError
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasBatch, CanvasMethod
@@ -99,25 +95,19 @@ class LatentRefinement(CanvasMethod):
     def dress(self, proposal: Proposal, view: View, state: CanvasBatch) -> Proposal:
         """Mix what is believed of the rows' open places into their masks."""
         del view
-        rows = zip(state.canvases, proposal.carry, strict=True)
-        told = [(index, *_believed(row, copy.window)) for index, (row, (copy,)) in enumerate(rows)]
-        if not any(len(nodes) for _, _, nodes in told):
+        # The beliefs of a block end with it: its last step wrote all that they speak of.
+        told = [
+            row.memo.within(copies[0].window.places) if self.mix and row.step else None
+            for row, copies in zip(state.canvases, proposal.carry, strict=True)
+        ]
+        if not any(one is not None and len(one[0]) for one in told):
             return proposal
         embed, mask = state.target.embed, proposal.tokens.new_tensor([state.parts.canvas.mask_id])
         inputs = embed(proposal.tokens).clone()
-        for index, probs, nodes in told:
-            if len(nodes):
-                share, ids, weights = mixture(probs, self.mix, self.top_p, self.candidates)
+        for index, one in enumerate(told):
+            if one is not None and len(one[0]):
+                share, ids, weights = mixture(one[1], self.mix, self.top_p, self.candidates)
                 tokens = (weights.unsqueeze(-1) * embed(ids).double()).sum(1)
                 mixed = (1 - share).unsqueeze(-1) * embed(mask).double() + share.unsqueeze(-1) * tokens
-                inputs[index, torch.from_numpy(nodes)] = mixed.to(inputs.dtype)
+                inputs[index, torch.from_numpy(one[0])] = mixed.to(inputs.dtype)
         return replace(proposal, inputs=inputs)
-
-
-def _believed(row: CanvasRow, window: CanvasWindow) -> tuple[Tensor, Ids]:
-    """Return the laws [K, V] that the row believes of places in the window, and their nodes [K]."""
-    belief = row.memo if row.step else None
-    if not isinstance(belief, Belief):
-        return torch.zeros(0, 0), np.zeros(0, dtype=np.int64)
-    there = np.isin(belief.places, window.places)  # an end token may have cut the text
-    return belief.probs[torch.from_numpy(there)], np.searchsorted(window.places, belief.places[there])

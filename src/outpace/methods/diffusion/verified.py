@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-
-import numpy as np
+from functools import partial
 
 from outpace.canvas import ORDERS, Canvas, CanvasRow, Copy, Parts, Ranked, Reading, Schedule
 from outpace.canvas.reach import Reach
-from outpace.canvas.reading import reread
-from outpace.canvas.row import Floats
-from outpace.canvas.verify import Guess, Verified, grow, verify
-from outpace.canvas.window import CanvasWindow
+from outpace.canvas.verify import Guess, Verified, foresee, grow, verify
 from outpace.methods.base import Method
 from outpace.methods.diffusion.base import CanvasBatch, CanvasMethod, ReadCopy
 from outpace.methods.registry import load_method
@@ -86,17 +82,9 @@ class VerifiedCanvas(CanvasMethod):
             return super().forwarded(index, view, state)
         min_lead = self.min_lead if self.min_lead >= 0 else _CPU_LEAD * (view.device.type == "cpu")
 
-        def guess_from(row: CanvasRow, window: CanvasWindow) -> Reading | None:
-            at = np.searchsorted(known.places, window.asked)
-            if not len(at) or at[-1] >= len(known.places) or (known.places[at] != window.asked).any():
-                return None
-            # Looked at before anything is drawn anew, so that a step without guesses costs what the reference's does.
-            if min_lead and _lead(known.confidence[at[: _in_block(row, window)]]) < min_lead:
-                return None
-            return reread(known, at, row, state.parts.canvas)
-
         room = view.cache.capacity - max(view.cache.lengths)
-        return grow(state.canvases[index], state.parts, guess_from, self.branches, self.copies, room)
+        known_of = partial(foresee, known, state.parts.canvas, min_lead)
+        return grow(state.canvases[index], state.parts, known_of, self.branches, self.copies, room)
 
     def take(self, copies: Sequence[Copy], reader: ReadCopy, parts: Parts) -> Verified | None:
         """Return a row as far as its guesses were right, and one step further."""
@@ -113,16 +101,3 @@ class VerifiedCanvas(CanvasMethod):
     def to_certify(self) -> Method:
         """Return the method guessing at every step, on every device."""
         return replace(self, min_lead=0.0)
-
-
-def _in_block(row: CanvasRow, window: CanvasWindow) -> int:
-    """Return how many of the asked places lie in the block in work; all, where a new one begins."""
-    return int(np.searchsorted(window.asked, row.end)) if row.end > row.base else len(window.asked)
-
-
-def _lead(confidence: Floats) -> float:
-    """Return the distance of the two greatest confidences; a single one has nothing behind it."""
-    if len(confidence) < 2:
-        return 1.0
-    second, first = np.partition(confidence, -2)[-2:]
-    return float(first - second)
