@@ -206,7 +206,7 @@ def test_near_the_end_of_the_context_windows_are_cut() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"window": 0}, "window is 0"), ({"guesses": 0}, "guesses 0"), ({"ngram": 2}, "ngram is 2")],
+    [({"window": 0}, "window is 0"), ({"guesses": 0}, "guesses is 0"), ({"ngram": 2}, "ngram is 2")],
 )
 def test_bad_settings_are_named(settings: dict[str, int], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):

@@ -15,7 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.draft.ahead import Ahead, match_candidates
+from outpace.accept import sample_and_match
+from outpace.draft.ahead import Ahead
+from outpace.draft.window import phrases_only
 from outpace.methods.base import Method, Paper, nothing
 from outpace.methods.setting import setting
 from outpace.types import Context, Decision, Needs, Outcome, Proposal, Scores, View
@@ -77,7 +79,7 @@ class Lookahead(Method):
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: Ahead) -> Decision:
         """Match the candidate phrases only: the window is no draft."""
         del state
-        return match_candidates(proposal, scores, view)
+        return sample_and_match(*phrases_only(proposal, scores), view)
 
     def observe(self, outcome: Outcome, view: View, state: Ahead) -> Ahead:
         """Move each window one place on, and put its n-grams into the pool."""

@@ -1,4 +1,7 @@
-"""What methods with a drafter have in common: its role, its beginning and rollback, how far it drafts, who checks."""
+"""What methods with a drafter have in common: its role, its beginning and rollback, how far it drafts, who checks.
+
+Longer than most: it holds three bases, each of which serves several methods.
+"""
 
 from __future__ import annotations
 
