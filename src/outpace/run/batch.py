@@ -65,7 +65,7 @@ class Batch:
             self.cache = None
 
     def fork(self, source: Sequence[int]) -> Cache:
-        """Let row i continue row `source[i]`; return the cache in its new order, staged entries included.
+        """Let row i continue row `source[i]`; return the cache in its new order, scratch slots included.
 
         Raises:
             ConfigError: a row continues one of another group.
