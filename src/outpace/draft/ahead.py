@@ -5,7 +5,7 @@ Source: Fu et al. (2024), Lookahead Decoding, arXiv 2402.02057, sections 3.1 to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from outpace.draft.phrases import PhrasePool
@@ -29,6 +29,11 @@ class Ahead:
         """Return made-up windows of `width` columns, 0 = none, and empty pools for the joining rows."""
         windows = first_windows(context.texts, context.sampler, width, ngram)
         return Ahead(windows, [PhrasePool(ngram - 1, guesses) for _ in windows])
+
+    def read(self, texts: Sequence[Sequence[int]]) -> None:
+        """Put what is new in the rows' texts into their pools."""
+        for text, pool in zip(texts, self.pool, strict=True):
+            pool.read(text)
 
     def propose(self, view: View, guesses: int, origin: str, least: int = 2) -> Proposal:
         """Return the phrases after each row's last token, and its window where a row has room for `least` tokens."""

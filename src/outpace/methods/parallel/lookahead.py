@@ -72,8 +72,7 @@ class Lookahead(Method):
         if max(view.room) <= 1:
             return nothing(view)
         if self.has_history:
-            for text, pool in zip(view.texts, state.pool, strict=True):
-                pool.read(text)
+            state.read(view.texts)
         return state.propose(view, self.guesses, self.name)
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: Ahead) -> Decision:

@@ -95,8 +95,7 @@ class Ouroboros(AdaptiveDraft):
         """Draft a chain per row and hang the phrases after its last token on its end."""
         pools: list[PhrasePool] = drafter.state.pool
         if self.has_history:
-            for text, pool in zip(view.texts, pools, strict=True):
-                pool.read(text)
+            drafter.state.read(view.texts)
         chains, paths = drafter.write(view, reach), []
         for text, drafts, room, pool in zip(view.texts, chains, view.room, pools, strict=True):
             tails = pool.find((drafts or text)[-1], self.phrases)
