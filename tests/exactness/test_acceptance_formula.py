@@ -12,7 +12,7 @@ from outpace import Row, Run, Sampling
 from outpace.cache import Cache
 from outpace.methods.speculative.draft_model import DraftModel
 from outpace.sampling import row_key
-from outpace.types import Capabilities, Counter, Scores
+from outpace.types import NO_OUTPUTS, Capabilities, Counter, Outputs, Scores
 
 
 class ConstantModel:
@@ -27,7 +27,7 @@ class ConstantModel:
 
     def score(
         self, tokens: Tensor, position: Tensor, visible: Tensor | None, cache: Cache, ask: Tensor | None = None,
-        heads: Sequence[str] = (), inputs: Tensor | None = None, skip: Sequence[int] = (),
+        outputs: Outputs = NO_OUTPUTS, inputs: Tensor | None = None, skip: Sequence[int] = (),
     ) -> Scores:  # fmt: skip
         cache.counter.add(tokens.numel(), 1)
         asked = tokens.shape[1] if ask is None else ask.shape[1]

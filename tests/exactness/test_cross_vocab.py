@@ -160,7 +160,7 @@ def test_the_g_test_sees_a_wrong_law(monkeypatch: pytest.MonkeyPatch) -> None:
         law = None if proposal.law is None else Sampled(torch.full_like(proposal.law.probs, 0.25))
         return rejection(replace(proposal, law=law), scores, view)
 
-    monkeypatch.setattr("outpace.methods.speculative.cross_vocab.rejection", flat)
+    monkeypatch.setattr("outpace.methods.speculative.drafted.rejection", flat)
     settings = Sampling(temperature=0.8)
     counts = counts_of(CrossVocab(mode="slrs", draft_len=3, paths=2), settings, 3, 1500)
     assert g_test(counts, text_law(small_model(), 3, settings)) < 1e-6

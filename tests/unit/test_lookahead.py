@@ -20,7 +20,7 @@ from outpace.sampling import Sampler, Sampling
 from outpace.testing import check_method
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PeriodicModel, make_rows, make_run, write
-from outpace.types import Scores
+from outpace.types import NO_OUTPUTS, Outputs, Scores
 from outpace.zoo import path as zoo_path
 
 # W = 3, N = 4; the root, 1, is column 0 of level 0.
@@ -134,7 +134,7 @@ class Stepping(PeriodicModel):
 
     def score(
         self, tokens: Tensor, position: Tensor, visible: Tensor | None, cache: Cache, ask: Tensor | None = None,
-        heads: Sequence[str] = (), inputs: Tensor | None = None, skip: Sequence[int] = (),
+        outputs: Outputs = NO_OUTPUTS, inputs: Tensor | None = None, skip: Sequence[int] = (),
     ) -> Scores:  # fmt: skip
         self.target.score(tokens, position, visible, cache, ask)
         asked = tokens if ask is None else tokens.gather(1, ask)
@@ -206,7 +206,7 @@ def test_near_the_end_of_the_context_windows_are_cut() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"window": 0}, "window is 0"), ({"guesses": 0}, "guesses 0"), ({"ngram": 2}, "ngram is 2")],
+    [({"window": 0}, "window is 0"), ({"guesses": 0}, "guesses is 0"), ({"ngram": 2}, "ngram is 2")],
 )
 def test_bad_settings_are_named(settings: dict[str, int], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):

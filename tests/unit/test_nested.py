@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from outpace.accept import sample_and_match
 from outpace.cache import Cache
 from outpace.draft.ahead import LookAhead
 from outpace.draft.backoff import BackoffTable
@@ -78,7 +79,11 @@ def outer(texts: list[list[int]], settings: Sampling) -> tuple[Context, View]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("method", [LookAhead(3, 3, 4), LookAhead(0, 4, 2), TableGuesses(4, 2)], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [LookAhead(3, 3, 4, sample_and_match), LookAhead(0, 4, 2, sample_and_match), TableGuesses(4, 2, sample_and_match)],
+    ids=["window", "phrases", "table"],
+)
 def test_a_nested_run_drafts_what_the_drafter_writes_token_by_token(
     name: str, method: LookAhead | TableGuesses
 ) -> None:
@@ -100,7 +105,7 @@ def test_a_nested_run_drafts_what_the_drafter_writes_token_by_token(
 
 def test_rows_of_a_nested_run_leave_fork_and_join() -> None:
     context, view = outer([list(text) for text in OLD], SETTINGS["temperature 0.7"])
-    nested = NestedRun.begin(context, LookAhead(3, 3, 4))
+    nested = NestedRun.begin(context, LookAhead(3, 3, 4, sample_and_match))
     every = nested.write(view, [4, 4, 4])
     index = [2, 0, 2]
     other = nested.rows(index)
@@ -119,7 +124,7 @@ def test_a_row_past_the_drafters_context_rests() -> None:
     context, view = outer(texts, Sampling())
     short = ToyModel(seed=5, max_positions=9)
     nested = NestedRun.begin(Context(context.target, texts, 64, context.sampler, {"draft": short}, context.counters),
-                             LookAhead(2, 3, 2))  # fmt: skip
+                             LookAhead(2, 3, 2, sample_and_match))  # fmt: skip
     reach = nested.reach(view, 4)
     assert reach == [4, 0]
     drafts = nested.write(view, reach)

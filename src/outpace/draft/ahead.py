@@ -5,14 +5,16 @@ Source: Fu et al. (2024), Lookahead Decoding, arXiv 2402.02057, sections 3.1 to 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from outpace.accept import sample_and_match
 from outpace.draft.phrases import PhrasePool
 from outpace.draft.window import Branches, GuessWindow, answers, branches, first_windows, learn, phrases_only
 from outpace.types import Context, Decision, Needs, Outcome, Proposal, Scores, View
 
-__all__ = ["Ahead", "LookAhead", "match_candidates"]
+__all__ = ["Ahead", "LookAhead"]
+
+Rule = Callable[[Proposal, Scores, View], Decision]
 
 
 @dataclass
@@ -27,6 +29,11 @@ class Ahead:
         """Return made-up windows of `width` columns, 0 = none, and empty pools for the joining rows."""
         windows = first_windows(context.texts, context.sampler, width, ngram)
         return Ahead(windows, [PhrasePool(ngram - 1, guesses) for _ in windows])
+
+    def read(self, texts: Sequence[Sequence[int]]) -> None:
+        """Put what is new in the rows' texts into their pools."""
+        for text, pool in zip(texts, self.pool, strict=True):
+            pool.read(text)
 
     def propose(self, view: View, guesses: int, origin: str, least: int = 2) -> Proposal:
         """Return the phrases after each row's last token, and its window where a row has room for `least` tokens."""
@@ -46,13 +53,6 @@ class Ahead:
         return Ahead(learn(self.window, self.pool, lasts, answers(proposal, scores)), self.pool)
 
 
-def match_candidates(proposal: Proposal, scores: Scores, view: View) -> Decision:
-    """Match the candidate phrases only: a window is no draft."""
-    if isinstance(proposal.carry, Branches):
-        proposal, scores = phrases_only(proposal, scores)
-    return sample_and_match(proposal, scores, view)
-
-
 @dataclass(frozen=True, slots=True)
 class LookAhead:
     """How a drafting model is decoded that looks ahead itself: the method of a nested run.
@@ -61,11 +61,13 @@ class LookAhead:
         width: columns of the window; 0 = phrases only.
         ngram: tokens of an n-gram, its key included.
         guesses: phrases kept per key, and checked per forward.
+        rule: how the drafter accepts phrases: it writes what it would write token by token.
     """
 
     width: int
     ngram: int
     guesses: int
+    rule: Rule
 
     needs = Needs()
 
@@ -80,7 +82,7 @@ class LookAhead:
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: Ahead) -> Decision:
         """Match the phrases."""
         del state
-        return match_candidates(proposal, scores, view)
+        return self.rule(*phrases_only(proposal, scores), view)
 
     def observe(self, outcome: Outcome, view: View, state: Ahead) -> Ahead:
         """Move the windows on."""

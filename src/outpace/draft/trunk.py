@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from outpace.accept import sample_and_match
 from outpace.draft.backoff import BackoffTable
 from outpace.draft.reading import branch_scores
 from outpace.run.tree import TokenTree
@@ -48,10 +47,12 @@ class TableGuesses:
     Attributes:
         most: tokens that the table guesses per forward; 0 = none.
         branches: likeliest tokens that are noted beside each that is written; 0 = none.
+        rule: how the drafter accepts guesses: it writes what it would write token by token.
     """
 
     most: int
     branches: int
+    rule: Callable[[Proposal, Scores, View], Decision]
 
     needs = Needs()
 
@@ -71,7 +72,7 @@ class TableGuesses:
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: Trunks) -> Decision:
         """Match the guesses, and look what stands beside."""
         del state
-        decision = sample_and_match(proposal, scores, view)
+        decision = self.rule(proposal, scores, view)
         if self.branches:
             decision.carry = _ranked(proposal, scores.logits, view, 1 + self.branches)
         return decision

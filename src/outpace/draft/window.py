@@ -161,6 +161,8 @@ def first_paths(tree: TokenTree, chains: Sequence[Sequence[int]]) -> list[list[i
 
 def phrases_only(proposal: Proposal, scores: Scores) -> tuple[Proposal, Scores]:
     """Return the part of a proposal of `branches` that may be accepted, the candidate phrases, with its scores."""
+    if not isinstance(proposal.carry, Branches):
+        return proposal, scores
     counts = [min(count, length) for count, length in zip(proposal.carry.counts, proposal.length, strict=True)]
     width = max(counts)
     assert proposal.parent is not None  # branches are trees

@@ -6,6 +6,7 @@ Cost: at most 1 target forward per emitted token; trials of drafters lose at mos
 Differences: none. Which drafter runs follows the measured clock and running acceptance, so in half precision, where a
     forward of one token and one of several round differently, a near tie may fall either way from run to run; with
     compiled kernels or in batch-invariant mode the text does not depend on it.
+Longer than most: every hook of a method is passed on to the arm at hand, and its time counted.
 """
 
 from __future__ import annotations

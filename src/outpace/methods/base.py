@@ -2,6 +2,8 @@
 
 A method file holds one frozen dataclass derived from `Method`. Its fields are its settings, its module docstring names
 the paper, the guarantee, the cost and the differences from the paper.
+
+Longer than most: it holds the base of all methods, how their settings are read, and the proposals that they make.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ Differences: tokens are written as soon as they are fixed, not when their block 
     another, as the paper's padding. Nothing is told about the length of the translation: every mode writes on until the
     end of the text. Mode hybrid also cuts a guess behind an end token that it holds, which saves positions, not
     iterations.
+Longer than most: three modes differ in how far a guess reaches and in when it begins anew.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.draft.ahead import Ahead, match_candidates
+from outpace.accept import sample_and_match
+from outpace.draft.ahead import Ahead
+from outpace.draft.window import phrases_only
 from outpace.methods.base import Method, Paper, nothing
 from outpace.methods.setting import setting
 from outpace.types import Context, Decision, Needs, Outcome, Proposal, Scores, View
@@ -70,14 +72,13 @@ class Lookahead(Method):
         if max(view.room) <= 1:
             return nothing(view)
         if self.has_history:
-            for text, pool in zip(view.texts, state.pool, strict=True):
-                pool.read(text)
+            state.read(view.texts)
         return state.propose(view, self.guesses, self.name)
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: Ahead) -> Decision:
         """Match the candidate phrases only: the window is no draft."""
         del state
-        return match_candidates(proposal, scores, view)
+        return sample_and_match(*phrases_only(proposal, scores), view)
 
     def observe(self, outcome: Outcome, view: View, state: Ahead) -> Ahead:
         """Move each window one place on, and put its n-grams into the pool."""

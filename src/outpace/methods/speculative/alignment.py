@@ -8,6 +8,7 @@ Cost: at most 1 target forward per emitted token; logits at every prompt positio
 Differences: expectations at written tokens are kept too, not only at those of the prompt; samples share the noise of
     the place they are drafted for; the 8 likeliest tokens of each law are kept; the defaults of threshold and slack are
     ours.
+Longer than most: what the target expected is kept from the prompt's chunks and from steps alike.
 """
 
 from __future__ import annotations

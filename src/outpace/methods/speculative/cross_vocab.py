@@ -7,6 +7,7 @@ Cost: at most 1 target forward per emitted token; one drafter forward per drafte
 Differences: slem drafts greedily, which sample and match accepts most of, and aligns texts by bytes; slrs follows the
     likeliest sequences only, drafts a chain of tokens instead of one, and applies temperature and cuts to psi, as tli
     does to the shared tokens, instead of to the drafter's own law; end tokens can be drafted.
+Longer than most: three modes that share their settings, and a rule that depends on the mode.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Cost: at most 1 target forward per emitted token; one draft forward per drafted 
 Differences: drafts are coupled to the target's noise by default, which gives plain decoding's own text at any
     temperature; the draft length follows acceptance; a tree of the best branches, or one of a fixed shape, can be
     drafted instead of a chain.
+Longer than most: the reference drafter offers a chain, a tree of a width and a tree of a fixed shape.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What methods with a drafter have in common: its role, its beginning and rollback, how far it drafts, who checks."""
+"""What methods with a drafter have in common: its role, its beginning and rollback, how far it drafts, who checks.
+
+Longer than most: it holds four bases, each of which serves several methods.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from outpace.methods.setting import setting
 from outpace.schedule import DraftLengths
 from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
-__all__ = ["AdaptiveDraft", "Drafted", "Paced", "RuledDraft"]
+__all__ = ["AdaptiveDraft", "BudgetTree", "Drafted", "Paced", "RuledDraft"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,29 @@ class Drafted(Method):
         if outcome.proposal is not None:
             state.forget(outcome, view)
         return state
+
+
+@dataclass(frozen=True)
+class BudgetTree(Drafted):
+    """Drafts the best tree of a size, whatever its shape.
+
+    Attributes:
+        budget: most nodes of the tree.
+        max_depth: most levels.
+    """
+
+    budget: int = setting(16, least=1)
+    max_depth: int = setting(8, least=1)
+
+    @property
+    def width(self) -> int:
+        """The tree's budget."""
+        return self.budget
+
+    def levels(self, view: View, drafter: Drafter) -> int:
+        """Return the depth limit."""
+        del view, drafter
+        return self.max_depth
 
 
 @dataclass

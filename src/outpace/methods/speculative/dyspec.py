@@ -19,22 +19,20 @@ from outpace.draft.grow import draft_best
 from outpace.draft.reading import Drafter
 from outpace.methods.base import Paper
 from outpace.methods.setting import setting
-from outpace.methods.speculative.drafted import Drafted
+from outpace.methods.speculative.drafted import BudgetTree
 from outpace.types import Proposal, View
 
 __all__ = ["DySpec"]
 
 
 @dataclass(frozen=True)
-class DySpec(Drafted):
+class DySpec(BudgetTree):
     """DySpec.
 
     A slot is a place for one more child: its value is the chance that the walk reaches the parent and takes none of the
     children before it. The `budget` best slots are filled.
 
     Attributes:
-        budget: most nodes of the tree.
-        max_depth: most levels.
         threshold: slots of less value stay empty.
         spread: how far the drafter's logits are thought to be off; less trusts it further, in deeper trees (the paper's
             draft temperature).
@@ -43,8 +41,6 @@ class DySpec(Drafted):
         ConfigError: a budget or depth below 1, or a threshold outside [0, 1).
     """
 
-    budget: int = setting(16, least=1)
-    max_depth: int = setting(8, least=1)
     threshold: float = setting(0.0, least=0, below=1)
     spread: float = setting(0.6, above=0)
 
@@ -60,16 +56,6 @@ class DySpec(Drafted):
         "Siblings sampled from the drafter's law and accepted by rejection (ours are matched, which is exact), and the "
         "sparse attention kernel.",
     )
-
-    @property
-    def width(self) -> int:
-        """The tree's budget."""
-        return self.budget
-
-    def levels(self, view: View, drafter: Drafter) -> int:
-        """Return the depth limit."""
-        del view, drafter
-        return self.max_depth
 
     def grow(self, view: View, drafter: Drafter, reach: list[int]) -> Proposal:
         """Fill the best slots."""

@@ -18,19 +18,17 @@ from outpace.draft.grow import draft_best
 from outpace.draft.reading import Drafter
 from outpace.methods.base import Paper
 from outpace.methods.setting import setting
-from outpace.methods.speculative.drafted import Drafted
+from outpace.methods.speculative.drafted import BudgetTree
 from outpace.types import Proposal, View
 
 __all__ = ["OptTree"]
 
 
 @dataclass(frozen=True)
-class OptTree(Drafted):
+class OptTree(BudgetTree):
     """OPT-Tree.
 
     Attributes:
-        budget: nodes of the tree.
-        max_depth: most levels.
         min_gain: stop after a level that adds no more than this to the expected number of accepted drafts; best set to
             the time of a draft forward over that of a target forward.
         spread: how far the drafter's logits are thought to be off; less trusts it further, in deeper trees.
@@ -39,8 +37,6 @@ class OptTree(Drafted):
         ConfigError: a budget or depth below 1, or a negative gain.
     """
 
-    budget: int = setting(16, least=1)
-    max_depth: int = setting(8, least=1)
     min_gain: float = setting(0.1, least=0)
     spread: float = setting(0.8, above=0)
 
@@ -50,16 +46,6 @@ class OptTree(Drafted):
     paper: ClassVar[Paper] = Paper(
         "OPT-Tree: Speculative Decoding with Adaptive Draft Tree Structure", "Wang et al.", 2024, "2406.17276", 201
     )
-
-    @property
-    def width(self) -> int:
-        """The tree's budget."""
-        return self.budget
-
-    def levels(self, view: View, drafter: Drafter) -> int:
-        """Return the depth limit."""
-        del view, drafter
-        return self.max_depth
 
     def grow(self, view: View, drafter: Drafter, reach: list[int]) -> Proposal:
         """Grow the tree level by level until it stops paying."""

@@ -8,6 +8,7 @@ Differences: drafts are coupled to the target's noise, so that sampling works as
     begin alike share nodes; answers to an accepted draft's phrases are harvested too, not only those to a rejected one;
     the text itself gives phrases; phrases after the last final token compete with the draft from its start; the draft
     length follows acceptance.
+Longer than most: drafts grow in two places (the chain's end, and beside it), and the answers to both are harvested.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from outpace.accept import sample_and_match
 from outpace.draft.ahead import LookAhead
 from outpace.draft.harvest import harvest
 from outpace.draft.nested import NestedRun
@@ -86,14 +88,14 @@ class Ouroboros(AdaptiveDraft):
 
     def begin(self, context: Context) -> NestedRun:
         """Begin a run of the drafter, which looks ahead itself and takes what it has not read along with its drafts."""
-        return NestedRun.begin(context, LookAhead(self.window, self.ngram, self.guesses), tail=_MOST_PENDING)
+        method = LookAhead(self.window, self.ngram, self.guesses, sample_and_match)
+        return NestedRun.begin(context, method, tail=_MOST_PENDING)
 
     def grow(self, view: View, drafter: NestedRun, reach: list[int]) -> Proposal:
         """Draft a chain per row and hang the phrases after its last token on its end."""
         pools: list[PhrasePool] = drafter.state.pool
         if self.has_history:
-            for text, pool in zip(view.texts, pools, strict=True):
-                pool.read(text)
+            drafter.state.read(view.texts)
         chains, paths = drafter.write(view, reach), []
         for text, drafts, room, pool in zip(view.texts, chains, view.room, pools, strict=True):
             tails = pool.find((drafts or text)[-1], self.phrases)

@@ -8,6 +8,7 @@ Cost: at most 1 target forward per emitted token, `budget` positions each; a dat
 Differences: occurrences are counted in an evenly spread sample, where the paper's code takes the first ones in order;
     the row's own text is searched too and wins with a match at least as long; without `index` it is the only source,
     which then drafts a chain.
+Longer than most: two sources of drafts, of which the longer match wins row by row.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Cost: at most 1 target forward per emitted token; one draft forward per level of
 Differences: the acceptance of each rank is estimated as the row is written instead of on a calibration set; the best
     shape is found greedily, which gives the optimum of the paper's dynamic program; siblings are the likeliest tokens
     given the target's own noise, matched instead of sampled without replacement, so the text is plain decoding's own.
+Longer than most: shape and size follow two estimates, acceptance by rank and the cost of forwards.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from outpace.accept import sample_and_match
 from outpace.draft.backoff import BackoffTable
 from outpace.draft.memory import claim
 from outpace.draft.nested import NestedRun
@@ -82,7 +83,8 @@ class Staged(Drafted):
     def start(self, context: Context) -> StagedState:
         """Begin a run of the drafter, and a table: the caller's, or an empty one."""
         table = claim(context, self.name, BackoffTable) or BackoffTable(self.order)
-        drafter = NestedRun.begin(context, TableGuesses(self.ngram_len, self.branches), memory=table)
+        method = TableGuesses(self.ngram_len, self.branches, sample_and_match)
+        drafter = NestedRun.begin(context, method, memory=table)
         return StagedState(drafter, table, [0] * len(context.texts))
 
     def propose(self, view: View, state: StagedState) -> Proposal:

@@ -7,6 +7,7 @@ Cost: at most 1 full target forward per emitted token; one partial forward per d
 Differences: attention and MLP of a layer are left out together; a set is scored on the latest tokens, with the noise
     that they were drawn with, as acceptance will be; sets are not tried twice; every row searches for itself, or goes
     on from the caller's `LayerMemory`; chains are drafted unless `branches` asks for the paper's tree.
+Longer than most: a search runs beside the drafting, and has settings of its own.
 """
 
 from __future__ import annotations
