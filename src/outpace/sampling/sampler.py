@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -163,7 +164,7 @@ class Sampler:
             return Law(logits.double() / settings.temperature, None, vocab, torch.isfinite(logits.amax(-1)))
         values, ids, log_total = candidates(logits, settings)
         keep, _ = cuts(values, settings, log_total, is_measured=False)
-        return Law(torch.where(keep, values, float("-inf")), ids, vocab, torch.isfinite(values[:, 0]))
+        return Law(torch.where(keep, values, float("-inf")), ids, vocab, values[:, 0].abs() < float("inf"))
 
     def draw(self, law: Law, key: Tensor) -> Tensor:
         """Return argmax(log p + Gumbel) per law, [N] int64, -1 where none is sound; `key` [N] comes from `noise`."""
@@ -225,8 +226,8 @@ class Sampler:
             inside, outside = values[:, settings.top_k - 1], values[:, settings.top_k]
             distance = torch.where(keep, values - outside, inside - values)
         log_total = values.masked_fill(~keep, float("-inf")).logsumexp(-1, keepdim=True)
-        kept, gap = cuts(values.masked_fill(~keep, float("-inf")), settings, log_total)
-        keep, distance = keep & kept, torch.minimum(distance, gap)
+        kept, gaps = cuts(values.masked_fill(~keep, float("-inf")), settings, log_total)
+        keep, distance = keep & kept, functools.reduce(torch.minimum, gaps, distance)
         where = torch.tensor([position], dtype=torch.int64, device=logits.device)
         key = node_key([self.keys[row]], Stream.TARGET, where, visit)
         noisy = values + gumbel(key, ids)

@@ -6,7 +6,6 @@ Each cut returns the kept flags and, for margins, every candidate's distance to 
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -128,44 +127,37 @@ def on_host(logits: Tensor) -> _Table | None:
 
 def cuts(
     values: Tensor, settings: Sampling, log_total: Tensor | None = None, *, is_measured: bool = True
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     """Apply top-p, min-p and typical-p to ordered candidates.
 
     Args:
-        values: [N, K] ordered logits.
+        values: [N, K] logits, largest first.
         settings: the cuts.
         log_total: [N, 1] log of the total mass that `values` belong to; None = they are all there is.
-        is_measured: False leaves the distance to top-p out (every step decides, only margins measure).
+        is_measured: False leaves the distances out (every step decides, only margins measure).
 
     Returns:
         keep: [N, K] bool, at least one per row.
-        distance: [N, K] how far each candidate is from the nearest cut: mass for top-p and typical-p, logits else.
+        distances: per cut, [N, K] how far each candidate is from it: mass for top-p and typical-p, logits else.
     """
     keep, distances = torch.ones_like(values, dtype=torch.bool), []
+    top = values[:, :1]
     if settings.top_p < 1:
-        total = values.logsumexp(-1, keepdim=True) if log_total is None else log_total
+        total = (values - top).exp_().sum(-1, keepdim=True).log_() + top if log_total is None else log_total
         before = _mass_before((values - total).exp_())
-        is_inside = before < settings.top_p
-        keep &= is_inside
+        keep = before < settings.top_p
         if is_measured:
-            distances += [(before - settings.top_p).abs(), _to_other_side(values, is_inside)]
+            distances += [(before - settings.top_p).abs(), _to_other_side(values, keep)]
     if settings.min_p > 0:
-        floor = values[:, :1] + _log(settings.min_p)
-        keep &= values >= floor
+        floor = top + torch.tensor(settings.min_p, dtype=values.dtype).log().to(values.device)
+        keep = keep & (values >= floor)
         if is_measured:
             distances.append((values - floor).abs())
     if settings.typical_p < 1:
         is_typical, gap = _typical(values.masked_fill(~keep, float("-inf")), settings.typical_p)
-        keep &= is_typical
+        keep = keep & is_typical
         distances.append(gap)
-    distance = torch.full_like(values, float("inf"))
-    return keep, functools.reduce(torch.minimum, distances, distance) if is_measured else distance
-
-
-@functools.lru_cache
-def _log(value: float) -> float:
-    """Return a logarithm as torch rounds it, which is not everywhere as `math` does."""
-    return float(torch.tensor(value, dtype=torch.float64).log())
+    return keep, distances
 
 
 def _mass_before(probs: Tensor) -> Tensor:
