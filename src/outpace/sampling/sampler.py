@@ -14,7 +14,7 @@ from outpace.sampling.history import History, state_after
 from outpace.sampling.laws import bias, forbid, force
 from outpace.sampling.noise import Stream, gumbel, node_key, uniform
 from outpace.sampling.settings import Sampling
-from outpace.sampling.truncation import candidates, cuts, likeliest, needs_order
+from outpace.sampling.truncation import candidates, cuts, in_order, likeliest, needs_order
 
 if TYPE_CHECKING:
     from outpace.constrain.protocol import ConstraintState
@@ -218,8 +218,8 @@ class Sampler:
         if settings.is_greedy:
             best = logits.double().topk(min(2, logits.shape[-1])).values
             return float(best[0] - best[-1])
-        scaled = (logits.double() / settings.temperature).unsqueeze(0)
-        values, ids = torch.sort(scaled, dim=-1, descending=True, stable=True)
+        values, ids = in_order(logits.unsqueeze(0))
+        values = values.double() / settings.temperature
         keep, distance = torch.ones_like(values, dtype=torch.bool), torch.full_like(values, float("inf"))
         if 0 < settings.top_k < values.shape[-1]:
             keep[:, settings.top_k :] = False
