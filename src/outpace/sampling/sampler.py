@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from outpace.sampling.history import History, state_after
-from outpace.sampling.laws import bias, forbid, force
 from outpace.sampling.noise import Stream, gumbel, node_key, uniform
+from outpace.sampling.processors import bias, forbid, force
 from outpace.sampling.settings import Sampling
 from outpace.sampling.truncation import candidates, cuts, in_order, likeliest, needs_order
 
@@ -114,6 +114,7 @@ class Sampler:
         settings = self.settings
         if (history is not None or settings.logit_bias) and logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()  # a bias may lie beyond float16, and a small penalty below bfloat16's steps
+        # Stage 1: what shifts logits. The order of all stages is that of transformers, which checkpoints rely on.
         if history is not None:
             logits = self._penalise(logits, history)
         if settings.logit_bias:
@@ -121,6 +122,7 @@ class Sampler:
             bias = torch.tensor(list(settings.logit_bias.values()), dtype=torch.float64, device=logits.device)
             bias = bias.clamp(-LARGEST, LARGEST).to(logits.dtype)
             logits = logits.index_add(-1, ids, bias.expand(*logits.shape[:-1], -1))
+        # Stage 2: what forbids and forces, which nothing may shift back.
         if history is not None:
             forbid(logits, history, settings)  # in place: the logits are a private copy by now
             self._constrain(logits, history)
@@ -218,6 +220,7 @@ class Sampler:
         if settings.is_greedy:
             best = logits.double().topk(min(2, logits.shape[-1])).values
             return float(best[0] - best[-1])
+        # Stage 1: every token's distance to the cuts, on its own side of them.
         values, ids = in_order(logits.unsqueeze(0))
         values = values.double() / settings.temperature
         keep, distance = torch.ones_like(values, dtype=torch.bool), torch.full_like(values, float("inf"))
@@ -228,11 +231,12 @@ class Sampler:
         log_total = values.masked_fill(~keep, float("-inf")).logsumexp(-1, keepdim=True)
         kept, gaps = cuts(values.masked_fill(~keep, float("-inf")), settings, log_total)
         keep, distance = keep & kept, functools.reduce(torch.minimum, gaps, distance)
+        # Stage 2: who wins with the noise of this place.
         where = torch.tensor([position], dtype=torch.int64, device=logits.device)
         key = node_key([self.keys[row]], Stream.TARGET, where, visit)
         noisy = values + gumbel(key, ids)
         first, winner = noisy.masked_fill(~keep, float("-inf")).max(-1, keepdim=True)
-        # Another token needs to overtake the winner and, if it was cut, to pass the cut; the winner needs to be cut.
+        # Stage 3: another token must overtake the winner and, if it was cut, pass the cut; the winner must be cut.
         needed = torch.maximum((first - noisy).clamp(min=0), distance.masked_fill(keep, 0))
         needed = needed.masked_fill(values == float("-inf"), float("inf"))  # forbidden tokens stay so
         return float(needed.scatter(-1, winner, distance.gather(-1, winner)).min())
