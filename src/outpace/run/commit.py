@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from outpace.run.row import Row
 from outpace.sampling.truncation import likeliest_of
@@ -38,16 +38,23 @@ def read_back(decision: Decision) -> HostDecision:
     parts = [decision.tokens, num.unsqueeze(1)]
     parts += [part.unsqueeze(1) for part in (flag, source) if part is not None]
     parts += [] if path is None else [path]
-    if num.device.type == "cpu":  # nothing is waited for, so nothing need be joined first
-        lists = iter([part.tolist() for part in parts])
-    else:
-        table, ends = torch.cat(parts, 1).tolist(), itertools.accumulate(part.shape[1] for part in parts)
-        lists = iter([[row[end - part.shape[1] : end] for row in table] for part, end in zip(parts, ends, strict=True)])
+    lists = iter(_lists(parts, is_waiting=num.device.type != "cpu"))
     tokens, counts = next(lists), [n for (n,) in next(lists)]
     is_recovered = [False] * len(counts) if flag is None else [bool(value) for (value,) in next(lists)]
     followed = None if source is None else [row for (row,) in next(lists)]
     nodes = [[*range(n - 1), -1] if n else [] for n in counts] if path is None else _cut_rows(next(lists), counts)
     return HostDecision(_cut_rows(tokens, counts), nodes, is_recovered, followed)
+
+
+def _lists(parts: list[Tensor], *, is_waiting: bool) -> list[list[list[int]]]:
+    """Return tables as lists; joined into one first where every reading waits for an accelerator."""
+    if not is_waiting:
+        return [part.tolist() for part in parts]
+    table, at, found = torch.cat(parts, 1).tolist(), 0, []
+    for part in parts:
+        found.append([row[at : at + part.shape[1]] for row in table])
+        at += part.shape[1]
+    return found
 
 
 def _cut_rows(rows: list[list[int]], counts: list[int]) -> list[list[int]]:
