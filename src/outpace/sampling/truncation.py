@@ -93,7 +93,7 @@ def _least(table: _Table, settings: Sampling, log_total: Tensor | None) -> _Tabl
     if groups > vocab or (settings.top_k == 0 and settings.typical_p < 1):
         return None  # typical-p takes the nearest to the entropy, wherever they stand
     whole, logits = vocab - vocab % groups, torch.from_numpy(table)
-    largest = logits[:, :whole].unflatten(-1, (-1, groups)).amax(1)
+    largest = logits[:, :whole].view(len(table), -1, groups).amax(1)
     if whole < vocab:
         largest = torch.cat([largest, logits[:, whole:].amax(1, keepdim=True)], 1)
     best: _Table = np.sort(largest.numpy())  # NaN last
