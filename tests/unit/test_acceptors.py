@@ -11,6 +11,7 @@ from torch import Tensor
 
 from outpace.accept import (
     block_verification,
+    match,
     multi_candidate,
     rejection,
     sample_and_match,
@@ -292,6 +293,26 @@ def test_padding_is_no_draft(rule: Rule) -> None:
     lengths = torch.tensor(proposal.length)
     assert bool((decision.num - 1 <= lengths).all()) and bool((decision.num - 1 == lengths).any())
     assert bool((decision.tokens >= 0)[torch.arange(4) < decision.num.unsqueeze(1)].all())
+
+
+def test_a_tree_drawn_at_once_equals_one_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = torch.Generator().manual_seed(6)
+    for case in range(40):
+        rows, width = 1 + case % 3, 1 + case % 9
+        parent = torch.stack([torch.randint(-1, i, (rows,), generator=source) for i in range(width)], 1)
+        tokens = torch.randint(0, 2, (rows, width), generator=source)
+        length = torch.randint(0, width + 1, (rows,), generator=source).tolist()
+        proposal = Proposal(tokens, length, parent)
+        scores = Scores(torch.randn(rows, 1 + width, 2, generator=source))
+        view = View([[0]] * rows, [1] * rows, [64] * rows, 0, Cache([], 1), Sampler(Sampling(), list(range(rows))))
+        found = []
+        for few in (1 << 19, 0):
+            monkeypatch.setattr(match, "_FEW", few)
+            decision = sample_and_match(proposal, scores, view)
+            assert decision.path is not None and decision.is_recovered is not None
+            parts = (decision.tokens, decision.num, decision.path, decision.is_recovered)
+            found.append([part.tolist() for part in parts])
+        assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("rule", [multi_candidate, spectr, traversal_verification, block_verification])

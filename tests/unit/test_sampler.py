@@ -158,9 +158,12 @@ def test_what_the_cpu_does_faster_changes_no_bit(kind: str, monkeypatch: pytest.
         with monkeypatch.context() as slow:
             slow.setattr(truncation, "on_host", lambda *arguments: None)
             slow.setattr(noise, "is_on_host", lambda *arguments: False)
+            slow.setattr(truncation, "is_on_host", lambda *arguments: False)
             picks, law = sampler.pick(logits, place), sampler.law(logits).probs()
+            margin = sampler.margin(logits[0], int(place[0]), 0)
         found = sampler.law(logits).probs()
         assert torch.equal(sampler.pick(logits, place), picks), settings
+        assert repr(sampler.margin(logits[0], int(place[0]), 0)) == repr(margin), settings
         assert torch.equal(found > 0, law > 0), settings
         torch.testing.assert_close(found, law, atol=1e-15, rtol=0)
 

@@ -12,13 +12,13 @@ from outpace.accept.nodes import decide, is_real, parents
 from outpace.sampling import Sampler, place_in_step
 from outpace.types import Decision, Proposal, Scores, View
 
-__all__ = ["Candidates", "Rule", "descend"]
+__all__ = ["SiblingRule", "Siblings", "descend"]
 
 _STRIDE = 1 << 16  # more candidates than stand at one depth
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
+class Siblings:
     """The children of the node where each row stands.
 
     Attributes:
@@ -42,10 +42,10 @@ class Candidates:
 
 # From the candidates and the target's law [B, V] to the chosen candidate [B], -1 = none, and the law [B, V] that the
 # next token is drawn from where none was.
-Rule = Callable[[Candidates, Tensor], tuple[Tensor, Tensor]]
+SiblingRule = Callable[[Siblings, Tensor], tuple[Tensor, Tensor]]
 
 
-def descend(proposal: Proposal, scores: Scores, view: View, rule: Rule) -> Decision:
+def descend(proposal: Proposal, scores: Scores, view: View, rule: SiblingRule) -> Decision:
     """Let a rule choose among the children, go to the chosen one, and so on; each row until nothing is chosen.
 
     Siblings drawn with replacement may hold the same token. Then all nodes that hold the walk's text are stood on at
@@ -69,15 +69,17 @@ def descend(proposal: Proposal, scores: Scores, view: View, rule: Rule) -> Decis
     alive = torch.ones(rows, dtype=torch.bool, device=device)
     law = torch.zeros(rows, scores.logits.shape[-1], dtype=torch.float64, device=device)
     for depth in range(width + 1):
+        # Stage 1: the target's law where each row stands, and the children there; a row without any draws from it.
         target = sampler.law(sampler.process(scores.logits[every, end + 1], history)).probs()
         is_child = is_here.gather(1, above) & real
         most = int(is_child.sum(-1).max())
         if most == 0:
             law = torch.where(alive.unsqueeze(1), target, law)
             break
+        # Stage 2: the rule chooses among the children, gathered to the left in their order.
         order = (~is_child).to(torch.int8).sort(dim=-1, stable=True).indices[:, :most]
         place = place_in_step(lengths, torch.tensor(depth * _STRIDE, device=device))
-        candidates = Candidates(
+        candidates = Siblings(
             proposal.tokens.gather(1, order),
             is_child.gather(1, order),
             proposal.law.probs[every, order[:, 0]].double(),
@@ -85,10 +87,12 @@ def descend(proposal: Proposal, scores: Scores, view: View, rule: Rule) -> Decis
             sampler,
         )
         choice, rest = rule(candidates, target)
+        # A row that has ended keeps the law of its end, whatever the others do.
         law = torch.where(alive.unsqueeze(1), rest, law)
         alive = alive & (choice >= 0)
         if not bool(alive.any()):
             break
+        # Stage 3: go down, to every node that holds the chosen token: processors see it from now on.
         node = order.gather(1, choice.clamp(min=0).unsqueeze(1))
         token = proposal.tokens.gather(1, node)
         is_here[:, 1:] = is_child & (proposal.tokens == token) & alive.unsqueeze(1)

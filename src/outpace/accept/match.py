@@ -38,12 +38,11 @@ def picks(proposal: Proposal, scores: Scores, view: View) -> Tensor:
     processed, device = view.sampler.process(scores.logits, None), scores.logits.device
     if view.sampler.settings.is_greedy:  # without noise, places play no part
         return view.sampler.pick(processed, torch.empty(0))
-    if proposal.parent is None:
-        depth = torch.arange(scores.logits.shape[1], device=device)
-    else:
-        depth = torch.nn.functional.pad(ancestors(proposal.parent).sum(-1), (1, 0))
     lengths = torch.tensor(view.lengths, device=device).unsqueeze(1)
-    position = lengths + depth
+    if proposal.parent is None:
+        position = lengths + torch.arange(scores.logits.shape[1], device=device)
+    else:
+        position = torch.nn.functional.pad(ancestors(proposal.parent).sum(-1), (1, 0)) + lengths
     return view.sampler.pick(processed, position)
 
 

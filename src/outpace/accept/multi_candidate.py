@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from outpace.accept.descent import Candidates, descend
+from outpace.accept.descent import Siblings, descend
 from outpace.accept.match import sample_and_match
 from outpace.accept.nodes import chance_of, left_over
 from outpace.types import Decision, Proposal, Scores, View
@@ -40,7 +40,7 @@ def multi_candidate(proposal: Proposal, scores: Scores, view: View) -> Decision:
     return descend(proposal, scores, view, partial(_in_turn, has_replacement=proposal.law.has_replacement))
 
 
-def _in_turn(candidates: Candidates, target: Tensor, has_replacement: bool) -> tuple[Tensor, Tensor]:
+def _in_turn(candidates: Siblings, target: Tensor, has_replacement: bool) -> tuple[Tensor, Tensor]:
     draft = candidates.law
     choice = torch.full_like(candidates.tokens[:, 0], -1)
     for j in range(candidates.tokens.shape[1]):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from outpace.accept.descent import Candidates, descend
+from outpace.accept.descent import Siblings, descend
 from outpace.accept.match import sample_and_match
 from outpace.accept.nodes import chance_of, left_over
 from outpace.errors import ConfigError
@@ -42,7 +42,7 @@ def spectr(proposal: Proposal, scores: Scores, view: View) -> Decision:
     return descend(proposal, scores, view, _first_accepted)
 
 
-def _first_accepted(candidates: Candidates, target: Tensor) -> tuple[Tensor, Tensor]:
+def _first_accepted(candidates: Siblings, target: Tensor) -> tuple[Tensor, Tensor]:
     draft, number = candidates.law, candidates.exists.sum(-1, keepdim=True)
     factor = division_factor(target, draft, number)
     choice = torch.full_like(candidates.tokens[:, 0], -1)

@@ -39,6 +39,7 @@ def traversal_verification(proposal: Proposal, scores: Scores, view: View) -> De
     """
     if proposal.law is None or proposal.tokens.shape[1] == 0:
         return sample_and_match(proposal, scores, view)
+    # One node per turn in all rows, leaves first: the first one kept ends its row's search.
     search = _Search(proposal, node_laws(proposal, scores, view))
     lengths = torch.tensor(view.lengths, device=scores.logits.device)
     for turn in range(proposal.tokens.shape[1]):
@@ -58,6 +59,8 @@ class _Search:
         self.target, draft = target, proposal.law.probs.double()
         self.above, self.real = parents(proposal) + 1, is_real(proposal)
         rows, width = self.tokens.shape
+
+        # Whose turn comes when: a node's, when all below it have failed.
         self.every = torch.arange(rows, device=target.device)
         self.sees = ancestors(parents(proposal))
         self.depth = self.sees.sum(-1)
@@ -65,10 +68,13 @@ class _Search:
         self.rank = torch.empty_like(self.order).scatter_(
             1, self.order, torch.arange(width, device=target.device).expand(rows, width)
         )
+
         # The law of each node's children, which every child carries: kept at the first of them.
         is_child = self.above.unsqueeze(1) == torch.arange(width + 1, device=target.device).view(1, -1, 1)
         self.first = (is_child & self.real.unsqueeze(1)).to(torch.int8).argmax(-1)
         self.draft = draft.clone()
+
+        # How much of the target's law may be kept at each node, from the root, which is kept for sure, down.
         every = self.every.unsqueeze(1)
         self.ratio = chance_of(target[every, self.above, self.tokens], draft.gather(-1, self.tokens[..., None])[..., 0])
         self.share = torch.ones(rows, width + 1, dtype=target.dtype, device=target.device)
@@ -97,6 +103,7 @@ class _Search:
         return self.target[self.every, self.end + 1]
 
     def _take_from_parent(self, node: Tensor, is_rejected: Tensor, turn: int) -> None:
+        # Stage 1: what the failed child could not give is left to its parent, as a law and as a share.
         every, only = self.every, is_rejected.unsqueeze(1)
         parent = self.above[every, node]
         first = self.first[every, parent]
@@ -105,12 +112,15 @@ class _Search:
         mass = mass[:, 0]
         target = torch.where(only & (mass > 0).unsqueeze(1), rest, target)
         share = torch.where(is_rejected, chance_of(mass, mass + 1 - share), share)
+
+        # Stage 2: without replacement, no later sibling can hold the child's token.
         if not self.has_replacement:
             left = draft.scatter(1, self.tokens[every, node].unsqueeze(1), 0.0)
             draft = torch.where(only, left / left.sum(-1, keepdim=True).clamp_(min=1e-300), draft)
             self.draft[every, first] = draft
         self.target[every, parent], self.share[every, parent] = target, share
-        # The shares of all that is still to come below the parent.
+
+        # Stage 3: the shares of all that is still to come below the parent.
         is_sibling = only & (self.above == parent.unsqueeze(1))
         ratio = chance_of(target.gather(1, self.tokens), draft.gather(1, self.tokens))
         self.ratio = torch.where(is_sibling, ratio, self.ratio)

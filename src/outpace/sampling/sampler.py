@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,10 +11,10 @@ import torch
 from torch import Tensor
 
 from outpace.sampling.history import History, state_after
-from outpace.sampling.laws import bias, forbid, force
 from outpace.sampling.noise import Stream, gumbel, node_key, uniform
+from outpace.sampling.processors import bias, forbid, force
 from outpace.sampling.settings import Sampling
-from outpace.sampling.truncation import candidates, cuts, likeliest, needs_order
+from outpace.sampling.truncation import candidates, cuts, in_order, likeliest, needs_order
 
 if TYPE_CHECKING:
     from outpace.constrain.protocol import ConstraintState
@@ -140,6 +141,7 @@ class Sampler:
         settings = self.settings
         if (history is not None or settings.logit_bias) and logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()  # a bias may lie beyond float16, and a small penalty below bfloat16's steps
+        # Stage 1: what shifts logits. The order of all stages is that of transformers, which checkpoints rely on.
         if history is not None:
             logits = self._penalise(logits, history)
         if settings.logit_bias:
@@ -147,6 +149,7 @@ class Sampler:
             bias = torch.tensor(list(settings.logit_bias.values()), dtype=torch.float64, device=logits.device)
             bias = bias.clamp(-LARGEST, LARGEST).to(logits.dtype)
             logits = logits.index_add(-1, ids, bias.expand(*logits.shape[:-1], -1))
+        # Stage 2: what forbids and forces, which nothing may shift back.
         if history is not None:
             forbid(logits, history, settings)  # in place: the logits are a private copy by now
             self._constrain(logits, history)
@@ -190,7 +193,7 @@ class Sampler:
             return Law(logits.double() / settings.temperature, None, vocab, torch.isfinite(logits.amax(-1)))
         values, ids, log_total = candidates(logits, settings)
         keep, _ = cuts(values, settings, log_total, is_measured=False)
-        return Law(torch.where(keep, values, float("-inf")), ids, vocab, torch.isfinite(values[:, 0]))
+        return Law(torch.where(keep, values, float("-inf")), ids, vocab, values[:, 0].abs() < float("inf"))
 
     def draw(self, law: Law, key: Tensor) -> Tensor:
         """Return argmax(log p + Gumbel) per law, [N] int64, -1 where none is sound; `key` [N] comes from `noise`."""
@@ -244,21 +247,23 @@ class Sampler:
         if settings.is_greedy:
             best = logits.double().topk(min(2, logits.shape[-1])).values
             return float(best[0] - best[-1])
-        scaled = (logits.double() / settings.temperature).unsqueeze(0)
-        values, ids = torch.sort(scaled, dim=-1, descending=True, stable=True)
+        # Stage 1: every token's distance to the cuts, on its own side of them.
+        values, ids = in_order(logits.unsqueeze(0))
+        values = values.double() / settings.temperature
         keep, distance = torch.ones_like(values, dtype=torch.bool), torch.full_like(values, float("inf"))
         if 0 < settings.top_k < values.shape[-1]:
             keep[:, settings.top_k :] = False
             inside, outside = values[:, settings.top_k - 1], values[:, settings.top_k]
             distance = torch.where(keep, values - outside, inside - values)
         log_total = values.masked_fill(~keep, float("-inf")).logsumexp(-1, keepdim=True)
-        kept, gap = cuts(values.masked_fill(~keep, float("-inf")), settings, log_total)
-        keep, distance = keep & kept, torch.minimum(distance, gap)
+        kept, gaps = cuts(values.masked_fill(~keep, float("-inf")), settings, log_total)
+        keep, distance = keep & kept, functools.reduce(torch.minimum, gaps, distance)
+        # Stage 2: who wins with the noise of this place.
         where = torch.tensor([position], dtype=torch.int64, device=logits.device)
         key = node_key([self.keys[row]], Stream.TARGET, where, visit)
         noisy = values + gumbel(key, ids)
         first, winner = noisy.masked_fill(~keep, float("-inf")).max(-1, keepdim=True)
-        # Another token needs to overtake the winner and, if it was cut, to pass the cut; the winner needs to be cut.
+        # Stage 3: another token must overtake the winner and, if it was cut, pass the cut; the winner must be cut.
         needed = torch.maximum((first - noisy).clamp(min=0), distance.masked_fill(keep, 0))
         needed = needed.masked_fill(values == float("-inf"), float("inf"))  # forbidden tokens stay so
         return float(needed.scatter(-1, winner, distance.gather(-1, winner)).min())

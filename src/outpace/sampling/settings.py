@@ -114,13 +114,13 @@ class Sampling:
             raise ConfigError("A logit bias is not a finite number.", "Use bad_words to forbid a token outright.")
         if any(len(word) == 0 for word in self.bad_words):
             raise ConfigError("A bad word is empty.", "Give each bad word at least one token.")
-        self._check_laws()
+        self._check_tokens()
         if self.constraint is not None and not hasattr(self.constraint, "start"):
             raise ConfigError(
                 f"constraint is a {type(self.constraint).__name__}.", "Make one with outpace.constrain.compile."
             )
 
-    def _check_laws(self) -> None:
+    def _check_tokens(self) -> None:
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced = getattr(self, name)
             if forced and set(forced) <= set(self.suppress_tokens):

@@ -6,7 +6,6 @@ Each cut returns the kept flags and, for margins, every candidate's distance to 
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -45,12 +44,21 @@ def candidates(logits: Tensor, settings: Sampling) -> tuple[Tensor, Tensor, Tens
     if settings.top_p < 1 and settings.top_k == 0:
         log_total = (logits.double() / settings.temperature).logsumexp(-1, keepdim=True)
     short = _short_list(logits, settings, log_total)
-    if short is None:
-        short = torch.sort(logits, dim=-1, descending=True, stable=True)
-    values, ids = short
+    values, ids = in_order(logits) if short is None else short
     if 0 < settings.top_k < logits.shape[-1]:
         values, ids = values[:, : settings.top_k], ids[:, : settings.top_k]
     return values.double() / settings.temperature, ids, log_total
+
+
+def in_order(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits [N, V] from the largest to the smallest, ties by lowest id, and their ids."""
+    if not is_on_host(logits) or logits.dtype not in (torch.bfloat16, torch.float16) or bool(logits.isnan().any()):
+        values, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
+        return values, ids
+    # Sixteen bits are sorted by their digits, in a fifteenth of the time: as integers that fall when the number rises.
+    bits = (logits.detach() + 0.0).view(torch.int16).numpy()  # without negative zeros
+    ids = torch.from_numpy(np.argsort(~(bits ^ ((bits >> 15) & 0x7FFF)), axis=-1, kind="stable"))
+    return logits.gather(-1, ids), ids
 
 
 def _short_list(logits: Tensor, settings: Sampling, log_total: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -85,7 +93,7 @@ def _least(table: _Table, settings: Sampling, log_total: Tensor | None) -> _Tabl
     if groups > vocab or (settings.top_k == 0 and settings.typical_p < 1):
         return None  # typical-p takes the nearest to the entropy, wherever they stand
     whole, logits = vocab - vocab % groups, torch.from_numpy(table)
-    largest = logits[:, :whole].unflatten(-1, (-1, groups)).amax(1)
+    largest = logits[:, :whole].view(len(table), -1, groups).amax(1)
     if whole < vocab:
         largest = torch.cat([largest, logits[:, whole:].amax(1, keepdim=True)], 1)
     best: _Table = np.sort(largest.numpy())  # NaN last
@@ -128,44 +136,37 @@ def on_host(logits: Tensor) -> _Table | None:
 
 def cuts(
     values: Tensor, settings: Sampling, log_total: Tensor | None = None, *, is_measured: bool = True
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     """Apply top-p, min-p and typical-p to ordered candidates.
 
     Args:
-        values: [N, K] ordered logits.
+        values: [N, K] logits, largest first.
         settings: the cuts.
         log_total: [N, 1] log of the total mass that `values` belong to; None = they are all there is.
-        is_measured: False leaves the distance to top-p out (every step decides, only margins measure).
+        is_measured: False leaves the distances out (every step decides, only margins measure).
 
     Returns:
         keep: [N, K] bool, at least one per row.
-        distance: [N, K] how far each candidate is from the nearest cut: mass for top-p and typical-p, logits else.
+        distances: per cut, [N, K] how far each candidate is from it: mass for top-p and typical-p, logits else.
     """
     keep, distances = torch.ones_like(values, dtype=torch.bool), []
+    top = values[:, :1]
     if settings.top_p < 1:
-        total = values.logsumexp(-1, keepdim=True) if log_total is None else log_total
+        total = (values - top).exp_().sum(-1, keepdim=True).log_() + top if log_total is None else log_total
         before = _mass_before((values - total).exp_())
-        is_inside = before < settings.top_p
-        keep &= is_inside
+        keep = before < settings.top_p
         if is_measured:
-            distances += [(before - settings.top_p).abs(), _to_other_side(values, is_inside)]
+            distances += [(before - settings.top_p).abs(), _to_other_side(values, keep)]
     if settings.min_p > 0:
-        floor = values[:, :1] + _log(settings.min_p)
-        keep &= values >= floor
+        floor = top + torch.tensor(settings.min_p, dtype=values.dtype).log().to(values.device)
+        keep = keep & (values >= floor)
         if is_measured:
             distances.append((values - floor).abs())
     if settings.typical_p < 1:
         is_typical, gap = _typical(values.masked_fill(~keep, float("-inf")), settings.typical_p)
-        keep &= is_typical
+        keep = keep & is_typical
         distances.append(gap)
-    distance = torch.full_like(values, float("inf"))
-    return keep, functools.reduce(torch.minimum, distances, distance) if is_measured else distance
-
-
-@functools.lru_cache
-def _log(value: float) -> float:
-    """Return a logarithm as torch rounds it, which is not everywhere as `math` does."""
-    return float(torch.tensor(value, dtype=torch.float64).log())
+    return keep, distances
 
 
 def _mass_before(probs: Tensor) -> Tensor:
