@@ -378,7 +378,7 @@ def _check(request: _Request) -> Method:
     Raises:
         OutpaceError: an unknown method, option or model, a setting out of range, or a method that does not fit.
     """
-    from outpace.api.engine import Request
+    from outpace.api.request import Request
     from outpace.cli.checks import check_method
 
     Request(**request.run)  # refuses what is out of range
