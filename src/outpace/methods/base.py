@@ -22,32 +22,12 @@ from outpace.accept import sample_and_match
 from outpace.arguments import path, whole
 from outpace.errors import ConfigError, nearest
 from outpace.methods.setting import check
+from outpace.papers import Paper
 from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["Method", "Paper", "chain", "nothing", "trees"]
 
 _Ids = Sequence[int] | npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Paper:
-    """Where a method comes from.
-
-    Attributes:
-        title: exactly as published.
-        authors: first author and others, short.
-        year: of the first public version.
-        arxiv: identifier, or "".
-        number: our catalogue number of the system, 0 = none.
-        left_out: what of the paper is not built, one sentence, or "".
-    """
-
-    title: str
-    authors: str
-    year: int
-    arxiv: str = ""
-    number: int = 0
-    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +42,8 @@ class Method:
     family: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
+    papers: ClassVar[tuple[Paper, ...]] = ()
+    """Other published systems that the method is under some of its settings; `Paper.command` names them."""
     harvests: ClassVar[bool] = False
     """`observe` learns from the scores of every step, whoever proposed it; `auto` then shows it all of them."""
     drafts_together: ClassVar[bool] = False

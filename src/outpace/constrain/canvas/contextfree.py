@@ -22,8 +22,20 @@ from outpace.constrain.canvas.plan import Plan
 from outpace.constrain.canvas.protocol import Canvas
 from outpace.constrain.canvas.regular import draw_allowed, misfit
 from outpace.errors import ConfigError
+from outpace.papers import Paper
 
 __all__ = ["ContextFreeConstraint", "ContextFreeState", "parts"]
+
+PAPERS = (
+    Paper(
+        "Constrained Decoding of Diffusion LLMs with Context-Free Grammars",
+        "Mündler, Dekoninck, Vechev",
+        2025,
+        "2508.10111",
+        268,
+        command='outpace generate "Once upon a time" --model stories-mask --method masked-diffusion --grammar FILE',
+    ),
+)
 
 _TRIALS = 12  # drawn tokens that are tested one by one before one within a terminal is drawn
 _REACH = 128  # unseen places behind the canvas that are looked at; more would only allow longer ways out

@@ -55,7 +55,7 @@ class ReMdm(CanvasMethod):
         "Wang et al.",
         2025,
         "2503.00307",
-        0,
+        None,
         "The strategies switch and loop, which turn re-masking on for a part of the time.",
     )
 

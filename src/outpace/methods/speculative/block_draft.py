@@ -63,7 +63,7 @@ class BlockDraft(Method):
         "Li et al.",
         2025,
         "2510.02358",
-        0,
+        269,
         "The path search over the likeliest tokens of all places.",
     )
 

@@ -61,7 +61,7 @@ class EarlyExit(Method):
         "Elhoushi et al.",
         2024,
         "2404.16710",
-        0,
+        None,
         "The training recipe, and keeping the first layers' results for the check.",
     )
 

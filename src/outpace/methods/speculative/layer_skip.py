@@ -62,7 +62,7 @@ class LayerSkip(Method):
         "Zhang et al.",
         2023,
         "2309.08168",
-        0,
+        None,
         "The search for the best layers.",
     )
 

@@ -63,7 +63,13 @@ class Retrieval(Method):
     name: ClassVar[str] = "retrieval"
     family: ClassVar[str] = "speculative"
     summary: ClassVar[str] = "Drafts a tree of what followed the same tokens in a corpus, or in the text itself."
-    paper: ClassVar[Paper] = Paper("REST: Retrieval-Based Speculative Decoding", "He et al.", 2023, "2311.08252")
+    paper: ClassVar[Paper] = Paper(
+        "REST: Retrieval-Based Speculative Decoding",
+        "He et al.",
+        2023,
+        "2311.08252",
+        command='outpace generate "Once upon a time" --method retrieval -o index=FILE',
+    )
 
     def __post_init__(self) -> None:
         if min(self.draft_len, self.budget, self.sample) < 1:

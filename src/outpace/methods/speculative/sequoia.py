@@ -76,7 +76,7 @@ class Sequoia(Method):
         "Chen et al.",
         2024,
         "2402.12374",
-        0,
+        None,
         "Sampling and verification without replacement (drafts are matched), and offloading.",
     )
 

@@ -54,7 +54,7 @@ class Suffix(Method):
         "Oliaro et al.",
         2024,
         "2411.04975",
-        0,
+        None,
         "The hybrid that falls back to a draft model where the score is low.",
     )
 
