@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from outpace.cli.output import print_json
+from outpace.methods.catalogue import needs_in_words
 
 __all__ = ["methods"]
 
@@ -50,14 +51,14 @@ def _summary(entry: dict[str, Any]) -> str:
 def _facts(entry: dict[str, Any]) -> str:
     if not entry["family"]:
         return f"from the package {entry['plugin']}"
-    needs, paper = _needs(entry), _short(entry["paper"])
+    needs, paper = needs_in_words(entry["needs"]), _short(entry["paper"])
     return "; ".join(item for item in (entry["family"], needs and f"needs {needs}", paper) if item)
 
 
 def _describe(entry: dict[str, Any]) -> str:
     lines = [f"{entry['name']}: {entry['summary']}", "", entry["doc"], ""]
     lines += [f"family     {entry['family']}", f"guarantee  {entry['guarantee']} (under default settings)"]
-    lines += [f"needs      {_needs(entry) or 'nothing special'}"]
+    lines += [f"needs      {needs_in_words(entry['needs']) or 'nothing special'}"]
     paper = entry["paper"]
     if paper:
         where = f", arXiv {paper['arxiv']}" if paper["arxiv"] else ""
@@ -69,16 +70,6 @@ def _describe(entry: dict[str, Any]) -> str:
     for setting in entry["settings"]:
         lines += [f"  {setting['name']} = {_value(setting['default'])}", f"      {setting['doc']}"]
     return "\n".join(lines)
-
-
-def _needs(entry: dict[str, Any]) -> str:
-    """Return what a method needs beyond a causal model, in words."""
-    needs = entry["needs"]
-    words = [f"{needs['attention']} attention"] if needs.get("attention", "causal") != "causal" else []
-    names = {"has_tree": "tree attention", "has_skip": "skippable layers", "has_mask": "a mask token"}
-    words += [text for key, text in names.items() if needs.get(key)]
-    words += [f"a {role} model" for role in needs.get("models", [])]
-    return ", ".join(words)
 
 
 def _short(paper: dict[str, Any] | None) -> str:

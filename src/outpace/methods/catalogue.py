@@ -25,9 +25,15 @@ from outpace.papers import Paper
 if TYPE_CHECKING:
     from outpace.methods.base import Method
 
-__all__ = ["build", "build_papers", "describe", "find", "methods"]
+__all__ = ["build", "build_papers", "describe", "find", "methods", "needs_in_words"]
 
 _FILE = Path(__file__).with_name("catalogue.json")
+_NEEDED = {
+    "has_tree": "tree attention",
+    "has_rollback": "a cache that rolls back",
+    "has_skip": "layers that can be skipped",
+    "has_mask": "a mask token",
+}
 _PROMPT = '"Once upon a time"'
 _SHOWN_ON = {
     "canvas": " --model stories-mask",
@@ -75,7 +81,7 @@ def describe(kind: type[Method]) -> dict[str, Any]:
         "name": kind.name,
         "family": kind.family,
         "guarantee": method.guarantee.value,
-        "needs": {key: value for key, value in dataclasses.asdict(method.needs).items() if value},
+        "needs": {key: value for key, value in dataclasses.asdict(method.needs).items() if _asks(value)},
         "paper": dataclasses.asdict(kind.paper) if kind.paper else None,
         "summary": kind.summary,
         "settings": _settings(kind),
@@ -83,6 +89,21 @@ def describe(kind: type[Method]) -> dict[str, Any]:
         "plugin": "",
     }
     return json.loads(json.dumps(entry))  # type: ignore[no-any-return]
+
+
+def needs_in_words(needs: dict[str, Any]) -> str:
+    """Return what a method needs beyond a causal model, from its entry's "needs"; "" = nothing."""
+    words = [f"{needs['attention']} attention"] if needs.get("attention", "causal") != "causal" else []
+    words += [text for key, text in _NEEDED.items() if needs.get(key)]
+    outputs = needs.get("outputs", {})
+    words += [f"hidden states of layers {', '.join(map(str, outputs['layers']))}"] if outputs.get("layers") else []
+    words += ["the last hidden state"] if outputs.get("has_last") else []
+    words += [f"a {head} head" for head in outputs.get("heads", [])]
+    return ", ".join(words + [f"a {role} model" for role in needs.get("models", [])])
+
+
+def _asks(value: Any) -> bool:
+    return any(value.values()) if isinstance(value, dict) else bool(value)
 
 
 def build_papers() -> list[dict[str, Any]]:
