@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from outpace.cli.output import print_json
+from outpace.cli.output import print_json, print_table
 from outpace.methods.catalogue import needs_in_words
 
 __all__ = ["methods"]
@@ -25,23 +25,8 @@ def methods(
     elif json:
         print_json(catalogue.methods())
     else:
-        _table(catalogue.methods())
-
-
-def _table(entries: list[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    table.add_column("guarantee", no_wrap=True)
-    table.add_column("what it does; family, needs, paper")
-    for entry in entries:
-        what = Text.assemble(_summary(entry), (f"\n{_facts(entry)}", "dim"))
-        table.add_row(Text(entry["name"], style="bold"), entry["guarantee"], what)
-    Console().print(table)
+        heads = ("name", "guarantee", "what it does; family, needs, paper")
+        print_table(heads, ((one["name"], one["guarantee"], _summary(one), _facts(one)) for one in catalogue.methods()))
 
 
 def _summary(entry: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from outpace.cli.output import print_json
+from outpace.cli.output import print_json, print_table
 
 __all__ = ["papers"]
 
@@ -35,23 +35,12 @@ def papers(
     elif len(found) == 1:
         typer.echo(_describe(found[0]))
     else:
-        _table(found)
+        print_table((">number", "guarantee", "title; what runs it"), map(_line, found))
 
 
-def _table(entries: list[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("number", no_wrap=True, justify="right")
-    table.add_column("guarantee", no_wrap=True)
-    table.add_column("title; what runs it")
-    for entry in entries:
-        what = Text.assemble(entry["title"], (f"\n{', '.join(entry['runs'])}", "dim"))
-        table.add_row("-" if entry["number"] is None else str(entry["number"]), entry["guarantee"] or "-", what)
-    Console().print(table)
+def _line(entry: dict[str, Any]) -> tuple[str, str, str, str]:
+    number = "-" if entry["number"] is None else str(entry["number"])
+    return number, entry["guarantee"] or "-", entry["title"], ", ".join(entry["runs"])
 
 
 def _describe(entry: dict[str, Any]) -> str:
