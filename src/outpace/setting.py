@@ -10,7 +10,7 @@ from typing import Any
 
 from outpace.errors import ConfigError
 
-__all__ = ["Option", "Range", "check", "option_of", "setting"]
+__all__ = ["Option", "Range", "check", "option_of", "ordered", "setting"]
 
 _RANGE, _OPTION = "range", "option"
 
@@ -124,3 +124,14 @@ def check(settings: Any) -> None:
         if not all(allowed.holds(item) for item in (value if isinstance(value, tuple) else (value,))):
             hint = f"{field.name} must be {allowed}" + (f"; {allowed.note}." if allowed.note else ".")
             raise ConfigError(f"{field.name} is {value!r}.", hint)
+
+
+def ordered(settings: Any, low: str, high: str) -> None:
+    """Hold two fields to their order.
+
+    Raises:
+        ConfigError: the first is above the second.
+    """
+    least, most = getattr(settings, low), getattr(settings, high)
+    if least > most:
+        raise ConfigError(f"{low} is {least!r} and {high} {most!r}.", f"{low} must not be above {high}.")

@@ -18,7 +18,7 @@ from outpace.draft.psi import Borders, StringLaw
 from outpace.draft.strings import Lexicon, Speller
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.autoregressive import Autoregressive
-from outpace.methods.fit import check_partner
+from outpace.methods.misfit import check_partner
 from outpace.methods.speculative.cross_vocab import CrossVocab
 from outpace.methods.speculative.draft_model import DraftModel
 from outpace.run.loop import Run

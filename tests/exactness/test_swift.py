@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from outpace.api.engine import load
+from outpace.bench.inflate import inflate
 from outpace.draft.layers import LayerMemory, LayerSearch, _candidates, match_rates, spread_layers, upper_bounds
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.speculative.swift import Swift
 from outpace.run.loop import Run
 from outpace.sampling import Sampling
-from outpace.testing import ToyModel, check_method, inflate
+from outpace.testing import ToyModel, check_method
 from outpace.testing.certify import PROMPTS
 from outpace.testing.world import drive, make_rows, make_run, write
 from outpace.types import Counter

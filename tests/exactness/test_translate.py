@@ -9,7 +9,7 @@ import pytest
 
 import outpace
 from outpace.errors import CapabilityError
-from outpace.methods.fit import misfits
+from outpace.methods.misfit import misfits
 from outpace.methods.registry import built_in_names, load_method
 from outpace.types import Guarantee
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from outpace.draft.trigram import Law, TrigramMemory, TrigramTable, bonus, search
+from outpace.draft.trigram import TrigramLaw, TrigramMemory, TrigramTable, bonus, search
 from outpace.errors import ConfigError
 from outpace.methods.speculative.aded import Aded
 from outpace.run.loop import Run
@@ -19,7 +19,7 @@ def table(text: list[int], memory: TrigramMemory | None = None, branch: int = 12
     return found
 
 
-def near(law: Law, wanted: Law) -> bool:
+def near(law: TrigramLaw, wanted: TrigramLaw) -> bool:
     """Return whether two laws list the same tokens with the same probabilities."""
     tokens, probs = zip(*law, strict=True)
     return list(tokens) == [token for token, _ in wanted] and list(probs) == pytest.approx([prob for _, prob in wanted])
@@ -62,7 +62,7 @@ def test_the_bonus_by_hand() -> None:
     assert bonus(4, 1.25) == pytest.approx(2 * (1.25 + math.log(19657 / 19652)))
 
 
-LAWS: dict[tuple[int, int], Law] = {
+LAWS: dict[tuple[int, int], TrigramLaw] = {
     (0, 1): [(10, 0.6), (11, 0.4)],
     (1, 10): [(20, 1.0)],
     (10, 20): [(30, 0.5), (31, 0.5)],

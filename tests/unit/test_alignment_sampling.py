@@ -69,17 +69,19 @@ def test_the_laws_that_were_saved() -> None:
     laws = AlignmentLaws(2)
     logits = torch.tensor([[0.0, 3.0, 1.0, 2.0], [4.0, 3.0, 1.0, 2.0], [0.0, 0.0, 5.0, 1.0]])
     laws.save(100, logits)  # far beyond what was held
-    key = node_key([5], Stream.TARGET, torch.arange(7, 10).unsqueeze(0))[0]
-    assert laws.sample(100, 0.0, key) == [[1, 3], [0, 1], [2, 3]]
-    assert laws.sample(50, 0.0, key[:1]) == [[-1, -1]]
+    place, greedy = torch.arange(7, 10), Sampler(Sampling(), [5])
+    key = node_key([5], Stream.TARGET, place.unsqueeze(0))[0]
+    assert laws.sample(100, place, greedy) == [[1, 3], [0, 1], [2, 3]]
+    assert laws.sample(50, place[:1], greedy) == [[-1, -1]]
     for temperature in (0.5, 2.0):
-        for place, kept in enumerate(([1, 3], [0, 1], [2, 3])):
-            noisy = logits[place, kept].double() / temperature + gumbel(key[place], torch.tensor(kept))
+        sampler = Sampler(Sampling(temperature=temperature), [5])
+        for row, kept in enumerate(([1, 3], [0, 1], [2, 3])):
+            noisy = logits[row, kept].double() / temperature + gumbel(key[row], torch.tensor(kept))
             wanted = [kept[int(noisy.argmax())], kept[int(noisy.argmin())]]
-            assert laws.sample(100, temperature, key)[place] == wanted
+            assert laws.sample(100, place, sampler)[row] == wanted
     other = laws.copy()
     other.save(101, logits[:1])
-    assert laws.sample(101, 0.0, key[:1]) == [[0, 1]] and other.sample(101, 0.0, key[:1]) == [[1, 3]]
+    assert laws.sample(101, place[:1], greedy) == [[0, 1]] and other.sample(101, place[:1], greedy) == [[1, 3]]
 
 
 # The target goes by the position: 0 1 2 3 4 5 0 1 2 ... The prompt says 9 where the target would have said 3.

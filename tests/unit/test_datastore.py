@@ -12,7 +12,7 @@ import pytest
 
 from outpace.api.engine import load
 from outpace.draft.corpus import Corpus, pieces
-from outpace.draft.datastore import Datastore, Match, fingerprint, open_datastore, write_datastore
+from outpace.draft.datastore import Datastore, Match, open_datastore, vocabulary_mark, write_datastore
 from outpace.draft.suffixes import suffix_array
 from outpace.errors import ConfigError, StorageError
 from outpace.methods.autoregressive import Autoregressive
@@ -220,7 +220,7 @@ def test_the_longer_match_wins_and_the_own_text_at_a_tie(tmp_path: Path) -> None
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     lm = load(zoo_path("stories-draft"))
     assert lm.tokenizer is not None
-    mark = fingerprint(lm.tokenizer)
+    mark = vocabulary_mark(lm.tokenizer)
     write_datastore(tmp_path / "same", [lm.encode("Once upon a time, there was a cat.")], 8192, mark)
     ours = lm.generate("Once upon", method=Retrieval(index=str(tmp_path / "same")), max_tokens=8)
     assert ours.tokens == lm.generate("Once upon", method=Autoregressive(), max_tokens=8).tokens
@@ -235,8 +235,8 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"budget": 0}, "budget 0"),
-        ({"sample": 0}, "sample 0"),
+        ({"budget": 0}, "budget is 0"),
+        ({"sample": 0}, "sample is 0"),
         ({"min_match": 3, "max_match": 2}, "min_match is 3"),
         ({"has_history": False}, "nothing to retrieve from"),
     ],

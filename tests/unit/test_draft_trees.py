@@ -15,7 +15,7 @@ from outpace.draft.model import draft_chain, draft_tree
 from outpace.draft.reading import Drafter, branch_scores, read_nodes
 from outpace.run.tree import TokenTree, largest
 from outpace.sampling import Sampler, Sampling, gumbel, row_key
-from outpace.schedule.tree_size import Shape
+from outpace.schedule.tree_size import RankTree
 from outpace.testing.toy import ToyModel
 from outpace.types import Counter, Outcome, Proposal, Stream, View
 
@@ -148,8 +148,8 @@ def test_a_rows_tree_is_its_own(settings: Sampling) -> None:
     view = make_view(model, settings)
     levels = [4, 0, 2]
     together = draft_best(model, model.new_cache(3, 64), view, levels, 6)
-    shape = Shape.regular((2, 2, 1))
-    parent, rank, length = Shape.stack([shape] * 3)
+    shape = RankTree.regular((2, 2, 1))
+    parent, rank, length = RankTree.stack([shape] * 3)
     filled, ranks = draft_shape(model, model.new_cache(3, 64), view, levels, parent, rank, length)
     assert together.length[1] == filled.length[1] == 0 and filled.length == [10, 0, 6]
     for row in (0, 2):
@@ -165,7 +165,9 @@ def test_a_rows_tree_is_its_own(settings: Sampling) -> None:
 def test_a_shape_is_filled_by_rank(settings: Sampling) -> None:
     model = make_model(6)
     view = make_view(model, settings)
-    parent, rank, length = Shape.stack([Shape((-1, -1, 0, 0, 1, 2), (0, 1, 0, 1, 0, 0)), Shape((-1,), (1,)), Shape()])
+    parent, rank, length = RankTree.stack(
+        [RankTree((-1, -1, 0, 0, 1, 2), (0, 1, 0, 1, 0, 0)), RankTree((-1,), (1,)), RankTree()]
+    )
     tree, ranks = draft_shape(model, model.new_cache(3, 64), view, [9] * 3, parent, rank, length)
     assert tree.length == [6, 1, 0] and ranks[0].tolist() == [0, 1, 0, 1, 0, 0]
     for row in (0, 1):
@@ -177,7 +179,7 @@ def test_a_shape_is_filled_by_rank(settings: Sampling) -> None:
 def test_what_a_cut_forbids_is_not_drafted() -> None:
     model = make_model(6)
     view = make_view(model, Sampling(temperature=1.0, top_k=2))
-    parent, rank, length = Shape.stack([Shape.regular((4, 1))] * 3)
+    parent, rank, length = RankTree.stack([RankTree.regular((4, 1))] * 3)
     tree, ranks = draft_shape(model, model.new_cache(3, 64), view, [2] * 3, parent, rank, length)
     assert tree.length == [4] * 3 and int(ranks.max()) == 1
     assert draft_best(model, model.new_cache(3, 64), view, [1] * 3, 5).length == [2] * 3
@@ -190,7 +192,9 @@ def test_the_first_branch_is_the_coupled_chain(settings: Sampling) -> None:
     chain = draft_chain(model, model.new_cache(3, 64), view, [4, 4, 4], origin="")
     tree = draft_tree(model, model.new_cache(3, 64), view, 4, 3, origin="")
     assert tree.length == ([12] * 3 if settings.top_k == 0 else [11] * 3)  # a cut to two leaves level one only two
-    regular, _ = draft_shape(model, model.new_cache(3, 64), view, [4] * 3, *Shape.stack([Shape.regular((1,) * 4)] * 3))
+    regular, _ = draft_shape(
+        model, model.new_cache(3, 64), view, [4] * 3, *RankTree.stack([RankTree.regular((1,) * 4)] * 3)
+    )
     assert torch.equal(regular.tokens, chain.tokens)
     wide = draft_best(model, model.new_cache(3, 128), view, [4] * 3, 80)
     for row in range(3):
@@ -268,7 +272,9 @@ def test_nothing_is_drafted_from_broken_logits() -> None:
     for by_slot in (False, True):
         tree = draft_best(model, model.new_cache(3, 64), view, [2] * 3, 4, by_slot=by_slot)
         assert tree.length[0] == 0 and tree.length[1] == 4
-    filled, _ = draft_shape(model, model.new_cache(3, 64), view, [2] * 3, *Shape.stack([Shape.regular((2, 1))] * 3))
+    filled, _ = draft_shape(
+        model, model.new_cache(3, 64), view, [2] * 3, *RankTree.stack([RankTree.regular((2, 1))] * 3)
+    )
     assert filled.length == [0, 4, 4]
 
 

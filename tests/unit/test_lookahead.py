@@ -11,9 +11,10 @@ from torch import Tensor
 from outpace.api.engine import load
 from outpace.cache import Cache
 from outpace.draft.phrases import PhrasePool
-from outpace.draft.window import Window, answers, branches, candidates, first_windows, learn
+from outpace.draft.window import GuessWindow, answers, branches, first_windows, learn, phrases_only
 from outpace.errors import ConfigError
 from outpace.methods.parallel.lookahead import Lookahead
+from outpace.run.commit import fit
 from outpace.run.layout import lay_out
 from outpace.sampling import Sampler, Sampling
 from outpace.testing import check_method
@@ -23,7 +24,7 @@ from outpace.types import Scores
 from outpace.zoo import path as zoo_path
 
 # W = 3, N = 4; the root, 1, is column 0 of level 0.
-WINDOW = Window(((11, 12), (20, 21, 22), (30, 31, 32)), age=2)
+WINDOW = GuessWindow(((11, 12), (20, 21, 22), (30, 31, 32)), age=2)
 
 
 def cache() -> Cache:
@@ -53,7 +54,7 @@ def test_the_mask_of_a_window_by_hand() -> None:
 @pytest.mark.parametrize(("width", "ngram"), [(1, 3), (1, 5), (2, 3), (4, 5), (7, 4)])
 def test_the_mask_follows_the_papers_rule(width: int, ngram: int) -> None:
     levels = ((0,) * (width - 1), *((0,) * width for _ in range(ngram - 2)))
-    layout = lay_out([[1]], [0], branches([[]], [Window(levels)], cache(), "x"))
+    layout = lay_out([[1]], [0], branches([[]], [GuessWindow(levels)], cache(), "x"))
     cells = [(level, column) for level in range(ngram - 1) for column in range(width)]  # the root is the first
     for number, (level, column) in enumerate(cells):
         assert layout.position[0, number] == level + column
@@ -65,8 +66,8 @@ def test_the_mask_follows_the_papers_rule(width: int, ngram: int) -> None:
 def test_a_window_moves_one_place_and_gives_its_ngrams() -> None:
     answered = [40, 41, 42]
     assert WINDOW.phrases(1, answered) == [(1, (20, 30, 40)), (11, (21, 31, 41)), (12, (22, 32, 42))]
-    assert WINDOW.advance(answered) == Window(((21, 22), (30, 31, 32), (40, 41, 42)), 3)
-    made_up = Window(WINDOW.levels, age=1)  # level 1 is made up still
+    assert WINDOW.advance(answered) == GuessWindow(((21, 22), (30, 31, 32), (40, 41, 42)), 3)
+    made_up = GuessWindow(WINDOW.levels, age=1)  # level 1 is made up still
     assert made_up.phrases(1, answered) == [] and made_up.advance(answered).age == 2
 
 
@@ -89,10 +90,10 @@ def test_a_text_is_read_once_however_it_grows() -> None:
     assert whole.find(4, 9) == [(1, 5)] and whole.find(5, 9) == []
 
 
-def test_what_does_not_fit_is_left_out() -> None:
-    small = Window(((2,), (3, 4)), age=5)
-    for reach, length in ((9, 6), (6, 6), (5, 3), (2, 2), (0, 0)):
-        proposal = branches([[(7, 8), (7, 9)]], [small], cache(), "x", reach)
+def test_a_window_that_was_cut_gives_no_answers() -> None:
+    small = GuessWindow(((2,), (3, 4)), age=5)
+    for reach, length in ((9, 6), (6, 6), (5, 5), (2, 2), (0, 0)):
+        proposal = fit(branches([[(7, 8), (7, 9)]], [small], cache(), "x"), reach, 0)
         assert proposal.length == [length] and proposal.tokens.shape[1] == length
         assert answers(proposal, Scores(torch.zeros(1, 7, 13))) == ([[0, 0]] if length == 6 else [None])
 
@@ -109,14 +110,14 @@ def test_windows_start_with_tokens_of_the_text_whoever_sits_beside() -> None:
 
 
 def test_candidates_come_first_and_windows_answer_apart() -> None:
-    small = Window(((2,), (3, 4)), age=5)  # W = 2, N = 3
+    small = GuessWindow(((2,), (3, 4)), age=5)  # W = 2, N = 3
     proposal = branches([[(7, 8), (7, 9)], []], [small, small], cache(), "x")
     assert proposal.tokens.tolist() == [[7, 8, 9, 2, 3, 4], [2, 3, 4, 0, 0, 0]]
     assert proposal.parent is not None
     assert proposal.parent[0].tolist() == [-1, 0, 0, -1, -1, 3]
     assert proposal.parent[1, :3].tolist() == [-1, -1, 0] and proposal.length == [6, 3]
     logits = torch.nn.functional.one_hot(torch.arange(14).view(2, 7), 14).double()  # entry i of row b answers 7 b + i
-    part, scores = candidates(proposal, Scores(logits))
+    part, scores = phrases_only(proposal, Scores(logits))
     assert (part.tokens.shape, part.length, scores.logits.shape) == ((2, 3), [3, 0], (2, 4, 14))
     found = answers(proposal, Scores(logits))
     assert found == [[5, 6], [9, 10]]
@@ -124,7 +125,7 @@ def test_candidates_come_first_and_windows_answer_apart() -> None:
     assert answers(proposal, Scores(logits)) == [None, [9, 10]]
     pools = [PhrasePool(2, 4), PhrasePool(2, 4)]
     moved = learn([small, small], pools, [1, 6], [None, [9, 10]])
-    assert moved == [small, Window(((4,), (9, 10)), 6)]
+    assert moved == [small, GuessWindow(((4,), (9, 10)), 6)]
     assert pools[0].find(1, 4) == [] and pools[1].find(6, 4) == [(3, 9)] and pools[1].find(2, 4) == [(4, 10)]
 
 

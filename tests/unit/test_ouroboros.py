@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from outpace.api.engine import LanguageModel, load
+from outpace.draft.harvest import harvest
 from outpace.draft.phrases import PhrasePool
 from outpace.errors import ConfigError
-from outpace.methods.speculative.ouroboros import Ouroboros, OuroborosState, harvest
+from outpace.methods.speculative.drafted import Paced
+from outpace.methods.speculative.ouroboros import Ouroboros
 from outpace.testing import check_method
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PeriodicModel, make_rows, make_run, write
@@ -39,19 +41,21 @@ def test_observing_a_step_fills_the_pool_and_forgets_rejected_drafts() -> None:
     run = make_run(method)
     run.join(rows)
     run.step()
-    state: OuroborosState = run.batch.state
-    pool = state.pool[0] = PhrasePool(2, 8)
+    state: Paced = run.batch.state
+    pool = state.drafter.state.pool[0] = PhrasePool(2, 8)
     # Three drafts 5 6 7, and the phrases "8 9" and "8 0" on their end.
     carry = type(run.last.proposal.carry)([[0, 1, 2]]) if run.last is not None and run.last.proposal is not None else 0
     parent = torch.tensor([[-1, 0, 1, 2, 3, 3]])
     made = Proposal(torch.tensor([[5, 6, 7, 8, 9, 0]]), [6], parent, carry=carry)
     answered = torch.tensor([[5, 11, 12, 8, 4, 3, 2]])  # the target wanted 11 in place of 6
     text = rows[0].tokens
-    state.cache.lengths = [len(text) + 2]  # root, 5 and 6 were forwarded by the drafter
+    state.drafter.run.sync([[*text, 5, 6, 7]], run.batch.sampler)
+    state.drafter.cache.lengths = [len(text) + 2]  # root, 5 and 6 were forwarded by the drafter
     text += [5, 11]
     scores = Scores(torch.nn.functional.one_hot(answered, 13).double())
     state = method.observe(Outcome([[5, 11]], [1], [[0, -1]], made, None, scores), run.batch.view(1, None), state)
-    assert state.cache.lengths == [len(text) - 1]  # root and 5 stay
+    state.drafter.run.sync([text], run.batch.sampler)
+    assert state.drafter.cache.lengths == [len(text) - 1]  # root and 5 stay
     # Runs 11 12 8 4 3 and 11 12 8 4 2, in phrases of two tokens.
     assert pool.find(11, 9) == [(12, 8)] and pool.find(12, 9) == [(8, 4)] and pool.find(8, 9) == [(4, 2), (4, 3)]
     assert pool.find(5, 9) == [] and pool.find(4, 9) == []
@@ -62,14 +66,14 @@ def test_a_step_that_another_drafter_proposed_leaves_the_state_valid() -> None:
     run = make_run(method)
     run.join(make_rows())
     run.step()
-    before = list(run.batch.state.cache.lengths)
+    before = list(run.batch.state.drafter.cache.lengths)
     foreign = Proposal(torch.zeros(4, 2, dtype=torch.int64), [2] * 4, origin="other")
     for row in run.rows:
         row.tokens += [1, 2]
     scores = Scores(torch.zeros(4, 3, 13))
     view = run.batch.view(1, None)
     state = method.observe(Outcome([[1, 2]] * 4, [1] * 4, [[0, -1]] * 4, foreign, None, scores), view, run.batch.state)
-    assert state.cache.lengths == before
+    assert state.drafter.cache.lengths == before
     assert method.propose(view, state).tokens.shape[0] == 4
 
 
@@ -175,8 +179,8 @@ def test_what_verification_yields_lengthens_the_drafts(lm: LanguageModel, monkey
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"draft_len": 0}, "draft_len is 0"), ({"phrases": -1}, "phrases is -1"), ({"window": -1}, "window -1"),
-     ({"guesses": 0}, "guesses 0"), ({"rivals": -1}, "rivals -1"), ({"ngram": 2}, "ngram is 2")],
+    [({"draft_len": 0}, "draft_len is 0"), ({"phrases": -1}, "phrases is -1"), ({"window": -1}, "window is -1"),
+     ({"guesses": 0}, "guesses is 0"), ({"rivals": -1}, "rivals is -1"), ({"ngram": 2}, "ngram is 2")],
 )  # fmt: skip
 def test_bad_settings_are_named(settings: dict[str, int], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from outpace.errors import ConfigError
-from outpace.sampling import Sampler, Sampling, row_key, truncation
+from outpace.sampling import Sampler, Sampling, noise, row_key, truncation
 
 VOCAB = 60
 TEXTS = [[3, 5, 5, 9, 1, 2], [7, 8, 7, 8, 7, 1], [4, 4, 4, 2, 3, 1]]
@@ -113,8 +114,55 @@ def test_the_short_list_is_used() -> None:
     total = logits.logsumexp(-1, keepdim=True)
     assert truncation._short_list(logits, Sampling(temperature=1.0, top_k=5), None) is not None
     assert truncation._short_list(logits, Sampling(temperature=1.0, top_p=0.5), total) is not None
-    assert truncation._short_list(torch.zeros(2, 1000), Sampling(temperature=1.0, top_k=5), None) is None
-    assert truncation._short_list(logits, Sampling(temperature=1.0, min_p=0.5), None) is None
+    assert truncation._short_list(torch.zeros(2, 1000), Sampling(temperature=1.0, top_k=5), None) is not None
+    assert truncation._short_list(logits, Sampling(temperature=1.0, min_p=0.5), None) is not None
+    assert truncation._short_list(logits, Sampling(temperature=1.0, typical_p=0.5), None) is None
+    logits[1, 999] = float("nan")
+    assert truncation._short_list(logits, Sampling(temperature=1.0, top_k=5), None) is None
+
+
+def random_settings(source: random.Random, vocab: int) -> Sampling:
+    """Settings of any kind that needs no history, each on in some draws."""
+    choices: dict[str, list[Any]] = {
+        "top_k": [1, 5, 50, 300],
+        "top_p": [1e-6, 0.1, 0.9, 0.9999, 1 - 1e-12],
+        "min_p": [1e-5, 0.05, 1.0],
+        "typical_p": [0.2, 0.9],
+        "logit_bias": [{source.randrange(vocab): 4.0}, {source.randrange(vocab): -100.0}],
+        "suppress_tokens": [[source.randrange(vocab)]],
+    }
+    given = {name: source.choice(values) for name, values in choices.items() if source.random() < 0.4}
+    return Sampling(temperature=source.choice([0.0, 0.3, 1.0, 1.7]), **given)
+
+
+@pytest.mark.parametrize("kind", ["any", "tied", "grammar", "one residue", "broken"])
+def test_what_the_cpu_does_faster_changes_no_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists instead of sorts, numpy's argmax and mixing: the picks and laws are those of the way that GPUs go."""
+    source, numbers = random.Random(kind), torch.Generator().manual_seed(3)
+    for case in range(60):
+        rows, vocab = source.choice([1, 3, 17]), source.choice([7, 200, 513, 1000, 4096])
+        dtype = source.choice([torch.float32, torch.float64, torch.bfloat16, torch.float16])
+        logits = torch.randn(rows, vocab, generator=numbers) * source.choice([0.3, 3.0, 8.0])
+        if kind == "tied":
+            logits = logits.round()
+        elif kind == "grammar":
+            logits.masked_fill_(torch.rand(rows, vocab, generator=numbers) < 0.98, float("-inf"))
+            logits[:, source.randrange(vocab)] = 1.0
+        elif kind == "one residue":
+            logits[:, ::64] += 20
+        elif kind == "broken":
+            logits[source.randrange(rows), source.randrange(vocab)] = source.choice([float("nan"), float("inf")])
+        settings = random_settings(source, vocab)
+        sampler = Sampler(settings, [row_key(case, row) for row in range(rows)])
+        logits, place = sampler.process(logits.to(dtype), None), torch.arange(rows) + source.randrange(1 << 40)
+        with monkeypatch.context() as slow:
+            slow.setattr(truncation, "on_host", lambda *arguments: None)
+            slow.setattr(noise, "is_on_host", lambda *arguments: False)
+            picks, law = sampler.pick(logits, place), sampler.law(logits).probs()
+        found = sampler.law(logits).probs()
+        assert torch.equal(sampler.pick(logits, place), picks), settings
+        assert torch.equal(found > 0, law > 0), settings
+        torch.testing.assert_close(found, law, atol=1e-15, rtol=0)
 
 
 def test_ties_at_a_cut_keep_the_lowest_ids() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.draft.reading import Drafter
-from outpace.draft.stochastic import Shape, draft_sampled
+from outpace.draft.stochastic import Growth, draft_sampled
 from outpace.errors import ConfigError
 from outpace.methods.base import Method
 from outpace.methods.speculative.block_verification import BlockVerification
@@ -55,7 +55,7 @@ def test_greedy_is_plain_decoding(method: Method) -> None:
         assert sum(row.usage.num_accepted for row in rows) > 10, name
 
 
-def draft(shape: Shape, rows: int, settings: Sampling, model: ToyModel | None = None, room: int = 20) -> Proposal:
+def draft(shape: Growth, rows: int, settings: Sampling, model: ToyModel | None = None, room: int = 20) -> Proposal:
     model = model or small_model(seed=4)
     sampler = Sampler(settings, [row_key(5, i) for i in range(rows)])
     view = View([list(PROMPT) for _ in range(rows)], [len(PROMPT)] * rows, [room] * rows, 0, Cache([], 1), sampler)
@@ -72,18 +72,18 @@ def siblings(proposal: Proposal) -> list[Tensor]:
 
 @pytest.mark.parametrize("settings", [Sampling(temperature=1.0), Sampling()], ids=["sampled", "greedy"])
 def test_siblings_never_repeat_without_replacement(settings: Sampling) -> None:
-    for shape in (Shape((3, 2), False), Shape((4, 4), False), Shape((9, 1), False)):
+    for shape in (Growth((3, 2), False), Growth((4, 4), False), Growth((9, 1), False)):
         for family in siblings(draft(shape, 200, settings)):
             ordered = family.sort(-1).values
             assert not bool((ordered[:, 1:] == ordered[:, :-1]).any())
-    proposal = draft(Shape((3, 3, 3), False, beam=3), 200, settings)
+    proposal = draft(Growth((3, 3, 3), False, beam=3), 200, settings)
     assert proposal.parent is not None
     for tokens, parent in zip(proposal.tokens.tolist(), proposal.parent.tolist(), strict=True):
         assert len({*zip(parent, tokens, strict=True)}) == 9
 
 
 def test_siblings_do_repeat_with_replacement() -> None:
-    family = siblings(draft(Shape((3,)), 400, Sampling(temperature=1.0)))[0]
+    family = siblings(draft(Growth((3,)), 400, Sampling(temperature=1.0)))[0]
     law = text_law(small_model(seed=4), 1, Sampling(temperature=1.0))
     both = (family[:, 0] == family[:, 1]).double().mean()
     assert abs(float(both - (law**2).sum())) < 4 * (0.25 / 400) ** 0.5
@@ -94,7 +94,7 @@ def test_siblings_do_repeat_with_replacement() -> None:
 def test_a_stochastic_beam_samples_texts_without_replacement() -> None:
     """Its k texts are the first k of all texts, drawn one after the other without replacement."""
     settings, drafter = Sampling(temperature=1.0), small_model(seed=4)
-    proposal = draft(Shape((2, 2), False, beam=2), 6_000, settings)
+    proposal = draft(Growth((2, 2), False, beam=2), 6_000, settings)
     assert proposal.parent is not None
     last = proposal.tokens[:, 2:] + 4 * proposal.tokens.gather(1, proposal.parent[:, 2:])
     law = text_law(drafter, 2, settings)
@@ -105,7 +105,7 @@ def test_a_stochastic_beam_samples_texts_without_replacement() -> None:
 
 
 def test_a_beam_keeps_what_is_likely() -> None:
-    proposal = draft(Shape((3, 3), False, beam=3), 1, Sampling())
+    proposal = draft(Growth((3, 3), False, beam=3), 1, Sampling())
     drafter = small_model(seed=4)
     assert proposal.law is None and proposal.parent is not None
     last = proposal.tokens[0, 3:] + 4 * proposal.tokens[0].gather(0, proposal.parent[0, 3:])
@@ -119,7 +119,7 @@ def test_a_beam_keeps_what_is_likely() -> None:
 
 def test_drafts_are_penalised_on_their_own_path() -> None:
     settings = Sampling(temperature=1.0, presence_penalty=50.0)
-    proposal = draft(Shape((2, 1, 1)), 100, settings)
+    proposal = draft(Growth((2, 1, 1)), 100, settings)
     assert proposal.parent is not None
     for start in (0, 1):  # no chain writes a token twice
         chain = proposal.tokens[:, [start, start + 2, start + 4]].sort(-1).values
@@ -157,7 +157,7 @@ def test_drafting_reads_its_own_noise_only() -> None:
 
     asked: list[tuple[Stream, Tensor]] = []
     model = small_model(seed=4)
-    for shape in (Shape((3, 2)), Shape((3, 2), False), Shape((3, 3), False, beam=3)):
+    for shape in (Growth((3, 2)), Growth((3, 2), False), Growth((3, 3), False, beam=3)):
         asked.clear()
         view = View([[1, 2]], [1], [9], 0, Cache([], 1), Listening(Sampling(temperature=1.0), [7]))
         draft_sampled(model, model.new_cache(1, 20), view, [2], shape, origin="test")
@@ -233,5 +233,5 @@ def test_a_tree_larger_than_the_cache_is_cut(method: Method) -> None:
         capacity = len(row.tokens) + row.max_tokens
         (written,) = write(method, SETTINGS["greedy"], [row], capacity=capacity)
         assert len(written.written) == row.max_tokens
-    shape = Shape((3, 2, 1))
+    shape = Growth((3, 2, 1))
     assert [shape.levels_within(slots) for slots in (0, 2, 3, 8, 9, 50)] == [1, 1, 2, 2, 3, 3]

@@ -9,12 +9,12 @@ import pytest
 
 from outpace.schedule.cost import CostCurve
 from outpace.schedule.ranks import RankCounts
-from outpace.schedule.tree_size import Shape, best_budget, best_shape
+from outpace.schedule.tree_size import RankTree, best_budget, best_shape
 
 RATES = [(0.6, 0.3), (0.5, 0.2, 0.15, 0.1), (0.9,), (0.3, 0.3, 0.3), (0.4, 0.0, 0.3)]
 
 
-def expectation(shape: Shape, rates: tuple[float, ...]) -> float:
+def expectation(shape: RankTree, rates: tuple[float, ...]) -> float:
     """Expected accepted drafts: each node counts with the product of the rates on its path."""
     values: list[float] = []
     for parent, rank in zip(shape.parent, shape.rank, strict=True):
@@ -84,16 +84,16 @@ def test_a_shape_by_hand() -> None:
     # 0.6, then 0.36 below it, then 0.3 beside it, then 0.216 and 0.18: the first three expect 1.26 accepted drafts.
     shape, values = best_shape((0.6, 0.3), 5, 3)
     assert values == pytest.approx([0.6, 0.36, 0.3, 0.216, 0.18])
-    assert shape == Shape((-1, -1, 0, 0, 2), (0, 1, 0, 1, 0))
-    assert best_shape((0.6, 0.3), 2, 1)[0] == Shape((-1, -1), (0, 1))
-    assert best_shape((0.4, 0.0, 0.3), 9, 2)[0] == Shape((-1, 0), (0, 0))  # a rate of nothing ends the ranks
+    assert shape == RankTree((-1, -1, 0, 0, 2), (0, 1, 0, 1, 0))
+    assert best_shape((0.6, 0.3), 2, 1)[0] == RankTree((-1, -1), (0, 1))
+    assert best_shape((0.4, 0.0, 0.3), 9, 2)[0] == RankTree((-1, 0), (0, 0))  # a rate of nothing ends the ranks
     assert len(best_shape((), 4, 4)[0]) == len(best_shape((0.5,), 4, 0)[0]) == 0
 
 
 def test_regular_and_stacked_shapes() -> None:
-    shape = Shape.regular((2, 1))
-    assert shape == Shape((-1, -1, 0, 1), (0, 1, 0, 0)) and shape.depth == 2
-    parent, rank, length = Shape.stack([shape, Shape((-1,), (2,)), Shape()])
+    shape = RankTree.regular((2, 1))
+    assert shape == RankTree((-1, -1, 0, 1), (0, 1, 0, 0)) and shape.depth == 2
+    parent, rank, length = RankTree.stack([shape, RankTree((-1,), (2,)), RankTree()])
     assert parent.tolist() == [[-1, -1, 0, 1], [-1, -1, -1, -1], [-1, -1, -1, -1]]
     assert rank.tolist() == [[0, 1, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]] and length == [4, 1, 0]
 

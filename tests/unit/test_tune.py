@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from outpace.errors import ConfigError
-from outpace.schedule.bandit import Arm, ArmStats, Bandit, Plan, TreeCut
+from outpace.schedule.bandit import ArmStats, Bandit, BanditArm, TreeCut, WindowPlan
 from outpace.schedule.cost import CostCurve, StepCost
 from outpace.schedule.tune import curve_file, load_curve, measure_curve, save_curve
 from outpace.testing.toy import ToyModel
@@ -86,7 +86,7 @@ def test_step_cost_follows_the_machine() -> None:
 
 
 def test_drafts_of_a_step_are_the_best_of_all_choices() -> None:
-    bandit = Bandit([Arm(0), Arm(3, kind="chain")], None, 0.1)
+    bandit = Bandit([BanditArm(0), BanditArm(3, kind="chain")], None, 0.1)
     bandit.num_rows, bandit.cost = 3, _cost(3)
     stats = [[ArmStats(), ArmStats(9, 9, kept, 10 - kept)] for kept in (9.5, 5.0, 0.5)]
     chosen = bandit.lengths(1, stats, [3, 2, 1])
@@ -102,7 +102,7 @@ def test_drafts_of_a_step_are_the_best_of_all_choices() -> None:
 
 
 def test_rows_that_are_ahead_are_not_drafted_for() -> None:
-    bandit = Bandit([Arm(0), Arm(8, kind="chain")], None, 0.1)
+    bandit = Bandit([BanditArm(0), BanditArm(8, kind="chain")], None, 0.1)
     bandit.num_rows, bandit.cost = 16, _cost(16)
     stats = [[ArmStats(), ArmStats(9, 9, 9.5, 0.5)] for _ in range(16)]
     chosen = bandit.lengths(1, stats, [8] * 16, [40] * 15 + [50])
@@ -135,7 +135,7 @@ def _drive(bandit: Bandit, rows: int, steps: int, kept: float) -> tuple[float, f
 @pytest.mark.parametrize("rows", [1, 2, 4, 8, 16, 32])
 @pytest.mark.parametrize("steps", [48, 1000])
 def test_a_batch_never_loses_what_trials_may_not(rows: int, steps: int) -> None:
-    bandit = Bandit([Arm(0), Arm(8, 1e-4, kind="chain")], None, 0.01)
+    bandit = Bandit([BanditArm(0), BanditArm(8, 1e-4, kind="chain")], None, 0.01)
     bandit.cost.add_prompt(200, 200e-3)
     _, lost, drafted = _drive(bandit, rows, steps, 0.0)
     assert lost < 1.03 and (drafted > 0 or steps == 48)
@@ -143,14 +143,14 @@ def test_a_batch_never_loses_what_trials_may_not(rows: int, steps: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_an_arm_that_pays_is_found_and_kept(rows: int) -> None:
-    bandit = Bandit([Arm(0), Arm(8, 1e-4, kind="chain")], None, 0.01)
+    bandit = Bandit([BanditArm(0), BanditArm(8, 1e-4, kind="chain")], None, 0.01)
     bandit.cost.add_prompt(200, 200e-3)
     _, lost, drafted = _drive(bandit, rows, 300, 0.95)
     assert lost < 0.8 and drafted > 200
 
 
 def test_fewer_rows_are_drafted_for_again() -> None:
-    bandit = Bandit([Arm(0), Arm(8, 1e-4, kind="chain")], None, 0.01)
+    bandit = Bandit([BanditArm(0), BanditArm(8, 1e-4, kind="chain")], None, 0.01)
     bandit.cost.add_prompt(200, 200e-3)
     at_once = _drive(bandit, 32, 60, 0.7)[2]
     assert at_once < 10 < _drive(bandit, 2, 60, 0.7)[2]
@@ -158,7 +158,7 @@ def test_fewer_rows_are_drafted_for_again() -> None:
 
 def test_a_hopeless_arm_is_never_tried() -> None:
     slow = CostCurve((1, 2, 4, 8), (1.0, 3.0, 6.0, 12.0))
-    bandit, stats = Bandit([Arm(0), Arm(3)], slow, 0.5), [[ArmStats(), ArmStats()]]
+    bandit, stats = Bandit([BanditArm(0), BanditArm(3)], slow, 0.5), [[ArmStats(), ArmStats()]]
     for _ in range(300):
         if bandit.countdown <= 0:
             bandit.choose(stats)
@@ -172,10 +172,10 @@ def test_a_tree_is_cut_where_nodes_are_never_kept() -> None:
         cut.add(16, [[1, 3, -1]])
     assert cut.chance[1] == pytest.approx(1, abs=1e-3) and cut.chance[3] == pytest.approx(1, abs=1e-3)
     assert max(cut.chance[0], cut.chance[2]) < 1e-4
-    bandit = Bandit([Arm(0), Arm(16, kind="tree")], CURVE, 0.1)
+    bandit = Bandit([BanditArm(0), BanditArm(16, kind="tree")], CURVE, 0.1)
     bandit.num_rows, bandit.arms[1].cut = 1, cut
     rates = {n: (1 + (n > 1) + (n > 3)) / bandit.cost(1, 1 + n) for n in (1, 2, 3, 4, 8, 16)}
     bandit.plan = bandit.expect(1, [[ArmStats(), ArmStats()]])
     assert bandit.nodes() == max(rates, key=lambda n: rates[n]) == 4
-    bandit.plan = Plan(1.0, 1.0, 9)
+    bandit.plan = WindowPlan(1.0, 1.0, 9)
     assert bandit.nodes() == 9

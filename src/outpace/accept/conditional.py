@@ -9,8 +9,7 @@ is the softmax.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
+from dataclasses import replace
 
 import torch
 
@@ -34,7 +33,7 @@ def conditional_verification(
         slack: how much less suffices per nat of entropy; a token that cannot be drawn never passes.
     """
     drawn_from = node_laws(proposal, scores, view)
-    law, parent = node_laws(proposal, scores, _warm(view)), parents(proposal)
+    law, parent = node_laws(proposal, scores, replace(view, sampler=view.sampler.softened())), parents(proposal)
     every = torch.arange(len(view.texts), device=law.device)
     entropy = -torch.xlogy(law, law).sum(-1)
     floor = torch.minimum(threshold - slack * entropy, law.amax(-1)).gather(1, parent + 1)
@@ -47,12 +46,3 @@ def conditional_verification(
     merit = (sees.sum(-1) + 1 / (2 - likelihood)).masked_fill(~is_path, 0)
     best = torch.nn.functional.pad(merit, (1, 0)).argmax(-1) - 1
     return decide(proposal, scores, view, best, drawn_from[every, best + 1])
-
-
-def _warm(view: View) -> View:
-    """Return the view at temperature 1 where it is at 0, where the law would be a single token."""
-    if not view.sampler.settings.is_greedy:
-        return view
-    sampler = copy.copy(view.sampler)
-    sampler.settings = dataclasses.replace(sampler.settings, temperature=1.0)
-    return dataclasses.replace(view, sampler=sampler)

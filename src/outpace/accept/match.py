@@ -12,9 +12,12 @@ from torch import Tensor
 
 from outpace.accept.nodes import is_real, parents
 from outpace.run.tree import ancestors
+from outpace.sampling import Sampler
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["picks", "sample_and_match"]
+
+_FEW = 1 << 19  # logits that are looked through in the time of a few draws
 
 
 def sample_and_match(proposal: Proposal, scores: Scores, view: View) -> Decision:
@@ -32,15 +35,16 @@ def sample_and_match(proposal: Proposal, scores: Scores, view: View) -> Decision
 
 def picks(proposal: Proposal, scores: Scores, view: View) -> Tensor:
     """Draw the target's token after the root and after every node at once, [B, 1 + W]; stateless sampling only."""
-    lengths = torch.tensor(view.lengths, device=scores.logits.device).unsqueeze(1)
-    position = lengths + torch.nn.functional.pad(_depth(proposal), (1, 0))
-    return view.sampler.pick(view.sampler.process(scores.logits, None), position)
-
-
-def _depth(proposal: Proposal) -> Tensor:
+    processed, device = view.sampler.process(scores.logits, None), scores.logits.device
+    if view.sampler.settings.is_greedy:  # without noise, places play no part
+        return view.sampler.pick(processed, torch.empty(0))
     if proposal.parent is None:
-        return torch.arange(1, proposal.tokens.shape[1] + 1, device=proposal.tokens.device).expand_as(proposal.tokens)
-    return ancestors(proposal.parent).sum(-1)
+        depth = torch.arange(scores.logits.shape[1], device=device)
+    else:
+        depth = torch.nn.functional.pad(ancestors(proposal.parent).sum(-1), (1, 0))
+    lengths = torch.tensor(view.lengths, device=device).unsqueeze(1)
+    position = lengths + depth
+    return view.sampler.pick(processed, position)
 
 
 def _match_chain(proposal: Proposal, drawn: Tensor) -> Decision:
@@ -57,22 +61,38 @@ def _match_chain(proposal: Proposal, drawn: Tensor) -> Decision:
 
 
 def _walk(proposal: Proposal, scores: Scores, view: View) -> Decision:
-    """Descend one depth at a time, drawing only where the walk stands; processors see the path so far.
+    """Descend one depth at a time; processors see the path so far.
 
-    The tree is read back once; then each depth costs one draw for all rows, and none of the tree's size.
+    The tree is read back once, with the draws at all nodes where they may be made at once; else each depth costs one
+    draw for all rows, where the walk stands, and none of the tree's size.
     """
     sampler, logits = view.sampler, scores.logits
-    rows = logits.shape[0]
+    rows, width = proposal.tokens.shape
+    device = logits.device
+
+    # Stage 1: what stands where.
+    parts = [proposal.tokens, parents(proposal)]
+    if _is_at_once(sampler, logits):
+        parts.append(picks(proposal, scores, view))
+    table = torch.cat(parts, 1).tolist()
+    children = [
+        _children(row[:width], row[width : 2 * width], n) for row, n in zip(table, proposal.length, strict=True)
+    ]
+    ahead = [row[2 * width :] for row in table]
+
+    # Stage 2: down, until no child holds the token drawn.
     history = sampler.history(view.texts, view.prompts, logits.shape[-1])
-    children = _children(proposal)
     node, alive = [-1] * rows, list(range(rows))
     tokens: list[list[int]] = [[] for _ in range(rows)]
     path: list[list[int]] = [[] for _ in range(rows)]
-    every = torch.arange(rows, device=logits.device)
+    every = torch.arange(rows, device=device)
     while alive:
-        at = torch.tensor(node, device=logits.device) + 1
-        place = torch.tensor([n + len(own) for n, own in zip(view.lengths, tokens, strict=True)], device=logits.device)
-        drawn = sampler.pick(sampler.process(logits[every, at], history), place).tolist()
+        if len(parts) == 3:
+            drawn = [own[at + 1] for own, at in zip(ahead, node, strict=True)]
+        else:
+            at = torch.tensor(node, device=device) + 1
+            place = torch.tensor([n + len(own) for n, own in zip(view.lengths, tokens, strict=True)], device=device)
+            drawn = sampler.pick(sampler.process(logits[every, at], history), place).tolist()
         found = []
         for row in alive:
             following = children[row].get((node[row], drawn[row]), -1)
@@ -84,24 +104,31 @@ def _walk(proposal: Proposal, scores: Scores, view: View) -> Decision:
         if history is not None and found:
             history.push(drawn, found)
         alive = found
+
     has_children = [any(above == at for above, _ in own) for own, at in zip(children, node, strict=True)]
     return Decision(
-        _padded(tokens, logits.device),
-        torch.tensor([len(own) for own in tokens], device=logits.device),
-        _padded(path, logits.device),
-        is_recovered=torch.tensor(has_children, device=logits.device),
+        _padded(tokens, device),
+        torch.tensor([len(own) for own in tokens], device=device),
+        _padded(path, device),
+        is_recovered=torch.tensor(has_children, device=device),
     )
 
 
-def _children(proposal: Proposal) -> list[dict[tuple[int, int], int]]:
-    """Return per row the node that follows (node, token), the first of equal ones; padding is left out."""
-    found = []
-    tables = zip(parents(proposal).tolist(), proposal.tokens.tolist(), proposal.length, strict=True)
-    for parent, tokens, length in tables:
-        own: dict[tuple[int, int], int] = {}
-        for node, key in enumerate(zip(parent[:length], tokens[:length], strict=True)):
-            own.setdefault(key, node)
-        found.append(own)
+def _is_at_once(sampler: Sampler, logits: Tensor) -> bool:
+    """Whether drawing at every node is cheaper than going back and forth at each depth.
+
+    An accelerator is waited for once. The CPU looks at every logit, which pays for few of them and without noise.
+    """
+    if logits.device.type != "cpu":
+        return sampler.is_parallel
+    return sampler.is_parallel and sampler.settings.is_greedy and logits[0].numel() <= _FEW
+
+
+def _children(tokens: list[int], parent: list[int], length: int) -> dict[tuple[int, int], int]:
+    """Return the node that follows (node, token), the first of equal ones; padding is left out."""
+    found: dict[tuple[int, int], int] = {}
+    for node, key in enumerate(zip(parent[:length], tokens[:length], strict=True)):
+        found.setdefault(key, node)
     return found
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from outpace.run.tree import ancestors
-from outpace.sampling import Law, Sampler
+from outpace.sampling import Law
 from outpace.types import Decision, Proposal, Scores, Stream, View
 
 __all__ = ["chance_of", "decide", "is_real", "left_over", "node_laws", "parents"]
@@ -36,7 +36,7 @@ def node_laws(proposal: Proposal, scores: Scores, view: View) -> Tensor:
     sampler, logits = view.sampler, scores.logits
     vocab = logits.shape[-1]
     if not sampler.settings.is_stateful:
-        return _laws(sampler, sampler.process(logits, None), logits)
+        return sampler.law(sampler.process(logits, None).reshape(-1, vocab)).probs().view(logits.shape)
     rows, texts = [], []
     for row, (text, tokens, parent) in enumerate(
         zip(view.texts, proposal.tokens.tolist(), parents(proposal).tolist(), strict=True)
@@ -47,13 +47,7 @@ def node_laws(proposal: Proposal, scores: Scores, view: View) -> Tensor:
         rows += [row] * len(paths)
         texts += paths
     history = sampler.rows(rows).history(texts, [view.prompts[row] for row in rows], vocab)
-    return _laws(sampler, sampler.process(logits.reshape(-1, vocab), history), logits)
-
-
-def _laws(sampler: Sampler, processed: Tensor, logits: Tensor) -> Tensor:
-    probs = sampler.law(processed.reshape(-1, logits.shape[-1])).probs().view(logits.shape)
-    is_sound = torch.isfinite(logits.amax(-1, keepdim=True))
-    return probs if bool(is_sound.all()) else torch.where(is_sound, probs, 0.0)
+    return sampler.law(sampler.process(logits.reshape(-1, vocab), history)).probs().view(logits.shape)
 
 
 def chance_of(target: Tensor, draft: Tensor) -> Tensor:
@@ -90,8 +84,8 @@ def decide(proposal: Proposal, scores: Scores, view: View, end: Tensor, law: Ten
     path = torch.nn.functional.pad(path, (0, 1), value=width)
     place = torch.tensor(view.lengths, device=device) + num
     key = view.sampler.noise(Stream.TARGET, place.unsqueeze(1))[:, 0]
-    last = view.sampler.draw(Law(law.log(), None, law.shape[-1]), key)
-    last = torch.where(torch.isfinite(scores.logits[every, end + 1].amax(-1)), last, -1)
+    is_sound = torch.isfinite(scores.logits[every, end + 1].amax(-1))
+    last = view.sampler.draw(Law(law.log(), None, law.shape[-1], is_sound), key)
     tokens = (
         torch.nn.functional.pad(proposal.tokens, (0, 1)).gather(1, path).scatter(1, num.unsqueeze(1), last[:, None])
     )

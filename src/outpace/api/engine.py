@@ -10,6 +10,7 @@ from typing import Any, Unpack, overload
 
 import torch
 
+from outpace import kernels
 from outpace.api.constraining import Constraints
 from outpace.api.infill import Piece, lay_pieces
 from outpace.api.partners import Partners
@@ -79,7 +80,7 @@ def load(
     begin(threads)
     directory, _ = locate(name)
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
-    target = open_model(name, kind, place, is_compiled, card, context or 0)
+    target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0)
     lm = LanguageModel(
         target,
         Tokenizer.from_directory(directory),
@@ -134,9 +135,9 @@ class LanguageModel:
         count = sum(prod(entry.shape) for entry in TensorFiles(files).entries.values())
         facts = {
             "parameters": f"{count / 1e6:,.2f}M" if count else "",
-            "dtype": str(getattr(target, "dtype", self.dtype)).removeprefix("torch."),
-            "device": str(getattr(target, "device", self.device)),
-            "path": str(getattr(target, "path", type(target).__name__)),
+            "dtype": str(target.dtype).removeprefix("torch."),
+            "device": str(target.device),
+            "path": target.path,
             "attention": offered.attention,
             "context": f"{offered.max_positions:,} tokens",
             "vocabulary": f"{offered.vocab_size:,} tokens",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from outpace import kernels
 from outpace.errors import ConfigError
 from outpace.methods.base import Method
-from outpace.methods.fit import check_partner
+from outpace.methods.misfit import check_partner
 from outpace.models.opening import locate, open_model
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter
@@ -50,7 +51,8 @@ class Partners:
                         continue
                     raise
                 if name not in self._models:
-                    self._models[name] = open_model(name, self._lm.dtype, self._lm.device, self._lm.is_compiled)
+                    backend = kernels if self._lm.is_compiled else None
+                    self._models[name] = open_model(name, self._lm.dtype, self._lm.device, backend)
                 other = self._models[name]
             check_partner(
                 role,
@@ -74,7 +76,7 @@ class Partners:
         found: dict[str, Tokenizer | None] = {"target": own}
         for role in method.needs.models:
             if role in given:
-                found[role] = getattr(given[role], "tokenizer", None)
+                found[role] = given[role].tokenizer
             else:
                 name = self._name(method, role)
                 if name not in self._tokenizers:

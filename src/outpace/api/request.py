@@ -211,7 +211,9 @@ def _expect(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) 
 
 def _adapter(role: Any, model: Any) -> Adapter:
     """Return an adapter, or that of a language model."""
+    from outpace.types import Adapter
+
     found = getattr(model, "target", model)
-    if not hasattr(found, "score"):
+    if not isinstance(found, Adapter):
         raise refused(f"The model for {role}", model, "a language model or an adapter")
-    return found  # type: ignore[no-any-return]
+    return found

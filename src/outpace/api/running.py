@@ -96,7 +96,7 @@ def finish(lm: LanguageModel, job: Job) -> list[Result]:
 
 
 def _notes(lm: LanguageModel, row: Row, job: Job) -> list[str]:
-    known = (*getattr(lm.target, "notes", []), *lm.notes, *job.notes, *row.notes)
+    known = (*lm.target.notes, *lm.notes, *job.notes, *row.notes)
     notes = [str(note) for note in known]
     if job.is_text and _wants_chat(lm, row, job.request):
         notes.append(_NO_CHAT)

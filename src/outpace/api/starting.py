@@ -14,7 +14,7 @@ from outpace.api.scoring import check_top
 from outpace.arguments import flag, given
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
-from outpace.methods.fit import check_fit
+from outpace.methods.misfit import check_fit
 from outpace.methods.registry import load_method
 from outpace.run.loop import Run
 from outpace.run.row import Row
@@ -63,7 +63,7 @@ def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Job:
     settings = settings.within(offered.vocab_size)
     check_fit(method, offered)
     # Where every forward has to have one width, since the kernels give no equal rows by themselves, no tree fits.
-    is_fixed = request.is_batch_invariant and not getattr(lm.target, "is_invariant", False)
+    is_fixed = request.is_batch_invariant and not lm.target.is_invariant
     method, note = method.fitted(replace(offered, has_tree=offered.has_tree and not is_fixed))
     _check_canvas(offered, prompts, request.canvas)
     # 3) What takes time: constraints are compiled, other models loaded.
@@ -127,7 +127,7 @@ def _decoder_start(lm: LanguageModel, request: Request, settings: Sampling) -> l
         return []
     ids = lm.encode(prefix, is_special=False) if isinstance(prefix, str) else list(prefix)
     check_tokens("The prefix holds a token", ids, offered.vocab_size)
-    first: list[int] = [lm.target.start_token]  # type: ignore[attr-defined]
+    first = [] if lm.target.start_token is None else [lm.target.start_token]
     whole = ids if ids[:1] == first else [*first, *ids]
     is_bound = settings.constraint is not None and len(settings.forced_bos_token_id) == 1
     if len(whole) == 1 and is_bound:  # the constraint is on the text behind the language's token
@@ -190,7 +190,7 @@ def _run(
         num_top=request.top_log_probs,
         chunk=_CHUNK,
         width=_INVARIANT_WIDTH if is_fixed else 0,
-        device=getattr(lm.target, "device", "cpu"),
+        device=lm.target.device,
         tokenizers=lm.partners.tokenizers(method, request.models or {}),
         watch=request.watch,
     )

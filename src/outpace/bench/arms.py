@@ -12,7 +12,7 @@ from outpace.bench.inflate import inflated_from
 from outpace.bench.options import BenchOptions, GrowthOptions
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
-from outpace.methods.fit import check_fit
+from outpace.methods.misfit import check_fit
 from outpace.methods.registry import load_method
 from outpace.models.loading import resolve
 from outpace.zoo import drafter_of
@@ -221,8 +221,8 @@ def make_arms(
         lm = load(
             directory, dtype=options.dtype, device=options.device, is_compiled=is_compiled, generation_config="none"
         )
-        if path == "compiled" and getattr(lm.target, "path", "compiled") != "compiled":
-            notes = getattr(lm.target, "notes", []) or ["eager path: the compiled kernels do not serve this model"]
+        if path == "compiled" and lm.target.path != "compiled":
+            notes = list(lm.target.notes) or ["eager path: the compiled kernels do not serve this model"]
             reason = str(notes[0]).removeprefix("eager path: ")
             skipped.append(Skipped("all methods (compiled)", f"No compiled path: {reason}."))
             continue

@@ -146,7 +146,7 @@ def _own_arm(lm: LanguageModel, method: str, max_tokens: int) -> Run:
 def _peer_arm(lm: LanguageModel, model: str, max_tokens: int, folder: Path, stack: ExitStack) -> Run:
     """Return plain decoding of llama.cpp on the same weights, in a process of its own."""
     assert lm.tokenizer is not None
-    ids, dtype = lm.tokenizer.encode(PROMPT), getattr(lm.target, "dtype", torch.float32)
+    ids, dtype = lm.tokenizer.encode(PROMPT), lm.target.dtype
     place = Workplace(resolve(model), folder, dtype, torch.get_num_threads(), len(ids) + max_tokens)
     write_gguf(place.source, place.converted("llama.cpp", place.precision), dtype)
     arm = EngineArm("llama.cpp", "plain", "", place.job("llama.cpp", "plain", place.precision))

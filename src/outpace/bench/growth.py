@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from outpace import kernels
 from outpace.api.engine import LanguageModel
 from outpace.bench.arms import Skipped, with_drafter
 from outpace.bench.options import GrowthOptions
@@ -88,7 +87,7 @@ def run_growth(options: GrowthOptions, tell: Callable[[str], None] | None = None
     with prepared(options, tell) as (directory, facts, _):
         growth = _Growth(options, directory)
         curves = [curve for axis in options.axes for curve in growth.curves(axis, tell)]
-        model = model_facts(options.model, directory, getattr(growth.lm.target, "dtype", torch.float32))
+        model = model_facts(options.model, directory, growth.lm.target.dtype)
     told = {**dataclasses.asdict(options), "model": Path(options.model).name}
     told = {name: value for name, value in told.items() if name not in ("json", "plot", "markdown")}
     document = {
@@ -120,7 +119,11 @@ class _Growth:
         budget = max(options.budget, *options.budgets)
         positions = max(self.trained, max((options.context, *contexts)) + self._most(budget))
         target = load_model(
-            directory, options.dtype, options.device, context=positions, is_compiled=options.is_compiled
+            directory,
+            options.dtype,
+            options.device,
+            context=positions,
+            kernels=kernels if options.is_compiled else None,
         )
         self.lm = LanguageModel(target, None, name=options.model, dtype=options.dtype, device=options.device)
         self.lm.is_compiled = options.is_compiled

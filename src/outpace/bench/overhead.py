@@ -14,7 +14,7 @@ from outpace.api.engine import LanguageModel
 from outpace.cache import Cache
 from outpace.methods.base import Method, chain
 from outpace.methods.speculative.prompt_lookup import PromptLookup
-from outpace.types import Capabilities, Counter, Needs, Proposal, Scores, View
+from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Needs, Outputs, Proposal, Scores, View
 
 __all__ = ["CHAIN", "FixedChain", "PresetModel", "overhead"]
 
@@ -25,7 +25,7 @@ LAWS: dict[str, dict[str, Any]] = {
 }
 
 
-class PresetModel:
+class PresetModel(Adapter):
     """An adapter that returns preset logits without computing: node i is followed by token i + 1.
 
     Args:
@@ -43,6 +43,14 @@ class PresetModel:
         """Return a cache that holds one number per slot."""
         return Cache([torch.zeros(rows, 1, capacity, 1)], 2, counter)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return no numbers: there is no hidden state."""
+        return torch.zeros(*tokens.shape, 0)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the first row of the preset logits."""
+        return self.logits[0, 0].expand(*hidden.shape[:-1], -1)
+
     def score(
         self,
         tokens: Tensor,
@@ -50,12 +58,12 @@ class PresetModel:
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
         """Return the first rows of the preset logits; see `outpace.types.Adapter`."""
-        del position, visible, heads, inputs, skip
+        del position, visible, outputs, inputs, skip
         cache.counter.add(tokens.shape[1], 1)
         return Scores(self.logits[:, : tokens.shape[1] if ask is None else ask.shape[1]])
 

@@ -29,7 +29,7 @@ def check_method(
     from outpace.methods.registry import load_method
 
     method = load_method(name).from_settings(options)
-    from outpace.methods.fit import check_fit, check_partner
+    from outpace.methods.misfit import check_fit, check_partner
     from outpace.models.opening import offered_by
     from outpace.sampling import Sampling
     from outpace.zoo import drafter_of

@@ -36,7 +36,7 @@ def index(
         raise ConfigError(f"{str(out)!r} is a folder.", "Name a file with --out.")
     _check_place(out)
     from outpace.draft.corpus import Corpus
-    from outpace.draft.datastore import fingerprint, write_datastore
+    from outpace.draft.datastore import vocabulary_mark, write_datastore
     from outpace.models.opening import locate
     from outpace.text.tokenizer import Tokenizer
 
@@ -45,7 +45,7 @@ def index(
     with _progress(corpus) as advance:
         found.read(corpus, lambda text: tokenizer.encode(text, is_special=False), advance)
     encoded = time.perf_counter()
-    size = write_datastore(out, found.texts, tokenizer.vocab_size, fingerprint(tokenizer))
+    size = write_datastore(out, found.texts, tokenizer.vocab_size, vocabulary_mark(tokenizer))
     ended = time.perf_counter()
     for path in found.skipped:
         tell(f"Skipped {path}: no UTF-8 text")

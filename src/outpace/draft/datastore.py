@@ -42,7 +42,7 @@ from outpace.errors import ConfigError, StorageError
 if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
 
-__all__ = ["Continuations", "Datastore", "Match", "fingerprint", "open_datastore", "write_datastore"]
+__all__ = ["Continuations", "Datastore", "Match", "open_datastore", "vocabulary_mark", "write_datastore"]
 
 _MAGIC, _VERSION, _SIZE = b"OUTPACE\x1a", 1, 96
 _HEADER = struct.Struct("<8s4I2Q32s20x")
@@ -50,7 +50,7 @@ _AGAIN = "Make it again with outpace index CORPUS --model MODEL --out FILE."
 
 
 @lru_cache(maxsize=8)
-def fingerprint(tokenizer: Tokenizer) -> bytes:
+def vocabulary_mark(tokenizer: Tokenizer) -> bytes:
     """Return 32 bytes that tell vocabularies apart: a hash of how every id is spelled."""
     spelled = "\0".join(tokenizer.token(index) for index in range(tokenizer.vocab_size))
     return hashlib.sha256(spelled.encode("utf-8", "surrogatepass")).digest()
@@ -65,7 +65,7 @@ def write_datastore(
         path: the file.
         texts: token ids, text by text.
         vocab_size: ids go up to this number.
-        mark: `fingerprint` of the tokenizer.
+        mark: `vocabulary_mark` of the tokenizer.
 
     Returns:
         The file's size in bytes.
@@ -178,7 +178,7 @@ class Datastore:
             head = file.read(_SIZE)
             if len(head) < _SIZE or head[:8] != _MAGIC:
                 raise ConfigError(f"{path!r} is no datastore.", _AGAIN.replace(" it again", " one"))
-            _, version, width, self.vocab_size, checksum, count, self.num_texts, self.fingerprint = _HEADER.unpack(
+            _, version, width, self.vocab_size, checksum, count, self.num_texts, self.mark = _HEADER.unpack(
                 head[: _HEADER.size]
             )
             if struct.unpack("<I", head[_HEADER.size :])[0] != zlib.crc32(head[: _HEADER.size]):
@@ -197,6 +197,19 @@ class Datastore:
         self._places = np.frombuffer(self._map, "<u4", count, start)
         # The same places as Python integers, which the array gives more slowly; little-endian machines only.
         self._sorted = memoryview(self._map)[start:].cast("I")
+
+    def check(self, vocab_size: int, tokenizer: Tokenizer | None) -> None:
+        """See that the datastore speaks a model's vocabulary.
+
+        Raises:
+            ConfigError: it was made with another tokenizer.
+        """
+        is_other = tokenizer is not None and any(self.mark) and self.mark != vocabulary_mark(tokenizer)
+        if is_other or self.vocab_size > vocab_size:
+            raise ConfigError(
+                f"The datastore {self.path!r} was made with another tokenizer than this model's.",
+                "Make one for this model with outpace index CORPUS --model MODEL --out FILE.",
+            )
 
     def find(self, text: Sequence[int], smallest: int, largest: int) -> Match:
         """Return where the longest ending of `text` occurs, of `smallest` to `largest` tokens.

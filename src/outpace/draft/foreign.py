@@ -16,10 +16,11 @@ from outpace.cache import Cache
 from outpace.draft.model import draft_chain
 from outpace.draft.psi import MOST_ROUNDS, StringLaw, borders
 from outpace.draft.reading import read_nodes, read_texts
-from outpace.draft.strings import Lexicon, Respelling
+from outpace.draft.strings import Lexicon, Respelling, lexicon
+from outpace.errors import CapabilityError
 from outpace.run.tree import TokenTree
 from outpace.sampling import Sampler, Sampling
-from outpace.types import Adapter, Capabilities, Counter, Scores, View
+from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Context, Counter, Outputs, Scores, View
 
 __all__ = ["ForeignDrafter", "SharedTokens", "StringTokens"]
 
@@ -34,6 +35,48 @@ class ForeignDrafter:
     words: Lexicon
     cache: Cache
     texts: list[Respelling]
+
+    @staticmethod
+    def begin(context: Context, *, is_shared: bool = False, max_vocab: int = 0) -> ForeignDrafter:
+        """Lay the vocabularies side by side, and return the drafter with an empty cache for the joining rows.
+
+        Args:
+            context: of the joining rows.
+            is_shared: drafts are tokens that both vocabularies write alike.
+            max_vocab: drafts follow the law of strings, summed over vocabularies of this size at most; 0 = they do not.
+
+        Raises:
+            CapabilityError: the two cannot be brought together this way.
+        """
+        drafter, target = context.models["draft"], context.target.capabilities
+        offered = drafter.capabilities
+        words = lexicon(
+            context.tokenizers["target"], context.tokenizers["draft"], target.vocab_size, offered.vocab_size
+        )
+        for role, speller in (("target", words.target), ("draft", words.draft)):
+            if not speller.ids:
+                raise CapabilityError(
+                    f"The {role} model's tokenizer does more than join bytes when it decodes.",
+                    "Name a drafter with a byte-level or sentencepiece tokenizer.",
+                )
+        if offered.is_encoder_decoder or target.is_encoder_decoder:
+            raise CapabilityError("The method cross-vocab takes decoder-only models.", "Use draft-model.")
+        if is_shared and max(words.shared) < 0:
+            raise CapabilityError("The two vocabularies share no token.", "Use mode=slem.")
+        largest = max(words.target.size, words.draft.size)
+        if max_vocab and largest > max_vocab:
+            raise CapabilityError(
+                f"A vocabulary has {largest} tokens, but mode=slrs sums over at most {max_vocab}.",
+                "Use mode=slem or tli, or raise max_vocab.",
+            )
+        if max_vocab and not offered.has_tree:
+            raise CapabilityError("mode=slrs needs a drafter with tree attention.", "Use mode=slem or tli.")
+        cache = drafter.new_cache(len(context.texts), context.capacity, context.counters["draft"])
+        return ForeignDrafter(drafter, words, cache, [Respelling(words) for _ in context.texts])
+
+    def reach(self, view: View, lengths: Sequence[int]) -> list[int]:
+        """Return how many tokens of the target each row may draft, for all that its text allows."""
+        return [max(0, min(length, room - 1)) for length, room in zip(lengths, view.room, strict=True)]
 
     def read(self, view: View, lengths: Sequence[int], is_text: bool) -> list[int]:
         """Take in the rows' new text; return how many steps each row may draft.
@@ -93,7 +136,7 @@ class ForeignDrafter:
         return [self.words.to_target(text, found[:count])[:length] for text, found, count, length in rows]
 
 
-class _Speaking:
+class _Speaking(Adapter):
     """The drafter behind an adapter of the target's vocabulary, for one step: `draft_chain` drafts with it.
 
     It is asked for the logits after the texts first, then fed one token per row and call; rows at position -1 rest.
@@ -119,6 +162,14 @@ class _Speaking:
         cache.lengths = [length - 1 for length in view.lengths]
         return cache
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Refuse: the drafter knows no such tokens."""
+        raise CapabilityError("A drafter of another vocabulary has no embeddings of the target's tokens.")
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Refuse: a law over the target's tokens is made of several of the drafter's."""
+        raise CapabilityError("A drafter of another vocabulary has no output matrix for the target's tokens.")
+
     def score(
         self,
         tokens: Tensor,
@@ -126,12 +177,12 @@ class _Speaking:
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
         """Return the drafter's law over the target's tokens, [B, 1, V]."""
-        del visible, cache, ask, heads, inputs, skip
+        del visible, cache, ask, outputs, inputs, skip
         running = [place >= 0 for place in position[:, 0].tolist()]
         if not self._is_first:
             for row, token in enumerate(tokens[:, 0].tolist()):

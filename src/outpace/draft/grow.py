@@ -55,6 +55,8 @@ def draft_best(
         spread: as in `branch_scores`.
         skip: layers left out.
     """
+    # 1 Begin at the final text: a frontier of one node, the root, whose reach is certain where a row may draft.
+    # Penalties see the final text alone: drafts differ by branch, and a wrong penalty costs acceptance only.
     history = view.sampler.history(view.texts, view.prompts, adapter.capabilities.vocab_size)
     logits = read_texts(adapter, cache, view, levels, skip).unsqueeze(1)
     rows, device = logits.shape[0], logits.device
@@ -66,15 +68,19 @@ def draft_best(
     base = torch.where(limit > 0, 0.0, float("-inf")).double().unsqueeze(1)  # log-probability of reaching the frontier
     for level in range(max(levels, default=0)):
         size, before = tree.tokens.shape[1], tree.score.exp().sum(-1)
+        # 2 Give every frontier node its likeliest children. More than the budget could never all be kept.
         log_probs = branch_scores(view, logits, start + level, history, spread)
         found, found_key = _children(log_probs, base, frontier, budget, by_slot)
         tree, key = _joined(tree, key, found, found_key, width or budget)
+        # 3 Keep the best of old and new together: a new child may push an older node out, and nothing can hang on
+        # that one, since no key rises from parent to child. Order is kept, so parents still precede children.
         is_kept = largest(key.masked_fill(key.exp() < floor, float("-inf")), budget)
         order, _ = kept_order(is_kept)
         is_new = (order >= size) & is_kept.gather(1, order)
         tree, key = tree.keep(is_kept), key.gather(1, order).masked_fill(~is_kept.gather(1, order), float("-inf"))
         assert tree.score is not None  # it has been set above
         tree.score = tree.score.masked_fill(key == float("-inf"), float("-inf"))
+        # 4 Choose what grows on: nodes of this level that were kept and can still have a child among the best.
         is_growing = (tree.score.exp().sum(-1) - before > min_gain) & (level + 1 < limit)
         # Where the budget is spent, a first child gets in only if its parent's score beats the last of the best.
         last = key.amin(-1) if key.shape[1] == budget else torch.full_like(before, float("-inf"))
@@ -82,6 +88,7 @@ def draft_best(
         frontier, _ = kept_order(is_open)
         if level + 1 == max(levels) or frontier.shape[1] == 0:
             break
+        # 5 Ask the drafter what follows them, in one forward for all rows.
         is_real = is_open.gather(1, frontier)
         base = tree.score.gather(1, frontier).masked_fill(~is_real, float("-inf"))
         logits = read_nodes(adapter, cache, tree, frontier, is_real, skip)
@@ -147,6 +154,7 @@ def draft_shape(
     rows, device = logits.shape[0], logits.device
     start, limit = torch.tensor([view.lengths, list(levels)], device=device).unsqueeze(-1)
     is_node = torch.arange(parent.shape[1], device=device) < torch.tensor(length, device=device).unsqueeze(1)
+    # 1 Cut the shape to each row's limit; a depth of 0 marks what is no node.
     depth = ancestors(parent).sum(-1).masked_fill(~is_node, 0)
     is_kept = is_node & (depth <= limit)
     order, _ = kept_order(is_kept)
@@ -154,16 +162,20 @@ def draft_shape(
     rank, depth = rank.gather(1, order), depth.gather(1, order).masked_fill(~is_kept.gather(1, order), 0)
     tree.score = torch.full(rank.shape, float("-inf"), dtype=torch.float64, device=device)
     num_ranks = min(int(rank.max()) + 1, logits.shape[-1]) if rank.numel() else 0
+    # 2 Begin at the root: the first level's parents stand at place 0 of the frontier.
     slot = torch.zeros_like(rank)  # per node, where its parent stands in the frontier
     reached = torch.zeros(rows, 1, dtype=torch.float64, device=device)
     for level in range(int(depth.max()) if depth.numel() else 0):
         log_probs = branch_scores(view, logits, start + level, history)
         tokens = likeliest(log_probs.flatten(0, 1), num_ranks).view(*log_probs.shape[:2], num_ranks)
         values = reached.unsqueeze(-1) + log_probs.gather(2, tokens).double()
+        # 3 Fill the level: a node takes the token of its rank from its parent's list.
         at = slot * num_ranks + rank.clamp(max=num_ranks - 1)
         is_child = (depth == level + 1) & (rank < num_ranks)
         tree.tokens = torch.where(is_child, tokens.flatten(1).gather(1, at), tree.tokens)
         tree.score = torch.where(is_child, values.flatten(1).gather(1, at), tree.score)
+        # 4 Only nodes that have children in the shape are asked what follows; the root's -1 may stand for node 0
+        # here, because no child of the root is two levels down.
         above = tree.parent.clamp(min=0)
         has_child = torch.zeros_like(above).scatter_add_(1, above, (depth == level + 2).long()) > 0
         frontier, _ = kept_order(has_child)
@@ -173,6 +185,7 @@ def draft_shape(
         is_real = has_child.gather(1, frontier)
         reached = tree.score.gather(1, frontier).masked_fill(~is_real, float("-inf"))
         logits = read_nodes(adapter, cache, tree, frontier, is_real, skip)
+    # 5 Leave out what could not be drafted: ranks beyond the vocabulary, and tokens that cannot be picked.
     is_drafted = tree.score > float("-inf")
     order, _ = kept_order(is_drafted)
     return tree.keep(is_drafted), rank.gather(1, order)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from outpace.draft.datastore import fingerprint
+from outpace.draft.datastore import vocabulary_mark
 from outpace.errors import ConfigError
 from outpace.types import Context
 
@@ -82,5 +82,5 @@ def claim(context: Context, name: str, kind: type[_Kind]) -> _Kind | None:
             f"Give a {kind.__name__}, or leave memory out.",
         )
     tokenizer = context.tokenizers.get("target")
-    own.bind(context.target.capabilities.vocab_size, None if tokenizer is None else fingerprint(tokenizer))
+    own.bind(context.target.capabilities.vocab_size, None if tokenizer is None else vocabulary_mark(tokenizer))
     return own

@@ -33,6 +33,17 @@ class NgramIndex:
                 return at
         return None
 
+    def follow(self, text: list[int], most: int) -> tuple[list[int], int]:
+        """Take in a text; return up to `most` tokens that followed its longest, most recent match, and its length."""
+        self.extend(text)
+        at = self.lookup(text)
+        if at is None:
+            return [], 0
+        length = self.smallest
+        while length < self.largest and length < at and text[at - length - 1] == text[-length - 1]:
+            length += 1
+        return text[at : at + most], length
+
     def copy(self) -> NgramIndex:
         """Return an independent copy (a forked row)."""
         other = NgramIndex(self.smallest, self.largest)

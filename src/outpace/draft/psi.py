@@ -75,9 +75,11 @@ class Borders:
         return self._tables[written]
 
     def _make(self, written: bytes) -> Table:
+        # What stands already decides this token, if the string is left here.
         ids, pairs = self.words.target.ids, _Pairs()
         best = next((ids[written[:n]] for n in range(len(written), 0, -1) if written[:n] in ids), -1)
         self._walk(pairs, written, 0, (0, len(self._draft)), _range(self._target, written), best)
+        # Special tokens spell nothing: first in a string they are a token themselves, later they end it.
         for index, text in enumerate(self.words.draft.bytes):
             special = -1 if text is not None else self.words.special_of_draft(index)
             decided = best if written else special  # the end of the text also ends a string
@@ -100,6 +102,7 @@ class Borders:
         spelled, (at, end) = self.words.draft.ids, drafts
         while at < end:
             token = self._draft[at]
+            # A draft that is used up: a longer target token may still come, or the longest so far is decided.
             if len(token) == depth:
                 can_grow = targets[1] - targets[0] > (self._target[targets[0]] == written)
                 if can_grow:
@@ -108,6 +111,8 @@ class Borders:
                     pairs.closing.append((spelled[token], best))
                 at += 1
                 continue
+            # All drafts with the same next byte go down together; where no target token goes on with that byte, all of
+            # them decide at once, however many they are.
             _, stop = _range(self._draft, token[: depth + 1], (at, end))
             longer = written + token[depth : depth + 1]
             low, high = _range(self._target, longer, targets)
@@ -161,6 +166,7 @@ class StringLaw:
         Args:
             probs: [F, V] float64.
         """
+        # 1 What is decided behind each node goes to psi at once; what may go on is collected over the whole front.
         weights, stops, tokens, owners = [], [], [], []
         for node, law in zip(self.front, probs, strict=True):
             written, chance = self._strings[node]
@@ -172,8 +178,10 @@ class StringLaw:
             owners += [node] * len(table.going)
         self._rounds += 1
         weight, stop, token = torch.cat(weights), torch.cat(stops), torch.cat(tokens)
+        # 2 Follow the likeliest few, as far as they matter; in the last round nothing goes on.
         best = weight.topk(min(self._most, len(weight))).indices
         best = best[weight[best] > (_NEGLIGIBLE if self._rounds < MOST_ROUNDS else 1.0)]
+        # 3 All others stop where they stand, and decide the longest token that there is so far.
         is_left = stop >= 0
         is_left[best] = False
         self._psi.index_add_(0, stop[is_left], weight[is_left])

@@ -12,9 +12,9 @@ from outpace.cache import Cache
 from outpace.run.layout import lay_out
 from outpace.run.prefill import catch_up, no_nodes
 from outpace.run.tree import TokenTree, ancestors
-from outpace.sampling import History, gumbel
+from outpace.sampling import History
 from outpace.sampling.truncation import needs_order
-from outpace.types import Adapter, Outcome, Stream, View
+from outpace.types import Adapter, Context, Outcome, View
 
 __all__ = ["Drafter", "branch_scores", "forward_pending", "read_nodes", "read_texts"]
 
@@ -27,6 +27,11 @@ class Drafter:
 
     adapter: Adapter
     cache: Cache
+
+    @staticmethod
+    def begin(context: Context, role: str = "draft") -> Drafter:
+        """Return the model of a role with an empty cache for the joining rows."""
+        return Drafter(context.models[role], context.cache_for(role))
 
     def reach(self, view: View, most: int | Sequence[int]) -> list[int]:
         """Return how many tokens ahead each row may draft; 0 past the drafter's context, whatever its neighbours do."""
@@ -101,7 +106,7 @@ def branch_scores(
 ) -> Tensor:
     """Return log-probabilities that the target picks each token at each node, as the drafter sees it, [B, F, V].
 
-    Were the drafter right, the pick would be known: argmax of logits + temperature x Gumbel noise, with the target's
+    Were the drafter right, the pick would be known: argmax of what `Sampler.perturbed` gives, with the target's
     own noise. It errs; if the error of its logits is taken as Gumbel noise times `spread`, the target picks with the
     softmax of that sum over `spread`. At any temperature, 0 included, the likeliest branch is the token that a coupled
     chain would draft.
@@ -113,17 +118,15 @@ def branch_scores(
         history: of the rows' final text, where processors need one (drafts on the path are not counted).
         spread: scale of the drafter's error.
     """
-    sampler, settings = view.sampler, view.sampler.settings
+    sampler = view.sampler
     if history is None:
         logits = sampler.process(logits, None)
     else:
         logits = torch.stack([sampler.process(logits[:, i], history) for i in range(logits.shape[1])], 1)
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    if not settings.is_greedy:
-        noise = gumbel(sampler.noise(Stream.TARGET, place), torch.arange(logits.shape[-1], device=logits.device))
-        noisy = logits + noise.to(logits.dtype) * settings.temperature
-        if needs_order(settings):
-            noisy = noisy.masked_fill(sampler.law(logits.flatten(0, 1)).probs().view(logits.shape) == 0, float("-inf"))
-        logits = noisy
-    return (logits / spread).log_softmax(-1)
+    vocabulary = torch.arange(logits.shape[-1], device=logits.device)
+    noisy = sampler.perturbed(logits, place, vocabulary)
+    if not sampler.is_greedy and needs_order(sampler.settings):
+        noisy = noisy.masked_fill(sampler.law(logits.flatten(0, 1)).probs().view(logits.shape) == 0, float("-inf"))
+    return (noisy / spread).log_softmax(-1)

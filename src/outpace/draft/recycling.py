@@ -14,11 +14,13 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
+from outpace.draft.likeliest import likeliest
 from outpace.draft.memory import Memory
 from outpace.errors import ConfigError
 
-__all__ = ["RecyclingMemory", "RecyclingTable", "TreeShape", "tree_shape"]
+__all__ = ["RecyclingMemory", "RecyclingTable", "TreeShape", "likeliest_ids", "tables", "tree_shape"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -126,6 +128,24 @@ class RecyclingTable:
         other = RecyclingTable(0, self.ids.shape[1])
         other.ids = self.ids.copy()
         return other
+
+
+def likeliest_ids(logits: Tensor, width: int) -> npt.NDArray[np.integer]:
+    """Return the ids of the `width` largest of logits [B, A, V], largest first, [B, A, width]."""
+    rows, asked, vocab = logits.shape
+    ids: npt.NDArray[np.integer] = likeliest(logits.reshape(-1, vocab), width).view(rows, asked, width).cpu().numpy()
+    return ids
+
+
+def tables(rows: int, vocab_size: int, width: int, memory: RecyclingMemory | None) -> list[RecyclingTable]:
+    """Return a table per row: the memory's, or empty ones.
+
+    Raises:
+        ConfigError: the memory holds another number of candidates per token.
+    """
+    width = min(width, vocab_size)
+    shared = None if memory is None else memory.table(width)
+    return [shared or RecyclingTable(vocab_size, width) for _ in range(rows)]
 
 
 class RecyclingMemory(Memory):

@@ -24,11 +24,11 @@ from outpace.run.tree import TokenTree
 from outpace.sampling import gumbel, place_in_step
 from outpace.types import Adapter, Proposal, Sampled, Stream, View
 
-__all__ = ["Shape", "draft_sampled"]
+__all__ = ["Growth", "draft_sampled"]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Growth:
     """How a sampled tree grows.
 
     Attributes:
@@ -82,7 +82,7 @@ class _Level:
 
 
 def draft_sampled(
-    adapter: Adapter, cache: Cache, view: View, reach: Sequence[int], shape: Shape, *, origin: str
+    adapter: Adapter, cache: Cache, view: View, reach: Sequence[int], shape: Growth, *, origin: str
 ) -> Proposal:
     """Draft one sampled tree per row.
 
@@ -103,11 +103,15 @@ def draft_sampled(
     reached = value = torch.zeros(rows, 1, dtype=torch.float64, device=device)
     nodes = torch.full((rows, 1), -1, device=device)
     for depth in range(max(reach)):
+        # 1 The law that this level's nodes are the roots of: processed as the target's own would be, on each path.
         logits = _processed(view, logits, tree, nodes)
         law = view.sampler.law(logits.flatten(0, 1)).probs().view(logits.shape)
         level = _Level(nodes, logits, law, reached, value)
+        # 2 Draw the children; a child says by `column` which node of the level it hangs on.
         column, tokens, reached, value = _children(view, level, shape, depth, tree.tokens.shape[1])
+        # 3 Note what each was drawn from: the acceptor divides by it, so it must be the law before any removal.
         laws.append(law.gather(1, column.unsqueeze(-1).expand(-1, -1, law.shape[-1])))
+        # 4 Hang them on. Rows of other reach share the width: their nodes beyond it count as padding.
         is_drafted = (limit > depth).tolist()
         size = tree.tokens.shape[1]
         tree = TokenTree(
@@ -118,7 +122,7 @@ def draft_sampled(
         nodes = torch.arange(size, size + tokens.shape[1], device=device).expand(rows, -1)
         if depth + 1 < max(reach):
             logits = read_nodes(adapter, cache, tree, nodes, (limit > depth + 1).unsqueeze(1).expand(nodes.shape))
-    is_sampled = not view.sampler.settings.is_greedy
+    is_sampled = not view.sampler.is_greedy
     sampled = Sampled(torch.cat(laws, 1), shape.has_replacement) if is_sampled else None
     return Proposal(tree.tokens, tree.length, None if shape.is_chain else tree.parent, law=sampled, origin=origin)
 
@@ -142,7 +146,7 @@ def _processed(view: View, logits: Tensor, tree: TokenTree, nodes: Tensor) -> Te
     return sampler.process(logits.flatten(0, 1), history).view(logits.shape)
 
 
-def _children(view: View, level: _Level, shape: Shape, depth: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _children(view: View, level: _Level, shape: Growth, depth: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw the next level: per child the place of its parent in the level, its token, and the beam's two numbers.
 
     Args:
@@ -153,20 +157,23 @@ def _children(view: View, level: _Level, shape: Shape, depth: int, size: int) ->
         size: nodes drawn so far.
     """
     count, vocab = level.law.shape[1:]
+    # A greedy sampler has nothing to draw: siblings are the likeliest tokens, by their own log-probability.
     scores = level.logits.double().log_softmax(-1)
-    if not view.sampler.settings.is_greedy:
+    if not view.sampler.is_greedy:
         scores = level.law.log()
         if shape.has_replacement:
             return _independent(view, level, scores, shape.branches[depth], size)
         scores = scores + _noise(view, level.nodes + 1, vocab)
+    # Without replacement = the largest of log-probability plus one Gumbel noise per token, in that order.
     if not shape.beam:
         tokens = scores.topk(min(shape.branches[depth], vocab), dim=-1).indices
         column = torch.arange(count, device=tokens.device).unsqueeze(-1).expand(tokens.shape)
         return column.flatten(1), tokens.flatten(1), level.reached, level.value
-    if view.sampler.settings.is_greedy:
+    if view.sampler.is_greedy:
         total = level.value.unsqueeze(-1) + scores
     else:
         total = _bounded(scores + level.reached.unsqueeze(-1), level.value)
+    # A stochastic beam takes the best of all nodes' children at once; the order of drawing is that of the values.
     value, best = total.flatten(1).topk(min(shape.beam, count * vocab), dim=-1)
     reached = (level.reached.unsqueeze(-1) + level.law.log()).flatten(1).gather(1, best)
     return best // vocab, best % vocab, reached, value

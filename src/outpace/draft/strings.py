@@ -38,6 +38,7 @@ class Speller:
         self.ids = {text: index for index, text in enumerate(self.bytes) if text}
         self.special = {name: index for name, index in tokenizer.special_ids.items() if index < size}
         self._longest = max(map(len, self.ids), default=0)
+        # What a tokenizer puts before a text is what "a" gets, provided that the rest is spelled as without it.
         framed, bare = tokenizer.encode("a"), tokenizer.encode("a", is_special=False)
         before = framed[: len(framed) - len(bare)]
         self.opening = [index for index in before if index < size] if [*before, *bare] == framed else []
@@ -111,12 +112,17 @@ class Lexicon:
             text: the target's final tokens.
             drafted: the drafter's ids; a special token ends them.
         """
+        # 1 The bytes that were drafted, up to a special token; half a character at the end waits for the
+        # next drafts.
         stop = next((at for at, index in enumerate(drafted) if self.draft.bytes[index] is None), len(drafted))
         added = codecs.getincrementaldecoder("utf-8")("replace").decode(self.draft.join(drafted[:stop])).encode()
+        # 2 The text's own end goes before it, as context for the tokenizer: not across a special token, and from the
+        # beginning of a character on.
         first = _segment_start(text, self.target, max(0, len(text) - _LOOK_BEHIND))
         before = self.target.join(text[first:])
         before = before[next((at for at, byte in enumerate(before[:4]) if byte & 0xC0 != 0x80), 0) :]
         drafts = self._behind(before, added) if added else []
+        # 3 A special token of the drafter ends the drafts with the target's one of the same role.
         special = self.special_of_draft(drafted[stop]) if stop < len(drafted) else _NO_SPECIAL
         return [*drafts, special] if special >= 0 else drafts
 
@@ -125,6 +131,8 @@ class Lexicon:
         ids = self.target.encode(whole.decode("utf-8", "replace"))
         if not self.target.join(ids).endswith(whole):  # the tokenizer rewrites text
             return self.target.spell(added)
+        # Drafts have to begin where the text ends. Where the tokenizer made one token across that border, the piece
+        # up to its next border is spelled by itself, and the rest stays as it was tokenised.
         starts = [*self.target.starts(ids, len(whole)), len(whole)]
         border = next(at for at, start in enumerate(starts) if start >= len(before))
         return [*self.target.spell(added[: starts[border] - len(before)]), *ids[border:]]
@@ -215,6 +223,7 @@ class Respelling:
             self._splice(added)
 
     def _splice(self, added: bytes) -> None:
+        # 1 Go back some tokens, on to the beginning of a character: new text may join what stood before it.
         draft, before = self._words.draft, self._text
         first = max(self._first, len(self.ids) - _LOOK_BEHIND)
         old = self.ids[first:]
@@ -223,9 +232,11 @@ class Respelling:
             first -= 1
             old = self.ids[first:]
             starts = draft.starts(old, len(before))
+        # 2 Tokenise from there to the end.
         self._text = before + added
         at = max(0, starts[0]) if first > self._first else 0
         new = draft.encode(self._text[at:].decode())
+        # 3 The first new tokens lack their context: keep the old ones up to where both agree.
         if first > self._first:
             new = _along_longest_run(old, starts, new, draft.starts(new, len(self._text)))
         self.ids[first:] = new

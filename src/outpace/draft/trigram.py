@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from outpace.draft.memory import Memory
 from outpace.errors import ConfigError
 
-__all__ = ["Law", "TrigramMemory", "TrigramTable", "bonus", "search"]
+__all__ = ["TrigramLaw", "TrigramMemory", "TrigramTable", "bonus", "search"]
 
-Law = list[tuple[int, float]]  # tokens and their probabilities, likeliest first
+TrigramLaw = list[tuple[int, float]]  # tokens and their probabilities, likeliest first
 _Pair = tuple[int, int]
 
 _GAIN, _CAP = (
@@ -95,7 +95,7 @@ class TrigramTable:
                 self._memory.count(first, second, third)
         self._size = len(text)
 
-    def law(self, first: int, second: int) -> Law:
+    def law(self, first: int, second: int) -> TrigramLaw:
         """Return the likeliest tokens after two tokens: the memory's probability plus the row's weight, normalised."""
         weight = self._weight.get((first, second), {})
         if self._memory is not None:
@@ -143,7 +143,7 @@ class _Node:
 
 
 def search(
-    law: Callable[[int, int], Law], first: int, second: int, nodes: int, depth: int, exploration: float
+    law: Callable[[int, int], TrigramLaw], first: int, second: int, nodes: int, depth: int, exploration: float
 ) -> tuple[list[int], list[int]]:
     """Return tokens and parents of the tree that simulations find after two tokens.
 

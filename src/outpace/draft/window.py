@@ -22,15 +22,25 @@ import torch
 
 from outpace.cache import Cache
 from outpace.draft.phrases import Phrase, PhrasePool
-from outpace.run.tree import merge
+from outpace.run.tree import TokenTree, merge
 from outpace.sampling import Sampler
 from outpace.types import Proposal, Scores, Stream
 
-__all__ = ["Branches", "Window", "answers", "branches", "candidates", "first_windows", "learn"]
+__all__ = [
+    "Branches",
+    "GuessWindow",
+    "answers",
+    "branches",
+    "first_paths",
+    "first_windows",
+    "learn",
+    "merged",
+    "phrases_only",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class GuessWindow:
     """The guesses of one row.
 
     Attributes:
@@ -58,12 +68,12 @@ class Window:
         columns = zip(*self.levels[1:], answered, strict=True)
         return list(zip((last, *self.levels[0]), columns, strict=True))
 
-    def advance(self, answered: Sequence[int]) -> Window:
+    def advance(self, answered: Sequence[int]) -> GuessWindow:
         """Return the window one place on: every level moves up, the answers become the last one."""
-        return Window((self.levels[1][1:], *self.levels[2:], tuple(answered)), self.age + 1)
+        return GuessWindow((self.levels[1][1:], *self.levels[2:], tuple(answered)), self.age + 1)
 
 
-def first_windows(texts: Sequence[Sequence[int]], sampler: Sampler, width: int, ngram: int) -> list[Window | None]:
+def first_windows(texts: Sequence[Sequence[int]], sampler: Sampler, width: int, ngram: int) -> list[GuessWindow | None]:
     """Return a window per row, filled with tokens of its text that its own noise picks.
 
     Args:
@@ -76,11 +86,11 @@ def first_windows(texts: Sequence[Sequence[int]], sampler: Sampler, width: int, 
         return [None] * len(texts)
     size = width * (ngram - 1) - 1
     noise = sampler.noise(Stream.DRAFT, torch.arange(size).expand(len(texts), size)).tolist()
-    windows: list[Window | None] = []
+    windows: list[GuessWindow | None] = []
     for text, draws in zip(texts, noise, strict=True):
         tokens = [text[draw % len(text)] for draw in draws]
         ends = range(width - 1, size + 1, width)
-        windows.append(Window(tuple(tuple(tokens[max(0, end - width) : end]) for end in ends)))
+        windows.append(GuessWindow(tuple(tuple(tokens[max(0, end - width) : end]) for end in ends)))
     return windows
 
 
@@ -97,15 +107,14 @@ class Branches:
     """What stands where in a proposal of `branches`: nodes of candidate phrases per row, then its window."""
 
     counts: list[int]
-    windows: list[Window | None]
+    windows: list[GuessWindow | None]
 
 
 def branches(
     phrases: Sequence[Sequence[Phrase]],
-    windows: Sequence[Window | None],
+    windows: Sequence[GuessWindow | None],
     cache: Cache,
     origin: str,
-    reach: int | None = None,
 ) -> Proposal:
     """Return one forward per row: a tree of candidate phrases first, then the window.
 
@@ -114,33 +123,43 @@ def branches(
         windows: per row; None = no window.
         cache: of the model that will score it, for its device.
         origin: who drafts.
-        reach: most nodes; windows that do not fit are left out, then phrases are cut.
     """
-    most, longest = max(map(len, phrases)), max((len(phrase) for row in phrases for phrase in row), default=0)
-    paths = torch.full((len(phrases), most, longest), -1, dtype=torch.int64)
-    for row, found in enumerate(phrases):
-        for index, phrase in enumerate(found):
-            paths[row, index, : len(phrase)] = torch.tensor(phrase, dtype=torch.int64)
-    tree = merge(paths)
-    tokens, parents, counts, shown = [], [], [], []
+    tree = merged(phrases)
+    tokens, parents = [], []
     rows = zip(tree.tokens.tolist(), tree.parent.tolist(), tree.length, windows, strict=True)
-    for node, parent, length, window in rows:
-        count = length if reach is None else min(length, reach)
-        if window is not None and reach is not None and count + len(window.tokens) > reach:
-            window = None
+    for node, parent, count, window in rows:
         own = () if window is None else _parents(len(window.levels[-1]), len(window.levels))
         tokens.append(node[:count] + ([] if window is None else window.tokens))
         parents.append(parent[:count] + [at + count if at >= 0 else -1 for at in own])
-        counts.append(count)
-        shown.append(window)
     lengths = [len(row) for row in tokens]
     padded = [[row + [0] * (max(lengths) - len(row)) for row in table] for table in (tokens, parents)]
     device = cache.device
     both = torch.tensor(padded, dtype=torch.int64, device=device).view(2, len(lengths), max(lengths))
-    return Proposal(both[0], lengths, both[1], origin=origin, carry=Branches(counts, shown))
+    return Proposal(both[0], lengths, both[1], origin=origin, carry=Branches(tree.length, list(windows)))
 
 
-def candidates(proposal: Proposal, scores: Scores) -> tuple[Proposal, Scores]:
+def merged(paths: Sequence[Sequence[Phrase]]) -> TokenTree:
+    """Return one tree per row of the paths that may follow its last token; shared beginnings become one node."""
+    most, longest = max(map(len, paths)), max((len(path) for row in paths for path in row), default=0)
+    table = torch.full((len(paths), most, longest), -1, dtype=torch.int64)
+    for row, found in enumerate(paths):
+        for index, path in enumerate(found):
+            table[row, index, : len(path)] = torch.tensor(path, dtype=torch.int64)
+    return merge(table)
+
+
+def first_paths(tree: TokenTree, chains: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return per row the nodes of a merged tree's first path, of which the chain is a beginning, in order."""
+    nodes = []
+    for chain, parents in zip(chains, tree.parent.tolist(), strict=True):
+        path = [-1]
+        for _ in chain:  # at each depth the nodes of the first path come first
+            path.append(parents.index(path[-1]))
+        nodes.append(path[1:])
+    return nodes
+
+
+def phrases_only(proposal: Proposal, scores: Scores) -> tuple[Proposal, Scores]:
     """Return the part of a proposal of `branches` that may be accepted, the candidate phrases, with its scores."""
     counts = [min(count, length) for count, length in zip(proposal.carry.counts, proposal.length, strict=True)]
     width = max(counts)
@@ -163,11 +182,11 @@ def answers(proposal: Proposal, scores: Scores) -> list[list[int] | None]:
 
 
 def learn(
-    windows: Sequence[Window | None],
+    windows: Sequence[GuessWindow | None],
     pools: Sequence[PhrasePool],
     lasts: Sequence[int],
     answered: Sequence[Sequence[int] | None],
-) -> list[Window | None]:
+) -> list[GuessWindow | None]:
     """Put the n-grams that the answers complete into each row's pool, and return the windows one place on.
 
     Args:
@@ -175,7 +194,7 @@ def learn(
         lasts: the root that was scored, per row.
         answered: from `answers`; a row without any keeps its window.
     """
-    moved: list[Window | None] = []
+    moved: list[GuessWindow | None] = []
     for window, pool, last, row in zip(windows, pools, lasts, answered, strict=True):
         if window is not None and row is not None:
             for key, phrase in window.phrases(last, row):

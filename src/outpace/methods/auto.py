@@ -18,11 +18,12 @@ from typing import ClassVar
 
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, nothing
-from outpace.methods.fit import misfits
 from outpace.methods.idle import Idle
+from outpace.methods.misfit import misfits
 from outpace.methods.registry import load_method
+from outpace.methods.setting import setting
 from outpace.run.commit import fit
-from outpace.schedule.bandit import Arm, ArmStats, Bandit, last_rows
+from outpace.schedule.bandit import ArmStats, Bandit, BanditArm, last_rows
 from outpace.schedule.tune import head_share, load_curve, relative_size
 from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
@@ -71,7 +72,7 @@ class Auto(Method):
 
     arms: str = "suffix,token-recycling,opt-tree"
     draft: str = "auto"
-    explore: float = 0.01
+    explore: float = setting(0.01, least=0, below=1)
     is_timed: bool = True
 
     name: ClassVar[str] = "auto"
@@ -80,8 +81,12 @@ class Auto(Method):
     summary: ClassVar[str] = "Picks drafter and draft length as it goes; falls back to plain decoding where that wins."
 
     def __post_init__(self) -> None:
-        if not 0 <= self.explore < 1:
-            raise ConfigError(f"explore is {self.explore}.", "explore must be from 0 to below 1.")
+        """Hold the settings to their ranges, and the arms to exact drafters.
+
+        Raises:
+            ConfigError: a share outside [0, 1), or an arm that does not exist, is not exact or translates.
+        """
+        super().__post_init__()
         for arm in _made(self.arms):
             if arm.guarantee is not Guarantee.EXACT or arm.needs.attention != "causal":
                 raise ConfigError(f"The method {arm.name!r} is not an exact drafter.", "Name exact methods only.")
@@ -122,23 +127,23 @@ class Auto(Method):
             for arm in _made(self.arms)
             if not misfits(arm, target.capabilities) and all(role in context.models for role in arm.needs.models)
         )
-        facts = [Arm(0), *(self._facts(arm, context) for arm in arms)]
+        facts = [BanditArm(0), *(self._facts(arm, context) for arm in arms)]
         bandit = Bandit(facts, load_curve(target), self.explore, self.is_timed)
         stats = [[ArmStats() for _ in facts] for _ in context.texts]
-        is_packed = getattr(target, "path", "") == "compiled"
+        is_packed = target.path == "compiled"
         return AutoState(arms, Idle(arms, context), stats, bandit, is_packed, 1 + head_share(target))
 
-    def _facts(self, arm: Method, context: Context) -> Arm:
+    def _facts(self, arm: Method, context: Context) -> BanditArm:
         """Return what is thought of an arm before it was tried."""
         kind = "tree" if arm.needs.has_tree else "chain"
         if not self.is_timed:
-            return Arm(arm.needs.width, kind=kind)
+            return BanditArm(arm.needs.width, kind=kind)
         if not arm.needs.models:
             learn_s = arm.harvests * len(context.texts) * (_LEARN_S + _SORT_S * context.target.capabilities.vocab_size)
             draft_s = _HOST_S * (1 + len(context.texts) / 4) + learn_s
-            return Arm(arm.needs.width, draft_s, _INDEX_S, kind=kind, watch_s=learn_s)
+            return BanditArm(arm.needs.width, draft_s, _INDEX_S, kind=kind, watch_s=learn_s)
         share = relative_size(context.models[arm.needs.models[0]], context.target)
-        return Arm(arm.needs.width, _MODEL_S, lag_share=share, kind=kind)
+        return BanditArm(arm.needs.width, _MODEL_S, lag_share=share, kind=kind)
 
     def to_certify(self) -> Auto:
         """Try drafters often, also where plain decoding wins: what is tried never changes the text."""
@@ -148,7 +153,9 @@ class Auto(Method):
         """Let the chosen drafter propose, and cut what it drafts where more would cost more than it brings."""
         bandit = state.bandit
         if bandit.countdown <= 0 or bandit.num_rows != len(state.stats):
+            began = time.perf_counter()
             bandit.choose(state.stats, [0, *(state.drafters.lag(arm.name) for arm in state.arms)], view.room)
+            bandit.choice_s = time.perf_counter() - began if self.is_timed else 0.0
         if bandit.current == 0:
             proposal = nothing(view)
             proposal.origin, proposal.note = _PLAIN, bandit.note

@@ -23,11 +23,11 @@ from outpace.arguments import path, whole
 from outpace.errors import ConfigError, nearest
 from outpace.methods.setting import check
 from outpace.papers import Paper
-from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
 
-__all__ = ["Method", "Paper", "chain", "nothing", "trees"]
+__all__ = ["Ids", "Method", "Paper", "chain", "nothing", "trees"]
 
-_Ids = Sequence[int] | npt.NDArray[np.int64]
+Ids = Sequence[int] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,15 @@ class Method:
         """Return the state after a commit or a prefill chunk; never runs a model."""
         del outcome, view
         return state
+
+    def report(self, outcome: Outcome, view: View, state: Any) -> list[Report]:
+        """Return what a step did to each row, for those who watch; the state is the one before `observe`."""
+        del state
+        firsts = [length - len(tokens) for length, tokens in zip(view.lengths, outcome.emitted, strict=True)]
+        return [
+            Report(list(range(first, first + len(tokens))), tokens, [0] * len(tokens))
+            for first, tokens in zip(firsts, outcome.emitted, strict=True)
+        ]
 
     def reference(self) -> Method:
         """Return the decoding that an exact method reproduces, token for token; plain decoding by default."""
@@ -181,7 +190,7 @@ def chain(view: View, drafts: list[list[int]], origin: str) -> Proposal:
     return Proposal(tokens, [len(draft) for draft in drafts], origin=origin)
 
 
-def trees(view: View, drafts: Sequence[tuple[_Ids, _Ids]], origin: str) -> Proposal:
+def trees(view: View, drafts: Sequence[tuple[Ids, Ids]], origin: str) -> Proposal:
     """Return a proposal of one deterministic tree per row, padded to the largest.
 
     Args:

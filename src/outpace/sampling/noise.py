@@ -12,6 +12,8 @@ import functools
 import hashlib
 from enum import IntEnum
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -36,6 +38,8 @@ def _signed(value: int) -> int:
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 _FIRST = _signed(0xBF58476D1CE4E5B9)
 _SECOND = _signed(0x94D049BB133111EB)
+_U30, _U27, _U31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_UFIRST, _USECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def row_key(seed: int, sample: int = 0) -> int:
@@ -100,8 +104,26 @@ def gumbel(key: Tensor, ids: Tensor) -> Tensor:
     return uniform(key, ids).log_().neg_().log_().neg_()
 
 
+def is_on_host(values: Tensor) -> bool:
+    """Whether numpy may work on a tensor's own memory."""
+    return type(values) is Tensor and values.device.type == "cpu"
+
+
 def _mix(bits: Tensor) -> Tensor:
-    """Apply the splitmix64 finaliser to fresh int64 bits, in place. int64 shifts are arithmetic, hence the masks."""
+    """Apply the splitmix64 finaliser to fresh int64 bits, in place."""
+    if is_on_host(bits):
+        _mix_on_host(bits.numpy().view(np.uint64))
+        return bits
+    # int64 shifts are arithmetic, hence the masks.
     bits.bitwise_xor_((bits >> 30).bitwise_and_((1 << 34) - 1)).mul_(_FIRST)
     bits.bitwise_xor_((bits >> 27).bitwise_and_((1 << 37) - 1)).mul_(_SECOND)
     return bits.bitwise_xor_((bits >> 31).bitwise_and_((1 << 33) - 1))
+
+
+def _mix_on_host(bits: npt.NDArray[np.uint64]) -> None:
+    """Do the same to unsigned bits, whose shifts need no masks: a third of the operations."""
+    bits ^= bits >> _U30
+    bits *= _UFIRST
+    bits ^= bits >> _U27
+    bits *= _USECOND
+    bits ^= bits >> _U31

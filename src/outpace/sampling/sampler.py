@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +13,7 @@ from outpace.sampling.history import History, state_after
 from outpace.sampling.laws import bias, forbid, force
 from outpace.sampling.noise import Stream, gumbel, node_key, uniform
 from outpace.sampling.settings import Sampling
-from outpace.sampling.truncation import candidates, cuts, needs_order
+from outpace.sampling.truncation import candidates, cuts, likeliest, needs_order
 
 if TYPE_CHECKING:
     from outpace.constrain.protocol import ConstraintState
@@ -31,18 +31,21 @@ class Law:
         logits: [N, K] float64; -inf = cut away.
         ids: [N, K] int64 token of each column, or None when the columns are the vocabulary.
         vocab_size: V.
+        is_sound: [N] bool, False where the model's logits are NaN, or infinite upwards: no token is drawn there.
     """
 
     logits: Tensor
     ids: Tensor | None
     vocab_size: int
+    is_sound: Tensor
 
     def probs(self) -> Tensor:
-        """Return normalised probabilities over the whole vocabulary, [N, V] float64."""
-        probs = self.logits.softmax(-1)
+        """Return normalised probabilities over the whole vocabulary, [N, V] float64; all 0 where no token is drawn."""
+        probs = self.logits.softmax(-1).masked_fill_(~self.is_sound.unsqueeze(-1), 0)
         if self.ids is None:
             return probs
-        return probs.new_zeros(probs.shape[0], self.vocab_size).scatter_(-1, self.ids, probs)
+        # Added, because a list that was padded names token 0 more than once.
+        return probs.new_zeros(probs.shape[0], self.vocab_size).scatter_add_(-1, self.ids, probs)
 
 
 class Sampler:
@@ -75,8 +78,35 @@ class Sampler:
 
     def rows(self, index: Sequence[int]) -> Sampler:
         """Return a sampler for some of the rows, in that order."""
+        return self._with(self.settings, index)
+
+    def _with(self, settings: Sampling, index: Sequence[int]) -> Sampler:
         per_row = (self.keys, self.end_tokens, self.states, self.sources, self.limits)
-        return Sampler(self.settings, *([values[i] for i in index] for values in per_row))  # type: ignore[arg-type]
+        return Sampler(settings, *([values[i] for i in index] for values in per_row))  # type: ignore[arg-type]
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether a pick is the likeliest token, without noise."""
+        return self.settings.is_greedy
+
+    def softened(self) -> Sampler:
+        """Return a sampler at temperature 1 where this one is at 0, whose laws have a single token."""
+        if not self.is_greedy:
+            return self
+        return self._with(replace(self.settings, temperature=1.0), range(len(self.keys)))
+
+    def perturbed(self, logits: Tensor, position: Tensor, ids: Tensor) -> Tensor:
+        """Return what a pick takes the largest of, apart from cuts: logits plus the target's noise at their scale.
+
+        Args:
+            logits: [B, ..., K] processed, of some tokens.
+            position: [B, ...] int64 index of the drawn token in its row's sequence.
+            ids: the tokens, [K] or [B, ..., K] int64.
+        """
+        if self.is_greedy:
+            return logits
+        noise = gumbel(self.noise(Stream.TARGET, position), ids)
+        return logits + noise.to(logits.dtype) * self.settings.temperature
 
     @property
     def is_parallel(self) -> bool:
@@ -154,19 +184,20 @@ class Sampler:
         """
         settings, vocab = self.settings, logits.shape[-1]
         if settings.is_greedy:
-            best = logits.argmax(-1, keepdim=True)
-            return Law(torch.zeros_like(best, dtype=torch.float64), best, vocab)
+            best = likeliest(logits).unsqueeze(-1)
+            return Law(torch.zeros_like(best, dtype=torch.float64), best.clamp(min=0), vocab, best[:, 0] >= 0)
         if not needs_order(settings):
-            return Law(logits.double() / settings.temperature, None, vocab)
+            return Law(logits.double() / settings.temperature, None, vocab, torch.isfinite(logits.amax(-1)))
         values, ids, log_total = candidates(logits, settings)
         keep, _ = cuts(values, settings, log_total, is_measured=False)
-        return Law(values.masked_fill(~keep, float("-inf")), ids, vocab)
+        return Law(torch.where(keep, values, float("-inf")), ids, vocab, torch.isfinite(values[:, 0]))
 
     def draw(self, law: Law, key: Tensor) -> Tensor:
-        """Return argmax(log p + Gumbel) per law, [N] int64; `key` [N] comes from `noise`."""
-        ids = law.ids if law.ids is not None else _vocabulary(law.vocab_size, law.logits.device)
+        """Return argmax(log p + Gumbel) per law, [N] int64, -1 where none is sound; `key` [N] comes from `noise`."""
+        ids = law.ids if law.ids is not None else torch.arange(law.vocab_size, device=law.logits.device)
         best = (law.logits + gumbel(key, ids)).argmax(-1, keepdim=True)
-        return (best if law.ids is None else law.ids.gather(-1, best)).squeeze(-1)
+        drawn = best if law.ids is None else law.ids.gather(-1, best)
+        return torch.where(law.is_sound, drawn.squeeze(-1), -1)
 
     def noise(self, stream: Stream, position: Tensor, visit: int = 0) -> Tensor:
         """Return the keys of draws at `position` [B, ...] of these rows, as `node_key`."""
@@ -187,18 +218,14 @@ class Sampler:
 
         Args:
             logits: [B, ..., V] processed logits.
-            position: [B, ...] int64 index of the drawn token in its row's sequence.
+            position: [B, ...] int64 index of the drawn token in its row's sequence; not read at temperature 0.
             stream: which noise to use.
             visit: reference steps before this draw (canvases).
         """
         if self.settings.is_greedy:
-            top, best = logits.max(-1)
-        else:
-            top = logits.amax(-1)  # ten times as fast as with indices; a NaN comes through either way
-            flat = logits.reshape(-1, logits.shape[-1])
-            key = self.noise(stream, position, visit).reshape(-1)
-            best = self.draw(self.law(flat), key).view(position.shape)
-        return torch.where(torch.isfinite(top), best, -1)
+            return likeliest(logits)
+        key = self.noise(stream, position, visit).reshape(-1)
+        return self.draw(self.law(logits.reshape(-1, logits.shape[-1])), key).view(position.shape)
 
     def margin(self, logits: Tensor, position: int, row: int, visit: int = 0) -> float:
         """Return how far the pick at one node is from being another token.
@@ -235,7 +262,3 @@ class Sampler:
         needed = torch.maximum((first - noisy).clamp(min=0), distance.masked_fill(keep, 0))
         needed = needed.masked_fill(values == float("-inf"), float("inf"))  # forbidden tokens stay so
         return float(needed.scatter(-1, winner, distance.gather(-1, winner)).min())
-
-
-def _vocabulary(size: int, device: torch.device) -> Tensor:
-    return torch.arange(size, dtype=torch.int64, device=device)

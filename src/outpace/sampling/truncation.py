@@ -6,17 +6,22 @@ Each cut returns the kept flags and, for margins, every candidate's distance to 
 
 from __future__ import annotations
 
+import functools
 import math
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from outpace.sampling.noise import is_on_host
 from outpace.sampling.settings import Sampling
 
 __all__ = ["candidates", "cuts", "needs_order"]
 
-_SPARE = 32  # extra candidates behind top-k, so that ties at its border are seen
-_GUESS = 256  # candidates tried for top-p alone before the whole vocabulary is sorted
+_Table = npt.NDArray[np.floating]
+_SLACK = 1e-6  # relative, in a bound on logits: far above rounding, and what it lists in vain is cut exactly later
+_SUREST = 1e-8  # a smaller rest than this behind top-p is lost in the rounding of the sum before it
 
 
 def needs_order(settings: Sampling) -> bool:
@@ -49,49 +54,76 @@ def candidates(logits: Tensor, settings: Sampling) -> tuple[Tensor, Tensor, Tens
 
 
 def _short_list(logits: Tensor, settings: Sampling, log_total: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    """Return enough leading candidates without sorting the vocabulary, or None when that cannot be told.
+    """Return all tokens that can pass the cuts, in order, without sorting the vocabulary; None = it must be sorted.
 
-    Reads back one flag, so only on the CPU; an accelerator sorts instead of waiting.
+    Lists are as long as the longest one, the others padded with token 0 at -inf. How long they are is read back, so
+    only on the CPU: an accelerator sorts instead of waiting.
     """
-    vocab = logits.shape[-1]
-    size = settings.top_k + _SPARE if settings.top_k > 0 else _GUESS
-    if size >= vocab or type(logits) is not Tensor or logits.device.type != "cpu":
+    table = on_host(logits)
+    least = None if table is None else _least(table, settings, log_total)
+    if table is None or least is None:
         return None
-    if settings.top_k == 0 and (settings.top_p == 1 or settings.typical_p < 1):
-        return None  # min-p and typical-p alone have no bound on how many tokens stay
-    values, ids = _largest(logits, size)
-    last = values[:, -1:]
-    if log_total is None:
-        is_enough = last[:, 0] < values[:, settings.top_k - 1]
-    else:
-        # The cut must fall among tokens that are likelier than the last listed one, so that no tie is left out.
-        likelier = (values.double() / settings.temperature).masked_fill(values <= last, float("-inf"))
-        is_enough = (likelier.logsumexp(-1) - log_total[:, 0]).exp() > settings.top_p + 1e-9
-    if not bool(is_enough.all()):
+    rows, vocab = table.shape
+    # A token at -inf is never drawn, and where a grammar rules, nearly all are.
+    found = np.flatnonzero(table >= np.maximum(least, np.finfo(table.dtype).min))
+    row, token = np.divmod(found, vocab)
+    count = np.bincount(row, minlength=rows)
+    size = max(settings.top_k, int(count.max()), 1)
+    place = np.arange(len(found)) + (np.arange(0, rows * size, size) - count.cumsum() + count)[row]
+    values, ids = np.full((rows, size), -np.inf, table.dtype), np.zeros((rows, size), np.int64)
+    values.put(place, table.take(found))
+    ids.put(place, token)
+    ordered, order = torch.from_numpy(values).sort(dim=-1, descending=True, stable=True)
+    return ordered, torch.from_numpy(ids).gather(-1, order)
+
+
+def _least(table: _Table, settings: Sampling, log_total: Tensor | None) -> _Table | None:
+    """Return a logit per row, [N, 1], that every token has which can pass the cuts; None = no bound is known."""
+    vocab = table.shape[-1]
+    # The vocabulary is dealt into groups: k of their maxima are k tokens, so that the k-th largest is a bound.
+    groups = 1 << (2 * settings.top_k).bit_length()
+    if groups > vocab or (settings.top_k == 0 and settings.typical_p < 1):
+        return None  # typical-p takes the nearest to the entropy, wherever they stand
+    whole, logits = vocab - vocab % groups, torch.from_numpy(table)
+    largest = logits[:, :whole].unflatten(-1, (-1, groups)).amax(1)
+    if whole < vocab:
+        largest = torch.cat([largest, logits[:, whole:].amax(1, keepdim=True)], 1)
+    best: _Table = np.sort(largest.numpy())  # NaN last
+    if not np.isfinite(best[:, -1]).all():
         return None
-    ids, by_id = ids.sort(dim=-1)
-    values, order = values.gather(-1, by_id).sort(dim=-1, descending=True, stable=True)
-    return values, ids.gather(-1, order)
+    if settings.top_k > 0:
+        return best[:, -settings.top_k, None]
+    bounds = []
+    if log_total is not None:
+        # All tokens less likely than rest / V together hold less than the rest, so they begin behind the cut.
+        rest = 1 - settings.top_p
+        if rest < _SUREST:
+            return None
+        bounds.append(log_total.numpy() + math.log(rest / (2 * vocab)))
+    if settings.min_p > 0:
+        bounds.append(best[:, -1:].astype(np.float64) / settings.temperature + math.log(settings.min_p))
+    least: _Table = np.max(bounds, 0) * settings.temperature
+    return (least - _SLACK * (1 + np.abs(least))).astype(table.dtype)
 
 
-def _largest(logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the `size` largest logits of each row and their ids, in any order among ties; much faster than `topk`.
+def likeliest(logits: Tensor) -> Tensor:
+    """Return the likeliest token of each row of logits [..., V]; ties by lowest id; -1 where it is NaN or infinite."""
+    table = on_host(logits)
+    if table is None:
+        top, best = logits.max(-1)
+        return torch.where(torch.isfinite(top), best, -1)
+    found = table.argmax(-1)  # vectorised; torch's takes twenty times as long
+    top = table.reshape(-1, table.shape[-1])[np.arange(found.size), found.ravel()]
+    return torch.from_numpy(np.where(np.isfinite(top), found.ravel(), -1).reshape(found.shape))
 
-    The vocabulary is dealt into groups. The `size` groups with the largest maxima hold the `size` largest values: every
-    value above the smallest of these lies in a group whose maximum is above it too, and there are fewer such groups.
-    """
-    rows, vocab = logits.shape
-    depth = 1 << max(0, round(math.log2(vocab / size) / 2))  # about as many groups as members to look at afterwards
-    groups = vocab // depth
-    if groups < 2 * size:
-        return logits.topk(size, dim=-1)
-    dealt = logits[:, : depth * groups].view(rows, depth, groups)
-    chosen = dealt.amax(1).topk(size, dim=-1, sorted=False).indices
-    offsets = torch.arange(0, depth * groups, groups, device=logits.device).unsqueeze(-1)
-    rest = torch.arange(depth * groups, vocab, device=logits.device).expand(rows, -1)
-    ids = torch.cat([(chosen.unsqueeze(1) + offsets).flatten(1), rest], 1)
-    values, best = logits.gather(-1, ids).topk(size, dim=-1)
-    return values, ids.gather(-1, best)
+
+def on_host(logits: Tensor) -> _Table | None:
+    """Return logits as numpy reads them, exactly; None where that would wait for an accelerator."""
+    if not is_on_host(logits):
+        return None
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return logits.detach().numpy()
 
 
 def cuts(
@@ -109,24 +141,31 @@ def cuts(
         keep: [N, K] bool, at least one per row.
         distance: [N, K] how far each candidate is from the nearest cut: mass for top-p and typical-p, logits else.
     """
-    keep = torch.ones_like(values, dtype=torch.bool)
-    distance = torch.full_like(values, float("inf"))
+    keep, distances = torch.ones_like(values, dtype=torch.bool), []
     if settings.top_p < 1:
         total = values.logsumexp(-1, keepdim=True) if log_total is None else log_total
-        before = _mass_before((values - total).exp())
-        keep &= before < settings.top_p
+        before = _mass_before((values - total).exp_())
+        is_inside = before < settings.top_p
+        keep &= is_inside
         if is_measured:
-            distance = torch.minimum(distance, (before - settings.top_p).abs())
-            distance = torch.minimum(distance, _to_other_side(values, before < settings.top_p))
+            distances += [(before - settings.top_p).abs(), _to_other_side(values, is_inside)]
     if settings.min_p > 0:
-        floor = values[:, :1] + torch.tensor(settings.min_p, dtype=values.dtype).log().to(values.device)
+        floor = values[:, :1] + _log(settings.min_p)
         keep &= values >= floor
-        distance = torch.minimum(distance, (values - floor).abs())
+        if is_measured:
+            distances.append((values - floor).abs())
     if settings.typical_p < 1:
         is_typical, gap = _typical(values.masked_fill(~keep, float("-inf")), settings.typical_p)
         keep &= is_typical
-        distance = torch.minimum(distance, gap)
-    return keep, distance
+        distances.append(gap)
+    distance = torch.full_like(values, float("inf"))
+    return keep, functools.reduce(torch.minimum, distances, distance) if is_measured else distance
+
+
+@functools.lru_cache
+def _log(value: float) -> float:
+    """Return a logarithm as torch rounds it, which is not everywhere as `math` does."""
+    return float(torch.tensor(value, dtype=torch.float64).log())
 
 
 def _mass_before(probs: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from outpace.schedule.cost import CostCurve, StepCost
 
-__all__ = ["Arm", "ArmStats", "Bandit", "Plan", "TreeCut", "last_rows"]
+__all__ = ["ArmStats", "Bandit", "BanditArm", "TreeCut", "WindowPlan", "last_rows"]
 
 _DISCOUNT = 0.92  # per step of the arm
 _PRIOR_KEPT, _PRIOR_LOST = 1.5, 0.5  # drafts of an untried chain
@@ -30,6 +30,7 @@ _SAVED = 1.0  # plain steps of what drafting won that the account keeps at most
 _WATCH = 0.01  # of a plain step, that learning from it may take
 _HOPE = 1.25  # an arm whose expected rate is this much below the best one's is not worth learning for
 _PLAIN_STEPS, _MOST_PLAIN = 12, 64  # between two choices while plain decoding wins
+_CHOICE = 0.005  # of the plain steps until the next one, that a choice may take where they are very short
 _ARM_STEPS, _TRIAL_STEPS = 4, 2
 _SLACK = 1  # tokens that a row may be ahead of the last one and still count as the last
 _LEAD = 0.5  # what a token is worth to a row that is further ahead: a batch lasts as long as its last row
@@ -89,7 +90,7 @@ class TreeCut:
 
 
 @dataclass(slots=True)
-class Plan:
+class WindowPlan:
     """A window for every row, and what is expected of it.
 
     Attributes:
@@ -106,7 +107,7 @@ class Plan:
 
 
 @dataclass
-class Arm:
+class BanditArm:
     """What is known of one arm.
 
     Attributes:
@@ -178,17 +179,20 @@ class Bandit:
         is_timed: False = costs follow the curve alone, so that equal histories give equal choices.
     """
 
-    def __init__(self, arms: Sequence[Arm], curve: CostCurve | None, explore: float, is_timed: bool = True) -> None:
+    def __init__(
+        self, arms: Sequence[BanditArm], curve: CostCurve | None, explore: float, is_timed: bool = True
+    ) -> None:
         self.arms, self.explore, self.is_timed = list(arms), explore, is_timed
         self.cost = StepCost(curve)
         self.current, self.countdown, self.num_steps, self.num_drafted = 0, 0, 0, 0
         self.num_rows = 0
-        self.plan = Plan(0.0, 0.0, 0)
+        self.plan = WindowPlan(0.0, 0.0, 0)
         self.hoped = 0.0  # tokens that the window at hand is expected to win for a row that is last
         self._plain: list[float] = []  # seconds of steps that are not worked in yet
         self.account = 0.0  # seconds that trials may still lose
         self.is_trial = self.is_fresh = False
         self._has_credit = False
+        self.choice_s = 0.0  # that a choice takes; 0 = costs nothing
         self.note = "plain until something is known"
 
     def rows(self, index: Sequence[int]) -> Bandit:
@@ -212,6 +216,7 @@ class Bandit:
             forward_s: of scoring and accepting.
             progress: by how many tokens the row that will be last came nearer to its end.
         """
+        # 1 What the step won, against what its window was expected to win: by so much the arm is trusted.
         arm, rows = self.arms[self.current], self.num_rows
         self.num_steps += 1
         self.num_drafted += 1
@@ -221,6 +226,7 @@ class Bandit:
         arm.won(progress - 1, self.plan.gain if arm.kind == "whole" else self.hoped)
         arm.mean_width += 0.2 * (tokens / rows - 1 - arm.mean_width)
         # The first step after a rest brings the drafter up to date: a price of its own, not that of a step.
+        # 2 What it cost. A drafter that got four times slower for one step met something else on the machine.
         spent = self._draft_s(arm)
         if self.is_timed:
             self.cost.add(rows, tokens, forward_s)
@@ -232,6 +238,7 @@ class Bandit:
         level = self.cost(rows, rows)
         spent += self.cost(rows, tokens)
         # A conservative bandit: what drafting lost against plain decoding is never more than credit, loan and share.
+        # 3 Pay: the account gains a share of the time, and what the step won or lost against plain decoding.
         account = self.account + self.explore * spent + progress * level - spent
         self.account = min(account, max(self.account, _SAVED * level))
         self.countdown -= 1
@@ -265,6 +272,7 @@ class Bandit:
     def _work_in(self) -> None:
         count, rows = len(self._plain), self.num_rows
         if count:
+            # The median of a run of plain steps: one of them may have met another process.
             if self.is_timed:
                 self.cost.add_plain(rows, sorted(self._plain)[count // 2])
             self.num_steps += count
@@ -278,7 +286,7 @@ class Bandit:
 
     # What is expected
 
-    def _draft_s(self, arm: Arm) -> float:
+    def _draft_s(self, arm: BanditArm) -> float:
         scale = self.cost(self.num_rows, self.num_rows) / arm.level_s if arm.level_s else 1.0
         return arm.draft_s * min(1.0, scale)
 
@@ -287,6 +295,7 @@ class Bandit:
         arm = self.arms[index]
         if arm.kind == "tree":
             return [1.0] * arm.width if is_hopeful else arm.cut.chance
+        # A chain's n-th draft is kept if all before it were; it exists only in the rows that have so many.
         chance, chances = 1.0, []
         each = 1.0 if is_hopeful else self.chance(index, stats)
         for reach in arm.reach:
@@ -300,7 +309,7 @@ class Bandit:
         lost = _PRIOR_LOST + sum(row[index].rejected for row in stats)
         return kept / (kept + lost)
 
-    def expect(self, index: int, stats: Sequence[Sequence[ArmStats]], *, is_hopeful: bool = False) -> Plan:
+    def expect(self, index: int, stats: Sequence[Sequence[ArmStats]], *, is_hopeful: bool = False) -> WindowPlan:
         """Return the window of an arm with the best expected rate; at least one node of a drafter.
 
         Args:
@@ -309,24 +318,26 @@ class Bandit:
             is_hopeful: as if every draft were kept.
         """
         arm, rows, drafted = self.arms[index], self.num_rows, len(stats)
+        forward_s = self.cost.by_tokens(rows)
         if index == 0:
-            seconds = self.cost(rows, rows)
-            return Plan(rows / seconds, seconds, 0)
+            seconds = forward_s(rows)
+            return WindowPlan(rows / seconds, seconds, 0)
         base_s = self._draft_s(arm)
         if arm.kind == "whole" and not is_hopeful:
-            gain, seconds = self._tokens(index, stats) - 1, base_s + self.cost(rows, round(rows * (1 + arm.mean_width)))
-            return Plan((rows + drafted * gain * arm.trust) / seconds, seconds, arm.width, gain)
+            gain, seconds = self._tokens(index, stats) - 1, base_s + forward_s(round(rows * (1 + arm.mean_width)))
+            return WindowPlan((rows + drafted * gain * arm.trust) / seconds, seconds, arm.width, gain)
+        # Weigh windows of growing size: the tokens that they are expected to write, over what they cost.
         gains = self._gains(index, stats, is_hopeful=is_hopeful)
-        best, gain, nodes, done = Plan(0.0, 1.0, 1), 0.0, float(rows), 0
+        trust, is_chain = 1.0 if is_hopeful else arm.trust, arm.kind == "chain" and not is_hopeful
+        best, gain, nodes, done = WindowPlan(0.0, 1.0, 1), 0.0, float(rows), 0
         for number in (size for size in _SIZES if size <= len(gains)):
             gain += sum(gains[done:number])
-            is_chain = arm.kind == "chain" and not is_hopeful
             nodes += drafted * (sum(arm.reach[done:number]) if is_chain else number - done)
             done = number
-            seconds = base_s + self.cost(rows, round(nodes))
-            rate = (rows + drafted * gain * (1.0 if is_hopeful else arm.trust)) / seconds
+            seconds = base_s + forward_s(round(nodes))
+            rate = (rows + drafted * gain * trust) / seconds
             if rate > best.rate:
-                best = Plan(rate, seconds, number, gain)
+                best = WindowPlan(rate, seconds, number, gain)
         return best
 
     def _tokens(self, index: int, stats: Sequence[Sequence[ArmStats]]) -> float:
@@ -348,6 +359,8 @@ class Bandit:
         """
         pooled, rows = self.chance(index, stats), len(offered)
         worth = [1.0 if is_last else _LEAD for is_last in last_rows(rooms)] or [1.0] * rows
+        # 1 Every draft's chance to be written: of the row's own record, leaning on all rows' where that is short.
+        # Rows that will end before the others count less, since the batch lasts as long as its last row.
         nodes: list[tuple[float, int]] = []
         for row, (own, most) in enumerate(zip(stats, offered, strict=True)):
             seen, chance = own[index], worth[row]
@@ -357,6 +370,7 @@ class Bandit:
                 nodes.append((chance, row))
         # A row's chances fall with depth, so the likeliest nodes are the beginnings of chains.
         nodes.sort(key=lambda node: -node[0])
+        # 2 Take the likeliest drafts of all rows as long as the step's rate rises; a trial only what it can pay for.
         base_s, level = self._draft_s(self.arms[index]), self.cost(rows, rows)
         best, chosen, written = 0.0, 0, sum(worth)
         for count, (chance, _) in enumerate(nodes, 1):
@@ -366,6 +380,7 @@ class Bandit:
                 break
             if written / (base_s + seconds) > best:
                 best, chosen = written / (base_s + seconds), count
+        # 3 Share them out; what the last row may hope for is what the step is judged by afterwards.
         lengths, self.hoped = [0] * rows, 0.0
         for chance, row in nodes[:chosen]:
             lengths[row] += 1
@@ -398,6 +413,7 @@ class Bandit:
             lags: tokens of all rows that each arm's drafter has not seen yet.
         """
         self._work_in()
+        # 1 Know what a plain step takes now, with this many rows; otherwise no rate means anything.
         rows, self.num_rows = self.num_rows, len(stats)
         lags = lags or [0] * len(self.arms)
         before, self.is_trial = self.current if not self.is_trial else -1, False
@@ -405,6 +421,8 @@ class Bandit:
         if self.is_timed and (is_stale or not self.cost.knows(self.num_rows) or self.num_drafted >= _CHECK):
             self.num_drafted = 0
             return self._take(0, 1, "a plain step, to see what one takes")
+        # 2 Expect: the best window of every arm, for the rows that decide how long the batch lasts. An arm that was
+        # never tried cannot win by its prior, and a small lead does not change the choice.
         last = last_rows(rooms) if rooms else [True] * len(stats)
         stats = [own for own, is_last in zip(stats, last, strict=True) if is_last]
         plans = [self.expect(index, stats) for index in range(len(self.arms))]
@@ -412,8 +430,11 @@ class Bandit:
         best = max(tried, key=lambda index: plans[index].rate)
         if before in tried and best != before and plans[best].rate < _HYSTERESIS * plans[before].rate:
             best = before
+        # 3 Arms far behind stop learning from others' steps.
         for index, arm in enumerate(self.arms):
             arm.is_open = index == best or plans[index].rate * _HOPE >= plans[best].rate
+        # 4 Stop drafting where it has lost more than the loan; try another arm where that can be paid, but not at a
+        # text's end, where nothing learned comes to use.
         earned = self.explore * plans[0].seconds
         if best and self.account < -_LOAN * plans[0].seconds:
             best = 0
@@ -426,8 +447,9 @@ class Bandit:
         if best:
             return self._take(best, _ARM_STEPS, told)
         # While plain decoding runs nothing is learned, so the next choice can wait until a trial can be paid.
-        wait = _MOST_PLAIN if missing >= _MOST_PLAIN * earned else max(_PLAIN_STEPS, int(missing / earned))
-        return self._take(0, wait, told)
+        fewest = max(_PLAIN_STEPS, min(_MOST_PLAIN, self.choice_s / (_CHOICE * plans[0].seconds)))
+        wait = _MOST_PLAIN if missing >= _MOST_PLAIN * earned else max(fewest, missing / earned)
+        return self._take(0, int(wait), told)
 
     def _take(self, index: int, steps: int, note: str) -> int:
         self.is_fresh = index != self.current
@@ -435,7 +457,7 @@ class Bandit:
         return index
 
     def _trial(
-        self, best: int, plans: Sequence[Plan], stats: Sequence[Sequence[ArmStats]], lags: Sequence[int]
+        self, best: int, plans: Sequence[WindowPlan], stats: Sequence[Sequence[ArmStats]], lags: Sequence[int]
     ) -> tuple[int | None, float]:
         """Return the arm longest untried that could win at all, or None and the seconds that the account lacks."""
         missing, rows, level = float("inf"), self.num_rows, plans[0].seconds

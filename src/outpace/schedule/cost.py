@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from outpace.errors import ConfigError
@@ -109,12 +110,22 @@ class StepCost:
 
     def __call__(self, rows: int, tokens: int) -> float:
         """Return the expected seconds of a forward of `tokens` tokens for so many rows, at least one each."""
-        level = self.plain.get(rows) or self._guess(rows)
-        if self.curve is not None:
-            plainly = self.curve.seconds_for_all(rows)
-            return level * max(1.0, self.curve.seconds_for_all(tokens) / plainly)
+        return self.by_tokens(rows)(tokens)
+
+    def by_tokens(self, rows: int) -> Callable[[int], float]:
+        """Return the expected seconds for so many rows as a function of the tokens: quicker where many are weighed."""
+        level, curve = self.plain.get(rows) or self._guess(rows), self.curve
+        if curve is not None:
+            plainly = curve.seconds_for_all(rows)
+            return lambda tokens: level * max(1.0, curve.seconds_for_all(tokens) / plainly)
         slope, knee = self._slope(rows, level), max(float(rows), self._knee(rows, level))
-        return level + slope * (_NEARLY_FREE * (min(tokens, knee) - rows) + max(0.0, tokens - knee))
+
+        def seconds(tokens: int) -> float:
+            beyond = tokens - knee
+            return level + slope * (_NEARLY_FREE * (tokens - rows) if beyond <= 0 else least + beyond)
+
+        least = _NEARLY_FREE * (knee - rows)
+        return seconds
 
     def _guess(self, rows: int) -> float:
         """Return the level for a number of rows that took no plain step yet: that of the nearest number, or units."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["RankCounts"]
+from outpace.errors import ConfigError
+
+__all__ = ["RankCounts", "given_rates"]
 
 _PRIOR_WEIGHT = 20.0  # an unseen rank counts as if it had been tried this often
 _DISCOUNT = 0.99  # per step
@@ -56,3 +58,18 @@ class RankCounts:
     def copy(self) -> RankCounts:
         """Return an independent copy (a forked row)."""
         return RankCounts(self.prior, list(self.tried), list(self.accepted))
+
+
+def given_rates(text: str) -> tuple[float, ...]:
+    """Return the chances written in a text, parted by commas.
+
+    Raises:
+        ConfigError: it is no list of numbers from 0 to 1.
+    """
+    try:
+        rates = tuple(float(item) for item in text.split(",") if item.strip())
+    except ValueError:
+        rates = (-1.0,)
+    if any(not 0 <= rate <= 1 for rate in rates):
+        raise ConfigError(f"acceptance is {text!r}.", "Give chances from 0 to 1, such as 0.5,0.2,0.1.")
+    return rates

@@ -7,6 +7,7 @@ time of drafting and of scoring that many tokens.
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from torch import Tensor
 if TYPE_CHECKING:
     from outpace.schedule.cost import CostCurve
 
-__all__ = ["Shape", "best_budget", "best_shape"]
+__all__ = ["RankTree", "best_budget", "best_shape", "planned"]
+
+_DEFAULT_BUDGET = 16  # without a cost curve
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class RankTree:
     """A tree without tokens, ordered by depth.
 
     Attributes:
@@ -45,7 +48,7 @@ class Shape:
         return max(depths, default=0)
 
     @staticmethod
-    def regular(branches: Sequence[int]) -> Shape:
+    def regular(branches: Sequence[int]) -> RankTree:
         """Return the tree in which every node of level i has `branches[i]` children."""
         parent: list[int] = []
         rank: list[int] = []
@@ -55,10 +58,10 @@ class Shape:
             parent += [above for above in level for _ in range(count)]
             rank += [order for _ in level for order in range(count)]
             level = list(range(begin, len(parent)))
-        return Shape(tuple(parent), tuple(rank))
+        return RankTree(tuple(parent), tuple(rank))
 
     @staticmethod
-    def stack(shapes: Sequence[Shape], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, list[int]]:
+    def stack(shapes: Sequence[RankTree], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, list[int]]:
         """Return one shape per row as parent [B, W], rank [B, W] and the number of nodes of each row."""
         width = max((len(shape) for shape in shapes), default=0)
         parent = [[*shape.parent, *[-1] * (width - len(shape))] for shape in shapes]
@@ -67,7 +70,7 @@ class Shape:
         return table[0], table[1], [len(shape) for shape in shapes]
 
 
-def best_shape(acceptance: Sequence[float], budget: int, max_depth: int) -> tuple[Shape, list[float]]:
+def best_shape(acceptance: Sequence[float], budget: int, max_depth: int) -> tuple[RankTree, list[float]]:
     """Return the tree of `budget` nodes and at most `max_depth` levels with the most expected accepted drafts.
 
     The paper finds it with a dynamic program over sizes, depths and ranks. Its optimum is simpler to come by: the value
@@ -98,7 +101,7 @@ def best_shape(acceptance: Sequence[float], budget: int, max_depth: int) -> tupl
         number += 2
     order = sorted(range(len(taken)), key=lambda node: taken[node][3])
     place = {node: at for at, node in enumerate(order)} | {-1: -1}
-    shape = Shape(tuple(place[taken[node][1]] for node in order), tuple(taken[node][2] for node in order))
+    shape = RankTree(tuple(place[taken[node][1]] for node in order), tuple(taken[node][2] for node in order))
     return shape, [node[0] for node in taken]
 
 
@@ -125,3 +128,24 @@ def best_budget(
             if rate > best:
                 best, choice = rate, (size, depth)
     return choice
+
+
+@functools.lru_cache(maxsize=1024)
+def planned(
+    rates: tuple[float, ...], curve: CostCurve | None, draft_s: float, budget: int, max_budget: int, max_depth: int
+) -> RankTree:
+    """Return the tree to draft; remembered, since estimates settle.
+
+    Args:
+        rates: acceptance by rank, as in `best_shape`.
+        curve: seconds of a target forward by its tokens, None = unknown.
+        draft_s: seconds of a drafter forward.
+        budget: nodes; 0 = what pays best by the curve, or 16 where there is none.
+        max_budget, max_depth: limits.
+    """
+    depth = max_depth = min(max_depth, budget or max_budget)  # no tree is deeper than it has nodes
+    if budget == 0 and curve is None:
+        budget = min(_DEFAULT_BUDGET, max_budget)
+    elif budget == 0 and curve is not None:
+        budget, depth = best_budget(rates, curve, draft_s, max_budget, max_depth)
+    return best_shape(rates, budget, depth)[0]

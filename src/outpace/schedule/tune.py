@@ -10,7 +10,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,23 @@ from outpace.errors import ConfigError
 from outpace.kernels.build import cache_folder
 from outpace.run.prefill import catch_up
 from outpace.schedule.cost import CostCurve
-from outpace.types import Adapter
+from outpace.types import Adapter, Context
 
-__all__ = ["SIZES", "curve_file", "head_share", "load_curve", "measure_curve", "relative_size", "save_curve"]
+__all__ = [
+    "SIZES",
+    "claim_curve",
+    "curve_file",
+    "draft_seconds",
+    "head_share",
+    "load_curve",
+    "measure_curve",
+    "relative_size",
+    "save_curve",
+]
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _VERSION = 1
+_DRAFT_COST = 0.1  # of a draft forward, against a target forward of one token, where nothing tells
 
 
 def measure_curve(
@@ -59,7 +70,7 @@ def measure_curve(
         raise ConfigError(f"The model's context of {capabilities.max_positions} is too short.", "Tune smaller sizes.")
     cache = target.new_cache(batch, context + max(sizes))
     if capabilities.is_encoder_decoder:
-        target.encode([[1, 2, 3, 4]] * batch, cache)  # type: ignore[attr-defined]
+        target.encode([[1, 2, 3, 4]] * batch, cache)
     ids = torch.arange(context + 1).remainder_(capabilities.vocab_size).tolist()
     for _ in catch_up(target, cache, [ids] * batch):
         pass
@@ -96,10 +107,10 @@ def curve_file(target: Adapter) -> Path:
     facts: dict[str, Any] = {
         "version": _VERSION,
         "kind": type(target).__name__,
-        "shape": str(getattr(target, "spec", None) or getattr(target, "config", None) or target.capabilities),
-        "path": getattr(target, "path", ""),
-        "dtype": str(getattr(target, "dtype", "")),
-        "device": _device_name(getattr(target, "device", torch.device("cpu"))),
+        "shape": target.shape or str(target.capabilities),
+        "path": target.path,
+        "dtype": str(target.dtype),
+        "device": _device_name(target.device),
         "threads": torch.get_num_threads(),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
@@ -130,19 +141,45 @@ def load_curve(target: Adapter) -> CostCurve | None:
         return None
 
 
+def claim_curve(context: Context, name: str) -> CostCurve | None:
+    """Return the curve that a method sizes its drafts by: the caller's, or the stored one.
+
+    Args:
+        context: of the joining rows; its memory is a curve, or a mapping from method names to memories.
+        name: the method that asks.
+
+    Raises:
+        ConfigError: the memory is no cost curve.
+    """
+    given = context.memory.get(name) if isinstance(context.memory, Mapping) else context.memory
+    if given is not None and not isinstance(given, CostCurve):
+        raise ConfigError(
+            f"The method {name!r} cannot use a memory of type {type(given).__name__}.",
+            "Give a CostCurve, or leave memory out.",
+        )
+    return given or load_curve(context.target)
+
+
+def draft_seconds(curve: CostCurve | None, drafter: Adapter, share: float = 0.0) -> float:
+    """Return the time of a drafter's forward; 0 where nothing was measured.
+
+    Args:
+        curve: of the target.
+        drafter: the model; its stored curve tells.
+        share: of a target forward of one token, in place of that curve; 0 = by the curve, or a tenth.
+    """
+    if curve is None:
+        return 0.0
+    own = None if share else load_curve(drafter)
+    return own.seconds_for(1) if own is not None else (share or _DRAFT_COST) * curve.seconds_for(1)
+
+
 def head_share(target: Adapter) -> float:
     """Return what the output matrix computes over what the layers do; a fifth where the model's shape is not known."""
-    spec = getattr(target, "spec", None)
-    return 0.2 if spec is None else spec.vocab_size * spec.hidden_size / _layer_weights(spec)
+    return target.head_weights / target.layer_weights if target.layer_weights else 0.2
 
 
 def relative_size(model: Adapter, target: Adapter) -> float:
     """Return the weights of a model's layers over those of the target's; a tenth where a shape is not known."""
-    specs = [getattr(one, "spec", None) for one in (model, target)]
-    return 0.1 if None in specs else _layer_weights(specs[0]) / _layer_weights(specs[1])
-
-
-def _layer_weights(spec: Any) -> int:
-    heads = 2 * (spec.num_heads + spec.num_kv_heads) * spec.head_dim
-    ffn = (3 if spec.is_gated else 2) * spec.ffn_size
-    return int(spec.num_layers * spec.hidden_size * (heads + ffn)) or 1
+    is_known = model.layer_weights and target.layer_weights
+    return model.layer_weights / target.layer_weights if is_known else 0.1

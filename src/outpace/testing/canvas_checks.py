@@ -15,7 +15,7 @@ from typing import Any
 
 from outpace.errors import ConfigError
 from outpace.methods.base import Method
-from outpace.methods.fit import misfits
+from outpace.methods.misfit import misfits
 from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing.toy import ToyModel

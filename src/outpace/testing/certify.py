@@ -409,7 +409,7 @@ class Work:
 
     def invariant(self, lm: LanguageModel) -> dict[str, Any]:
         """Compare plain and drafted decoding in batch-invariant mode, and measure what the mode costs."""
-        if self.method.needs.has_tree and not getattr(lm.target, "is_invariant", False):
+        if self.method.needs.has_tree and not lm.target.is_invariant:
             return {"is_identical": None, "note": "drafts chains only; nothing was certified for this tree."}
         is_identical, rows, seconds = True, 0, {False: 0.0, True: 0.0}
         for name in ("greedy", "temperature 0.7"):

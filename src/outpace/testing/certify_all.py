@@ -13,7 +13,7 @@ import torch
 from outpace.api.engine import LanguageModel, load
 from outpace.errors import OutpaceError
 from outpace.methods.base import Method
-from outpace.methods.fit import misfits
+from outpace.methods.misfit import misfits
 from outpace.methods.registry import load_method, method_names
 from outpace.testing.certify import Certificate, Plan, certify_model
 from outpace.types import Guarantee

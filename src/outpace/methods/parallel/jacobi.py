@@ -14,7 +14,7 @@ Differences: tokens are written as soon as they are fixed, not when their block 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -23,11 +23,10 @@ from torch import Tensor
 from outpace.accept.match import picks, sample_and_match
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper, as_device
-from outpace.types import Context, Decision, Needs, Outcome, Proposal, Scores, View
+from outpace.methods.setting import setting
+from outpace.types import Context, Decision, Needs, Outcome, Proposal, Report, Scores, View
 
 __all__ = ["Jacobi"]
-
-_MODES = ("jacobi", "block", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,10 @@ class Jacobi(Method):
             is below -1.
     """
 
-    window: int = 4
-    mode: str = "jacobi"
-    parallel_len: int = 0
-    filler: int = -1
+    window: int = setting(4, least=1)
+    mode: str = setting("jacobi", among=("jacobi", "block", "hybrid"))
+    parallel_len: int = setting(0, least=0)
+    filler: int = setting(-1, least=-1, note="-1 = a copy of the last token")
 
     name: ClassVar[str] = "jacobi"
     family: ClassVar[str] = "jacobi"
@@ -64,17 +63,12 @@ class Jacobi(Method):
     )
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ConfigError(f"window is {self.window}.", "window must be 1 or more.")
-        if self.mode not in _MODES:
-            raise ConfigError(f"mode is {self.mode!r}.", f"Use one of {', '.join(_MODES)}.")
-        if self.parallel_len < 0 or (self.parallel_len and self.mode != "hybrid"):
+        """Hold the settings to their ranges, and `parallel_len` to the mode that has it."""
+        super().__post_init__()
+        if self.parallel_len and self.mode != "hybrid":
             raise ConfigError(
                 f"parallel_len is {self.parallel_len} in mode {self.mode!r}.", "Use 0, or more in mode hybrid."
             )
-
-        if self.filler < -1:
-            raise ConfigError(f"filler is {self.filler}.", "Use a token id, or -1 for copies of the last token.")
 
     @property
     def needs(self) -> Needs:
@@ -116,6 +110,14 @@ class Jacobi(Method):
         # (A walk, which leaves a path, draws nothing useful behind the place where a row stopped.)
         decision.carry = decision.tokens if decision.path is None else picks(proposal, scores, view)
         return decision
+
+    def report(self, outcome: Outcome, view: View, state: Tensor) -> list[Report]:
+        """Tell what the target answered, whether it was right or not."""
+        told, proposal, decision = super().report(outcome, view, state), outcome.proposal, outcome.decision
+        if proposal is None or decision is None or proposal.origin != self.name or decision.carry is None:
+            return told
+        rows = zip(told, decision.carry.tolist(), proposal.length, strict=True)
+        return [replace(one, answers=answers[: length + 1]) for one, answers, length in rows]
 
     def observe(self, outcome: Outcome, view: View, state: Tensor) -> Tensor:
         """Shift the answers by what was emitted; new positions take the filler, or repeat the last answer."""

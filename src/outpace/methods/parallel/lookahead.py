@@ -15,22 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.accept.match import sample_and_match
-from outpace.draft.phrases import PhrasePool
-from outpace.draft.window import Branches, Window, answers, branches, candidates, first_windows, learn
-from outpace.errors import ConfigError
+from outpace.draft.ahead import Ahead, match_candidates
 from outpace.methods.base import Method, Paper, nothing
+from outpace.methods.setting import setting
 from outpace.types import Context, Decision, Needs, Outcome, Proposal, Scores, View
 
-__all__ = ["Lookahead", "LookaheadState"]
-
-
-@dataclass
-class LookaheadState:
-    """Each row's window and pool."""
-
-    window: list[Window | None]
-    pool: list[PhrasePool]
+__all__ = ["Lookahead"]
 
 
 @dataclass(frozen=True)
@@ -47,9 +37,9 @@ class Lookahead(Method):
         ConfigError: a number is too small.
     """
 
-    window: int = 5
-    ngram: int = 4
-    guesses: int = 5
+    window: int = setting(5, least=1, note="jacobi has no pool")
+    ngram: int = setting(4, least=3, note="its first token is the key")
+    guesses: int = setting(5, least=1)
     has_history: bool = True
 
     name: ClassVar[str] = "lookahead"
@@ -66,47 +56,29 @@ class Lookahead(Method):
         "Lookahead parallelism over several devices, and its own FlashAttention kernel.",
     )
 
-    def __post_init__(self) -> None:
-        if self.window < 1 or self.guesses < 1:
-            raise ConfigError(
-                f"window is {self.window} and guesses {self.guesses}.", "Both must be 1 or more; jacobi has no pool."
-            )
-        if self.ngram < 3:
-            raise ConfigError(f"ngram is {self.ngram}.", "ngram must be 3 or more, its first token being the key.")
-
     @property
     def needs(self) -> Needs:
         """A causal target with tree attention."""
         return Needs(has_tree=True, has_rollback=True, width=(self.window + self.guesses) * (self.ngram - 1) - 1)
 
-    def start(self, context: Context) -> LookaheadState:
+    def start(self, context: Context) -> Ahead:
         """Return made-up windows and empty pools."""
-        windows = first_windows(context.texts, context.sampler, self.window, self.ngram)
-        return LookaheadState(windows, [PhrasePool(self.ngram - 1, self.guesses) for _ in context.texts])
+        return Ahead.begin(context, self.window, self.ngram, self.guesses)
 
-    def propose(self, view: View, state: LookaheadState) -> Proposal:
+    def propose(self, view: View, state: Ahead) -> Proposal:
         """Propose the phrases after each row's last token, and its window."""
         if max(view.room) <= 1:
             return nothing(view)
-        phrases = []
-        for text, room, pool in zip(view.texts, view.room, state.pool, strict=True):
-            if self.has_history:
+        if self.has_history:
+            for text, pool in zip(view.texts, state.pool, strict=True):
                 pool.read(text)
-            phrases.append([phrase[: room - 1] for phrase in pool.find(text[-1], self.guesses)] if room > 1 else [])
-        windows = [window if room > 1 else None for window, room in zip(state.window, view.room, strict=True)]
-        return branches(phrases, windows, view.cache, self.name)
+        return state.propose(view, self.guesses, self.name)
 
-    def accept(self, proposal: Proposal, scores: Scores, view: View, state: LookaheadState) -> Decision:
+    def accept(self, proposal: Proposal, scores: Scores, view: View, state: Ahead) -> Decision:
         """Match the candidate phrases only: the window is no draft."""
         del state
-        if isinstance(proposal.carry, Branches):
-            proposal, scores = candidates(proposal, scores)
-        return sample_and_match(proposal, scores, view)
+        return match_candidates(proposal, scores, view)
 
-    def observe(self, outcome: Outcome, view: View, state: LookaheadState) -> LookaheadState:
+    def observe(self, outcome: Outcome, view: View, state: Ahead) -> Ahead:
         """Move each window one place on, and put its n-grams into the pool."""
-        proposal, scores = outcome.proposal, outcome.scores
-        if proposal is None or scores is None or not isinstance(proposal.carry, Branches):
-            return state
-        lasts = [text[-len(tokens) - 1] for text, tokens in zip(view.texts, outcome.emitted, strict=True)]
-        return LookaheadState(learn(state.window, state.pool, lasts, answers(proposal, scores)), state.pool)
+        return state.after(outcome, view)

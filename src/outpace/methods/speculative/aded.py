@@ -15,8 +15,8 @@ from typing import ClassVar
 
 from outpace.draft.memory import claim
 from outpace.draft.trigram import TrigramMemory, TrigramTable, search
-from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper, trees
+from outpace.methods.setting import setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["Aded"]
@@ -36,10 +36,10 @@ class Aded(Method):
         ConfigError: a number below 1, or an exploration that is not positive.
     """
 
-    nodes: int = 24
-    depth: int = 6
-    branch: int = 12
-    exploration: float = 1.25
+    nodes: int = setting(24, least=1)
+    depth: int = setting(6, least=1)
+    branch: int = setting(12, least=1)
+    exploration: float = setting(1.25, above=0, below=float("inf"))
 
     name: ClassVar[str] = "aded"
     family: ClassVar[str] = "speculative"
@@ -52,14 +52,6 @@ class Aded(Method):
         137,
         "A corpus counted beforehand comes with the caller's memory only.",
     )
-
-    def __post_init__(self) -> None:
-        if min(self.nodes, self.depth, self.branch) < 1:
-            raise ConfigError(
-                f"nodes is {self.nodes}, depth {self.depth} and branch {self.branch}.", "All three must be 1 or more."
-            )
-        if not 0 < self.exploration < float("inf"):
-            raise ConfigError(f"exploration is {self.exploration}.", "exploration must be above 0.")
 
     @property
     def needs(self) -> Needs:

@@ -15,15 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from outpace.accept import sample_and_match
 from outpace.accept.conditional import conditional_verification
 from outpace.draft.alignment import AlignmentLaws
+from outpace.draft.harvest import scored_text
 from outpace.draft.ngram import NgramIndex
-from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper, chain, trees
-from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, Stream, View
+from outpace.methods.setting import ordered, setting
+from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["Alignment", "AlignmentState"]
 
@@ -54,12 +53,12 @@ class Alignment(Method):
         ConfigError: a length or number out of range.
     """
 
-    draft_len: int = 8
-    samples: int = 2
-    threshold: float = 0.3
-    slack: float = 0.05
-    max_ngram: int = 4
-    min_ngram: int = 1
+    draft_len: int = setting(8, least=1)
+    samples: int = setting(2, least=0, below=_KEPT)
+    threshold: float = setting(0.3, above=0, most=1)
+    slack: float = setting(0.05, least=0, most=1)
+    max_ngram: int = setting(4, least=1)
+    min_ngram: int = setting(1, least=1)
 
     name: ClassVar[str] = "alignment"
     family: ClassVar[str] = "speculative"
@@ -74,18 +73,9 @@ class Alignment(Method):
     )
 
     def __post_init__(self) -> None:
-        if self.draft_len < 1:
-            raise ConfigError(f"draft_len is {self.draft_len}.", "draft_len must be 1 or more.")
-        if not 0 <= self.samples < _KEPT:
-            raise ConfigError(f"samples is {self.samples}.", f"samples must be from 0 to {_KEPT - 1}.")
-        if not 0 < self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold}.", "threshold must be above 0 and at most 1.")
-        if not 0 <= self.slack <= 1:
-            raise ConfigError(f"slack is {self.slack}.", "slack must be from 0 to 1.")
-        if not 1 <= self.min_ngram <= self.max_ngram:
-            raise ConfigError(
-                f"min_ngram is {self.min_ngram} and max_ngram {self.max_ngram}.", "Use 1 <= min_ngram <= max_ngram."
-            )
+        """Hold the settings to their ranges and order."""
+        super().__post_init__()
+        ordered(self, "min_ngram", "max_ngram")
 
     @property
     def needs(self) -> Needs:
@@ -118,19 +108,7 @@ class Alignment(Method):
         if at is None:
             return [], []
         copied = text[at : at + max(0, min(self.draft_len, view.room[row] - 1))]
-        tokens, parents = list(copied), list(range(-1, len(copied) - 1))
-        if not self.samples or not copied:
-            return tokens, parents
-        place = torch.arange(len(text), len(text) + len(copied)).unsqueeze(0)
-        sampler = view.sampler.rows([row])
-        temperature = 0.0 if sampler.settings.is_greedy else sampler.settings.temperature
-        drawn = state.laws[row].sample(at - 1, temperature, sampler.noise(Stream.TARGET, place)[0])
-        for level, (token, others) in enumerate(zip(copied, drawn, strict=True)):
-            if others[0] != token:
-                beside = [other for other in others if other not in (token, -1)][: self.samples]
-                tokens += beside
-                parents += [level - 1] * len(beside)
-        return tokens, parents
+        return state.laws[row].beside(copied, at - 1, len(text), view.sampler.rows([row]), self.samples)
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: AlignmentState) -> Decision:
         """Match strictly, or keep what is likely enough."""
@@ -144,11 +122,7 @@ class Alignment(Method):
         if outcome.scores is None:
             return state
         for row, (text, laws) in enumerate(zip(view.texts, state.laws, strict=True)):
-            if outcome.proposal is None:
-                first, nodes = outcome.chunk[row].start, list(range(len(outcome.chunk[row])))
-            else:
-                first = len(text) - len(outcome.emitted[row]) - 1
-                nodes = [0, *(node + 1 for node in outcome.path[row] if node >= 0)]
-            if nodes and outcome.scores.logits.shape[1]:
-                laws.save(first, outcome.scores.logits[row, nodes])
+            first, entries = scored_text(outcome, row, text)
+            if entries and outcome.scores.logits.shape[1]:
+                laws.save(first, outcome.scores.logits[row, entries])
         return state

@@ -11,7 +11,6 @@ Differences: the large model also looks whenever the small one has written `draf
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -20,9 +19,10 @@ from torch import Tensor
 from outpace.accept.lenient import lenient
 from outpace.draft.model import draft_chain
 from outpace.draft.reading import Drafter
-from outpace.errors import ConfigError
-from outpace.methods.base import Method, Paper, nothing
-from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+from outpace.methods.base import Paper, nothing
+from outpace.methods.setting import setting
+from outpace.methods.speculative.drafted import Drafted
+from outpace.types import Decision, Guarantee, Proposal, Scores, View
 
 __all__ = ["Bild"]
 
@@ -36,7 +36,7 @@ class _Drafts:
 
 
 @dataclass(frozen=True)
-class Bild(Method):
+class Bild(Drafted):
     """Big Little Decoder.
 
     Attributes:
@@ -51,10 +51,9 @@ class Bild(Method):
         ConfigError: a threshold out of range, or draft_len below 1.
     """
 
-    draft: str = "auto"
-    fallback: float = 0.6
-    rollback: float = 3.0
-    draft_len: int = 10
+    fallback: float = setting(0.6, least=0, most=1)
+    rollback: float = setting(3.0, least=0, note="inf = never")
+    draft_len: int = setting(10, least=1)
 
     name: ClassVar[str] = "bild"
     family: ClassVar[str] = "speculative"
@@ -68,27 +67,20 @@ class Bild(Method):
         "Prediction alignment (training the small model on the large one's texts).",
     )
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.fallback <= 1:
-            raise ConfigError(f"fallback is {self.fallback}.", "fallback is a probability, from 0 to 1.")
-        if math.isnan(self.rollback) or self.rollback < 0:
-            raise ConfigError(f"rollback is {self.rollback}.", "rollback is in nats, 0 or more (inf = never).")
-        if self.draft_len < 1:
-            raise ConfigError(f"draft_len is {self.draft_len}.", "draft_len must be 1 or more.")
+    @property
+    def width(self) -> int:
+        """The longest chain."""
+        return self.draft_len
 
     @property
-    def needs(self) -> Needs:
-        """A causal target, and a small model of the same vocabulary."""
-        return Needs(has_rollback=True, width=self.draft_len, models=("draft",))
+    def is_tree(self) -> bool:
+        """Chains only."""
+        return False
 
     @property
     def guarantee(self) -> Guarantee:
         """Tokens that the large model would not have written may stay."""
         return Guarantee.APPROXIMATE
-
-    def start(self, context: Context) -> Drafter:
-        """Give the small model an empty cache for the joining rows."""
-        return Drafter(context.models["draft"], context.cache_for("draft"))
 
     def propose(self, view: View, state: Drafter) -> Proposal:
         """Let the small model write until it is unsure; its last token, if it was sure of it, needs no node."""
@@ -113,9 +105,3 @@ class Bild(Method):
         del state
         drafts: _Drafts = proposal.carry
         return lenient(proposal, scores, view, self.rollback, drafts.tokens, drafts.counts)
-
-    def observe(self, outcome: Outcome, view: View, state: Drafter) -> Drafter:
-        """Forget drafted entries that did not become text."""
-        if outcome.proposal is not None:
-            state.forget(outcome, view)
-        return state

@@ -14,9 +14,9 @@ from typing import ClassVar
 
 from outpace.accept import block_verification
 from outpace.draft.reading import Drafter
-from outpace.draft.stochastic import Shape
-from outpace.errors import ConfigError
+from outpace.draft.stochastic import Growth
 from outpace.methods.base import Paper
+from outpace.methods.setting import setting
 from outpace.methods.speculative.sampled import LARGEST, SampledTree
 from outpace.types import Decision, Proposal, Scores, View
 
@@ -28,14 +28,13 @@ class BlockVerification(SampledTree):
     """Block verification.
 
     Attributes:
-        draft: the drafter: a zoo name, directory or hub id; "auto" = the one that the target's card names.
         draft_len: tokens drafted per step.
 
     Raises:
         ConfigError: the length is below 1.
     """
 
-    draft_len: int = 4
+    draft_len: int = setting(4, least=1, most=LARGEST)
 
     name: ClassVar[str] = "block-verification"
     family: ClassVar[str] = "speculative"
@@ -48,14 +47,10 @@ class BlockVerification(SampledTree):
         left_out="The greedy variant that takes the last passing position of all and repairs the law in later steps.",
     )
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.draft_len <= LARGEST:
-            raise ConfigError(f"draft_len is {self.draft_len}.", f"draft_len must be from 1 to {LARGEST}.")
-
     @property
-    def shape(self) -> Shape:
+    def growth(self) -> Growth:
         """A chain."""
-        return Shape((1,) * self.draft_len)
+        return Growth((1,) * self.draft_len)
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: Drafter) -> Decision:
         """Verify the block."""

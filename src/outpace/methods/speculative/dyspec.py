@@ -17,22 +17,22 @@ from typing import ClassVar
 
 from outpace.draft.grow import draft_best
 from outpace.draft.reading import Drafter
-from outpace.errors import ConfigError
-from outpace.methods.base import Method, Paper, nothing
-from outpace.types import Context, Needs, Outcome, Proposal, View
+from outpace.methods.base import Paper
+from outpace.methods.setting import setting
+from outpace.methods.speculative.drafted import Drafted
+from outpace.types import Proposal, View
 
 __all__ = ["DySpec"]
 
 
 @dataclass(frozen=True)
-class DySpec(Method):
+class DySpec(Drafted):
     """DySpec.
 
     A slot is a place for one more child: its value is the chance that the walk reaches the parent and takes none of the
     children before it. The `budget` best slots are filled.
 
     Attributes:
-        draft: the drafter: a zoo name, directory or hub id; "auto" = the one that the target's card names.
         budget: most nodes of the tree.
         max_depth: most levels.
         threshold: slots of less value stay empty.
@@ -43,11 +43,10 @@ class DySpec(Method):
         ConfigError: a budget or depth below 1, or a threshold outside [0, 1).
     """
 
-    draft: str = "auto"
-    budget: int = 16
-    max_depth: int = 8
-    threshold: float = 0.0
-    spread: float = 0.6
+    budget: int = setting(16, least=1)
+    max_depth: int = setting(8, least=1)
+    threshold: float = setting(0.0, least=0, below=1)
+    spread: float = setting(0.6, above=0)
 
     name: ClassVar[str] = "dyspec"
     family: ClassVar[str] = "speculative"
@@ -62,36 +61,26 @@ class DySpec(Method):
         "sparse attention kernel.",
     )
 
-    def __post_init__(self) -> None:
-        if self.budget < 1 or self.max_depth < 1:
-            raise ConfigError(f"budget is {self.budget} and max_depth {self.max_depth}.", "Both must be 1 or more.")
-        if not 0 <= self.threshold < 1:
-            raise ConfigError(f"threshold is {self.threshold}.", "threshold must be from 0 to below 1.")
-        if self.spread <= 0:
-            raise ConfigError(f"spread is {self.spread}.", "spread must be above 0.")
-
     @property
-    def needs(self) -> Needs:
-        """A causal target that scores trees, and a draft model of the same vocabulary."""
-        return Needs(has_tree=True, has_rollback=True, width=self.budget, models=("draft",))
+    def width(self) -> int:
+        """The tree's budget."""
+        return self.budget
 
-    def start(self, context: Context) -> Drafter:
-        """Give the drafter an empty cache for the joining rows."""
-        return Drafter(context.models["draft"], context.cache_for("draft"))
+    def levels(self, view: View, drafter: Drafter) -> int:
+        """Return the depth limit."""
+        del view, drafter
+        return self.max_depth
 
-    def propose(self, view: View, state: Drafter) -> Proposal:
+    def grow(self, view: View, drafter: Drafter, reach: list[int]) -> Proposal:
         """Fill the best slots."""
-        reach = state.reach(view, self.max_depth)
-        if max(reach) == 0:
-            return nothing(view)
-        adapter, cache = state.adapter, state.cache
         tree = draft_best(
-            adapter, cache, view, reach, self.budget, by_slot=True, floor=self.threshold, spread=self.spread
+            drafter.adapter,
+            drafter.cache,
+            view,
+            reach,
+            self.budget,
+            by_slot=True,
+            floor=self.threshold,
+            spread=self.spread,
         )
         return tree.proposal(self.name)
-
-    def observe(self, outcome: Outcome, view: View, state: Drafter) -> Drafter:
-        """Forget drafted entries that did not become text."""
-        if outcome.proposal is not None:
-            state.forget(outcome, view)
-        return state

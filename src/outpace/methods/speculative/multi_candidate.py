@@ -14,28 +14,25 @@ from typing import ClassVar
 
 from outpace.accept import multi_candidate
 from outpace.draft.reading import Drafter
-from outpace.draft.stochastic import Shape
+from outpace.draft.stochastic import Growth
 from outpace.methods.base import Paper
-from outpace.methods.speculative.sampled import SampledTree, check_branches
+from outpace.methods.speculative.sampled import BranchedTree
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["MultiCandidate"]
 
 
 @dataclass(frozen=True)
-class MultiCandidate(SampledTree):
+class MultiCandidate(BranchedTree):
     """Multi-candidate speculative decoding.
 
     Attributes:
-        draft: the drafter: a zoo name, directory or hub id; "auto" = the one that the target's card names.
-        branches: children per node, level by level.
         has_replacement: draw siblings independently; False = without replacement, of which more are accepted.
 
     Raises:
         ConfigError: the branches have no level, a number below 1, or too many nodes.
     """
 
-    branches: tuple[int, ...] = (3, 1, 1, 1)
     has_replacement: bool = False
 
     name: ClassVar[str] = "multi-candidate"
@@ -50,13 +47,10 @@ class MultiCandidate(SampledTree):
         "The trees tuned per model and data set; ours have the branches that are set.",
     )
 
-    def __post_init__(self) -> None:
-        check_branches(self.branches)
-
     @property
-    def shape(self) -> Shape:
+    def growth(self) -> Growth:
         """A tree of the given branches."""
-        return Shape(self.branches, self.has_replacement)
+        return Growth(self.branches, self.has_replacement)
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: Drafter) -> Decision:
         """Test siblings in turn, from the root down."""

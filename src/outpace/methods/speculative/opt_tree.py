@@ -16,19 +16,19 @@ from typing import ClassVar
 
 from outpace.draft.grow import draft_best
 from outpace.draft.reading import Drafter
-from outpace.errors import ConfigError
-from outpace.methods.base import Method, Paper, nothing
-from outpace.types import Context, Needs, Outcome, Proposal, View
+from outpace.methods.base import Paper
+from outpace.methods.setting import setting
+from outpace.methods.speculative.drafted import Drafted
+from outpace.types import Proposal, View
 
 __all__ = ["OptTree"]
 
 
 @dataclass(frozen=True)
-class OptTree(Method):
+class OptTree(Drafted):
     """OPT-Tree.
 
     Attributes:
-        draft: the drafter: a zoo name, directory or hub id; "auto" = the one that the target's card names.
         budget: nodes of the tree.
         max_depth: most levels.
         min_gain: stop after a level that adds no more than this to the expected number of accepted drafts; best set to
@@ -39,11 +39,10 @@ class OptTree(Method):
         ConfigError: a budget or depth below 1, or a negative gain.
     """
 
-    draft: str = "auto"
-    budget: int = 16
-    max_depth: int = 8
-    min_gain: float = 0.1
-    spread: float = 0.8
+    budget: int = setting(16, least=1)
+    max_depth: int = setting(8, least=1)
+    min_gain: float = setting(0.1, least=0)
+    spread: float = setting(0.8, above=0)
 
     name: ClassVar[str] = "opt-tree"
     family: ClassVar[str] = "speculative"
@@ -52,35 +51,19 @@ class OptTree(Method):
         "OPT-Tree: Speculative Decoding with Adaptive Draft Tree Structure", "Wang et al.", 2024, "2406.17276", 201
     )
 
-    def __post_init__(self) -> None:
-        if self.budget < 1 or self.max_depth < 1:
-            raise ConfigError(f"budget is {self.budget} and max_depth {self.max_depth}.", "Both must be 1 or more.")
-        if self.min_gain < 0:
-            raise ConfigError(f"min_gain is {self.min_gain}.", "min_gain must be 0 or more.")
-        if self.spread <= 0:
-            raise ConfigError(f"spread is {self.spread}.", "spread must be above 0.")
-
     @property
-    def needs(self) -> Needs:
-        """A causal target that scores trees, and a draft model of the same vocabulary."""
-        return Needs(has_tree=True, has_rollback=True, width=self.budget, models=("draft",))
+    def width(self) -> int:
+        """The tree's budget."""
+        return self.budget
 
-    def start(self, context: Context) -> Drafter:
-        """Give the drafter an empty cache for the joining rows."""
-        return Drafter(context.models["draft"], context.cache_for("draft"))
+    def levels(self, view: View, drafter: Drafter) -> int:
+        """Return the depth limit."""
+        del view, drafter
+        return self.max_depth
 
-    def propose(self, view: View, state: Drafter) -> Proposal:
+    def grow(self, view: View, drafter: Drafter, reach: list[int]) -> Proposal:
         """Grow the tree level by level until it stops paying."""
-        reach = state.reach(view, self.max_depth)
-        if max(reach) == 0:
-            return nothing(view)
         tree = draft_best(
-            state.adapter, state.cache, view, reach, self.budget, min_gain=self.min_gain, spread=self.spread
+            drafter.adapter, drafter.cache, view, reach, self.budget, min_gain=self.min_gain, spread=self.spread
         )
         return tree.proposal(self.name)
-
-    def observe(self, outcome: Outcome, view: View, state: Drafter) -> Drafter:
-        """Forget drafted entries that did not become text."""
-        if outcome.proposal is not None:
-            state.forget(outcome, view)
-        return state

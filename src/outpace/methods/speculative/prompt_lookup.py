@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from outpace.draft.ngram import NgramIndex
-from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper, chain
+from outpace.methods.setting import ordered, setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["PromptLookup"]
@@ -32,9 +32,9 @@ class PromptLookup(Method):
         ConfigError: a length is below 1, or min_ngram exceeds max_ngram.
     """
 
-    draft_len: int = 10
-    max_ngram: int = 4
-    min_ngram: int = 1
+    draft_len: int = setting(10, least=1)
+    max_ngram: int = setting(4, least=1)
+    min_ngram: int = setting(1, least=1)
 
     name: ClassVar[str] = "prompt-lookup"
     family: ClassVar[str] = "speculative"
@@ -42,12 +42,9 @@ class PromptLookup(Method):
     paper: ClassVar[Paper] = Paper("Prompt Lookup Decoding", "Saxena", 2023)
 
     def __post_init__(self) -> None:
-        if self.draft_len < 1:
-            raise ConfigError(f"draft_len is {self.draft_len}.", "draft_len must be 1 or more.")
-        if not 1 <= self.min_ngram <= self.max_ngram:
-            raise ConfigError(
-                f"min_ngram is {self.min_ngram} and max_ngram {self.max_ngram}.", "Use 1 <= min_ngram <= max_ngram."
-            )
+        """Hold the settings to their ranges and order."""
+        super().__post_init__()
+        ordered(self, "min_ngram", "max_ngram")
 
     @property
     def needs(self) -> Needs:

@@ -15,13 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import torch
-
-from outpace.draft.datastore import Continuations, Datastore, fingerprint, open_datastore
+from outpace.draft.datastore import Datastore, open_datastore
 from outpace.draft.ngram import NgramIndex
 from outpace.errors import ConfigError
-from outpace.methods.base import Method, Paper, as_device, chain, nothing
+from outpace.methods.base import Ids, Method, Paper, chain, trees
+from outpace.methods.setting import ordered, setting
 from outpace.types import Context, Needs, Proposal, View
 
 __all__ = ["Retrieval", "RetrievalState"]
@@ -54,11 +52,11 @@ class Retrieval(Method):
 
     index: str = ""
     has_history: bool = True
-    draft_len: int = 10
-    budget: int = 32
-    max_match: int = 16
-    min_match: int = 1
-    sample: int = 256
+    draft_len: int = setting(10, least=1)
+    budget: int = setting(32, least=1)
+    max_match: int = setting(16, least=1)
+    min_match: int = setting(1, least=1)
+    sample: int = setting(256, least=1)
 
     name: ClassVar[str] = "retrieval"
     family: ClassVar[str] = "speculative"
@@ -72,15 +70,9 @@ class Retrieval(Method):
     )
 
     def __post_init__(self) -> None:
-        if min(self.draft_len, self.budget, self.sample) < 1:
-            raise ConfigError(
-                f"draft_len is {self.draft_len}, budget {self.budget} and sample {self.sample}.",
-                "All three must be 1 or more.",
-            )
-        if not 1 <= self.min_match <= self.max_match:
-            raise ConfigError(
-                f"min_match is {self.min_match} and max_match {self.max_match}.", "Use 1 <= min_match <= max_match."
-            )
+        """Hold the settings to their ranges and order, and see that there is something to retrieve from."""
+        super().__post_init__()
+        ordered(self, "min_match", "max_match")
         if not self.index and not self.has_history:
             raise ConfigError(
                 "There is nothing to retrieve from.", "Set index=FILE; outpace index CORPUS --out FILE makes one."
@@ -103,60 +95,26 @@ class Retrieval(Method):
         """
         store = open_datastore(self.index) if self.index else None
         if store is not None:
-            _check_vocabulary(store, context)
+            store.check(context.target.capabilities.vocab_size, context.tokenizers.get("target"))
         return RetrievalState(store, [NgramIndex(self.min_match, self.max_match) for _ in context.texts])
 
     def propose(self, view: View, state: RetrievalState) -> Proposal:
-        """Draft the most frequent continuations of the longest match."""
+        """Draft the most frequent continuations of the longest match; a match as long in the row's own text wins."""
         rows = zip(view.texts, view.room, state.history, strict=True)
-        found = [self._own(text, min(self.draft_len, room - 1), index) for text, room, index in rows]
-        if state.store is None:
-            return chain(view, [drafts for drafts, _ in found], self.name)
-        trees = [
-            self._retrieved(state.store, text, min(self.draft_len, room - 1), *own)
-            for text, room, own in zip(view.texts, view.room, found, strict=True)
+        own = [
+            index.follow(text, max(0, min(self.draft_len, room - 1))) if self.has_history else ([], 0)
+            for text, room, index in rows
         ]
-        return _side_by_side(view, trees, self.name)
+        if state.store is None:
+            return chain(view, [tokens for tokens, _ in own], self.name)
+        found = zip(view.texts, view.room, own, strict=True)
+        return trees(view, [self._longer(state.store, *one) for one in found], self.name)
 
-    def _own(self, text: list[int], depth: int, index: NgramIndex) -> tuple[list[int], int]:
-        """Return what followed the longest, most recent match in the row's own text, and how long the match is."""
-        if not self.has_history:
-            return [], 0
-        index.extend(text)
-        at = index.lookup(text)
-        if at is None:
-            return [], 0
-        length = self.min_match
-        while length < self.max_match and length < at and text[at - length - 1] == text[-length - 1]:
-            length += 1
-        return text[at : at + max(0, depth)], length
-
-    def _retrieved(self, store: Datastore, text: list[int], depth: int, own: list[int], matched: int) -> Continuations:
+    def _longer(self, store: Datastore, text: list[int], room: int, own: tuple[list[int], int]) -> tuple[Ids, Ids]:
         """Return the row's own continuation where its match is as long as any in the datastore, else the tree."""
+        tokens, matched = own
         match = store.find(text, max(self.min_match, matched + 1), self.max_match)
         if match.length <= matched:
-            size = len(own)
-            return Continuations(np.array(own, np.int64), np.arange(-1, size - 1), np.ones(size, np.int64))
-        return store.follow(match, depth, self.budget, self.sample)
-
-
-def _check_vocabulary(store: Datastore, context: Context) -> None:
-    tokenizer = context.tokenizers.get("target")
-    is_other = tokenizer is not None and any(store.fingerprint) and store.fingerprint != fingerprint(tokenizer)
-    if is_other or store.vocab_size > context.target.capabilities.vocab_size:
-        raise ConfigError(
-            f"The datastore {store.path!r} was made with another tokenizer than this model's.",
-            "Make one for this model with outpace index CORPUS --model MODEL --out FILE.",
-        )
-
-
-def _side_by_side(view: View, trees: list[Continuations], origin: str) -> Proposal:
-    """Return one tree per row, padded to the largest."""
-    length = [len(tree.tokens) for tree in trees]
-    if max(length) == 0:
-        return nothing(view)
-    tokens, parent = np.zeros((2, len(trees), max(length)), np.int64)
-    for row, tree in enumerate(trees):
-        tokens[row, : length[row]], parent[row, : length[row]] = tree.tokens, tree.parent
-    both = as_device(torch.from_numpy(tokens), view), as_device(torch.from_numpy(parent), view)
-    return Proposal(both[0], length, both[1], origin=origin)
+            return tokens, range(-1, len(tokens) - 1)
+        found = store.follow(match, min(self.draft_len, room - 1), self.budget, self.sample)
+        return found.tokens, found.parent

@@ -14,10 +14,10 @@ from typing import ClassVar
 
 from outpace.accept import multi_candidate
 from outpace.draft.reading import Drafter
-from outpace.draft.stochastic import Shape
-from outpace.errors import ConfigError
+from outpace.draft.stochastic import Growth
 from outpace.methods.base import Paper
-from outpace.methods.speculative.sampled import LARGEST, SampledTree, check_branches
+from outpace.methods.setting import setting
+from outpace.methods.speculative.sampled import LARGEST, SampledTree
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["Rsd"]
@@ -28,7 +28,6 @@ class Rsd(SampledTree):
     """Recursive speculative decoding.
 
     Attributes:
-        draft: the drafter: a zoo name, directory or hub id; "auto" = the one that the target's card names.
         beam: sequences per level of the stochastic beam search (RSD-S).
         draft_len: levels of it.
         branches: children per node, level by level, instead of a beam (RSD-C); empty = the beam.
@@ -37,9 +36,9 @@ class Rsd(SampledTree):
         ConfigError: a number is below 1, or there are too many nodes.
     """
 
-    beam: int = 3
-    draft_len: int = 4
-    branches: tuple[int, ...] = ()
+    beam: int = setting(3, least=1, most=LARGEST)
+    draft_len: int = setting(4, least=1, most=LARGEST)
+    branches: tuple[int, ...] = setting((), least=1)
 
     name: ClassVar[str] = "rsd"
     family: ClassVar[str] = "speculative"
@@ -52,22 +51,12 @@ class Rsd(SampledTree):
         208,
     )
 
-    def __post_init__(self) -> None:
-        if self.beam < 1 or not 1 <= self.draft_len <= LARGEST:
-            raise ConfigError(
-                f"beam is {self.beam} and draft_len {self.draft_len}.", f"Both must be from 1 to {LARGEST}."
-            )
-        if self.branches:
-            check_branches(self.branches)
-        elif self.shape.width > LARGEST:
-            raise ConfigError(f"The beam makes {self.shape.width} nodes.", f"Use at most {LARGEST}.")
-
     @property
-    def shape(self) -> Shape:
+    def growth(self) -> Growth:
         """A stochastic beam, or a tree of the given branches."""
         if self.branches:
-            return Shape(self.branches, has_replacement=False)
-        return Shape((self.beam,) * self.draft_len, has_replacement=False, beam=self.beam)
+            return Growth(self.branches, has_replacement=False)
+        return Growth((self.beam,) * self.draft_len, has_replacement=False, beam=self.beam)
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: Drafter) -> Decision:
         """Recursive rejection sampling: siblings in turn, from the root down."""

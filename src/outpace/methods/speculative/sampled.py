@@ -5,61 +5,81 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from outpace.draft.reading import Drafter
-from outpace.draft.stochastic import Shape, draft_sampled
+from outpace.draft.stochastic import Growth, draft_sampled
 from outpace.errors import ConfigError
-from outpace.methods.base import Method, nothing
-from outpace.types import Context, Guarantee, Needs, Proposal, View
+from outpace.methods.setting import setting
+from outpace.methods.speculative.drafted import Drafted
+from outpace.types import Guarantee, Proposal, View
 
-__all__ = ["LARGEST", "SampledTree", "check_branches"]
+__all__ = ["LARGEST", "BranchedTree", "SampledTree"]
 
 LARGEST = 1024  # nodes of a tree
 
 
 @dataclass(frozen=True)
-class SampledTree(Method):
-    """Drafts a tree of samples from a small model; subclasses give its shape and accept by their rule.
+class SampledTree(Drafted):
+    """Drafts a tree of samples from a small model; subclasses give its growth and accept by their rule."""
 
-    Attributes:
-        draft: the drafter: a zoo name, directory or hub id; "auto" = the one that the target's card names.
-    """
+    def __post_init__(self) -> None:
+        """Hold the settings to their ranges, and the tree to a reasonable size.
 
-    draft: str = "auto"
+        Raises:
+            ConfigError: a setting outside its range, or more than 1024 nodes.
+        """
+        super().__post_init__()
+        if self.width > LARGEST:
+            raise ConfigError(f"The drafts make a tree of {self.width} nodes.", f"Use at most {LARGEST}.")
 
     @property
-    def shape(self) -> Shape:
+    def growth(self) -> Growth:
         """How the tree grows."""
         raise NotImplementedError
 
     @property
-    def needs(self) -> Needs:
-        """A causal target, and a draft model of the same vocabulary."""
-        shape = self.shape
-        return Needs(has_tree=not shape.is_chain, has_rollback=True, width=shape.width, models=("draft",))
+    def width(self) -> int:
+        """Nodes of the tree."""
+        return self.growth.width
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether a node may have siblings."""
+        return not self.growth.is_chain
 
     @property
     def guarantee(self) -> Guarantee:
         """The law is kept, not the tokens."""
         return Guarantee.DISTRIBUTION
 
-    def start(self, context: Context) -> Drafter:
-        """Give the drafter an empty cache for the joining rows."""
-        return Drafter(context.models["draft"], context.cache_for("draft"))
+    def levels(self, view: View, drafter: Drafter) -> int:
+        """Return how many levels fit the drafter's cache."""
+        return self.growth.levels_within(drafter.cache.capacity - max(view.lengths))
 
-    def propose(self, view: View, state: Drafter) -> Proposal:
-        """Let the drafter catch up and draw a tree; rows with no room, or past the drafter's context, go on plainly."""
-        reach = state.reach(view, self.shape.levels_within(state.cache.capacity - max(view.lengths)))
-        if max(reach) == 0:
-            return nothing(view)
-        return draft_sampled(state.adapter, state.cache, view, reach, self.shape, origin=self.name)
+    def grow(self, view: View, drafter: Drafter, reach: list[int]) -> Proposal:
+        """Draw the tree."""
+        return draft_sampled(drafter.adapter, drafter.cache, view, reach, self.growth, origin=self.name)
 
 
-def check_branches(branches: tuple[int, ...]) -> None:
-    """Raise unless children per node and level make a tree of reasonable size.
+@dataclass(frozen=True)
+class BranchedTree(SampledTree):
+    """Every node of a level has as many children.
 
-    Raises:
-        ConfigError: there is no level, a number below 1, or more than 1024 nodes.
+    Attributes:
+        branches: children per node, level by level.
     """
-    if not branches or min(branches) < 1:
-        raise ConfigError(f"branches is {branches}.", "Give children per node, level by level, such as 3,1,1.")
-    if Shape(branches).width > LARGEST:
-        raise ConfigError(f"branches {branches} makes {Shape(branches).width} nodes.", f"Use at most {LARGEST}.")
+
+    branches: tuple[int, ...] = setting((3, 1, 1, 1), least=1)
+
+    def __post_init__(self) -> None:
+        """As `SampledTree`.
+
+        Raises:
+            ConfigError: a setting outside its range, no level, or too many nodes.
+        """
+        if not self.branches:
+            raise ConfigError("branches names no level.", "Give children per node, level by level, such as 3,1,1.")
+        super().__post_init__()
+
+    @property
+    def growth(self) -> Growth:
+        """A tree of the given branches, without repeated siblings."""
+        return Growth(self.branches, has_replacement=False)

@@ -14,10 +14,10 @@ from typing import ClassVar
 
 from outpace.accept import spectr
 from outpace.draft.reading import Drafter
-from outpace.draft.stochastic import Shape
-from outpace.errors import ConfigError
+from outpace.draft.stochastic import Growth
 from outpace.methods.base import Paper
-from outpace.methods.speculative.sampled import LARGEST, SampledTree, check_branches
+from outpace.methods.setting import setting
+from outpace.methods.speculative.sampled import LARGEST, SampledTree
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["SpecTr"]
@@ -28,7 +28,6 @@ class SpecTr(SampledTree):
     """SpecTr with k-seq.
 
     Attributes:
-        draft: the drafter: a zoo name, directory or hub id; "auto" = the one that the target's card names.
         num_drafts: independent continuations per step.
         draft_len: tokens of each.
 
@@ -36,8 +35,8 @@ class SpecTr(SampledTree):
         ConfigError: a number is below 1, or there are too many nodes.
     """
 
-    num_drafts: int = 3
-    draft_len: int = 4
+    num_drafts: int = setting(3, least=1, most=LARGEST)
+    draft_len: int = setting(4, least=1, most=LARGEST)
 
     name: ClassVar[str] = "spectr"
     family: ClassVar[str] = "speculative"
@@ -51,17 +50,10 @@ class SpecTr(SampledTree):
         "The optimal transport plan by linear programming, which takes time exponential in the number of drafts.",
     )
 
-    def __post_init__(self) -> None:
-        if self.num_drafts < 1 or not 1 <= self.draft_len <= LARGEST:
-            raise ConfigError(
-                f"num_drafts is {self.num_drafts} and draft_len {self.draft_len}.", f"Both must be from 1 to {LARGEST}."
-            )
-        check_branches(self.shape.branches)
-
     @property
-    def shape(self) -> Shape:
+    def growth(self) -> Growth:
         """Chains from the root."""
-        return Shape((self.num_drafts, *[1] * (self.draft_len - 1)))
+        return Growth((self.num_drafts, *[1] * (self.draft_len - 1)))
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: Drafter) -> Decision:
         """Choose by k-seq among the drafts that agree with the text so far."""

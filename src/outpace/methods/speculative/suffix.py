@@ -18,6 +18,7 @@ from outpace.draft.suffix import Draft, SuffixRule
 from outpace.draft.suffix_history import SuffixHistory, SuffixMemory
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper, chain, trees
+from outpace.methods.setting import setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["Suffix"]
@@ -39,11 +40,11 @@ class Suffix(Method):
         ConfigError: a length below 1, a limit that allows no token, or a probability outside [0, 1].
     """
 
-    nodes: int = 16
-    max_match: int = 32
-    factor: float = 4.0
+    nodes: int = setting(16, least=1)
+    max_match: int = setting(32, least=1)
+    factor: float = setting(4.0, least=0)
     offset: float = 0.0
-    min_prob: float = 0.1
+    min_prob: float = setting(0.1, least=0, most=1)
     is_tree: bool = False
 
     name: ClassVar[str] = "suffix"
@@ -59,15 +60,13 @@ class Suffix(Method):
     )
 
     def __post_init__(self) -> None:
-        if self.nodes < 1 or self.max_match < 1:
-            raise ConfigError(f"nodes is {self.nodes} and max_match {self.max_match}.", "Both must be 1 or more.")
-        if self.factor < 0 or self.factor * self.max_match + self.offset < 1:
+        """Hold the settings to their ranges, and the limit to one token or more."""
+        super().__post_init__()
+        if self.factor * self.max_match + self.offset < 1:
             raise ConfigError(
                 f"factor {self.factor} and offset {self.offset} allow no draft.",
-                "factor must not be negative, and factor * max_match + offset must be 1 or more.",
+                "factor * max_match + offset must be 1 or more.",
             )
-        if not 0 <= self.min_prob <= 1:
-            raise ConfigError(f"min_prob is {self.min_prob}.", "min_prob must be from 0 to 1.")
 
     @property
     def needs(self) -> Needs:

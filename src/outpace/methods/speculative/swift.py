@@ -14,23 +14,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from outpace.draft.layers import LayerMemory, LayerSearch, draft_comb, match_rates, own_reach
+from outpace.draft.layers import LayerMemory, LayerSearch, SearchPlan, SelfDrafter, draft_combs
 from outpace.draft.memory import claim
-from outpace.errors import CapabilityError, ConfigError
-from outpace.methods.base import Method, Paper, as_device, chain, nothing
-from outpace.types import Adapter, Context, Counter, Needs, Proposal, View
+from outpace.errors import CapabilityError
+from outpace.methods.base import Method, Paper, chain, nothing, trees
+from outpace.methods.setting import setting
+from outpace.types import Context, Needs, Proposal, View
 
 __all__ = ["Swift", "SwiftState"]
 
 
 @dataclass
 class SwiftState:
-    """The target, where drafting is counted, each row's search, and what the caller keeps."""
+    """The target as the drafter, each row's search, and what the caller keeps."""
 
-    target: Adapter
-    counter: Counter
+    drafter: SelfDrafter
     searches: list[LayerSearch]
     memory: LayerMemory | None
 
@@ -54,15 +52,15 @@ class Swift(Method):
         ConfigError: a number is outside its range.
     """
 
-    fraction: float = 0.45
-    draft_len: int = 10
-    min_confidence: float = 0.5
-    branches: int = 1
-    context: int = 32
-    bayes_interval: int = 25
+    fraction: float = setting(0.45, above=0, below=1)
+    draft_len: int = setting(10, least=1)
+    min_confidence: float = setting(0.5, least=0, most=1)
+    branches: int = setting(1, least=1)
+    context: int = setting(32, least=1)
+    bayes_interval: int = setting(25, least=1)
     max_score: float = 0.95
-    patience: int = 300
-    search_steps: int = 1000
+    patience: int = setting(300, least=1)
+    search_steps: int = setting(1000, least=1)
 
     name: ClassVar[str] = "swift"
     family: ClassVar[str] = "self-speculative"
@@ -75,16 +73,6 @@ class Swift(Method):
         225,
         "Skipping attention and MLP of a layer separately.",
     )
-
-    def __post_init__(self) -> None:
-        numbers = ("draft_len", "branches", "context", "bayes_interval", "patience", "search_steps")
-        for name in numbers:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}.", f"{name} must be 1 or more.")
-        if not 0 < self.fraction < 1:
-            raise ConfigError(f"fraction is {self.fraction}.", "fraction must lie between 0 and 1.")
-        if not 0 <= self.min_confidence <= 1:
-            raise ConfigError(f"min_confidence is {self.min_confidence}.", "min_confidence must be from 0 to 1.")
 
     @property
     def needs(self) -> Needs:
@@ -104,52 +92,23 @@ class Swift(Method):
         count = max(1, round((layers - 2) * self.fraction))
         memory = claim(context, self.name, LayerMemory)
         begun = LayerSearch(layers, count) if memory is None else memory.begin(layers, count)
-        searches = [begun.copy() for _ in context.texts]
-        return SwiftState(context.target, context.counters["draft"], searches, memory)
+        return SwiftState(SelfDrafter.begin(context), [begun.copy() for _ in context.texts], memory)
+
+    @property
+    def plan(self) -> SearchPlan:
+        """How rows search."""
+        return SearchPlan(self.context, self.bayes_interval, self.max_score, self.patience, self.search_steps)
 
     def propose(self, view: View, state: SwiftState) -> Proposal:
         """Try one more set of layers where the search goes on, then draft with the best."""
-        lengths = own_reach(state.target, view, [self.draft_len] * len(view.texts))
+        lengths = state.drafter.reach(view, [self.draft_len] * len(view.texts))
         if max(lengths) == 0:
             return nothing(view)
-        self._search(view, state)
-        nodes: list[list[tuple[int, int]]] = [[] for _ in lengths]
-        drafting = zip(lengths, state.searches, strict=True)
-        for skip in {search.best: None for length, search in drafting if length > 0}:
-            own = [n if search.best == skip else 0 for n, search in zip(lengths, state.searches, strict=True)]
-            found = draft_comb(
-                state.target,
-                view.cache.fork(state.counter),
-                view,
-                own,
-                skip=skip,
-                min_confidence=self.min_confidence,
-                branches=self.branches,
-            )
-            nodes = [new or old for new, old in zip(found, nodes, strict=True)]
-        proposal = chain(view, [[token for token, _ in row] for row in nodes], self.name)
-        if self.branches > 1:
-            parents = [[parent for _, parent in row] + [-1] * (proposal.tokens.shape[1] - len(row)) for row in nodes]
-            proposal.parent = as_device(torch.tensor(parents, dtype=torch.int64).view(proposal.tokens.shape), view)
-        return proposal
-
-    def _search(self, view: View, state: SwiftState) -> None:
-        due: dict[tuple[int, ...], list[int]] = {}
-        for row, search in enumerate(state.searches):
-            if view.lengths[row] - view.prompts[row] >= self.context and not self._is_over(search):
-                is_bayes = (len(search.tried) + 1) % self.bayes_interval == 0
-                due.setdefault(search.suggest(is_bayes), []).append(row)
-        for skip, rows in due.items():
-            rates = match_rates(state.target, state.counter, view, skip, self.context)
-            for row in rows:
-                state.searches[row].note(skip, rates[row])
-                if state.memory is not None:
-                    state.memory.learn(state.searches[row])
-
-    def _is_over(self, search: LayerSearch) -> bool:
-        return (
-            search.best_score >= self.max_score
-            or search.since_best >= self.patience
-            or len(search.tried) >= self.search_steps
-            or search.is_exhausted
+        self.plan.advance(state.drafter, view, state.searches, state.memory)
+        rows = draft_combs(
+            state.drafter, view, lengths, state.searches, min_confidence=self.min_confidence, branches=self.branches
         )
+        tokens = [[token for token, _ in row] for row in rows]
+        if self.branches == 1:
+            return chain(view, tokens, self.name)
+        return trees(view, list(zip(tokens, [[parent for _, parent in row] for row in rows], strict=True)), self.name)

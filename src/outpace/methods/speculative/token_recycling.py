@@ -13,15 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
-from torch import Tensor
-
-from outpace.draft.likeliest import likeliest
+from outpace.draft.harvest import scored_tokens
 from outpace.draft.memory import claim
-from outpace.draft.recycling import RecyclingMemory, RecyclingTable, tree_shape
-from outpace.errors import ConfigError
+from outpace.draft.recycling import RecyclingMemory, RecyclingTable, likeliest_ids, tables, tree_shape
 from outpace.methods.base import Method, Paper, trees
+from outpace.methods.setting import setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["TokenRecycling"]
@@ -41,9 +37,9 @@ class TokenRecycling(Method):
         ConfigError: a number below 1.
     """
 
-    nodes: int = 32
-    candidates: int = 8
-    depth: int = 6
+    nodes: int = setting(32, least=1)
+    candidates: int = setting(8, least=1)
+    depth: int = setting(6, least=1)
     has_prompt: bool = True
 
     name: ClassVar[str] = "token-recycling"
@@ -59,13 +55,6 @@ class TokenRecycling(Method):
         "Nothing.",
     )
 
-    def __post_init__(self) -> None:
-        if min(self.nodes, self.candidates, self.depth) < 1:
-            raise ConfigError(
-                f"nodes is {self.nodes}, candidates {self.candidates} and depth {self.depth}.",
-                "All three must be 1 or more.",
-            )
-
     @property
     def needs(self) -> Needs:
         """A causal target with tree attention that can drop staged entries."""
@@ -73,11 +62,8 @@ class TokenRecycling(Method):
 
     def start(self, context: Context) -> list[RecyclingTable]:
         """Return a table per row: the caller's, or an empty one."""
-        vocab = context.target.capabilities.vocab_size
-        width = min(self.candidates, vocab)
         memory = claim(context, self.name, RecyclingMemory)
-        shared = None if memory is None else memory.table(width)
-        return [shared or RecyclingTable(vocab, width) for _ in context.texts]
+        return tables(len(context.texts), context.target.capabilities.vocab_size, self.candidates, memory)
 
     def propose(self, view: View, state: list[RecyclingTable]) -> Proposal:
         """Fill the tree from each row's table."""
@@ -90,28 +76,7 @@ class TokenRecycling(Method):
         """Keep the likeliest successors of every token that was scored: the prompt's, drafts kept, drafts dropped."""
         if outcome.scores is None or outcome.scores.logits.shape[1] == 0:
             return state
-        ids = self._candidates(outcome.scores.logits, state[0].ids.shape[1])
+        ids = likeliest_ids(outcome.scores.logits, state[0].ids.shape[1])
         for row, (text, table) in enumerate(zip(view.texts, state, strict=True)):
-            table.learn(_places(outcome, row, text), ids[row])
+            table.learn(scored_tokens(outcome, row, text), ids[row])
         return state
-
-    def _candidates(self, logits: Tensor, width: int) -> npt.NDArray[np.integer]:
-        rows, asked, vocab = logits.shape
-        ids: npt.NDArray[np.integer] = (
-            likeliest(logits.reshape(-1, vocab), width).view(rows, asked, width).cpu().numpy()
-        )
-        return ids
-
-
-def _places(outcome: Outcome, row: int, text: list[int]) -> dict[int, int]:
-    """Return where each token was scored; among equal ones the text's own count, then those nearest the root."""
-    if outcome.proposal is None:
-        chunk = outcome.chunk[row]
-        return {token: place for place, token in enumerate(text[chunk.start : chunk.stop])}
-    drafts = outcome.proposal.tokens[row, : outcome.proposal.length[row]].tolist()
-    tokens = [text[-len(outcome.emitted[row]) - 1], *drafts]
-    places = dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
-    for node in outcome.path[row]:
-        if node >= 0:
-            places[drafts[node]] = node + 1
-    return places

@@ -14,28 +14,25 @@ from typing import ClassVar
 
 from outpace.accept import traversal_verification
 from outpace.draft.reading import Drafter
-from outpace.draft.stochastic import Shape
+from outpace.draft.stochastic import Growth
 from outpace.methods.base import Paper
-from outpace.methods.speculative.sampled import SampledTree, check_branches
+from outpace.methods.speculative.sampled import BranchedTree
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["Traversal"]
 
 
 @dataclass(frozen=True)
-class Traversal(SampledTree):
+class Traversal(BranchedTree):
     """Traversal verification.
 
     Attributes:
-        draft: the drafter: a zoo name, directory or hub id; "auto" = the one that the target's card names.
-        branches: children per node, level by level.
         has_replacement: draw siblings independently; False = without replacement, of which more are accepted.
 
     Raises:
         ConfigError: the branches have no level, a number below 1, or too many nodes.
     """
 
-    branches: tuple[int, ...] = (3, 1, 1, 1)
     has_replacement: bool = False
 
     name: ClassVar[str] = "traversal-verification"
@@ -49,13 +46,10 @@ class Traversal(SampledTree):
         left_out="Trees whose shape follows the drawn tokens, to which the proof does not extend.",
     )
 
-    def __post_init__(self) -> None:
-        check_branches(self.branches)
-
     @property
-    def shape(self) -> Shape:
+    def growth(self) -> Growth:
         """A tree of the given branches."""
-        return Shape(self.branches, self.has_replacement)
+        return Growth(self.branches, self.has_replacement)
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: Drafter) -> Decision:
         """Search the tree from its leaves."""

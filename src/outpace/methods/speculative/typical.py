@@ -15,22 +15,19 @@ from typing import ClassVar
 
 from outpace.accept import typical_acceptance
 from outpace.draft.reading import Drafter
-from outpace.draft.stochastic import Shape
-from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.speculative.sampled import SampledTree, check_branches
+from outpace.methods.setting import setting
+from outpace.methods.speculative.sampled import BranchedTree
 from outpace.types import Decision, Guarantee, Proposal, Scores, View
 
 __all__ = ["Typical"]
 
 
 @dataclass(frozen=True)
-class Typical(SampledTree):
+class Typical(BranchedTree):
     """Typical acceptance.
 
     Attributes:
-        draft: the drafter: a zoo name, directory or hub id; "auto" = the one that the target's card names.
-        branches: children per node, level by level.
         epsilon: a token this likely always passes.
         delta: share of exp(-entropy) that passes where the target is unsure.
 
@@ -38,9 +35,8 @@ class Typical(SampledTree):
         ConfigError: the branches have no level, a number below 1, or too many nodes; a threshold is not from 0 to 1.
     """
 
-    branches: tuple[int, ...] = (3, 1, 1, 1)
-    epsilon: float = 0.09
-    delta: float = 0.3
+    epsilon: float = setting(0.09, least=0, most=1)
+    delta: float = setting(0.3, least=0, most=1)
 
     name: ClassVar[str] = "typical-acceptance"
     family: ClassVar[str] = "speculative"
@@ -52,16 +48,6 @@ class Typical(SampledTree):
         "2401.10774",
         left_out="The decoding heads and their training; this is the acceptance rule alone.",
     )
-
-    def __post_init__(self) -> None:
-        check_branches(self.branches)
-        if not 0 <= self.epsilon <= 1 or not 0 <= self.delta <= 1:
-            raise ConfigError(f"epsilon is {self.epsilon} and delta {self.delta}.", "Both must be from 0 to 1.")
-
-    @property
-    def shape(self) -> Shape:
-        """A tree of the given branches, without repeated siblings."""
-        return Shape(self.branches, has_replacement=False)
 
     @property
     def guarantee(self) -> Guarantee:
