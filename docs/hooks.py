@@ -1,4 +1,4 @@
-"""Build-time pieces of the site: the method catalogue, the help of each command, and links out of the docs folder.
+"""Build-time pieces of the site: the catalogues of methods and papers, and the help of each command.
 
 A page asks for a piece with a comment on a line of its own, for example `<!-- outpace: catalogue -->`.
 """
@@ -13,6 +13,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from outpace.methods.catalogue import needs_in_words
+from outpace.papers import papers as published
 
 ROOT = Path(__file__).parent.parent
 CATALOGUE = ROOT / "src/outpace/methods/catalogue.json"
@@ -29,6 +32,7 @@ COMMANDS = (
     "index",
     "train",
     "new-method",
+    "papers",
     "cite",
 )
 
@@ -36,6 +40,49 @@ COMMANDS = (
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace each `<!-- outpace: NAME -->` by what `PIECES[NAME]` returns; an unknown name fails the build."""
     return re.sub(r"^<!-- outpace: ([a-z-]+) -->$", lambda match: PIECES[match[1]](), markdown, flags=re.MULTILINE)
+
+
+def overview() -> str:
+    """One sortable line per method: what it needs and promises, and its speed on each prompt set."""
+    entries, measured = json.loads(CATALOGUE.read_text(encoding="utf-8")), _measured()
+    kinds = [(place, key) for place in measured for key in dict.fromkeys(map(_kind, place["rows"]))]
+    head = ["method", "needs", "guarantee"]
+    head += [f"x plain, {_size(place)}: {label}" for place, label in kinds]
+    rows = []
+    for entry in entries:
+        name = entry["name"]
+        cells = [f"[{name}](#{name})", needs_in_words(entry["needs"]) or "a causal model", entry["guarantee"]]
+        for place, label in kinds:
+            found = [row for row in place["rows"] if row["method"] == name and _kind(row) == label]
+            ratio = found[0]["ratio_plain"] if found else None
+            cells.append(f"{ratio['median']:.2f}" if ratio else "")
+        rows.append(tuple(cells))
+    return _sortable(head, rows)
+
+
+def papers() -> str:
+    """One sortable line per published system that works here."""
+    rows = [
+        (
+            "" if entry["number"] is None else str(entry["number"]),
+            f"[{entry['title']}](https://arxiv.org/abs/{entry['arxiv']})" if entry["arxiv"] else entry["title"],
+            ", ".join(map(_runs, entry["runs"])),
+            entry["guarantee"],
+            entry["left_out"],
+        )
+        for entry in published()
+    ]
+    return _sortable(["number", "paper", "runs", "guarantee", "not built"], rows)
+
+
+def _runs(what: str) -> str:
+    kind, _, name = what.partition(" ")
+    return f"[{name}](#{name})" if kind == "method" else f"{kind} `{name}`"
+
+
+def _sortable(head: list[str], rows: list[tuple[str, ...]]) -> str:
+    """A table that the script `sort.js` sorts by the column whose head is clicked."""
+    return f'<div class="sortable" markdown>\n\n{_table(head, rows)}\n\n</div>'
 
 
 def catalogue() -> str:
@@ -47,7 +94,7 @@ def catalogue() -> str:
 def _method(entry: dict[str, Any], measured: Sequence[dict[str, Any]]) -> str:
     """Summary, what the method's file says of itself, what it needs, its settings and its figures."""
     paper = entry["paper"] or {}
-    facts = {"family": entry["family"], **_said(entry["doc"]), "needs": _needs(entry["needs"])}
+    facts = {"family": entry["family"], **_said(entry["doc"]), "needs": needs_in_words(entry["needs"])}
     if paper.get("arxiv"):
         facts["paper"] = (
             f"[{paper['title']}](https://arxiv.org/abs/{paper['arxiv']}), {paper['authors']}, {paper['year']}"
@@ -87,20 +134,28 @@ def _figures(name: str, measured: Sequence[dict[str, Any]]) -> list[str]:
     rows: dict[str, list[str]] = {}
     for place, document in enumerate(found):
         for row in (row for row in document["rows"] if row["method"] == name):
-            law = "greedy" if row["temperature"] == 0 else f"T = {row['temperature']:g}"
             line = rows.setdefault(
-                f"{row['set']}, {law}",
+                _kind(row),
                 [f"{row['accepted_per_step']:.2f}", f"{row['tokens_per_forward']:.2f}", *[""] * len(found)],
             )
             line[2 + place] = _interval(row["ratio_plain"])
-    sizes = [f"x plain, {document['model']['parameters'] / 1e6:.3g}M parameters" for document in found]
+    sizes = [f"x plain, {_size(document)} parameters" for document in found]
     cells = [(label, *line) for label, line in rows.items()]
     drafters = [
-        f"Drafter at {document['model']['parameters'] / 1e6:.3g}M parameters: {document['drafters'][name]}."
+        f"Drafter at {_size(document)} parameters: {document['drafters'][name]}."
         for document in found
         if name in document.get("drafters", {})
     ]
     return [_table(["prompts", "accepted", "tokens", *sizes], cells), *drafters]
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """The prompts of a row, and the law its texts were drawn from."""
+    return f"{row['set']}, " + ("greedy" if row["temperature"] == 0 else f"T = {row['temperature']:g}")
+
+
+def _size(document: dict[str, Any]) -> str:
+    return f"{document['model']['parameters'] / 1e6:.3g}M"
 
 
 def _interval(ratio: dict[str, Any] | None) -> str:
@@ -111,17 +166,6 @@ def _said(doc: str) -> dict[str, str]:
     """Read the lines "Word: text" of a method's module docstring."""
     items = re.findall(r"^([A-Z]\w+): (.*(?:\n +.*)*)", doc, flags=re.MULTILINE)
     return {word.lower(): " ".join(text.split()) for word, text in items}
-
-
-def _needs(needs: dict[str, Any]) -> str:
-    said = {
-        "has_tree": "tree attention",
-        "has_rollback": "a cache that rolls back",
-        "has_skip": "layers that can be skipped",
-    }
-    parts = [f"{needs['attention']} attention"] + [text for name, text in said.items() if needs.get(name)]
-    parts += ["a mask token"] if needs.get("has_mask") else []
-    return ", ".join(parts + [f"a {role} model" for role in needs.get("models", ())])
 
 
 def _table(head: list[str], rows: Iterable[tuple[str, ...]]) -> str:
@@ -144,4 +188,4 @@ def _help(command: str) -> str:
     return "\n".join(line.rstrip() for line in run.stdout.strip().splitlines())
 
 
-PIECES = {"catalogue": catalogue, "command-line": command_line}
+PIECES = {"overview": overview, "papers": papers, "catalogue": catalogue, "command-line": command_line}

@@ -16,7 +16,7 @@ from outpace.errors import ConfigError
 
 _BITS = 64  # of the largest count or seed
 
-__all__ = ["flag", "given", "ids", "number", "path", "settle", "some_ids", "whole"]
+__all__ = ["flag", "given", "ids", "number", "path", "refused", "settle", "some_ids", "whole"]
 
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def whole(name: str, value: Any) -> int:
                 return found
         except TypeError:
             pass
-    raise _refused(name, value, "a whole number")
+    raise refused(name, value, "a whole number")
 
 
 def number(name: str, value: Any) -> float:
@@ -67,7 +67,7 @@ def number(name: str, value: Any) -> float:
             return float("inf")
         except (TypeError, ValueError, RuntimeError):
             pass
-    raise _refused(name, value, "a number")
+    raise refused(name, value, "a number")
 
 
 def flag(name: str, value: Any) -> bool:
@@ -75,7 +75,7 @@ def flag(name: str, value: Any) -> bool:
     value = _scalar(value)
     if isinstance(value, (bool, int, float)) and value in (0, 1):
         return bool(value)
-    raise _refused(name, value, "True or False")
+    raise refused(name, value, "True or False")
 
 
 def ids(name: str, value: Any) -> list[int]:
@@ -83,7 +83,7 @@ def ids(name: str, value: Any) -> list[int]:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, (Sequence, range)):
-        raise _refused(name, value, "a list of token ids")
+        raise refused(name, value, "a list of token ids")
     return [whole(f"a token of {name}", token) for token in value]
 
 
@@ -97,7 +97,15 @@ def path(name: str, value: Any) -> str:
     """Return a name or path as text."""
     if isinstance(value, (str, os.PathLike)) and isinstance(found := os.fspath(value), str):
         return found
-    raise _refused(name, value, "a name or a path")
+    raise refused(name, value, "a name or a path")
+
+
+def refused(name: str, value: Any, wanted: str) -> ConfigError:
+    """Return the error that names an argument, what was given, and what belongs there."""
+    shown = repr(value)
+    shown = f"{shown}, " if len(shown) <= 40 and "\n" not in shown else ""
+    kind = type(value).__name__
+    return ConfigError(f"{name} is {shown}of type {kind}, where {wanted} belongs.", f"Give {wanted}.")
 
 
 def _scalar(value: Any) -> Any:
@@ -105,13 +113,6 @@ def _scalar(value: Any) -> Any:
     if hasattr(value, "item") and hasattr(value, "ndim") and value.ndim == 0:
         return value.item()
     return value
-
-
-def _refused(name: str, value: Any, wanted: str) -> ConfigError:
-    shown = repr(value)
-    shown = f"{shown}, " if len(shown) <= 40 and "\n" not in shown else ""
-    kind = type(value).__name__
-    return ConfigError(f"{name} is {shown}of type {kind}, where {wanted} belongs.", f"Give {wanted}.")
 
 
 _READERS: dict[type, Any] = {bool: flag, int: whole, float: number}

@@ -18,7 +18,7 @@ from outpace.methods import catalogue, registry
 
 COMMANDS = [
     *("generate", "score", "methods", "models", "certify", "bench", "train"),
-    *("index", "tune", "trace", "new-method", "cite"),
+    *("index", "tune", "trace", "new-method", "papers", "cite"),
 ]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
 --presence-penalty --frequency-penalty --logit-bias --bad-word --min-tokens --regex --json-schema --grammar --seed
@@ -74,7 +74,18 @@ def test_every_command_explains_itself(cli: Command, name: str) -> None:
     assert f"outpace {name}" in ended.out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["methods"], ["methods", "jacobi"], ["cite", "jacobi"], ["models"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["methods"],
+        ["methods", "jacobi"],
+        ["cite", "jacobi"],
+        ["papers"],
+        ["models"],
+        ["generate", "--help"],
+    ],
+)
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from outpace.cli import main; status = main(sys.argv[1:]);"

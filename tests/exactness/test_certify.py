@@ -94,7 +94,7 @@ def test_one_difference_outweighs_all_that_was_not_seen() -> None:
 
 
 def test_rejection_is_certified_by_its_law(toy: LanguageModel, endless: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toy, "_other_models", lambda method, given: {"draft": drafter_for("causal")})
+    monkeypatch.setattr(toy.partners, "models", lambda method, given: {"draft": drafter_for("causal")})
     method = DraftModel(accept_rule="rejection", draft_len=4)
     certificate = certify_model(toy, method, PROMPTS, settings=("temperature 0.7",), plan=endless)
     assert certificate.holds, certificate.render()

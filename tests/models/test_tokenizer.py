@@ -10,7 +10,7 @@ import transformers as hf
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from outpace.api.engine import Request
+from outpace.api.request import Request
 from outpace.errors import ConfigError, ModelError
 from outpace.text.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ import torch
 
 import outpace
 from outpace import LanguageModel, Sampling
-from outpace.api.engine import Request
+from outpace.api.request import Request
 from outpace.errors import OutpaceError
 from outpace.testing import world
 

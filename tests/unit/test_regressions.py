@@ -75,7 +75,7 @@ def test_a_bad_word_lies_in_the_vocabulary(toy: LanguageModel, word: list[int]) 
 
 
 def test_a_lone_string_is_not_its_letters(toy: LanguageModel) -> None:
-    assert outpace.api.engine.Request(stop="ab").stop == ("ab",)
+    assert outpace.api.request.Request(stop="ab").stop == ("ab",)
     assert len(toy.generate(SHORT, max_tokens=4, record="log_probs").log_probs) == 4
     with pytest.raises(ConfigError, match="logprobs"):
         toy.generate(SHORT, record=["logprobs"])

@@ -9,8 +9,10 @@ from outpace.run.row import Usage
 
 __all__ = ["Result"]
 
+_SHOWN = 200  # characters of the text
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, repr=False)
 class Result:
     """One finished sequence.
 
@@ -34,6 +36,7 @@ class Result:
         sources: per token: draft, recovered, bonus or plain.
         settings: the method's settings.
         filled: the text written in each gap, where gaps were to be filled.
+        guarantee: what the method promises of the text: "exact", "greedy-exact" or "approximate".
     """
 
     model: str
@@ -53,6 +56,19 @@ class Result:
     sources: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     filled: list[str] = field(default_factory=list)
+    guarantee: str = ""
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= _SHOWN else self.text[: _SHOWN - 3] + "..."
+        facts = {
+            "text": repr(text),
+            "finish": self.finish_reason,
+            "tokens": f"{len(self.tokens)}, {self.tokens_per_second:,.1f} per second",
+            "accepted": f"{self.accepted_per_step:.2f} drafts per step",
+            "method": f"{self.method} ({self.guarantee or 'no guarantee'})",
+            "notes": " ".join(self.notes),
+        }
+        return "\n".join([f"Result of {self.model!r}", *(f"  {key:<9}{it}" for key, it in facts.items() if it)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -62,3 +78,8 @@ class Result:
     def tokens_per_second(self) -> float:
         """Tokens written per second of decoding, prefill apart."""
         return len(self.tokens) / self.timing["decode_s"] if self.timing.get("decode_s") else 0.0
+
+    @property
+    def accepted_per_step(self) -> float:
+        """Drafts kept per step, on average."""
+        return self.usage.num_accepted / self.usage.num_steps if self.usage.num_steps else 0.0

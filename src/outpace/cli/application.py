@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 import outpace
-from outpace.cli import bench, certify, cite, generate, index, methods, models, new_method, score, trace, train, tune
+from outpace.cli import (
+    bench,
+    certify,
+    cite,
+    generate,
+    index,
+    methods,
+    models,
+    new_method,
+    papers,
+    score,
+    trace,
+    train,
+    tune,
+)
 
 __all__ = ["app"]
 
@@ -46,4 +60,5 @@ app.command("index")(index.index)
 app.command("tune")(tune.tune)
 app.command("trace")(trace.trace)
 app.command("new-method")(new_method.new_method)
+app.command("papers")(papers.papers)
 app.command("cite")(cite.cite)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from outpace.bench.options import BenchOptions, GrowthOptions, MicroOptions
+from outpace.cli.options import ModelName
 from outpace.cli.values import Device, Dtype
 from outpace.errors import ConfigError
 
@@ -23,7 +24,7 @@ _WHAT, _OUT, _MICRO, _OTHER = "What is measured", "Output", "Micro-benchmark", "
 
 
 def bench(
-    model: Annotated[str, typer.Option(help="A shipped model, a directory or a hub id.")] = "stories",
+    model: ModelName = "stories",
     methods: Annotated[
         str,
         typer.Option(

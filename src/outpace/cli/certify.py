@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from outpace.cli.checks import check_method
+from outpace.cli.options import ModelName
 from outpace.cli.output import print_json
 from outpace.cli.progress import Teller
 from outpace.cli.values import Device, Dtype, options
@@ -18,7 +19,7 @@ __all__ = ["certify"]
 
 
 def certify(
-    model: Annotated[str, typer.Option(help="A shipped model, a directory or a hub id.")] = "stories",
+    model: ModelName = "stories",
     method: Annotated[
         str | None, typer.Option(help="The method to prove (several: A,B); prompt-lookup unless --all.")
     ] = None,

@@ -1,4 +1,4 @@
-"""`outpace cite`: the paper behind a method, as BibTeX."""
+"""`outpace cite`: the papers behind a method, as BibTeX."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from outpace.errors import ConfigError
 __all__ = ["cite"]
 
 
-def cite(method: Annotated[str, typer.Argument(help="A method; `outpace methods` lists all.")]) -> None:
-    """Print the BibTeX entry of a method's paper."""
+def cite(
+    method: Annotated[str, typer.Argument(help="A method, or a paper's number; `outpace papers` lists all.")],
+) -> None:
+    """Print the BibTeX entries of a method's papers, or of the paper with a number."""
+    from outpace import papers
     from outpace.methods import catalogue
 
-    paper = catalogue.find(method)["paper"]
-    if not paper:
+    if method.isdecimal():
+        found = papers.find(method)
+    else:
+        entry = catalogue.find(method)
+        own = [paper for paper in papers.papers() if f"method {method}" in paper["runs"]]
+        found = own or [entry["paper"]]  # a plug-in's own is in no catalogue
+    if not found[0]:
         raise ConfigError(f"The method {method!r} comes from no paper.", f"`outpace methods {method}` tells about it.")
-    typer.echo(bibtex(paper))
+    typer.echo("\n\n".join(map(bibtex, found)))
 
 
 def bibtex(paper: dict[str, Any]) -> str:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from outpace.cli.output import print_json
+from outpace.cli.output import print_json, print_table
+from outpace.methods.catalogue import needs_in_words
 
 __all__ = ["methods"]
 
@@ -24,23 +25,8 @@ def methods(
     elif json:
         print_json(catalogue.methods())
     else:
-        _table(catalogue.methods())
-
-
-def _table(entries: list[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    table.add_column("guarantee", no_wrap=True)
-    table.add_column("what it does; family, needs, paper")
-    for entry in entries:
-        what = Text.assemble(_summary(entry), (f"\n{_facts(entry)}", "dim"))
-        table.add_row(Text(entry["name"], style="bold"), entry["guarantee"], what)
-    Console().print(table)
+        heads = ("name", "guarantee", "what it does; family, needs, paper")
+        print_table(heads, ((one["name"], one["guarantee"], _summary(one), _facts(one)) for one in catalogue.methods()))
 
 
 def _summary(entry: dict[str, Any]) -> str:
@@ -50,14 +36,14 @@ def _summary(entry: dict[str, Any]) -> str:
 def _facts(entry: dict[str, Any]) -> str:
     if not entry["family"]:
         return f"from the package {entry['plugin']}"
-    needs, paper = _needs(entry), _short(entry["paper"])
+    needs, paper = needs_in_words(entry["needs"]), _short(entry["paper"])
     return "; ".join(item for item in (entry["family"], needs and f"needs {needs}", paper) if item)
 
 
 def _describe(entry: dict[str, Any]) -> str:
     lines = [f"{entry['name']}: {entry['summary']}", "", entry["doc"], ""]
     lines += [f"family     {entry['family']}", f"guarantee  {entry['guarantee']} (under default settings)"]
-    lines += [f"needs      {_needs(entry) or 'nothing special'}"]
+    lines += [f"needs      {needs_in_words(entry['needs']) or 'nothing special'}"]
     paper = entry["paper"]
     if paper:
         where = f", arXiv {paper['arxiv']}" if paper["arxiv"] else ""
@@ -69,16 +55,6 @@ def _describe(entry: dict[str, Any]) -> str:
     for setting in entry["settings"]:
         lines += [f"  {setting['name']} = {_value(setting['default'])}", f"      {setting['doc']}"]
     return "\n".join(lines)
-
-
-def _needs(entry: dict[str, Any]) -> str:
-    """Return what a method needs beyond a causal model, in words."""
-    needs = entry["needs"]
-    words = [f"{needs['attention']} attention"] if needs.get("attention", "causal") != "causal" else []
-    names = {"has_tree": "tree attention", "has_skip": "skippable layers", "has_mask": "a mask token"}
-    words += [text for key, text in names.items() if needs.get(key)]
-    words += [f"a {role} model" for role in needs.get("models", [])]
-    return ", ".join(words)
 
 
 def _short(paper: dict[str, Any] | None) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from outpace import zoo
-from outpace.cli.output import print_json
+from outpace.cli.output import print_json, print_table
 
 __all__ = ["models"]
 
@@ -21,7 +21,8 @@ def models(json: Annotated[bool, typer.Option("--json", help="Print {zoo: [...],
     if json:
         print_json({"zoo": shipped, "cached": cached})
     else:
-        _table(shipped, cached)
+        local = [(model["name"], _size(model["num_bytes"]), "", "in the local hub cache") for model in cached]
+        print_table(("name", ">size", "what it is"), [*map(_line, shipped), *local])
 
 
 def _cached() -> list[dict[str, Any]]:
@@ -40,25 +41,9 @@ def _has_weights(repo: Any) -> bool:
     return any(file.file_name.endswith(_WEIGHTS) for revision in repo.revisions for file in revision.files)
 
 
-def _table(shipped: list[dict[str, Any]], cached: list[dict[str, Any]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    table.add_column("size", no_wrap=True, justify="right")
-    table.add_column("what it is")
-    for card in shipped:
-        facts = (
-            f"{card['parameters'] / 1e6:.2f} M parameters, {card['licence']}; trained on {', '.join(card['sources'])}"
-        )
-        what = Text.assemble(card["summary"], (f"\n{facts}", "dim"))
-        table.add_row(Text(card["name"], style="bold"), _size(card["num_bytes"]), what)
-    for model in cached:
-        table.add_row(Text(model["name"]), _size(model["num_bytes"]), Text("in the local hub cache", style="dim"))
-    Console().print(table)
+def _line(card: dict[str, Any]) -> tuple[str, str, str, str]:
+    facts = f"{card['parameters'] / 1e6:.2f} M parameters, {card['licence']}; trained on {', '.join(card['sources'])}"
+    return card["name"], _size(card["num_bytes"]), card["summary"], facts
 
 
 def _size(num_bytes: int) -> str:

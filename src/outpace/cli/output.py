@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from outpace.api.result import Result
 
-__all__ = ["json_line", "print_json", "statistics", "write_text"]
+__all__ = ["json_line", "print_json", "print_table", "statistics", "write_text"]
 
 
 def write_text(text: str) -> None:
@@ -31,6 +32,28 @@ def print_json(value: Any) -> None:
 def json_line(value: Any) -> str:
     """Return JSON on one line, in ASCII; numbers that JSON lacks (infinity, not a number) become null."""
     return json.dumps(_finite(value), allow_nan=False)
+
+
+def print_table(heads: Sequence[str], rows: Iterable[tuple[str, str, str, str]]) -> None:
+    """Print lines of three cells, the last with a dim line below it.
+
+    Args:
+        heads: of the columns; one that begins with ">" is set to the right.
+        rows: three cells and the dim line.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, head in enumerate(heads):
+        side: Literal["left", "right"] = "right" if head.startswith(">") else "left"
+        table.add_column(head.removeprefix(">"), justify=side, no_wrap=place < len(heads) - 1)
+    for first, second, third, below in rows:
+        what = Text.assemble(third, (f"\n{below}", "dim")) if third else Text(below, style="dim")
+        table.add_row(Text(first, style="bold" if third else ""), Text(second), what)
+    Console().print(table)
 
 
 def statistics(results: list[Result]) -> None:

@@ -25,8 +25,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from outpace.errors import ConfigError
 from outpace.methods.base import Method, chain
+from outpace.setting import setting
 from outpace.types import Needs, Proposal, View
 
 __all__ = ["$kind"]
@@ -40,22 +40,18 @@ class $kind(Method):
         draft_len: most tokens drafted per step.
 
     Raises:
-        ConfigError: draft_len is below 1.
+        ConfigError: a setting outside its range.
     """
 
-    draft_len: int = 4
+    draft_len: int = setting(4, least=1)
 
     name: ClassVar[str] = "$name"
     family: ClassVar[str] = "speculative"
     summary: ClassVar[str] = "Drafts the last token again."
 
-    def __post_init__(self) -> None:
-        if self.draft_len < 1:
-            raise ConfigError(f"draft_len is {self.draft_len}.", "draft_len must be 1 or more.")
-
     @property
     def needs(self) -> Needs:
-        """A causal target that can drop staged entries."""
+        """A causal target that can drop staged entries; `outputs=Outputs(layers=(...))` asks for hidden states too."""
         return Needs(has_rollback=True, width=self.draft_len)
 
     def propose(self, view: View, state: Any) -> Proposal:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from outpace.cli.options import Cards, DeviceName, DtypeName, ModelName, NoCompile
 from outpace.cli.output import print_json, write_text
 from outpace.cli.values import Device, Dtype, model_card, prompt_text
 
@@ -18,17 +19,14 @@ __all__ = ["score"]
 
 def score(
     text: Annotated[str | None, typer.Argument(help="The text to score; - reads it from standard input.")] = None,
-    model: Annotated[str, typer.Option(help="A shipped model, a directory or a hub id.")] = "stories",
+    model: ModelName = "stories",
     prompt_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Read the text from a file; - = standard input.")
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Precision; auto = as stored.")] = Dtype.AUTO,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
-    card: Annotated[
-        list[str] | None,
-        typer.Option("--card", metavar="KEY=VALUE", help="What the model's capability card should say instead."),
-    ] = None,
-    no_compile: Annotated[bool, typer.Option("--no-compile", help="Use no compiled kernels.")] = False,
+    dtype: DtypeName = Dtype.AUTO,
+    device: DeviceName = Device.AUTO,
+    card: Cards = None,
+    no_compile: NoCompile = False,
     json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
 ) -> None:
     """Print the log-probability of each token of a text after those before it, their sum, and bits per byte.

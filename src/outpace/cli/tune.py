@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from outpace.cli.options import DeviceName, DtypeName, ModelName
 from outpace.cli.output import print_json
 from outpace.cli.values import Device, Dtype
 from outpace.errors import ConfigError
@@ -16,12 +17,12 @@ __all__ = ["tune"]
 
 
 def tune(
-    model: Annotated[str, typer.Option(help="A shipped model, a directory or a hub id.")] = "stories",
+    model: ModelName = "stories",
     context: Annotated[int, typer.Option(help="Cached tokens before the timed forward.")] = 256,
     batch: Annotated[int, typer.Option(help="Rows side by side.")] = 1,
     repeats: Annotated[int, typer.Option(help="Rounds; the median is kept.")] = 15,
-    dtype: Annotated[Dtype, typer.Option(help="Precision; auto = as stored.")] = Dtype.AUTO,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    dtype: DtypeName = Dtype.AUTO,
+    device: DeviceName = Device.AUTO,
     json: Annotated[bool, typer.Option("--json", help="Print {model, file, sizes, seconds, ...}.")] = False,
 ) -> int:
     """Time forwards of 1 to 64 tokens and store the curve; `auto` and `sequoia` read it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,7 +87,8 @@ class TokenCounts(Memory):
 
 
 class _Writer(Protocol):
-    def generate(self, prompt: Any, **arguments: Any) -> Any:
+    @property
+    def generate(self) -> Callable[..., Any]:
         """As `LanguageModel.generate`."""
         ...
 

@@ -22,10 +22,10 @@ from outpace.methods.base import Method, nothing
 from outpace.methods.idle import Idle
 from outpace.methods.misfit import misfits
 from outpace.methods.registry import load_method
-from outpace.methods.setting import setting
 from outpace.run.commit import fit
 from outpace.schedule.bandit import ArmStats, Bandit, BanditArm, last_rows
 from outpace.schedule.tune import head_share, load_curve, relative_size
+from outpace.setting import setting
 from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["Auto", "AutoState"]

@@ -23,7 +23,8 @@ from torch import Tensor
 from outpace.accept import sample_and_match
 from outpace.arguments import path, whole
 from outpace.errors import ConfigError, nearest
-from outpace.methods.setting import check
+from outpace.papers import Paper
+from outpace.setting import check
 from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
 
 __all__ = ["Ids", "Method", "Paper", "chain", "nothing", "trees"]
@@ -31,32 +32,11 @@ __all__ = ["Ids", "Method", "Paper", "chain", "nothing", "trees"]
 Ids = Sequence[int] | npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Paper:
-    """Where a method comes from.
-
-    Attributes:
-        title: exactly as published.
-        authors: first author and others, short.
-        year: of the first public version.
-        arxiv: identifier, or "".
-        number: our catalogue number of the system, 0 = none.
-        left_out: what of the paper is not built, one sentence, or "".
-    """
-
-    title: str
-    authors: str
-    year: int
-    arxiv: str = ""
-    number: int = 0
-    left_out: str = ""
-
-
 @dataclass(frozen=True)
 class Method:
     """Base of all methods: proposes nothing and accepts by sample and match, which is plain decoding.
 
-    Subclasses are frozen dataclasses; a setting declares its range (`outpace.methods.setting`). Nothing is kept on the
+    Subclasses are frozen dataclasses; a setting declares its range (`outpace.setting`). Nothing is kept on the
     object between steps: what a method remembers is the state that `start` and `observe` return.
     """
 
@@ -64,6 +44,8 @@ class Method:
     family: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
+    papers: ClassVar[tuple[Paper, ...]] = ()
+    """Other published systems that the method is under some of its settings; `Paper.command` names them."""
     harvests: ClassVar[bool] = False
     """`observe` learns from the scores of every step, whoever proposed it; `auto` then shows it all of them."""
     drafts_together: ClassVar[bool] = False

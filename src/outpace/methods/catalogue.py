@@ -1,27 +1,44 @@
-"""The catalogue of methods: generated from the classes, read without importing them.
+"""The catalogues of methods and of papers: generated from the code that runs them, read without importing it.
 
-`python -m outpace.methods.catalogue` rewrites `catalogue.json`; a test proves that the file equals the classes.
+`python -m outpace.methods.catalogue` rewrites `catalogue.json` and `papers/papers.json`; a test proves that they equal
+what the classes and modules say.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import json
 import re
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outpace.errors import ConfigError, nearest
 from outpace.methods.registry import built_in_names, load_method, plugin_origins
+from outpace.papers import FILE as PAPERS_FILE
+from outpace.papers import Paper
 
 if TYPE_CHECKING:
     from outpace.methods.base import Method
 
-__all__ = ["build", "describe", "find", "methods"]
+__all__ = ["build", "build_papers", "describe", "find", "methods", "needs_in_words"]
 
 _FILE = Path(__file__).with_name("catalogue.json")
+_NEEDED = {
+    "has_tree": "tree attention",
+    "has_rollback": "a cache that rolls back",
+    "has_skip": "layers that can be skipped",
+    "has_mask": "a mask token",
+}
+_PROMPT = '"Once upon a time"'
+_SHOWN_ON = {
+    "canvas": " --model stories-mask",
+    "block": " --model stories-block",
+}  # by attention; else the default model
 
 
 def methods() -> list[dict[str, Any]]:
@@ -64,7 +81,7 @@ def describe(kind: type[Method]) -> dict[str, Any]:
         "name": kind.name,
         "family": kind.family,
         "guarantee": method.guarantee.value,
-        "needs": {key: value for key, value in dataclasses.asdict(method.needs).items() if value},
+        "needs": {key: value for key, value in dataclasses.asdict(method.needs).items() if _asks(value)},
         "paper": dataclasses.asdict(kind.paper) if kind.paper else None,
         "summary": kind.summary,
         "settings": _settings(kind),
@@ -72,6 +89,61 @@ def describe(kind: type[Method]) -> dict[str, Any]:
         "plugin": "",
     }
     return json.loads(json.dumps(entry))  # type: ignore[no-any-return]
+
+
+def needs_in_words(needs: dict[str, Any]) -> str:
+    """Return what a method needs beyond a causal model, from its entry's "needs"; "" = nothing."""
+    words = [f"{needs['attention']} attention"] if needs.get("attention", "causal") != "causal" else []
+    words += [text for key, text in _NEEDED.items() if needs.get(key)]
+    outputs = needs.get("outputs", {})
+    words += [f"hidden states of layers {', '.join(map(str, outputs['layers']))}"] if outputs.get("layers") else []
+    words += ["the last hidden state"] if outputs.get("has_last") else []
+    words += [f"a {head} head" for head in outputs.get("heads", [])]
+    return ", ".join(words + [f"a {role} model" for role in needs.get("models", [])])
+
+
+def _asks(value: Any) -> bool:
+    return any(value.values()) if isinstance(value, dict) else bool(value)
+
+
+def build_papers() -> list[dict[str, Any]]:
+    """Return the entries of `outpace.papers.papers`, from the classes of methods and from each module's `PAPERS`."""
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for paper, runs, command, guarantee in (*_method_papers(), *_module_papers()):
+        entry = dataclasses.asdict(paper) | {"command": command, "guarantee": guarantee, "runs": [runs]}
+        place = sys.maxsize if paper.number is None else paper.number  # those without a number last
+        known = found.setdefault((place, paper.title), entry)
+        known["runs"] = list(dict.fromkeys([*known["runs"], runs]))
+    return [found[key] for key in sorted(found)]
+
+
+def _method_papers() -> Iterator[tuple[Paper, str, str, str]]:
+    """Yield each paper of each method, what runs it, the command that shows it, and what that guarantees."""
+    for name in built_in_names():
+        kind = load_method(name)
+        for paper in (*([kind.paper] if kind.paper else []), *kind.papers):
+            model = _SHOWN_ON.get(kind().needs.attention, "")
+            command = paper.command or f"outpace generate {_PROMPT}{model} --method {name}"
+            yield paper, f"method {name}", command, kind.from_settings(_options(command)).guarantee.value
+
+
+def _options(command: str) -> dict[str, str]:
+    """Return the method's settings in a command, but for a name in capitals, such as FILE, that stands for a file."""
+    words = shlex.split(command)
+    pairs = [words[place + 1].partition("=") for place, word in enumerate(words) if word in ("-o", "--option")]
+    return {name: value for name, _, value in pairs if not value.isupper()}
+
+
+def _module_papers() -> Iterator[tuple[Paper, str, str, str]]:
+    """Yield the same of the modules that declare papers; only these are imported."""
+    home = Path(__file__).parents[1]
+    for path in sorted(home.rglob("*.py")):
+        if re.search(r"^PAPERS\b", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            name = ".".join(["outpace", *path.relative_to(home).with_suffix("").parts]).removesuffix(".__init__")
+            for paper in importlib.import_module(name).PAPERS:
+                words = shlex.split(paper.command)
+                runs = f"recipe {words[2]}" if words[1] == "train" else f"command {' '.join(words[:2])}"
+                yield paper, runs, paper.command, ""
 
 
 def _settings(kind: type[Method]) -> list[dict[str, Any]]:
@@ -93,8 +165,9 @@ def _attributes(doc: str) -> dict[str, str]:
 
 
 def _write() -> None:
-    _FILE.write_text(json.dumps(build(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"Wrote {len(built_in_names())} methods to {_FILE.name}.")
+    for path, entries in ((_FILE, build()), (PAPERS_FILE, build_papers())):
+        path.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"Wrote {len(entries)} entries to {path.name}.")
 
 
 if __name__ == "__main__":

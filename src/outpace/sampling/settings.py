@@ -5,20 +5,53 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from outpace.arguments import ids, number, settle, some_ids, whole
 from outpace.errors import ConfigError
+from outpace.setting import Option, check, setting
 
 if TYPE_CHECKING:
     from outpace.constrain.canvas import CanvasConstraint
     from outpace.constrain.protocol import Constraint
 
-__all__ = ["Sampling"]
+__all__ = ["Sampling", "SamplingOptions"]
 
 _TOKENS = ("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
-_COUNTS = ("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
 _COLDEST = 1e-30  # logits divided by less might overflow
+
+
+def _law(default: Any, text: str, **bounds: Any) -> Any:
+    """Return a finite number that the command line takes, and leaves to the model's files where it is not given."""
+    return setting(default, is_finite=True, option=Option(text), **bounds)
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `Sampling` as arguments by name; None = not given. A test holds the two together."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    bad_words: Sequence[Sequence[int]] | None
+    min_tokens: int | None
+    constraint: Constraint | None
+    canvas_constraint: CanvasConstraint | None
+    min_length: int | None
+    no_repeat_ngram_size: int | None
+    encoder_no_repeat_ngram_size: int | None
+    encoder_repetition_penalty: float | None
+    sequence_bias: Mapping[tuple[int, ...], float] | None
+    suppress_tokens: Sequence[int] | None
+    begin_suppress_tokens: Sequence[int] | None
+    forced_bos_token_id: Sequence[int] | None
+    forced_eos_token_id: Sequence[int] | None
+    exponential_decay_length_penalty: tuple[int, float] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,23 +95,27 @@ class Sampling:
         ConfigError: a value is out of range; the sentence names it.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    bad_words: Sequence[Sequence[int]] = ()
-    min_tokens: int = 0
+    temperature: float = _law(0.0, "0 = always the likeliest token.", least=0, note="0 = greedy")
+    top_k: int = _law(0, "Keep the K likeliest tokens; 0 = all.", least=0, note="0 = off")
+    top_p: float = _law(1.0, "Keep the likeliest tokens up to mass P.", above=0, most=1)
+    min_p: float = _law(0.0, "Keep tokens M times as likely as the likeliest.", least=0, most=1)
+    typical_p: float = _law(1.0, "Keep the most typical tokens up to mass P.", above=0, most=1)
+    repetition_penalty: float = _law(1.0, "Divides logits of tokens seen; 1 = none.", above=0)
+    presence_penalty: float = _law(0.0, "Subtracted once from tokens written.")
+    frequency_penalty: float = _law(0.0, "Subtracted per time a token was written.")
+    logit_bias: Mapping[int, float] = setting(
+        factory=dict, option=Option("Added to a token's logit (repeatable).", metavar="ID=VALUE")
+    )
+    bad_words: Sequence[Sequence[int]] = setting(
+        (), option=Option("May not be written (repeatable).", "--bad-word", metavar="TEXT")
+    )
+    min_tokens: int = _law(0, "No end token before this many tokens.", least=0)
     constraint: Constraint | None = None
     canvas_constraint: CanvasConstraint | None = None
-    min_length: int = 0
-    no_repeat_ngram_size: int = 0
-    encoder_no_repeat_ngram_size: int = 0
-    encoder_repetition_penalty: float = 1.0
+    min_length: int = setting(0, least=0)
+    no_repeat_ngram_size: int = setting(0, least=0)
+    encoder_no_repeat_ngram_size: int = setting(0, least=0)
+    encoder_repetition_penalty: float = setting(1.0, above=0, is_finite=True)
     sequence_bias: Mapping[tuple[int, ...], float] = field(default_factory=dict)
     suppress_tokens: Sequence[int] = ()
     begin_suppress_tokens: Sequence[int] = ()
@@ -89,27 +126,7 @@ class Sampling:
     def __post_init__(self) -> None:
         settle(self)
         self._read_tokens()
-        ranges: list[tuple[str, float, bool, str]] = [
-            ("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("typical_p", self.typical_p, 0 < self.typical_p <= 1, "above 0 and at most 1"),
-            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
-            ("presence_penalty", self.presence_penalty, True, "a finite number"),
-            ("frequency_penalty", self.frequency_penalty, True, "a finite number"),
-            ("min_tokens", self.min_tokens, self.min_tokens >= 0, "0 or more"),
-            *((name, getattr(self, name), getattr(self, name) >= 0, "0 or more") for name in _COUNTS),
-            (
-                "encoder_repetition_penalty",
-                self.encoder_repetition_penalty,
-                self.encoder_repetition_penalty > 0,
-                "above 0",
-            ),
-        ]
-        for name, value, is_valid, text in ranges:
-            if not math.isfinite(value) or not is_valid:
-                raise ConfigError(f"{name} is {value}, which cannot be used.", f"{name} must be {text}.")
+        check(self)
         if any(not math.isfinite(bias) for bias in self.logit_bias.values()):
             raise ConfigError("A logit bias is not a finite number.", "Use bad_words to forbid a token outright.")
         if any(len(word) == 0 for word in self.bad_words):
@@ -139,13 +156,16 @@ class Sampling:
         """Return the settings for a vocabulary: ids that do not exist need not be suppressed.
 
         Raises:
-            ConfigError: an id that is forced or biased does not exist.
+            ConfigError: an id that is forced, biased or part of a bad word does not exist.
         """
-        words = [*self.sequence_bias, self.forced_bos_token_id, self.forced_eos_token_id]
-        if any(not 0 <= token < vocab_size for word in words for token in word):
-            raise ConfigError(
-                "A forced or biased token is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}."
-            )
+        named: dict[str, Sequence[Sequence[int]]] = {
+            "A logit bias": [tuple(self.logit_bias)],
+            "A bad word": self.bad_words,
+            "A forced or biased token": [*self.sequence_bias, self.forced_bos_token_id, self.forced_eos_token_id],
+        }
+        for what, words in named.items():
+            if any(not 0 <= token < vocab_size for word in words for token in word):
+                raise ConfigError(f"{what} is outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
         if not self.suppress_tokens and not self.begin_suppress_tokens:
             return self
         always, first = (

@@ -6,7 +6,21 @@ puzzles the format in which Dream was evaluated (Ye et al., 2025).
 
 from __future__ import annotations
 
+from outpace.papers import Paper
+
 from .example import Example
 from .registry import TASKS, Task, score, test_examples, training_examples
 
 __all__ = ["TASKS", "Example", "Task", "score", "test_examples", "training_examples"]
+
+PAPERS = (
+    Paper(
+        "ParallelBench: Understanding the Trade-offs of Parallel Decoding in Diffusion LLMs",
+        "Kang et al.",
+        2025,
+        "2510.04767",
+        255,
+        "All but the list tasks, which are generated anew.",
+        "outpace bench --canvas results --sets tasks",
+    ),
+)

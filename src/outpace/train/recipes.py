@@ -5,10 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from outpace.papers import Paper
+
 from .network import LlamaShape
 from .pairs import MULTI30K, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
 
+PAPERS = (
+    Paper(
+        "Scaling Diffusion Language Models via Adaptation from Autoregressive Models",
+        "Gong et al.",
+        2024,
+        "2410.17891",
+        303,
+        "Its own checkpoints, which were not tried.",
+        "outpace train stories-mask",
+    ),
+)
 Objective = Literal["causal", "masked", "block", "distilled"]
 
 

@@ -22,8 +22,20 @@ from outpace.constrain.canvas.common import CanvasTexts, CanvasTextState, draw_a
 from outpace.constrain.canvas.numbered import NumberedGrammar
 from outpace.constrain.canvas.protocol import Places
 from outpace.constrain.machine import set_bits
+from outpace.papers import Paper
 
 __all__ = ["ContextFreeConstraint", "ContextFreeState", "parts"]
+
+PAPERS = (
+    Paper(
+        "Constrained Decoding of Diffusion LLMs with Context-Free Grammars",
+        "Mündler, Dekoninck, Vechev",
+        2025,
+        "2508.10111",
+        268,
+        command='outpace generate "Once upon a time" --model stories-mask --method masked-diffusion --grammar FILE',
+    ),
+)
 
 _TRIALS = 12  # drawn tokens that are tested one by one before one within a terminal is drawn
 _REACH = 128  # unseen places behind the canvas that are looked at; more would only allow longer ways out

@@ -21,7 +21,7 @@ from outpace.canvas.adaptive_blocks import AdaptiveBlocks
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import BLOCK, CanvasBatch, CanvasMethod
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Capabilities, Proposal, View
 
 if TYPE_CHECKING:

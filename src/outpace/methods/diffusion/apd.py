@@ -24,8 +24,8 @@ from outpace.canvas.sliding import Sliding
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.guided import GuidedCanvas
-from outpace.methods.setting import setting
 from outpace.sampling import Sampler
+from outpace.setting import setting
 from outpace.types import Capabilities
 
 if TYPE_CHECKING:

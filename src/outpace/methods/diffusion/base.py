@@ -35,7 +35,7 @@ from outpace.canvas.copies import propose_copies
 from outpace.canvas.report import report
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from outpace.canvas import Canvas, Policy, make_policy
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.ranked import RankedCanvas
-from outpace.methods.setting import setting
+from outpace.setting import setting
 
 __all__ = ["DkvCache"]
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 from outpace.canvas.rules.parallel import EntropyBounded
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasMethod
-from outpace.methods.setting import setting
+from outpace.setting import setting
 
 __all__ = ["EbSampler"]
 

@@ -27,7 +27,7 @@ from outpace.canvas.rules.ete import Explore
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasBatch, CanvasMethod, ReadCopy
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Context, Needs, View
 
 __all__ = ["ExploreThenExploit"]

@@ -19,7 +19,7 @@ from outpace.canvas import Canvas, Policy, Ranked, Rule, make_policy
 from outpace.canvas.rules.parallel import Factor
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasMethod
-from outpace.methods.setting import setting
+from outpace.setting import setting
 
 __all__ = ["FastDllm"]
 

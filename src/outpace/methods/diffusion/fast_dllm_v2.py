@@ -19,7 +19,7 @@ from outpace.canvas import Canvas, FixedBlocks, Policy, Ranked, Schedule, make_p
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasBatch, CanvasMethod
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Context, Needs
 
 __all__ = ["FastDllmV2"]

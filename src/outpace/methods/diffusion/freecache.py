@@ -20,8 +20,8 @@ from outpace.canvas import CACHES, ORDERS, Canvas, Policy, Ranked, Reading, make
 from outpace.canvas.row import Bools
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.guided import GuidedCanvas
-from outpace.methods.setting import setting
 from outpace.sampling import Sampler
+from outpace.setting import setting
 from outpace.types import Needs
 
 __all__ = ["FreeCache"]

@@ -20,7 +20,7 @@ from outpace.canvas import CanvasRow, Parts, Reading
 from outpace.canvas.verify import Guess
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.verified import VerifiedCanvas
-from outpace.methods.setting import setting
+from outpace.setting import setting
 
 __all__ = ["FreeDave"]
 

@@ -25,7 +25,7 @@ from outpace.canvas.rules.lrd import Refined, mixture
 from outpace.errors import CapabilityError
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasBatch, CanvasMethod
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Context, Proposal, View
 
 __all__ = ["LatentRefinement"]

@@ -19,7 +19,7 @@ from outpace.canvas.background import frequencies
 from outpace.canvas.rules.position import Position
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasMethod
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Capabilities
 
 if TYPE_CHECKING:

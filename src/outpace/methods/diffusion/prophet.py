@@ -20,7 +20,7 @@ from outpace.canvas.reach import Reach
 from outpace.canvas.rules.prophet import EarlyCommit
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasMethod
-from outpace.methods.setting import setting
+from outpace.setting import setting
 
 __all__ = ["Prophet"]
 

@@ -8,7 +8,7 @@ from outpace.canvas import ORDERS, Ranked, Rule
 from outpace.canvas.rules.spread import Spread
 from outpace.errors import ConfigError
 from outpace.methods.diffusion.base import CanvasMethod
-from outpace.methods.setting import setting
+from outpace.setting import setting
 
 __all__ = ["RankedCanvas"]
 

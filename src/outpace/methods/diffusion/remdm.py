@@ -21,7 +21,7 @@ from outpace.canvas.rules.revise import Revise
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasMethod
-from outpace.methods.setting import setting
+from outpace.setting import setting
 
 __all__ = ["ReMdm"]
 
@@ -54,7 +54,7 @@ class ReMdm(CanvasMethod):
         "Wang et al.",
         2025,
         "2503.00307",
-        0,
+        None,
         "The strategies switch and loop, which turn re-masking on for a part of the time.",
     )
 

@@ -24,7 +24,7 @@ from outpace.canvas.row import Ids
 from outpace.canvas.verify import Guess, writes
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.verified import VerifiedCanvas
-from outpace.methods.setting import setting
+from outpace.setting import setting
 
 __all__ = ["SSD"]
 

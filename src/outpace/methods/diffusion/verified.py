@@ -12,7 +12,7 @@ from outpace.canvas.verify import Guess, Verified, foresee, grow, verify
 from outpace.methods.base import Method
 from outpace.methods.diffusion.base import CanvasBatch, CanvasMethod, ReadCopy
 from outpace.methods.registry import load_method
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Context, Guarantee, Needs, Outcome, View
 
 __all__ = ["VerifiedCanvas"]

@@ -24,7 +24,7 @@ from torch import Tensor
 from outpace.accept.match import picks, sample_and_match
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper, as_device
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Context, Decision, Needs, Outcome, Proposal, Report, Scores, View
 
 __all__ = ["Jacobi"]

@@ -19,7 +19,7 @@ from outpace.accept import sample_and_match
 from outpace.draft.ahead import Ahead
 from outpace.draft.window import phrases_only
 from outpace.methods.base import Method, Paper, nothing
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Context, Decision, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["Lookahead"]

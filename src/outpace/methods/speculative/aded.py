@@ -16,7 +16,7 @@ from typing import ClassVar
 from outpace.draft.memory import claim
 from outpace.draft.trigram import TrigramMemory, TrigramTable, search
 from outpace.methods.base import Method, Paper, trees
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["Aded"]

@@ -22,7 +22,7 @@ from outpace.draft.alignment import AlignmentLaws
 from outpace.draft.harvest import scored_text
 from outpace.draft.ngram import NgramIndex
 from outpace.methods.base import Method, Paper, chain, trees
-from outpace.methods.setting import ordered, setting
+from outpace.setting import ordered, setting
 from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["Alignment", "AlignmentState"]

@@ -20,8 +20,8 @@ from outpace.accept.lenient import lenient
 from outpace.draft.model import draft_chain
 from outpace.draft.reading import Drafter
 from outpace.methods.base import Paper, nothing
-from outpace.methods.setting import setting
 from outpace.methods.speculative.drafted import Drafted
+from outpace.setting import setting
 from outpace.types import Decision, Guarantee, Proposal, Scores, View
 
 __all__ = ["Bild"]

@@ -17,8 +17,8 @@ from typing import ClassVar
 
 from outpace.canvas.block_drafter import BlockDrafter
 from outpace.methods.base import Paper, chain
-from outpace.methods.setting import setting
 from outpace.methods.speculative.drafted import AdaptiveDraft
+from outpace.setting import setting
 from outpace.types import Context, Needs, Proposal, View
 
 __all__ = ["BlockDraft"]
@@ -52,7 +52,7 @@ class BlockDraft(AdaptiveDraft):
         "Li et al.",
         2025,
         "2510.02358",
-        0,
+        269,
         "The path search over the likeliest tokens of all places.",
     )
 

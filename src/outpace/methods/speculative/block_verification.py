@@ -16,8 +16,8 @@ from outpace.accept import block_verification
 from outpace.draft.reading import Drafter
 from outpace.draft.stochastic import Growth
 from outpace.methods.base import Paper
-from outpace.methods.setting import setting
 from outpace.methods.speculative.sampled import LARGEST, SampledTree
+from outpace.setting import setting
 from outpace.types import Decision, Proposal, Scores, View
 
 __all__ = ["BlockVerification"]

@@ -19,8 +19,8 @@ from outpace.draft.foreign import ForeignDrafter, SharedTokens, StringTokens
 from outpace.draft.model import draft_chain
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper, chain, nothing
-from outpace.methods.setting import setting
 from outpace.methods.speculative.drafted import RuledDraft
+from outpace.setting import setting
 from outpace.types import Context, Needs, Proposal, View
 
 __all__ = ["CrossVocab"]

@@ -21,9 +21,9 @@ from outpace.draft.model import draft_chain, draft_tree
 from outpace.draft.reading import Drafter
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper, nothing
-from outpace.methods.setting import setting
 from outpace.methods.speculative.drafted import Paced, RuledDraft
 from outpace.schedule.tree_size import RankTree
+from outpace.setting import setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["DraftModel"]

@@ -11,8 +11,8 @@ from typing import Any
 from outpace.accept import rejection, sample_and_match
 from outpace.draft.reading import Drafter
 from outpace.methods.base import Method, nothing
-from outpace.methods.setting import setting
 from outpace.schedule import DraftLengths
+from outpace.setting import setting
 from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["AdaptiveDraft", "BudgetTree", "Drafted", "Paced", "RuledDraft"]

@@ -16,8 +16,8 @@ from typing import ClassVar
 
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.setting import setting
 from outpace.methods.speculative.partial import PartialDraft
+from outpace.setting import setting
 
 __all__ = ["EarlyExit"]
 
@@ -44,7 +44,7 @@ class EarlyExit(PartialDraft):
         "Elhoushi et al.",
         2024,
         "2404.16710",
-        0,
+        None,
         "The training recipe, and keeping the first layers' results for the check.",
     )
 

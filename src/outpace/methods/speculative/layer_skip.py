@@ -16,8 +16,8 @@ from typing import ClassVar
 from outpace.draft.layers import spread_layers
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.setting import setting
 from outpace.methods.speculative.partial import PartialDraft
+from outpace.setting import setting
 
 __all__ = ["LayerSkip"]
 
@@ -46,7 +46,7 @@ class LayerSkip(PartialDraft):
         "Zhang et al.",
         2023,
         "2309.08168",
-        0,
+        None,
         "The search for the best layers.",
     )
 

@@ -17,8 +17,8 @@ from typing import ClassVar
 from outpace.draft.grow import draft_best
 from outpace.draft.reading import Drafter
 from outpace.methods.base import Paper
-from outpace.methods.setting import setting
 from outpace.methods.speculative.drafted import BudgetTree
+from outpace.setting import setting
 from outpace.types import Proposal, View
 
 __all__ = ["OptTree"]

@@ -23,8 +23,8 @@ from outpace.draft.nested import NestedRun
 from outpace.draft.phrases import PhrasePool
 from outpace.draft.window import first_paths, merged
 from outpace.methods.base import Paper, as_device
-from outpace.methods.setting import setting
 from outpace.methods.speculative.drafted import AdaptiveDraft, Paced
+from outpace.setting import setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["Ouroboros"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from outpace.draft.layers import SelfDrafter
-from outpace.methods.setting import setting
 from outpace.methods.speculative.drafted import AdaptiveDraft
+from outpace.setting import setting
 from outpace.types import Context, Needs, Proposal, View
 
 __all__ = ["PartialDraft"]

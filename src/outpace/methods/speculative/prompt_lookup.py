@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from outpace.draft.ngram import NgramIndex
 from outpace.methods.base import Method, Paper, chain
-from outpace.methods.setting import ordered, setting
+from outpace.setting import ordered, setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["PromptLookup"]

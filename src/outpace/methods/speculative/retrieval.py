@@ -20,7 +20,7 @@ from outpace.draft.datastore import Datastore, open_datastore
 from outpace.draft.ngram import NgramIndex
 from outpace.errors import ConfigError
 from outpace.methods.base import Ids, Method, Paper, chain, trees
-from outpace.methods.setting import ordered, setting
+from outpace.setting import ordered, setting
 from outpace.types import Context, Needs, Proposal, View
 
 __all__ = ["Retrieval", "RetrievalState"]
@@ -62,7 +62,13 @@ class Retrieval(Method):
     name: ClassVar[str] = "retrieval"
     family: ClassVar[str] = "speculative"
     summary: ClassVar[str] = "Drafts a tree of what followed the same tokens in a corpus, or in the text itself."
-    paper: ClassVar[Paper] = Paper("REST: Retrieval-Based Speculative Decoding", "He et al.", 2023, "2311.08252")
+    paper: ClassVar[Paper] = Paper(
+        "REST: Retrieval-Based Speculative Decoding",
+        "He et al.",
+        2023,
+        "2311.08252",
+        command='outpace generate "Once upon a time" --method retrieval -o index=FILE',
+    )
 
     def __post_init__(self) -> None:
         """Hold the settings to their ranges and order, and see that there is something to retrieve from."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from outpace.draft.reading import Drafter
 from outpace.draft.stochastic import Growth, draft_sampled
 from outpace.errors import ConfigError
-from outpace.methods.setting import setting
 from outpace.methods.speculative.drafted import Drafted
+from outpace.setting import setting
 from outpace.types import Guarantee, Proposal, View
 
 __all__ = ["LARGEST", "BranchedTree", "SampledTree"]

@@ -18,12 +18,12 @@ from typing import ClassVar
 from outpace.draft.grow import draft_shape
 from outpace.draft.reading import Drafter
 from outpace.methods.base import Paper, nothing
-from outpace.methods.setting import setting
 from outpace.methods.speculative.drafted import Drafted
 from outpace.schedule.cost import CostCurve
 from outpace.schedule.ranks import RankCounts, given_rates
 from outpace.schedule.tree_size import RankTree, planned
 from outpace.schedule.tune import claim_curve, draft_seconds
+from outpace.setting import setting
 from outpace.types import Context, Outcome, Proposal, View
 
 __all__ = ["Sequoia", "SequoiaState"]
@@ -72,7 +72,7 @@ class Sequoia(Drafted):
         "Chen et al.",
         2024,
         "2402.12374",
-        0,
+        None,
         "Sampling and verification without replacement (drafts are matched), and offloading.",
     )
 

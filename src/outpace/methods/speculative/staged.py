@@ -21,8 +21,8 @@ from outpace.draft.memory import claim
 from outpace.draft.nested import NestedRun
 from outpace.draft.trunk import TableGuesses, comb
 from outpace.methods.base import Paper, chain, nothing
-from outpace.methods.setting import setting
 from outpace.methods.speculative.drafted import Drafted
+from outpace.setting import setting
 from outpace.types import Context, Outcome, Proposal, View
 
 __all__ = ["Staged", "StagedState"]

@@ -18,7 +18,7 @@ from outpace.draft.suffix import Draft, SuffixRule
 from outpace.draft.suffix_history import SuffixHistory, SuffixMemory
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper, chain, trees
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["Suffix"]
@@ -55,7 +55,7 @@ class Suffix(Method):
         "Oliaro et al.",
         2024,
         "2411.04975",
-        0,
+        None,
         "The hybrid that falls back to a draft model where the score is low.",
     )
 

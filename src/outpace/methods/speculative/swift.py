@@ -19,7 +19,7 @@ from outpace.draft.layers import LayerMemory, LayerSearch, SearchPlan, SelfDraft
 from outpace.draft.memory import claim
 from outpace.errors import CapabilityError
 from outpace.methods.base import Method, Paper, chain, nothing, trees
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Context, Needs, Proposal, View
 
 __all__ = ["Swift", "SwiftState"]

@@ -17,7 +17,7 @@ from outpace.draft.harvest import scored_tokens
 from outpace.draft.memory import claim
 from outpace.draft.recycling import RecyclingMemory, RecyclingTable, likeliest_ids, tables, tree_shape
 from outpace.methods.base import Method, Paper, trees
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["TokenRecycling"]

@@ -16,8 +16,8 @@ from typing import ClassVar
 from outpace.accept import typical_acceptance
 from outpace.draft.reading import Drafter
 from outpace.methods.base import Paper
-from outpace.methods.setting import setting
 from outpace.methods.speculative.sampled import BranchedTree
+from outpace.setting import setting
 from outpace.types import Decision, Guarantee, Proposal, Scores, View
 
 __all__ = ["Typical"]

@@ -18,8 +18,8 @@ from outpace.draft.memory import claim
 from outpace.draft.model import draft_chain
 from outpace.draft.vocabulary import TokenCounts, TrimmedDrafter
 from outpace.methods.base import Paper
-from outpace.methods.setting import setting
 from outpace.methods.speculative.drafted import Paced, RuledDraft
+from outpace.setting import setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
 __all__ = ["VocabTrim"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from outpace.methods.base import Method, chain
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Needs, Proposal, View
 
 __all__ = ["RepeatLast"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from outpace.accept import sample_and_match
 from outpace.methods.base import Method
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["BestOfN"]

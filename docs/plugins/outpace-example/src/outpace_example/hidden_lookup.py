@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from outpace.methods.base import Method
-from outpace.methods.setting import setting
+from outpace.setting import setting
 from outpace.types import Context, Needs, Outcome, Outputs, Proposal, View
 
 __all__ = ["HiddenLookup"]

@@ -1,0 +1,95 @@
+"""The models that a method's settings name beside the target, and their tokenizers: each is loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from outpace import kernels
+from outpace.errors import ConfigError
+from outpace.methods.base import Method
+from outpace.methods.misfit import check_partner
+from outpace.models.opening import locate, open_model
+from outpace.text.tokenizer import Tokenizer
+from outpace.types import Adapter
+from outpace.zoo import drafter_of
+
+if TYPE_CHECKING:
+    from outpace.api.engine import LanguageModel
+
+__all__ = ["Partners"]
+
+
+class Partners:
+    """What stands beside a language model's target.
+
+    Args:
+        lm: loads them as it was loaded itself, with its dtype, device and kernels.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+        self._models: dict[str, Adapter] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
+
+    def models(self, method: Method, given: Mapping[str, Adapter]) -> dict[str, Adapter]:
+        """Return the models that a method needs by role; those that the caller gives win over those it names.
+
+        Raises:
+            ConfigError: a model that is needed has no name.
+            CapabilityError: one does not go with the target.
+        """
+        needs, found = method.needs, {}
+        for role in (*needs.models, *needs.optional_models):
+            if role in given:
+                other = given[role]
+            else:
+                try:
+                    name = self._name(method, role)
+                except ConfigError:
+                    if role in needs.optional_models:
+                        continue
+                    raise
+                if name not in self._models:
+                    backend = kernels if self._lm.is_compiled else None
+                    self._models[name] = open_model(name, self._lm.dtype, self._lm.device, backend)
+                other = self._models[name]
+            check_partner(
+                role,
+                other.capabilities,
+                self._lm.target.capabilities,
+                is_same_vocab=not needs.has_text,
+                attention=needs.model_attention.get(role, ""),
+            )
+            found[role] = other
+        return found
+
+    def tokenizers(self, method: Method, given: Mapping[str, Adapter]) -> dict[str, Tokenizer]:
+        """Return the target's tokenizer, and those of a method that works on text, by role.
+
+        Raises:
+            ConfigError: such a method meets a model without one.
+        """
+        own = self._lm.tokenizer
+        if not method.needs.has_text:
+            return {} if own is None else {"target": own}
+        found: dict[str, Tokenizer | None] = {"target": own}
+        for role in method.needs.models:
+            if role in given:
+                found[role] = given[role].tokenizer
+            else:
+                name = self._name(method, role)
+                if name not in self._tokenizers:
+                    self._tokenizers[name] = Tokenizer.from_directory(locate(name)[0])
+                found[role] = self._tokenizers[name]
+        for role, tokenizer in found.items():
+            if tokenizer is None:
+                raise ConfigError(
+                    f"The method {method.name!r} works on text, but the {role} model has no tokenizer.",
+                    "Use a model with a tokenizer.json.",
+                )
+        return {role: tokenizer for role, tokenizer in found.items() if tokenizer is not None}
+
+    def _name(self, method: Method, role: str) -> str:
+        name = str(getattr(method, role))
+        return drafter_of(self._lm.name) if name == "auto" else name

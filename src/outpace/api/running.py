@@ -1,0 +1,140 @@
+"""A run as it advances: text as it becomes final, then what each row has come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from outpace.api.infill import filled
+from outpace.api.request import Request
+from outpace.api.result import Result
+from outpace.methods.base import Method
+from outpace.run.loop import Run
+from outpace.run.row import Row
+from outpace.types import FinishReason
+
+if TYPE_CHECKING:
+    from outpace.api.engine import LanguageModel
+
+__all__ = ["Job", "advance", "finish"]
+
+_NO_CHAT = (
+    "The text ended at once: this model was made for conversations. Frame the prompt with --chat, or give messages in "
+    "place of text."
+)
+_AT_ONCE = 3  # tokens, the end among them, of a text that ended before it began
+
+
+@dataclass(slots=True)
+class Job:
+    """A run and what its results will say.
+
+    Attributes:
+        run: what steps.
+        rows: prompt by prompt, sample by sample; `run.rows` are those that have not ended.
+        method: as it runs on this model.
+        request: what was asked for.
+        is_single: one prompt and one sample, hence one result and no list.
+        is_text: the prompts were plain text.
+        notes: of the start.
+    """
+
+    run: Run
+    rows: list[Row]
+    method: Method
+    request: Request
+    is_single: bool
+    is_text: bool
+    notes: list[str]
+
+
+def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple[int, str]]:
+    """Step until every row has ended, yielding (row index, text) as text becomes final."""
+    number = {id(row): index for index, row in enumerate(job.rows)}
+    while job.run.rows:
+        if is_cancelled is not None and is_cancelled():
+            stepped = list(job.run.rows)
+            for row in stepped:
+                row.cancel()
+            job.run.leave(stepped)
+        else:
+            stepped = [row for row, _ in job.run.step()]
+        for row in stepped:
+            piece = "" if row.text is None else row.text.release(is_final=row.finish is not None)
+            if piece:
+                yield number[id(row)], piece
+
+
+def finish(lm: LanguageModel, job: Job) -> list[Result]:
+    """Return the result of each row."""
+    timing = _timing(lm.load_s, job.run.seconds)
+    return [
+        Result(
+            model=lm.name,
+            method=job.method.name,
+            prompt_tokens=list(row.source) if row.source is not None else row.tokens[: row.num_prompt],
+            tokens=row.written,
+            text=row.text.text if row.text is not None else "",
+            finish_reason=row.finish.value if row.finish is not None else "",
+            usage=row.usage,
+            timing=dict(timing),
+            seed=job.request.seed,
+            sample=index % job.request.num_samples,
+            notes=_notes(lm, row, job),
+            log_probs=row.log_probs,
+            top_log_probs=row.top_log_probs,
+            margins=row.margins,
+            sources=row.sources,
+            settings=job.method.to_dict(),
+            filled=_filled(lm, row, job.request.keep_special),
+            guarantee=job.method.guarantee.value,
+        )
+        for index, row in enumerate(job.rows)
+    ]
+
+
+def _notes(lm: LanguageModel, row: Row, job: Job) -> list[str]:
+    known = (*lm.target.notes, *lm.notes, *job.notes, *row.notes)
+    notes = [str(note) for note in known]
+    if job.is_text and _wants_chat(lm, row, job.request):
+        notes.append(_NO_CHAT)
+    if row.max_tokens < job.request.room(row.num_prompt):
+        notes.append("max_tokens was cut to what the model's context holds.")
+    is_cut = row.finish in (FinishReason.LENGTH, FinishReason.STOP)
+    if is_cut and row.state is not None and not row.state.is_complete:
+        notes.append("The text ends before what its constraint asks for is complete.")
+    if row.finish is FinishReason.CANCELLED:
+        notes.append("Cancelled: the text is what was written until then.")
+    return notes
+
+
+def _wants_chat(lm: LanguageModel, row: Row, request: Request) -> bool:
+    """Return whether an instruct model had nothing to say to a bare text, which it never saw in training."""
+    is_free = not request.constraints and row.constraint is None and not request.canvas
+    if lm.tokenizer is None or not lm.tokenizer.has_chat or not is_free:
+        return False
+    prompt, special = row.tokens[: row.num_prompt], set(lm.tokenizer.special_ids.values())
+    is_bare = special.isdisjoint(prompt[1:])  # a start token apart
+    return is_bare and row.finish is FinishReason.EOS and len(row.written) <= _AT_ONCE
+
+
+def _filled(lm: LanguageModel, row: Row, keep_special: bool) -> list[str]:
+    if lm.tokenizer is None:
+        return filled(row.canvas, row.written, lambda ids: " ".join(map(str, ids)))
+    return filled(row.canvas, row.written, partial(lm.tokenizer.decode, skip_special=not keep_special))
+
+
+def _timing(load_s: float, seconds: Mapping[str, float]) -> dict[str, float]:
+    decode = seconds["total"] - seconds["prefill"]
+    known = seconds["draft"] + seconds["score"] + seconds["accept"]
+    return {
+        "load_s": load_s,
+        "prefill_s": seconds["prefill"],
+        "decode_s": decode,
+        "draft_s": seconds["draft"],
+        "score_s": seconds["score"],
+        "accept_s": seconds["accept"],
+        "other_s": max(0.0, decode - known),
+    }

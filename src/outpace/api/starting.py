@@ -1,0 +1,198 @@
+"""From a call to a run: everything is checked against the model, then the rows are set up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from outpace.api.prompt import check_tokens, read_prompts
+from outpace.api.request import Request, split
+from outpace.api.running import Job
+from outpace.api.scoring import check_top
+from outpace.arguments import flag, given
+from outpace.errors import CapabilityError, ConfigError
+from outpace.methods.base import Method
+from outpace.methods.misfit import check_fit
+from outpace.methods.registry import load_method
+from outpace.run.loop import Run
+from outpace.run.row import Row
+from outpace.sampling import Sampling, row_key
+from outpace.text.chat import is_chat
+from outpace.text.stream import TextStream
+from outpace.text.tokenizer import Tokenizer
+from outpace.types import Adapter, Capabilities
+
+if TYPE_CHECKING:
+    from outpace.api.engine import LanguageModel
+
+__all__ = ["start"]
+
+_CHUNK = 256  # prompt tokens per prefill forward
+_INVARIANT_WIDTH = 16  # window nodes of every forward in batch-invariant mode on the eager path
+
+
+def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Job:
+    """Check everything that was asked for, the cheapest first, then set up the run.
+
+    Args:
+        lm: what writes.
+        prompt: one or several, as callers bring them.
+        arguments: by name; see `Options`.
+
+    Raises:
+        ConfigError, CapabilityError: see the message and its hint.
+    """
+    offered, arguments = lm.target.capabilities, given(arguments)
+    # 1) What the model's own files ask holds wherever the caller says nothing else.
+    arguments, notes = lm.generation.join(
+        arguments,
+        () if flag("ignore_eos", arguments.get("ignore_eos", False)) else lm.end_tokens,
+        is_canvas=offered.is_canvas,
+        has_text=lm.tokenizer is not None,
+    )
+    request, settings = split(arguments)
+    prompts, is_single = read_prompts(_framed(lm, prompt), lm.encode, offered)
+    method = _method(request.method, request.options)
+    # 2) What the vocabulary and the model's abilities rule out.
+    if request.stop and lm.tokenizer is None:
+        raise ConfigError("Stop strings need a tokenizer.", "Use end tokens instead.")
+    check_tokens("A stop token is", request.stop_tokens, offered.vocab_size)
+    check_top(request.top_log_probs, offered)
+    settings = settings.within(offered.vocab_size)
+    check_fit(method, offered)
+    # Where every forward has to have one width, since the kernels give no equal rows by themselves, no tree fits.
+    is_fixed = request.is_batch_invariant and not lm.target.is_invariant
+    method, note = method.fitted(replace(offered, has_tree=offered.has_tree and not is_fixed))
+    _check_canvas(offered, prompts, request.canvas)
+    # 3) What takes time: constraints are compiled, other models loaded.
+    settings = lm.constraints.apply(settings, request, lm.end_tokens, offered.is_canvas)
+    first = _decoder_start(lm, request, settings)
+    models = lm.partners.models(method, request.models or {})
+    rows = [
+        _row(lm, ids, row_key(request.seed, sample), request, first)
+        for ids in prompts
+        for sample in range(request.num_samples)
+    ]
+    run = _run(lm, method, settings, rows, models, request, is_fixed)
+    is_text = isinstance(prompt, str) or (isinstance(prompt, list | tuple) and isinstance(prompt[0], str))
+    notes = [*notes, note] if note else notes
+    return Job(run, rows, method, request, is_single and request.num_samples == 1, is_text, notes)
+
+
+def _framed(lm: LanguageModel, prompt: Any) -> Any:
+    """Return a prompt with its conversations as ids."""
+    if is_chat(prompt):
+        return lm.encode_chat(prompt)
+    if isinstance(prompt, list | tuple) and any(is_chat(item) for item in prompt):
+        return [lm.encode_chat(item) if is_chat(item) else item for item in prompt]
+    return prompt
+
+
+def _method(method: str | Method, options: Mapping[str, Any] | None) -> Method:
+    if isinstance(method, str):
+        return load_method(method).from_settings(options or {})
+    if options:
+        raise ConfigError("Options came with a method object.", "Set them on the object.")
+    return method
+
+
+def _check_canvas(offered: Capabilities, prompts: Sequence[Sequence[int]], canvas: Sequence[int]) -> None:
+    if not canvas:
+        return
+    if not offered.is_canvas:
+        raise CapabilityError(
+            "The model writes from left to right and cannot fill gaps.", "Use a masked model, such as stories-mask."
+        )
+    if any(not -1 <= token < offered.vocab_size for token in canvas):
+        raise ConfigError("The canvas holds a token outside the vocabulary.", "-1 stands for one to be filled in.")
+    longest = max(len(tokens) for tokens in prompts) + len(canvas)
+    if longest > offered.max_positions:
+        raise CapabilityError(
+            f"The text with its gaps has {longest} tokens, but the model's context is {offered.max_positions}.",
+            "Shorten it.",
+        )
+
+
+def _decoder_start(lm: LanguageModel, request: Request, settings: Sampling) -> list[int]:
+    """Return what an encoder-decoder's decoder starts with; empty for other models."""
+    offered, prefix = lm.target.capabilities, request.prefix
+    if not offered.is_encoder_decoder:
+        if len(prefix) > 0:
+            raise CapabilityError(
+                "A prefix was given, but the model has no decoder of its own.",
+                "Put it at the end of the prompt, which the model continues.",
+            )
+        return []
+    ids = lm.encode(prefix, is_special=False) if isinstance(prefix, str) else list(prefix)
+    check_tokens("The prefix holds a token", ids, offered.vocab_size)
+    first = [] if lm.target.start_token is None else [lm.target.start_token]
+    whole = ids if ids[:1] == first else [*first, *ids]
+    is_bound = settings.constraint is not None and len(settings.forced_bos_token_id) == 1
+    if len(whole) == 1 and is_bound:  # the constraint is on the text behind the language's token
+        whole += settings.forced_bos_token_id
+    if len(whole) >= offered.max_positions:
+        raise ConfigError(
+            f"The prefix has {len(ids)} tokens, but the decoder's context is {offered.max_positions}.",
+            "Shorten the prefix.",
+        )
+    return whole
+
+
+def _row(lm: LanguageModel, ids: list[int], key: int, request: Request, first: Sequence[int]) -> Row:
+    """Return a fresh row; `first` is what an encoder-decoder's decoder begins with."""
+    ends = () if request.ignore_eos else lm.end_tokens
+    tokens, source = (list(first), ids) if first else (list(ids), None)
+    text = None if lm.tokenizer is None else _text(lm.tokenizer, request, tokens)
+    held, stops, canvas = len(tokens), tuple(request.stop_tokens), list(request.canvas)
+    most = len(canvas) or min(request.room(held), lm.target.capabilities.max_positions - held)
+    return Row(tokens, held, key, most, ends, text, source=source, canvas=canvas, stop_tokens=stops)
+
+
+def _text(tokenizer: Tokenizer, request: Request, context: Sequence[int]) -> TextStream:
+    """Return a row's text stream; special tokens show, or only stop strings see them, or nobody does."""
+    if request.keep_special:
+        return TextStream(partial(tokenizer.decode, skip_special=False), request.stop, context, byte=tokenizer.byte)
+    names = tokenizer.special_ids if request.stop else {}
+    special = {token: name for name, token in names.items() if any(name in stop for stop in request.stop)}
+    return TextStream(tokenizer.decode, request.stop, context, special)
+
+
+def _run(
+    lm: LanguageModel,
+    method: Method,
+    settings: Sampling,
+    rows: list[Row],
+    models: dict[str, Adapter],
+    request: Request,
+    is_fixed: bool,
+) -> Run:
+    longest = max(row.num_prompt + row.max_tokens for row in rows)
+    width, offered = max(method.needs.width, _INVARIANT_WIDTH) + 1, lm.target.capabilities
+    if offered.is_canvas:  # whole copies of what is not cached, side by side
+        width += method.needs.copies * min(longest, 4 * offered.block_size or longest)
+    if is_fixed and offered.is_canvas:
+        raise ConfigError("A canvas has a batch-invariant mode on compiled kernels only.", "Leave it out.")
+    if is_fixed and method.needs.has_tree:
+        raise ConfigError(
+            "Batch-invariant mode drafts chains here: a tree's siblings change how sums are rounded.",
+            "Set tree_width=1, or use compiled kernels.",
+        )
+    run = Run(
+        lm.target,
+        method,
+        settings,
+        capacity=longest + width,
+        models=models,
+        memory=request.memory,
+        record=request.record,
+        num_top=request.top_log_probs,
+        chunk=_CHUNK,
+        width=_INVARIANT_WIDTH if is_fixed else 0,
+        device=lm.target.device,
+        tokenizers=lm.partners.tokenizers(method, request.models or {}),
+        watch=request.watch,
+    )
+    run.join(rows)
+    return run

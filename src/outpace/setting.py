@@ -1,0 +1,137 @@
+"""Settings that declare themselves once: their range, checked wherever they are made, and their command-line option."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from outpace.errors import ConfigError
+
+__all__ = ["Option", "Range", "check", "option_of", "ordered", "setting"]
+
+_RANGE, _OPTION = "range", "option"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values that a setting may have.
+
+    Attributes:
+        least, most: the border belongs to the range.
+        above, below: it does not.
+        among: the names to choose from.
+        note: what a value outside the usual ones means, such as "-1 = to the end"; ends the sentence.
+        is_finite: infinity lies outside.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    among: tuple[str, ...] = ()
+    note: str = ""
+    is_finite: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Return whether a value lies in the range."""
+        if self.among:
+            return value in self.among
+        if self.is_finite and not math.isfinite(value):
+            return False
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.among:
+            return "one of " + ", ".join(self.among)
+        if self.least is not None and self.most is not None:
+            return f"from {self.least} to {self.most}"
+        if self.least is not None and self.below is not None:
+            return f"from {self.least} to below {self.below}"
+        parts = [f"above {self.above}"] if self.above is not None else []
+        parts += [f"{self.least} or more"] if self.least is not None else []
+        parts += [f"at most {self.most}"] if self.most is not None else []
+        parts += [f"below {self.below}"] if self.below is not None else []
+        return " and ".join(parts) or "a finite number"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How the command line asks for a setting.
+
+    Attributes:
+        help: what it does, in a sentence.
+        flag: such as "--stop-token"; "" = the field's name with hyphens.
+        metavar: what stands for the value in the help; "" = its kind.
+        is_shown: the help shows the default, which nothing but the caller can change.
+    """
+
+    help: str
+    flag: str = ""
+    metavar: str = ""
+    is_shown: bool = False
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    factory: Callable[[], Any] | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    among: tuple[str, ...] = (),
+    note: str = "",
+    is_finite: bool = False,
+    option: Option | None = None,
+) -> Any:
+    """Return a dataclass field with a default, the range that `check` holds it to, and its option.
+
+    Args:
+        default: the value where none is given.
+        factory: makes the default, for values that cannot be shared.
+        least, most, above, below, among, note, is_finite: see `Range`.
+        option: how the command line asks for it; None = it does not.
+    """
+    facts = {_RANGE: Range(least, most, above, below, among, note, is_finite), _OPTION: option}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=facts)
+    return dataclasses.field(default=default, metadata=facts)
+
+
+def option_of(field: dataclasses.Field[Any]) -> Option | None:
+    """Return the option that a field declares."""
+    return field.metadata.get(_OPTION)
+
+
+def check(settings: Any) -> None:
+    """Hold every field that declares a range to it; each item of a tuple.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+    for field in dataclasses.fields(settings):
+        allowed, value = field.metadata.get(_RANGE), getattr(settings, field.name)
+        if allowed is None:
+            continue
+        if not all(allowed.holds(item) for item in (value if isinstance(value, tuple) else (value,))):
+            hint = f"{field.name} must be {allowed}" + (f"; {allowed.note}." if allowed.note else ".")
+            raise ConfigError(f"{field.name} is {value!r}.", hint)
+
+
+def ordered(settings: Any, low: str, high: str) -> None:
+    """Hold two fields to their order.
+
+    Raises:
+        ConfigError: the first is above the second.
+    """
+    least, most = getattr(settings, low), getattr(settings, high)
+    if least > most:
+        raise ConfigError(f"{low} is {least!r} and {high} {most!r}.", f"{low} must not be above {high}.")
