@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from outpace.api.engine import LanguageModel, load
 from outpace.bench.inflate import inflated_from
-from outpace.bench.options import BenchOptions, GrowthOptions
+from outpace.bench.options import BenchOptions, CommonOptions
+from outpace.bench.report import Skipped
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
 from outpace.methods.fit import check_fit
@@ -22,7 +23,6 @@ __all__ = [
     "Arm",
     "OurArm",
     "Sample",
-    "Skipped",
     "Task",
     "drafter_name",
     "make_arms",
@@ -113,14 +113,6 @@ class Arm(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An arm that was not measured, and why, in a sentence."""
-
-    name: str
-    reason: str
-
-
 _COUNTERPARTS = {PLAIN: "hf:plain", "prompt-lookup": "hf:prompt-lookup", "draft-model": "hf:assisted"}
 
 
@@ -190,7 +182,7 @@ def make_method(text: str, options: BenchOptions) -> Method:
     return load_method(name).from_settings({**options.options.get(name, {}), **given})
 
 
-def drafter_name(options: BenchOptions | GrowthOptions, directory: Path) -> str:
+def drafter_name(options: CommonOptions, directory: Path) -> str:
     """Return the draft model's name: as asked, or that of the model, or of the model which was inflated."""
     if options.draft != "auto":
         return options.draft
@@ -262,7 +254,7 @@ def _refusal(method: Method, lm: LanguageModel, is_inflated: bool) -> str:
     return ""
 
 
-def with_drafter(method: Method, options: BenchOptions | GrowthOptions, directory: Path) -> Method:
+def with_drafter(method: Method, options: CommonOptions, directory: Path) -> Method:
     """Return a method whose draft model is named by its directory, if it has one.
 
     Raises:

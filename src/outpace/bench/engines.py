@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from outpace.bench.arms import Sample, Skipped, Task
+from outpace.bench.arms import Sample, Task
 from outpace.bench.child import Child, ChildError
 from outpace.bench.gguf import write_gguf
+from outpace.bench.report import Skipped
 from outpace.errors import ModelError
 from outpace.models.loading import read_config
 
@@ -25,7 +26,7 @@ __all__ = [
     "OTHER_TEXT",
     "EngineArm",
     "Workplace",
-    "fingerprint",
+    "contents_name",
     "make_engine_arms",
     "measure_memory",
 ]
@@ -107,7 +108,7 @@ class EngineArm:
         return {"kind": "engine", "engine": self.path, "job": self.job}
 
 
-def fingerprint(directory: Path) -> str:
+def contents_name(directory: Path) -> str:
     """Return a name for a model's contents: of its configuration, and the size and head of each weight file."""
     found = hashlib.sha256((directory / "config.json").read_bytes())
     for path in sorted(directory.glob("*.safetensors")):

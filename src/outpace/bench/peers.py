@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from outpace.bench.arms import Arm, Sample, Skipped, Task
+from outpace.bench.arms import Arm, Sample, Task
 from outpace.bench.engines import Workplace, make_engine_arms
 from outpace.bench.machine import synchronise
 from outpace.bench.options import BenchOptions
+from outpace.bench.report import Skipped
 
 __all__ = ["HfArm", "gather_peers", "load_hf", "make_peers"]
 
