@@ -12,7 +12,7 @@ import torch
 
 import outpace
 from outpace.api.engine import LanguageModel
-from outpace.bench.canvas import Point, Set, Sweep, area, likelihood, measure
+from outpace.bench.canvas import Set, Sweep, SweepPoint, area, likelihood, measure
 from outpace.bench.canvas_report import closest, fixed_table, reference_of
 from outpace.bench.canvas_run import CanvasOptions, merge
 from outpace.bench.canvas_steps import step_times
@@ -24,10 +24,10 @@ from outpace.models.opening import locate
 from outpace.tasks import test_examples as examples_of
 
 
-def point(quality: float, tokens_per_forward: float, arm: str = "m: threshold", **given: Any) -> Point:
+def point(quality: float, tokens_per_forward: float, arm: str = "m: threshold", **given: Any) -> SweepPoint:
     values: dict[str, Any] = {"model": "m", "method": "fast-dllm", "set": "stories", "settings": {}, "nll": 1.0}
     values |= {"entropy": 3.0, "tokens": 100, "forwards": round(100 / tokens_per_forward), "positions": 900}
-    return Point(arm=arm, quality=quality, draft_forwards=0, seconds=1.0, **{**values, **given})
+    return SweepPoint(arm=arm, quality=quality, draft_forwards=0, seconds=1.0, **{**values, **given})
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_task_is_scored_and_counted(lm: LanguageModel, tmp_path: Path) -> None
     machine = {"cpu": "test", "threads": 1}
     new_report("canvas", {}, machine, [slow.to_dict(), fast.to_dict()], tables=()).write(tmp_path / "one.json")
     known = read_report(tmp_path / "one.json").rows
-    assert [Point.from_dict(entry).to_dict() for entry in known] == known
+    assert [SweepPoint.from_dict(entry).to_dict() for entry in known] == known
     later = dataclasses.replace(slow, quality=0.123)
     new_report("canvas", {}, machine, [later.to_dict(), fast.to_dict()], tables=()).write(tmp_path / "two.json")
     pytest.importorskip("matplotlib")

@@ -117,7 +117,7 @@ def test_what_cannot_be_inflated(source: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_public() -> None:
-    assert outpace.bench.inflate is inflate
+    assert outpace.bench.inflate.inflate is inflate and "inflate" in outpace.bench.inflate.__all__
 
 
 def test_sizes() -> None:

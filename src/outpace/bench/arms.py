@@ -22,8 +22,8 @@ __all__ = [
     "PLAIN",
     "Arm",
     "OurArm",
+    "Request",
     "Sample",
-    "Task",
     "drafter_name",
     "make_arms",
     "make_method",
@@ -34,7 +34,7 @@ PLAIN = "autoregressive"
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Request:
     """One generation to make.
 
     Attributes:
@@ -104,7 +104,7 @@ class Arm(Protocol):
     baseline: str
     counterpart: str
 
-    def run(self, task: Task) -> Sample:
+    def run(self, task: Request) -> Sample:
         """Make one generation, from empty memory."""
         ...
 
@@ -128,7 +128,7 @@ class OurArm:
         self.counterpart = _COUNTERPARTS.get(method.name, "")
         self.directory = directory
 
-    def run(self, task: Task) -> Sample:
+    def run(self, task: Request) -> Sample:
         """Make one generation; no memory is handed over, so every one starts without."""
         result = self._generate(task)
         usage, timing = result.usage, result.timing
@@ -146,11 +146,11 @@ class OurArm:
             accepted=usage.num_accepted,
         )
 
-    def margins(self, task: Task) -> list[float]:
+    def margins(self, task: Request) -> list[float]:
         """Return how far each token is from being another one (not for timing)."""
         return list(self._generate(task, record=("margins",)).margins)
 
-    def _generate(self, task: Task, **extra: Any) -> Any:
+    def _generate(self, task: Request, **extra: Any) -> Any:
         self.lm.end_tokens = task.end_tokens
         return self.lm.generate(
             list(task.ids),

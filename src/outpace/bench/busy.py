@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from outpace.api.engine import LanguageModel, load
-from outpace.bench.arms import Arm, OurArm, Task
+from outpace.bench.arms import Arm, OurArm, Request
 from outpace.bench.child import ChildError
 from outpace.bench.command import new_parser, run_command, words
 from outpace.bench.engines import EngineArm, Workplace
@@ -138,7 +138,7 @@ def summarise(found: Mapping[str, Mapping[str, Sequence[float]]], states: Mappin
 
 def _side(arm: Arm, ids: Sequence[int], max_tokens: int) -> Side:
     """Return what makes one generation with an arm, past end tokens."""
-    task = Task(tuple(ids), max_tokens, 0.0, 0)
+    task = Request(tuple(ids), max_tokens, 0.0, 0)
 
     def run() -> tuple[int, float]:
         sample = arm.run(task)

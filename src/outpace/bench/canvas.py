@@ -29,9 +29,9 @@ from outpace.errors import ConfigError
 from outpace.tasks import TASKS, Example, score, test_examples
 
 __all__ = [
-    "Point",
     "Set",
     "Sweep",
+    "SweepPoint",
     "area",
     "likelihood",
     "measure",
@@ -81,7 +81,7 @@ class Set:
 
 
 @dataclass(slots=True)
-class Point:
+class SweepPoint:
     """One measured setting.
 
     Attributes:
@@ -117,7 +117,7 @@ class Point:
         return self.tokens / self.forwards if self.forwards else 0.0
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Point:
+    def from_dict(cls, values: Mapping[str, Any]) -> SweepPoint:
         """Return the point that `to_dict` told, but for its texts."""
         names = {item.name for item in dataclasses.fields(cls)} - {"texts"}
         return cls(**{name: values[name] for name in names}, texts=[values["sample"]])
@@ -145,7 +145,7 @@ def measure(
     judge: LanguageModel | None,
     tell: Callable[[str], None] = lambda text: None,
     repeats: int = 1,
-) -> Iterator[Point]:
+) -> Iterator[SweepPoint]:
     """Yield one point per sweep, setting and set; texts of a set are written one by one, as at batch 1.
 
     Args:
@@ -194,14 +194,14 @@ def _point(
     results: list[Result],
     seconds: float,
     judge: LanguageModel | None,
-) -> Point:
+) -> SweepPoint:
     texts, nll = [result.text for result in results], 0.0
     if item.examples:
         quality = statistics.mean(score(example, text) for example, text in zip(item.examples, texts, strict=True))
     else:
         nll = likelihood(judge, results) if judge is not None else math.nan
         quality = math.exp(-nll)
-    return Point(
+    return SweepPoint(
         arm=sweep.name,
         model=sweep.model,
         method=sweep.method,
@@ -242,7 +242,7 @@ def _entropy(tokens: Sequence[int]) -> float:
     return -sum(n / total * math.log(n / total) for n in Counter(tokens).values()) if total else 0.0
 
 
-def area(points: Sequence[Point], most: float = 8.0) -> float:
+def area(points: Sequence[SweepPoint], most: float = 8.0) -> float:
     """Return the area under quality over tokens per forward, from 1 to `most`, divided by the width.
 
     Quality between points is linear; beyond the last point it is 0, since nothing was written as fast. Follows the idea

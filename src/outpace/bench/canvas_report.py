@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from outpace.bench.canvas import Point, area, spell
+from outpace.bench.canvas import SweepPoint, area, spell
 from outpace.bench.plots import draw_sweeps
 from outpace.bench.report import Table
 
@@ -32,7 +32,9 @@ _COLUMNS = (
 )
 
 
-def canvas_page(points: Sequence[Point], models: Sequence[str], causal: Sequence[str], facts: Mapping[str, Any]) -> str:
+def canvas_page(
+    points: Sequence[SweepPoint], models: Sequence[str], causal: Sequence[str], facts: Mapping[str, Any]
+) -> str:
     """Return all figures of a measurement as Markdown.
 
     Args:
@@ -69,12 +71,12 @@ def canvas_page(points: Sequence[Point], models: Sequence[str], causal: Sequence
     return "\n".join(parts)
 
 
-def _stories_part(own: Sequence[Point], model: str) -> list[str]:
+def _stories_part(own: Sequence[SweepPoint], model: str) -> list[str]:
     points = [point for point in own if point.set == OPEN]
     reference = reference_of(points, OPEN, model)
     if reference is None:
         return []
-    groups: dict[str, list[Point]] = {}
+    groups: dict[str, list[SweepPoint]] = {}
     for point in points:
         groups.setdefault(point.arm, []).append(point)
     curves = {arm: group for arm, group in groups.items() if _is_curve(group[0])}
@@ -90,12 +92,12 @@ def _stories_part(own: Sequence[Point], model: str) -> list[str]:
     ]
 
 
-def _is_curve(point: Point) -> bool:
+def _is_curve(point: SweepPoint) -> bool:
     """Whether a point belongs to a sampler's curve, not to the caches and lossless methods."""
     return not _short(point.arm).startswith(("threshold 0.9", "one per step", "FreeDave", "SSD"))
 
 
-def draw_canvases(points: Sequence[Point], models: Sequence[str], causal: Sequence[str], folder: Path) -> None:
+def draw_canvases(points: Sequence[SweepPoint], models: Sequence[str], causal: Sequence[str], folder: Path) -> None:
     """Draw the curves of each masked model, with those of the causal ones, into a folder.
 
     Raises:
@@ -111,7 +113,7 @@ def draw_canvases(points: Sequence[Point], models: Sequence[str], causal: Sequen
         draw_sweeps(shown, sets, name, folder / f"{name}.png")
 
 
-def fixed_table(points: Sequence[Point], model: str, sets: Sequence[str]) -> str:
+def fixed_table(points: Sequence[SweepPoint], model: str, sets: Sequence[str]) -> str:
     """Return a Markdown table: quality on each set against the number of places written per step, the surest first.
 
     Tasks whose answer tokens depend on each other lose by it; copying does not (ParallelBench).
@@ -129,7 +131,7 @@ def fixed_table(points: Sequence[Point], model: str, sets: Sequence[str]) -> str
     return Table("", columns, cells).markdown() + "\n"
 
 
-def areas_table(points: Sequence[Point], model: str, sets: Sequence[str], most: float) -> str:
+def areas_table(points: Sequence[SweepPoint], model: str, sets: Sequence[str], most: float) -> str:
     """Return a Markdown table: the area under each sampler's curve on each set, the best of a set in bold."""
     arms = list(dict.fromkeys(point.arm for point in points if point.model == model))
     areas = {
@@ -145,7 +147,7 @@ def areas_table(points: Sequence[Point], model: str, sets: Sequence[str], most: 
     return Table("", ("sampler", *sets), cells).markdown() + "\n"
 
 
-def rows_table(points: Sequence[Point], reference: Point | None, *, with_model: bool = False) -> str:
+def rows_table(points: Sequence[SweepPoint], reference: SweepPoint | None, *, with_model: bool = False) -> str:
     """Return a Markdown table of points, one line each, beside a reference."""
     cells = []
     for point in points:
@@ -161,7 +163,7 @@ def rows_table(points: Sequence[Point], reference: Point | None, *, with_model: 
     return Table("", _COLUMNS, cells, left=2).markdown() + "\n"
 
 
-def closest(points: Sequence[Point], reference: Point) -> Point | None:
+def closest(points: Sequence[SweepPoint], reference: SweepPoint) -> SweepPoint | None:
     """Return the fastest of the points that keep quality and entropy within 2% of the reference's."""
     kept = [
         point
@@ -171,7 +173,7 @@ def closest(points: Sequence[Point], reference: Point) -> Point | None:
     return max(kept, key=lambda point: point.tokens_per_forward, default=None)
 
 
-def reference_of(points: Sequence[Point], name: str, model: str) -> Point | None:
+def reference_of(points: Sequence[SweepPoint], name: str, model: str) -> SweepPoint | None:
     """Return the point of one token per step, the surest first, with the exact cache."""
     wanted = {"set": name, "model": model, "method": "masked-diffusion"}
     for point in points:

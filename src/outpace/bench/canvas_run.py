@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from outpace.api.engine import LanguageModel, load
-from outpace.bench.canvas import Point, Set, Sweep, area, measure, stories, task_set
+from outpace.bench.canvas import Set, Sweep, SweepPoint, area, measure, stories, task_set
 from outpace.bench.canvas_report import MOST, OPEN, canvas_page, draw_canvases
 from outpace.bench.canvas_sweeps import cache_sweeps, causal_sweeps, lossless_sweeps, sampler_sweeps
 from outpace.bench.command import new_parser, run_command
@@ -62,7 +62,7 @@ class CanvasOptions:
             raise ConfigError(f"There is no set {unknown[0]!r}.", f"Sets: {OPEN}, {', '.join(TASKS)}.")
 
 
-def run_canvas(options: CanvasOptions, tell: Callable[[str], None] = lambda text: None) -> list[Point]:
+def run_canvas(options: CanvasOptions, tell: Callable[[str], None] = lambda text: None) -> list[SweepPoint]:
     """Measure, and write `canvas.md`, `canvas.json` and pictures into the folder.
 
     Raises:
@@ -81,10 +81,10 @@ def run_canvas(options: CanvasOptions, tell: Callable[[str], None] = lambda text
     return points
 
 
-def _write(points: Sequence[Point], options: CanvasOptions, machine: Mapping[str, Any]) -> None:
+def _write(points: Sequence[SweepPoint], options: CanvasOptions, machine: Mapping[str, Any]) -> None:
     """Write the raw figures, the page and the pictures."""
     kind = "canvas-speed" if options.inflate else "canvas"
-    groups: dict[tuple[str, str], list[Point]] = {}
+    groups: dict[tuple[str, str], list[SweepPoint]] = {}
     for point in points:
         groups.setdefault((point.set, point.arm), []).append(point)
     areas = [{"set": name, "arm": arm, "area": area(group, MOST)} for (name, arm), group in groups.items()]
@@ -120,9 +120,9 @@ def _set(name: str, options: CanvasOptions) -> Set:
     return task_set(name, 2 * options.num)
 
 
-def _all(options: CanvasOptions, models: dict[str, LanguageModel], tell: Callable[[str], None]) -> list[Point]:
+def _all(options: CanvasOptions, models: dict[str, LanguageModel], tell: Callable[[str], None]) -> list[SweepPoint]:
     """Curves of every sampler on every set; caches and lossless methods on stories."""
-    points: list[Point] = []
+    points: list[SweepPoint] = []
     began = time.perf_counter()
     judge = models[options.causal[0]]
     for item in _sets(options):
@@ -142,7 +142,7 @@ def _all(options: CanvasOptions, models: dict[str, LanguageModel], tell: Callabl
     return points
 
 
-def _speed(options: CanvasOptions, models: dict[str, LanguageModel], tell: Callable[[str], None]) -> list[Point]:
+def _speed(options: CanvasOptions, models: dict[str, LanguageModel], tell: Callable[[str], None]) -> list[SweepPoint]:
     """Threshold sampling, lossless methods and the causal model, in turns, at a size where forwards are what costs."""
     items = [_set(name, options) for name in options.sets or (OPEN, "copy", "replace-index", "sudoku")]
     judge = models[options.causal[0]]
@@ -179,12 +179,12 @@ def merge(files: Sequence[Path], out: Path) -> None:
     Raises:
         ConfigError: a file holds no such figures.
     """
-    points: list[Point] = []
+    points: list[SweepPoint] = []
     facts: Mapping[str, Any] = {}
     for file in files:
         report = read_report(file)
         try:
-            found = [Point.from_dict(item) for item in report.rows]
+            found = [SweepPoint.from_dict(item) for item in report.rows]
         except (KeyError, TypeError):
             raise ConfigError(f"{file} holds no canvases' figures.", "Name canvas.json of earlier runs.") from None
         sets = {point.set for point in found}

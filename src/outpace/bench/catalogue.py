@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from outpace.bench.arms import PLAIN, Arm, OurArm, Task, drafter_name, make_arms
+from outpace.bench.arms import PLAIN, Arm, OurArm, Request, drafter_name, make_arms
 from outpace.bench.options import BenchOptions
 from outpace.bench.prompts import read_prompts
 from outpace.bench.report import Report, Skipped, Table, by_place, new_report, show_ratio
@@ -123,7 +123,7 @@ def _that_run(
     for arm in arms:
         try:
             for temperature in temperatures:
-                arm.run(Task(tuple(ids), 8, temperature, 0))
+                arm.run(Request(tuple(ids), 8, temperature, 0))
         except OutpaceError as error:
             skipped.append(Skipped(arm.name, f"{error} {error.hint}".strip()))
             continue

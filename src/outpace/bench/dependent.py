@@ -13,14 +13,14 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from outpace.api.engine import load
-from outpace.bench.canvas import Point, Sweep, measure, task_set, values_of
+from outpace.bench.canvas import Sweep, SweepPoint, measure, task_set, values_of
 from outpace.bench.command import new_parser, run_command
 from outpace.bench.report import Table
 
 __all__ = ["main", "solved", "table"]
 
 
-def solved(model: str, tasks: Sequence[str], examples: int, counts: Sequence[int]) -> Iterator[Point]:
+def solved(model: str, tasks: Sequence[str], examples: int, counts: Sequence[int]) -> Iterator[SweepPoint]:
     """Yield a point per task and number of tokens per step.
 
     Raises:
@@ -30,7 +30,7 @@ def solved(model: str, tasks: Sequence[str], examples: int, counts: Sequence[int
     return measure([sweep], [task_set(name, examples) for name in tasks], {model: load(model)}, None)
 
 
-def table(points: Sequence[Point]) -> str:
+def table(points: Sequence[SweepPoint]) -> str:
     """Return the share solved as a Markdown table: a line per task, a column per number of tokens per step."""
     counts = dict.fromkeys(point.settings["per_step"] for point in points)
     cells = [

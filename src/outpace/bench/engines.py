@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from outpace.bench.arms import Sample, Task
+from outpace.bench.arms import Request, Sample
 from outpace.bench.child import Child, ChildError
 from outpace.bench.gguf import write_gguf
 from outpace.bench.report import Skipped
@@ -97,7 +97,7 @@ class EngineArm:
             self.child.close()
             raise
 
-    def run(self, task: Task) -> Sample:
+    def run(self, task: Request) -> Sample:
         """Make one generation, timed in the child."""
         fields = {"max_tokens": task.max_tokens, "temperature": task.temperature, "seed": task.seed}
         found = self.child.ask("run", ids=list(task.ids), end_tokens=list(task.end_tokens), **fields)
@@ -201,7 +201,7 @@ def _open(
     arm = EngineArm(engine, mode, precision, place.job(engine, mode, precision or place.precision))
     try:
         for temperature in temperatures:
-            arm.run(Task((1, 2, 3), 4, temperature, 0))
+            arm.run(Request((1, 2, 3), 4, temperature, 0))
     except ChildError:
         arm.child.close()
         raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
-    from outpace.bench.canvas import Point
+    from outpace.bench.canvas import SweepPoint
 
 __all__ = ["draw_growth", "draw_speed", "draw_sweeps"]
 
@@ -92,7 +92,7 @@ def _draw_curves(speed: Any, ratio: Any, curves: Sequence[dict[str, Any]]) -> No
         _open(axes)
 
 
-def draw_sweeps(points: Sequence[Point], sets: Sequence[str], title: str, path: Path) -> None:
+def draw_sweeps(points: Sequence[SweepPoint], sets: Sequence[str], title: str, path: Path) -> None:
     """Draw quality along tokens per forward, one panel per set.
 
     Raises:

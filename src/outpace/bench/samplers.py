@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from outpace.api.engine import load
-from outpace.bench.canvas import Point, Sweep, measure, spell, stories
+from outpace.bench.canvas import Sweep, SweepPoint, measure, spell, stories
 from outpace.bench.command import new_parser, run_command
 from outpace.bench.report import Table
 
@@ -45,14 +45,14 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def measured(model: str, judge: str, prompts: int, max_tokens: int, temperature: float) -> Iterator[Point]:
+def measured(model: str, judge: str, prompts: int, max_tokens: int, temperature: float) -> Iterator[SweepPoint]:
     """Yield a point per setting on one model, the reference first."""
     # Every sampler under the cache that changes nothing, where it has a choice.
     sweeps = [Sweep(name, model, name, ({"block": _BLOCK, **settings},)) for name, settings in SETTINGS]
     return measure(sweeps, [stories(prompts, max_tokens, temperature)], {model: load(model)}, load(judge))
 
 
-def table(points: Sequence[Point]) -> str:
+def table(points: Sequence[SweepPoint]) -> str:
     """Return the points as a Markdown table, each beside the first of its model."""
     cells, first = [], points[0]
     for point in points:
@@ -68,7 +68,7 @@ def table(points: Sequence[Point]) -> str:
 
 
 def _work(given: argparse.Namespace) -> None:
-    points: list[Point] = []
+    points: list[SweepPoint] = []
     for model in given.models:
         for point in measured(model, given.judge, given.prompts, given.max_tokens, given.temperature):
             points.append(point)

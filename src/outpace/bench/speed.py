@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from outpace.bench import machine, memory
-from outpace.bench.arms import Arm, OurArm, Task, drafter_name, make_arms
+from outpace.bench.arms import Arm, OurArm, Request, drafter_name, make_arms
 from outpace.bench.engines import ENGINES, OTHER_TEXT, Workplace, contents_name
 from outpace.bench.inflate import inflate, inflated_from
 from outpace.bench.options import BenchOptions, CommonOptions
@@ -131,7 +131,7 @@ def measure(
     began, rounds = time.monotonic(), list(_rounds(tasks, options))
     ends = tuple(end_tokens)
     for arm, temperature in itertools.product(arms, options.temperatures):
-        arm.run(Task(tuple(next(iter(tasks.values()))), _WARM_UP, temperature, options.seed, ends))
+        arm.run(Request(tuple(next(iter(tasks.values()))), _WARM_UP, temperature, options.seed, ends))
 
     def begin(number: int) -> bool:
         if options.time_limit_s and number and time.monotonic() - began > options.time_limit_s:
@@ -145,7 +145,7 @@ def measure(
     def play(arm: Arm) -> Record:
         repeat, temperature, prompt = rounds[at[-1]]
         machine.synchronise(device)
-        task = Task(tuple(tasks[prompt]), options.max_tokens, temperature, options.seed, ends)
+        task = Request(tuple(tasks[prompt]), options.max_tokens, temperature, options.seed, ends)
         return Record(arm.name, prompt.set, prompt.id, temperature, repeat, arm.run(task))
 
     at: list[int] = []
