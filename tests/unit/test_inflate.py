@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-import outpace.testing
+import outpace.bench
 from outpace.bench.inflate import _Splitter, count_parameters, inflate, inflated_from, parse_size, streamed_parameters
 from outpace.errors import ConfigError, ModelError
 from outpace.models.loading import load_model
