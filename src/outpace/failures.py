@@ -63,24 +63,30 @@ def tell(message: str, hint: str = "") -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a wish that can be asked for; the second stops hard."""
+def interruptible(*signals: int, is_patient: bool = False) -> Iterator[Callable[[], bool]]:
+    """Turn the first signal (by default Ctrl-C) into a wish that can be asked for.
+
+    Args:
+        *signals: numbers; none = SIGINT.
+        is_patient: later signals repeat the wish; else the second stops hard.
+    """
     is_wished = False
 
     def wish(number: int, frame: FrameType | None) -> None:
         nonlocal is_wished
-        if is_wished:
+        if is_wished and not is_patient:
             raise KeyboardInterrupt
         is_wished = True
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may listen for signals
         yield lambda: False
         return
-    before = signal.signal(signal.SIGINT, wish)
+    before = {number: signal.signal(number, wish) for number in signals or (signal.SIGINT,)}
     try:
         yield lambda: is_wished
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _usage(error: Exception) -> tuple[str, str]:

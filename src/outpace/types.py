@@ -8,15 +8,17 @@ Lengths that the host already knows are Python lists; what a forward decides is 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from outpace.cache import Cache, Counter
+from outpace.errors import CapabilityError
 from outpace.sampling import Sampler, Stream
 
 if TYPE_CHECKING:
@@ -29,13 +31,13 @@ __all__ = [
     "Context",
     "Counter",
     "Decision",
-    "EncoderAdapter",
     "FinishReason",
     "Guarantee",
     "Needs",
     "Outcome",
     "Outputs",
     "Proposal",
+    "Report",
     "Sampled",
     "Scores",
     "Stream",
@@ -83,6 +85,8 @@ class Capabilities:
         width: the largest number of tokens per forward (0 = unlimited).
         turns_at: texts longer than this turn their positions by other frequencies (rotary scalings); 0 = never.
         turns_anew: such a text is read anew from its beginning (long-rope); else its later positions alone differ.
+        has_hidden: hidden states are given where `Outputs` asks for them.
+        heads: names of the further outputs that may be asked for.
     """
 
     vocab_size: int
@@ -99,6 +103,8 @@ class Capabilities:
     logits_shift: bool = False
     turns_at: int = 0
     turns_anew: bool = False
+    has_hidden: bool = False
+    heads: tuple[str, ...] = ()
 
     @property
     def is_canvas(self) -> bool:
@@ -144,6 +150,8 @@ class Needs:
         model_attention: the attention of other models, by role, where it is not the target's.
         outputs: what is wanted with the logits: at the root, at every node, and, chunk by chunk through `observe`, at
             every prompt position.
+        has_forks: rows may continue others of their group (`Decision.source`), so that a text is final only when its
+            row has ended: nothing of it is streamed before.
     """
 
     attention: str = "causal"
@@ -159,6 +167,7 @@ class Needs:
     copies: int = 1
     model_attention: Mapping[str, str] = field(default_factory=dict)
     outputs: Outputs = NO_OUTPUTS
+    has_forks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,19 +190,50 @@ class Scores:
     last: Tensor | None = None
 
 
-class Adapter(Protocol):
-    """A model behind the contract; knows no method.
+class Adapter(ABC):
+    """A model behind the contract; knows no method. A new one derives from this class and gives what is abstract.
 
     `score` writes the keys and values of its T tokens into the cache's scratch slots, starting at each row's
     length; they are only staged until `Cache.keep`.
+
+    Attributes:
+        capabilities: what the model offers.
+        device, dtype: where it computes, and in what: caches, soft inputs and outputs have both.
+        notes: what a result should say about this model.
+        path: what runs the forward, e.g. "compiled", "packed" or "torch"; models of one path and shape cost the same.
+        is_invariant: a token's logits have the same bits whatever its window and its batch.
+        tokenizer: what turns text into its tokens, where it carries one.
+        start_token: of an encoder-decoder, the first decoder token, which the model never writes.
+        shape: the sizes of the model as one text, by which measured costs are kept; "" = its capabilities tell.
+        layer_weights, head_weights: numbers that a token is multiplied by in all layers and in the output matrix;
+            0 = not known. Drafters are compared with targets by them.
     """
 
     capabilities: Capabilities
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    notes: Sequence[str] = ()
+    path: str = "torch"
+    is_invariant: bool = False
+    tokenizer: Tokenizer | None = None
+    start_token: int | None = None
+    shape: str = ""
+    layer_weights: int = 0
+    head_weights: int = 0
 
+    @abstractmethod
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return an empty preallocated cache for `rows` rows of up to `capacity` entries (scratch included)."""
-        ...
 
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings [..., hidden] of tokens [...], as `score` takes them for `inputs`."""
+
+    @abstractmethod
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of last hidden states [..., hidden], as `Scores.last` holds them."""
+
+    @abstractmethod
     def score(
         self,
         tokens: Tensor,
@@ -201,7 +241,7 @@ class Adapter(Protocol):
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
@@ -215,19 +255,45 @@ class Adapter(Protocol):
                 (block). All valid cache entries are always visible (subject to a sliding window).
             cache: from `new_cache`; entries `0..cache.lengths[b]-1` of row b are valid.
             ask: [B, A] int64 indices into T where logits are wanted; None = all T. A may be 0.
-            heads: names of further outputs wanted.
+            outputs: what is wanted with the logits, at the same places.
             inputs: [B, T, hidden] soft embeddings in place of `tokens`; None = embed the tokens.
             skip: indices of layers to leave out (the residual stream passes unchanged).
+
+        Raises:
+            CapabilityError: the model does not give what is asked (see `Capabilities`).
+            ConfigError: the tokens do not fit the cache or the model's context.
         """
-        ...
-
-
-class EncoderAdapter(Adapter, Protocol):
-    """An adapter whose decoder attends to a source that is encoded once per row."""
 
     def encode(self, sources: Sequence[list[int]], cache: Cache) -> None:
-        """Run the encoder on each row's source tokens and keep what the decoder needs in `cache`."""
-        ...
+        """Of an encoder-decoder: encode each row's source tokens once, and keep in `cache` what the decoder reads."""
+        del sources, cache
+        raise CapabilityError("This model has no encoder.", "Use an encoder-decoder model.")
+
+    def trim_head(self, ids: Tensor) -> Adapter | None:
+        """Return this model with logits [B, A, K] of some tokens [K] only; None where that would save nothing."""
+        del ids
+        return None
+
+    def check(self, outputs: Outputs, skip: Sequence[int] = ()) -> None:
+        """Refuse what the capabilities do not offer.
+
+        Raises:
+            CapabilityError: an output or a skipped layer that this model does not have.
+        """
+        offered = self.capabilities
+        if skip and not offered.has_skip:
+            raise CapabilityError("This model cannot skip layers.", "Use a model that outpace loads natively.")
+        if (outputs.layers or outputs.has_last) and not offered.has_hidden:
+            raise CapabilityError(
+                "This model does not give its hidden states.", "Use a model that outpace loads natively."
+            )
+        unknown = [layer for layer in outputs.layers if not 0 <= layer <= offered.num_layers]
+        if unknown:
+            raise CapabilityError(f"There is no layer {unknown[0]} to tap.", f"Layers: 0 to {offered.num_layers}.")
+        missing = [name for name in outputs.heads if name not in offered.heads]
+        if missing:
+            known = ", ".join(offered.heads) or "none"
+            raise CapabilityError(f"The model has no output named {missing[0]!r}.", f"Its outputs: {known}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +319,9 @@ class Proposal:
         parent: [B, W] int64 index of the parent node, -1 = last final token; None = a chain. Parents precede children.
         position: [B, W] int64 logical positions; None = depth after the prefix.
         visible: [B, W, W] bool; None = ancestors and self (causal) or what the model's own attention shows (a canvas).
-        ask: [B, A] int64 nodes whose logits are wanted, for canvases; None = the root and every node.
-        inputs: [B, W, hidden] soft embeddings of the nodes, for canvases; None = embed the tokens.
+        ask: [B, A] int64 nodes whose logits are wanted, -1 = the root; None = the root, if any, and every node.
+        inputs: [B, W, hidden] soft embeddings of the nodes; None = embed the tokens.
+        is_whole: the window is all that is forwarded, as on a canvas: no token is pending, and there is no root.
         law: None = deterministic drafts, or `Sampled`.
         origin: who drafted, for traces: one name, or one per row.
         carry: anything the method's own `accept` needs.
@@ -272,21 +339,27 @@ class Proposal:
     note: str = ""
     ask: Tensor | None = None
     inputs: Tensor | None = None
+    is_whole: bool = False
 
 
 @dataclass(slots=True)
 class Decision:
     """Which candidates are written, and how many leading positions are now final.
 
+    Where rows continue others, entry b of everything else speaks of the row that b is from now on: its tokens follow
+    the text of row `source[b]`, its path holds nodes of that row's window, and its slots lie in that row's cache.
+
     Attributes:
         tokens: [B, N] int64 final tokens to append, right-padded.
         num: [B] int64, how many of them count; may be 0.
         path: [B, N] int64 window node accepted as each token, -1 = recovered, bonus or collapsed.
             None = chain: nodes 0, 1, ..., and -1 for the last token.
-        keep: None = pending entries and accepted nodes stay; False = no entry of this forward does. A canvas method
-            lists, per row, the cache slots that are valid from now on: 0 to L - 1 are the L entries that were valid
-            before, L + i is node i of this forward. What it leaves out is forgotten.
-        done: [B] bool, the method ends the row.
+        keep: None = pending entries and accepted nodes stay. A canvas method lists, per row, the cache slots that are
+            valid from now on: 0 to L - 1 are the L entries that were valid before, L + i is node i of this forward.
+            What it leaves out is forgotten.
+        source: [B] int64, the row whose text, cache entries and state each row continues, out of its own group
+            (`View.groups`); None = its own. Asks for `Needs.has_forks`.
+        score: [B] float64, how good the method thinks each row is; noted on the rows for whoever picks one.
         is_recovered: [B] bool, the last token replaced a rejected draft (False: it is a bonus after full acceptance).
         log_probs: [B, N] float64, the log-probability of each token when it was drawn, where that was not in this step.
         carry: handed to the method's own `observe`.
@@ -295,11 +368,35 @@ class Decision:
     tokens: Tensor
     num: Tensor
     path: Tensor | None = None
-    keep: bool | Sequence[Sequence[int]] | None = None
-    done: Tensor | None = None
+    keep: Sequence[Sequence[int]] | None = None
+    source: Tensor | None = None
+    score: Tensor | None = None
     is_recovered: Tensor | None = None
     log_probs: Tensor | None = None
     carry: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a step did to one row, for those who watch.
+
+    Attributes:
+        places: where it wrote, or took back what was written: positions in the row's text, final or not.
+        tokens: what stands there now; a canvas' mask token where something was taken back.
+        rounds: which of the step's rounds each was written in, from 0. A step that looks ahead makes several.
+        log_probs: natural log-probability of each when it was drawn; empty where it was not measured.
+        answers: the target's own token after the root and after each node; empty where it was not drawn for all.
+        num_rounds: steps of the reference that this step stands for.
+        num_guesses: guessed states that were forwarded beside the row's own.
+    """
+
+    places: list[int]
+    tokens: list[int]
+    rounds: list[int]
+    log_probs: list[float] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+    num_rounds: int = 1
+    num_guesses: int = 0
 
 
 @dataclass(slots=True)
@@ -311,9 +408,11 @@ class Outcome:
         accepted: how many of them were drafts.
         path: window node accepted as each emitted token, -1 = not a draft.
         proposal, decision: what the step was made of (None for a prefill chunk).
-        scores: the step's; of a prefill chunk only where `Needs.has_prefill_logits`, one entry per token forwarded.
+        scores: the step's; of a prefill chunk only where `Needs.has_prefill_logits` or `Needs.outputs`, one entry per
+            token forwarded.
         chunk: of a prefill chunk, per row the positions that were forwarded.
         seconds: time per phase of this step: draft, score, accept.
+        reports: one per row, where somebody watches; empty otherwise.
     """
 
     emitted: list[list[int]]
@@ -324,6 +423,7 @@ class Outcome:
     scores: Scores | None = None
     chunk: list[range] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    reports: list[Report] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -338,6 +438,7 @@ class View:
         cache: the target's cache.
         sampler: `law`, `pick` and `noise`, bound to the rows' keys.
         last: the last Outcome.
+        groups: the rows by group; rows may continue others of their own group only. A row that came alone is a group.
     """
 
     texts: list[list[int]]
@@ -347,6 +448,7 @@ class View:
     cache: Cache
     sampler: Sampler
     last: Outcome | None = None
+    groups: list[list[int]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -395,5 +497,5 @@ class Context:
         model = self.models[role]
         cache = model.new_cache(len(self.texts), self.capacity, self.counters["draft"])
         if model.capabilities.is_encoder_decoder:
-            cast("EncoderAdapter", model).encode(self.sources, cache)
+            model.encode(self.sources, cache)
         return cache

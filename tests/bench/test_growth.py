@@ -21,7 +21,7 @@ def test_crossings_on_a_logarithmic_axis() -> None:
 
 
 def test_replayed_drafts_are_accepted_as_said(tiny: Path) -> None:
-    lm = LanguageModel(load_model(tiny, dtype="float32", is_compiled=False), None, name="tiny")
+    lm = LanguageModel(load_model(tiny, dtype="float32"), None, name="tiny")
     prompts = [[1, 2, 3], [4, 5, 6, 7]]
     plain = lm.generate(prompts, max_tokens=10, ignore_eos=True)
     texts = {tuple(prompt): result.tokens for prompt, result in zip(prompts, plain, strict=True)}

@@ -49,7 +49,7 @@ def test_the_chain_of_16_is_accepted(method: str, law: str) -> None:
 def test_plain_torch_is_the_same_model(tiny: Path) -> None:
     """What ours is compared with computes the same thing."""
     plain = PlainTorch(tiny, torch.float32, 64)
-    model = load_model(tiny, dtype="float32", is_compiled=False)
+    model = load_model(tiny, dtype="float32")
     cache = model.new_cache(1, 64)
     tokens = torch.arange(20) * 7
     ours = model.score(tokens[None, :19], torch.arange(19)[None], None, cache).logits[0]

@@ -13,7 +13,7 @@ import torch
 from tests_cli import ROOT, Command
 
 from outpace.train import RECIPES, Recipe, checkpoint
-from outpace.train.network import Shape
+from outpace.train.network import LlamaShape
 from outpace.train.sources import Source
 from outpace.train.trainer import Trainer
 
@@ -30,7 +30,7 @@ def recipe() -> Recipe:
         weight=1.0,
         read=lambda data: iter([f"one two {number} {(data / 'some.txt').read_text()}" for number in range(40)]),
     )
-    shape = Shape(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=48, vocab=300, context=64)
+    shape = LlamaShape(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=48, vocab=300, context=64)
     sizes = {"steps": STEPS, "gpu_steps": STEPS, "rows": 4, "length": 16, "warmup": 2, "checkpoint_every": 2}
     return Recipe(name="toy", summary="A toy.", shape=shape, objective="causal", sources=(source,), **sizes)
 

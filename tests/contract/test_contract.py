@@ -16,6 +16,7 @@ from outpace.methods.speculative.prompt_lookup import PromptLookup
 from outpace.testing import check_method, run_contract
 from outpace.testing.answers import answer_checks, law_checks
 from outpace.testing.checks import contract_checks
+from outpace.testing.world import inhabited, make_rows, reference, write
 from outpace.types import Counter, Needs, Outcome, Proposal, View
 
 VARIANTS = [
@@ -46,6 +47,28 @@ def test_registered(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("method", VARIANTS, ids=str)
 def test_variants(method: Method) -> None:
     check_method(method)
+
+
+def on_pairs() -> list[str]:
+    """Return the methods that run on an encoder-decoder, which `cross-vocab` refuses."""
+    needs = {name: load_method(name)().needs for name in method_names()}
+    return [name for name, need in needs.items() if need.attention == "causal" and not need.has_text]
+
+
+@pytest.mark.parametrize("name", on_pairs())
+def test_registered_on_an_encoder_decoder(name: str) -> None:
+    check_method(load_method(name)(), "encoder-decoder")
+
+
+def test_an_encoder_decoder_reads_its_source() -> None:
+    """Were the source left out, the contract above would show nothing."""
+    assert reference("greedy", kind="encoder-decoder") != reference("greedy")
+    with inhabited("encoder-decoder"):
+        rows, others = make_rows(), make_rows()
+        others[1].source = [9, 9]
+        write(load_method("autoregressive")(), rows=rows)
+        write(load_method("autoregressive")(), rows=others)
+    assert [a.written == b.written for a, b in zip(rows, others, strict=True)] == [True, False, True, True]
 
 
 @pytest.mark.parametrize("check", answer_checks() + law_checks(), ids=lambda check: check.__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -58,8 +59,8 @@ def test_contract_of_lossless_methods(method: FreeDave | SSD) -> None:
 class Moody(Ranked):
     """Decides by what it remembers: the probability of what it wrote last."""
 
-    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
-        choice = Ranked("left" if row.memo and row.memo > 0.5 else "confidence").choose(reading, row)
+    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
+        choice = Ranked("left" if memo and memo > 0.5 else "confidence").choose(reading, row, row.memo)
         choice.memo = float(reading.confidence[choice.writes].min())
         return choice
 

@@ -264,7 +264,7 @@ def test_texts_follow_the_enumerated_law(method: Method, steps: int, eta: float)
         (ReMdm, {"strategy": "low", "steps": 3}, "has no steps"),
         (ReMdm, {"per_step": 2}, "has no per_step"),
         (MaskedDiffusion, {"steps": 4, "per_step": 2}, "give one|Each decides|steps is 4"),
-        (MaskedDiffusion, {"order_temp": -1.0}, "order_temp -1"),
+        (MaskedDiffusion, {"order_temp": -1.0}, "order_temp is -1"),
         (MaskedDiffusion, {"end": "first"}, "end is 'first'"),
     ],
 )

@@ -154,6 +154,12 @@ def renamed(name: str) -> str:
 
 def oracle_logits(name: str, model: hf.PreTrainedModel, ids: Tensor) -> Tensor:
     """Logits [B, T, V] in float64 of the token at each position; that of position 0 of a shifted model is its own."""
+    logits = oracle_output(name, model, ids).logits
+    return torch.cat([logits[:, :1], logits[:, :-1]], 1) if LAYOUTS[name].is_shifted else logits
+
+
+def oracle_output(name: str, model: hf.PreTrainedModel, ids: Tensor, **more: Any) -> Any:
+    """What transformers returns in float64 under the layout's mask, nothing shifted."""
     layout, size = LAYOUTS[name], ids.shape[1]
     place = torch.arange(size)
     block = place // layout.block if layout.block else torch.zeros_like(place)
@@ -161,10 +167,10 @@ def oracle_logits(name: str, model: hf.PreTrainedModel, ids: Tensor) -> Tensor:
     mask = torch.zeros(size, size, dtype=torch.float64).masked_fill(~is_seen, float("-inf"))
     rows = len(ids)
     with in_float64(), torch.no_grad():
-        logits = model(
+        return model(
             ids,
             attention_mask=mask.expand(rows, 1, size, size),
             position_ids=place.expand(rows, size),
             use_cache=False,
-        ).logits
-    return torch.cat([logits[:, :1], logits[:, :-1]], 1) if layout.is_shifted else logits
+            **more,
+        )

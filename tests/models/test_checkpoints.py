@@ -29,7 +29,7 @@ def change(directory: Path, **keys: Any) -> None:
 
 def refused(name: Path | str) -> str:
     with pytest.raises(ModelError) as caught:
-        open_model(str(name), is_compiled=False)
+        open_model(str(name))
     assert caught.value.hint and "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -76,7 +76,7 @@ def test_old_quantised_checkpoints_say_it_in_a_file_of_their_own(file: str, copy
 @pytest.mark.parametrize("none", [None, {}])
 def test_no_quantisation_is_none(none: Any, copy: Path) -> None:
     change(copy, quantization_config=none)
-    load_model(copy, is_compiled=False)
+    load_model(copy)
 
 
 def test_an_adapter_is_not_a_model(copy: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_an_adapter_is_not_a_model(copy: Path, tmp_path: Path) -> None:
     save_file({"x.lora_A.weight": torch.ones(1, 2)}, tmp_path / "lora" / "adapter_model.safetensors")
     assert "LoRA adapter for org/base" in refused(tmp_path / "lora")
     (copy / "adapter_config.json").write_text(settings)
-    assert "not applied" in load_model(copy, is_compiled=False).notes[-1]
+    assert "not applied" in load_model(copy).notes[-1]
 
 
 def test_gguf_and_other_files_say_what_they_are(copy: Path, tmp_path: Path) -> None:
@@ -109,9 +109,9 @@ def test_weights_without_scales_are_refused(dtype: torch.dtype, copy: Path) -> N
 
 def test_float16_on_a_cpu_is_noted(copy: Path) -> None:
     change(copy, dtype="float16")
-    model = load_model(copy, device="cpu", is_compiled=False)
+    model = load_model(copy, device="cpu")
     assert model.dtype == torch.bfloat16 and "float16" in model.notes[-1]
-    assert load_model(copy, "bfloat16", "cpu", is_compiled=False).notes == []
+    assert load_model(copy, "bfloat16", "cpu").notes == []
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1)])
@@ -129,13 +129,13 @@ def test_tensors_without_elements_may_stand_anywhere_in_a_header(order: tuple[in
     parts = [extra[0], header, extra[1]]
     made = json.dumps({name: facts for i in order for name, facts in parts[i].items()}).encode()
     path.write_bytes(len(made).to_bytes(8, "little") + made + data[8 + size :])
-    load_model(copy, is_compiled=False)
+    load_model(copy)
 
 
 def test_a_whole_file_counts_before_an_index_beside_it(copy: Path) -> None:
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    load_model(copy, is_compiled=False)
+    load_model(copy)
     (copy / "model.safetensors").rename(copy / "model-00002-of-00002.safetensors")
     assert "lacks" in refused(copy)
 
@@ -145,7 +145,7 @@ def test_a_tied_head_may_stand_for_the_embedding(model_root: Path, tmp_path: Pat
     ids = torch.arange(20)[None]
 
     def logits() -> torch.Tensor:
-        model = load_model(directory, "float64", is_compiled=False)
+        model = load_model(directory, "float64")
         assert model.weights.head.weight is model.weights.embed
         return model.score(ids, ids, None, model.new_cache(1, 20)).logits
 
@@ -205,4 +205,4 @@ def test_null_is_a_key_left_out(copy: Path) -> None:
     change(copy, num_key_value_heads=None, head_dim=None, rope_scaling=None, sliding_window=None, attention_bias=None)
 
     with pytest.raises(ModelError, match="was expected"):  # six key heads in place of two: the tensors disagree
-        load_model(copy, is_compiled=False)
+        load_model(copy)

@@ -37,7 +37,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def eager(directory: Path, dtype: str = "float64", **more: Any) -> Transformer:
-    return load_model(directory, dtype, is_compiled=False, **more)
+    return load_model(directory, dtype, **more)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -38,7 +38,7 @@ def test_teacher_forced_equals_transformers(case: str, model_root: Path) -> None
     expected = reference_logits(reference, random_ids())
     for dtype, limit in (("float64", 1e-9), ("float32", 1e-4)):
         for is_packed in (False, True)[: 1 + (dtype == "float32")]:
-            model = load_model(directory, dtype, is_compiled=False, pack=is_packed)
+            model = load_model(directory, dtype, pack=is_packed)
             assert distance(prefix_logits(model, random_ids()), expected) <= limit
 
 
@@ -49,7 +49,7 @@ def test_plain_transformers_agrees_up_to_its_float32_islands(case: str, model_ro
     plain = hf.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64, attn_implementation="eager")
     with torch.no_grad():
         expected = plain(random_ids()).logits
-    model = load_model(directory, "float64", is_compiled=False)
+    model = load_model(directory, "float64")
     assert distance(prefix_logits(model, random_ids()), expected) <= 2e-4
     assert reference.config.model_type == plain.config.model_type
 
@@ -58,7 +58,7 @@ def test_plain_transformers_agrees_up_to_its_float32_islands(case: str, model_ro
 def test_greedy_equals_transformers(case: str, model_root: Path) -> None:
     directory, reference = saved(case, model_root)
     prompt = random_ids()[0, :8].tolist()
-    text = greedy(load_model(directory, "float64", is_compiled=False), prompt, LENGTH)
+    text = greedy(load_model(directory, "float64"), prompt, LENGTH)
     chosen = reference_logits(reference, torch.tensor([text]))[0].argmax(-1).tolist()
     assert chosen[len(prompt) - 1 : -1] == text[len(prompt) :]
     assert len(set(text[len(prompt) :])) >= 16
@@ -71,7 +71,7 @@ def test_greedy_equals_generate(model_root: Path) -> None:
     prompt = random_ids()[:, :8]
     options = {"do_sample": False, "max_new_tokens": LENGTH, "min_new_tokens": LENGTH, "eos_token_id": None}
     text = plain.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, **options)
-    assert greedy(load_model(directory, "float64", is_compiled=False), prompt[0].tolist(), LENGTH) == text[0].tolist()
+    assert greedy(load_model(directory, "float64"), prompt[0].tolist(), LENGTH) == text[0].tolist()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -80,10 +80,10 @@ def test_every_tensor_matters(case: str, model_root: Path, tmp_path: Path) -> No
     directory, _ = saved(case, model_root)
     tensors = load_file(directory / "model.safetensors")
     (tmp_path / "config.json").write_text((directory / "config.json").read_text())
-    expected = prefix_logits(load_model(directory, "float64", is_compiled=False), random_ids())
+    expected = prefix_logits(load_model(directory, "float64"), random_ids())
     for name, tensor in tensors.items():
         save_file(tensors | {name: torch.zeros_like(tensor)}, tmp_path / "model.safetensors")
-        zeroed = load_model(tmp_path, "float64", is_compiled=False)
+        zeroed = load_model(tmp_path, "float64")
         if case.startswith("opt") and name.endswith("k_proj.bias"):
             # It adds the same to all scores of a query, which softmax ignores: only the cache can tell.
             layer = int(name.split(".")[3])
@@ -105,14 +105,14 @@ def test_bfloat16_is_as_close_as_transformers(case: str, model_root: Path) -> No
     plain = hf.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16, attn_implementation="eager")
     with torch.no_grad():
         theirs = (plain(random_ids()).logits.double() - expected).square().mean().sqrt()
-    ours = prefix_logits(load_model(directory, "bfloat16", is_compiled=False), random_ids())
+    ours = prefix_logits(load_model(directory, "bfloat16"), random_ids())
     assert (ours.double() - expected).square().mean().sqrt() <= 1.5 * theirs
 
 
 @pytest.mark.parametrize("case", ["llama", "mistral", "qwen2", "gemma2", "gemma3", "gpt_neox", "opt-350m", "olmo2"])
 def test_chunks_ragged_rows_and_trees_equal_whole_prefixes(case: str, model_root: Path) -> None:
     directory, _ = saved(case, model_root)
-    model = load_model(directory, "float64", is_compiled=False)
+    model = load_model(directory, "float64")
     ids = random_ids(3, 40)
     whole = prefix_logits(model, ids)
     cache = model.new_cache(3, 60)
@@ -169,7 +169,7 @@ def check_tree(model: Transformer, ids: Tensor, cache, lengths: list[int]) -> No
 
 def test_tree_path_is_kept(model_root: Path) -> None:
     directory, _ = saved("mistral", model_root)
-    model = load_model(directory, "float64", is_compiled=False)
+    model = load_model(directory, "float64")
     ids = random_ids(1, 14)
     cache = model.new_cache(1, 40)
     model.score(ids[:, :8], torch.arange(8)[None], None, cache)
@@ -190,7 +190,7 @@ def test_gemma3_inside_an_image_model(model_root: Path, tmp_path: Path) -> None:
     tensors = load_file(directory / "model.safetensors")
     renamed = {"language_model." + name: tensor for name, tensor in tensors.items()}
     save_file(renamed | {"vision_tower.x": torch.zeros(2)}, tmp_path / "model.safetensors")
-    found = prefix_logits(load_model(tmp_path, "float64", is_compiled=False), random_ids())
+    found = prefix_logits(load_model(tmp_path, "float64"), random_ids())
     assert distance(found, reference_logits(reference, random_ids())) < 1e-9
 
 
@@ -200,5 +200,5 @@ def test_hub_gpt2_names_have_no_prefix(model_root: Path, tmp_path: Path) -> None
     tensors = load_file(directory / "model.safetensors")
     bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     save_file(bare | {"h.0.attn.bias": torch.ones(1, 1, 4, 4)}, tmp_path / "model.safetensors")
-    found = prefix_logits(load_model(tmp_path, "float64", is_compiled=False), random_ids())
+    found = prefix_logits(load_model(tmp_path, "float64"), random_ids())
     assert distance(found, reference_logits(reference, random_ids())) < 1e-9

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from shapes import Lifted
 
 from outpace.api.engine import LanguageModel
 from outpace.cache import Cache
@@ -25,7 +24,7 @@ from outpace.run.layout import lay_out
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
-from outpace.types import Proposal
+from outpace.types import Outputs, Proposal
 
 hf = pytest.importorskip("transformers")
 VOCAB, COUNT = 131, 64
@@ -187,13 +186,6 @@ def new_cache(case: str, rows: int, capacity: int) -> Cache:
 def texts(count: int, rows: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(7)
     return torch.randint(3, VOCAB, (rows, count), generator=generator).tolist()
-
-
-@pytest.fixture
-def exact_softmax() -> Iterator[None]:
-    """Lift the softmax that some models take in float32, whose rounding depends on how many slots are padding."""
-    with Lifted():
-        yield
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -400,10 +392,11 @@ def test_a_wrapped_model_still_works_by_itself() -> None:
 def test_soft_embeddings_and_hidden_states() -> None:
     target, tokens = adapter("llama"), torch.tensor([PROMPTS[2]])
     position, ask = torch.arange(12)[None], torch.tensor([[3, 11]])
-    plainly = target.score(tokens, position, None, target.new_cache(1, 16), ask, heads=("hidden",))
+    plainly = target.score(tokens, position, None, target.new_cache(1, 16), ask, outputs=Outputs(has_last=True))
     softly = target.score(tokens, position, None, target.new_cache(1, 16), ask, inputs=target.embed(tokens))
     assert torch.equal(plainly.logits, softly.logits)
-    assert_close(plainly.heads["hidden"] @ target.model.lm_head.weight.T, plainly.logits)
+    assert plainly.last is not None
+    assert_close(plainly.last @ target.model.lm_head.weight.T, plainly.logits)
 
 
 def test_work_is_counted() -> None:
@@ -426,8 +419,8 @@ def test_what_cannot_be_done_is_refused() -> None:
     cache = target.new_cache(1, 2)
     with pytest.raises(CapabilityError, match="skip"):
         target.score(one, one * 0, None, cache, skip=(0,))
-    with pytest.raises(ConfigError, match="no output"):
-        target.score(one, one * 0, None, cache, heads=("tap:0",))
+    with pytest.raises(CapabilityError, match="no layer"):
+        target.score(one, one * 0, None, cache, outputs=Outputs((7,)))
     with pytest.raises(ConfigError, match="do not fit"):
         target.score(one.expand(1, 3), torch.arange(3)[None], None, cache)
     seq2seq = adapter("t5")

@@ -33,7 +33,7 @@ def copy(model_root: Path, tmp_path: Path) -> Path:
 
 
 def logits(directory: Path, **options: Any) -> torch.Tensor:
-    model = load_model(directory, "float64", is_compiled=False, **options)
+    model = load_model(directory, "float64", **options)
     ids = torch.arange(20)[None]
     return model.score(ids, torch.arange(20)[None], None, model.new_cache(1, 20)).logits
 
@@ -47,7 +47,7 @@ def change(directory: Path, drop: str = "", **more: torch.Tensor) -> None:
 
 def refused(directory: Path | str, *words: str) -> ModelError:
     with pytest.raises(ModelError) as caught:
-        load_model(directory, is_compiled=False)
+        load_model(directory)
     for word in words:
         assert word in str(caught.value)
     assert caught.value.hint
@@ -181,7 +181,7 @@ def test_head_of_a_tied_model_may_be_in_the_file(model_root: Path, tmp_path: Pat
     expected = logits(copy)
     embed = load_file(copy / "model.safetensors")["model.embed_tokens.weight"]
     change(copy, **{"lm_head.weight": embed})
-    model = load_model(copy, "float64", is_compiled=False)
+    model = load_model(copy, "float64")
     assert model.weights.head.weight is model.weights.embed
     assert torch.equal(logits(copy), expected)
     change(copy, **{"lm_head.weight": embed * 2})
@@ -219,7 +219,7 @@ def test_masked_llama(copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps(config | {"logits_shift": False}))
     found = read_capabilities(copy)
     assert (found.attention, found.mask_id) == ("full", 130)
-    model = load_model(copy, "float64", is_compiled=False)
+    model = load_model(copy, "float64")
     ids, position = torch.arange(12)[None], torch.arange(12)[None]
     first = model.score(ids, position, None, model.new_cache(1, 12)).logits
     last = model.score(ids.clone().index_fill_(1, torch.tensor([11]), 99), position, None, model.new_cache(1, 12))
@@ -264,4 +264,4 @@ def test_half_precision_files_load_in_any_dtype(copy: Path) -> None:
     path = copy / "model.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
     assert logits(copy).dtype == torch.float64
-    assert load_model(copy, "bfloat16", is_compiled=False).weights.embed.dtype == torch.bfloat16
+    assert load_model(copy, "bfloat16").weights.embed.dtype == torch.bfloat16

@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 from shapes import GROUPED, lifted, longrope, make_model, reference_logits, rope
 
-from outpace import LanguageModel, load
+from outpace import LanguageModel, kernels, load
 from outpace.cache import FIRST_SLOTS, Cache
 from outpace.errors import ModelError
 from outpace.models.loading import ZOO, load_model, read_capabilities
@@ -51,8 +51,8 @@ def saved_kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def test_texts_past_the_first_length_are_transformers(saved_kind: tuple[str, Path, Any]) -> None:
     kind, directory, _ = saved_kind
     assert read_capabilities(directory).max_positions == KINDS[kind][2]
-    lm = LanguageModel(load_model(directory, "float64", is_compiled=False))
-    compiled = LanguageModel(load_model(directory, "float32"))
+    lm = LanguageModel(load_model(directory, "float64"))
+    compiled = LanguageModel(load_model(directory, "float32", kernels=kernels))
     prompts = [IDS, IDS[: SHORT - 3], IDS[:5]]  # beyond it, across it, within it
     plain = [lm.generate(prompt, max_tokens=12).tokens for prompt in prompts]
     assert plain == [written(directory, prompt, 12) for prompt in prompts]
@@ -63,7 +63,7 @@ def test_texts_past_the_first_length_are_transformers(saved_kind: tuple[str, Pat
 
 def test_one_forward_over_a_long_text_turns_as_transformers_does(saved_kind: tuple[str, Path, Any]) -> None:
     _, directory, model = saved_kind
-    ours, ids = load_model(directory, "float64", is_compiled=False), torch.tensor([IDS])
+    ours, ids = load_model(directory, "float64"), torch.tensor([IDS])
     logits = ours.score(ids, torch.arange(len(IDS))[None], None, ours.new_cache(1, len(IDS))).logits
     expected = reference_logits(lifted(model), ids)
     assert float((logits - expected).abs().max() / expected.abs().max()) < 1e-9
@@ -123,7 +123,7 @@ def test_growing_keeps_entries_rows_and_phases() -> None:
 def test_few_phases_are_kept(tmp_path: Path) -> None:
     maker, part, _ = KINDS["dynamic"]
     make_model(maker(**GROUPED | part)).save_pretrained(tmp_path)
-    lm = LanguageModel(load_model(tmp_path, "float64", is_compiled=False))
+    lm = LanguageModel(load_model(tmp_path, "float64"))
     for size in range(SHORT + 1, SHORT + 4 + MOST_PHASES):
         lm.generate(IDS[:size], max_tokens=1)
     assert len(lm.target._rotation._known) == MOST_PHASES

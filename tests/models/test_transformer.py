@@ -9,17 +9,17 @@ import torch
 from shapes import saved
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from outpace.errors import ConfigError
+from outpace.errors import CapabilityError, ConfigError
 from outpace.models.loading import load_model
 from outpace.models.spec import Rope, Spec
 from outpace.models.transformer import Transformer
 from outpace.models.weights import LayerWeights, Matrix, Norm, Weights
-from outpace.types import Counter
+from outpace.types import Counter, Outputs
 
 
 @pytest.fixture
 def model(model_root: Path) -> Transformer:
-    return load_model(saved("llama", model_root)[0], "float64", is_compiled=False)
+    return load_model(saved("llama", model_root)[0], "float64")
 
 
 IDS = torch.arange(3, 15)[None]
@@ -55,8 +55,8 @@ def random_weights(spec: Spec) -> Weights:
 
 
 def test_skipping_every_layer_leaves_the_embedding(model: Transformer) -> None:
-    scores = model.score(IDS, AT, None, model.new_cache(1, 12), heads=["tap:2"], skip=range(3))
-    assert torch.equal(scores.taps[2], model.weights.embed[IDS])
+    scores = model.score(IDS, AT, None, model.new_cache(1, 12), outputs=Outputs((3,)), skip=range(3))
+    assert torch.equal(scores.taps[3], model.weights.embed[IDS])
 
 
 def test_skipping_no_layer_changes_nothing_and_skipping_one_does(model: Transformer) -> None:
@@ -76,13 +76,13 @@ def test_skipping_equals_a_model_without_those_layers(model: Transformer) -> Non
 
 def test_taps_and_hidden_follow_ask(model: Transformer) -> None:
     ask = torch.tensor([[11, 4]])
-    scores = model.score(IDS, AT, None, model.new_cache(1, 12), ask, heads=["tap:0", "hidden"])
-    every = model.score(IDS, AT, None, model.new_cache(1, 12), heads=["tap:0", "hidden"])
-    assert torch.equal(scores.taps[0], every.taps[0][:, ask[0]])
-    assert torch.equal(scores.heads["hidden"], every.heads["hidden"][:, ask[0]])
+    scores = model.score(IDS, AT, None, model.new_cache(1, 12), ask, outputs=Outputs((1,), True))
+    every = model.score(IDS, AT, None, model.new_cache(1, 12), outputs=Outputs((1,), True))
+    assert torch.equal(scores.taps[1], every.taps[1][:, ask[0]])
+    assert torch.equal(scores.last, every.last[:, ask[0]])
     assert torch.allclose(scores.logits, every.logits[:, ask[0]], rtol=0, atol=1e-12)
-    with pytest.raises(ConfigError, match="tap:7"):
-        model.score(IDS, AT, None, model.new_cache(1, 12), heads=["tap:7"])
+    with pytest.raises(CapabilityError, match="layer 7"):
+        model.score(IDS, AT, None, model.new_cache(1, 12), outputs=Outputs((7,)))
 
 
 def test_soft_embeddings(model: Transformer) -> None:
@@ -125,7 +125,7 @@ def test_packing_frees_the_plain_matrices() -> None:
 
 def test_sliding_window_ends_where_it_should(model_root: Path) -> None:
     """With one layer's window of 9, the tenth-last token cannot matter to a one-layer model, the ninth-last does."""
-    mistral = load_model(saved("mistral", model_root)[0], "float64", is_compiled=False)
+    mistral = load_model(saved("mistral", model_root)[0], "float64")
     skip = [1, 2]
     ids = torch.arange(20)[None]
     position = torch.arange(20)[None]
@@ -163,9 +163,9 @@ def test_runs_without_looking_at_values(attention: str) -> None:
                 visible = torch.ones(rows, size, size, dtype=torch.bool)
                 for seen in (None, visible):
                     ask = torch.zeros(rows, 2, dtype=torch.int64)
-                    scores = model.score(tokens, tokens, seen, cache, ask, heads=["tap:1"], skip=[0])
+                    scores = model.score(tokens, tokens, seen, cache, ask, outputs=Outputs((2,)), skip=[0])
                     assert scores.logits.shape == (rows, 2, 31)
-                    assert scores.taps[1].shape == (rows, 2, 24)
+                    assert scores.taps[2].shape == (rows, 2, 24)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -173,7 +173,7 @@ def test_cuda_equals_cpu(model_root: Path) -> None:
     directory, _ = saved("gemma2", model_root)
     results = []
     for device in ("cpu", "cuda"):
-        model = load_model(directory, "float64", device, is_compiled=False)
+        model = load_model(directory, "float64", device)
         ids = IDS.expand(2, -1).to(device)
         results.append(model.score(ids, AT.expand(2, -1).to(device), None, model.new_cache(2, 12)).logits.cpu())
     assert torch.allclose(*results, rtol=0, atol=1e-9)

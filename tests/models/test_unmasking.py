@@ -18,7 +18,7 @@ from outpace import zoo
 from outpace.errors import ConfigError, ModelError
 from outpace.models.loading import load_model, read_config
 from outpace.models.unmasking import SENTENCE, Unmasking, check_unmasking, unmask_test
-from outpace.text.tokenizer import load_tokenizer
+from outpace.text.tokenizer import Tokenizer
 from outpace.types import Capabilities, Scores
 
 MASKED = [name for name in zoo.names() if "mask_token_id" in read_config(zoo.path(name))]
@@ -88,7 +88,7 @@ def test_random_weights_are_never_accused(name: str, model_root: Path) -> None:
     directory, _ = written(name, model_root)
     source = torch.Generator().manual_seed(1)
     for is_shifted in (False, True):
-        model = load_model(directory, "float32", is_compiled=False, card={"logits_shift": is_shifted})
+        model = load_model(directory, "float32", card={"logits_shift": is_shifted})
         for _ in range(40):
             text = torch.randint(0, 25, (31,), generator=source).tolist()
             assert unmask_test(model, text).verdict == "unclear"
@@ -96,7 +96,7 @@ def test_random_weights_are_never_accused(name: str, model_root: Path) -> None:
 
 def test_one_forward_on_a_cache_of_its_own(model_root: Path) -> None:
     directory, _ = written("dream", model_root)
-    model = load_model(directory, "float64", is_compiled=False)
+    model = load_model(directory, "float64")
     caches = []
     new_cache = model.new_cache
     model.new_cache = lambda *given: caches.append(new_cache(*given)) or caches[-1]  # type: ignore
@@ -114,9 +114,9 @@ def test_too_little_to_conclude() -> None:
 
 
 def test_what_cannot_be_tested(model_root: Path, tiny: Path) -> None:
-    causal, tokenizer = load_model(tiny, is_compiled=False), load_tokenizer(tiny)
+    causal, tokenizer = load_model(tiny), Tokenizer.from_directory(tiny)
     assert check_unmasking(causal, tokenizer) == check_unmasking(causal, None) == ""
-    masked = load_model(written("llada", model_root)[0], "float32", is_compiled=False)
+    masked = load_model(written("llada", model_root)[0], "float32")
     assert "no tokenizer" in check_unmasking(masked, None)
     with pytest.raises(ConfigError, match="four tokens"):
         unmask_test(masked, [1, 2, 3])

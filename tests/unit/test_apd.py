@@ -11,7 +11,7 @@ from guided_oracle import Agreement, decode
 from torch import Tensor
 
 from outpace.errors import ConfigError
-from outpace.methods.diffusion.apd import Apd, mixture
+from outpace.methods.diffusion.apd import Apd, law_product
 from outpace.sampling import Sampler, Sampling
 from outpace.testing import checks, run_contract
 from outpace.testing.toy import ToyModel
@@ -61,11 +61,11 @@ def test_the_mixture_by_its_formula(weight: float) -> None:
     source = torch.Generator().manual_seed(1)
     own, guide = torch.randn(2, 4, 9, generator=source, dtype=torch.float64)
     own[:, 3] = float("-inf")
-    got = mixture(own, guide, weight).softmax(-1)
+    got = law_product(own, guide, weight).softmax(-1)
     p, g = own.softmax(-1), guide.softmax(-1)
     wanted = p**weight * g ** (1 - weight) * (p > 0)
     torch.testing.assert_close(got, wanted / wanted.sum(-1, keepdim=True))
-    assert not torch.isnan(mixture(own, guide, weight)).any()
+    assert not torch.isnan(law_product(own, guide, weight)).any()
 
 
 @pytest.mark.parametrize("settings", [Sampling(), WARM], ids=["greedy", "warm"])

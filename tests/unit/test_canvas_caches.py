@@ -11,7 +11,7 @@ import torch
 
 from outpace.api.engine import LanguageModel
 from outpace.bench.canvas_caches import caches, main, table
-from outpace.canvas import Canvas, CanvasRow, FixedBlocks, make_policy
+from outpace.canvas import Canvas, CanvasRow, FixedBlocks, Parts, make_policy
 from outpace.canvas.policies import POLICIES, Step
 from outpace.canvas.reading import Reading
 from outpace.canvas.rules import Ranked
@@ -22,7 +22,7 @@ from outpace.run.row import Row
 from outpace.sampling import Sampler, Sampling, row_key
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PROMPTS, make_rows, write
-from outpace.trace.divergence import Divergence, Task, divergence
+from outpace.trace.divergence import Divergence, divergence
 
 GREEDY, WARM = Sampling(), Sampling(temperature=0.8)
 KINDS = [(attention, shift) for attention in ("full", "block") for shift in (False, True)]
@@ -150,11 +150,11 @@ def test_divergence_of_laws_by_the_formula() -> None:
 def test_divergence_is_nothing_for_exact_caches_and_something_for_others(attention: str, shift: bool) -> None:
     target = model(attention, shift)
     canvas = Canvas(MASK, target.capabilities.block_size, shift)
-    task = Task(target, canvas, Ranked(), FixedBlocks(8))
+    parts = Parts(canvas, Ranked(), FixedBlocks(8), make_policy("none"))
     policies = [make_policy("delayed", 1), make_policy("delayed"), make_policy("greedy", 0, 0)]
     policies += [make_policy("block")] if canvas.block_size else []
     sampler = Sampler(WARM, [row_key(7, 0)] * 2, [(), (3,)])
-    found = divergence(task, PROMPTS[:2], 16, policies, sampler)
+    found = divergence(target, parts, PROMPTS[:2], 16, policies, sampler)
     exact = [found[0], *found[3:]]
     assert all(seen.worst_kl < 1e-12 and seen.changed == 0 and seen.agreement == 1 for seen in exact)
     assert all(seen.kl > 1e-6 and seen.laws > seen.steps > 0 for seen in found[1:3])
@@ -169,8 +169,8 @@ def test_the_uncached_side_is_plain_decoding() -> None:
     write(MaskedDiffusion(block=8, cache="delayed"), WARM, [row], target=target)
     plain = make_rows()[0]
     write(MaskedDiffusion(block=8, cache="none"), WARM, [plain], target=target)
-    task = Task(target, Canvas(MASK), Ranked(), FixedBlocks(8))
-    seen = divergence(task, [PROMPTS[0]], 16, [make_policy("delayed")], Sampler(WARM, [row.key], [()]))[0]
+    parts = Parts(Canvas(MASK), Ranked(), FixedBlocks(8), make_policy("none"))
+    seen = divergence(target, parts, [PROMPTS[0]], 16, [make_policy("delayed")], Sampler(WARM, [row.key], [()]))[0]
     assert seen.agreeing == sum(a == b for a, b in zip(row.written, plain.written, strict=True))
     assert seen.tokens == 16
 

@@ -21,16 +21,16 @@ from outpace.train import RECIPES, trainer
 from outpace.train.bounds import block_bits, masked_bits
 from outpace.train.conversion import arms, compare
 from outpace.train.data import EOS_ID, MASK_ID
-from outpace.train.network import Llama, Piece, Shape, cut_pieces
+from outpace.train.network import Llama, LlamaShape, Piece, cut_pieces
 from outpace.train.objectives import annealed, causal_loss, masked_loss, response_places, whole_canvas
 from outpace.train.objectives_block import LOWEST_RATE, block_canvas, block_pieces, block_visible
 from outpace.train.sources import Source
 
-SHAPE = Shape(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=48, vocab=40, context=64, causal=False)
+SHAPE = LlamaShape(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=48, vocab=40, context=64, causal=False)
 CPU = torch.device("cpu")
 
 
-def _network(shape: Shape = SHAPE) -> Llama:
+def _network(shape: LlamaShape = SHAPE) -> Llama:
     network = Llama(shape, seed=1).double()
     with torch.no_grad():
         for weight in network.parameters():

@@ -9,7 +9,7 @@ import pytest
 from guided_oracle import decode
 from torch import Tensor
 
-from outpace.canvas.guide import leading
+from outpace.canvas.rules.agreed import leading
 from outpace.errors import ConfigError
 from outpace.methods.diffusion.freecache import FreeCache
 from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion

@@ -18,6 +18,7 @@ from outpace.kernels import build as building
 from outpace.kernels.decoder import CompiledDecoder, compile_decoder
 from outpace.models.spec import Rope, Spec, rope_tables
 from outpace.models.weights import Weights
+from outpace.types import Outputs
 
 pytestmark = pytest.mark.skipif(building.build().library is None, reason=building.build().note)
 
@@ -325,14 +326,15 @@ def test_inputs_and_taps(dtype: torch.dtype) -> None:
     ask = torch.tensor([[3, 19]])
     plain = decoder.forward(tokens, position, None, new_cache(spec, dtype), ask)
     soft, call = weights.embed[tokens], (torch.zeros_like(tokens), position, None)
-    out = decoder.run(*call, new_cache(spec, dtype), ask, inputs=soft, taps=(0, 2, 3))
-    assert torch.equal(out.logits, plain) and set(out.taps) == {0, 2, 3}
-    head = out.taps[3].double() @ weights.head.weight.double().T
+    out = decoder.score(*call, new_cache(spec, dtype), ask, Outputs((0, 2, 3), True), soft)
+    assert torch.equal(out.logits, plain) and set(out.taps) == {0, 2, 3} and out.last is not None
+    assert torch.equal(decoder.head(out.last[0]), plain[0])
+    head = out.last.double() @ weights.head.weight.double().T
     assert error(out.logits, head) < (1e-6 if dtype == torch.float32 else 4e-3)
-    stream = norm(spec, out.taps[2].double(), weights.final_norm.weight)
-    assert error(out.taps[3], stream) < (1e-6 if dtype == torch.float32 else 8e-3)
-    none = decoder.run(*call, new_cache(spec, dtype), ask, (0, 1, 2), inputs=soft, taps=(0,))
-    assert torch.equal(none.taps[0][0], soft[0, ask[0]])
+    stream = norm(spec, out.taps[3].double(), weights.final_norm.weight)
+    assert error(out.last, stream) < (1e-6 if dtype == torch.float32 else 8e-3)
+    none = decoder.score(*call, new_cache(spec, dtype), ask, Outputs((0, 1)), soft, (0, 1, 2))
+    assert torch.equal(none.taps[0][0], soft[0, ask[0]]) and torch.equal(none.taps[1], none.taps[0])
 
 
 def test_logits_belong_to_the_caller() -> None:
@@ -357,14 +359,14 @@ def test_logits_belong_to_the_caller() -> None:
         ({"visible": torch.ones(1, 2, 2, dtype=torch.bool)}, "visible"),
         ({"visible": torch.ones(1, 1, 1)}, "visible"),
         ({"inputs": torch.ones(1, 1, 3)}, "inputs"),
-        ({"taps": (4,)}, "no layer"),
+        ({"outputs": Outputs((4,))}, "no layer"),
     ],
 )
 def test_bad_calls_are_refused(change: dict[str, object], words: str) -> None:
     spec = make_spec()
     call = {"tokens": torch.tensor([[1]]), "position": torch.tensor([[0]]), "visible": None} | change
     with pytest.raises(ConfigError, match=words):
-        compiled(spec, torch.float32).run(**call, cache=new_cache(spec, torch.float32))
+        compiled(spec, torch.float32).score(**call, cache=new_cache(spec, torch.float32))
 
 
 @pytest.mark.parametrize("kind", ["full", "claims", "rows", "layers", "dtype", "strides"])

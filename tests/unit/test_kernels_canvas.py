@@ -18,7 +18,7 @@ from outpace.kernels.decoder import compile_decoder
 from outpace.models.spec import Rope, Spec
 from outpace.models.transformer import Transformer
 from outpace.models.weights import Weights
-from outpace.types import Scores
+from outpace.types import Outputs, Scores
 
 pytestmark = pytest.mark.skipif(building.build().library is None, reason=building.build().note)
 
@@ -50,7 +50,7 @@ def make_spec(draw: random.Random, **changes: object) -> Spec:
 
 def make(spec: Spec, dtype: torch.dtype, is_compiled: bool = True) -> Transformer:
     model = Transformer(spec, draw_weights(spec, dtype), pack=False)
-    assert not is_compiled or model.compile(), kernels.note()
+    assert not is_compiled or model.compile(kernels), kernels.note()
     return model
 
 
@@ -131,8 +131,8 @@ def test_agrees_with_the_eager_path(kind: str, is_shifted: bool, seed: int) -> N
     visible &= (position >= 0)[:, None, :]
     inputs = torch.randn(3, 37, spec.hidden_size, generator=torch.Generator().manual_seed(seed))
     calls = (
-        {"visible": None, "ask": ask, "heads": ("hidden", "tap:0")},
-        {"visible": visible, "ask": ask, "heads": ("hidden", "tap:1")},
+        {"visible": None, "ask": ask, "outputs": Outputs((0, 1), True)},
+        {"visible": visible, "ask": ask, "outputs": Outputs((2,), True)},
         {"visible": None, "ask": ask, "inputs": inputs},
         {"visible": visible},
     )
@@ -144,10 +144,12 @@ def test_agrees_with_the_eager_path(kind: str, is_shifted: bool, seed: int) -> N
     for call, eager, ours in zip(calls, *found, strict=True):
         chosen = slice(None) if "ask" in call else is_real
         assert error(ours.logits[chosen], eager.logits[chosen]) < 1e-5
-        assert ours.taps.keys() == eager.taps.keys() and ours.heads.keys() == eager.heads.keys()
-        for name, state in [*eager.taps.items(), *eager.heads.items()]:
-            other = ours.taps[name] if name in ours.taps else ours.heads[name]
-            assert error(other, state) < 1e-5
+        assert ours.taps.keys() == eager.taps.keys() and (ours.last is None) == (eager.last is None)
+        for layer, state in eager.taps.items():
+            assert error(ours.taps[layer], state) < 1e-5
+        if eager.last is not None:
+            assert error(ours.last, eager.last) < 1e-5
+            assert torch.equal(model.head(ours.last), ours.logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,15 +172,15 @@ def test_a_shift_reads_one_node_earlier() -> None:
     spec = make_spec(random.Random(5), attention="full", logits_shift=True)
     plain = make(dataclasses.replace(spec, logits_shift=False), torch.float32)
     model, nodes = make(spec, torch.float32), draw_nodes(random.Random(6), spec, list(range(30)))
-    every = forward(plain, nodes, new_cache(plain), heads=("hidden", "tap:0"))
+    every = forward(plain, nodes, new_cache(plain), outputs=Outputs((1,), True))
     source = [0, *range(29)]
-    found = forward(model, nodes, new_cache(model), heads=("hidden", "tap:0"))
+    found = forward(model, nodes, new_cache(model), outputs=Outputs((1,), True))
     assert torch.equal(found.logits, every.logits[:, source])
-    assert torch.equal(found.heads["hidden"], every.heads["hidden"][:, source])
-    assert torch.equal(found.taps[0], every.taps[0])
+    assert torch.equal(found.last, every.last[:, source])
+    assert torch.equal(found.taps[1], every.taps[1])
     ask = [7, 0, 29, 7]
-    some = forward(model, nodes, new_cache(model), ask=torch.tensor([ask]), heads=("tap:0",))
-    assert torch.equal(some.logits, found.logits[:, ask]) and torch.equal(some.taps[0], every.taps[0][:, ask])
+    some = forward(model, nodes, new_cache(model), ask=torch.tensor([ask]), outputs=Outputs((1,)))
+    assert torch.equal(some.logits, found.logits[:, ask]) and torch.equal(some.taps[1], every.taps[1][:, ask])
     padded = nodes[0], torch.where(nodes[1] < 20, nodes[1], -1)
     assert not forward(model, padded, new_cache(model)).logits[0, 20:].any()
 

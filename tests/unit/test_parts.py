@@ -10,7 +10,7 @@ import torch
 from outpace.cache import Cache
 from outpace.draft.ngram import NgramIndex
 from outpace.run import state as trees
-from outpace.run.layout import lay_canvas, lay_out
+from outpace.run.layout import lay_out
 from outpace.run.row import Row
 from outpace.run.tree import ancestors, depth
 from outpace.schedule import next_length
@@ -56,7 +56,8 @@ def test_on_a_canvas_only_padding_is_hidden() -> None:
     given = proposal([[5, 7, 1, 2], [6, 3, 4, 0]], [4, 3])
     given.position = torch.tensor([[0, 1, 2, 3], [4, 6, 7, 0]])
     given.ask = torch.tensor([[2, 3], [1, 2]])
-    layout = lay_canvas(given)
+    given.is_whole = True
+    layout = lay_out([[], []], [0, 4], given)
     assert layout.position.tolist() == [[0, 1, 2, 3], [4, 6, 7, -1]]
     assert layout.tokens is given.tokens and layout.ask is given.ask
     assert layout.visible is None and layout.start == [0, 0]
@@ -156,6 +157,15 @@ def test_state_rows_and_join() -> None:
     assert both.cache.buffers[0][:, 0, 0].tolist() == [2, 0, 5] and both.cache.lengths == [3, 1, 1]
     assert trees.rows({"a": [1, 2], "b": None}, [1]) == {"a": [2], "b": None}
     assert trees.join([{"a": [1]}, {"a": [2]}]) == {"a": [1, 2]}
+
+
+def test_a_state_of_none_is_never_taken_for_the_rows_of_all() -> None:
+    """What one state does not know yet, and all rows share, comes from another; rows beside a None are an error."""
+    assert trees.join([None, None]) is None
+    assert trees.join([{"size": None, "text": ["a"]}, {"size": 3, "text": ["b"]}]) == {"size": 3, "text": ["a", "b"]}
+    for states in ([None, torch.zeros(2)], [torch.zeros(2), None], [{"a": None}, {"a": [1]}]):
+        with pytest.raises(TypeError, match="None cannot be joined"):
+            trees.join(states)
 
 
 def test_forked_state_is_a_copy() -> None:

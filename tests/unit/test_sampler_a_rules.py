@@ -15,12 +15,12 @@ import torch
 from outpace.canvas import Canvas, CanvasRow, FixedBlocks, Reading
 from outpace.canvas.background import SHIPPED, fingerprint, frequencies
 from outpace.canvas.reading import read
-from outpace.canvas.rule_ancestral import Ancestral
-from outpace.canvas.rule_parallel import EntropyBounded, Factor
-from outpace.canvas.rule_position import Position
-from outpace.canvas.rule_revise import Revise
-from outpace.canvas.rule_spread import Spread, plan_steps
 from outpace.canvas.rules import Ranked, eligible
+from outpace.canvas.rules.ancestral import Ancestral
+from outpace.canvas.rules.parallel import EntropyBounded, Factor
+from outpace.canvas.rules.position import Position
+from outpace.canvas.rules.revise import Revise
+from outpace.canvas.rules.spread import Spread, plan_steps
 from outpace.errors import ConfigError
 from outpace.sampling import Sampler, Sampling, row_key
 from outpace.text.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ def test_factor_writes_the_longest_sure_run(factor: float) -> None:
         sure = sorted((float(c) for c in reading.confidence[:9]), reverse=True)
         held = [all(sure[r - 1] >= 1 - factor / (r + 1) for r in range(1, n + 1)) for n in range(1, 10)]
         count = max([n + 1 for n in range(9) if held[n]], default=1)
-        writes = Factor(factor).choose(reading, row).writes
+        writes = Factor(factor).choose(reading, row, row.memo).writes
         assert sorted(reading.confidence[writes], reverse=True) == sure[:count] and not writes[9:].any()
         assert factor > 1e-6 or writes.sum() == 1
 
@@ -79,7 +79,7 @@ def test_entropy_bound(gamma: float, order: str) -> None:
             entropies = [float(reading.entropy[place]) for place in ranked[:k]]
             if math.fsum(entropies) - max(entropies) <= gamma + 1e-12:
                 best = k
-        writes = EntropyBounded(gamma, order).choose(reading, row).writes
+        writes = EntropyBounded(gamma, order).choose(reading, row, row.memo).writes
         assert set(np.flatnonzero(writes)) == set(ranked[:best])
     if gamma == 0:
         assert best == 1
@@ -93,7 +93,7 @@ def test_position_and_frequency(weight: float, alpha: float) -> None:
     shares = np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.03, 0.02, 0.0, 0.0, 0.0])
     for seed in SEEDS:
         for known in (shares, None):
-            row = replace(make_row(written=[(2, 4, 0.5)]), memo=known)
+            row = make_row(written=[(2, 4, 0.5)])
             reading = make_reading(row, seed)
             scores = {}
             for index, place in enumerate(reading.places):
@@ -102,16 +102,16 @@ def test_position_and_frequency(weight: float, alpha: float) -> None:
                 if place < row.end:
                     scores[index] = math.exp(-weight * (int(place) - PROMPT)) * content
             best = sorted(scores, key=lambda index: (-scores[index], index))[:2]
-            choice = Position(weight, alpha, 2).choose(reading, row)
-            assert set(np.flatnonzero(choice.writes)) == set(best) and choice.memo is known
+            choice = Position(weight, alpha, 2, known).choose(reading, row, row.memo)
+            assert set(np.flatnonzero(choice.writes)) == set(best)
             if weight == 0 and known is None:
-                assert (choice.writes == Ranked(per_step=2).choose(reading, row).writes).all()
+                assert (choice.writes == Ranked(per_step=2).choose(reading, row, row.memo).writes).all()
 
 
 def test_far_places_are_still_told_apart() -> None:
     row = make_row(size=6000, end=6000)
     row = replace(row, tokens=np.where(np.arange(6003) < 5990, 1, row.tokens), base=5990)
-    writes = Position(0.25, 10.0).choose(make_reading(row, 1), row).writes
+    writes = Position(0.25, 10.0).choose(make_reading(row, 1), row, row.memo).writes
     assert np.flatnonzero(writes).tolist() == [0]  # exp(-0.25 * 5987) is 0, and all places would tie
 
 
@@ -166,8 +166,8 @@ def test_steps_are_spread_remainder_first(size: int, block: int, steps: int) -> 
         for step in range(share):
             tokens = np.full(len(row.tokens), 1)
             tokens[end - masked : end] = MASK
-            inside = replace(row, tokens=tokens, base=end - length, end=end, step=step, memo=plan)
-            choice = Spread(Ranked()).choose(make_reading(inside, step), inside)
+            inside = replace(row, tokens=tokens, base=end - length, end=end, step=step)
+            choice = Spread(Ranked(), steps).choose(make_reading(inside, step), inside, plan)
             assert choice.memo is plan
             counts.append(int(choice.writes.sum()))
             masked -= counts[-1]
@@ -199,7 +199,7 @@ def test_an_end_token_waits_for_what_comes_before(order: str) -> None:
         )
         allowed = [i for i in range(9) if last.tokens[i] not in (4, 5) or i == 0]
         assert np.flatnonzero(eligible(last, row)).tolist() == allowed
-        writes = Ranked(order, per_step=9).choose(last, row).writes
+        writes = Ranked(order, per_step=9).choose(last, row, row.memo).writes
         assert np.flatnonzero(writes).tolist() == allowed
         waited += 9 - len(allowed)
     assert waited > 20  # the rule was put to the test
@@ -214,10 +214,10 @@ def test_places_are_drawn_by_their_scores() -> None:
     counts = np.zeros(4)
     for number in range(1500):
         drawn = replace(reading, sampler=Sampler(Sampling(), [row_key(5, number)]))
-        counts += Ranked(order_temp=temp).choose(drawn, row).writes
+        counts += Ranked(order_temp=temp).choose(drawn, row, row.memo).writes
     assert counts.sum() == 1500 and np.abs(counts / 1500 - law).max() < 0.05
-    cold = Ranked(per_step=2, order_temp=1e-6).choose(reading, row).writes
-    assert (cold == Ranked(per_step=2).choose(reading, row).writes).all()
+    cold = Ranked(per_step=2, order_temp=1e-6).choose(reading, row, row.memo).writes
+    assert (cold == Ranked(per_step=2).choose(reading, row, row.memo).writes).all()
 
 
 def ancestral_by_hand(reading: Reading, row: CanvasRow, rule: Ancestral, start: int) -> tuple[set[int], set[int], int]:
@@ -260,7 +260,7 @@ def test_time_steps_are_those_of_the_posterior(strategy: str, eta: float) -> Non
             written = [(1, 2, 0.9), (3, 4, 0.2), (4, 0, 0.5)] if start else []
             row = replace(make_row(end=6, written=written), memo=(PROMPT, start))
             reading = make_reading(row, seed)
-            choice = rule.choose(reading, row)
+            choice = rule.choose(reading, row, row.memo)
             writes, again, time = ancestral_by_hand(reading, row, rule, start)
             assert set(reading.places[choice.writes].tolist()) == writes
             assert set(choice.masked.tolist()) == again and choice.memo[0] == PROMPT
@@ -278,8 +278,8 @@ def test_what_the_caller_gave_is_never_masked_again() -> None:
     masked: set[int] = set()
     for seed in range(30):
         reading = make_reading(row, seed)
-        masked |= set(Ancestral(6, 1.0, "rescale").choose(reading, row).masked.tolist())
-        masked |= set(Revise(1.0, per_step=6).choose(reading, row).masked.tolist())
+        masked |= set(Ancestral(6, 1.0, "rescale").choose(reading, row, row.memo).masked.tolist())
+        masked |= set(Revise(1.0, per_step=6).choose(reading, row, row.memo).masked.tolist())
     assert masked == {3}
 
 
@@ -287,10 +287,10 @@ def test_a_full_block_is_revised_once() -> None:
     row = make_row(size=5, end=5, written=[(0, 1, 0.9), (1, 2, 0.1), (2, 3, 0.3)])
     reading = make_reading(row, 2, sharpness=9.0)
     assert reading.confidence.min() > 0.3
-    choice = Revise(0.4, per_step=2).choose(reading, row)
+    choice = Revise(0.4, per_step=2).choose(reading, row, row.memo)
     assert choice.writes.all() and choice.masked.tolist() == [PROMPT + 1, PROMPT + 2] and choice.memo == PROMPT
-    after = replace(row, memo=choice.memo)
-    assert not len(Revise(0.4, per_step=2).choose(reading, after).masked)
-    half = Revise(0.4, per_step=1).choose(reading, row)
+    after = row
+    assert not len(Revise(0.4, per_step=2).choose(reading, after, choice.memo).masked)
+    half = Revise(0.4, per_step=1).choose(reading, row, row.memo)
     assert half.writes.sum() == 1 and not len(half.masked) and half.memo is None
-    assert not len(Revise(0.19, per_step=2).choose(reading, row).masked)
+    assert not len(Revise(0.19, per_step=2).choose(reading, row, row.memo).masked)

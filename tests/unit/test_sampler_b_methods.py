@@ -13,8 +13,8 @@ from torch import Tensor
 
 import outpace
 from outpace.api.engine import LanguageModel
-from outpace.canvas.rule_lrd import mixture
 from outpace.canvas.rules import Ranked
+from outpace.canvas.rules.lrd import mixture
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.diffusion.adablock import AdaBlock, delimiter_ids
 from outpace.methods.diffusion.base import CanvasMethod
@@ -243,7 +243,7 @@ def test_trying_one_candidate_is_writing_it_unseen() -> None:
     class Late(ExploreThenExploit):
         @property
         def rule(self) -> Any:
-            from outpace.canvas.rule_ete import Explore
+            from outpace.canvas.rules.ete import Explore
 
             @dataclass(frozen=True)
             class Single(Explore):

@@ -13,11 +13,11 @@ import torch
 from outpace.canvas import Canvas, CanvasRow, FixedBlocks, Reading
 from outpace.canvas.adaptive_blocks import AdaptiveBlocks
 from outpace.canvas.reach import Reach
-from outpace.canvas.rule_ccd import Coherent
-from outpace.canvas.rule_ete import Explore, Tentative
-from outpace.canvas.rule_lrd import Belief, Refined, divergence, mixture
-from outpace.canvas.rule_prophet import EarlyCommit, mean_gap
 from outpace.canvas.rules import Ranked
+from outpace.canvas.rules.ccd import Coherent
+from outpace.canvas.rules.ete import Explore, Tentative
+from outpace.canvas.rules.lrd import Belief, Refined, mixture, movement
+from outpace.canvas.rules.prophet import EarlyCommit, mean_gap
 from outpace.sampling import Sampling
 from outpace.sampling.sampler import Sampler
 
@@ -77,16 +77,19 @@ def test_the_gap_asked_for_falls_as_the_block_fills(decided: int, stage: int) ->
     gap = mean_gap(reading, np.ones(len(places), dtype=np.bool_))
     above, below = [math.inf] * 3, [math.inf] * 3
     above[stage], below[stage] = gap + 1e-9, gap - 1e-9
-    plain = Ranked().choose(reading, row).writes
-    assert (EarlyCommit(Ranked(), tuple(above)).choose(reading, row).writes == plain).all()  # type: ignore[arg-type]
-    assert EarlyCommit(Ranked(), tuple(below)).choose(reading, row).writes.all()  # type: ignore[arg-type]
+    plain = Ranked().choose(reading, row, row.memo).writes
+    assert (EarlyCommit(Ranked(), tuple(above)).choose(reading, row, row.memo).writes == plain).all()  # type: ignore[arg-type]
+    assert EarlyCommit(Ranked(), tuple(below)).choose(reading, row, row.memo).writes.all()  # type: ignore[arg-type]
 
 
 def test_a_canvas_wide_gap_commits_later_blocks_too_and_a_blocks_gap_does_not() -> None:
     row = make_row(size=10, end=4)
     reading = make_reading(random_logits(8, 1), list(range(2, 10)))
-    assert EarlyCommit(Ranked(), (0.0, 0.0, 0.0), is_whole=True).choose(reading, row).writes.all()
-    assert EarlyCommit(Ranked(), (0.0, 0.0, 0.0)).choose(reading, row).writes.tolist() == [True, True] + [False] * 6
+    assert EarlyCommit(Ranked(), (0.0, 0.0, 0.0), is_whole=True).choose(reading, row, row.memo).writes.all()
+    assert (
+        EarlyCommit(Ranked(), (0.0, 0.0, 0.0)).choose(reading, row, row.memo).writes.tolist()
+        == [True, True] + [False] * 6
+    )
 
 
 def test_what_the_model_cannot_see_counts_as_undecided() -> None:
@@ -133,7 +136,7 @@ def test_coherent_choices_by_hand(seed: int, history: int) -> None:
     for is_adaptive in (False, True):
         row, rule = make_row(end=7), Coherent(history, 3, is_adaptive)
         for number, logits in enumerate(steps):
-            choice = rule.choose(make_reading(logits, places), row)
+            choice = rule.choose(make_reading(logits, places), row, row.memo)
             wanted = slow_ccd(steps[: number + 1], [places] * (number + 1), 7, history, 3)[is_adaptive]
             assert {places[i] for i in np.flatnonzero(choice.writes)} == wanted
             row = replaced(row, memo=choice.memo, step=row.step + 1)
@@ -142,20 +145,20 @@ def test_coherent_choices_by_hand(seed: int, history: int) -> None:
 def test_a_new_block_begins_with_an_empty_buffer() -> None:
     reading = make_reading(random_logits(6, 0), list(range(2, 8)))
     rule = Coherent(2, 4)
-    memo = rule.choose(reading, make_row()).memo
-    fresh = rule.choose(reading, replaced(make_row(), memo=memo, step=0))
+    memo = rule.choose(reading, make_row(), None).memo
+    fresh = rule.choose(reading, replaced(make_row(), step=0), memo)
     assert fresh.writes.sum() == 1
-    assert rule.choose(reading, replaced(make_row(), memo=memo, step=1)).writes.sum() == 4
+    assert rule.choose(reading, replaced(make_row(), step=1), memo).writes.sum() == 4
 
 
 def test_a_draw_that_departs_from_the_steps_is_not_consistent() -> None:
     logits = random_logits(4, 0)
     rule, likeliest = Coherent(2, 4), logits.argmax(-1).tolist()
     other = [likeliest[0], *[(token + 1) % MASK for token in likeliest[1:]]]
-    memo = rule.choose(make_reading(logits, [2, 3, 4, 5]), make_row()).memo
-    again = replaced(make_row(), memo=memo, step=1)
-    assert rule.choose(make_reading(logits, [2, 3, 4, 5]), again).writes.sum() == 4
-    assert rule.choose(make_reading(logits, [2, 3, 4, 5], other), again).writes.sum() <= 2
+    memo = rule.choose(make_reading(logits, [2, 3, 4, 5]), make_row(), None).memo
+    again = replaced(make_row(), step=1)
+    assert rule.choose(make_reading(logits, [2, 3, 4, 5]), again, memo).writes.sum() == 4
+    assert rule.choose(make_reading(logits, [2, 3, 4, 5], other), again, memo).writes.sum() <= 2
 
 
 # Explore, then exploit
@@ -166,7 +169,7 @@ def test_sure_places_are_written_wherever_they_lie_and_no_text_ends_beyond_the_b
     logits = torch.zeros(6, VOCAB, dtype=torch.float64)
     for index, token in [(1, 3), (3, 2), (4, 3)]:  # place 3 ends the text inside the block, place 6 would beyond it
         logits[index, token] = 9.0
-    writes = Explore(0.9).choose(make_reading(logits, list(range(2, 8))), row).writes
+    writes = Explore(0.9).choose(make_reading(logits, list(range(2, 8))), row, row.memo).writes
     assert np.flatnonzero(writes).tolist() == [1, 3]
 
 
@@ -174,15 +177,15 @@ def test_when_nothing_is_sure_the_surest_and_the_widest_behind_decided_places_ar
     row, logits = make_row(size=12, end=10), torch.zeros(6, VOCAB, dtype=torch.float64)
     logits[:, 0] = torch.tensor([0.5, 0.1, 1.0, 0.2, 0.3, 0.0])
     reading = make_reading(logits, [2, 3, 5, 8, 9, 11])  # 2, 5 and 8 follow a decided place; 11 does, beyond the block
-    assert np.flatnonzero(Explore(0.9, 0).choose(reading, row).writes).tolist() == [2]
-    assert np.flatnonzero(Explore(0.9, 1).choose(reading, row).writes).tolist() == [2, 3]
-    assert np.flatnonzero(Explore(0.9, 9).choose(reading, row).writes).tolist() == [0, 2, 3]
+    assert np.flatnonzero(Explore(0.9, 0).choose(reading, row, row.memo).writes).tolist() == [2]
+    assert np.flatnonzero(Explore(0.9, 1).choose(reading, row, row.memo).writes).tolist() == [2, 3]
+    assert np.flatnonzero(Explore(0.9, 9).choose(reading, row, row.memo).writes).tolist() == [0, 2, 3]
 
 
 def test_candidates_are_the_drawn_token_and_the_likeliest_others() -> None:
     row, logits = make_row(end=7), random_logits(4, 4, 0.1)
     reading = make_reading(logits, [2, 4, 5, 6], [0, 1, 2, 3])  # 2 and 4 follow a decided place
-    choice = Explore(0.9, 1, 3).choose(reading, row)
+    choice = Explore(0.9, 1, 3).choose(reading, row, row.memo)
     tried = choice.memo
     assert isinstance(tried, Tentative) and choice.writes.sum() == 1 and tried.place in (2, 4)
     index = [2, 4].index(tried.place)
@@ -190,7 +193,9 @@ def test_candidates_are_the_drawn_token_and_the_likeliest_others() -> None:
     assert tried.tokens == (index, *[token for token in ranked if token != index][:2])
     assert tried.log_probs == pytest.approx([math.log(laws(logits)[index][token]) for token in tried.tokens])
     assert not choice.writes[index]
-    assert Explore(0.9, 1, 3).choose(make_reading(logits[:2], [2, 4]), row).memo is None  # nothing left to compare by
+    assert (
+        Explore(0.9, 1, 3).choose(make_reading(logits[:2], [2, 4]), row, row.memo).memo is None
+    )  # nothing left to compare by
 
 
 def test_places_beyond_the_block_are_asked_as_far_as_the_reach() -> None:
@@ -212,14 +217,14 @@ def test_divergence_by_hand(seed: int) -> None:
         return sum(p * math.log(p / q) for p, q in pairs if p > 0)
 
     now = Belief(np.array([3, 4, 5]), ours, False)
-    assert divergence(now, Belief(np.array([1, 4, 9]), theirs, False)) == pytest.approx(moved(1, 1), rel=1e-5)
+    assert movement(now, Belief(np.array([1, 4, 9]), theirs, False)) == pytest.approx(moved(1, 1), rel=1e-5)
     both = (moved(0, 1) + moved(2, 2)) / 2
-    assert divergence(now, Belief(np.array([2, 3, 5]), theirs, False)) == pytest.approx(both, rel=1e-5)
+    assert movement(now, Belief(np.array([2, 3, 5]), theirs, False)) == pytest.approx(both, rel=1e-5)
 
 
 def test_beliefs_about_other_places_are_infinitely_far() -> None:
     probs = torch.tensor(laws(random_logits(1, 0)))
-    assert divergence(Belief(np.array([1]), probs, False), Belief(np.array([2]), probs, False)) == math.inf
+    assert movement(Belief(np.array([1]), probs, False), Belief(np.array([2]), probs, False)) == math.inf
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.8, 1.0])
@@ -245,7 +250,7 @@ def test_nothing_is_written_until_the_laws_rest_and_all_is_once_they_settle() ->
     row, writes = make_row(end=6), []
     # far apart, far apart, at rest: the first token; then (place 2 to 5, less the written one) at rest: all the others
     for logits in (moving, still, still, still):
-        choice = rule.choose(make_reading(logits, [2, 3, 4, 5]), row)
+        choice = rule.choose(make_reading(logits, [2, 3, 4, 5]), row, row.memo)
         writes.append(int(choice.writes.sum()))
         row = replaced(row, memo=choice.memo, step=row.step + 1)
     assert writes == [0, 0, 1, 4]
@@ -255,7 +260,7 @@ def test_the_first_phase_ends_after_its_rounds_and_settling_can_be_off() -> None
     rule = Refined(Ranked(), refine=0.0, rounds=2, settle=0.0)
     row, writes, logits = make_row(end=6), [], random_logits(4, 1)
     for _ in range(5):
-        choice = rule.choose(make_reading(logits, [2, 3, 4, 5]), row)
+        choice = rule.choose(make_reading(logits, [2, 3, 4, 5]), row, row.memo)
         writes.append(int(choice.writes.sum()))
         row = replaced(row, memo=choice.memo, step=row.step + 1)
     assert writes == [0, 0, 1, 1, 1]

@@ -18,9 +18,9 @@ from outpace.errors import ConfigError, ModelError, StorageError
 from outpace.train import RECIPES, Recipe, checkpoint, train
 from outpace.train.bounds import masked_bits
 from outpace.train.completions import complete, cut_block, drop_open_statement, prompts
-from outpace.train.data import EOS_ID, MASK, MASK_ID, Mixture, encode_stream, train_tokenizer
+from outpace.train.data import EOS_ID, MASK, MASK_ID, DataMixture, encode_stream, train_tokenizer
 from outpace.train.export import load_network
-from outpace.train.network import Llama, Shape
+from outpace.train.network import Llama, LlamaShape
 from outpace.train.ngram import NGram
 from outpace.train.objectives import mask_tokens
 from outpace.train.quality import (
@@ -37,7 +37,7 @@ from outpace.train.quality import (
 from outpace.train.sources import END, MIXED_SOURCES, SOURCES, Source, gsm8k_document, is_held_out, library_files
 from outpace.train.trainer import EXIT_INTERRUPTED, Trainer
 
-SHAPE = Shape(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=48, vocab=300, context=64)
+SHAPE = LlamaShape(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=48, vocab=300, context=64)
 
 
 def _source(name: str, weight: float, text: str) -> Source:
@@ -151,12 +151,12 @@ def test_an_unknown_recipe_or_missing_text_is_named(tmp_path: Path, data: Path) 
 
 def test_the_data_order_is_a_function_of_the_step() -> None:
     streams = tuple(np.arange(low, low + 5000, dtype=np.uint16) for low in (0, 10000, 20000))
-    mixture = Mixture(streams, (0.5, 0.3, 0.2), seed=3)
+    mixture = DataMixture(streams, (0.5, 0.3, 0.2), seed=3)
     late = mixture.batch(700, 8, 64)
     for step in range(20):
         mixture.batch(step, 8, 64)
-    assert torch.equal(late, Mixture(streams, (0.5, 0.3, 0.2), seed=3).batch(700, 8, 64))
-    assert not torch.equal(late, Mixture(streams, (0.5, 0.3, 0.2), seed=4).batch(700, 8, 64))
+    assert torch.equal(late, DataMixture(streams, (0.5, 0.3, 0.2), seed=3).batch(700, 8, 64))
+    assert not torch.equal(late, DataMixture(streams, (0.5, 0.3, 0.2), seed=4).batch(700, 8, 64))
     rows = np.stack([mixture.row(number, 64) for number in range(2000)])
     assert np.bincount(rows[:, 0] // 10000, minlength=3) / 2000 == pytest.approx([0.5, 0.3, 0.2], abs=0.01)
     seen = np.unique(rows[rows < 10000])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from outpace import constrain
+from outpace import constrain, kernels
 from outpace.api.infill import Piece, filled, lay_pieces
 from outpace.api.prompt import plain_prompt
 from outpace.api.result import Result
@@ -94,7 +94,7 @@ def load(
     begin(threads)
     directory, _ = locate(str(model))
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
-    target = open_model(str(model), dtype, device, is_compiled, card, context or 0)
+    target = open_model(str(model), dtype, device, kernels if is_compiled else None, card, context or 0)
     tokenizer = Tokenizer.from_directory(directory)
     ends = read_end_tokens(directory, card)
     lm = LanguageModel(target, tokenizer, end_tokens=ends, name=str(model), dtype=dtype, device=device)
@@ -494,7 +494,7 @@ class LanguageModel:
             raise ConfigError(
                 "The prefix holds a token outside the vocabulary.", f"Ids go from 0 to {capabilities.vocab_size - 1}."
             )
-        first: list[int] = [self.target.start_token]  # type: ignore[attr-defined]
+        first = [] if self.target.start_token is None else [self.target.start_token]
         start: list[int] = ids if ids[:1] == first else [*first, *ids]
         is_bound = settings.constraint is not None and len(settings.forced_bos_token_id) == 1
         if len(start) == 1 and is_bound:  # the constraint is on the text behind the language's token
@@ -513,7 +513,7 @@ class LanguageModel:
 
     def _is_fixed(self, request: Request) -> bool:
         """Return whether every forward has to have one width, since the kernels give no equal rows by themselves."""
-        return request.is_batch_invariant and not getattr(self.target, "is_invariant", False)
+        return request.is_batch_invariant and not self.target.is_invariant
 
     def _check_canvas(self, prompts: Sequence[Sequence[int]], request: Request) -> None:
         capabilities, canvas = self.target.capabilities, request.canvas
@@ -608,7 +608,9 @@ class LanguageModel:
                         continue
                     raise
                 if name not in self._others:
-                    self._others[name] = open_model(name, self.dtype, self.device, self.is_compiled)
+                    self._others[name] = open_model(
+                        name, self.dtype, self.device, kernels if self.is_compiled else None
+                    )
                 other = self._others[name]
             is_same_vocab = not method.needs.has_text
             given_attention = needs.model_attention.get(role, "")
@@ -633,7 +635,7 @@ class LanguageModel:
         found: dict[str, Tokenizer | None] = {"target": self.tokenizer}
         for role in method.needs.models:
             if role in given:
-                found[role] = getattr(given[role], "tokenizer", None)
+                found[role] = given[role].tokenizer
             else:
                 name = self._other_name(method, role)
                 if name not in self._tokenizers_of:
@@ -693,7 +695,7 @@ class LanguageModel:
             num_top=request.top_log_probs,
             chunk=_CHUNK,
             width=_INVARIANT_WIDTH if is_fixed else 0,
-            device=getattr(self.target, "device", "cpu"),
+            device=self.target.device,
             tokenizers=self._tokenizers(method, request.models or {}),
             watch=request.watch,
         )
@@ -722,7 +724,7 @@ class LanguageModel:
         return [self._result(row, job, timing, i % samples) for i, row in enumerate(job.rows)]
 
     def _notes(self, row: Row, job: _Job) -> list[str]:
-        known = (*getattr(self.target, "notes", []), *self.notes, *job.notes, *row.notes)
+        known = (*self.target.notes, *self.notes, *job.notes, *row.notes)
         notes = [str(note) for note in known]
         if job.is_text and self._wants_chat(row, job.request):
             notes.append(_NO_CHAT)
@@ -790,7 +792,7 @@ def _kind(name: str, value: Any, wanted: str) -> ConfigError:
 
 def _adapter(role: Any, model: Any) -> Adapter:
     found = model.target if isinstance(model, LanguageModel) else model
-    if not hasattr(found, "score"):
+    if not isinstance(found, Adapter):
         raise _kind(f"The model for {role}", model, "a language model or an adapter")
     return found
 

@@ -101,6 +101,6 @@ def score_tokens(target: Adapter, ids: list[int], name: str = "model", tokenizer
     if tokenizer is not None:  # what the first token writes has no price
         whole, first = (tokenizer.decode(part).encode() for part in (ids, ids[:1]))
         num_bytes = len(whole) - len(first)
-    notes = [str(note) for note in getattr(target, "notes", [])]
+    notes = list(target.notes)
     bits = -total / math.log(2) / num_bytes if num_bytes > 0 else None
     return Scored(name, list(ids), found, total, len(ids) - 1, max(0, num_bytes), bits, notes)

@@ -213,8 +213,8 @@ def make_arms(
         lm = load(
             directory, dtype=options.dtype, device=options.device, is_compiled=is_compiled, generation_config="none"
         )
-        if path == "compiled" and getattr(lm.target, "path", "compiled") != "compiled":
-            notes = getattr(lm.target, "notes", []) or ["eager path: the compiled kernels do not serve this model"]
+        if path == "compiled" and lm.target.path != "compiled":
+            notes = list(lm.target.notes) or ["eager path: the compiled kernels do not serve this model"]
             reason = str(notes[0]).removeprefix("eager path: ")
             skipped.append(Skipped("all methods (compiled)", f"No compiled path: {reason}."))
             continue

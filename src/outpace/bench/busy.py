@@ -149,7 +149,7 @@ def _side(arm: Arm, ids: Sequence[int], max_tokens: int) -> Side:
 
 def _llama_cpp(lm: LanguageModel, model: str, capacity: int, folder: Path, stack: ExitStack) -> Arm:
     """Return plain decoding of llama.cpp on the same weights, in a process of its own."""
-    dtype = getattr(lm.target, "dtype", torch.float32)
+    dtype = lm.target.dtype
     place = Workplace(resolve(model), folder, dtype, torch.get_num_threads(), capacity)
     write_gguf(place.source, place.converted("llama.cpp", place.precision), dtype)
     try:

@@ -19,13 +19,13 @@ from outpace.bench.command import new_parser, run_command
 from outpace.bench.machine import describe
 from outpace.bench.prompts import read_prompts
 from outpace.bench.report import Table, new_report
-from outpace.canvas import Canvas, Policy, make_policy
+from outpace.canvas import Policy, make_policy
 from outpace.errors import ConfigError
 from outpace.methods.diffusion.base import CanvasMethod
 from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
 from outpace.methods.fit import check_fit
 from outpace.sampling import Sampler, Sampling, row_key
-from outpace.trace.divergence import Divergence, Task, divergence
+from outpace.trace.divergence import Divergence, divergence
 
 __all__ = ["POLICIES", "caches", "main", "table"]
 
@@ -74,14 +74,12 @@ def caches(
     chosen = method or MaskedDiffusion()
     offered = lm.target.capabilities
     check_fit(chosen, offered)
-    assert offered.mask_id is not None  # check_fit has seen to it
-    canvas = Canvas(offered.mask_id, offered.block_size, offered.logits_shift, chosen.ahead, chosen.end == "last")
-    usable = [policy for policy in policies if policy.name != "block" or canvas.block_size]
+    parts = chosen.parts(offered, lm.tokenizer)
+    usable = [policy for policy in policies if policy.name != "block" or parts.canvas.block_size]
     keys = [row_key(seed, 0)] * len(prompts)
     sampler = Sampler(sampling or Sampling(), keys, [lm.end_tokens] * len(prompts))
-    task = Task(lm.target, canvas, chosen.rule, chosen.schedule(canvas))
     texts = [lm.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-    return divergence(task, texts, max_tokens, usable, sampler)
+    return divergence(lm.target, parts, texts, max_tokens, usable, sampler)
 
 
 def table(found: Sequence[Divergence]) -> str:

@@ -42,7 +42,7 @@ def step_times(lm: LanguageModel, directory: Path, repeats: int, is_full: bool) 
         repeats: pairs per shape.
         is_full: all tokens see all others (else the model's own blocks).
     """
-    other = _transformers(directory, lm.target.dtype)  # type: ignore[attr-defined]
+    other = _transformers(directory, lm.target.dtype)
     vocab = lm.target.capabilities.vocab_size
     generator = torch.Generator().manual_seed(0)
     found = []

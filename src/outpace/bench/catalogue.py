@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from outpace.bench.arms import PLAIN, Arm, OurArm, Request, drafter_name, make_arms
 from outpace.bench.options import BenchOptions
 from outpace.bench.prompts import read_prompts
@@ -65,7 +63,7 @@ def run_catalogue(options: BenchOptions, tell: Callable[[str], None] | None = No
         tell(f"{len(arms)} methods, {len(prompts)} prompts, {options.repeats} repetitions.")
         records, is_cut = measure(everything, tasks, options, lm.end_tokens, tell)
         rows = make_rows(records, everything, tasks, options, lm.end_tokens)
-        model = model_facts(options.model, directory, getattr(lm.target, "dtype", torch.float32))
+        model = model_facts(options.model, directory, lm.target.dtype)
     report = new_report(
         "catalogue",
         {name: getattr(options, name) for name in ("max_tokens", "num_prompts", "repeats", "seed")},

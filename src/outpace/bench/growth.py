@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
-
+from outpace import kernels
 from outpace.api.engine import LanguageModel
 from outpace.bench.arms import with_drafter
 from outpace.bench.options import GrowthOptions
@@ -89,7 +88,7 @@ def run_growth(options: GrowthOptions, tell: Callable[[str], None] | None = None
     with prepared(options, tell) as (directory, facts, _):
         growth = _Growth(options, directory)
         curves = [curve for axis in options.axes for curve in growth.curves(axis, tell)]
-        model = model_facts(options.model, directory, getattr(growth.lm.target, "dtype", torch.float32))
+        model = model_facts(options.model, directory, growth.lm.target.dtype)
     report = new_report(
         "growth",
         options,
@@ -117,7 +116,11 @@ class _Growth:
         budget = max(options.budget, *options.budgets)
         positions = max(self.trained, max((options.context, *contexts)) + self._most(budget))
         target = load_model(
-            directory, options.dtype, options.device, context=positions, is_compiled=options.is_compiled
+            directory,
+            options.dtype,
+            options.device,
+            context=positions,
+            kernels=kernels if options.is_compiled else None,
         )
         self.lm = LanguageModel(target, None, name=options.model, dtype=options.dtype, device=options.device)
         self.lm.is_compiled = options.is_compiled

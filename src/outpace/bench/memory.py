@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from outpace import kernels
 from outpace.bench.machine import peak_memory
 
 __all__ = ["measure", "stored_parameters"]
@@ -93,7 +94,7 @@ def _ours(task: dict[str, Any]) -> dict[str, Any]:
     method = load_method(task["method"]).from_settings(task["settings"])
     before = peak_memory()
     kind = str(dtype).removeprefix("torch.")
-    target = load_model(task["directory"], dtype=kind, device="cpu", is_compiled=task["is_compiled"])
+    target = load_model(task["directory"], dtype=kind, device="cpu", kernels=kernels if task["is_compiled"] else None)
     lm = LanguageModel(target, None, name="memory", dtype=kind, device="cpu")
     lm.is_compiled = task["is_compiled"]
     caches: list[int] = []

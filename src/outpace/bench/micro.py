@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from outpace import kernels
 from outpace.api.engine import LanguageModel
 from outpace.bench import machine, memory
 from outpace.bench.arms import PLAIN, Arm, OurArm
@@ -141,7 +142,7 @@ class _Micro:
         directory, dtype = self._model(size), getattr(torch, name)
         arms: list[Arm] = []
         for path in ("compiled", "eager"):
-            target = load_model(directory, dtype=name, device="cpu", is_compiled=path == "compiled")
+            target = load_model(directory, dtype=name, device="cpu", kernels=kernels if path == "compiled" else None)
             if path == "compiled" and target.path != "compiled":
                 self.skipped.append(Skipped(f"plain {size} {name} compiled", f"No compiled path: {note()}."))
                 continue
@@ -199,7 +200,10 @@ class _Micro:
 
 def _forward_rows(directory: Path, size: str, name: str, widths: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
     dtype, capacity = getattr(torch, name), _PREFIX + max(widths)
-    models = {path: load_model(directory, dtype=name, device="cpu", is_compiled=path == "compiled") for path in _PATHS}
+    models = {
+        path: load_model(directory, dtype=name, device="cpu", kernels=kernels if path == "compiled" else None)
+        for path in _PATHS
+    }
     if models["compiled"].path != "compiled":
         del models["compiled"]
     plain = PlainTorch(directory, dtype, capacity)

@@ -2,8 +2,8 @@
 
     python -m outpace.bench.overhead [--vocab 8192] [--against OTHER/src]
 
-`--against` measures another checkout of the package in turns with this one, each run in a process of its own: what was
-before a change beside what is after it. So this file imports at its top only what older versions have, too.
+`--against` measures another checkout of the package, by this module of its own, in turns with this one, each run in a
+process of its own: what was before a change beside what is after it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from outpace import LanguageModel
+from outpace.api.engine import LanguageModel
+from outpace.bench.command import new_parser, run_command
+from outpace.bench.report import Table
+from outpace.bench.rounds import in_turns
+from outpace.bench.stats import median_ratio
 from outpace.cache import Cache
 from outpace.methods.base import Method, chain
-from outpace.types import Capabilities, Counter, Needs, Proposal, Scores, View
+from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Needs, Outputs, Proposal, Scores, View
 
 __all__ = ["CHAIN", "LAWS", "FixedChain", "PresetModel", "main", "overhead"]
 
@@ -37,7 +41,7 @@ LAWS: dict[str, dict[str, Any]] = {
 }
 
 
-class PresetModel:
+class PresetModel(Adapter):
     """An adapter that returns preset logits without computing: node i is followed by token i + 1.
 
     Args:
@@ -55,6 +59,14 @@ class PresetModel:
         """Return a cache that holds one number per slot."""
         return Cache([torch.zeros(rows, 1, capacity, 1)], 2, counter)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return no numbers: there is no hidden state."""
+        return torch.zeros(*tokens.shape, 0)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the first row of the preset logits."""
+        return self.logits[0, 0].expand(*hidden.shape[:-1], -1)
+
     def score(
         self,
         tokens: Tensor,
@@ -62,12 +74,12 @@ class PresetModel:
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
         """Return the first rows of the preset logits; see `outpace.types.Adapter`."""
-        del position, visible, heads, inputs, skip
+        del position, visible, outputs, inputs, skip
         cache.counter.add(tokens.shape[1], 1)
         return Scores(self.logits[:, : tokens.shape[1] if ask is None else ask.shape[1]])
 
@@ -119,20 +131,23 @@ def overhead(vocab_size: int, law: str, method: str, steps: int = 60, repeats: i
     return {"vocab": vocab_size, "law": law, "method": method, "tokens_per_step": tokens_per_step, **medians}
 
 
+_CHILD = """import json, sys, torch
+from outpace.bench.overhead import overhead
+torch.set_num_threads(1)
+print(json.dumps(overhead(**json.loads(sys.argv[1]))))
+"""
+
+
 def _in_a_process(source: Path, job: dict[str, Any]) -> dict[str, Any]:
-    """Return what `overhead` gives in a fresh process, under the package in a source folder."""
+    """Return what the `overhead` of the package in a source folder gives, in a fresh process."""
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", __file__, json.dumps(job)]
+    command = [sys.executable, "-P", "-c", _CHILD, json.dumps(job)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 def _work(given: argparse.Namespace) -> None:
-    from outpace.bench.report import Table
-    from outpace.bench.rounds import in_turns
-    from outpace.bench.stats import median_ratio
-
     sources = {"now": Path(__file__).parents[2], **({"other": given.against} if given.against else {})}
     cells = []
     for law in LAWS:
@@ -155,8 +170,6 @@ def _work(given: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return the exit status."""
-    from outpace.bench.command import new_parser, run_command
-
     parser = new_parser("overhead", __doc__)
     parser.add_argument("--vocab", type=int, default=8192, help="size of the vocabulary")
     parser.add_argument("--methods", default="fixed-chain,prompt-lookup", help="what drafts, comma-separated")
@@ -167,8 +180,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2 and sys.argv[1].startswith("{"):  # a process of `_in_a_process`, perhaps under older code
-        torch.set_num_threads(1)
-        print(json.dumps(overhead(**json.loads(sys.argv[1]))))
-    else:
-        sys.exit(main())
+    sys.exit(main())

@@ -82,10 +82,10 @@ def _measure_all(
     stack: ExitStack,
 ) -> Report:
     arms, skipped, lm = make_arms(options, directory)
-    device = str(getattr(lm.target, "device", "cpu")).partition(":")[0]
+    device = lm.target.device.type
     if device == "cuda":  # the load stays the one from before the model was read
         facts.update({name: machine.describe(device)[name] for name in ("gpu", "gpu_note")})
-    dtype = getattr(lm.target, "dtype", torch.float32)
+    dtype = lm.target.dtype
     tasks = {prompt: lm.encode(prompt.text) for prompt in prompts}
     folder = (options.peer_models or scratch) / f"{directory.name}-{contents_name(directory)}"
     capacity = max(len(ids) for ids in tasks.values()) + options.max_tokens + _SLACK
@@ -203,7 +203,7 @@ def _notes(options: BenchOptions, directory: Path, facts: dict[str, Any], is_cut
     asked = read_generation(directory).law
     if asked:
         notes.append(f"No arm obeys what the model's own files ask of a text: {', '.join(sorted(asked))}.")
-    notes += [str(note) for note in getattr(lm.target, "notes", [])]
+    notes += lm.target.notes
     return [note for note in notes if note]
 
 

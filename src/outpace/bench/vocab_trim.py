@@ -106,13 +106,13 @@ def table(rows: Sequence[Trimmed]) -> str:
 
 
 def _size(lm: LanguageModel) -> int:
-    dtype: torch.dtype = getattr(lm.target, "dtype", torch.float32)
+    dtype: torch.dtype = lm.target.dtype
     return dtype.itemsize
 
 
 def _streamed(lm: LanguageModel, name: str) -> int:
     """Return the bytes of weights that one forward reads."""
-    facts = model_facts(name, resolve(name), getattr(lm.target, "dtype", torch.float32))
+    facts = model_facts(name, resolve(name), lm.target.dtype)
     return int(facts["streamed_per_token"]) * _size(lm)
 
 

@@ -9,18 +9,7 @@ import numpy as np
 from outpace.canvas.reading import Reading
 from outpace.canvas.row import Canvas, CanvasRow
 
-__all__ = ["AdaptiveBlocks", "DelimitedCanvas"]
-
-
-@dataclass(frozen=True, slots=True)
-class DelimitedCanvas(Canvas):
-    """A canvas whose vocabulary is known.
-
-    Attributes:
-        delimiters: ids of the tokens at which a unit of the text ends.
-    """
-
-    delimiters: tuple[int, ...] = ()
+__all__ = ["AdaptiveBlocks"]
 
 
 @dataclass(frozen=True, slots=True)

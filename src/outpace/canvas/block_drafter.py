@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from outpace.cache import Cache
-from outpace.canvas.rules import surest
+from outpace.canvas.rules.rule import surest
 from outpace.run.prefill import catch_up
 from outpace.types import Adapter, Context, View
 

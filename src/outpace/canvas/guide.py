@@ -16,13 +16,12 @@ from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import Bools, CanvasRow
-from outpace.canvas.rules import Choice, eligible
+from outpace.canvas.row import CanvasRow
 from outpace.run.layout import lay_out
 from outpace.run.prefill import catch_up
 from outpace.types import Adapter, Proposal
 
-__all__ = ["Agreed", "Guide", "leading"]
+__all__ = ["Guide"]
 
 _LAG = 32  # tokens behind the text from which on the cache catches up in forwards of their own (prompts)
 
@@ -78,29 +77,3 @@ def _entries(row: CanvasRow, reading: Reading, context: int, device: torch.devic
     """Return the entries of the guide's forward that speak of the asked places; the first is that of `base`."""
     within = reading.places[reading.places <= context] - row.base
     return torch.from_numpy(within if row.base <= context else within[:0]).to(device)
-
-
-def leading(agrees: Bools) -> Bools:
-    """Return [A] the places before the first disagreement, and in any case the first place."""
-    run: Bools = np.logical_and.accumulate(agrees)
-    run[:1] = True
-    return run
-
-
-@dataclass(frozen=True)
-class Agreed:
-    """Write the places that a guide agrees with, from the left up to the first disagreement, and at least one place.
-
-    Attributes:
-        agrees: [A] bool, for one reading.
-        is_open_ended: write beyond the block in work as well.
-    """
-
-    agrees: Bools
-    is_open_ended: bool = False
-
-    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
-        """Decide for one row."""
-        agrees = self.agrees if reading.waits is None else self.agrees & ~reading.waits
-        writes = leading(agrees)
-        return Choice(writes if self.is_open_ended else writes & eligible(reading, row))

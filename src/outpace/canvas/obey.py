@@ -13,7 +13,7 @@ from torch import Tensor
 
 from outpace.canvas.reading import Reading
 from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
-from outpace.canvas.rules import Choice
+from outpace.canvas.rules.rule import Choice
 
 if TYPE_CHECKING:
     from outpace.constrain.canvas import CanvasConstraint, CanvasState

@@ -18,7 +18,7 @@ import numpy as np
 from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
 from outpace.errors import ConfigError, nearest
 
-__all__ = ["POLICIES", "Policy", "Step", "make_policy"]
+__all__ = ["CACHES", "POLICIES", "Policy", "Step", "make_policy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,8 @@ POLICIES: dict[str, Callable[[Policy, Step], Bools]] = {
     "greedy": _greedy,
     "free": _free,
 }
-EXACT = ("auto", "none", "block")
+CACHES = ("auto", "none", "block", *POLICIES)
+"""By the names that users write; "auto" is what a method makes of it, and "none" and "block" are exact."""
 
 
 def make_policy(name: str, refresh: int = 0, radius: int = 4) -> Policy:
@@ -153,9 +154,8 @@ def make_policy(name: str, refresh: int = 0, radius: int = 4) -> Policy:
     Raises:
         ConfigError: no such policy, or a negative number.
     """
-    known = (*EXACT, *POLICIES)
-    if name not in known:
-        raise ConfigError(f"There is no cache policy {name!r}.", nearest(name, known, "cache"))
+    if name not in CACHES:
+        raise ConfigError(f"There is no cache policy {name!r}.", nearest(name, CACHES, "cache"))
     if refresh < 0 or radius < 0:
         raise ConfigError(f"refresh is {refresh} and radius {radius}.", "Both must be 0 or more.")
     return Policy(name, refresh, radius)

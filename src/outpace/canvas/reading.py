@@ -18,7 +18,7 @@ from outpace.sampling.noise import node_key, uniform
 from outpace.sampling.sampler import Sampler
 from outpace.types import Stream
 
-__all__ = ["Reading", "order_noise", "read", "reread"]
+__all__ = ["PartReading", "Reading", "draw", "order_noise", "read", "reread"]
 
 
 @dataclass
@@ -50,8 +50,7 @@ class Reading:
     @cached_property
     def confidence(self) -> Floats:
         """[A] probability of the drawn token; 0 where the law is none."""
-        drawn = torch.from_numpy(self.tokens).to(self.probs.device).clamp(min=0).unsqueeze(-1)
-        return _host(self.probs.gather(-1, drawn).squeeze(-1))
+        return _chances(self.probs, np.arange(len(self.tokens)), self.tokens)
 
     @cached_property
     def top_two(self) -> Floats:
@@ -78,6 +77,48 @@ class Reading:
         return self.places < end
 
 
+class PartReading(Reading):
+    """Some places of an earlier reading; what has been computed of that one is taken over, when it is wanted.
+
+    Args:
+        whole: the earlier reading.
+        index: [A] which of its places.
+    """
+
+    def __init__(self, whole: Reading, index: Ids) -> None:
+        self.whole, self.index = whole, index
+        self.places, self.tokens = whole.places[index], whole.tokens[index]
+        self.sampler, self.visit = whole.sampler, whole.visit
+        self.waits = None if whole.waits is None else whole.waits[index]
+
+    @cached_property
+    def logits(self) -> Tensor:  # type: ignore[override]
+        """[A, V], as in `Reading`."""
+        return self.whole.logits[torch.from_numpy(self.index)]
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """[A, V], as in `Reading`."""
+        return self.whole.probs[torch.from_numpy(self.index)]
+
+    @cached_property
+    def confidence(self) -> Floats:
+        """[A], as in `Reading`."""
+        if np.array_equal(self.tokens, self.whole.tokens[self.index]):
+            return self.whole.confidence[self.index]
+        return _chances(self.whole.probs, self.index, self.tokens)
+
+    @cached_property
+    def top_two(self) -> Floats:
+        """[A, 2], as in `Reading`."""
+        return self.whole.top_two[self.index]
+
+    @cached_property
+    def entropy(self) -> Floats:
+        """[A], as in `Reading`."""
+        return self.whole.entropy[self.index]
+
+
 def read(logits: Tensor, places: Ids, row: CanvasRow, canvas: Canvas, sampler: Sampler, banned: Tensor) -> Reading:
     """Draw a token at every asked place.
 
@@ -90,7 +131,8 @@ def read(logits: Tensor, places: Ids, row: CanvasRow, canvas: Canvas, sampler: S
         banned: [K] int64 tokens that may not be written at all: the mask, and end tokens between given pieces.
     """
     logits.index_fill_(-1, banned, float("-inf"))
-    return _draw(logits, places, row, canvas, sampler)
+    tokens = draw(logits, places, row.visit, sampler)
+    return Reading(places, tokens, logits, sampler, row.visit, _waits(places, tokens, row, canvas))
 
 
 def reread(known: Reading, index: Ids, row: CanvasRow, canvas: Canvas) -> Reading:
@@ -102,23 +144,28 @@ def reread(known: Reading, index: Ids, row: CanvasRow, canvas: Canvas) -> Readin
         row: the state.
         canvas: the run's.
     """
-    reading = _draw(known.logits[torch.from_numpy(index)], known.places[index], row, canvas, known.sampler)
-    names = ["probs", "top_two", "entropy"]
-    names += ["confidence"] if np.array_equal(reading.tokens, known.tokens[index]) else []
-    for name in names:  # what has been computed already
-        if name in vars(known):
-            vars(reading)[name] = vars(known)[name][index]
-    return reading
+    part = PartReading(known, index)
+    # Without noise the same law gives the same token, whatever the visit: nothing is drawn, and no logits are moved.
+    if not known.sampler.settings.is_greedy:
+        part.tokens = draw(part.logits, part.places, row.visit, known.sampler)
+    part.visit, part.waits = row.visit, _waits(part.places, part.tokens, row, canvas)
+    return part
 
 
-def _draw(logits: Tensor, places: Ids, row: CanvasRow, canvas: Canvas, sampler: Sampler) -> Reading:
+def draw(logits: Tensor, places: Ids, visit: int, sampler: Sampler) -> Ids:
+    """Return the token drawn at each place."""
     if not len(places):
-        return Reading(places, np.zeros(0, dtype=np.int64), logits, sampler, row.visit)
+        return np.zeros(0, dtype=np.int64)
+    # The key is the place and the visit, never the rank among the masks: a guess asks for other places than the
+    # reference does, and has to draw the same tokens.
     where = torch.from_numpy(places).to(logits.device).unsqueeze(0)
-    drawn = sampler.pick(sampler.process(logits, None).unsqueeze(0), where, visit=row.visit)
-    tokens = drawn[0].cpu().numpy()
-    waits = np.isin(tokens, row.ends) & (places > places[0]) if canvas.ends_last else None
-    return Reading(places, tokens, logits, sampler, row.visit, waits)
+    tokens: Ids = sampler.pick(sampler.process(logits, None).unsqueeze(0), where, visit=visit)[0].cpu().numpy()
+    return tokens
+
+
+def _waits(places: Ids, tokens: Ids, row: CanvasRow, canvas: Canvas) -> Bools | None:
+    """Return [A] the end tokens that have something undecided before them, if that is forbidden."""
+    return np.isin(tokens, row.ends) & (places > places[:1]) if canvas.ends_last else None
 
 
 def order_noise(sampler: Sampler, places: Ids, visit: int) -> Floats:
@@ -132,6 +179,12 @@ def order_noise(sampler: Sampler, places: Ids, visit: int) -> Floats:
     key = node_key(sampler.keys, Stream.ORDER, torch.from_numpy(places).unsqueeze(0), visit)
     noise: Floats = uniform(key, torch.zeros(1, dtype=torch.int64))[0, :, 0].numpy()
     return noise
+
+
+def _chances(probs: Tensor, index: Ids, tokens: Ids) -> Floats:
+    """Return the probability of one token per law, [A]; a token of -1 counts as 0."""
+    at = torch.from_numpy(np.stack([index, np.maximum(tokens, 0)])).to(probs.device)
+    return _host(probs[at[0], at[1]])
 
 
 def _host(values: Tensor) -> Floats:

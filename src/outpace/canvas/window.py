@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from outpace.canvas.blocks import Schedule
-from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
+from outpace.canvas.parts import Parts
+from outpace.canvas.row import Bools, CanvasRow, Ids
 from outpace.types import Proposal
 
-__all__ = ["Window", "lay_window", "places_asked", "propose_windows", "seen"]
+__all__ = ["CanvasWindow", "lay_window", "places_asked", "propose_windows", "seen"]
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class CanvasWindow:
     """One row's part of a forward.
 
     Attributes:
@@ -35,33 +35,39 @@ class Window:
     visible: Bools | None = None
 
 
-def seen(row: CanvasRow, canvas: Canvas, schedule: Schedule) -> int:
+def seen(row: CanvasRow, parts: Parts) -> int:
     """Return the place up to which a forward holds the row."""
+    canvas = parts.canvas
     stop = min(row.live(), canvas.border(row.base))
+    # Under block attention the model's own block is all there is to see; `ahead` would cut into it.
     if canvas.ahead >= 0 and not canvas.block_size:
-        stop = min(stop, schedule.asked(row, canvas) + canvas.ahead)
+        stop = min(stop, parts.schedule.asked(row, canvas) + canvas.ahead)
     return stop
 
 
-def places_asked(row: CanvasRow, canvas: Canvas, schedule: Schedule) -> Ids:
+def places_asked(row: CanvasRow, parts: Parts) -> Ids:
     """Return the undecided places whose laws the next forward is asked for."""
-    stop = min(schedule.asked(row, canvas), row.live(), canvas.border(row.base))
+    canvas = parts.canvas
+    # The schedule may reach further than the text goes, or than the model sees: nothing can be said there.
+    stop = min(parts.schedule.asked(row, canvas), row.live(), canvas.border(row.base))
     return row.undecided(canvas, row.base, stop)
 
 
-def lay_window(row: CanvasRow, canvas: Canvas, schedule: Schedule) -> Window:
+def lay_window(row: CanvasRow, parts: Parts) -> CanvasWindow:
     """Return what is forwarded of a row."""
-    asked = places_asked(row, canvas, schedule)
-    is_new = np.ones(seen(row, canvas, schedule), dtype=np.bool_)
+    asked = places_asked(row, parts)
+    is_new = np.ones(seen(row, parts), dtype=np.bool_)
+    # A policy may keep any places, not a prefix only: what is forwarded are the gaps between them.
     is_new[row.held] = False
     places = np.flatnonzero(is_new)
-    return Window(row.tokens[places], places, asked, np.searchsorted(places, asked))
+    return CanvasWindow(row.tokens[places], places, asked, np.searchsorted(places, asked))
 
 
-def propose_windows(windows: Sequence[Window], device: torch.device | str, origin: str) -> Proposal:
+def propose_windows(windows: Sequence[CanvasWindow], device: torch.device | str, origin: str) -> Proposal:
     """Lay the rows' windows side by side, padded to the widest."""
     rows, width = len(windows), max(len(window.tokens) for window in windows)
     count = max(len(window.asked) for window in windows)
+    # Filled on the host and moved once: a step costs one transfer of each kind, however many rows there are.
     table = np.zeros((2, rows, width), dtype=np.int64)
     ask = np.zeros((rows, count), dtype=np.int64)
     for row, window in enumerate(windows):
@@ -78,6 +84,5 @@ def propose_windows(windows: Sequence[Window], device: torch.device | str, origi
         visible = torch.from_numpy(sight).to(device)
     tokens, places = torch.from_numpy(table).to(device)
     length = [len(window.tokens) for window in windows]
-    return Proposal(
-        tokens, length, None, places, visible, origin=origin, ask=torch.from_numpy(ask).to(device), carry=list(windows)
-    )
+    asked = torch.from_numpy(ask).to(device)
+    return Proposal(tokens, length, None, places, visible, origin=origin, ask=asked, is_whole=True)

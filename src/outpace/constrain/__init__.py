@@ -7,6 +7,7 @@ ones made here read text through the library llguidance.
 
 from outpace.constrain.guidance import Compiler, check, compile
 from outpace.constrain.protocol import Constraint, ConstraintState
+from outpace.constrain.reading import Asked
 from outpace.constrain.vocabulary import token_bytes
 
-__all__ = ["Compiler", "Constraint", "ConstraintState", "check", "compile", "token_bytes"]
+__all__ = ["Asked", "Compiler", "Constraint", "ConstraintState", "check", "compile", "token_bytes"]

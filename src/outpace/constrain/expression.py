@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = [
-    "EMPTY", "LAST", "NOTHING", "Chain", "Choice", "Letters", "Node", "Repeat", "any_of", "chain", "choice", "first_in",
-    "is_nullable", "last_in", "matches_letter", "nonempty", "repeat", "size", "to_rust", "word",
+    "EMPTY", "LAST", "NOTHING", "Chain", "Choice", "Letters", "Node", "Repeat", "any_of", "chain", "choice", "edge_in",
+    "is_nullable", "matches_letter", "nonempty", "repeat", "size", "to_rust", "word",
 ]  # fmt: skip
 
 LAST = 0x10FFFF
@@ -151,32 +151,23 @@ def is_nullable(node: Node) -> bool:
 @functools.lru_cache(maxsize=1 << 12)
 def nonempty(node: Node) -> Node:
     """Return the matches of a node that are not empty."""
-    return first_in(node, Letters(((0, LAST),))) if is_nullable(node) else node
+    return edge_in(node, Letters(((0, LAST),)), is_first=True) if is_nullable(node) else node
 
 
-def first_in(node: Node, letters: Letters) -> Node:
-    """Return the matches that begin with a character of a set."""
-    return _edge_in(node, letters, is_first=True)
-
-
-def last_in(node: Node, letters: Letters) -> Node:
-    """Return the matches that end with a character of a set."""
-    return _edge_in(node, letters, is_first=False)
-
-
-def _edge_in(node: Node, letters: Letters, is_first: bool) -> Node:
+def edge_in(node: Node, letters: Letters, is_first: bool) -> Node:
+    """Return the matches that begin (or end) with a character of a set."""
     if isinstance(node, Letters):
         return node & letters
     if isinstance(node, Choice):
-        return choice(_edge_in(part, letters, is_first) for part in node.parts)
+        return choice(edge_in(part, letters, is_first) for part in node.parts)
     if isinstance(node, Repeat):
         part, least = (nonempty(node.part), 0) if is_nullable(node.part) else (node.part, node.least)
         rest = repeat(part, max(least - 1, 0), None if node.most is None else node.most - 1)
-        edge = _edge_in(part, letters, is_first)
+        edge = edge_in(part, letters, is_first)
         return chain((edge, rest) if is_first else (rest, edge))
     found, parts = [], list(node.parts)
     while parts:
-        edge = _edge_in(parts[0 if is_first else -1], letters, is_first)
+        edge = edge_in(parts[0 if is_first else -1], letters, is_first)
         found.append(chain((edge, *parts[1:]) if is_first else (*parts[:-1], edge)))
         if not is_nullable(parts.pop(0 if is_first else -1)):
             break

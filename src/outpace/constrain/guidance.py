@@ -8,17 +8,14 @@ End tokens and padding of the vocabulary are never allowed; the sampler adds end
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from outpace.constrain.grammar import single
-from outpace.constrain.schema import read_schema
-from outpace.constrain.syntax import read_pattern
+from outpace.constrain.reading import Asked, allows_nothing, library, read_asked
 from outpace.constrain.vocabulary import vocabulary
 from outpace.errors import ConfigError
 
@@ -33,42 +30,29 @@ _EVERY_SPELLING = '\n%llguidance {"no_forcing": true}\n'
 _TRIALS = 128  # tokens tried when a constraint is compiled, to see whether a text can end: a few milliseconds
 
 
-def compile(
-    tokenizer: Tokenizer,
-    *,
-    regex: str | None = None,
-    json_schema: str | Mapping[str, Any] | None = None,
-    grammar: str | None = None,
-    vocab_size: int | None = None,
-) -> TextConstraint:
+def compile(tokenizer: Tokenizer, *, vocab_size: int | None = None, **asked: Unpack[Asked]) -> TextConstraint:
     """Return the constraint of a regular expression, a JSON schema or a grammar in Lark's syntax (one of them).
 
     Args:
         tokenizer: the model's.
-        regex: must match the whole text; in Python's syntax (see `outpace.constrain.syntax.read_pattern`).
-        json_schema: as a mapping or as JSON (see `outpace.constrain.schema.read_schema`). The text is one line, as in
-            {"a": 1, "b": [2, 3]}, unless the schema says otherwise under "x-guidance": {"whitespace_flexible": true}
-            frees spaces and line breaks.
-        grammar: Lark's syntax, beginning at the rule `start`.
         vocab_size: the model's, which may be padded; None = the tokenizer's.
+        **asked: regex, json_schema or grammar; see `Asked`.
 
     Raises:
         ConfigError: llguidance is missing, the tokenizer has no bytes of its own, or the constraint cannot be read or
             allows no text.
     """
-    return Compiler(tokenizer, vocab_size).compile(regex=regex, json_schema=json_schema, grammar=grammar)
+    return Compiler(tokenizer, vocab_size).compile(**asked)
 
 
-def check(
-    *, regex: str | None = None, json_schema: str | Mapping[str, Any] | None = None, grammar: str | None = None
-) -> None:
+def check(**asked: Unpack[Asked]) -> None:
     """Raise what `compile` would raise about the text of a constraint; needs no tokenizer.
 
     Raises:
         ConfigError: llguidance is missing, several are given, or it cannot be read.
     """
-    kind, lark = _lark(regex, json_schema, grammar)
-    fault = _library().LLMatcher.validate_grammar(_wrapped(lark))
+    kind, wrapped = _wrapped(asked)
+    fault = library("llguidance", "Constraints").LLMatcher.validate_grammar(wrapped)
     if fault:
         raise _unreadable(kind, fault)
 
@@ -85,29 +69,21 @@ class Compiler:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None) -> None:
-        library = _library()
+        guidance = library("llguidance", "Constraints")
         self.vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
         words = _Words(tokenizer, self.vocab_size)
-        self._vocabulary = library.LLTokenizer(library.TokenizerWrapper(words))
+        self._vocabulary = guidance.LLTokenizer(guidance.TokenizerWrapper(words))
 
-    def compile(
-        self,
-        *,
-        regex: str | None = None,
-        json_schema: str | Mapping[str, Any] | None = None,
-        grammar: str | None = None,
-    ) -> TextConstraint:
+    def compile(self, **asked: Unpack[Asked]) -> TextConstraint:
         """Return a constraint; arguments and errors as for `outpace.constrain.compile`."""
-        kind, lark = _lark(regex, json_schema, grammar)
-        matcher = _library().LLMatcher(self._vocabulary, _wrapped(lark), log_level=0)
+        kind, wrapped = _wrapped(asked)
+        matcher = library("llguidance", "Constraints").LLMatcher(self._vocabulary, wrapped, log_level=0)
         if matcher.is_error():
             raise _unreadable(kind, matcher.get_error())
         constraint = TextConstraint(kind, matcher, self.vocab_size)
         start = constraint.start()
-        is_empty = not bool(start.allowed().any())
-        if not _can_end(start) or is_empty:
-            extent = "only the empty text" if start.is_complete else "no text at all"
-            raise ConfigError(f"The {kind} allows {extent}.", "Check it for parts that exclude each other.")
+        if not bool(start.allowed().any()) or not _can_end(start):
+            raise allows_nothing(kind, start.is_complete)
         return constraint
 
 
@@ -209,33 +185,11 @@ class _Words:
         return self._encode(text.decode() if isinstance(text, bytes) else text, is_special=False)
 
 
-def _library() -> Any:
-    try:
-        import llguidance
-    except ImportError:
-        raise ConfigError(
-            "Constraints need the package llguidance.", "python -m pip install 'outpace[constraints]'"
-        ) from None
-    return llguidance
-
-
-def _lark(regex: str | None, json_schema: str | Mapping[str, Any] | None, grammar: str | None) -> tuple[str, str]:
-    """Return what kind of constraint is given, and its Lark grammar."""
-    given = [item for item in (regex, json_schema, grammar) if item is not None]
-    if len(given) != 1:
-        raise ConfigError(
-            f"{len(given) or 'No'} constraints were given.", "Give one regular expression, JSON schema or grammar."
-        )
-    if regex is not None:
-        return "regular expression", single(read_pattern(regex)).to_lark()
-    if grammar is not None:
-        return "grammar", grammar
-    assert json_schema is not None
-    return "JSON schema", read_schema(json_schema).to_lark()
-
-
-def _wrapped(lark: str) -> str:
-    return json.dumps({"grammars": [{"lark_grammar": lark + _EVERY_SPELLING}]})
+def _wrapped(asked: Asked) -> tuple[str, str]:
+    """Return what kind of constraint is given, and its grammar in the library's form."""
+    kind, found = read_asked(asked)
+    lark = found if isinstance(found, str) else found.to_lark()
+    return kind, json.dumps({"grammars": [{"lark_grammar": lark + _EVERY_SPELLING}]})
 
 
 def _unreadable(kind: str, fault: str) -> ConfigError:

@@ -11,8 +11,9 @@ import bisect
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +101,8 @@ def byte_table(terminal: Terminal, budget: Budget) -> Table:
     Raises:
         ConfigError: the budget does not suffice.
     """
+    # Characters first, bytes last: the sets of positions then know only the few kinds of characters that the terminal
+    # tells apart, and UTF-8 is spelled out once, on an automaton that is minimal already.
     atoms = _atoms((*terminal.all_of, *terminal.none_of))
     return _over_bytes(_characters(terminal, atoms, budget), atoms, budget)
 
@@ -117,6 +120,7 @@ def _characters(terminal: Terminal, atoms: _Atoms, budget: Budget) -> Table:
     """Return the minimal automaton over kinds of characters."""
     tables = [minimal(*_determined(node, atoms, budget)) for node in terminal.all_of]
     tables += [_complement(minimal(*_determined(node, atoms, budget))) for node in terminal.none_of]
+    # Minimal after every meeting: a product of all at once would have the product of their sizes on the way.
     whole = tables[0]
     for table in tables[1:]:
         whole = minimal(*_both(whole, table, budget))
@@ -125,6 +129,7 @@ def _characters(terminal: Terminal, atoms: _Atoms, budget: Budget) -> Table:
 
 def _complement(table: Table) -> Table:
     """Return the automaton of all other texts."""
+    # The dead state becomes one that accepts and stays, so a new dead state is put before all others.
     leads, accept, start = table
     moved = np.concatenate([np.zeros((1, leads.shape[1]), np.int32), leads + 1])
     return moved.astype(np.int32), np.concatenate([[False], ~accept]), start + 1
@@ -151,6 +156,8 @@ class _Atoms:
 
 
 def _atoms(nodes: Sequence[Node]) -> _Atoms:
+    # Each set of characters is a bit that flips at the ends of its runs. Between two flips nothing changes, so that a
+    # run has one mask, and runs of one mask are one kind.
     sets = list(dict.fromkeys(letters for node in nodes for letters in _letters(node)))
     edges: dict[int, int] = {0: 0}
     for number, letters in enumerate(sets):
@@ -192,7 +199,7 @@ class _Positions:
     def _lay(self, node: Node) -> tuple[int, int]:
         """Lay out a part; return its first and its last positions."""
         if isinstance(node, Letters):
-            bit = 1 << len(self.follow)
+            bit = 1 << len(self.follow)  # every mention of a set of characters is a position of its own
             self.follow.append(0)
             self.worse.append(0)
             for kind in self._of[node]:
@@ -207,6 +214,8 @@ class _Positions:
         first, last, is_begin = 0, 0, True
         for part in node.parts:
             begin, end = self._lay(part)
+            # What may stand last so far is followed by what this part may begin with; a part that may be empty lets
+            # those before it stay last, and those behind it come first.
             self._link(last, begin)
             first |= begin if is_begin else 0
             is_begin &= is_nullable(part)
@@ -214,6 +223,8 @@ class _Positions:
         return first, last
 
     def _repeat(self, node: Repeat) -> tuple[int, int]:
+        # Copies are written out, as there is no counting in a finite automaton. None of them may be empty: then the
+        # number of copies in use is the number written, and `_rank` can compare them.
         part, least = (nonempty(node.part), 0) if is_nullable(node.part) else (node.part, node.least)
         first, last, before = 0, 0, 0
         bases = []
@@ -253,47 +264,64 @@ def _determined(node: Node, atoms: _Atoms, budget: Budget) -> Table:
     """Return the automaton whose states are sets of positions."""
     budget.hold(size(node))
     laid = _Positions(node, atoms.count, atoms.of)
-    takes = [(kind, taken) for kind, taken in enumerate(laid.accepting) if taken]
-    sets, waiting, rows = {1: 1}, [1], [[DEAD] * atoms.count]
-    for positions in waiting:
-        after = 0
+
+    def leads(positions: int) -> list[int | None]:
+        after, found = 0, list[int | None]()
         for position in bits(positions):
             after |= laid.follow[position]
-        row = [DEAD] * atoms.count
-        for kind, taken in takes:
+        # Without the last step sets would multiply: a set that holds a position needs none of those worse than it.
+        for taken in laid.accepting:
             target = after & taken
             if target:
                 for position in bits(target & laid.better):
                     target &= ~laid.worse[position]
-                if target not in sets:
-                    waiting.append(target)
-                    sets[target] = len(waiting)
-                    budget.hold(len(waiting))
-                row[kind] = sets[target]
-        rows.append(row)
-    accept = np.asarray([False, *(bool(positions & laid.last) for positions in waiting)])
-    return np.asarray(rows, np.int32), accept, 1
+            found.append(target or None)
+        return found
+
+    return _explored(1, leads, lambda positions: bool(positions & laid.last), budget)
 
 
 def _both(one: Table, other: Table, budget: Budget) -> Table:
     """Return the automaton of the texts of two."""
     (mine, ends, first), (theirs, stops, begin) = one, other
-    pairs = {(first, begin): 1}
-    waiting, rows = [(first, begin)], [[DEAD] * mine.shape[1]]
-    for left, right in waiting:
+
+    def leads(state: tuple[int, int]) -> list[tuple[int, int] | None]:
+        pairs = zip(mine[state[0]].tolist(), theirs[state[1]].tolist(), strict=True)
+        return [None if DEAD in pair else pair for pair in pairs]
+
+    return _explored((first, begin), leads, lambda state: bool(ends[state[0]] and stops[state[1]]), budget)
+
+
+_State = TypeVar("_State", bound=Hashable)
+
+
+def _explored(
+    start: _State,
+    leads: Callable[[_State], Sequence[_State | None]],
+    accepts: Callable[[_State], bool],
+    budget: Budget,
+) -> Table:
+    """Return the automaton of the states that a start leads to, numbered as they are found.
+
+    Args:
+        start: its first state.
+        leads: tells the state after each letter; None = the dead one.
+        accepts: tells whether a text may end in a state.
+        budget: asked at each new state.
+    """
+    numbers: dict[_State | None, int] = {None: DEAD, start: 1}
+    waiting, rows = [start], list[list[int]]()
+    for state in waiting:
         row = []
-        for pair in zip(mine[left].tolist(), theirs[right].tolist(), strict=True):
-            if DEAD in pair:
-                row.append(DEAD)
-                continue
-            if pair not in pairs:
-                waiting.append(pair)
-                pairs[pair] = len(waiting)
+        for target in leads(state):
+            if target is not None and target not in numbers:
+                waiting.append(target)
+                numbers[target] = len(waiting)
                 budget.hold(len(waiting))
-            row.append(pairs[pair])
+            row.append(numbers[target])
         rows.append(row)
-    accept = np.asarray([False, *(bool(ends[left] and stops[right]) for left, right in waiting)])
-    return np.asarray(rows, np.int32), accept, 1
+    table = np.asarray([[DEAD] * len(rows[0]), *rows], np.int32)
+    return table, np.asarray([False, *map(accepts, waiting)]), 1
 
 
 def merge_equals(rows: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -315,6 +343,7 @@ def minimal(table: NDArray[np.int32], accept: NDArray[np.bool_], start: int) -> 
     shortest, longest = _lengths(narrow, accept)
     labels = merge_equals(np.stack([shortest, longest], axis=1))
     count = int(labels.max()) + 1
+    # Split the classes by where each letter leads until none splits; lengths have done most of it already.
     while True:
         labels = merge_equals(np.concatenate([labels[:, None], labels[narrow]], axis=1).astype(np.int32))
         found = int(labels.max()) + 1
@@ -357,6 +386,8 @@ def _over_bytes(machine: Table, atoms: _Atoms, budget: Budget) -> Table:
 
     A state within a character is a node of the tree of all characters, met with a state's ways on.
     """
+    # Characters of one byte lead straight on. The others go through states of their own: a node of the tree, met with
+    # the ways on of a state, is told apart only by where its last byte leads, so equal ones are one state.
     table, accept, start = machine
     width, tree = len(table), _Tree(atoms)
     leads = np.concatenate([table, np.zeros((width, 1), np.int32)], axis=1)  # the last column: no character
@@ -376,6 +407,7 @@ def _over_bytes(machine: Table, atoms: _Atoms, budget: Budget) -> Table:
                 rows[-1][0, 0x80:0xC0] = following[state]
             numbers[state] = known[key]
         inside.append(numbers)
+    # Last, the bytes that begin a character lead from whole characters into the tree.
     for byte, node in tree.leads.items():
         rows[0][:, byte] = inside[node]
     return np.concatenate(rows), np.concatenate([accept, np.zeros(len(known), np.bool_)]), start
@@ -407,6 +439,7 @@ class _Tree:
 
     def _build(self, low: int, more: int, least: int) -> int:
         """Return the node of the characters from `low` on, `more` bytes and one before their ends."""
+        # Where no run of characters ends within, the whole subtree is one kind, and need not be walked.
         part, at = 64**more, bisect.bisect_right(self._atoms.starts, low)
         is_even = at == len(self._atoms.starts) or self._atoms.starts[at] >= low + 64 * part
         if is_even and low >= least and low + 64 * part <= LAST + 1:

@@ -133,6 +133,7 @@ class _Reader:
         self._rules["start"] = (self._value((self._root,)),)
         whole = Grammar("start", self._rules, {name: terminal for terminal, name in self._terminals.items()})
         texts = whole.productive(_is_empty)
+        # Only now is it known what derives a text, and `oneOf` must not hold twice.
         for symbols in self._exclusive:
             if texts.issuperset(symbols):
                 raise _unknown("oneOf of alternatives that may hold together")
@@ -148,6 +149,7 @@ class _Reader:
     def _find(self, place: Any, base: str, home: Any) -> None:
         """Note what references can name, and the document that each part belongs to."""
         if isinstance(place, Mapping):
+            # An identity opens a document of its own: references within it are meant relative to it.
             name = place.get("$id", place.get("id"))
             if isinstance(name, str) and not isinstance(place.get("$ref"), str):
                 full = urljoin(base, name)
@@ -192,6 +194,7 @@ class _Reader:
         demands = tuple({id(each): each for each in demands if each is not True and each != {}}.values())
         key = tuple(sorted(map(id, demands)))
         if key not in self._values:
+            # The name is known before the rule is made, so that a schema may refer to itself.
             self._made += demands
             name = self._new()
             self._values[key] = (name,)
@@ -222,6 +225,7 @@ class _Reader:
                 f"The JSON schema refers in a circle: {schema.get('$ref', 'a part')} is what it stands for.",
                 "Let it go through an array or a property.",
             )
+        # 1) What holds beside the schema's own keywords: its reference, and all of `allOf`.
         above = (*above, id(schema))
         if "$ref" in schema and self._is_alone:
             yield from self._branches((self._look_up(schema),), above)
@@ -234,6 +238,7 @@ class _Reader:
         own = self._own.setdefault(
             id(schema), {key: value for key, value in schema.items() if key in _KNOWN - _BRANCHING}
         )
+        # 2) What branches. Alternatives of `oneOf` exclude each other under all else that the schema demands.
         choices = []
         for keyword in ("anyOf", "oneOf"):
             if keyword in schema:
@@ -241,6 +246,7 @@ class _Reader:
                 choices.append([(part,) for part in parts])
                 if keyword == "oneOf" and not self._is_any:
                     self._exclude(parts, (own, *more))
+        # 3) Every combination of one way through each.
         base = list(self._branches(tuple(more), above)) if more else [()]
         for chosen in itertools.product(*choices):
             for ways in itertools.product(base, *(list(self._branches(each, above)) for each in chosen)):
@@ -287,6 +293,7 @@ class _Reader:
         types = set(_TYPES)
         for schema in flat:
             types &= _types(schema) if "type" in schema else types
+        # Listed values are few: each is tested against all other demands, and what is left is written out.
         listed = next((schema for schema in flat if "enum" in schema or "const" in schema), None)
         if listed is not None:
             own = {key: value for key, value in listed.items() if key not in ("enum", "const")}
@@ -295,7 +302,7 @@ class _Reader:
             if values:
                 yield (self._terminal(choice(word(self._written(value)) for value in values)),)
             return
-        if "number" in types:
+        if "number" in types:  # which takes in the integers
             types.discard("integer")
         simple = {"null": word("null"), "boolean": choice((word("true"), word("false")))}
         for kind in _TYPES:
@@ -321,15 +328,8 @@ class _Reader:
     def _number(self, kind: str, flat: _Demands) -> str:
         nodes: list[Node] = [json_text.INTEGER if kind == "integer" else json_text.NUMBER]
         for schema in flat:
-            for keyword, strict, build in (
-                ("minimum", "exclusiveMinimum", json_text.above), ("maximum", "exclusiveMaximum", json_text.below),
-            ):  # fmt: skip
-                # In draft 4 the exclusive bound is a flag of the other one.
-                is_flag = isinstance(schema.get(strict), bool)
-                if keyword in schema:
-                    nodes.append(build(_decimal(schema, keyword), is_flag and schema[strict]))
-                if strict in schema and not is_flag:
-                    nodes.append(build(_decimal(schema, strict), True))
+            for sign, bound, is_strict in _bounds(schema):
+                nodes.append((json_text.above if sign > 0 else json_text.below)(bound, is_strict))
             if "multipleOf" in schema:
                 nodes += _multiples(_decimal(schema, "multipleOf"))
         return self._terminal(*nodes)
@@ -341,10 +341,7 @@ class _Reader:
             if "pattern" in schema:
                 nodes.append(json_text.quoted(search_pattern(_text(schema, "pattern"))))
             if "format" in schema:
-                name = _text(schema, "format")
-                if name not in json_text.FORMATS:
-                    raise _unknown(f"format: {name}")
-                nodes.append(json_text.format_node(name))
+                nodes.append(json_text.format_node(_format(schema)))
         if most is not None and least > most:
             return self._terminal(choice(()))
         if least or most is not None or not nodes:
@@ -378,6 +375,7 @@ class _Reader:
             if schema.get("uniqueItems", False) is not False and (most is None or most > 1):
                 raise _unknown("uniqueItems")
         lists = [_items(schema) for schema in flat]
+        # 1) Items with schemas of their own stand at fixed places; behind them all items are alike.
         fixed = max((len(first) for first, _ in lists), default=0)
 
         def item(at: int) -> _Demands:
@@ -387,6 +385,7 @@ class _Reader:
             most = fixed if most is None else min(most, fixed)
         if most is not None and least > most:
             return None
+        # 2) From the right: first the alike ones, then one fixed item after the other, each free where enough stand.
         fixed = fixed if most is None else min(fixed, most)
         inside = self._repeated(self._value(item(fixed)), max(least - fixed, 1), None if most is None else most - fixed)
         if most == fixed:
@@ -402,6 +401,7 @@ class _Reader:
         return self._bracketed("[", inside, "]")
 
     def _object(self, flat: _Demands) -> Symbols | None:
+        # 1) Named properties come first and in the schema's order; the others follow, in any number.
         objects = [_Object(schema) for schema in flat if set(schema) & _KEYWORDS["object"]]
         required = list(dict.fromkeys(name for each in objects for name in each.required))
         names = list(dict.fromkeys([*(name for each in objects for name in each.properties), *required]))
@@ -415,7 +415,7 @@ class _Reader:
         others = list(self._others(objects, names))
         if names and others and most is not None:
             raise _unknown("minProperties or maxProperties beside named properties")
-        # From the last property on: what may follow if something was written (`later`), and if nothing was (`first`).
+        # 2) From the last property on: what may follow if something was written (`later`), or nothing yet (`first`).
         later: Symbols = ()
         first: Symbols = ()
         if others:
@@ -442,6 +442,7 @@ class _Reader:
         patterns = list(dict.fromkeys(pattern for each in objects for pattern in each.patterns))
         if len(patterns) > 6:
             raise _unknown("more than six patternProperties")
+        # A key is told by which patterns it matches: one terminal for each set of them, so that no two overlap.
         own = [choice(map(_key, names))] if names else []
         keys = {pattern: json_text.quoted(search_pattern(pattern)) for pattern in patterns}
         for chosen in itertools.product((True, False), repeat=len(patterns)):
@@ -491,9 +492,7 @@ class _Reader:
 
     def _meets_string(self, value: str, schema: Mapping[str, Any]) -> bool:
         least, most = _between((schema,), "minLength", "maxLength", _MOST_LENGTH)
-        name = _text(schema, "format") if "format" in schema else None
-        if name is not None and name not in json_text.FORMATS:
-            raise _unknown(f"format: {name}")
+        name = _format(schema) if "format" in schema else None
         return (
             least <= len(value) and (most is None or len(value) <= most)
             and ("pattern" not in schema or re.search(_text(schema, "pattern"), value) is not None)
@@ -594,10 +593,27 @@ def _decimal(schema: Mapping[str, Any], keyword: str) -> Decimal:
     return Decimal(str(value))
 
 
+def _bounds(schema: Mapping[str, Any]) -> Iterator[tuple[int, Decimal, bool]]:
+    """Yield the bounds of a number: 1 for a lower and -1 for an upper one, its value, and whether it is exclusive."""
+    for keyword, strict, sign in (("minimum", "exclusiveMinimum", 1), ("maximum", "exclusiveMaximum", -1)):
+        is_flag = isinstance(schema.get(strict), bool)  # of the other one, in draft 4
+        if keyword in schema:
+            yield sign, _decimal(schema, keyword), bool(is_flag and schema[strict])
+        if strict in schema and not is_flag:
+            yield sign, _decimal(schema, strict), True
+
+
 def _text(schema: Mapping[str, Any], keyword: str) -> str:
     if not isinstance(schema[keyword], str):
         raise _unknown(f"{keyword}: {schema[keyword]}")
     return str(schema[keyword])
+
+
+def _format(schema: Mapping[str, Any]) -> str:
+    name = _text(schema, "format")
+    if name not in json_text.FORMATS:
+        raise _unknown(f"format: {name}")
+    return name
 
 
 def _multiples(divisor: Decimal) -> list[Node]:
@@ -632,15 +648,11 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _meets_number(value: float, schema: Mapping[str, Any]) -> bool:
-    number, is_met = Decimal(str(value)), True
-    for keyword, strict, sign in (("minimum", "exclusiveMinimum", 1), ("maximum", "exclusiveMaximum", -1)):
-        is_flag = isinstance(schema.get(strict), bool)
-        if keyword in schema:
-            over = sign * (number - _decimal(schema, keyword))
-            is_met &= over > 0 or (over == 0 and not (is_flag and schema[strict]))
-        if strict in schema and not is_flag:
-            is_met &= sign * (number - _decimal(schema, strict)) > 0
-    return is_met and ("multipleOf" not in schema or number % _decimal(schema, "multipleOf") == 0)
+    number = Decimal(str(value))
+    over = [(sign * (number - bound), is_strict) for sign, bound, is_strict in _bounds(schema)]
+    return all(by > 0 or (by == 0 and not is_strict) for by, is_strict in over) and (
+        "multipleOf" not in schema or number % _decimal(schema, "multipleOf") == 0
+    )
 
 
 @functools.lru_cache(maxsize=1024)

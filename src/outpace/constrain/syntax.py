@@ -24,9 +24,8 @@ from outpace.constrain.expression import (
     Node,
     chain,
     choice,
-    first_in,
+    edge_in,
     is_nullable,
-    last_in,
     matches_letter,
     nonempty,
     repeat,
@@ -77,7 +76,7 @@ def _read(pattern: str, kind: str, is_search: bool) -> Node:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of brackets within a class, which later Pythons may read otherwise
             parsed = parser.parse(pattern)
-        node = _Reader(parsed, is_search).whole()
+        node = _Reader(parsed, is_search, _kinds(_anchors(parsed, parsed.state.flags))).whole()
     except _Unknown as error:
         reason = str(error)
     except RecursionError:
@@ -108,9 +107,8 @@ _Branches = dict[tuple[int, frozenset[int]], Node]  # by kind of character on th
 class _Reader:
     """Brings one parsed expression into a tree."""
 
-    def __init__(self, parsed: Any, is_search: bool) -> None:
-        self._parsed, self._is_search = parsed, is_search
-        self._kinds = _kinds(_anchors(parsed, parsed.state.flags))
+    def __init__(self, parsed: Any, is_search: bool, kinds: list[Letters]) -> None:
+        self._parsed, self._is_search, self._kinds = parsed, is_search, kinds
         self._open = frozenset({*range(len(self._kinds)), _END, _LAST_LINE})
 
     def whole(self) -> Node:
@@ -164,10 +162,8 @@ class _Reader:
 
     def _plain(self, inner: Any, flags: int) -> Node:
         """Return the tree of a part without anchors."""
-        whole = _Reader.__new__(_Reader)
-        whole._parsed, whole._is_search, whole._kinds = inner, False, [_EVERYTHING]
-        whole._open = frozenset({0, _END, _LAST_LINE})
-        return choice(whole._chain({(_END, whole._open): EMPTY}, inner, flags).values())
+        reader = _Reader(inner, False, [_EVERYTHING])
+        return choice(reader._chain({(_END, reader._open): EMPTY}, inner, flags).values())
 
     def _endless(self, branches: _Branches, inner: Any, flags: int) -> _Branches:
         """Return any number of repeats of a part with anchors: sums over all walks between branches (Kleene)."""
@@ -184,7 +180,7 @@ class _Reader:
                 for (other, goal), after in ways.items():
                     if one == through == other and start != through != goal:
                         detour = chain((before, around, after))
-                        steps[start, goal] = choice((steps.get((start, goal), NOTHING), detour))
+                        _add(steps, (start, goal), detour)
             for (start, goal), node in ways.items():
                 if goal == through != start:
                     steps[start, goal] = chain((node, around))
@@ -197,7 +193,7 @@ class _Reader:
         found = dict(branches)
         for (start, goal), node in steps.items():
             if start in branches:
-                found[goal] = choice((found.get(goal, NOTHING), chain((branches[start], node))))
+                _add(found, goal, chain((branches[start], node)))
         return self._small(found)
 
     def _small(self, branches: _Branches) -> _Branches:
@@ -209,22 +205,22 @@ class _Reader:
         """Return what branches become when a part without anchors follows."""
         found: _Branches = {}
 
-        def add(left: int, right: frozenset[int], made: Node) -> None:
-            if made != NOTHING:
-                found[left, right] = choice((found.get((left, right), NOTHING), made))
-
         for (left, right), before in branches.items():
             if is_nullable(node):
-                add(left, right, before)
+                _add(found, (left, right), before)
             rest = nonempty(node)
             if right != self._open:
                 allowed = Letters.of(run for at in right if at >= 0 for run in self._kinds[at].ranges)
-                rest = first_in(rest, allowed)
+                rest = edge_in(rest, allowed, is_first=True)
                 if _LAST_LINE in right and "\n" not in allowed and matches_letter(node, "\n"):
                     line = next(at for at, kind in enumerate(self._kinds) if "\n" in kind)
-                    add(line, frozenset({_END}), chain((before, Letters.of([(10, 10)]))))
+                    _add(found, (line, frozenset({_END})), chain((before, Letters.of([(10, 10)]))))
             for at, kind in enumerate(self._kinds):
-                add(at, self._open, chain((before, rest if len(self._kinds) == 1 else last_in(rest, kind))))
+                _add(
+                    found,
+                    (at, self._open),
+                    chain((before, rest if len(self._kinds) == 1 else edge_in(rest, kind, is_first=False))),
+                )
         return found
 
     def _anchored(self, branches: _Branches, where: Any, flags: int) -> _Branches:
@@ -233,7 +229,7 @@ class _Reader:
         for (left, right), node in branches.items():
             right = right & self._right(where, left, flags)
             if right:
-                found[left, right] = choice((found.get((left, right), NOTHING), node))
+                _add(found, (left, right), node)
         return found
 
     def _right(self, where: Any, left: int, flags: int) -> frozenset[int]:
@@ -255,6 +251,12 @@ class _Reader:
             return self._open - words if left in words else words
         # Before Python 3.14, no anchor of words holds in the empty text.
         return words if left in words else self._open - words - ({_END} if left == _END else nothing)
+
+
+def _add(branches: dict[Any, Node], key: Any, node: Node) -> None:
+    """Give a key one more alternative."""
+    if node != NOTHING:
+        branches[key] = choice((branches.get(key, NOTHING), node))
 
 
 def _joined(many: Iterable[_Branches]) -> _Branches:

@@ -17,9 +17,10 @@ from outpace.draft.model import draft_chain
 from outpace.draft.psi import MOST_ROUNDS, StringLaw, borders
 from outpace.draft.reading import read_nodes, read_texts
 from outpace.draft.strings import Lexicon, Respelling
+from outpace.errors import CapabilityError
 from outpace.run.tree import TokenTree
 from outpace.sampling import Sampler, Sampling
-from outpace.types import Adapter, Capabilities, Counter, Scores, View
+from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores, View
 
 __all__ = ["ForeignDrafter", "SharedTokens", "StringTokens"]
 
@@ -93,7 +94,7 @@ class ForeignDrafter:
         return [self.words.to_target(text, found[:count])[:length] for text, found, count, length in rows]
 
 
-class _Speaking:
+class _Speaking(Adapter):
     """The drafter behind an adapter of the target's vocabulary, for one step: `draft_chain` drafts with it.
 
     It is asked for the logits after the texts first, then fed one token per row and call; rows at position -1 rest.
@@ -119,6 +120,14 @@ class _Speaking:
         cache.lengths = [length - 1 for length in view.lengths]
         return cache
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Refuse: the drafter knows no such tokens."""
+        raise CapabilityError("A drafter of another vocabulary has no embeddings of the target's tokens.")
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Refuse: a law over the target's tokens is made of several of the drafter's."""
+        raise CapabilityError("A drafter of another vocabulary has no output matrix for the target's tokens.")
+
     def score(
         self,
         tokens: Tensor,
@@ -126,12 +135,12 @@ class _Speaking:
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
         """Return the drafter's law over the target's tokens, [B, 1, V]."""
-        del visible, cache, ask, heads, inputs, skip
+        del visible, cache, ask, outputs, inputs, skip
         running = [place >= 0 for place in position[:, 0].tolist()]
         if not self._is_first:
             for row, token in enumerate(tokens[:, 0].tolist()):

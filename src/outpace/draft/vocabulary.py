@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.draft.memory import Memory
 from outpace.errors import ConfigError
-from outpace.types import Adapter, Counter, EncoderAdapter, Scores
+from outpace.types import NO_OUTPUTS, Adapter, Counter, Outputs, Scores
 
 __all__ = ["TokenCounts", "TrimmedHead", "count_tokens", "memory_bound_speedup"]
 
@@ -107,7 +107,7 @@ def count_tokens(lm: _Writer, prompts: Sequence[Any], **arguments: Any) -> Token
     return counts
 
 
-class TrimmedHead:
+class TrimmedHead(Adapter):
     """An adapter that gives every token outside a list no chance; where it can, without computing their logits.
 
     Our own decoder drops the other rows of its head (`Transformer.trim_head`). Another adapter computes all logits, and
@@ -120,9 +120,11 @@ class TrimmedHead:
 
     def __init__(self, adapter: Adapter, ids: Sequence[int]) -> None:
         self.capabilities = adapter.capabilities
-        self.is_sliced = hasattr(adapter, "trim_head")
-        self._ids = torch.tensor(list(ids), dtype=torch.int64, device=getattr(adapter, "device", "cpu"))
-        self._inner: Adapter = adapter.trim_head(self._ids) if hasattr(adapter, "trim_head") else adapter
+        self.device, self.dtype = adapter.device, adapter.dtype
+        self._ids = torch.tensor(list(ids), dtype=torch.int64, device=self.device)
+        trimmed = adapter.trim_head(self._ids)
+        self.is_sliced = trimmed is not None
+        self._inner = trimmed or adapter
 
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return the drafter's own cache."""
@@ -130,7 +132,15 @@ class TrimmedHead:
 
     def encode(self, sources: Sequence[list[int]], cache: Cache) -> None:
         """Run the drafter's encoder."""
-        cast("EncoderAdapter", self._inner).encode(sources, cache)
+        self._inner.encode(sources, cache)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the drafter's own embeddings."""
+        return self._inner.embed(tokens)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits over the whole vocabulary, -inf outside the list."""
+        return self._spread(self._inner.head(hidden))
 
     def score(
         self,
@@ -139,16 +149,19 @@ class TrimmedHead:
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
         """Run one forward; logits are scattered back to the whole vocabulary, -inf elsewhere."""
-        scores = self._inner.score(tokens, position, visible, cache, ask, heads, inputs, skip)
-        known = scores.logits if self.is_sliced else scores.logits[..., self._ids]
-        logits = known.new_full((*known.shape[:-1], self.capabilities.vocab_size), float("-inf"))
-        logits[..., self._ids] = known
-        return replace(scores, logits=logits)
+        scores = self._inner.score(tokens, position, visible, cache, ask, outputs, inputs, skip)
+        return replace(scores, logits=self._spread(scores.logits))
+
+    def _spread(self, logits: Tensor) -> Tensor:
+        known = logits if self.is_sliced else logits[..., self._ids]
+        spread = known.new_full((*known.shape[:-1], self.capabilities.vocab_size), float("-inf"))
+        spread[..., self._ids] = known
+        return spread
 
 
 def memory_bound_speedup(tokens_per_step: float, draft_len: float, draft_bytes: float, target_bytes: float) -> float:

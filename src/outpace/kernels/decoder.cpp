@@ -54,12 +54,25 @@ class Forward {
       look_around();
       worker_.wait();
       for (int64_t index = 0; index < model_.layers; index++) {
+        tap(index);
         if (!call_.skip || !call_.skip[index]) run_layer(index);
-        if (call_.taps && call_.taps[index]) tap(index);
       }
+      tap(model_.layers);
       answer();
       worker_.wait();
     }
+  }
+
+  // The head by itself: `call_.asked` last hidden states, one after the other, to as many rows of logits.
+  void read_out(const Element* hidden) {
+    uint32_t* to = decoder_.normed.as<uint32_t>();
+    worker_.share(call_.asked, [&](int64_t i) {
+      memset(to + i * sizes_.normed_row, 0, sizes_.normed_row * sizeof(uint32_t));
+      memcpy(to + i * sizes_.normed_row, hidden + i * model_.hidden, model_.hidden * sizeof(Element));
+    });
+    worker_.wait();
+    write_logits({to, sizes_.normed_row, call_.asked}, decoder_.head(), [](int64_t i) { return i; });
+    worker_.wait();
   }
 
  private:
@@ -163,20 +176,27 @@ class Forward {
     const Answer* answers = decoder_.answers.data() + chunk_->answers.begin;
     const auto source = [&](int64_t i) { return answers[i].token - chunk_->tokens.begin; };
     const Inputs rows = normalise(model_.final_norm, chunk_->answers.size(), source);
-    if (call_.taps && call_.taps[model_.layers]) {
+    if (const int64_t last = model_.layers + 1; call_.taps && call_.taps[last]) {
       worker_.share(rows.rows, [&](int64_t i) {
-        memcpy(tapped(model_.layers, answers[i]), rows.data + i * rows.stride, model_.hidden * sizeof(Element));
+        memcpy(tapped(last, answers[i]), rows.data + i * rows.stride, model_.hidden * sizeof(Element));
       });
     }
     const Matrix first = decoder_.qkv(decoder_.layers[0]);  // of the next call, most likely
-    product<Type>(worker_, rows, decoder_.head(), first, [&](int64_t i, int64_t column, const Sums& sums) {
-      Element* logits = static_cast<Element*>(call_.logits) + answers[i].output * model_.vocab + column;
+    write_logits(rows, first, [&](int64_t i) { return answers[i].output; });
+  }
+
+  // The head's product; row i of the logits goes to row `output(i)`.
+  template <class Output>
+  void write_logits(const Inputs& rows, const Matrix& then, const Output& output) {
+    product<Type>(worker_, rows, decoder_.head(), then, [&](int64_t i, int64_t column, const Sums& sums) {
+      Element* logits = static_cast<Element*>(call_.logits) + output(i) * model_.vocab + column;
       write_row(logits, reinterpret_cast<const float*>(sums), std::min<int64_t>(kColumns, model_.vocab - column));
     });
   }
 
-  // Write the stream of the asked tokens as it stands after layer `index`.
+  // Where it is wanted, write the stream of the asked tokens as it enters layer `index`.
   void tap(int64_t index) {
+    if (!call_.taps || !call_.taps[index]) return;
     const Answer* answers = decoder_.answers.data() + chunk_->answers.begin;
     worker_.share(chunk_->answers.size(), [&](int64_t i) {
       write_row(tapped(index, answers[i]), residual(answers[i].asked - chunk_->tokens.begin), model_.hidden);
@@ -348,6 +368,14 @@ void forward(Decoder& decoder, const Call& call) {
 }
 
 template <class Type>
+void read_out(Decoder& decoder, const Call& call, const void* hidden) {
+  in_parallel(call.threads, [&](int thread, int threads) {
+    Worker worker(decoder.team, thread, threads);
+    Forward<Type>(decoder, call, worker).read_out(static_cast<const typename Type::Element*>(hidden));
+  });
+}
+
+template <class Type>
 void pack(const void* source, int64_t outputs, int64_t inputs, bool is_gated, uint32_t* to, int64_t threads) {
   const int64_t half = outputs / 2, steps = (inputs + Type::kPerWord - 1) / Type::kPerWord;
   const int64_t panels = is_gated ? (half + kColumns / 2 - 1) / (kColumns / 2) : (outputs + kColumns - 1) / kColumns;
@@ -398,6 +426,21 @@ int64_t outpace_forward(void* handle, const outpace::Call* call) {
   }
   if (decoder.model.is_bfloat16) outpace::forward<outpace::Bfloat16>(decoder, *call);
   else outpace::forward<outpace::Float32>(decoder, *call);
+  return outpace::kOk;
+}
+
+// Logits [rows, vocab] of last hidden states [rows, hidden].
+int64_t outpace_head(void* handle, const void* hidden, int64_t rows, void* logits, int64_t threads) {
+  auto& decoder = *static_cast<outpace::Decoder*>(handle);
+  outpace::Call call{};
+  call.asked = rows, call.threads = threads, call.logits = logits;
+  try {
+    decoder.normed.reserve(sizeof(uint32_t) * rows * decoder.sizes.normed_row);
+  } catch (const std::bad_alloc&) {
+    return outpace::kNoMemory;
+  }
+  if (decoder.model.is_bfloat16) outpace::read_out<outpace::Bfloat16>(decoder, call, hidden);
+  else outpace::read_out<outpace::Float32>(decoder, call, hidden);
   return outpace::kOk;
 }
 

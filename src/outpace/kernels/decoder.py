@@ -12,7 +12,6 @@ import dataclasses
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,8 +22,9 @@ from outpace.kernels.library import FAILURES, CallView, LayerView, ModelView, em
 from outpace.models.rotation import Rotation
 from outpace.models.spec import Spec
 from outpace.models.weights import Matrix, Norm, Weights
+from outpace.types import NO_OUTPUTS, Outputs, Scores
 
-__all__ = ["CompiledDecoder", "Outputs", "TrimmedDecoder", "compile_decoder", "supports"]
+__all__ = ["CompiledDecoder", "TrimmedDecoder", "compile_decoder", "supports"]
 
 COLUMNS = 32  # output columns per panel; `kColumns` in gemm.h
 PADDING = 32  # floats that vectors are padded to; `kPadding` in simd.h
@@ -136,19 +136,6 @@ class _Packer:
         return tensor.data_ptr()
 
 
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """What one forward returns.
-
-    Attributes:
-        logits: [B, A, V].
-        taps: by layer, [B, A, hidden]; zero where padding was asked.
-    """
-
-    logits: Tensor
-    taps: dict[int, Tensor]
-
-
 class CompiledDecoder:
     """A decoder on packed weights; made by `compile_decoder`.
 
@@ -212,11 +199,6 @@ class CompiledDecoder:
         other._open()
         return TrimmedDecoder(other, embed)
 
-    def supports(self, tokens: Tensor, visible: Tensor | None, cache: Cache) -> bool:
-        """Whether `forward` can run this call: every shape on the CPU with a cache of the model's own dtype."""
-        del visible
-        return tokens.device.type == "cpu" and cache.buffers[0].dtype == self.dtype
-
     def forward(
         self,
         tokens: Tensor,
@@ -226,20 +208,20 @@ class CompiledDecoder:
         ask: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Tensor:
-        """Run one forward and return its logits; see `run`."""
-        return self.run(tokens, position, visible, cache, ask, skip).logits
+        """Run one forward and return its logits; see `score`."""
+        return self.score(tokens, position, visible, cache, ask, skip=skip).logits
 
-    def run(
+    def score(
         self,
         tokens: Tensor,
         position: Tensor,
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        skip: Sequence[int] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
-        taps: Sequence[int] = (),
-    ) -> Outputs:
+        skip: Sequence[int] = (),
+    ) -> Scores:
         """Run one forward; arguments as in `Adapter.score`, buffers of `cache` as [k0, v0, k1, v1, ...].
 
         Args:
@@ -248,12 +230,12 @@ class CompiledDecoder:
             visible: [B, T, T] bool or None.
             cache: per layer keys and values, each [B, K, slots, D] in the model's dtype, contiguous.
             ask: [B, A] int64 or None.
-            skip: layers to leave out.
+            outputs: hidden states wanted with the logits.
             inputs: [B, T, hidden] in place of embedded tokens, or None.
-            taps: layers after which the residual stream is wanted; `num_layers` = the normed state the head reads.
+            skip: layers to leave out.
 
         Returns:
-            Logits and tapped states in the model's dtype, freshly allocated.
+            Logits and hidden states in the model's dtype, freshly allocated; both are zero where padding was asked.
 
         Raises:
             ConfigError: shapes, dtypes, ids, positions or the cache do not fit.
@@ -269,8 +251,12 @@ class CompiledDecoder:
             if inputs.shape != (rows, width, self.spec.hidden_size):
                 raise ConfigError("inputs has to be [B, T, hidden].")
         logits = torch.empty(rows, asked, self.spec.vocab_size, dtype=self.dtype)
-        tapped = {index: torch.zeros(rows, asked, self.spec.hidden_size, dtype=self.dtype) for index in taps}
-        states = _addresses(tapped, self.spec.num_layers + 1)
+        if any(not 0 <= layer <= self.spec.num_layers for layer in outputs.layers):
+            raise ConfigError(f"There is no layer {max(outputs.layers)} to tap.")
+        # C writes what enters layer k to address k, and the last hidden state behind those of all layers.
+        wanted = (*outputs.layers, *([self.spec.num_layers + 1] if outputs.has_last else []))
+        tapped = {index: torch.zeros(rows, asked, self.spec.hidden_size, dtype=self.dtype) for index in wanted}
+        states = _addresses(tapped, self.spec.num_layers + 2)
         buffers = (ctypes.c_void_p * len(cache.buffers))(*[buffer.data_ptr() for buffer in cache.buffers])
         lengths = (ctypes.c_int64 * rows)(*cache.lengths)
         skipped = _flags(skip, self.spec.num_layers)
@@ -293,7 +279,21 @@ class CompiledDecoder:
             status = self._library.outpace_forward(self._handle, self._call_address)
         if status:
             raise ConfigError(FAILURES[status])
-        return Outputs(logits, tapped)
+        hidden = tapped.pop(self.spec.num_layers + 1) if outputs.has_last else None
+        return Scores(logits, tapped, {}, hidden)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the logits [N, V] of last hidden states [N, hidden], with the bits that a forward gives them."""
+        if hidden.dim() != 2 or hidden.shape[1] != self.spec.hidden_size or hidden.device.type != "cpu":
+            raise ConfigError("hidden has to be [N, hidden], on the CPU.")
+        hidden = hidden.to(self.dtype).contiguous()
+        logits = torch.empty(len(hidden), self.spec.vocab_size, dtype=self.dtype)
+        given = (hidden.data_ptr(), len(hidden), logits.data_ptr(), torch.get_num_threads())
+        with self._lock:
+            status = self._library.outpace_head(self._handle, *given)
+        if status:
+            raise ConfigError(FAILURES[status])
+        return logits
 
     def _check(
         self, tokens: Tensor, position: Tensor, visible: Tensor | None, cache: Cache, ask: Tensor | None
@@ -303,6 +303,8 @@ class CompiledDecoder:
         is_int = tokens.dtype == position.dtype == torch.int64 and (ask is None or ask.dtype == torch.int64)
         if not is_int or position.shape != tokens.shape or (ask is not None and ask.shape[0] != rows):
             raise ConfigError("tokens and position have to be int64 [B, T], ask int64 [B, A].")
+        if tokens.device.type != "cpu":
+            raise ConfigError("The compiled path runs on the CPU.", hint="Move the tokens there.")
         if visible is not None and (visible.dtype != torch.bool or visible.shape != (rows, width, width)):
             raise ConfigError("visible has to be bool [B, T, T].")
         spec = self.spec
@@ -322,25 +324,25 @@ class TrimmedDecoder:
     def __init__(self, decoder: CompiledDecoder, embed: Tensor) -> None:
         self._decoder, self._embed = decoder, embed
 
-    def supports(self, tokens: Tensor, visible: Tensor | None, cache: Cache) -> bool:
-        """As `CompiledDecoder.supports`."""
-        return self._decoder.supports(tokens, visible, cache)
-
-    def run(
+    def score(
         self,
         tokens: Tensor,
         position: Tensor,
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        skip: Sequence[int] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
-        taps: Sequence[int] = (),
-    ) -> Outputs:
-        """As `CompiledDecoder.run`, with logits [B, A, K]."""
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        """As `CompiledDecoder.score`, with logits [B, A, K]."""
         if inputs is None:
             inputs = torch.nn.functional.embedding(tokens, self._embed)
-        return self._decoder.run(torch.zeros_like(tokens), position, visible, cache, ask, skip, inputs, taps)
+        return self._decoder.score(torch.zeros_like(tokens), position, visible, cache, ask, outputs, inputs, skip)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """As `CompiledDecoder.head`, with logits [N, K]."""
+        return self._decoder.head(hidden)
 
     def trim_head(self, ids: Tensor, embed: Tensor) -> TrimmedDecoder:
         """Return a decoder with some of these rows."""
@@ -385,8 +387,6 @@ def _addresses(tensors: Mapping[int, Tensor], count: int) -> ctypes.Array[ctypes
     """Return `count` addresses, null where there is no tensor; None when there is none at all."""
     if not tensors:
         return None
-    if not all(0 <= index < count for index in tensors):
-        raise ConfigError(f"There is no layer {max(tensors)} to tap.")
     found = [tensors[index].data_ptr() if index in tensors else None for index in range(count)]
     return (ctypes.c_void_p * count)(*found)
 

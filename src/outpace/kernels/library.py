@@ -83,6 +83,8 @@ def load(machine: str | None = None) -> ctypes.CDLL | None:
     library.outpace_advise.restype = None
     library.outpace_read.argtypes = [c_void_p, c_int64, c_int64]
     library.outpace_read.restype = c_double
+    library.outpace_head.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int64]
+    library.outpace_head.restype = c_int64
     library.outpace_forward.restype = c_int64
     library.outpace_forward.argtypes = [c_void_p, POINTER(CallView)]
     return library

@@ -125,7 +125,7 @@ class Auto(Method):
         facts = [Arm(0), *(self._facts(arm, context) for arm in arms)]
         bandit = Bandit(facts, load_curve(target), self.explore, self.is_timed)
         stats = [[ArmStats() for _ in facts] for _ in context.texts]
-        is_packed = getattr(target, "path", "") == "compiled"
+        is_packed = target.path == "compiled"
         return AutoState(arms, Idle(arms, context), stats, bandit, is_packed, 1 + head_share(target))
 
     def _facts(self, arm: Method, context: Context) -> Arm:

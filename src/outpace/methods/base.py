@@ -22,7 +22,7 @@ from outpace.accept import sample_and_match
 from outpace.arguments import path, whole
 from outpace.errors import ConfigError, nearest
 from outpace.methods.setting import check
-from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
 
 __all__ = ["Method", "Paper", "chain", "nothing", "trees"]
 
@@ -109,6 +109,15 @@ class Method:
         """Return the state after a commit or a prefill chunk; never runs a model."""
         del outcome, view
         return state
+
+    def report(self, outcome: Outcome, view: View, state: Any) -> list[Report]:
+        """Return what a step did to each row, for those who watch; the state is the one before `observe`."""
+        del state
+        firsts = [length - len(tokens) for length, tokens in zip(view.lengths, outcome.emitted, strict=True)]
+        return [
+            Report(list(range(first, first + len(tokens))), tokens, [0] * len(tokens))
+            for first, tokens in zip(firsts, outcome.emitted, strict=True)
+        ]
 
     def reference(self) -> Method:
         """Return the decoding that an exact method reproduces, token for token; plain decoding by default."""

@@ -24,6 +24,11 @@ def misfits(method: Method, offered: Capabilities) -> list[str]:
         lacks.append("tree attention")
     if needs.has_rollback and not offered.has_rollback:
         lacks.append("a cache that can roll back")
+    if (needs.outputs.layers or needs.outputs.has_last) and not offered.has_hidden:
+        lacks.append("hidden states")
+    if any(not 0 <= layer <= offered.num_layers for layer in needs.outputs.layers):
+        lacks.append(f"layers up to {max(needs.outputs.layers)} (the model has {offered.num_layers})")
+    lacks += [f"an output {name!r}" for name in needs.outputs.heads if name not in offered.heads]
     return lacks
 
 

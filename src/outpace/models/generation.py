@@ -6,7 +6,6 @@ Every key is obeyed, or named in a note: nothing is dropped without a word. Keys
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from outpace.errors import ConfigError, ModelError
+from outpace.text.files import read_object
 
 __all__ = ["GenerationConfig", "read_generation"]
 
@@ -351,8 +351,8 @@ def read_generation(directory: str | os.PathLike[str], wanted: str = "model") ->
         return GenerationConfig()
     own, config = Path(directory) / _FILE, Path(directory) / "config.json"
     if own.is_file():
-        return GenerationConfig.read(_parsed(own))
-    found = _parsed(config)
+        return GenerationConfig.read(read_object(own))
+    found = read_object(config)
     inner: Any = next((found[name] for name in ("decoder", "generator", "text_config") if found.get(name)), {})
     keys = {key: value for key, value in found.items() if key in _KNOWN and value is not None}
     if isinstance(inner, dict):
@@ -360,16 +360,6 @@ def read_generation(directory: str | os.PathLike[str], wanted: str = "model") ->
     if found.get("force_bos_token_to_be_generated"):  # how the first BART checkpoints say it
         keys["forced_bos_token_id"] = found.get("bos_token_id")
     return GenerationConfig.read(keys, "config.json")
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is not a readable JSON object.", hint="Fetch the model again.")
-    return found
 
 
 def _asks(key: str, value: Any) -> bool:

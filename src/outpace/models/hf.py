@@ -31,9 +31,9 @@ from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.errors import CapabilityError, ConfigError, ModelError
-from outpace.models.hf_forward import Forward, head_only, prepare, staged_cache, stored_cache
+from outpace.models.hf_forward import Forward, head_only, joined, prepare, staged_cache, stored_cache
 from outpace.models.hf_own import OwnCache, OwnState
-from outpace.types import Capabilities, Counter, Scores
+from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
 __all__ = ["TransformersAdapter", "TransformersSeq2Seq", "load_transformers", "wrap"]
 
@@ -127,7 +127,7 @@ def wrap(model: Any) -> TransformersAdapter:
     return TransformersSeq2Seq(model) if model.config.is_encoder_decoder else TransformersAdapter(model)
 
 
-class TransformersAdapter:
+class TransformersAdapter(Adapter):
     """A causal transformers model.
 
     Args:
@@ -135,7 +135,6 @@ class TransformersAdapter:
 
     Attributes:
         mode: "batched", "rows", "own" or "plain", see the module.
-        notes: what a result should say about this model.
     """
 
     def __init__(self, model: Any) -> None:
@@ -147,14 +146,19 @@ class TransformersAdapter:
         self._shapes: list[tuple[int, int, torch.dtype]] = []  # of every buffer: heads, head size, dtype
         self._has_windows = False
         self._own = ""  # which of OWN
+        self._width = 0  # of a hidden state
         self._reads_many = self._can_copy = True  # on top of a state: several tokens in a forward; a copy to go back to
         self._num_masks = 0  # masks made from our positions so far
+        self._blocks: Sequence[Any] = ()  # the decoder's layers, where hidden states can be read between them
+        self._has_plain_head = False  # logits are the output matrix times the last hidden state, and nothing else
         if getattr(model.config, "_attn_implementation", "eager") not in ("eager", "sdpa"):
             model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
         prepare(model)
         with _quiet(), torch.no_grad():
             self.capabilities = self._discover()
+            self._look_inside()
             self._settle()
+        self.shape, self.path = str(self.model.config), self.mode
 
     # The contract
 
@@ -177,6 +181,19 @@ class TransformersAdapter:
         return embedded
 
     @torch.no_grad()
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of last hidden states [..., hidden]."""
+        flat = hidden.reshape(1, -1, hidden.shape[-1]).to(self.dtype)
+        if self._has_plain_head:
+            logits: Tensor = self.model.get_output_embeddings()(flat)
+        else:  # scaled, capped or shifted behind the matrix: the model runs a token, and these states take its place
+            forward = head_only(1, 1, None, self.device)
+            forward.instead = flat
+            with forward.running():
+                logits = self._first_call(torch.tensor([[1]], device=self.device)).logits
+        return logits.reshape(*hidden.shape[:-1], -1)
+
+    @torch.no_grad()
     def score(
         self,
         tokens: Tensor,
@@ -184,40 +201,28 @@ class TransformersAdapter:
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
-        """Run one forward; see `outpace.types.Adapter`. A head named "hidden" is what the output matrix reads."""
-        self._check(tokens, position, visible, cache, heads, skip)
+        """Run one forward; see `outpace.types.Adapter`."""
+        self.check(outputs, skip)
+        self._check(tokens, position, visible, cache)
+        if self.mode in ("own", "plain"):
+            self._note(tokens, cache, inputs)
+            if ask is not None and not ask.shape[1]:  # prefill: what was noted is read with the first that is asked
+                return self._nothing(len(tokens), 0, outputs)
         if self.mode == "plain":
-            logits, hidden = self._score_plain(tokens, position, cache, ask, inputs)
-        elif isinstance(cache, OwnCache):
-            logits, hidden = self._score_own(tokens, position, cache, ask, inputs)
-        elif self.mode == "rows":
-            logits, hidden = self._score_rows(tokens, position, cache, ask, inputs)
-        else:
-            forward = Forward(position, visible, cache.lengths, ask, self.capabilities.max_positions)
-            cache.counter.add(tokens.numel(), self.capabilities.num_layers)
-            logits, hidden = self._run(tokens, inputs, forward, cache.buffers, cache.extra)
-        if "hidden" in heads and hidden is None:
-            raise CapabilityError("This model does not show its hidden states.", NATIVE)
-        return Scores(logits, {}, {"hidden": hidden} if "hidden" in heads and hidden is not None else {})
+            return self._score_plain(tokens, position, cache, ask, outputs)
+        if isinstance(cache, OwnCache):
+            return self._score_own(position, cache, ask, outputs)
+        if self.mode == "rows":
+            return self._score_rows(tokens, position, cache, ask, outputs, inputs)
+        forward = Forward(position, visible, cache.lengths, ask, self.capabilities.max_positions, outputs)
+        cache.counter.add(tokens.numel(), self.capabilities.num_layers)
+        return self._run(tokens, inputs, forward, cache.buffers, cache.extra)
 
-    def _check(
-        self,
-        tokens: Tensor,
-        position: Tensor,
-        visible: Tensor | None,
-        cache: Cache,
-        heads: Sequence[str],
-        skip: Sequence[int],
-    ) -> None:
-        if skip:
-            raise CapabilityError("The transformers adapter cannot skip layers.", NATIVE)
-        unknown = [name for name in heads if name != "hidden"]
-        if unknown:
-            raise ConfigError(f"The model has no output named {unknown[0]!r}.", "Outputs: hidden.")
+    def _check(self, tokens: Tensor, position: Tensor, visible: Tensor | None, cache: Cache) -> None:
         longest, size = max(cache.lengths), tokens.shape[1]
         if longest + size > cache.capacity:
             raise ConfigError(
@@ -234,39 +239,52 @@ class TransformersAdapter:
     # Four ways of scoring
 
     def _score_rows(
-        self, tokens: Tensor, position: Tensor, cache: Cache, ask: Tensor | None, inputs: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        cache: Cache,
+        ask: Tensor | None,
+        outputs: Outputs,
+        inputs: Tensor | None,
+    ) -> Scores:
         """Score each row by itself, without its padding; a row of padding only gets zeros."""
+        limit = self.capabilities.max_positions
 
-        def score(row: int, count: int, where: Tensor) -> tuple[Tensor, Tensor | None]:
+        def score(row: int, count: int, where: Tensor) -> Scores:
             one = slice(row, row + 1)
-            forward = Forward(position[one, :count], None, cache.lengths[one], where, self.capabilities.max_positions)
+            forward = Forward(position[one, :count], None, cache.lengths[one], where, limit, outputs)
             cache.counter.add(count, self.capabilities.num_layers)
             buffers, extra = [buffer[one] for buffer in cache.buffers], [tensor[one] for tensor in cache.extra]
             soft = None if inputs is None else inputs[one, :count]
             return self._run(tokens[one, :count], soft, forward, buffers, extra)
 
-        return self._one_by_one(position, ask, score)
+        return self._one_by_one(position, ask, outputs, score)
 
-    def _score_own(
-        self, tokens: Tensor, position: Tensor, cache: OwnCache, ask: Tensor | None, inputs: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Let each row's own cache read what it has not read yet."""
+    def _note(self, tokens: Tensor, cache: Cache, inputs: Tensor | None) -> None:
+        """Write the tokens into the book of a model that reads them later."""
         if inputs is not None:
             raise CapabilityError("This model cannot read soft embeddings.", NATIVE)
-        rows, size = tokens.shape
-        (book,) = cache.buffers
         held = torch.tensor(cache.lengths, device=tokens.device)[:, None]
-        book.scatter_(1, held + torch.arange(size, device=tokens.device), tokens)
-        if ask is not None and not ask.shape[1]:  # prefill: the tokens are read with the first that are asked about
-            return torch.zeros(rows, 0, self.capabilities.vocab_size, dtype=self.dtype, device=tokens.device), None
+        cache.buffers[0].scatter_(1, held + torch.arange(tokens.shape[1], device=tokens.device), tokens)
 
-        def score(row: int, count: int, where: Tensor) -> tuple[Tensor, Tensor | None]:
-            return self._read(cache, row, count, where)
+    def _nothing(self, rows: int, asked: int, outputs: Outputs) -> Scores:
+        """Return zeros: what padding says."""
 
-        return self._one_by_one(position, ask, score)
+        def zeros(width: int) -> Tensor:
+            return torch.zeros(rows, asked, width, dtype=self.dtype, device=self.device)
 
-    def _read(self, cache: OwnCache, row: int, count: int, where: Tensor) -> tuple[Tensor, Tensor | None]:
+        taps = {layer: zeros(self._width) for layer in outputs.layers}
+        return Scores(zeros(self.capabilities.vocab_size), taps, {}, zeros(self._width) if outputs.has_last else None)
+
+    def _score_own(self, position: Tensor, cache: OwnCache, ask: Tensor | None, outputs: Outputs) -> Scores:
+        """Let each row's own cache read what it has not read yet."""
+
+        def score(row: int, count: int, where: Tensor) -> Scores:
+            return self._read(cache, row, count, where, outputs)
+
+        return self._one_by_one(position, ask, outputs, score)
+
+    def _read(self, cache: OwnCache, row: int, count: int, where: Tensor, outputs: Outputs) -> Scores:
         """Read a row's book up to its `count` staged tokens; `where` [1, A] of them are asked."""
         state, held, book = cache.states[row], cache.lengths[row], cache.buffers[0][row : row + 1]
         if state.length > held:  # tokens were staged and never kept
@@ -274,79 +292,64 @@ class TransformersAdapter:
         state.unshare()
         if count > 1 and self._can_copy:
             if held - state.length > (REREAD if state.length and self._reads_many else 0):
-                self._feed(cache, state, book[:, state.length : held], None)
+                self._feed(cache, state, book[:, state.length : held], None, NO_OUTPUTS)
             if state.length:
                 state.save()
         first = state.length
-        return self._feed(cache, state, book[:, first : held + count], where + held - first)
+        return self._feed(cache, state, book[:, first : held + count], where + held - first, outputs)
 
-    def _feed(
-        self, cache: OwnCache, state: OwnState, tokens: Tensor, ask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _feed(self, cache: OwnCache, state: OwnState, tokens: Tensor, ask: Tensor | None, outputs: Outputs) -> Scores:
         """Read tokens [1, T] on top of a state, in one forward where the model can; `ask` None = no logits wanted."""
         total = tokens.shape[1]
         size = total if self._reads_many or not state.length else 1
-        logits, hidden = [], []
+        found = []
         for at in range(0, total, size):
             part = tokens[:, at : at + size]
             wanted = torch.arange(part.shape[1], device=part.device)[None] if size < total else ask
-            forward = head_only(1, part.shape[1], part.new_zeros(1, 1) if wanted is None else wanted, part.device)
+            wanted = part.new_zeros(1, 1) if wanted is None else wanted
+            forward = head_only(1, part.shape[1], wanted, part.device, outputs)
             cache.counter.add(part.shape[1], self.capabilities.num_layers)
             past = {} if state.past is None else {self._own: state.past}
-            with forward.running():
+            with forward.running(self._blocks):
                 output = self.model(input_ids=part, **past, use_cache=True)
             state.past, state.length = getattr(output, self._own), state.length + part.shape[1]
-            assert forward.ask is not None
-            index = forward.ask.unsqueeze(-1)
-            logits.append(output.logits if forward.is_gathered else output.logits.take_along_dim(index, 1))
-            hidden.append(forward.hidden)
-        together = torch.cat(logits, 1)
-        states = None if hidden[0] is None else torch.cat([part for part in hidden if part is not None], 1)
-        if size < total and ask is not None:
-            index = ask.unsqueeze(-1)
-            return together.take_along_dim(index, 1), None if states is None else states.take_along_dim(index, 1)
-        return together, states
+            found.append(forward.scores(output.logits))
+        scores = joined(found, lambda parts: torch.cat(parts, 1))
+        if size == total or ask is None:
+            return scores
+        return joined([scores], lambda parts: parts[0].take_along_dim(ask.unsqueeze(-1), 1))
 
     def _one_by_one(
-        self, position: Tensor, ask: Tensor | None, score: Callable[[int, int, Tensor], tuple[Tensor, Tensor | None]]
-    ) -> tuple[Tensor, Tensor | None]:
+        self, position: Tensor, ask: Tensor | None, outputs: Outputs, score: Callable[[int, int, Tensor], Scores]
+    ) -> Scores:
         """Put rows together that are scored by themselves: `score(row, real tokens, asked [1, A])`."""
         rows, size = position.shape
         counts = (position >= 0).sum(1).tolist()
         asked = torch.arange(size, device=position.device).expand(rows, -1) if ask is None else ask
-        shape = (rows, asked.shape[1], self.capabilities.vocab_size)
-        logits = torch.zeros(shape, dtype=self.dtype, device=position.device)
-        parts = []
-        for row, count in enumerate(counts):
-            if count:
-                part, hidden = score(row, count, asked[row : row + 1].clamp(max=count - 1))
-                logits[row] = part[0]
-                parts.append((row, hidden))
-        states = [hidden for _, hidden in parts if hidden is not None]
-        if not states or len(states) < len(parts):
-            return logits, None
-        together = states[0].new_zeros(rows, asked.shape[1], states[0].shape[-1])
-        together[[row for row, _ in parts]] = torch.cat(states)
-        return logits, together
+        real = [row for row, count in enumerate(counts) if count]
+        if not real:
+            return self._nothing(rows, asked.shape[1], outputs)
+
+        def spread(parts: list[Tensor]) -> Tensor:
+            shape = (rows, asked.shape[1], parts[0].shape[-1])
+            whole = torch.zeros(shape, dtype=self.dtype, device=position.device)
+            whole[real] = torch.cat(parts).to(self.dtype)
+            return whole
+
+        found = [score(row, counts[row], asked[row : row + 1].clamp(max=counts[row] - 1)) for row in real]
+        return joined(found, spread)
 
     def _score_plain(
-        self, tokens: Tensor, position: Tensor, cache: Cache, ask: Tensor | None, inputs: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, tokens: Tensor, position: Tensor, cache: Cache, ask: Tensor | None, outputs: Outputs
+    ) -> Scores:
         """Score whole texts again; rows are padded at the right, where a causal model does not look."""
-        if inputs is not None:
-            raise CapabilityError("This model cannot read soft embeddings.", NATIVE)
         rows, size = tokens.shape
-        (book,) = cache.buffers
         held = torch.tensor(cache.lengths, device=tokens.device)[:, None]
-        slots = held + torch.arange(size, device=tokens.device)
-        book.scatter_(1, slots, tokens)
-        if ask is not None and not ask.shape[1]:  # prefill: noting the tokens is all there is to do
-            return torch.zeros(rows, 0, self.capabilities.vocab_size, dtype=self.dtype, device=tokens.device), None
-        asked = slots if ask is None else held + ask
+        asked = held + (torch.arange(size, device=tokens.device) if ask is None else ask)
         extent = int((held[:, 0] + (position >= 0).sum(1)).max())
-        forward = head_only(rows, extent, asked.clamp(max=extent - 1), tokens.device)
+        forward = head_only(rows, extent, asked.clamp(max=extent - 1), tokens.device, outputs)
         cache.counter.add(rows * extent, self.capabilities.num_layers)
-        return self._run(book[:, :extent], None, forward, [], cache.extra)
+        return self._run(cache.buffers[0][:, :extent], None, forward, [], cache.extra)
 
     def _run(
         self,
@@ -355,16 +358,13 @@ class TransformersAdapter:
         forward: Forward,
         buffers: Sequence[Tensor],
         extra: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Call the model; return logits [B, A, V] and, where it shows them, the states before the output matrix."""
-        with forward.running():
+    ) -> Scores:
+        """Call the model and read off what the forward was asked for."""
+        with forward.running(self._blocks):
             past = staged_cache(buffers, forward) if forward.is_staged else None
             output = self._call(tokens, inputs, forward.position if forward.is_staged else None, past, extra)
         self._num_masks += forward.num_masks
-        logits: Tensor = output.logits
-        if not forward.is_gathered and forward.ask is not None:
-            logits = logits.gather(1, forward.ask.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-        return logits, forward.hidden
+        return forward.scores(output.logits)
 
     def _call(
         self, tokens: Tensor, inputs: Tensor | None, position: Tensor | None, past: Any, extra: Sequence[Tensor]
@@ -401,6 +401,34 @@ class TransformersAdapter:
             is_encoder_decoder=self.model.config.is_encoder_decoder,
         )
 
+    def _look_inside(self) -> None:
+        """Find the layers between which hidden states are read, by comparing with those that the model returns."""
+        count, tokens = self.capabilities.num_layers, torch.tensor([[1, 2, 3]], device=self.device)
+        root = self.model.get_decoder() if self.capabilities.is_encoder_decoder else self.model
+        lists = [
+            list(each) for each in root.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == count > 0
+        ]
+        for blocks in lists:
+            forward = head_only(1, 3, None, self.device, Outputs(tuple(range(count + 1)), has_last=True))
+            try:
+                with forward.running(blocks):
+                    output = self._first_call(tokens, output_hidden_states=True)
+            except Exception:  # a model that cannot return them, in its own words
+                return
+            names = ("decoder_hidden_states", "hidden_states")
+            theirs = next((found for name in names if (found := getattr(output, name, None)) is not None), ())
+            if forward.hidden is None or len(theirs) != count + 1 or len(forward.taps) != count + 1:
+                continue
+            if any(states.shape[:-1] != (1, 3) for states in forward.taps.values()):  # several streams side by side
+                continue
+            # A few models return what leaves each layer instead of what enters it.
+            if any(all(torch.equal(forward.taps[at + n], theirs[n]) for n in range(count)) for at in (0, 1)):
+                self._blocks, self._width = blocks, forward.taps[0].shape[-1]
+                self.capabilities = replace(self.capabilities, has_hidden=True)
+                head = self.model.get_output_embeddings()
+                self._has_plain_head = torch.equal(head(forward.hidden), output.logits)
+                return
+
     def _max_positions(self, config: Any) -> int:
         found = next(
             (int(n) for n in (getattr(config, name, None) for name in MAX_POSITIONS) if n and n > 0), UNLIMITED
@@ -415,8 +443,8 @@ class TransformersAdapter:
             self.notes.append(f"transformers adapter: texts end at {found} tokens, where the model's rotation changes.")
         return found
 
-    def _first_call(self, tokens: Tensor) -> Any:
-        return self.model(input_ids=tokens, use_cache=True)
+    def _first_call(self, tokens: Tensor, **more: Any) -> Any:
+        return self.model(input_ids=tokens, use_cache=True, **more)
 
     def _layers_of(self, past: Any) -> Sequence[Any]:
         return getattr(past, "layers", ())
@@ -492,14 +520,19 @@ class TransformersAdapter:
         )
         return bool((ours.double() - theirs.double()).abs().max() <= tolerance * scale)
 
+    def _begin(self, texts: Tensor) -> tuple[Cache, Tensor]:
+        """Score and keep seven tokens of one row and two of the other; return the cache and their logits."""
+        cache, ends = self._probe_cache(2, 2 * PROBE), torch.tensor([[7], [2]], device=self.device)
+        first = torch.arange(7, device=self.device).expand(2, -1)
+        scores = self.score(texts[:, :7], torch.where(first < ends, first, -1), None, cache).logits
+        cache.keep([range(7), range(2)])
+        return cache, scores
+
     def _try_chain(self, texts: Tensor, want: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Two rows, seven and two tokens long, then three more of each."""
-        cache, ends = self._probe_cache(2, 2 * PROBE), (7, 2)
-        first = torch.arange(7, device=self.device).expand(2, -1)
-        position = torch.where(first < torch.tensor([[7], [2]], device=self.device), first, -1)
-        scores = self.score(texts[:, :7], position, None, cache).logits
+        cache, scores = self._begin(texts)
+        ends = cache.lengths
         pairs = [(scores[row, :end], want[row][:end]) for row, end in enumerate(ends)]
-        cache.keep([range(end) for end in ends])
         tokens = torch.stack([texts[row, end : end + 3] for row, end in enumerate(ends)])
         position = torch.tensor([[end, end + 1, end + 2] for end in ends], device=self.device)
         ask = torch.tensor([[1, 2], [0, 2]], device=self.device)
@@ -508,11 +541,8 @@ class TransformersAdapter:
 
     def _try_back(self, texts: Tensor, want: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Three tokens of which one row keeps one and the other none, then what its text goes on with."""
-        cache, ends, kept = self._probe_cache(2, 2 * PROBE), (7, 2), (1, 0)
-        first = torch.arange(7, device=self.device).expand(2, -1)
-        position = torch.where(first < torch.tensor([[7], [2]], device=self.device), first, -1)
-        self.score(texts[:, :7], position, None, cache)
-        cache.keep([range(end) for end in ends])
+        cache, _ = self._begin(texts)
+        ends, kept = list(cache.lengths), (1, 0)
         tokens = torch.stack([texts[row, [end, 0, 1]] for row, end in enumerate(ends)])
         self.score(tokens, torch.tensor([[end, end + 1, end + 2] for end in ends], device=self.device), None, cache)
         cache.keep([range(count) for count in kept])
@@ -526,11 +556,8 @@ class TransformersAdapter:
         """A token, its rival, and the token's child, which must not see the rival."""
         plain, self.capabilities = self.capabilities, replace(self.capabilities, has_tree=True)
         try:
-            cache, ends = self._probe_cache(2, 2 * PROBE), (7, 2)
-            first = torch.arange(7, device=self.device).expand(2, -1)
-            position = torch.where(first < torch.tensor([[7], [2]], device=self.device), first, -1)
-            self.score(texts[:, :7], position, None, cache)
-            cache.keep([range(end) for end in ends])
+            cache, _ = self._begin(texts)
+            ends = cache.lengths
             tokens = torch.stack([texts[row, [end, end + 2, end + 1]] for row, end in enumerate(ends)])
             position = torch.tensor([[end, end, end + 1] for end in ends], device=self.device)
             sight = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 1]], dtype=torch.bool, device=self.device)
@@ -547,9 +574,10 @@ class TransformersSeq2Seq(TransformersAdapter):
     layer the cross-attention's keys and values, each [B, S, H, D].
 
     Attributes:
-        start_token: the first decoder token, which the model never writes.
         max_source: tokens that the encoder has positions for; infinite where it counts distances, or computes them.
     """
+
+    start_token: int
 
     def __init__(self, model: Any) -> None:
         config, settings = model.config, getattr(model, "generation_config", None)
@@ -609,8 +637,8 @@ class TransformersSeq2Seq(TransformersAdapter):
             **arguments, encoder_outputs=states, attention_mask=mask, past_key_values=past, use_cache=is_cached
         )
 
-    def _first_call(self, tokens: Tensor) -> Any:
-        return self.model(input_ids=tokens, decoder_input_ids=tokens, use_cache=True)
+    def _first_call(self, tokens: Tensor, **more: Any) -> Any:
+        return self.model(input_ids=tokens, decoder_input_ids=tokens, use_cache=True, **more)
 
     def _layers_of(self, past: Any) -> Sequence[Any]:
         return getattr(getattr(past, "self_attention_cache", None), "layers", ())

@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Forward", "head_only", "prepare", "staged_cache", "stored_cache"]
+from outpace.types import NO_OUTPUTS, Outputs, Scores
+
+__all__ = ["Forward", "head_only", "joined", "prepare", "staged_cache", "stored_cache"]
 
 
 class Forward:
@@ -33,10 +35,17 @@ class Forward:
         lengths: valid entries per row.
         ask: [B, A] or None.
         limit: positions that the model has; padding beyond them is brought back inside.
+        outputs: what is wanted with the logits.
     """
 
     def __init__(
-        self, position: Tensor, visible: Tensor | None, lengths: Sequence[int], ask: Tensor | None, limit: int
+        self,
+        position: Tensor,
+        visible: Tensor | None,
+        lengths: Sequence[int],
+        ask: Tensor | None,
+        limit: int,
+        outputs: Outputs = NO_OUTPUTS,
     ) -> None:
         self.rows, self.size = position.shape
         device = position.device
@@ -50,7 +59,10 @@ class Forward:
         self.ask = ask
         self.is_staged = True  # False: no cache, and the model's own masks and positions hold
         self.is_gathered = False
-        self.hidden: Tensor | None = None
+        self.outputs = outputs
+        self.hidden: Tensor | None = None  # [B, A, hidden] what the output matrix reads
+        self.instead: Tensor | None = None  # [1, N, hidden] what it shall read
+        self.taps: dict[int, Tensor] = {}
         self.num_masks = 0
         own = torch.eye(self.size, dtype=torch.bool, device=device)
         if visible is None:
@@ -97,23 +109,46 @@ class Forward:
             buffer.transpose(1, 2)[self.row_index, self.slots] = entries.transpose(1, 2).to(buffer.dtype)
         return buffer.narrow(2, 0, self.extent)
 
+    def at_asked(self, states: Tensor) -> Tensor:
+        """Return the asked rows of [B, T, N]."""
+        return states if self.ask is None else states.take_along_dim(self.ask.unsqueeze(-1), 1)
+
+    def scores(self, logits: Tensor) -> Scores:
+        """Return what was asked for, with the logits that the model returned."""
+        last = self.hidden if self.outputs.has_last else None
+        return Scores(logits if self.is_gathered else self.at_asked(logits), self.taps, {}, last)
+
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """While the model runs: wrapped functions answer for this forward."""
-        token = _RUNNING.set(self)
+    def running(self, blocks: Sequence[Any] = ()) -> Iterator[None]:
+        """While the model runs: wrapped functions answer for this forward, and its layers `blocks` are tapped."""
+        token, hooks = _RUNNING.set(self), []
+        for layer in self.outputs.layers:
+            if layer < len(blocks):
+                hooks.append(blocks[layer].register_forward_pre_hook(partial(_tap_entry, layer), with_kwargs=True))
+            else:
+                hooks.append(blocks[-1].register_forward_hook(partial(_tap_exit, layer)))
         try:
             yield
         finally:
             _RUNNING.reset(token)
+            for hook in hooks:
+                hook.remove()
 
 
 _RUNNING: ContextVar[Forward | None] = ContextVar("outpace_forward", default=None)
 
 
-def head_only(rows: int, size: int, ask: Tensor | None, device: torch.device) -> Forward:
+def joined(parts: Sequence[Scores], join: Callable[[list[Tensor]], Tensor]) -> Scores:
+    """Return the scores whose every output is made of those of the parts."""
+    taps = {layer: join([part.taps[layer] for part in parts]) for layer in parts[0].taps}
+    last = [part.last for part in parts if part.last is not None]
+    return Scores(join([part.logits for part in parts]), taps, {}, join(last) if last else None)
+
+
+def head_only(rows: int, size: int, ask: Tensor | None, device: torch.device, outputs: Outputs = NO_OUTPUTS) -> Forward:
     """Return a forward without a cache: only the rows of logits that are asked for go through the output matrix."""
     position = torch.arange(size, device=device).expand(rows, -1)
-    forward = Forward(position, None, [0] * rows, ask, size)
+    forward = Forward(position, None, [0] * rows, ask, size, outputs)
     forward.is_staged = False
     return forward
 
@@ -259,7 +294,20 @@ def _gather_asked(module: Any, args: tuple[Any, ...]) -> Any:
     hidden = args[0]
     if hidden.dim() != 3 or hidden.shape[:2] != (forward.rows, forward.size):
         return None
-    if forward.ask is not None:
-        hidden = hidden.gather(1, forward.ask.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+    hidden = forward.at_asked(hidden) if forward.instead is None else forward.instead
     forward.is_gathered, forward.hidden = True, hidden
     return (hidden, *args[1:])
+
+
+def _tap_entry(layer: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a layer: keep what enters it."""
+    del module
+    if (forward := _RUNNING.get()) is not None:
+        forward.taps[layer] = forward.at_asked(args[0] if args else kwargs["hidden_states"])
+
+
+def _tap_exit(layer: int, module: Any, args: tuple[Any, ...], output: Any) -> None:
+    """Behind the last layer: keep what leaves it, before any norm."""
+    del module, args
+    if (forward := _RUNNING.get()) is not None:
+        forward.taps[layer] = forward.at_asked(output[0] if isinstance(output, tuple) else output)

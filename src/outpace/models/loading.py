@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,14 +15,13 @@ from outpace.models.card import CARD_TABLE, read_card
 from outpace.models.checkpoint import check_checkpoint, check_file, has_adapter
 from outpace.models.config_values import token_ids
 from outpace.models.lookup import find_family, make_spec
-from outpace.models.spec import Spec
 from outpace.models.tensors import TensorFiles, find_tensor_files
-from outpace.models.transformer import Transformer, spec_capabilities
+from outpace.models.transformer import Kernels, Transformer, spec_capabilities
 from outpace.models.weights import can_pack
+from outpace.text.files import read_object
 from outpace.types import Capabilities
 
 __all__ = [
-    "has_kernels",
     "load_model",
     "pick_device",
     "pick_dtype",
@@ -44,7 +42,7 @@ def load_model(
     device: str | torch.device = "auto",
     *,
     context: int = 0,
-    is_compiled: bool = True,
+    kernels: Kernels | None = None,
     pack: bool | None = None,
     revision: str | None = None,
     card: Mapping[str, Any] | None = None,
@@ -56,7 +54,7 @@ def load_model(
         dtype: "auto" (as stored, but bfloat16 or float32 on a CPU), or a name or torch dtype.
         device: "auto" (cuda where there is one), "cpu", "cuda", or a torch device.
         context: the longest text wanted, 0 = what the model was made for.
-        is_compiled: use `outpace.kernels` where a compiler is found and the model fits them.
+        kernels: what compiles the forward where it can, e.g. the module `outpace.kernels`; None = the eager path.
         pack: on the eager path, reorder matrices for oneDNN; None = where that exists, False = plain torch only.
         revision: commit, branch or tag on the hub.
         card: fields of the capability card that replace what the files and the table of families say.
@@ -68,12 +66,13 @@ def load_model(
     place = pick_device(device)
     files = TensorFiles(find_tensor_files(directory))
     kind = pick_dtype(dtype, config, place, files.stored_dtype())
-    is_native = is_compiled and has_kernels(spec, kind, place)
-    is_packed = not is_native and (can_pack(kind, place) if pack is None else pack)
+    is_served = place.type == "cpu" and kind in (torch.float32, torch.bfloat16)
+    compiler = kernels if kernels is not None and is_served and kernels.supports(spec) else None
+    is_packed = compiler is None and (can_pack(kind, place) if pack is None else pack)
     with torch.no_grad():
         model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed), pack=is_packed)
-    if is_native:
-        model.compile(pack)
+    if compiler is not None:
+        model.compile(compiler, pack)
     model.notes += loading_notes(directory, config, dtype, kind)
     return model
 
@@ -103,15 +102,6 @@ def stated_dtype(config: Mapping[str, Any]) -> str | None:
     inner = text.get("dtype") or text.get("torch_dtype") if isinstance(text, Mapping) else None
     found = config.get("dtype") or config.get("torch_dtype") or inner
     return str(found).removeprefix("torch.") if found else None
-
-
-def has_kernels(spec: Spec, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether `outpace.kernels` may serve this model; only building them tells whether a compiler is there."""
-    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
-        return False
-    from outpace import kernels
-
-    return kernels.supports(spec)
 
 
 def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
@@ -147,22 +137,12 @@ def _fetch(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is not a readable JSON object.", hint="Fetch the model again.")
-    return found
-
-
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the parsed config.json of a model directory."""
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise ModelError(f"{directory} has no config.json.", hint="Give the directory that holds a model's files.")
-    return _read_json(path)
+    return read_object(path)
 
 
 def read_capabilities(
@@ -192,7 +172,7 @@ def read_end_tokens(directory: str | os.PathLike[str], card: Mapping[str, Any] |
 
 def _stated_ends(directory: str | os.PathLike[str]) -> tuple[int, ...]:
     settings = Path(directory) / "generation_config.json"
-    found = _read_json(settings).get("eos_token_id") if settings.is_file() else None
+    found = read_object(settings).get("eos_token_id") if settings.is_file() else None
     if found is None:
         config = read_config(directory)
         found = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))

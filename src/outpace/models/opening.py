@@ -10,6 +10,7 @@ from outpace.errors import ConfigError
 from outpace.models.checkpoint import check_checkpoint
 from outpace.models.loading import load_model, read_capabilities, read_config, resolve
 from outpace.models.lookup import is_native
+from outpace.models.transformer import Kernels
 from outpace.types import Adapter, Capabilities
 
 __all__ = ["locate", "offered_by", "open_model"]
@@ -40,11 +41,11 @@ def open_model(
     name: str,
     dtype: str = "auto",
     device: str = "auto",
-    is_compiled: bool = True,
+    kernels: Kernels | None = None,
     card: Mapping[str, Any] | None = None,
     context: int = 0,
 ) -> Adapter:
-    """Load a model by name through the right door; arguments as those of `outpace.load`.
+    """Load a model by name through the right door; arguments as those of `outpace.load` and `load_model`.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
@@ -53,7 +54,7 @@ def open_model(
     directory, has_loader = locate(name)
     _check_card(name, has_loader, card)
     if has_loader:
-        return load_model(directory, dtype=dtype, device=device, is_compiled=is_compiled, card=card, context=context)
+        return load_model(directory, dtype=dtype, device=device, kernels=kernels, card=card, context=context)
     from outpace.models.hf import load_transformers
 
     if context:

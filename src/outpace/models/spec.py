@@ -196,12 +196,17 @@ class Spec:
         return self.num_kv_heads * self.head_dim
 
     @property
-    def num_weights(self) -> int:
-        """Parameters in matrices (norms and biases left out), a tied head counted once."""
+    def layer_weights(self) -> int:
+        """Parameters in the matrices of all layers."""
         attention = self.hidden_size * (2 * self.q_size + 2 * self.kv_size)
         mlp = self.hidden_size * self.ffn_size * (3 if self.is_gated else 2)
+        return self.num_layers * (attention + mlp)
+
+    @property
+    def num_weights(self) -> int:
+        """Parameters in matrices (norms and biases left out), a tied head counted once."""
         embed = self.vocab_size * (self.embed_size or self.hidden_size)
-        return self.num_layers * (attention + mlp) + embed * (1 if self.tie_embeddings else 2)
+        return self.layer_weights + embed * (1 if self.tie_embeddings else 2)
 
 
 def rope_tables(

@@ -20,50 +20,58 @@ from outpace.models.attention import additive, attend, chain_mask, window_mask
 from outpace.models.rotation import Rotation, turn
 from outpace.models.spec import Spec
 from outpace.models.weights import LayerWeights, Matrix, Norm, Weights, can_pack
-from outpace.types import Capabilities, Counter, Scores
+from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
-__all__ = ["CompiledDecoder", "Transformer", "spec_capabilities"]
+__all__ = ["CompiledDecoder", "Kernels", "Transformer", "spec_capabilities"]
 
 SMALL_CHAIN = 64  # chains up to this long read their mask from one precomputed table
 
 
-class Outputs(Protocol):
-    """What a compiled forward returns."""
-
-    @property
-    def logits(self) -> Tensor:
-        """[B, A, V]."""
-        ...
-
-    @property
-    def taps(self) -> dict[int, Tensor]:
-        """By layer, [B, A, hidden]."""
-        ...
-
-
 class CompiledDecoder(Protocol):
-    """A faster forward for some shapes; see `outpace.kernels`."""
+    """A decoder's weights in a form of their own, and a faster forward over them."""
 
-    def supports(self, tokens: Tensor, visible: Tensor | None, cache: Cache) -> bool:
-        """Return whether `forward` can run this shape."""
-        ...
-
-    def run(
+    def score(
         self,
         tokens: Tensor,
         position: Tensor,
         visible: Tensor | None,
         cache: Cache,
-        ask: Tensor | None,
-        skip: Sequence[int],
-        inputs: Tensor | None,
-        taps: Sequence[int],
-    ) -> Outputs:
-        """Return logits [B, A, V] and taps with the cache staged."""
+        ask: Tensor | None = None,
+        outputs: Outputs = NO_OUTPUTS,
+        inputs: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        """Run one forward, as `Adapter.score` does, with room in the cache made."""
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the logits [N, V] of last hidden states [N, hidden]."""
         ...
 
     def trim_head(self, ids: Tensor, embed: Tensor) -> CompiledDecoder:
         """Return a decoder whose logits are those of some tokens."""
+        ...
+
+
+class Kernels(Protocol):
+    """What compiles a decoder; the module `outpace.kernels` is one."""
+
+    def supports(self, spec: Spec) -> bool:
+        """Return whether decoders of this shape can be compiled."""
+        ...
+
+    def compile_decoder(
+        self, spec: Spec, weights: Weights, dtype: torch.dtype, release: bool = False
+    ) -> CompiledDecoder | None:
+        """Return the compiled decoder, None where it cannot be made; `release` frees every matrix once it is packed."""
+        ...
+
+    def note(self) -> str:
+        """Return what was built, or why nothing was."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """Return what a user should put right."""
         ...
 
 
@@ -80,6 +88,7 @@ def spec_capabilities(spec: Spec) -> Capabilities:
         mask_id=spec.mask_id,
         turns_at=spec.turns_at,
         turns_anew=spec.turns_anew,
+        has_hidden=True,
     )
 
 
@@ -106,7 +115,7 @@ class Layout:
     masks: dict[int | None, tuple[int, Tensor | None, bool]] = field(default_factory=dict)
 
 
-class Transformer:
+class Transformer(Adapter):
     """A decoder behind the `Adapter` contract.
 
     Args:
@@ -121,33 +130,35 @@ class Transformer:
         self.capabilities = spec_capabilities(spec)
         self.dtype = weights.embed.dtype
         self.device = weights.embed.device
-        self.is_packed = can_pack(self.dtype, self.device) if pack is None else pack
-        if self.is_packed:
-            weights.pack()
+        self.notes: list[str] = []
+        self.shape = str(spec)
+        self.layer_weights, self.head_weights = spec.layer_weights, spec.vocab_size * spec.hidden_size
+        self._pack(pack)
         self._rotation = Rotation(spec, self.dtype, self.device)
         self._chains: dict[int | None, Tensor] = {}
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.dtype, device=self.device)
         self._compiled: CompiledDecoder | None = None
-        self.is_invariant = False  # a token's logits have the same bits whatever its window and batch
-        self.notes: list[str] = []
 
-    def compile(self, pack: bool | None = None) -> bool:
-        """Hand the weights to `outpace.kernels`, if it can serve this model; return whether it does.
+    def compile(self, kernels: Kernels, pack: bool | None = None) -> bool:
+        """Hand the weights to compiled kernels, if they can serve this model; return whether they do.
 
         The plain matrices are freed then. Otherwise they are packed as `pack` says, and a note tells why.
         """
-        from outpace import kernels
-
         self._compiled = kernels.compile_decoder(self.spec, self.weights, self.dtype, release=True)
         self.is_invariant = self._compiled is not None
         if self._compiled is None:
             self.notes.append(f"eager path: {kernels.note()}")
-            self.is_packed = can_pack(self.dtype, self.device) if pack is None else pack
-            if self.is_packed:
-                self.weights.pack()
+            self._pack(pack)
         else:
+            self.path = "compiled"
             self.notes += kernels.warnings()
         return self.is_invariant
+
+    def _pack(self, wanted: bool | None) -> None:
+        self.is_packed = can_pack(self.dtype, self.device) if wanted is None else wanted
+        self.path = "packed" if self.is_packed else "torch"
+        if self.is_packed:
+            self.weights.pack()
 
     def trim_head(self, ids: Tensor) -> Transformer:
         """Return this decoder with some rows of its head: logits are [B, A, K], all else is the same and shared.
@@ -166,11 +177,6 @@ class Transformer:
             rows.pack()
         trimmed.weights = replace(self.weights, head=rows)
         return trimmed
-
-    @property
-    def path(self) -> str:
-        """What runs the forward: "compiled", "packed" (oneDNN) or "torch"."""
-        return "compiled" if self._compiled is not None else "packed" if self.is_packed else "torch"
 
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return an empty cache: per layer a key and a value buffer, each [rows, K, slots, D], slots up to capacity."""
@@ -195,56 +201,37 @@ class Transformer:
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
         """Run one forward; see `outpace.types.Adapter`.
 
         `visible=None` on a causal model says that each row is a chain: position[b, i] = cache.lengths[b] + i, with
-        padding only at the right. A head named "tap:3" asks for the hidden state after layer 3 (the first is 0),
-        "hidden" for the normed state that the output matrix reads.
+        padding only at the right.
         """
         rows, size = tokens.shape
         self._check(rows, size, visible, cache)
         cache.reserve(max(cache.lengths) + size)
         turn(self.spec, position, cache)
-        taps = _tap_layers(heads, self.spec.num_layers)
+        if outputs or skip:
+            self.check(outputs, skip)
         cache.counter.add(rows * size, self.spec.num_layers - len(skip))
         if self._compiled is not None:
-            return self._score_compiled(tokens, position, visible, cache, ask, heads, inputs, skip)
+            return self._compiled.score(tokens, position, visible, cache, ask, outputs, inputs, skip)
         with torch.inference_mode():
+            # Where tokens go and what they see is laid out once; every layer then only reads it.
             layout = self._layout(position, visible, cache)
             x = self.embed(tokens) if inputs is None else inputs.to(self.dtype)
             x = self._add_positions(x, position, layout)
-            x, tapped = self._run_layers(x.reshape(rows * size, -1), layout, cache.buffers, skip, taps)
-            x = self._select(x, rows, size, ask, self.spec.logits_shift)
+            x, tapped = self._run_layers(x.reshape(rows * size, -1), layout, cache.buffers, skip, outputs.layers)
+            # The head is the largest matrix of a small model: only what is asked goes through it.
+            x = self._norm(self._select(x, rows, size, ask, self.spec.logits_shift), self.weights.final_norm)
         with torch.no_grad():  # outside inference mode: callers may write into what they get
-            hidden, logits = self._read_out(x)
+            logits = self.head(x)
             kept = {i: self._select(h, rows, size, ask).clone().view(rows, -1, h.shape[-1]) for i, h in tapped.items()}
-        extra = {"hidden": hidden.view(rows, -1, hidden.shape[-1])} if "hidden" in heads else {}
-        return Scores(logits.view(rows, -1, logits.shape[-1]), kept, extra)
-
-    def _score_compiled(
-        self,
-        tokens: Tensor,
-        position: Tensor,
-        visible: Tensor | None,
-        cache: Cache,
-        ask: Tensor | None,
-        heads: Sequence[str],
-        inputs: Tensor | None,
-        skip: Sequence[int],
-    ) -> Scores:
-        compiled = self._compiled
-        assert compiled is not None
-        if not compiled.supports(tokens, visible, cache):
-            raise ConfigError("The compiled path needs a cache of its own on the CPU.", hint="Use new_cache.")
-        last = self.spec.num_layers  # the kernels' name for the normed state before the head
-        taps = _tap_layers(heads, last) + ((last,) if "hidden" in heads else ())
-        found = compiled.run(tokens, position, visible, cache, ask, skip, inputs, taps)
-        hidden = {"hidden": found.taps.pop(last)} if "hidden" in heads else {}
-        return Scores(found.logits, found.taps, hidden)
+            last = x.clone().view(rows, -1, x.shape[-1]) if outputs.has_last else None
+        return Scores(logits.view(rows, -1, logits.shape[-1]), kept, {}, last)
 
     def _check(self, rows: int, size: int, visible: Tensor | None, cache: Cache) -> None:
         lengths = cache.lengths
@@ -371,14 +358,16 @@ class Transformer:
     def _run_layers(
         self, x: Tensor, layout: Layout, buffers: list[Tensor], skip: Sequence[int], taps: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Send x [B * T, hidden] through the layers that are not skipped; return it and the tapped states."""
+        """Send x [B * T, hidden] through the layers that are not skipped; return it and what enters the tapped ones."""
         tapped: dict[int, Tensor] = {}
         layer = {"pre": self._pre_layer, "after": self._after_layer}.get(self.spec.norm_placement, self._post_layer)
         for index, weights in enumerate(self.weights.layers):
-            if index not in skip:
-                x = layer(index, weights, x, layout, buffers)
             if index in taps:
                 tapped[index] = x
+            if index not in skip:
+                x = layer(index, weights, x, layout, buffers)
+        if self.spec.num_layers in taps:
+            tapped[self.spec.num_layers] = x
         return x, tapped
 
     def _pre_layer(self, index: int, w: LayerWeights, x: Tensor, layout: Layout, buffers: list[Tensor]) -> Tensor:
@@ -463,14 +452,18 @@ class Transformer:
             ask = ask + torch.arange(0, rows * size, size, device=x.device)[:, None]
         return x.index_select(0, ask.reshape(-1))
 
-    def _read_out(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the normed states [N, hidden] and their logits [N, V]."""
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of last hidden states [..., hidden], as `Scores.last` holds them."""
         weights, cap = self.weights, self.spec.final_softcap
-        hidden = self._norm(x, weights.final_norm)
-        if not hidden.shape[0]:
-            return hidden, hidden.new_zeros(0, self.spec.vocab_size)
-        logits = weights.head(hidden if weights.project_out is None else weights.project_out(hidden))
-        return hidden, torch.tanh(logits / cap) * cap if cap else logits
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        if self._compiled is not None:
+            logits = self._compiled.head(flat)
+        elif not flat.shape[0]:
+            logits = flat.new_zeros(0, self.spec.vocab_size)
+        else:
+            logits = weights.head(flat if weights.project_out is None else weights.project_out(flat))
+            logits = torch.tanh(logits / cap) * cap if cap else logits
+        return logits.view(*hidden.shape[:-1], self.spec.vocab_size)
 
     def __repr__(self) -> str:
         spec = self.spec
@@ -507,17 +500,3 @@ def upload(values: list[int], device: torch.device) -> Tensor:
     if device.type == "cuda":
         return torch.tensor(values, dtype=torch.int64, pin_memory=True).to(device, non_blocking=True)
     return torch.tensor(values, dtype=torch.int64, device=device)
-
-
-def _tap_layers(heads: Sequence[str], num_layers: int) -> tuple[int, ...]:
-    """Return the layers named by "tap:N"; any other name than "hidden" is an error."""
-    layers = []
-    for name in heads:
-        kind, _, number = name.partition(":")
-        if kind == "tap" and number.isdigit() and int(number) < num_layers:
-            layers.append(int(number))
-        elif name != "hidden":
-            raise ConfigError(
-                f"The model has no output named {name!r}.", hint=f"Outputs: hidden, tap:0 to tap:{num_layers - 1}."
-            )
-    return tuple(layers)

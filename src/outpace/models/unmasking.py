@@ -87,7 +87,7 @@ def unmask_test(target: Adapter, tokens: Sequence[int]) -> Unmasking:
             "The unmasking test needs a masked model and at least four tokens.",
             "Give it a longer text, or leave it out.",
         )
-    device = getattr(target, "device", "cpu")
+    device = target.device
     text = torch.tensor(tokens, device=device)
     rows, size = min(STRIDE, len(tokens) - 2), len(tokens)
     step = torch.arange(size, device=device) - torch.arange(rows, device=device)[:, None]

@@ -7,43 +7,55 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from outpace.run.layout import Layout
 from outpace.run.row import Row
 from outpace.sampling.truncation import likeliest_of
-from outpace.types import Decision, FinishReason, Proposal, Scores, View
+from outpace.types import Decision, Outcome, Proposal, View
 
-__all__ = ["HostDecision", "append", "fit", "kept", "read_back", "record", "sound"]
+__all__ = ["HostDecision", "append", "fit", "kept", "read_back", "record", "sound", "together"]
 
 _UNSOUND = "The drafter proposed ids outside the vocabulary or laws that are none; those drafts were ignored."
 
 
 @dataclass(frozen=True, slots=True)
 class HostDecision:
-    """A Decision as Python lists, one entry per row."""
+    """A Decision as Python lists, one entry per row; `source` None = every row continues itself."""
 
     tokens: list[list[int]]
     path: list[list[int]]
-    is_done: list[bool]
     is_recovered: list[bool]
+    source: list[int] | None = None
+
+    def follow(self, values: list[int]) -> list[int]:
+        """Return what was said of each row in the forward for the rows that continue it."""
+        return values if self.source is None else [values[i] for i in self.source]
 
 
 def read_back(decision: Decision) -> HostDecision:
     """Bring a Decision to the host in one transfer: the step's only synchronisation."""
-    num, size = decision.num, decision.tokens.shape[1]
-    flags = [
-        torch.zeros_like(num) if flag is None else flag.to(num.dtype) for flag in (decision.done, decision.is_recovered)
-    ]
-    parts = [num.unsqueeze(1), *(flag.unsqueeze(1) for flag in flags), decision.tokens]
-    if decision.path is not None:
-        parts.append(decision.path)
-    table = torch.cat(parts, 1).tolist()
-    tokens = [row[3 : 3 + row[0]] for row in table]
-    if decision.path is None:
-        path = [[*range(row[0] - 1), -1] if row[0] else [] for row in table]
+    flag, source, path = decision.is_recovered, decision.source, decision.path
+    per_row = [decision.num, *(part for part in (flag, source) if part is not None)]
+    tables = [decision.tokens] if path is None else [decision.tokens, path]
+    if decision.num.is_cpu:  # nothing to wait for, and three lists are made sooner than one table
+        lists, wide = [part.tolist() for part in per_row], [part.tolist() for part in tables]
     else:
-        path = [row[3 + size : 3 + size + row[0]] for row in table]
-    return HostDecision(tokens, path, [bool(row[1]) for row in table], [bool(row[2]) for row in table])
+        lists, wide = together(per_row, tables)
+    nums = lists[0]
+    tokens = [row[:num] for row, num in zip(wide[0], nums, strict=True)]
+    nodes = [row[:num] for row, num in zip(wide[-1], nums, strict=True)]
+    if path is None:
+        nodes = [[*range(num - 1), -1] if num else [] for num in nums]
+    is_recovered = [False] * len(nums) if flag is None else [bool(value) for value in lists[1]]
+    return HostDecision(tokens, nodes, is_recovered, None if source is None else lists[-1])
+
+
+def together(per_row: Sequence[Tensor], tables: Sequence[Tensor]) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Return tensors [B] and tensors [B, N] as lists, read in one transfer."""
+    first, size = len(per_row), tables[0].shape[1]
+    both = torch.cat([*(part.to(torch.int64).unsqueeze(1) for part in per_row), *tables], 1).tolist()
+    begins = [first + size * at for at in range(len(tables))]
+    return [[row[at] for row in both] for at in range(first)], [[row[at : at + size] for row in both] for at in begins]
 
 
 def sound(proposal: Proposal, rows: Sequence[Row], vocab_size: int) -> Proposal:
@@ -82,14 +94,17 @@ def fit(proposal: Proposal, limit: int, pad_to: int) -> Proposal:
             parent=_cut(proposal.parent, width),
             position=_cut(proposal.position, width),
             visible=None if proposal.visible is None else proposal.visible[:, :width, :width],
+            ask=None if proposal.ask is None else proposal.ask.clamp(max=width - 1),
+            inputs=_cut(proposal.inputs, width),
             law=None if law is None else replace(law, probs=law.probs[:, :width]),
         )
     missing = pad_to - proposal.tokens.shape[1]
     if missing > 0 and proposal.parent is None:
-        law, pad = proposal.law, torch.nn.functional.pad
+        law, inputs, pad = proposal.law, proposal.inputs, torch.nn.functional.pad
         proposal = replace(
             proposal,
             tokens=pad(proposal.tokens, (0, missing)),
+            inputs=None if inputs is None else pad(inputs, (0, 0, 0, missing)),
             law=None if law is None else replace(law, probs=pad(law.probs, (0, 0, 0, missing))),
         )
     return proposal
@@ -99,70 +114,74 @@ def _cut(value: Any, width: int) -> Any:
     return None if value is None else value[:, :width]
 
 
-def append(row: Row, tokens: list[int], path: list[int], is_recovered: bool, num_proposed: int, is_done: bool) -> int:
+def append(row: Row, tokens: list[int], path: list[int], is_recovered: bool, num_proposed: int) -> int:
     """Write decided tokens to a row until it ends, and count them.
 
     Returns:
         How many were written: nothing after an end token, a stop string, the length limit, a NaN pick (-1) or a token
         that the row's constraint refuses.
     """
-    last = "recovered" if is_recovered else "bonus" if num_proposed else "plain"
-    count = 0
-    for token, node in zip(tokens, path, strict=True):
-        size = len(row.tokens)
-        is_end = row.push(token)
-        if len(row.tokens) > size:
-            row.sources.append("draft" if node >= 0 else last)
-            row.usage.num_accepted += node >= 0
-            row.usage.num_recovered += node < 0 and last == "recovered"
-            row.usage.num_bonus += node < 0 and last == "bonus"
-            count += 1
-        if is_end:
-            row.stopped_inside = count < len(tokens)
+    size, usage = len(row.tokens), row.usage
+    for token in tokens:
+        if row.push(token):
             break
-    if is_done and row.finish is None:
-        row.finish = FinishReason.EOS
-    row.usage.num_proposed += num_proposed
-    row.usage.num_emitted = len(row.tokens) - row.num_prompt
-    row.usage.num_steps += 1
+    count = len(row.tokens) - size
+    row.stopped_inside = row.finish is not None and count < len(tokens)
+    last = "recovered" if is_recovered else "bonus" if num_proposed else "plain"
+    row.sources += ["draft" if node >= 0 else last for node in path[:count]]
+    accepted = sum(node >= 0 for node in path[:count])
+    usage.num_accepted += accepted
+    usage.num_recovered += count - accepted if last == "recovered" else 0
+    usage.num_bonus += count - accepted if last == "bonus" else 0
+    usage.num_proposed += num_proposed
+    usage.num_emitted = len(row.tokens) - row.num_prompt
+    usage.num_steps += 1
     return count
 
 
-def kept(layout: Layout, path: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
-    """Return per row the scratch entries that stay: pending ones, then the accepted nodes among what was written."""
+def kept(starts: Sequence[int], path: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
+    """Return per row the scratch entries that stay: pending ones, then the accepted nodes among what was written.
+
+    Args:
+        starts: per row, where its window began in the forward.
+        path, counts: nodes of the decided tokens, and how many of these were written.
+    """
     result = []
-    for start, nodes, count in zip(layout.start, path, counts, strict=True):
+    for start, nodes, count in zip(starts, path, counts, strict=True):
         accepted = [start + node for node in nodes[:count] if node >= 0]
         # The last final token always stays pending, so that the next forward has a root.
         result.append([*range(start), *accepted][: start + count - 1])
     return result
 
 
-def record(
-    names: Sequence[str], rows: Sequence[Row], emitted: Sequence[Sequence[int]], path: Sequence[Sequence[int]],
-    scores: Scores, view: View, decision: Decision, num_top: int = 0,
-) -> None:  # fmt: skip
+def record(names: Sequence[str], num_top: int, rows: Sequence[Row], outcome: Outcome, view: View) -> None:
     """Note log-probabilities, `num_top` likeliest tokens and margins of what was just written, by `view.texts` too.
 
     A method that draws tokens before it writes them tells their log-probabilities, and has no margins.
     """
-    if not names and not num_top:
+    proposal, decision, scores = outcome.proposal, outcome.decision, outcome.scores
+    if (not names and not num_top) or proposal is None or decision is None or scores is None:
         return
-    for index, (row, tokens) in enumerate(zip(rows, emitted, strict=True)):
+    path, source = outcome.path, range(len(rows)) if decision.source is None else decision.source.tolist()
+    for index, (row, tokens) in enumerate(zip(rows, outcome.emitted, strict=True)):
         if decision.log_probs is not None:
             if "log_probs" in names:
                 row.log_probs += decision.log_probs[index, : len(tokens)].tolist()
             continue
+        at = source[index]  # the row whose forward and whose draws these were
         asked = [0, *(node + 1 for node in path[index])]  # the logits before a token, the root's first
+        if proposal.ask is not None:
+            nodes = proposal.ask[at].tolist()
+            asked = [nodes.index(number - 1) for number in asked[: len(tokens)]]
         first = len(row.tokens) - len(tokens)
         for offset, token in enumerate(tokens):
-            logits = scores.logits[index, asked[offset]]
+            logits = scores.logits[at, asked[offset]]
             if "log_probs" in names:
                 row.log_probs.append(float(logits.double().log_softmax(-1)[token]))
             if num_top:
                 row.top_log_probs.append(likeliest_of(logits, num_top))
             if "margins" in names:
                 text = [row.tokens[: first + offset]]
-                history = view.sampler.rows([index]).history(text, [row.num_prompt], logits.shape[-1])
+                history = view.sampler.rows([at]).history(text, [row.num_prompt], logits.shape[-1])
                 processed = view.sampler.process(logits.unsqueeze(0), history)[0]
-                row.margins.append(view.sampler.margin(processed, first + offset, index))
+                row.margins.append(view.sampler.margin(processed, first + offset, at))

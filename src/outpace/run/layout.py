@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from outpace.run.tree import ancestors
-from outpace.types import Proposal
+from outpace.types import Adapter, Proposal
 
-__all__ = ["Layout", "lay_canvas", "lay_out"]
+__all__ = ["Layout", "lay_out", "soften"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Layout:
 
     Attributes:
         tokens, position, visible, ask: as `Adapter.score` takes them.
-        start: per row, the index of its first window node = its number of pending tokens.
+        start: per row, the index of its first window node = its number of pending tokens; 0 on a canvas.
     """
 
     tokens: Tensor
@@ -30,19 +30,8 @@ class Layout:
     start: list[int]
 
 
-def lay_canvas(proposal: Proposal) -> Layout:
-    """Lay out a canvas: the method proposes every token that is forwarded, with its position; nothing is pending."""
-    rows, width = proposal.tokens.shape
-    assert proposal.position is not None  # a canvas has no order of its own
-    position = proposal.position
-    if min(proposal.length) < width:
-        lengths = torch.tensor(proposal.length, device=position.device).unsqueeze(1)
-        position = position.masked_fill(torch.arange(width, device=position.device) >= lengths, -1)
-    return Layout(proposal.tokens, position, proposal.visible, proposal.ask, [0] * rows)
-
-
 def lay_out(pending: Sequence[Sequence[int]], bases: Sequence[int], proposal: Proposal) -> Layout:
-    """Join pending tokens and proposed nodes into one forward.
+    """Join pending tokens and proposed nodes into one forward; on a canvas nothing is pending.
 
     Args:
         pending: per row, final tokens without a valid cache entry.
@@ -53,20 +42,109 @@ def lay_out(pending: Sequence[Sequence[int]], bases: Sequence[int], proposal: Pr
     start = [len(tokens) for tokens in pending]
     longest = max(start)
     is_even = min(start) == longest and min(proposal.length) == width
+    if proposal.is_whole:
+        return _lay_whole(proposal, start, is_even)
     head = torch.tensor([list(t) + [0] * (longest - len(t)) for t in pending], dtype=torch.int64, device=device)
+    is_plain = proposal.parent is None and proposal.position is None and proposal.visible is None
+    if is_even and is_plain and len(start) == 1:
+        position = torch.arange(bases[0], bases[0] + longest + width, device=device).unsqueeze(0)
+        return _lay_chains(head, position, start, proposal)
     base = torch.tensor(list(bases), device=device).unsqueeze(1)
-    if is_even and proposal.parent is None and proposal.position is None and proposal.visible is None:
-        tokens = torch.cat([head, proposal.tokens], 1)
+    if is_even and is_plain:
         position = base + torch.arange(longest + width, device=device)
-        ask = None if longest == 1 else _asked(start, width, longest + width, device)
-        return Layout(tokens, position, None, ask, start)
+        return _lay_chains(head, position, start, proposal)
+    if is_even and width and not (proposal.parent is None and proposal.visible is None):
+        return _lay_trees(head, base, start, proposal)
     return _ragged(head, base, start, proposal)
 
 
-def _asked(start: list[int], width: int, total: int, device: torch.device) -> Tensor:
-    """Return [B, 1 + W]: the root (last pending token), then the nodes; a row with nothing pending asks its first."""
-    first = torch.tensor(start, device=device).unsqueeze(1) - 1
-    return (first + torch.arange(width + 1, device=device)).clamp_(0, total - 1)
+def _lay_chains(head: Tensor, position: Tensor, start: list[int], proposal: Proposal) -> Layout:
+    """Nothing is padded and every token sees all before it, so the adapter needs no mask."""
+    tokens = torch.cat([head, proposal.tokens], 1) if proposal.tokens.shape[1] else head
+    is_all = head.shape[1] == 1 and proposal.ask is None
+    return Layout(tokens, position, None, None if is_all else _asked(start, proposal, tokens.shape[1]), start)
+
+
+def _lay_trees(head: Tensor, base: Tensor, start: list[int], proposal: Proposal) -> Layout:
+    """Nothing is padded: the nodes stand in one square behind the pending tokens, which they all see."""
+    sight, longest = _sight(proposal), head.shape[1]
+    assert sight is not None  # the caller has looked
+    tokens = torch.cat([head, proposal.tokens], 1)
+    total = tokens.shape[1]
+    own = proposal.position if proposal.position is not None else base + longest - 1 + sight.sum(-1)
+    position = torch.cat([base + torch.arange(longest, device=base.device), own], 1)
+    visible = torch.ones(total, total, dtype=torch.bool, device=base.device).tril().repeat(len(start), 1, 1)
+    visible[:, longest:, longest:] = sight
+    visible.diagonal(dim1=1, dim2=2).fill_(True)
+    is_all = longest == 1 and proposal.ask is None
+    return Layout(tokens, position, visible, None if is_all else _asked(start, proposal, total), start)
+
+
+def _sight(proposal: Proposal) -> Tensor | None:
+    """Return [B, W, W]: node sees node; None = every node sees those before it."""
+    if proposal.visible is not None or proposal.parent is None:
+        return proposal.visible
+    return ancestors(proposal.parent)
+
+
+def _lay_whole(proposal: Proposal, start: list[int], is_even: bool) -> Layout:
+    """The method proposes every token that is forwarded, with its position: all that is left is to mark padding."""
+    position = proposal.position
+    assert position is not None  # a canvas has no order of its own
+    if not is_even:
+        lengths = torch.tensor(proposal.length, device=position.device).unsqueeze(1)
+        position = position.masked_fill(torch.arange(position.shape[1], device=position.device) >= lengths, -1)
+    return Layout(proposal.tokens, position, proposal.visible, proposal.ask, start)
+
+
+def soften(
+    adapter: Adapter, layout: Layout, nodes: Tensor | None, prompts: Sequence[Tensor | None], bases: Sequence[int]
+) -> Tensor | None:
+    """Return the embeddings [B, T, hidden] of a forward that holds soft ones, for `Adapter.score`; None = it has none.
+
+    Args:
+        adapter: embeds every other token.
+        layout: of the forward.
+        nodes: [B, W, hidden], those of the window; None = its tokens are embedded.
+        prompts: per row, those of its text's first positions, or None; empty = no row has any.
+        bases: as `lay_out` takes them.
+    """
+    # Pending tokens behind the prompt are plain ones; a canvas, which has none pending, may forward any place.
+    due = [
+        (row, prompt)
+        for row, (prompt, count, base) in enumerate(zip(prompts, layout.start, bases, strict=False))
+        if prompt is not None and (not count or base < len(prompt))
+    ]
+    if nodes is None and not due:
+        return None
+    if nodes is not None and not any(layout.start):
+        inputs = nodes if not due else nodes.clone()
+    else:
+        inputs = _with_nodes(adapter.embed(layout.tokens), nodes, layout.start)
+    for row, prompt in due:
+        at = layout.position[row]
+        is_prompt = ((at >= 0) & (at < len(prompt))).unsqueeze(-1)
+        inputs[row] = torch.where(is_prompt, prompt.to(inputs)[at.clamp(0, len(prompt) - 1)], inputs[row])
+    return inputs
+
+
+def _with_nodes(inputs: Tensor, nodes: Tensor | None, start: list[int]) -> Tensor:
+    """Return embeddings [B, T, hidden] with those of the window in their places."""
+    if nodes is None or not nodes.shape[1]:
+        return inputs
+    node = torch.arange(inputs.shape[1], device=inputs.device) - torch.tensor(start, device=inputs.device).unsqueeze(1)
+    inside = node.clamp(0, nodes.shape[1] - 1).unsqueeze(-1).expand_as(inputs)
+    is_node = ((node >= 0) & (node < nodes.shape[1])).unsqueeze(-1)
+    return torch.where(is_node, nodes.to(inputs).gather(1, inside), inputs)
+
+
+def _asked(start: list[int], proposal: Proposal, total: int) -> Tensor:
+    """Return [B, A]: the root (last pending token), then the nodes; a row with nothing pending asks its first."""
+    first = torch.tensor(start, device=proposal.tokens.device).unsqueeze(1)
+    nodes = proposal.ask
+    if nodes is None:
+        nodes = torch.arange(-1, proposal.tokens.shape[1], device=proposal.tokens.device)
+    return (first + nodes).clamp_(0, total - 1)
 
 
 def _ragged(head: Tensor, base: Tensor, start: list[int], proposal: Proposal) -> Layout:
@@ -81,9 +159,7 @@ def _ragged(head: Tensor, base: Tensor, start: list[int], proposal: Proposal) ->
     safe = node.clamp(0, max(width - 1, 0))
     pad_head = torch.nn.functional.pad(head, (0, max(0, total - head.shape[1])))[:, :total]
     tokens = torch.where(is_node, proposal.tokens.gather(1, safe), pad_head) if width else pad_head
-    sight = proposal.visible if width else None
-    if width and sight is None and proposal.parent is not None:
-        sight = ancestors(proposal.parent)
+    sight = _sight(proposal) if width else None
     position = base + column
     if width and (proposal.position is not None or sight is not None):
         own = proposal.position if proposal.position is not None else base + starts - 1 + _depths(sight)
@@ -92,7 +168,7 @@ def _ragged(head: Tensor, base: Tensor, start: list[int], proposal: Proposal) ->
     visible = None
     if sight is not None:
         visible = _visible(node, is_node, is_real, safe, sight)
-    return Layout(tokens, position, visible, _asked(start, width, total, device), start)
+    return Layout(tokens, position, visible, _asked(start, proposal, total), start)
 
 
 def _depths(sight: Tensor | None) -> Tensor:

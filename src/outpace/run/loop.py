@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,12 +16,12 @@ from outpace.cache import Cache
 from outpace.errors import ConfigError
 from outpace.run.batch import Batch, bind
 from outpace.run.commit import append, fit, kept, read_back, record, sound
-from outpace.run.layout import lay_canvas, lay_out
+from outpace.run.layout import lay_out, soften
 from outpace.run.prefill import catch_up
 from outpace.run.row import Row
 from outpace.run.threads import shared
 from outpace.sampling import Sampling
-from outpace.types import Adapter, Context, Counter, EncoderAdapter, Outcome, Proposal
+from outpace.types import Adapter, Context, Counter, Needs, Outcome, Proposal
 
 if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
@@ -45,7 +45,8 @@ class Run:
         width: every scoring forward has exactly this many window nodes (batch-invariant mode); 0 = as proposed.
         device: where tokens are laid out.
         tokenizers: by role, for methods that work on text.
-        watch: called after every step with the rows that took part and its Outcome (traces); it may only read.
+        watch: called after every step with the rows that took part and its Outcome, reports included (traces); it may
+            only read.
     """
 
     def __init__(
@@ -75,8 +76,7 @@ class Run:
         self.num_steps = 0
         self.last: Outcome | None = None
         self.batch = Batch(settings)
-        self._is_canvas = target.capabilities.is_canvas
-        self._has_logits = method.needs.has_prefill_logits
+        self._needs: Needs = method.needs
 
     @property
     def rows(self) -> list[Row]:
@@ -104,10 +104,10 @@ class Run:
             cache.reserve(slots)
         sources = [row.source or [] for row in rows]
         if self.target.capabilities.is_encoder_decoder:
-            cast("EncoderAdapter", self.target).encode(sources, cache)
+            self.target.encode(sources, cache)
         texts, sampler = [row.tokens for row in rows], bind(self.settings, rows)
         given = (self.models, self.counters, self.memory, cache, self.tokenizers, sources)
-        canvases = [row.canvas or [-1] * row.room for row in rows] if self._is_canvas else []
+        canvases = [row.canvas or [-1] * row.room for row in rows] if self.target.capabilities.is_canvas else []
         context = Context(self.target, texts, slots, sampler, *given, canvases)
         self.batch.join(rows, cache, self.method.start(context))
 
@@ -121,7 +121,7 @@ class Run:
         Raises:
             ConfigError: the run has no rows.
         """
-        with shared(getattr(self.target, "is_invariant", False)):
+        with shared(self.target.is_invariant):
             return self._step()
 
     def _step(self) -> list[tuple[Row, list[int]]]:
@@ -129,44 +129,62 @@ class Run:
         before = [(counter.nfe, counter.positions) for counter in self.counters.values()]
         batch, cache = self.batch, self._prefill()
         rows, view = list(batch.rows), batch.view(self.num_steps, self.last)
-        # 1 gather pending, 2 propose, 3 lay out and pad
-        pending = [row.tokens[length:] for row, length in zip(rows, cache.lengths, strict=True)]
+        # 1 propose, 2 gather pending, 3 lay out and pad
         t0 = time.perf_counter()
         proposal = self.method.propose(view, batch.state)
-        if not self._is_canvas:  # a canvas is the method's own: it proposes all that is forwarded
-            proposal = self._fit(sound(proposal, rows, self.target.capabilities.vocab_size), pending, cache)
+        pending = [[] if proposal.is_whole else row.tokens[n:] for row, n in zip(rows, cache.lengths, strict=True)]
+        proposal = self._fit(proposal, pending, cache)
         t1 = time.perf_counter()
-        layout = lay_canvas(proposal) if self._is_canvas else lay_out(pending, cache.lengths, proposal)
+        layout = lay_out(pending, cache.lengths, proposal)
         # 4 score
         given = (layout.tokens, layout.position, layout.visible, cache, layout.ask)
-        scores = self.target.score(*given, inputs=proposal.inputs)
+        inputs = soften(self.target, layout, proposal.inputs, batch.prompts, cache.lengths)
+        scores = self.target.score(*given, outputs=self._needs.outputs, inputs=inputs)
         t2 = time.perf_counter()
         # 5 accept, and the step's one synchronisation
         decision = self.method.accept(proposal, scores, view, batch.state)
         host = read_back(decision)
         t3 = time.perf_counter()
-        # 6 cut token by token
-        decided = zip(rows, host.tokens, host.path, host.is_recovered, proposal.length, host.is_done, strict=True)
-        counts = [append(*one) for one in decided]
+        # 6 continue other rows, cut token by token
+        if host.source is not None:
+            cache = self._fork(host.source)
+        lengths, starts = host.follow(proposal.length), host.follow(layout.start)
+        counts = [append(*one) for one in zip(rows, host.tokens, host.path, host.is_recovered, lengths, strict=True)]
         emitted = [tokens[:count] for tokens, count in zip(host.tokens, counts, strict=True)]
-        accepted = [sum(n >= 0 for n in nodes[:count]) for nodes, count in zip(host.path, counts, strict=True)]
-        record(self.record, rows, emitted, host.path, scores, view, decision, self.num_top)
+        path = [nodes[:count] for nodes, count in zip(host.path, counts, strict=True)]
+        accepted = [sum(n >= 0 for n in nodes) for nodes in path]
         # 7 keep
         if decision.keep is None:
-            cache.keep(kept(layout, host.path, counts))
-        elif decision.keep:
-            cache.retain(cast("Sequence[Sequence[int]]", decision.keep))
+            cache.keep(kept(starts, host.path, counts))
+        else:
+            cache.retain(decision.keep)
         # 8 observe, emit, count
         seconds = {"draft": t1 - t0, "score": t2 - t1, "accept": t3 - t2}
-        path = [nodes[:count] for nodes, count in zip(host.path, counts, strict=True)]
         self.last = Outcome(emitted, accepted, path, proposal, decision, scores, seconds=seconds)
-        self.num_steps += 1
-        batch.state = self.method.observe(self.last, batch.view(self.num_steps, self.last), batch.state)
-        if self.watch is not None:
-            self.watch(rows, self.last)
+        record(self.record, self.num_top, rows, self.last, view)
+        self._observe(rows, self.last)
         batch.leave([row for row in rows if row.finish is not None])
         self._count(rows, before, {**seconds, "total": time.perf_counter() - began})
         return list(zip(rows, emitted, strict=True))
+
+    def _fork(self, source: list[int]) -> Cache:
+        if not self._needs.has_forks:
+            raise ConfigError(f"The method {self.method.name!r} forks rows unasked.", "Say so in needs.has_forks.")
+        return self.batch.fork(source)
+
+    def _observe(self, rows: list[Row], last: Outcome) -> None:
+        """Show the step to the method, and to whoever watches."""
+        batch, decision = self.batch, last.decision
+        if decision is not None and decision.score is not None:
+            for row, score in zip(rows, decision.score.tolist(), strict=True):
+                row.score = score
+        self.num_steps += 1
+        view = batch.view(self.num_steps, last)
+        if self.watch is not None:
+            last.reports = self.method.report(last, view, batch.state)
+        batch.state = self.method.observe(last, view, batch.state)
+        if self.watch is not None:
+            self.watch(rows, last)
 
     def _prefill(self) -> Cache:
         """Forward pending tokens but the last, chunk by chunk. Under full attention nothing is final until all is."""
@@ -174,10 +192,15 @@ class Run:
         if batch.cache is None:
             raise ConfigError("The run has no rows.", "Call join first.")
         began = time.perf_counter()
-        if self.target.capabilities.attention != "full":
-            texts = [row.tokens for row in batch.rows]
+        lengths, offered = batch.cache.lengths, self.target.capabilities
+        # After most steps the last token alone is pending, and there is nothing to do.
+        is_due = offered.turns_at or any(len(row.tokens) - n > 1 for row, n in zip(batch.rows, lengths, strict=True))
+        if is_due and offered.attention != "full":
+            texts, needs = [row.tokens for row in batch.rows], self._needs
+            has_logits, prompts = needs.has_prefill_logits, batch.prompts
             t0 = began
-            for places, scores in catch_up(self.target, batch.cache, texts, self.chunk, has_logits=self._has_logits):
+            given = (self.target, batch.cache, texts, self.chunk)
+            for places, scores in catch_up(*given, has_logits=has_logits, outputs=needs.outputs, prompts=prompts):
                 took = {"score": time.perf_counter() - t0}
                 chunk = Outcome([[] for _ in texts], [0] * len(texts), scores=scores, chunk=places, seconds=took)
                 batch.state = self.method.observe(chunk, batch.view(self.num_steps, self.last), batch.state)
@@ -186,7 +209,13 @@ class Run:
         return batch.cache
 
     def _fit(self, proposal: Proposal, pending: list[list[int]], cache: Cache) -> Proposal:
-        """Cut a proposal to what cache, context and remaining length can take; pad it in batch-invariant mode."""
+        """Cut a proposal to what cache, context and remaining length can take; pad it in batch-invariant mode.
+
+        A canvas is the method's own: it knows what it forwards, and nothing of it can be left out.
+        """
+        if proposal.is_whole:
+            return proposal
+        proposal = sound(proposal, self.rows, self.target.capabilities.vocab_size)
         longest = max(len(tokens) + length for tokens, length in zip(pending, cache.lengths, strict=True))
         slots = cache.capacity - longest
         limit = min(slots, self.target.capabilities.max_positions - longest)

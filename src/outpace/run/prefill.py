@@ -1,14 +1,15 @@
-"""Bringing a cache up to date with a text: chunked forwards without logits, for targets and drafters alike."""
+"""Bringing a cache up to date with a text: chunked forwards, without logits unless asked, for targets and drafters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from outpace.cache import Cache
-from outpace.run.layout import lay_out
-from outpace.types import Adapter, Proposal, Scores
+from outpace.run.layout import lay_out, soften
+from outpace.types import NO_OUTPUTS, Adapter, Outputs, Proposal, Scores
 
 __all__ = ["catch_up", "no_nodes"]
 
@@ -21,6 +22,8 @@ def catch_up(
     skip: Sequence[int] = (),
     *,
     has_logits: bool = False,
+    outputs: Outputs = NO_OUTPUTS,
+    prompts: Sequence[Tensor | None] = (),
 ) -> Iterator[tuple[list[range], Scores]]:
     """Forward every pending token but the last of each row, yielding each chunk's positions per row, and its scores.
 
@@ -35,6 +38,8 @@ def catch_up(
         chunk: most tokens per row and forward.
         skip: layers to leave out.
         has_logits: ask for logits at every token.
+        outputs: ask for these at every token.
+        prompts: per row, soft embeddings [P, hidden] of its first positions, or None; empty = no row has any.
     """
     grain = max(1, adapter.capabilities.block_size)
     chunk = max(grain, chunk - chunk % grain)
@@ -47,9 +52,11 @@ def catch_up(
         pending = [text[at : at + n] for text, at, n in zip(texts, cache.lengths, take, strict=True)]
         device = cache.device
         layout = lay_out(pending, cache.lengths, no_nodes(len(take), device))
-        ask = None if has_logits else torch.zeros(len(take), 0, dtype=torch.int64, device=device)
+        ask = None if has_logits or outputs else torch.zeros(len(take), 0, dtype=torch.int64, device=device)
+        inputs = soften(adapter, layout, None, prompts, cache.lengths)
         places = [range(at, at + n) for at, n in zip(cache.lengths, take, strict=True)]
-        scores = adapter.score(layout.tokens, layout.position, layout.visible, cache, ask, skip=skip)
+        given = (layout.tokens, layout.position, layout.visible, cache, ask)
+        scores = adapter.score(*given, outputs=outputs, inputs=inputs, skip=skip)
         cache.keep([range(n) for n in take])
         yield places, scores
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from outpace.errors import ConfigError
+from outpace.sampling import fork_key
 from outpace.text.stream import TextStream
 from outpace.types import FinishReason
 
 if TYPE_CHECKING:
     from outpace.constrain.protocol import Constraint, ConstraintState
 
-__all__ = ["BROKEN", "DEAD_END", "DISOBEYED", "FORBIDDEN", "Row", "Usage"]
+__all__ = ["BROKEN", "DEAD_END", "DISOBEYED", "FORBIDDEN", "Row", "Usage", "follow"]
 
 # Why a row ended with an error.
 BROKEN = "The model produced NaN or infinite logits; the text ends before them."
@@ -75,6 +79,11 @@ class Row:
         constraint: what the written text must look like, None = anything; set by the run that the row joins.
         state: where the text stands in it.
         stop_tokens: ids that end the text as a stop string does; the one written stays in `tokens`.
+        inputs: soft embeddings [P, hidden] in place of the text's first tokens (images, speech, prompt tuning), whose
+            ids may then be any; None = there are none.
+        group: rows of one number may continue each other's texts: they have one prompt, one greatest length and one
+            way to end, and join a run together. None = this row is alone.
+        score: how good the method thinks the row is; None = it does not say.
     """
 
     tokens: list[int]
@@ -96,6 +105,9 @@ class Row:
     constraint: Constraint | None = None
     state: ConstraintState | None = None
     stop_tokens: Sequence[int] = ()
+    inputs: Tensor | None = None
+    group: int | None = None
+    score: float | None = None
 
     def __post_init__(self) -> None:
         self.usage.num_prompt = self.num_prompt
@@ -130,7 +142,8 @@ class Row:
 
     def push(self, token: int) -> bool:
         """Append one final token; return whether the row ends here."""
-        if token < 0 or not self._may_write(token):  # -1 is the pick's sign for a law that is none; nothing is written
+        # -1 is the pick's sign for a law that is none; nothing is written.
+        if token < 0 or (self.state is not None and not self._may_write(self.state, token)):
             self._stick(token)
         else:
             self.tokens.append(token)
@@ -148,11 +161,9 @@ class Row:
             self.text.flush()
         return self.finish is not None
 
-    def _may_write(self, token: int) -> bool:
+    def _may_write(self, state: ConstraintState, token: int) -> bool:
         """Advance the constraint's state by a token; return whether it is allowed."""
-        if self.state is None:
-            return True
-        return self.state.is_complete if token in self.end_tokens else self.state.push(token)
+        return state.is_complete if token in self.end_tokens else state.push(token)
 
     def _stick(self, token: int) -> None:
         """End the row because no token can be written."""
@@ -165,3 +176,37 @@ class Row:
             why = DEAD_END if not is_open else FORBIDDEN if token < 0 else DISOBEYED
         self.finish = FinishReason.ERROR
         self.notes.append(why)
+
+
+# What a row takes over with a text: all that tells of the text, not what the caller asked of the row.
+_TOLD = ("tokens", "usage", "log_probs", "top_log_probs", "margins", "sources", "notes", "text", "state")
+
+
+def follow(rows: Sequence[Row], source: Sequence[int]) -> None:
+    """Let row i continue the text of row `source[i]`, as all of them are now.
+
+    A text takes its noise along, so that it reads on as it would have; where several rows continue one, all but one
+    (itself, if it goes on) get noise of their own. Which one that is depends on keys only, never on batch slots.
+
+    Raises:
+        ConfigError: a row continues one of another group.
+    """
+    keys = [row.key for row in rows]
+    heirs = {at: [row for row, old in enumerate(source) if old == at] for at in source}
+    taken: list[tuple[Row, dict[str, Any]]] = []
+    for index, at in enumerate(source):
+        if at == index:
+            continue
+        row, other = rows[index], rows[at]
+        if row.group is None or row.group != other.group:
+            raise ConfigError("A method let a row continue the text of another group.", "Fork within `view.groups`.")
+        heir = at if at in heirs[at] else min(heirs[at], key=lambda one: keys[one])
+        told = {name: _copied(getattr(other, name)) for name in _TOLD}
+        taken.append((row, told | {"key": keys[at] if index == heir else fork_key(keys[at], keys[index])}))
+    for row, told in taken:  # only now, since rows may swap
+        for name, value in told.items():
+            setattr(row, name, value)
+
+
+def _copied(value: Any) -> Any:
+    return value.fork() if hasattr(value, "fork") else copy.copy(value)

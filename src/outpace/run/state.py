@@ -34,16 +34,25 @@ def rows(state: Any, index: Sequence[int]) -> Any:
 
 
 def join(states: Sequence[Any]) -> Any:
-    """Stack the rows of several states of one method (the inverse of `rows`)."""
-    first = states[0]
-    if len(states) == 1:
+    """Stack the rows of several states of one method (the inverse of `rows`).
+
+    What is shared by all rows, and None in some states, is taken from one that knows it.
+
+    Raises:
+        TypeError: one state has rows where another is None: how many rows that None stands for cannot be told.
+    """
+    known = [state for state in states if state is not None]
+    first = known[0] if known else None
+    if len(states) == 1 or first is None or isinstance(first, (str, int, float, tuple)):
         return first
+    if len(known) < len(states):
+        raise TypeError(
+            f"A state of None cannot be joined with a {type(first).__name__}; keep a list with None per row."
+        )
     if isinstance(first, Tensor):
         return torch.cat(list(states))
     if isinstance(first, list):
         return [item for state in states for item in state]
-    if first is None or isinstance(first, (str, int, float, tuple)):
-        return first
     if isinstance(first, dict):
         return {name: join([state[name] for state in states]) for name in first}
     if hasattr(first, "join"):

@@ -59,7 +59,7 @@ def measure_curve(
         raise ConfigError(f"The model's context of {capabilities.max_positions} is too short.", "Tune smaller sizes.")
     cache = target.new_cache(batch, context + max(sizes))
     if capabilities.is_encoder_decoder:
-        target.encode([[1, 2, 3, 4]] * batch, cache)  # type: ignore[attr-defined]
+        target.encode([[1, 2, 3, 4]] * batch, cache)
     ids = torch.arange(context + 1).remainder_(capabilities.vocab_size).tolist()
     for _ in catch_up(target, cache, [ids] * batch):
         pass
@@ -96,10 +96,10 @@ def curve_file(target: Adapter) -> Path:
     facts: dict[str, Any] = {
         "version": _VERSION,
         "kind": type(target).__name__,
-        "shape": str(getattr(target, "spec", None) or getattr(target, "config", None) or target.capabilities),
-        "path": getattr(target, "path", ""),
-        "dtype": str(getattr(target, "dtype", "")),
-        "device": _device_name(getattr(target, "device", torch.device("cpu"))),
+        "shape": target.shape or str(target.capabilities),
+        "path": target.path,
+        "dtype": str(target.dtype),
+        "device": _device_name(target.device),
         "threads": torch.get_num_threads(),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
@@ -132,17 +132,10 @@ def load_curve(target: Adapter) -> CostCurve | None:
 
 def head_share(target: Adapter) -> float:
     """Return what the output matrix computes over what the layers do; a fifth where the model's shape is not known."""
-    spec = getattr(target, "spec", None)
-    return 0.2 if spec is None else spec.vocab_size * spec.hidden_size / _layer_weights(spec)
+    return target.head_weights / target.layer_weights if target.layer_weights else 0.2
 
 
 def relative_size(model: Adapter, target: Adapter) -> float:
     """Return the weights of a model's layers over those of the target's; a tenth where a shape is not known."""
-    specs = [getattr(one, "spec", None) for one in (model, target)]
-    return 0.1 if None in specs else _layer_weights(specs[0]) / _layer_weights(specs[1])
-
-
-def _layer_weights(spec: Any) -> int:
-    heads = 2 * (spec.num_heads + spec.num_kv_heads) * spec.head_dim
-    ffn = (3 if spec.is_gated else 2) * spec.ffn_size
-    return int(spec.num_layers * spec.hidden_size * (heads + ffn)) or 1
+    is_known = model.layer_weights and target.layer_weights
+    return model.layer_weights / target.layer_weights if is_known else 0.1

@@ -6,6 +6,7 @@ each other, so tokens that are chosen at the same moment can contradict. That di
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from .example import Check, Example, Make, first_lines
@@ -43,19 +44,12 @@ def _pose(order: str, items: list[str], answer: list[str]) -> tuple[str, str]:
     return f"{order}: {' '.join(items)}\nAnswer:", f" {' '.join(answer)}\n"
 
 
-def _copy(random: Random) -> tuple[str, str]:
-    items, _ = _draw(random)
-    return _pose("Copy", items, items)
+def _whole(order: str, change: Callable[[list[str]], list[str]]) -> Make:
+    def make(random: Random) -> tuple[str, str]:
+        items, _ = _draw(random)
+        return _pose(order, items, change(items))
 
-
-def _reverse(random: Random) -> tuple[str, str]:
-    items, _ = _draw(random)
-    return _pose("Reverse", items, items[::-1])
-
-
-def _sort(random: Random) -> tuple[str, str]:
-    items, _ = _draw(random)
-    return _pose("Sort", items, sorted(items))
+    return make
 
 
 def _shuffle(random: Random) -> tuple[str, str]:
@@ -66,16 +60,14 @@ def _shuffle(random: Random) -> tuple[str, str]:
     return _pose("Shuffle", items, answer)
 
 
-def _replace_index(random: Random) -> tuple[str, str]:
-    items, (new,) = _draw(random, 1)
-    place = random.randrange(len(items))
-    return _pose(f"Replace {place + 1} with {new}", items, [*items[:place], new, *items[place + 1 :]])
+def _replace(is_named: bool) -> Make:
+    def make(random: Random) -> tuple[str, str]:
+        items, (new,) = _draw(random, 1)
+        place = random.randrange(len(items))
+        which = str(place + 1) if is_named else "any"
+        return _pose(f"Replace {which} with {new}", items, [*items[:place], new, *items[place + 1 :]])
 
-
-def _replace_random(random: Random) -> tuple[str, str]:
-    items, (new,) = _draw(random, 1)
-    place = random.randrange(len(items))
-    return _pose(f"Replace any with {new}", items, [*items[:place], new, *items[place + 1 :]])
+    return make
 
 
 def _insert(random: Random) -> tuple[str, str]:
@@ -107,12 +99,12 @@ def _is_replacement(example: Example, text: str) -> bool:
 
 
 LISTS: dict[str, tuple[Make, Check]] = {
-    "copy": (_copy, _is_answer),
-    "reverse": (_reverse, _is_answer),
-    "sort": (_sort, _is_answer),
+    "copy": (_whole("Copy", list), _is_answer),
+    "reverse": (_whole("Reverse", lambda items: items[::-1]), _is_answer),
+    "sort": (_whole("Sort", sorted), _is_answer),
     "shuffle": (_shuffle, _is_shuffle),
-    "replace-index": (_replace_index, _is_answer),
-    "replace-random": (_replace_random, _is_replacement),
+    "replace-index": (_replace(True), _is_answer),
+    "replace-random": (_replace(False), _is_replacement),
     "insert": (_insert, _is_answer),
     "remove": (_remove, _is_answer),
 }

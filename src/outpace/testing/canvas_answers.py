@@ -65,7 +65,7 @@ def check_caches() -> None:
 
 def check_guesses() -> None:
     """The lossless methods write their reference's text."""
-    contract.check_reference(FreeDave())
+    contract.check_reference(FreeDave().to_certify())
     contract.check_reference(SSD())
 
 
@@ -85,7 +85,7 @@ class _Held:
         while run.rows:
             run.step()
             assert run.last is not None and run.last.decision is not None
-            after = run.last.decision.carry[0]
+            after = run.last.decision.carry[0].row
             steps.append((before, after))
             before = after
         return cls(method, steps)

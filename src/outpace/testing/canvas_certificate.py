@@ -13,7 +13,6 @@ from typing import Any
 
 from outpace.api.engine import LanguageModel
 from outpace.api.result import Result
-from outpace.canvas.verify import Verified
 from outpace.errors import ConfigError
 from outpace.methods.base import Method
 from outpace.testing.certificate import ENOUGH, Line
@@ -45,10 +44,10 @@ class Guesses:
     def __call__(self, rows: Sequence[Any], outcome: Outcome) -> None:
         """Note one step."""
         del rows
-        for one in outcome.decision.carry if outcome.decision is not None else ():
-            if isinstance(one, Verified):
-                self.right += one.num - 1
-                self.wrong += one.guessed - one.num + 1
+        for report in outcome.reports:
+            if report.num_rounds:
+                self.right += report.num_rounds - 1
+                self.wrong += report.num_guesses - report.num_rounds + 1
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing import world
 from outpace.testing.world import PROMPTS, SEED, SETTINGS, drive, ends_under, make_rows, make_run, reference, write
-from outpace.types import FinishReason, Guarantee, Needs
+from outpace.types import FinishReason, Guarantee, Needs, Outputs, Scores
 
 __all__ = ["Check", "check_method", "contract_checks", "run_contract"]
 
@@ -31,28 +31,36 @@ Check = Callable[[Method], None]
 _WARM = "temperature 0.7"
 
 
-def check_method(method: Method) -> None:
+def check_method(method: Method, kind: str = "decoder") -> None:
     """Run the whole contract on a method.
+
+    Args:
+        method: a method object.
+        kind: as `run_contract` takes it.
 
     Raises:
         AssertionError: names every check that failed, and why.
     """
-    failures = run_contract(method)
+    failures = run_contract(method, kind=kind)
     assert not failures, "\n".join(f"{name}: {reason}" for name, reason in failures.items())
 
 
-def run_contract(method: Method | type[Method], checks: Sequence[Check] | None = None) -> dict[str, str]:
+def run_contract(
+    method: Method | type[Method], checks: Sequence[Check] | None = None, kind: str = "decoder"
+) -> dict[str, str]:
     """Return the failed checks and their reasons; empty = the contract holds.
 
     Args:
         method: a method object, or a class whose defaults are checked.
         checks: which ones; None = all of `contract_checks`.
+        kind: of the toy models, "decoder" or "encoder-decoder"; a method that writes canvases gets canvas models.
     """
     chosen = method() if isinstance(method, type) else method
     failures = {}
     for check in contract_checks() if checks is None else checks:
         try:
-            check(chosen)
+            with world.inhabited(kind):
+                check(chosen)
         except Exception as error:  # a check that crashes has failed, whatever was raised
             failures[check.__name__] = f"{type(error).__name__}: {error}"
     return failures
@@ -105,20 +113,25 @@ def _written(rows: Sequence[Row]) -> list[list[int]]:
     return [row.written for row in rows]
 
 
+def _plain(name: str, max_tokens: int = world.NUM_TOKENS) -> tuple[tuple[int, ...], ...]:
+    return reference(name, max_tokens, world.kind_here())
+
+
 def _expected(method: Method, name: str) -> list[list[int]]:
     """Return what the method must write under a setting: plain decoding's text, or its own where it is not exact."""
     if _is_exact(method):
-        return [list(tokens) for tokens in reference(name)]
+        return [list(tokens) for tokens in _plain(name)]
     try:
-        return [list(tokens) for tokens in own_text(method, name)]
+        return [list(tokens) for tokens in own_text(method, name, world.kind_here())]
     except TypeError:  # a method with a list on it cannot be a key
         return _written(write(method, SETTINGS[name]))
 
 
 @functools.lru_cache(maxsize=8)
-def own_text(method: Method, name: str) -> tuple[tuple[int, ...], ...]:
-    """Return what a method writes after the standard prompts under `SETTINGS[name]`."""
-    return tuple(tuple(row.written) for row in write(method, SETTINGS[name]))
+def own_text(method: Method, name: str, kind: str) -> tuple[tuple[int, ...], ...]:
+    """Return what a method writes after the standard prompts under `SETTINGS[name]`, on models of that kind."""
+    with world.inhabited(kind):
+        return tuple(tuple(row.written) for row in write(method, SETTINGS[name]))
 
 
 def check_facts(method: Method) -> None:
@@ -152,15 +165,25 @@ def check_needs(method: Method) -> None:
     run.join(make_rows(max_tokens=12))
     while run.rows:
         run.step()
-        proposal = run.last.proposal if run.last is not None else None
-        assert proposal is not None, "A step has a proposal."
+        assert run.last is not None and run.last.proposal is not None, "A step has a proposal."
+        proposal = run.last.proposal
         # On a canvas the window is the canvas, and `needs.copies` counts how often it is forwarded.
         is_narrow = _is_canvas(method) or proposal.tokens.shape[1] <= needs.width
         assert is_narrow, f"A window is wider than needs.width = {needs.width}."
         is_tree = proposal.parent is not None or proposal.visible is not None
         assert needs.has_tree or not is_tree, "The window is a tree, but needs.has_tree is False."
+        _check_outputs(needs.outputs, run.last.scores)
     assert needs.has_skip or not target.calls.skips, "Layers are skipped, but needs.has_skip is False."
     assert not target.calls.outside, "The target was asked to score an id outside its vocabulary."
+
+
+def _check_outputs(wanted: Outputs, scores: Scores | None) -> None:
+    """What was asked for came with the logits, at the same places; nothing else did."""
+    assert scores is not None and set(scores.taps) == set(wanted.layers), "Other layers were tapped than asked."
+    assert set(scores.heads) == set(wanted.heads), "Other outputs came than asked."
+    assert (scores.last is not None) == wanted.has_last, "The last hidden state came unasked, or did not."
+    given = [*scores.taps.values(), *scores.heads.values(), *([] if scores.last is None else [scores.last])]
+    assert all(one.shape[:2] == scores.logits.shape[:2] for one in given), "Outputs stand at other places than logits."
 
 
 def check_bookkeeping(method: Method) -> None:
@@ -209,7 +232,7 @@ def check_equality(method: Method) -> None:
     """An exact method writes plain decoding's text, greedily and at two temperatures."""
     if _is_exact(method):
         for name in ("greedy", "temperature 0.7", "temperature 1.3"):
-            _same(_written(write(method, SETTINGS[name])), reference(name), name)
+            _same(_written(write(method, SETTINGS[name])), _plain(name), name)
 
 
 def check_options(method: Method) -> None:
@@ -217,7 +240,7 @@ def check_options(method: Method) -> None:
     if _is_exact(method):
         for name in list(SETTINGS)[3:]:
             rows = make_rows(max_tokens=12, end_tokens=ends_under(SETTINGS[name]))
-            _same(_written(write(method, SETTINGS[name], rows)), reference(name, 12), name)
+            _same(_written(write(method, SETTINGS[name], rows)), _plain(name, 12), name)
 
 
 def check_alone(method: Method) -> None:
@@ -316,7 +339,7 @@ def check_continue(method: Method) -> None:
         tails = make_rows([row.tokens for row in heads], world.NUM_TOKENS - cut)
         write(method, SETTINGS[name], tails)
         got = [head.written + tail.written for head, tail in zip(heads, tails, strict=True)]
-        _same(got, reference(name), f"{name}, continued after {cut} tokens")
+        _same(got, _plain(name), f"{name}, continued after {cut} tokens")
 
 
 def check_rejoin(method: Method) -> None:

@@ -745,24 +745,6 @@ MUTANTS = (
 # Canvases: reading and writing
 
 
-def _drawn_without_visit(draw: Any) -> Any:
-    def faulty(logits: Any, places: Any, row: Any, canvas: Any, sampler: Any) -> Any:
-        blind = stand_in(sampler, pick=lambda processed, where, visit: sampler.pick(processed, where))
-        return replace(draw(logits, places, row, canvas, blind), sampler=sampler)
-
-    return faulty
-
-
-def _drawn_by_rank(draw: Any) -> Any:
-    def faulty(logits: Any, places: Any, row: Any, canvas: Any, sampler: Any) -> Any:
-        def pick(processed: Any, where: Any, visit: int) -> Any:
-            return sampler.pick(processed, torch.arange(where.shape[1]).unsqueeze(0), visit=visit)
-
-        return replace(draw(logits, places, row, canvas, stand_in(sampler, pick=pick)), sampler=sampler)
-
-    return faulty
-
-
 def _visits_by_step(write: Any) -> Any:
     def faulty(row: Any, *given: Any) -> Any:
         step = 0 if row.end <= row.base else row.step
@@ -802,13 +784,11 @@ def _ends_allowed(start: Any) -> Any:
 
 
 def _place_before_read(keep: Any) -> Any:
-    def faulty(before: Any, after: Any, window: Any, canvas: Any, *rest: Any) -> Any:
+    def faulty(before: Any, after: Any, window: Any, parts: Any) -> Any:
         helpers = {name: keep.__globals__[name] for name in ("seen", "places_asked")}
-        told = {
-            name: lambda row, _, *others, helper=helper: helper(row, canvas, *others)
-            for name, helper in helpers.items()
-        }
-        return seeing(keep, **told)(before, after, window, replace(canvas, logits_shift=False), *rest)
+        told = {name: lambda row, _, helper=helper: helper(row, parts) for name, helper in helpers.items()}
+        unaware = replace(parts, canvas=replace(parts.canvas, logits_shift=False))
+        return seeing(keep, **told)(before, after, window, unaware)
 
     return faulty
 
@@ -835,20 +815,21 @@ def _refreshed_late(stay: Any) -> Any:
 
 
 def _guess_followed(verify: Any) -> Any:
-    def faulty(copies: Any, reference: Any, read_copy: Any) -> Any:
-        def advance(state: Any, reading: Any, window: Any) -> Any:
-            copy = next(copy for copy in copies if copy.window is window)
-            return reference.advance(copy.row, reading, window)
+    advance = verify.__globals__["advance"]
 
-        return verify(copies, stand_in(reference, advance=advance), read_copy)
+    def faulty(copies: Any, *given: Any) -> Any:
+        def from_guess(state: Any, reading: Any, window: Any, parts: Any) -> Any:
+            copy = next(copy for copy in copies if copy.window is window)
+            return advance(copy.row, reading, window, parts)
+
+        return seeing(verify, advance=from_guess)(copies, *given)
 
     return faulty
 
 
-def _first_copy_read(accept: Any) -> Any:
-    def faulty(self: Any, proposal: Any, *rest: Any) -> Any:
-        carry = [[replace(copy, asked=0) for copy in copies] for copies in proposal.carry]
-        return accept(self, replace(proposal, carry=carry), *rest)
+def _first_copy_read(readers: Any) -> Any:
+    def faulty(self: Any, *given: Any) -> Any:
+        return [lambda copy, read=read: read(replace(copy, asked=0)) for read in readers(self, *given)]
 
     return faulty
 
@@ -887,14 +868,14 @@ CANVAS_MUTANTS = (
     _on_canvas(
         "draw-without-visit",
         "a place is drawn with the same noise in every step",
-        "canvas.reading:_draw",
-        _drawn_without_visit,
+        "canvas.reading:draw",
+        lambda draw: lambda logits, places, visit, sampler: draw(logits, places, 0, sampler),
     ),
     _on_canvas(
         "draw-by-rank",
         "draws are keyed by the place's rank among the masks instead of the place",
-        "canvas.reading:_draw",
-        _drawn_by_rank,
+        "canvas.reading:draw",
+        lambda draw: lambda logits, places, *rest: draw(logits, np.arange(len(places)), *rest),
     ),
     _on_canvas(
         "visit-by-step",
@@ -905,7 +886,7 @@ CANVAS_MUTANTS = (
     _on_canvas(
         "guess-accepted-unseen",
         "a guess is kept whether or not the reference comes to it",
-        "canvas.verify:Copy.stands_for",
+        "canvas.verify:_stands_for",
         _always(True),
     ),
     _on_canvas(
@@ -917,20 +898,20 @@ CANVAS_MUTANTS = (
     _on_canvas(
         "first-copy-kept",
         "the cache keeps the entries of the row's own copy instead of the accepted one's",
-        "canvas.verify:Copy.after",
+        "canvas.copies:Copy.after",
         lambda after: lambda self, *given: after(replace(self, first=0), *given),
     ),
     _on_canvas(
         "first-copy-read",
         "every copy is decided by what was said of the row's own",
-        "methods.diffusion.verified:VerifiedCanvas.accept",
+        "methods.diffusion.base:CanvasMethod.readers",
         _first_copy_read,
     ),
-    _on_canvas("copies-see-copies", "a copy sees the copies before it", "canvas.verify:lay_copies", _copies_seen),
+    _on_canvas("copies-see-copies", "a copy sees the copies before it", "canvas.copies:lay_copies", _copies_seen),
     _on_canvas(
         "entries-not-seen",
         "a copy does not see the entries that the copies before it stand for",
-        "canvas.verify:lay_copies",
+        "canvas.copies:lay_copies",
         _entries_unseen,
     ),
     _on_canvas(
@@ -942,7 +923,7 @@ CANVAS_MUTANTS = (
     _on_canvas(
         "block-sees-ahead",
         "copies under block attention see the whole window",
-        "canvas.verify:_sight",
+        "canvas.copies:_sight",
         _always(True),
     ),
     _on_canvas(

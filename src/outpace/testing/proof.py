@@ -216,7 +216,7 @@ class Work:
 
     def invariant(self, lm: LanguageModel) -> dict[str, Any]:
         """Compare plain and drafted decoding in batch-invariant mode, where it is promised."""
-        if self.method.needs.has_tree and not getattr(lm.target, "is_invariant", False):
+        if self.method.needs.has_tree and not lm.target.is_invariant:
             return {"is_identical": None, "note": "drafts chains only; nothing was certified for this tree."}
         return self.compare_invariant(lm)
 

@@ -7,17 +7,19 @@ milliseconds. Shares nothing with `outpace.models`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from outpace.cache import Cache
-from outpace.types import Capabilities, Counter, Scores
+from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
-__all__ = ["ToyModel"]
+__all__ = ["ToyEncoderDecoder", "ToyModel"]
 
 
-class ToyModel:
+class ToyModel(Adapter):
     """A few layers of distance-weighted sums over visible entries.
 
     Args:
@@ -57,7 +59,10 @@ class ToyModel:
             mask_id=None if attention == "causal" else vocab_size - 1,
             block_size=block_size if attention == "block" else 0,
             logits_shift=logits_shift,
+            has_hidden=True,
+            heads=("confidence",),
         )
+        self.dtype = torch.float64
         generator = torch.Generator().manual_seed(seed)
         shapes = [(vocab_size, hidden), (num_layers, hidden, hidden), (num_layers, 7), (hidden, vocab_size)]
         self.weights = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -78,6 +83,10 @@ class ToyModel:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
         return self.weights[0][tokens]
 
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of last hidden states [..., hidden]."""
+        return self.sharpness * torch.tanh(hidden @ self.weights[3])
+
     def score(
         self,
         tokens: Tensor,
@@ -85,14 +94,15 @@ class ToyModel:
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
         """Run one forward; see `outpace.types.Adapter`."""
+        self.check(outputs, skip)
         rows, count = tokens.shape
-        layers = [layer for layer in range(self.capabilities.num_layers) if layer not in skip]
-        cache.counter.add(rows * count, len(layers))
+        num_layers = self.capabilities.num_layers
+        cache.counter.add(rows * count, num_layers - len({*skip}))
         slots = torch.tensor(cache.lengths).unsqueeze(1) + torch.arange(count)
         every = torch.arange(rows).unsqueeze(1)
         places = cache.buffers[-1]
@@ -100,9 +110,12 @@ class ToyModel:
         sees = self._sight(visible, cache, slots, position)
         # The weight of an entry is a fixed function of its distance; unseen entries weigh nothing.
         distance = (position.unsqueeze(2) - places.squeeze(-1).unsqueeze(1).long()).abs()
-        embed, mix, decay, head = self.weights
-        state = embed[tokens] if inputs is None else inputs
-        for layer in layers:
+        mix, decay = self.weights[1:3]
+        state, entering = self.weights[0][tokens] if inputs is None else inputs, {}
+        for layer in range(num_layers):
+            entering[layer] = state
+            if layer in skip:
+                continue
             values = cache.buffers[layer]
             values[every, slots] = state
             weight = decay[layer][distance % 7] / (1 + distance).double().sqrt()
@@ -110,12 +123,14 @@ class ToyModel:
             # torch.where keeps the NaN of never-written slots out of the sum.
             seen = torch.where(sees.any(1).unsqueeze(-1), values, 0.0)
             state = state + torch.tanh(weight @ seen @ mix[layer])
-        logits = self.sharpness * torch.tanh(state @ head)
+        entering[num_layers] = state
+        asked = torch.arange(count).expand(rows, -1) if ask is None else ask
+        taps = {layer: entering[layer][every, asked] for layer in outputs.layers}
         if self.capabilities.logits_shift:
-            ask = ((torch.arange(count).expand(rows, -1) if ask is None else ask) - 1).clamp(min=0)
-        if ask is not None:
-            logits = logits.gather(1, ask.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-        return Scores(logits)
+            asked = (asked - 1).clamp(min=0)
+        logits = self.head(state)[every, asked]
+        heads = {name: logits.amax(-1, keepdim=True) for name in outputs.heads}  # there is one
+        return Scores(logits, taps, heads, state[every, asked] if outputs.has_last else None)
 
     def _sight(self, visible: Tensor | None, cache: Cache, slots: Tensor, position: Tensor) -> Tensor:
         """Return [B, T, capacity] bool."""
@@ -134,3 +149,36 @@ class ToyModel:
             return block.unsqueeze(1) <= block.unsqueeze(2)
         every = torch.ones(rows, count, count, dtype=torch.bool)
         return every if self.capabilities.attention == "full" else every.tril()
+
+
+class ToyEncoderDecoder(ToyModel):
+    """A causal toy whose every token depends on a source too, and on where it stands; settings as of `ToyModel`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.capabilities = replace(self.capabilities, is_encoder_decoder=True)
+
+    def encode(self, sources: Sequence[list[int]], cache: Cache) -> None:
+        """Keep [B, S, hidden] of the source in the cache, zero where a row's is shorter."""
+        longest = max(map(len, sources))
+        ids = torch.tensor([source + [0] * (longest - len(source)) for source in sources])
+        is_real = torch.tensor([[at < len(source) for at in range(longest)] for source in sources])
+        cache.extra = [torch.tanh(self.embed(ids) @ self.weights[1][-1]) * is_real.unsqueeze(-1)]
+
+    def score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        outputs: Outputs = NO_OUTPUTS,
+        inputs: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        """Run one forward; see `outpace.types.Adapter`."""
+        source = cache.extra[0]
+        distance = (position.unsqueeze(2) - torch.arange(source.shape[1])).abs()
+        weight = self.weights[2][0][distance % 7] / (1 + distance).double()
+        state = (self.embed(tokens) if inputs is None else inputs) + torch.tanh(weight @ source)
+        return super().score(tokens, position, visible, cache, ask, outputs, state, skip)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,9 +19,9 @@ from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.testing.grammar import ToyGrammar
 from outpace.testing.spelling import respelled, toy_tokenizers
-from outpace.testing.toy import ToyModel
+from outpace.testing.toy import ToyEncoderDecoder, ToyModel
 from outpace.text.stream import TextStream
-from outpace.types import Adapter, Capabilities, Counter, Scores
+from outpace.types import NO_OUTPUTS, Adapter, Counter, Outputs, Scores
 
 __all__ = [
     "PROMPTS",
@@ -29,6 +31,8 @@ __all__ = [
     "Watched",
     "drive",
     "ends_under",
+    "inhabited",
+    "kind_here",
     "make_rows",
     "make_run",
     "reference",
@@ -88,19 +92,51 @@ SETTINGS: dict[str, Sampling] = {
 }
 
 
-@functools.lru_cache(maxsize=4)
+_KIND = ContextVar("kind", default="decoder")
+
+
+@contextmanager
+def inhabited(kind: str) -> Iterator[None]:
+    """Let the models of the world be of one kind while in the block: "decoder" or "encoder-decoder".
+
+    Where a method writes on a canvas, its model is one whatever the kind.
+    """
+    token = _KIND.set(kind)
+    try:
+        yield
+    finally:
+        _KIND.reset(token)
+
+
+def kind_here() -> str:
+    """Return the kind of model that the world holds now."""
+    return _KIND.get()
+
+
 def target_for(attention: str) -> ToyModel:
     """Return the toy target with such attention; where a method asks for any canvas, one with full attention."""
-    return ToyModel(attention="full" if attention == "canvas" else attention)
+    return _target("full" if attention == "canvas" else attention, _KIND.get())
 
 
-@functools.lru_cache(maxsize=4)
 def drafter_for(attention: str) -> ToyModel:
     """Return a drafter that agrees with `target_for` often, but not always; for "canvas", with the causal one."""
+    return _drafter(attention, _KIND.get())
+
+
+@functools.lru_cache(maxsize=8)
+def _target(attention: str, kind: str) -> ToyModel:
+    is_pair = kind == "encoder-decoder" and attention == "causal"
+    return ToyEncoderDecoder() if is_pair else ToyModel(attention=attention)
+
+
+@functools.lru_cache(maxsize=8)
+def _drafter(attention: str, kind: str) -> ToyModel:
     if attention == "canvas":
-        causal = target_for("causal")
+        causal = _target("causal", "decoder")
         return ToyModel(attention="block", like=causal, noise=0.15, seed=1, block_size=4, logits_shift=True)
     target = target_for(attention)
+    if isinstance(target, ToyEncoderDecoder):
+        return ToyEncoderDecoder(like=target, noise=0.25, seed=1)
     return ToyModel(attention=target.capabilities.attention, like=target, noise=0.15, seed=1)
 
 
@@ -113,10 +149,15 @@ def make_rows(
 ) -> list[Row]:
     """Return one fresh row per prompt; row i has the key of sample i unless `keys` says otherwise."""
     keys = keys if keys is not None else [row_key(SEED, i) for i in range(len(prompts))]
-    return [
+    rows = [
         Row(list(prompt), len(prompt), key, max_tokens, tuple(end_tokens))
         for prompt, key in zip(prompts, keys, strict=True)
     ]
+    if _KIND.get() == "encoder-decoder":
+        for row in rows:
+            first = row.tokens[0]  # all that a text which goes on shares with its prompt
+            row.source = [first, (3 * first + 1) % 13, (first + 5) % 13][: 1 + first % 3]
+    return rows
 
 
 def make_run(
@@ -183,10 +224,11 @@ def write(
 
 
 @functools.lru_cache(maxsize=64)
-def reference(name: str, max_tokens: int = NUM_TOKENS) -> tuple[tuple[int, ...], ...]:
-    """Return what plain decoding writes after the standard prompts under `SETTINGS[name]`."""
-    rows = make_rows(max_tokens=max_tokens, end_tokens=ends_under(SETTINGS[name]))
-    return tuple(tuple(row.written) for row in write(Autoregressive(), SETTINGS[name], rows))
+def reference(name: str, max_tokens: int = NUM_TOKENS, kind: str = "decoder") -> tuple[tuple[int, ...], ...]:
+    """Return what plain decoding writes after the standard prompts under `SETTINGS[name]`, on models of that kind."""
+    with inhabited(kind):
+        rows = make_rows(max_tokens=max_tokens, end_tokens=ends_under(SETTINGS[name]))
+        return tuple(tuple(row.written) for row in write(Autoregressive(), SETTINGS[name], rows))
 
 
 def toy_decode(tokens: list[int]) -> str:
@@ -200,12 +242,11 @@ def with_stop(row: Row, stop: str) -> Row:
     return row
 
 
-class _Wrapper:
+class _Wrapper(Adapter):
     """An adapter around an adapter."""
 
     def __init__(self, target: Adapter) -> None:
-        self.target = target
-        self.capabilities: Capabilities = target.capabilities
+        self.target, self.capabilities, self.dtype = target, target.capabilities, torch.float64
 
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return the inner adapter's cache."""
@@ -213,8 +254,15 @@ class _Wrapper:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the inner adapter's embeddings."""
-        embedded: Tensor = self.target.embed(tokens)  # type: ignore[attr-defined]
-        return embedded
+        return self.target.embed(tokens)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the inner adapter's logits."""
+        return self.target.head(hidden)
+
+    def encode(self, sources: Sequence[list[int]], cache: Cache) -> None:
+        """Run the inner adapter's encoder."""
+        self.target.encode(sources, cache)
 
     def score(
         self,
@@ -223,12 +271,12 @@ class _Wrapper:
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
         """Run the inner adapter, then `after`."""
-        scores = self.target.score(tokens, position, visible, cache, ask, heads, inputs, skip)
+        scores = self.target.score(tokens, position, visible, cache, ask, outputs, inputs, skip)
         return self.after(scores, tokens, visible, skip)
 
     def after(self, scores: Scores, tokens: Tensor, visible: Tensor | None, skip: Sequence[int]) -> Scores:
@@ -293,12 +341,13 @@ class PeriodicModel(_Wrapper):
         visible: Tensor | None,
         cache: Cache,
         ask: Tensor | None = None,
-        heads: Sequence[str] = (),
+        outputs: Outputs = NO_OUTPUTS,
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
         """Run the toy model, whose cache discipline is kept, and replace what it says."""
-        scores = self.target.score(tokens, position, visible, cache, ask, heads, inputs, skip)
+        scores = self.target.score(tokens, position, visible, cache, ask, outputs, inputs, skip)
         asked = position if ask is None else position.gather(1, ask)
         follows = (asked.clamp(min=-1) + 1) % self.period
-        return Scores(60.0 * torch.nn.functional.one_hot(follows, scores.logits.shape[-1]).double())
+        logits = 60.0 * torch.nn.functional.one_hot(follows, scores.logits.shape[-1]).double()
+        return replace(scores, logits=logits)

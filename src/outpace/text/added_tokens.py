@@ -6,7 +6,6 @@ older special_tokens_map.json (roles, before those of the config) and added_toke
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from outpace.errors import ModelError
+from outpace.text.files import AGAIN, read_object
 
-__all__ = ["add_tokens", "said_beside"]
+__all__ = ["add_tokens", "said_beside", "token_of"]
 
-_AGAIN = "Fetch the model again."
 _MORE = ("extra_special_tokens", "additional_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -28,14 +27,14 @@ def said_beside(folder: Path) -> tuple[dict[str, Any], list[AddedToken]]:
     Raises:
         ModelError: a file is no JSON object, or an added token is not described.
     """
-    settings = _read(folder / "tokenizer_config.json")
+    settings = _beside(folder / "tokenizer_config.json")
     if "added_tokens_decoder" in settings:
         return settings, _described(folder, settings["added_tokens_decoder"])
-    settings |= _read(folder / "special_tokens_map.json")
+    settings |= _beside(folder / "special_tokens_map.json")
     named, found = set(_special(settings)), []
-    table = _read(folder / "added_tokens.json")
+    table = _beside(folder / "added_tokens.json")
     if not all(isinstance(index, int) for index in table.values()):
-        raise ModelError(f"{folder / 'added_tokens.json'} names no id for a token.", hint=_AGAIN)
+        raise ModelError(f"{folder / 'added_tokens.json'} names no id for a token.", hint=AGAIN)
     for content in sorted(table, key=lambda content: int(table[content])):
         found.append(AddedToken(content, special=content in named, normalized=content not in named))
     return settings, found
@@ -67,29 +66,25 @@ def _special(settings: Mapping[str, Any]) -> dict[str, AddedToken]:
     for value in (*roles, *(more.values() if isinstance(more, dict) else more)):
         facts = {"content": value} if isinstance(value, str) else value
         if isinstance(facts, dict) and isinstance(facts.get("content"), str) and facts["content"]:
-            found[facts["content"]] = _token(facts | {"special": True})
+            found[facts["content"]] = token_of(facts | {"special": True})
     return found
 
 
 def _described(folder: Path, table: Any) -> list[AddedToken]:
     try:
-        return [_token(table[key]) for key in sorted(table, key=int)]
+        return [token_of(table[key]) for key in sorted(table, key=int)]
     except (LookupError, TypeError, ValueError):
         raise ModelError(
             f"{folder / 'tokenizer_config.json'} has an added_tokens_decoder that does not describe tokens by id.",
-            hint=_AGAIN,
+            hint=AGAIN,
         ) from None
 
 
-def _token(facts: Mapping[str, Any]) -> AddedToken:
+def token_of(facts: Mapping[str, Any]) -> AddedToken:
+    """Return the added token that a table describes."""
     return AddedToken(facts["content"], **{name: facts[name] for name in _FLAGS if name in facts})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _beside(path: Path) -> dict[str, Any]:
     """Return a JSON object, empty where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise ModelError(f"{path} is not readable JSON.", hint=_AGAIN) from None
+    return read_object(path) if path.is_file() else {}

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from outpace.errors import ModelError
+from outpace.text.added_tokens import token_of
+from outpace.text.files import AGAIN
 
 __all__ = ["has_byte_pairs", "read_byte_pairs"]
 
@@ -28,7 +30,6 @@ _CUTS = "|".join(
         r"\s+",
     )
 )
-_AGAIN = "Fetch the model again."
 
 
 def has_byte_pairs(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -51,7 +52,7 @@ def read_byte_pairs(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
         vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
         engine = Tokenizer(models.BPE(vocab, merges))
     except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"{folder} holds no readable vocab.json and merges.txt.", hint=_AGAIN) from error
+        raise ModelError(f"{folder} holds no readable vocab.json and merges.txt.", hint=AGAIN) from error
     engine.normalizer = normalizers.NFC()
     cuts = pre_tokenizers.Split(Regex(_CUTS), "isolated")
     engine.pre_tokenizer = pre_tokenizers.Sequence(
@@ -59,19 +60,12 @@ def read_byte_pairs(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
     )
     engine.decoder = decoders.ByteLevel()
     for index, facts in sorted((int(key), value) for key, value in settings.get("added_tokens_decoder", {}).items()):
-        token = AddedToken(
-            facts["content"],
-            single_word=facts.get("single_word", False),
-            lstrip=facts.get("lstrip", False),
-            rstrip=facts.get("rstrip", False),
-            normalized=facts.get("normalized", False),
-            special=facts.get("special", False),
-        )
+        token = token_of({"normalized": False, **facts})
         engine.add_special_tokens([token]) if token.special else engine.add_tokens([token])
         if engine.token_to_id(token.content) != index:
             raise ModelError(
                 f"The added token {token.content!r} should have id {index}, but the tables before it leave it "
                 f"{engine.token_to_id(token.content)}.",
-                hint=_AGAIN,
+                hint=AGAIN,
             )
     return engine

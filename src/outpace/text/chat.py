@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from outpace.errors import ConfigError, ModelError, nearest
+from outpace.text.files import AGAIN, read_object, read_text
 
 __all__ = ["ROLES", "Message", "choose_template", "is_chat", "read_templates", "render_chat", "unread"]
 
@@ -31,14 +31,14 @@ def read_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
         ModelError: a template is not text.
     """
     extra = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    files = {path.stem: _text_of(path) for path in extra}
+    files = {path.stem: read_text(path) for path in extra}
     lone = folder / "chat_template.jinja"
     if lone.is_file():
-        return files | {_DEFAULT: _text_of(lone)}
+        return files | {_DEFAULT: read_text(lone)}
     stated = settings.get("chat_template")
     for name in ("chat_template.json", "processor_config.json"):
         if not stated and not files and (folder / name).is_file():
-            stated = _json_of(folder / name).get("chat_template")
+            stated = read_object(folder / name).get("chat_template")
     return _by_name(stated, folder) | files
 
 
@@ -47,25 +47,8 @@ def _by_name(stated: Any, folder: Path) -> dict[str, str]:
         stated = {item.get("name"): item.get("template") for item in stated}
     named = stated if isinstance(stated, Mapping) else {_DEFAULT: stated} if stated else {}
     if not all(isinstance(text, str) for pair in named.items() for text in pair):
-        raise ModelError(f"The chat template of {folder} is not text.", "Fetch the model again.")
+        raise ModelError(f"The chat template of {folder} is not text.", AGAIN)
     return dict(named)
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        raise ModelError(f"{path} is not readable text.", "Fetch the model again.") from None
-
-
-def _json_of(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} is not a readable JSON object.", "Fetch the model again.")
-    return found
 
 
 def choose_template(

@@ -8,6 +8,7 @@ written again.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from os.path import commonprefix
 
@@ -60,6 +61,13 @@ class TextStream:
         self._run: bytearray | None = None  # bytes since the last token that is none, behind text that may begin a stop
         for token in self._window:
             self._enter(token)
+
+    def fork(self) -> TextStream:
+        """Return an independent copy, to go on with another text."""
+        other = copy.copy(self)
+        for name in ("_is_silent", "_is_shown", "_pieces", "_window", "_run"):
+            setattr(other, name, copy.copy(getattr(self, name)))
+        return other
 
     def push(self, token: int) -> bool:
         """Add one token; return whether a stop string is now complete. Tokens after a stop are ignored."""

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from outpace.errors import ModelError, check_characters
 from outpace.text.added_tokens import add_tokens, said_beside
 from outpace.text.byte_pairs import has_byte_pairs, read_byte_pairs
 from outpace.text.chat import ROLES, Message, choose_template, read_templates, render_chat, unread
+from outpace.text.files import AGAIN
 
-__all__ = ["Tokenizer"]
+__all__ = ["Tokenizer", "spell"]
 
 _OTHER_KINDS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "tekken.json", "vocab.txt")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space
@@ -55,22 +56,16 @@ class Tokenizer:
         folder = Path(directory)
         path = folder / "tokenizer.json"
         settings, added = said_beside(folder)
-        if not path.is_file() and has_byte_pairs(folder, settings):
+        if path.is_file():
+            engine = _read_engine(path)
+        elif has_byte_pairs(folder, settings):
             engine = read_byte_pairs(folder, settings)
-            add_tokens(engine, settings, added)
-            return cls(engine, settings, read_templates(folder, settings))
-        if not path.is_file():
+        else:
             kinds = (name for name in _OTHER_KINDS if (folder / name).is_file())
             raise ModelError(
                 f"{directory} has no tokenizer.json" + "".join(f"; {kind} alone is not read" for kind in kinds) + ".",
                 hint="Save a fast tokenizer there (transformers: AutoTokenizer.from_pretrained(...).save_pretrained).",
             )
-        try:
-            engine = Engine.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ModelError(f"{path} is not a readable tokenizer.", hint="Fetch the model again.") from error
-        engine.no_padding()
-        engine.no_truncation()
         add_tokens(engine, settings, added)
         return cls(engine, settings, read_templates(folder, settings))
 
@@ -116,8 +111,22 @@ class Tokenizer:
         return self._single_bytes.get(index)
 
     @functools.cached_property
+    def decoder_kinds(self) -> set[str]:
+        """The kinds of decoder that ids go through, "?" for one that does not just join bytes."""
+        if self._engine.decoder is None:  # joins with spaces
+            return {"?"}
+        state = json.loads(self._engine.decoder.__getstate__())
+        parts = state.get("decoders", [state])
+        joins = {"ByteLevel", "Metaspace", "ByteFallback", "Fuse", "Strip"}
+        is_known = [
+            part["type"] in joins or (part.get("pattern") == {"String": _SPACE} and part.get("content") == " ")
+            for part in parts
+        ]
+        return {part["type"] if known else "?" for part, known in zip(parts, is_known, strict=True)}
+
+    @functools.cached_property
     def _single_bytes(self) -> dict[int, int]:
-        if "ByteFallback" not in _decoder_kinds(self._engine):
+        if "ByteFallback" not in self.decoder_kinds:
             return {}
         hidden = self.special_ids.values()
         named = {self.token_id(name): byte for byte in range(256) for name in (f"<0x{byte:02x}>", f"<0x{byte:02X}>")}
@@ -129,14 +138,14 @@ class Tokenizer:
 
         What a decoder does at the very beginning of a text (dropping a space) is left out.
         """
-        vocab, kinds = self._engine.get_vocab(with_added_tokens=True), _decoder_kinds(self._engine)
+        vocab, kinds = self._engine.get_vocab(with_added_tokens=True), self.decoder_kinds
         added = self._engine.get_added_tokens_decoder()
         found: list[bytes | None] = [None] * (max(vocab.values(), default=-1) + 1)
         for token, index in vocab.items():
             if index not in added:
-                found[index] = _spell(token, kinds)
+                found[index] = spell(token, kinds)
             elif not added[index].special and "?" not in kinds:  # bytes only if every letter stands for one
-                found[index] = _spell(token, kinds) or token.encode()
+                found[index] = spell(token, kinds) or token.encode()
         return found
 
     @property
@@ -213,22 +222,18 @@ class Tokenizer:
         return self.encode(self.render_chat(messages, is_open, **extra), is_special=False)
 
 
-def _decoder_kinds(engine: Engine) -> set[str]:
-    """Return the kinds of decoder that a tokenizer goes through, "?" for one that does not just join bytes."""
-    if engine.decoder is None:  # joins with spaces
-        return {"?"}
-    state = json.loads(engine.decoder.__getstate__())
-    parts = state.get("decoders", [state])
-    joins = {"ByteLevel", "Metaspace", "ByteFallback", "Fuse", "Strip"}
-    is_known = [
-        part["type"] in joins or (part.get("pattern") == {"String": _SPACE} and part.get("content") == " ")
-        for part in parts
-    ]
-    return {part["type"] if known else "?" for part, known in zip(parts, is_known, strict=True)}
+def _read_engine(path: Path) -> Engine:
+    try:
+        engine = Engine.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"{path} is not a readable tokenizer.", hint=AGAIN) from error
+    engine.no_padding()
+    engine.no_truncation()
+    return engine
 
 
-def _spell(token: str, kinds: set[str]) -> bytes | None:
-    """Return the bytes of a vocabulary entry under a decoder of these kinds."""
+def spell(token: str, kinds: Collection[str]) -> bytes | None:
+    """Return the bytes of a vocabulary entry under a decoder of these kinds, as `decoder_kinds` names them, or None."""
     if "?" in kinds:
         return None
     if "ByteLevel" in kinds:
@@ -236,7 +241,7 @@ def _spell(token: str, kinds: set[str]) -> bytes | None:
         return bytes(alphabet[letter] for letter in token) if all(letter in alphabet for letter in token) else None
     if "ByteFallback" in kinds and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
         return bytes([int(token[3:5], 16)])
-    return (token.replace(_SPACE, " ") if kinds & {"Metaspace", "Replace"} else token).encode()
+    return (token.replace(_SPACE, " ") if "Metaspace" in kinds or "Replace" in kinds else token).encode()
 
 
 @functools.lru_cache(maxsize=1)

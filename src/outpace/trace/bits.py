@@ -11,19 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from outpace.canvas.row import CanvasRow, Floats
 from outpace.errors import ConfigError
 
-__all__ = ["RoundLog", "bits", "fewest_rounds", "fewest_rounds_for", "written"]
+if TYPE_CHECKING:
+    from outpace.run.row import Row
+    from outpace.types import Outcome
+
+__all__ = ["RoundLog", "bits", "fewest_rounds", "fewest_rounds_for"]
 
 
-def bits(log_probs: Sequence[float] | Floats) -> float:
+def bits(log_probs: Sequence[float]) -> float:
     """Return the information of tokens, in bits, from the natural logarithms of their probabilities when written."""
-    return max(0.0, -float(np.sum(np.asarray(log_probs, dtype=np.float64))) / math.log(2))
+    return max(0.0, -math.fsum(log_probs) / math.log(2))
 
 
 def fewest_rounds(total: float, budget: float) -> int:
@@ -64,29 +65,30 @@ def fewest_rounds_for(rounds: Sequence[Sequence[float]], threshold: float, width
     return forced + (fewest_rounds(rest, budget) if budget > 0 else len(sure))
 
 
-def written(before: CanvasRow | None, after: CanvasRow) -> Floats:
-    """Return the log-probabilities of the tokens that a step wrote; `before` None = all that is written so far."""
-    is_new = after.log_probs != 0 if before is None else after.tokens != before.tokens
-    found: Floats = after.log_probs[is_new]
-    return found
-
-
 @dataclass
 class RoundLog:
-    """Watches a run (`watch=log`) and notes what each round wrote.
+    """Watches a run on canvases (`watch=log`) and notes what each round wrote.
 
     Attributes:
-        rounds: by row, in the order in which rows were first seen: per step, the log-probabilities it wrote.
+        rounds: by row, in the order in which rows were first seen: per round, the log-probabilities it wrote. A step
+            that looks ahead makes several rounds.
     """
 
     rounds: list[list[list[float]]] = field(default_factory=list)
-    _rows: dict[int, tuple[int, CanvasRow]] = field(default_factory=dict)
+    _numbers: dict[int, int] = field(default_factory=dict)
 
-    def __call__(self, rows: Sequence[Any], outcome: Any) -> None:
-        """Note one step."""
-        for row, after in zip(rows, outcome.decision.carry, strict=True):
-            number, before = self._rows.get(id(row), (len(self.rounds), None))
-            if before is None:
+    def __call__(self, rows: Sequence[Row], outcome: Outcome) -> None:
+        """Note one step.
+
+        Raises:
+            ConfigError: the method does not say how likely the tokens were that it wrote.
+        """
+        for row, report in zip(rows, outcome.reports, strict=True):
+            if len(report.log_probs) < len(report.places):
+                raise ConfigError("A log of rounds was asked for, but no canvas is written.", "Use a diffusion method.")
+            number = self._numbers.setdefault(id(row), len(self.rounds))
+            if number == len(self.rounds):
                 self.rounds.append([])
-            self.rounds[number].append(written(before, after).tolist())
-            self._rows[id(row)] = (number, after)
+            for at in range(report.num_rounds):
+                written = zip(report.rounds, report.log_probs, strict=True)
+                self.rounds[number].append([value for round_, value in written if round_ == at])

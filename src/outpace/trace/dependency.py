@@ -58,17 +58,15 @@ class DependencyTrace:
         Raises:
             ConfigError: the step is not one of Jacobi decoding.
         """
-        proposal, decision = outcome.proposal, outcome.decision
-        if proposal is None or decision is None or decision.carry is None:
+        proposal, reports = outcome.proposal, outcome.reports
+        if proposal is None or not all(report.answers for report in reports):
             raise ConfigError("A dependency trace was asked for, but this is no Jacobi decoding.", "Use method jacobi.")
-        guesses, answers = proposal.tokens.tolist(), decision.carry.tolist()
+        guesses = proposal.tokens.tolist()
         for index, (row, emitted) in enumerate(zip(rows, outcome.emitted, strict=True)):
             length = proposal.length[index]
             first = len(row.written) - len(emitted)
             record = self._records.setdefault(id(row), _Record(row))
-            record.iterations.append(
-                _Iteration(first, guesses[index][:length], answers[index][: length + 1], len(emitted))
-            )
+            record.iterations.append(_Iteration(first, guesses[index][:length], reports[index].answers, len(emitted)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the graph of every row as JSON-ready values, rows in the order in which they were first seen.

@@ -21,36 +21,18 @@ from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.canvas.advance import Advance, advance, keep, write
-from outpace.canvas.blocks import Schedule
+from outpace.canvas.parts import Parts
 from outpace.canvas.policies import Policy
 from outpace.canvas.reading import Reading, read
-from outpace.canvas.row import Canvas, CanvasRow
-from outpace.canvas.rules import Rule
-from outpace.canvas.window import Window, lay_window, propose_windows
+from outpace.canvas.row import CanvasRow
+from outpace.canvas.window import CanvasWindow, lay_window, propose_windows
 from outpace.errors import ModelError
-from outpace.run.layout import lay_canvas
+from outpace.run.layout import lay_out
 from outpace.run.prefill import catch_up
 from outpace.sampling import Sampler
 from outpace.types import Adapter
 
-__all__ = ["Divergence", "Task", "divergence"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is decoded, and how, whatever the cache.
-
-    Attributes:
-        target: a masked model.
-        canvas: its mask token, block size and shift.
-        rule: which places are written.
-        schedule: how the canvas is cut into blocks.
-    """
-
-    target: Adapter
-    canvas: Canvas
-    rule: Rule
-    schedule: Schedule
+__all__ = ["Divergence", "divergence"]
 
 
 @dataclass
@@ -121,8 +103,8 @@ class Divergence:
 class _Lane:
     """One row being decoded by hand, with a cache of its own."""
 
-    task: Task
-    policy: Policy
+    target: Adapter
+    parts: Parts
     row: CanvasRow
     sampler: Sampler
     banned: Tensor
@@ -130,7 +112,7 @@ class _Lane:
     positions: int = 0
 
     def __post_init__(self) -> None:
-        target, text = self.task.target, self.row.tokens[: self.row.prompt].tolist()
+        target, text = self.target, self.row.tokens[: self.row.prompt].tolist()
         self.cache = target.new_cache(1, 2 * len(self.row.tokens))
         if target.capabilities.attention != "full":
             for _ in catch_up(target, self.cache, [text]):
@@ -141,13 +123,13 @@ class _Lane:
     def is_done(self) -> bool:
         return self.row.base >= self.row.live()
 
-    def look(self) -> tuple[Window, Reading]:
+    def look(self) -> tuple[CanvasWindow, Reading]:
         """Forward what the cache lacks."""
-        window = lay_window(self.row, self.task.canvas, self.task.schedule)
-        layout = lay_canvas(propose_windows([window], self.banned.device, ""))
-        scores = self.task.target.score(layout.tokens, layout.position, layout.visible, self.cache, layout.ask)
+        window = lay_window(self.row, self.parts)
+        layout = lay_out([[]], [0], propose_windows([window], self.banned.device, ""))
+        scores = self.target.score(layout.tokens, layout.position, layout.visible, self.cache, layout.ask)
         self.positions += len(window.tokens)
-        reading = read(scores.logits[0], window.asked, self.row, self.task.canvas, self.sampler, self.banned)
+        reading = read(scores.logits[0], window.asked, self.row, self.parts.canvas, self.sampler, self.banned)
         if reading.is_broken:
             raise ModelError("The model produced NaN or infinite logits.", "Check its weights, or use float32.")
         return window, reading
@@ -155,19 +137,18 @@ class _Lane:
     def take(self, step: Advance) -> None:
         """Go on from what a step left."""
         self.row = step.row
-        self.cache.retain([step.slots])
+        self.cache.retain([step.slots.tolist()])
 
-    def follow(self, window: Window, after: CanvasRow) -> None:
+    def follow(self, window: CanvasWindow, after: CanvasRow) -> None:
         """Take the tokens of another lane, and the entries that this lane's policy keeps."""
         mine = replace(after, held=self.row.held, age=self.row.age)
-        self.take(keep(self.row, mine, window, self.task.canvas, self.task.schedule, self.policy))
+        self.take(keep(self.row, mine, window, self.parts))
 
     def run(self) -> list[int]:
         """Decode to the end; return the text after the prompt."""
-        task = self.task
         while not self.is_done:
             window, reading = self.look()
-            self.take(advance(self.row, reading, window, task.canvas, task.rule, task.schedule, self.policy))
+            self.take(advance(self.row, reading, window, self.parts))
         return self.text()
 
     def text(self) -> list[int]:
@@ -176,12 +157,18 @@ class _Lane:
 
 
 def divergence(
-    task: Task, texts: Sequence[Sequence[int]], num_tokens: int, policies: Sequence[Policy], sampler: Sampler
+    target: Adapter,
+    parts: Parts,
+    texts: Sequence[Sequence[int]],
+    num_tokens: int,
+    policies: Sequence[Policy],
+    sampler: Sampler,
 ) -> list[Divergence]:
     """Return what each policy changes.
 
     Args:
-        task: what is decoded.
+        target: a masked model.
+        parts: how it is decoded; its policy is replaced.
         texts: prompts.
         num_tokens: places behind each prompt; an end token ends a text before them.
         policies: to be compared with no cache.
@@ -193,15 +180,16 @@ def divergence(
     found = [Divergence(policy.name, policy.refresh, policy.radius) for policy in policies]
     for index, text in enumerate(texts):
         alone = sampler.rows([index])
-        device = getattr(task.target, "device", torch.device("cpu"))
-        banned = torch.tensor([task.canvas.mask_id], device=device)
-        row = CanvasRow.begin(text, [-1] * num_tokens, task.canvas, alone.end_tokens[0])
-        exact = _Lane(task, Policy("none"), row, alone, banned)
-        lanes = [_Lane(task, policy, row, alone, banned) for policy in policies]
+        device = target.device
+        banned = torch.tensor([parts.canvas.mask_id], device=device)
+        row = CanvasRow.begin(text, [-1] * num_tokens, parts.canvas, alone.end_tokens[0])
+        exact = _Lane(target, replace(parts, policy=Policy("none")), row, alone, banned)
+        kinds = [replace(parts, policy=policy) for policy in policies]
+        lanes = [_Lane(target, kind, row, alone, banned) for kind in kinds]
         _force(exact, lanes, found)
         wanted = exact.text()
-        for policy, seen in zip(policies, found, strict=True):
-            got = _Lane(task, policy, row, alone, banned).run()
+        for kind, seen in zip(kinds, found, strict=True):
+            got = _Lane(target, kind, row, alone, banned).run()
             seen.tokens += max(len(wanted), len(got))
             seen.agreeing += sum(ours == theirs for ours, theirs in zip(got, wanted, strict=False))
     return found
@@ -209,14 +197,13 @@ def divergence(
 
 def _force(exact: _Lane, lanes: Sequence[_Lane], found: Sequence[Divergence]) -> None:
     """Let every lane see the tokens that the first one writes, and note how their laws differ."""
-    task = exact.task
     while not exact.is_done:
         window, reading = exact.look()
         views = [lane.look() for lane in lanes]
         for (_, cached), seen in zip(views, found, strict=True):
             seen._compare(reading, cached)
             seen.steps += 1
-        after = write(exact.row, reading, task.canvas, task.rule, task.schedule)
+        after = write(exact.row, reading, exact.parts)
         for lane, (theirs, _) in zip(lanes, views, strict=True):
             lane.follow(theirs, after)
         exact.follow(window, after)

@@ -17,28 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from outpace.canvas.background import fingerprint
+from outpace.draft.corpus import pieces
 from outpace.models.opening import locate
 from outpace.text.tokenizer import Tokenizer
 from outpace.train.sources import open_text
 
-__all__ = ["count_tokens", "main"]
-
-PIECE = 200_000  # characters encoded at once, cut at a line's end
+__all__ = ["count_text", "main"]
 
 
-def count_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+def count_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return how often each token occurs in a text, one number per id."""
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    piece: list[str] = []
-    size = 0
-    for line in text.splitlines(keepends=True):
-        piece.append(line)
-        size += len(line)
-        if size >= PIECE:
-            np.add.at(counts, tokenizer.encode("".join(piece), is_special=False), 1)
-            piece, size = [], 0
-    if piece:
-        np.add.at(counts, tokenizer.encode("".join(piece), is_special=False), 1)
+    for piece in pieces(text):
+        np.add.at(counts, tokenizer.encode(piece, is_special=False), 1)
     return [int(count) for count in counts]
 
 
@@ -52,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("texts", nargs="+", type=Path, help="plain or gzipped text files")
     given = parser.parse_args(arguments)
     tokenizer = Tokenizer.from_directory(locate(given.model)[0])
-    counts = np.sum([count_tokens(tokenizer, open_text(path)) for path in given.texts], axis=0)
+    counts = np.sum([count_text(tokenizer, open_text(path)) for path in given.texts], axis=0)
     held = {
         "text": given.name or ", ".join(path.name for path in given.texts),
         "licence": given.licence,

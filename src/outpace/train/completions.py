@@ -76,7 +76,7 @@ def _parses(text: str) -> bool:
 @torch.inference_mode()
 def complete(network: Llama, ids: list[int], limit: int, temperature: float, generator: torch.Generator) -> list[int]:
     """Sample up to `limit` tokens after `ids`, up to the end of text."""
-    past = [Past() for _ in range(network.shape.layers)]
+    past: list[Past] = [[] for _ in range(network.shape.layers)]
     window, written = torch.tensor([ids]), list[int]()
     for _ in range(limit):
         logits: Tensor = network.project(network.hidden(window, past)[0, -1])

@@ -48,7 +48,7 @@ def compare(recipes: dict[str, Recipe], data: Path, held: Sequence[str], seed: i
         while trainer.step < trainer.steps:
             trainer.advance()
         stream = encode_stream(trainer.tokenizer, held).astype(np.int64)
-        network = trainer.llama.to("cpu").eval()
+        network = trainer.network.to("cpu").eval()
         found[name] = masked_bits(network, stream) / sum(len(text.encode()) for text in held)
     return found
 

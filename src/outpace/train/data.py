@@ -73,7 +73,7 @@ def encode_stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Mixture:
+class DataMixture:
     """Token streams and the shares in which rows are drawn from them.
 
     Attributes:
@@ -111,18 +111,12 @@ def read_documents(sources: Sequence[Source], data: Path) -> list[list[str]]:
     Raises:
         ConfigError: When a file that a source names is missing.
     """
-    documents = []
     for source in sources:
-        for name in source.files:
-            if not (data / name).is_file():
-                raise ConfigError(
-                    f"the training text {name} is missing in {data}", f"Get it from {source.origin} ({source.licence})."
-                )
-        documents.append(list(source.read(data)))
-    return documents
+        source.paths(source.files, data)
+    return [list(source.read(data)) for source in sources]
 
 
-def mix(sources: Sequence[Source], documents: Sequence[Sequence[str]], tokenizer: Tokenizer, seed: int) -> Mixture:
+def mix(sources: Sequence[Source], documents: Sequence[Sequence[str]], tokenizer: Tokenizer, seed: int) -> DataMixture:
     """Encode each source and give it its weight."""
     streams = tuple(encode_stream(tokenizer, texts) for texts in documents)
-    return Mixture(streams, tuple(source.weight for source in sources), seed)
+    return DataMixture(streams, tuple(source.weight for source in sources), seed)

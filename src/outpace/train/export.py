@@ -1,68 +1,77 @@
-"""Writing a trained network as a Hugging Face directory with a card."""
+"""Writing a trained network as a Hugging Face directory with a card, and reading one again."""
 
 from __future__ import annotations
 
 import json
-import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from outpace.errors import ModelError
 
-from .data import EOS_ID, MASK, MASK_ID
-from .network import Llama, Shape, hf_config
-from .recipes import Recipe
+from .data import MASK
+from .network import Llama, shape_of
 from .sources import END
+
+if TYPE_CHECKING:
+    from .loop import Loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What the card tells of a training run.
+class Export:
+    """What the files of one kind of network say.
 
     Attributes:
-        recipe: The settings.
-        step: Steps done.
-        steps: Steps planned.
-        tokens: Tokens seen, repeats included.
-        seed: The seed.
-        losses: Loss of each step, in nats per token.
-        seconds: Time in steps.
-        device: `cpu` or `cuda`.
-        date: Day of the export, ISO.
-        stream_tokens: Tokens in each source.
+        weights: Those that the file needs; they are stored in bfloat16.
+        config: The `config.json`.
+        generation: The `generation_config.json`; its `bos_token_id` starts a text.
+        context: Most positions, in tokens.
+        facts: Lines of the card, between parameters and objective.
+        seen: How much of the data was seen, for the card.
+        data: Lines of the card's section on data.
+        licence: Lines of its last section.
     """
 
-    recipe: Recipe
-    step: int
-    steps: int
-    tokens: int
-    seed: int
-    losses: tuple[float, ...]
-    seconds: float
-    device: str
-    date: str
-    stream_tokens: tuple[int, ...]
+    weights: Mapping[str, Tensor]
+    config: dict[str, Any]
+    generation: dict[str, Any]
+    context: int
+    facts: Sequence[str] = ()
+    seen: str
+    data: Sequence[str]
+    licence: Sequence[str]
 
 
-def export(network: Llama, tokenizer: Tokenizer, run: Run, out: Path) -> None:
+def write(loop: Loop, told: Export, out: Path) -> None:
     """Write config, bfloat16 weights, tokenizer, generation settings, card and loss curve to `out`."""
-    weights = {name: weight.detach().to("cpu", torch.bfloat16) for name, weight in network.state_dict().items()}
+    weights = {name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in told.weights.items()}
     part = out / "model.safetensors.part"
     # Written by hand, since save_file makes a file that only its owner may read.
     part.write_bytes(save(weights, metadata={"format": "pt"}))
     part.replace(out / "model.safetensors")
-    write_json(out / "config.json", hf_config(network.shape, eos_id=EOS_ID, mask_id=MASK_ID))
-    write_json(out / "generation_config.json", {"bos_token_id": EOS_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID})
-    write_json(out / "tokenizer_config.json", _tokenizer_config(network.shape.context))
-    tokenizer.save(str(out / "tokenizer.json"))
-    (out / "card.md").write_text(card(run, sum(weight.numel() for weight in weights.values())), encoding="utf-8")
-    if run.step == run.steps:
-        draw_losses(run.losses, out / "loss.png")
+    names = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": loop.tokenizer.id_to_token(told.generation["bos_token_id"]),
+        "eos_token": END,
+        "pad_token": END,
+        "mask_token": MASK,
+        "model_max_length": told.context,
+        "clean_up_tokenization_spaces": False,
+    }
+    for file, value in (("config", told.config), ("generation_config", told.generation), ("tokenizer_config", names)):
+        (out / f"{file}.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    loop.tokenizer.save(str(out / "tokenizer.json"))
+    parameters = sum(weight.numel() for weight in weights.values())
+    (out / "card.md").write_text(_card(loop, told, parameters), encoding="utf-8")
+    if loop.step == loop.steps:
+        _draw_losses(loop.losses, out / "loss.png")
 
 
 def load_network(directory: Path) -> Llama:
@@ -78,23 +87,7 @@ def load_network(directory: Path) -> Llama:
         raise ModelError(
             f"{directory} is no model of the zoo", "Give a directory that `outpace train` wrote."
         ) from error
-    network = Llama(
-        Shape(
-            hidden=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            kv_heads=config["num_key_value_heads"],
-            head_dim=config["head_dim"],
-            ffn=config["intermediate_size"],
-            vocab=config["vocab_size"],
-            context=config["max_position_embeddings"],
-            rope_theta=config["rope_theta"],
-            eps=config["rms_norm_eps"],
-            causal=config["model_type"] == "llama",
-            block=config.get("block_length", 0),
-            shifted=config.get("logits_shift", False),
-        )
-    )
+    network = Llama(shape_of(config))
     network.load_state_dict({name: weight.float() for name, weight in weights.items()})
     return network.eval()
 
@@ -111,32 +104,11 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a value as indented JSON."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _tokenizer_config(context: int) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END,
-        "eos_token": END,
-        "pad_token": END,
-        "mask_token": MASK,
-        "model_max_length": context,
-        "clean_up_tokenization_spaces": False,
-    }
-
-
-def card(run: Run, parameters: int) -> str:
+def _card(loop: Loop, told: Export, parameters: int) -> str:
     """The model card, in Markdown."""
-    recipe = run.recipe
-    recent = run.losses[-50:]
-    rows = [
-        f"| {source.name} | {source.note} | {source.origin} | {source.licence} | {tokens:,} | {source.weight:.0%} |"
-        for source, tokens in zip(recipe.sources, run.stream_tokens, strict=True)
-    ]
+    recipe, recent = loop.recipe, loop.losses[-50:]
     origin = "taught by" if recipe.objective == "distilled" else "from the weights of"
+    day = datetime.now(UTC).date().isoformat()
     return "\n".join(
         [
             f"# {recipe.name}",
@@ -144,35 +116,29 @@ def card(run: Run, parameters: int) -> str:
             recipe.summary,
             "",
             f"- parameters: {parameters:,} (embeddings tied), stored in bfloat16",
+            *told.facts,
             f"- objective: {recipe.objective}, "
             + (f"{origin} `{recipe.parent}`" if recipe.parent else "from random weights"),
-            f"- steps: {run.step:,} of {run.steps:,}, {run.tokens:,} tokens, seed {run.seed}",
-            f"- trained on: {run.device}, {run.seconds / 60:.0f} minutes, exported {run.date}",
+            f"- steps: {loop.step:,} of {loop.steps:,}, {told.seen}, seed {loop.seed}",
+            f"- trained on: {loop.device.type}, {loop.seconds / 60:.0f} minutes, exported {day}",
             f"- loss, mean of the last {len(recent)} steps: {sum(recent) / max(len(recent), 1):.3f} nats per token",
-            f"- command: `outpace train {recipe.name} --steps {run.steps} --seed {run.seed}`",
+            f"- command: `outpace train {recipe.name} --steps {loop.steps} --seed {loop.seed}`",
             "",
             "![loss](loss.png)",
             "",
             "## Data",
             "",
-            f"The library is that of Python {platform.python_version()}; another version gives other token counts.",
-            "",
-            "| source | used | origin | licence | tokens | share of rows |",
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-            "Held out: TinyStories' `valid.txt`, about 4% of the library's files, MBPP's test split.",
+            *told.data,
             "",
             "## Licence and limits",
             "",
-            "The weights ship under Apache-2.0 as part of Outpace; the texts keep the licences above.",
-            "A test and teaching model: it knows nothing, it invents, and it must not be relied on for anything.",
+            *told.licence,
             "",
         ]
     )
 
 
-def draw_losses(losses: tuple[float, ...], path: Path) -> None:
+def _draw_losses(losses: Sequence[float], path: Path) -> None:
     """Draw the loss curve; does nothing where matplotlib is not installed, since the card is whole without it."""
     try:
         from matplotlib.figure import Figure

@@ -9,38 +9,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from outpace.errors import ConfigError, NumericalError
+from outpace.failures import interruptible
 
 from . import checkpoint
+from .export import Export, load_tokenizer, write
+from .recipes import AnyRecipe
 
 log = logging.getLogger("outpace.train")
 EXIT_INTERRUPTED = 130
-
-
-class Schedule(Protocol):
-    """What the loop reads of a recipe; see `outpace.train.recipes`."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def warmup(self) -> int: ...  # noqa: D102
-    @property
-    def matrix_rate(self) -> float: ...  # noqa: D102
-    @property
-    def other_rate(self) -> float: ...  # noqa: D102
-    @property
-    def weight_decay(self) -> float: ...  # noqa: D102
-    @property
-    def clip(self) -> float: ...  # noqa: D102
-    @property
-    def checkpoint_every(self) -> int: ...  # noqa: D102
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,8 +33,9 @@ class Loop:
     """Everything that changes while one model trains; a subclass says what a step's loss is and what is exported.
 
     Attributes:
-        schedule: The settings.
+        recipe: The settings.
         network: The model, in float32.
+        tokenizer: Exported with the weights.
         device: Where it runs.
         seed: Seed of weights, data order and masks.
         steps: Steps of the whole run.
@@ -58,8 +44,9 @@ class Loop:
         seconds: Time spent in steps so far.
     """
 
-    schedule: Schedule
+    recipe: AnyRecipe
     network: nn.Module
+    tokenizer: Tokenizer
     device: torch.device
     seed: int
     steps: int
@@ -71,14 +58,14 @@ class Loop:
     def __post_init__(self) -> None:
         """Build the optimisers."""
         self.network.to(self.device)
-        self.optimisers = _optimisers(self.network, self.schedule)
+        self.optimisers = _optimisers(self.network, self.recipe)
 
     def loss(self) -> Tensor:
         """Return the loss of step `self.step`, in nats per token; a pure function of weights, step and seed."""
         raise NotImplementedError
 
-    def export(self, out: Path) -> None:
-        """Write the model as it is now to `out`."""
+    def described(self) -> Export:
+        """Return the model as it is now, as its files tell it."""
         raise NotImplementedError
 
     @property
@@ -90,15 +77,17 @@ class Loop:
         """Do one step; returns its loss in nats per token."""
         started = time.perf_counter()
         self._set_rates()
-        # Weights and optimiser stay in float32; bfloat16 products double the speed where the CPU has them.
+        # 1) The loss. Weights and optimiser stay in float32; bfloat16 products double the speed where the CPU has them.
         # The context is entered anew in each step, because inside it the weights are cast once and then remembered.
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = self.loss()
+        # 2) The update. The gradient is bounded: one odd batch must not undo what many have taught.
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.schedule.clip)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+        # 3) The record. The loss is read here, once; a step that went wrong is not counted, and no checkpoint keeps it.
         value = float(loss.detach())
         if value != value:
             raise NumericalError(f"the loss became NaN at step {self.step}", "Resume, or lower the learning rates.")
@@ -109,21 +98,21 @@ class Loop:
 
     def _set_rates(self) -> None:
         # A linear ramp, then a straight line to zero, which for short runs ends lower than a cosine.
-        factor = min((self.step + 1) / self.schedule.warmup, max(1 - self.step / self.steps, 0.01))
-        peaks = (self.schedule.matrix_rate, self.schedule.other_rate)
+        factor = min((self.step + 1) / self.recipe.warmup, max(1 - self.step / self.steps, 0.01))
+        peaks = (self.recipe.matrix_rate, self.recipe.other_rate)
         for optimiser, peak in zip(self.optimisers, peaks, strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = peak * factor
 
     def keep(self, out: Path) -> None:
-        """Write a checkpoint and the model."""
+        """Write a checkpoint, and the model as a Hugging Face directory with a card."""
         checkpoint.save(self.state(), out / "checkpoint.pt")
-        self.export(out)
+        write(self, self.described(), out)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         return {
-            "recipe": self.schedule.name,
+            "recipe": self.recipe.name,
             "seed": self.seed,
             "step": self.step,
             "losses": self.losses,
@@ -138,10 +127,11 @@ class Loop:
         Raises:
             ConfigError: When it is of another recipe or seed.
         """
-        if (state["recipe"], state["seed"]) != (self.schedule.name, self.seed):
+        # Data, masks and dropout are functions of seed and step: the same recipe and seed go on as if never stopped.
+        if (state["recipe"], state["seed"]) != (self.recipe.name, self.seed):
             raise ConfigError(
                 f"the checkpoint is of {state['recipe']} with seed {state['seed']}, "
-                f"not of {self.schedule.name} with seed {self.seed}",
+                f"not of {self.recipe.name} with seed {self.seed}",
                 "Give another --out, or leave out --resume.",
             )
         self.network.load_state_dict(state["network"])
@@ -150,18 +140,36 @@ class Loop:
         self.step, self.losses, self.seconds = state["step"], list(state["losses"]), state["seconds"]
 
 
-def _optimisers(network: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+def _optimisers(network: nn.Module, recipe: AnyRecipe) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices (Jordan et al., 2024), AdamW for embeddings, norms and biases."""
+    # Muon makes an update's directions equally strong, which fits maps from vectors to vectors. Rows of a table of
+    # tokens are vectors of their own, touched when their token comes up.
     named = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
     tables = ("embed", "shared")
     matrices = [weight for name, weight in named if weight.ndim == 2 and not any(part in name for part in tables)]
     others = [weight for name, weight in named if weight.ndim != 2 or any(part in name for part in tables)]
     return [
         torch.optim.Muon(
-            matrices, lr=schedule.matrix_rate, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"
+            matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
         ),
-        torch.optim.AdamW(others, lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
+
+
+def inherited(recipe: AnyRecipe, out: Path, make: Callable[[], Tokenizer]) -> tuple[Tokenizer, Path | None]:
+    """Return the tokenizer of a run and its parent's directory: one trained beside `out`, else the one that ships.
+
+    Without a parent the tokenizer is that of an earlier run in `out`, else made anew.
+
+    Raises:
+        ModelError: When the parent has no tokenizer.
+    """
+    if recipe.parent is None:
+        return load_tokenizer(out) if (out / "tokenizer.json").is_file() else make(), None
+    beside = out.resolve().parent / recipe.parent
+    shipped = Path(__file__).parent.parent / "zoo" / recipe.parent
+    parent = beside if (beside / "model.safetensors").is_file() else shipped
+    return load_tokenizer(parent), parent
 
 
 def run(loop: Loop, out: Path, *, resume: bool) -> int:
@@ -177,35 +185,19 @@ def run(loop: Loop, out: Path, *, resume: bool) -> int:
         loop.restore(checkpoint.load(out / "checkpoint.pt"))
         log.info("resumed at step %d", loop.step)
     parameters = sum(weight.numel() for weight in loop.network.parameters() if weight.requires_grad)
-    log.info("%s: %d parameters, %d steps on %s", loop.schedule.name, parameters, loop.steps, loop.device)
-    with _stop_requests() as is_stopping, _progress(loop) as show:
+    log.info("%s: %d parameters, %d steps on %s", loop.recipe.name, parameters, loop.steps, loop.device)
+    # A stop is asked for at any moment and obeyed between two steps, where the state is whole.
+    with interruptible(signal.SIGINT, signal.SIGTERM, is_patient=True) as is_stopping, _progress(loop) as show:
         while loop.step < loop.steps:
             show(loop.advance())
             if is_stopping():
                 loop.keep(out)
                 log.info("interrupted; the checkpoint at step %d is saved, --resume continues it", loop.step)
                 return EXIT_INTERRUPTED
-            if loop.step % loop.schedule.checkpoint_every == 0:
+            if loop.step % loop.recipe.checkpoint_every == 0:
                 loop.keep(out)
     loop.keep(out)
     return 0
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and termination into a question asked between two steps."""
-    asked: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    try:
-        previous = [signal.signal(number, lambda caught, _: asked.append(caught)) for number in numbers]
-    except ValueError:  # Not the main thread: the caller owns the signals.
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in zip(numbers, previous, strict=True):
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -232,7 +224,7 @@ def _progress(loop: Loop) -> Iterator[Callable[[float], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(loop.schedule.name, total=loop.steps, completed=loop.step, loss="")
+        task = bar.add_task(loop.recipe.name, total=loop.steps, completed=loop.step, loss="")
         mark = [time.perf_counter(), float(loop.step)]
 
         def show(loss: float) -> None:

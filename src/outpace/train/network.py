@@ -6,6 +6,7 @@ Generation has its own, faster model layer; this one only trains and scores whol
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class LlamaShape:
     """Sizes of a Llama-shaped network.
 
     Attributes:
@@ -47,6 +48,9 @@ class Shape:
     causal: bool = True
     block: int = 0
     shifted: bool = False
+
+
+Past = list[Tensor]  # keys and values of one layer, [B, H, T, D] each, growing as tokens come; empty at first
 
 
 class Piece(NamedTuple):
@@ -90,7 +94,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-def rope_tables(shape: Shape, positions: Tensor) -> tuple[Tensor, Tensor]:
+def rope_tables(shape: LlamaShape, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary embedding at int64 `positions` [T], each float32 [T, head_dim]."""
     exponents = torch.arange(0, shape.head_dim, 2, device=positions.device, dtype=torch.float32) / shape.head_dim
     angles = torch.outer(positions.float(), shape.rope_theta**-exponents)
@@ -102,22 +106,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn heads `x` [B, H, T, D] by their positions (halves convention of Hugging Face)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-class Past:
-    """Keys and values of one layer, [B, H, T, D] each, growing as tokens come."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._key: Tensor | None = None
-        self._value: Tensor | None = None
-
-    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the newest positions; returns all of them."""
-        if self._key is not None and self._value is not None:
-            key, value = torch.cat([self._key, key], dim=2), torch.cat([self._value, value], dim=2)
-        self._key, self._value, self.length = key, value, key.shape[2]
-        return key, value
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -137,7 +125,7 @@ def _take(x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
         self.shape = shape
         kv_size = shape.kv_heads * shape.head_dim
@@ -156,7 +144,10 @@ class Attention(nn.Module):
         key = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)
         value = self.v_proj(x).view(heads).transpose(1, 2)
         if past is not None:
-            key, value = past.extend(key, value)
+            past[:] = (
+                [torch.cat(pair, dim=2) for pair in zip(past, (key, value), strict=True)] if past else (key, value)
+            )
+            key, value = past
         # Repeating keys by hand keeps the fast CPU kernel, which knows no grouped queries.
         groups = self.shape.heads // self.shape.kv_heads
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -176,7 +167,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU feed-forward layer."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(shape.hidden, shape.ffn, bias=False)
         self.up_proj = nn.Linear(shape.hidden, shape.ffn, bias=False)
@@ -190,7 +181,7 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """One pre-norm transformer layer."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(shape.hidden, shape.eps)
         self.self_attn = Attention(shape)
@@ -208,7 +199,7 @@ class Layer(nn.Module):
 class Body(nn.Module):
     """Embedding, layers and the last norm (named as in Hugging Face checkpoints)."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocab, shape.hidden)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
@@ -223,7 +214,7 @@ class Llama(nn.Module):
         seed: Seed of the initial weights.
     """
 
-    def __init__(self, shape: Shape, seed: int = 0) -> None:
+    def __init__(self, shape: LlamaShape, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
         self.model = Body(shape)
@@ -253,7 +244,7 @@ class Llama(nn.Module):
         x = self.model.embed_tokens(tokens)
         if torch.is_autocast_enabled(tokens.device.type):
             x = x.to(torch.get_autocast_dtype(tokens.device.type))
-        start = past[0].length if past else 0
+        start = past[0][0].shape[2] if past and past[0] else 0
         if positions is None:
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         cos, sin = (table.to(x.dtype) for table in rope_tables(self.shape, positions))
@@ -270,7 +261,21 @@ class Llama(nn.Module):
         return self.project(self.hidden(tokens))
 
 
-def hf_config(shape: Shape, *, eos_id: int, mask_id: int) -> dict[str, Any]:
+_KEYS = {
+    "vocab_size": "vocab",
+    "hidden_size": "hidden",
+    "intermediate_size": "ffn",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "head_dim": "head_dim",
+    "max_position_embeddings": "context",
+    "rms_norm_eps": "eps",
+    "rope_theta": "rope_theta",
+}
+
+
+def hf_config(shape: LlamaShape, *, eos_id: int, mask_id: int) -> dict[str, Any]:
     """The `config.json` of a network of this shape, in the layout of Hugging Face.
 
     A full-attention network gets our own `model_type`, because no class of transformers computes it.
@@ -278,17 +283,8 @@ def hf_config(shape: Shape, *, eos_id: int, mask_id: int) -> dict[str, Any]:
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": shape.vocab,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.ffn,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
+        **{key: getattr(shape, name) for key, name in _KEYS.items()},
         "hidden_act": "silu",
-        "max_position_embeddings": shape.context,
-        "rms_norm_eps": shape.eps,
-        "rope_theta": shape.rope_theta,
         "rope_scaling": None,
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -313,3 +309,13 @@ def hf_config(shape: Shape, *, eos_id: int, mask_id: int) -> dict[str, Any]:
     if shape.block:
         config["block_length"] = shape.block
     return config
+
+
+def shape_of(config: Mapping[str, Any]) -> LlamaShape:
+    """Return the shape that `hf_config` wrote."""
+    return LlamaShape(
+        **{name: config[key] for key, name in _KEYS.items()},
+        causal=config["model_type"] == "llama",
+        block=config.get("block_length", 0),
+        shifted=config.get("logits_shift", False),
+    )

@@ -23,7 +23,7 @@ def causal_loss(network: Llama, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
 
-class Canvas(NamedTuple):
+class DenoisingBatch(NamedTuple):
     """What a denoiser is asked in one step: inputs, and which outputs must say which tokens.
 
     Attributes:
@@ -79,7 +79,7 @@ def response_places(tokens: Tensor, markers: Sequence[Sequence[int]]) -> Tensor:
     return last(closes) > last(tokens == EOS_ID)
 
 
-def whole_canvas(tokens: Tensor, step: int, seed: int, shifted: bool, is_open: Tensor | None = None) -> Canvas:
+def whole_canvas(tokens: Tensor, step: int, seed: int, shifted: bool, is_open: Tensor | None = None) -> DenoisingBatch:
     """A masked copy of `tokens` [B, T] in which every position may see every other.
 
     With `shifted` the output before a position speaks of it, as in a causal network (Gong et al., 2024, arXiv
@@ -90,7 +90,7 @@ def whole_canvas(tokens: Tensor, step: int, seed: int, shifted: bool, is_open: T
     if shifted:
         masked[:, 0], weights[:, 0] = tokens[:, 0], 0.0
     rows, columns = weights.nonzero(as_tuple=True)
-    return Canvas(
+    return DenoisingBatch(
         masked,
         *fill_up(rows * tokens.shape[1] + columns - shift, tokens[rows, columns], weights[rows, columns], tokens),
     )
@@ -125,7 +125,7 @@ def masked_loss(
     pieces: tuple[Piece, ...] | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """Weighted cross-entropy in nats at the asked places of a `Canvas`, whose fields are the arguments."""
+    """Weighted cross-entropy in nats at the asked places of a `DenoisingBatch`, whose fields are the arguments."""
     hidden = network.hidden(inputs, pieces=pieces, positions=positions).flatten(0, 1)
     logits = network.project(hidden.index_select(0, outputs)).float()
     # The mask itself is never an answer: it must not take probability from the words.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .data import MASK_ID
 from .network import Piece, cut_pieces
-from .objectives import Canvas, fill_up
+from .objectives import DenoisingBatch, fill_up
 
 # The clipped schedule of BD3LM: blocks with almost no mask say little and weigh much.
 LOWEST_RATE = 0.1
@@ -47,7 +47,7 @@ def block_rates(rows: int, blocks: int, generator: torch.Generator, highest: flo
     return (LOWEST_RATE + (highest - LOWEST_RATE) * even).view(rows, blocks)
 
 
-def block_canvas(tokens: Tensor, block: int, step: int, seed: int, complementary: bool = False) -> Canvas:
+def block_canvas(tokens: Tensor, block: int, step: int, seed: int, complementary: bool = False) -> DenoisingBatch:
     """Noisy and clean copies of `tokens` [B, T], T a multiple of `block`, with one mask rate for each block.
 
     The output before a position speaks of it. For the first position of a block that is the last one of the clean
@@ -68,7 +68,7 @@ def block_canvas(tokens: Tensor, block: int, step: int, seed: int, complementary
     return _ask(tokens, is_masked.to(tokens.device), rates.to(tokens.device), block)
 
 
-def _ask(tokens: Tensor, is_masked: Tensor, rates: Tensor, block: int) -> Canvas:
+def _ask(tokens: Tensor, is_masked: Tensor, rates: Tensor, block: int) -> DenoisingBatch:
     length = tokens.shape[1]
     places = torch.arange(length, device=tokens.device)
     is_first = (places % block == 0).expand_as(tokens)
@@ -76,7 +76,7 @@ def _ask(tokens: Tensor, is_masked: Tensor, rates: Tensor, block: int) -> Canvas
     weights[:, 0] = 0.0
     rows, columns = weights.nonzero(as_tuple=True)
     before = columns - 1 + length * (columns % block == 0)
-    return Canvas(
+    return DenoisingBatch(
         torch.cat([tokens.masked_fill(is_masked, MASK_ID), tokens], dim=1),
         *fill_up(rows * 2 * length + before, tokens[rows, columns], weights[rows, columns], tokens),
         pieces=block_pieces(length, block, tokens.device),

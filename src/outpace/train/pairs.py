@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from torch import Tensor
 from outpace.errors import ConfigError
 
 from .data import EOS_ID, train_tokenizer
-from .sources import END
+from .sources import END, PublicText, open_text
 
 START = "<|start|>"
 START_ID = 2
@@ -28,23 +27,15 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairSource:
+class PairSource(PublicText):
     """One public text of sentence pairs.
 
     Attributes:
-        name: Short name, as in the cards.
         splits: Files of each split inside the data folder.
-        origin: Where anyone can get the same.
-        licence: Its licence.
-        note: What of it is used.
         read: Yields the pairs (German, English) of the named files.
     """
 
-    name: str
     splits: dict[str, tuple[str, ...]]
-    origin: str
-    licence: str
-    note: str
     read: Callable[[Sequence[Path]], list[Pair]]
 
     def pairs(self, data: Path, split: str) -> list[Pair]:
@@ -55,18 +46,15 @@ class PairSource:
         """
         if split not in self.splits:
             raise ConfigError(f"{self.name} has no split {split!r}", f"Its splits: {', '.join(self.splits)}.")
-        for name in self.splits[split]:
-            if not (data / name).is_file():
-                raise ConfigError(f"{name} is missing in {data}", f"Get it from {self.origin} ({self.licence}).")
-        return self.read([data / name for name in self.splits[split]])
+        return self.read(self.paths(self.splits[split], data))
 
 
 def _lines(path: Path) -> list[str]:
-    return gzip.decompress(path.read_bytes()).decode("utf-8").rstrip("\n").split("\n")
+    return open_text(path).rstrip("\n").split("\n")
 
 
 def _tsv(paths: Sequence[Path]) -> list[Pair]:
-    rows = [line.rstrip("\r").split("\t") for path in paths for line in _lines(path)]
+    rows = [line.split("\t") for path in paths for line in _lines(path)]
     return [(row[1].strip(), row[0].strip()) for row in rows]
 
 

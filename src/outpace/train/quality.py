@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from outpace.errors import OutpaceError
+from outpace.failures import guarded
 
 from .bounds import Ints, block_bits, masked_bits
 from .completions import Parsing, measure_parsing
@@ -36,32 +36,52 @@ _NGRAMS = "The n-gram models are interpolated modified Kneser-Ney on the texts o
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BitsPerByte:
-    """Bits per byte of one held-out text under a model and under the n-gram models.
+class Baselines:
+    """One held-out text and what the n-gram models make of it.
 
     Attributes:
         text: `stories` or `library`.
         num_bytes: Size of the text in UTF-8 bytes.
-        model: The model's own; for a diffusion model an upper bound.
-        perplexity: The same per token, as 2 to the power of the bits.
-        causal: Bits per byte of the causal model whose weights started a diffusion model; None for others.
         unigram: Under the frequencies of the tokens in the training texts alone.
         token_ngram: Order-5 Kneser-Ney over the model's tokens, trained on all sources.
         byte_ngram: The same over bytes.
         domain_ngram: As `token_ngram`, but trained on the sources of this kind of text alone.
-        below_token: Share by which the model is below `token_ngram`.
-        below_byte: Share by which it is below `byte_ngram`.
     """
 
     text: str
     num_bytes: int
-    model: float
-    perplexity: float
-    causal: float | None
     unigram: float
     token_ngram: float
     byte_ngram: float
     domain_ngram: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut(Baselines):
+    """Baselines in bits of the whole text, and its tokens.
+
+    Attributes:
+        stream: Its tokens, `<|endoftext|>` around each document.
+    """
+
+    stream: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitsPerByte(Baselines):
+    """Baselines in bits per byte, and a model beside them.
+
+    Attributes:
+        model: The model's own; for a diffusion model an upper bound.
+        perplexity: The same per token, as 2 to the power of the bits.
+        causal: Bits per byte of the causal model whose weights started a diffusion model; None for others.
+        below_token: Share by which the model is below `token_ngram`.
+        below_byte: Share by which it is below `byte_ngram`.
+    """
+
+    model: float
+    perplexity: float
+    causal: float | None
     below_token: float
     below_byte: float
 
@@ -88,29 +108,6 @@ def byte_stream(documents: Sequence[str]) -> Ints:
     for text in documents:
         pieces += [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64), pieces[0]]
     return np.concatenate(pieces)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
-    """One held-out text and what the n-gram models make of it.
-
-    Attributes:
-        text: `stories` or `library`.
-        num_bytes: Size in UTF-8 bytes.
-        stream: Its tokens, `<|endoftext|>` around each document.
-        unigram: Bits under the token frequencies of all sources.
-        token_ngram: Bits under the token model trained on all sources.
-        byte_ngram: Bits under the byte model trained on all sources.
-        domain_ngram: Bits under the token model trained on sources of the same kind alone.
-    """
-
-    text: str
-    num_bytes: int
-    stream: Ints
-    unigram: float
-    token_ngram: float
-    byte_ngram: float
-    domain_ngram: float
 
 
 def baselines(tokenizer: Tokenizer, data: Path) -> list[HeldOut]:
@@ -251,9 +248,14 @@ def describe(quality: Quality) -> str:
 
 def write_card(directory: Path, quality: Quality) -> None:
     """Put the figures into the directory's card, in place of earlier ones."""
+    note(directory, describe(quality))
+
+
+def note(directory: Path, figures: str) -> None:
+    """Put a section that begins with `HEADING` at the end of a directory's card, in place of an earlier one."""
     path = directory / "card.md"
     text = path.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
-    path.write_text(f"{text}\n\n{describe(quality)}", encoding="utf-8")
+    path.write_text(f"{text}\n\n{figures}", encoding="utf-8")
 
 
 def measure(directory: Path, tokenizer: Tokenizer, held: Sequence[HeldOut], count: int = 200) -> Quality:
@@ -284,13 +286,13 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     logging.basicConfig(level=logging.INFO)
-    try:
-        tokenizer = load_tokenizer(given.directories[0])
-        held = baselines(tokenizer, find_data(given.data))
-        results = [measure(directory, tokenizer, held, given.count) for directory in given.directories]
-    except OutpaceError as error:
-        print(f"outpace: {error}\n{error.hint}", file=sys.stderr)
-        return error.exit_status
+    return guarded(lambda _: _measure_all(given), [])
+
+
+def _measure_all(given: argparse.Namespace) -> int:
+    tokenizer = load_tokenizer(given.directories[0])
+    held = baselines(tokenizer, find_data(given.data))
+    results = [measure(directory, tokenizer, held, given.count) for directory in given.directories]
     text = json.dumps([asdict(result) for result in results], indent=2)
     print(text)
     if given.json:

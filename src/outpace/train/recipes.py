@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .network import Shape
+from .network import LlamaShape
 from .pairs import MULTI30K, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
 
@@ -13,73 +13,94 @@ Objective = Literal["causal", "masked", "block", "distilled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """How one model of the zoo is trained.
+class AnyRecipe:
+    """What every recipe says, whatever the network.
 
     Attributes:
         name: Name of the model and of its directory.
         summary: One sentence for the card.
-        shape: Sizes of the network.
-        objective: `causal` (next token), `masked` (masked diffusion), `block` (block diffusion) or `distilled` (next
-            token, taught by the parent).
+        objective: What is minimised; `distilled` means taught by the parent.
         parent: Recipe whose tokenizer is shared, and whose weights teach (`distilled`) or start (else) this one.
-        from_scratch: Take the parent's tokenizer alone and start from random weights.
-        anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
-        responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked
-            (`masked`): fine-tuning on responses alone.
-        complementary: Show each row twice, every token masked in exactly one of the two views (`block`).
         steps: Optimiser steps on a CPU.
         gpu_steps: Optimiser steps where there is a GPU.
-        rows: Sequences in a batch of `length` tokens; longer sequences come in proportionally fewer rows.
-        length: Tokens in a sequence.
-        long_share: Share of the steps, at the end, that use sequences of twice the length.
         warmup: Steps until the full learning rate.
         matrix_rate: Peak learning rate of Muon, for the matrices of the layers.
         other_rate: Peak learning rate of AdamW, for embeddings and norms.
         weight_decay: Decoupled weight decay of the matrices.
         clip: Largest norm of the gradient.
         checkpoint_every: Steps between checkpoints.
-        sources: Texts to train on.
     """
 
     name: str
     summary: str
-    shape: Shape
-    objective: Objective
+    objective: str
     parent: str | None = None
-    from_scratch: bool = False
-    anneal: float = 0.0
-    responses_after: tuple[str, ...] = ()
-    complementary: bool = False
     steps: int
     gpu_steps: int
-    rows: int = 16
-    length: int = 512
-    long_share: float = 0.15
     warmup: int = 60
     matrix_rate: float = 5e-3
     other_rate: float = 3e-3
     weight_decay: float = 0.05
     clip: float = 1.0
     checkpoint_every: int = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe(AnyRecipe):
+    """How one Llama of the zoo is trained.
+
+    Attributes:
+        shape: Sizes of the network.
+        objective: `causal` (next token), `masked` (masked diffusion), `block` (block diffusion) or `distilled` (next
+            token, taught by the parent).
+        from_scratch: Take the parent's tokenizer alone and start from random weights.
+        anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
+        responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked
+            (`masked`): fine-tuning on responses alone.
+        complementary: Show each row twice, every token masked in exactly one of the two views (`block`).
+        rows: Sequences in a batch of `length` tokens; longer sequences come in proportionally fewer rows.
+        length: Tokens in a sequence.
+        long_share: Share of the steps, at the end, that use sequences of twice the length.
+        sources: Texts to train on.
+    """
+
+    shape: LlamaShape
+    objective: Objective
+    from_scratch: bool = False
+    anneal: float = 0.0
+    responses_after: tuple[str, ...] = ()
+    complementary: bool = False
+    rows: int = 16
+    length: int = 512
+    long_share: float = 0.15
     sources: tuple[Source, ...] = SOURCES
 
 
-_BASE = Shape(hidden=256, layers=6, heads=4, kv_heads=2, head_dim=64, ffn=688)
-_BLOCK = Recipe(
-    name="stories-block",
-    summary="The block diffusion sibling of `stories`: causal between blocks of 16, full attention inside each.",
-    shape=replace(_BASE, causal=False, block=16, shifted=True),
-    objective="block",
+_BASE = LlamaShape(hidden=256, layers=6, heads=4, kv_heads=2, head_dim=64, ffn=688)
+_MASK = Recipe(
+    name="stories-mask",
+    summary="The masked diffusion sibling of `stories`: full attention, each output predicts the next position.",
+    shape=replace(_BASE, causal=False, shifted=True),
+    objective="masked",
     parent="stories",
-    complementary=True,
-    steps=1350,
+    anneal=0.1,
+    steps=1650,
     gpu_steps=16000,
     length=256,
     matrix_rate=3e-3,
     other_rate=2e-3,
     checkpoint_every=100,
     sources=MIXED_SOURCES,
+)
+_BLOCK = replace(
+    _MASK,
+    name="stories-block",
+    summary="The block diffusion sibling of `stories`: causal between blocks of 16, full attention inside each.",
+    shape=replace(_MASK.shape, block=16),
+    objective="block",
+    anneal=0.0,
+    complementary=True,
+    steps=1350,
 )
 _RECIPES = (
     Recipe(
@@ -90,21 +111,7 @@ _RECIPES = (
         steps=2300,
         gpu_steps=8000,
     ),
-    Recipe(
-        name="stories-mask",
-        summary="The masked diffusion sibling of `stories`: full attention, each output predicts the next position.",
-        shape=replace(_BASE, causal=False, shifted=True),
-        objective="masked",
-        parent="stories",
-        anneal=0.1,
-        steps=1650,
-        gpu_steps=16000,
-        length=256,
-        matrix_rate=3e-3,
-        other_rate=2e-3,
-        checkpoint_every=100,
-        sources=MIXED_SOURCES,
-    ),
+    _MASK,
     _BLOCK,
     replace(
         _BLOCK,
@@ -128,7 +135,7 @@ _RECIPES = (
     Recipe(
         name="stories-draft",
         summary="A drafter of under a million parameters, distilled from `stories`.",
-        shape=Shape(hidden=96, layers=2, heads=3, kv_heads=1, head_dim=32, ffn=224),
+        shape=LlamaShape(hidden=96, layers=2, heads=3, kv_heads=1, head_dim=32, ffn=224),
         objective="distilled",
         parent="stories",
         steps=700,
@@ -144,8 +151,8 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TranslationRecipe:
-    """How one encoder-decoder of the zoo is trained; fields not told here are those of `Recipe`.
+class TranslationRecipe(AnyRecipe):
+    """How one encoder-decoder of the zoo is trained.
 
     Attributes:
         width: Size of the residual stream.
@@ -156,7 +163,6 @@ class TranslationRecipe:
         vocab: Tokens of the vocabulary that both languages share.
         context: Most positions on either side.
         objective: `translation` or `distilled` (taught by the parent).
-        parent: Recipe whose tokenizer is shared, and whose weights start (`translation`) or teach (`distilled`) this.
         budget: Positions of a batch on the longer side, padding included.
         longest: Pairs with a longer side, in tokens, are left out.
         joined: Share of further pairs made by joining two or three.
@@ -164,8 +170,6 @@ class TranslationRecipe:
         source: Pairs to train on.
     """
 
-    name: str
-    summary: str
     width: int = 192
     encoder_layers: int = 3
     decoder_layers: int = 3
@@ -174,9 +178,6 @@ class TranslationRecipe:
     vocab: int = 6144
     context: int = 256
     objective: Literal["translation", "distilled"] = "translation"
-    parent: str | None = None
-    steps: int
-    gpu_steps: int
     budget: int = 4096
     longest: int = 96
     joined: float = 0.05
@@ -184,9 +185,6 @@ class TranslationRecipe:
     warmup: int = 100
     matrix_rate: float = 1.2e-2
     other_rate: float = 5e-3
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    checkpoint_every: int = 200
     source: PairSource = TATOEBA
 
 

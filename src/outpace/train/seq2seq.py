@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from outpace.errors import ModelError
 
 from .data import EOS_ID, find_data
-from .export import load_tokenizer
-from .loop import Loop
+from .export import Export
+from .loop import Loop, inherited, log
 from .objectives import TEACHER_SHARE
 from .pairs import IGNORED, START_ID, PairBatches, encode_pairs, join_neighbours, train_pair_tokenizer
 from .recipes import TranslationRecipe
-from .seq2seq_export import TranslationRun, export_translator
-
-log = logging.getLogger("outpace.train")
 
 
 def new_network(recipe: TranslationRecipe, seed: int) -> nn.Module:
@@ -115,17 +109,14 @@ class PairTrainer(Loop):
     """An encoder-decoder in training.
 
     Attributes:
-        recipe: The settings.
         teacher: The parent's model where the recipe is distilled.
         batches: The data.
-        tokenizer: Exported with the weights.
         num_tokens: Tokens in the pairs, both sides.
     """
 
     recipe: TranslationRecipe
     teacher: nn.Module | None
     batches: PairBatches
-    tokenizer: Tokenizer
     num_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,46 +135,71 @@ class PairTrainer(Loop):
         """Tokens of both sides in a mean step."""
         return self.num_tokens // self.batches.steps_per_epoch
 
-    def export(self, out: Path) -> None:
-        """Write config, weights, tokenizer and card."""
-        run = TranslationRun(
-            recipe=self.recipe,
-            step=self.step,
-            steps=self.steps,
-            epochs=self.step / self.batches.steps_per_epoch,
-            pairs=len(self.batches.sources),
-            tokens=self.num_tokens,
-            seed=self.seed,
-            losses=tuple(self.losses),
-            seconds=self.seconds,
-            device=self.device.type,
-            date=datetime.now(UTC).date().isoformat(),
+    def described(self) -> Export:
+        """Return the model as it is now, as its files tell it."""
+        recipe, source, network = self.recipe, self.recipe.source, cast(Any, self.network)
+        is_free = "research" not in source.licence
+        return Export(
+            weights=stored_weights(self.network),
+            config=network.config.to_diff_dict() | {"architectures": ["MarianMTModel"], "dtype": "bfloat16"},
+            generation={
+                "bos_token_id": START_ID,
+                "decoder_start_token_id": START_ID,
+                "eos_token_id": EOS_ID,
+                "pad_token_id": EOS_ID,
+            },
+            context=recipe.context,
+            facts=(
+                f"- architecture: Marian, {recipe.encoder_layers} encoder and {recipe.decoder_layers} decoder layers "
+                f"of width {recipe.width}; runs through transformers",
+            ),
+            seen=f"{self.step / self.batches.steps_per_epoch:.1f} epochs",
+            data=(
+                "| source | used | origin | licence | pairs | tokens |",
+                "|---|---|---|---|---|---|",
+                f"| {source.name} | {source.note} | {source.origin} | {source.licence} "
+                f"| {len(self.batches.sources):,} | {self.num_tokens:,} |",
+                "",
+                f"A share of {recipe.joined:.0%} of the pairs was made by joining two or three others.",
+                "Held out: the splits `valid` and `test`.",
+            ),
+            licence=(
+                _SHIPPED if is_free else _KEPT,
+                "A test and teaching model: it gets much wrong, and it must not be relied on for anything.",
+            ),
         )
-        export_translator(self.network, self.tokenizer, run, out)
 
 
-def build_translator(
-    recipe: TranslationRecipe, out: Path, data: Path | None, *, steps: int | None, seed: int
-) -> PairTrainer:
+def stored_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The weights that a file needs: tied tables once, position tables not at all."""
+    tied = ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+    return {
+        name: weight
+        for name, weight in network.state_dict().items()
+        if name not in tied and not name.endswith("embed_positions.weight")
+    }
+
+
+_KEPT = "The texts are for research only: neither they nor these weights may be passed on."
+_SHIPPED = (
+    "The weights ship under Apache-2.0 as part of Outpace; the texts keep the licence above "
+    "(attribution: tatoeba.org and www.manythings.org/anki)."
+)
+
+
+def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *, steps: int, seed: int) -> PairTrainer:
     """Read the pairs and make the networks of a run (or take them from the parent)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pairs = recipe.source.pairs(find_data(data), "train")
     network, teacher = new_network(recipe, seed), None
-    if recipe.parent is None:
-        saved = out / "tokenizer.json"
-        tokenizer = Tokenizer.from_file(str(saved)) if saved.is_file() else train_pair_tokenizer(pairs, recipe.vocab)
-    else:
-        parent = parent_directory(recipe.parent, out)
-        tokenizer = load_tokenizer(parent)
-        if recipe.objective == "distilled":
-            teacher = load_translator(parent).to(device).requires_grad_(False)
-        else:
-            network.load_state_dict(load_translator(parent).state_dict())
-    tokenizer.save(str(out / "tokenizer.json"))
+    tokenizer, parent = inherited(recipe, out, lambda: train_pair_tokenizer(pairs, recipe.vocab))
+    if parent is not None and recipe.objective == "distilled":
+        teacher = load_translator(parent).to(device).requires_grad_(False)
+    elif parent is not None:
+        network.load_state_dict(load_translator(parent).state_dict())
     batches = encode_pairs(tokenizer, join_neighbours(pairs, recipe.joined, seed), recipe.budget, recipe.longest, seed)
     log.info("%s: %d pairs, %d steps an epoch", recipe.source.name, len(batches.sources), batches.steps_per_epoch)
     return PairTrainer(
-        schedule=recipe,
         recipe=recipe,
         network=network,
         teacher=teacher,
@@ -191,11 +207,5 @@ def build_translator(
         tokenizer=tokenizer,
         device=device,
         seed=seed,
-        steps=steps or (recipe.gpu_steps if device.type == "cuda" else recipe.steps),
+        steps=steps,
     )
-
-
-def parent_directory(parent: str, out: Path) -> Path:
-    """The parent trained beside `out`, else the one that ships."""
-    beside = out.resolve().parent / parent
-    return beside if (beside / "model.safetensors").is_file() else Path(__file__).parent.parent / "zoo" / parent

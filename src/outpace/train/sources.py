@@ -10,11 +10,12 @@ import gzip
 import hashlib
 import json
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from outpace.errors import ConfigError
 from outpace.tasks import training_examples
 from outpace.tasks.lists import LISTS
 from outpace.tasks.planning import PLANNING, countdown_prompt, sudoku_prompt
@@ -24,24 +25,45 @@ END = "<|endoftext|>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """One public text that a recipe trains on.
+class PublicText:
+    """Where a public text comes from.
 
     Attributes:
         name: Short name, as in the cards.
-        files: Paths inside the data folder; empty for Python's own library, which is read from the interpreter.
         origin: Where anyone can get the same.
         licence: Its licence.
         note: What of it is used.
+    """
+
+    name: str
+    origin: str
+    licence: str
+    note: str
+
+    def paths(self, names: Sequence[str], data: Path) -> list[Path]:
+        """Return where files of it lie.
+
+        Raises:
+            ConfigError: One is missing.
+        """
+        for name in names:
+            if not (data / name).is_file():
+                hint = f"Get it from {self.origin} ({self.licence})."
+                raise ConfigError(f"the training text {name} is missing in {data}", hint)
+        return [data / name for name in names]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source(PublicText):
+    """One public text that a recipe trains on.
+
+    Attributes:
+        files: Paths inside the data folder; empty for Python's own library, which is read from the interpreter.
         weight: Share of the training tokens drawn from it; the shares of all sources sum to 1.
         read: Yields the training documents, given the data folder.
     """
 
-    name: str
     files: tuple[str, ...]
-    origin: str
-    licence: str
-    note: str
     weight: float
     read: Reader
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from outpace.errors import ConfigError, nearest
 
-from .data import Mixture, find_data, mix, read_documents, train_tokenizer
-from .export import Run, export, load_network, load_tokenizer
-from .loop import EXIT_INTERRUPTED, Loop, log, logging_to, run
-from .network import Llama
-from .objectives import Canvas, annealed, causal_loss, distilled_loss, masked_loss, response_places, whole_canvas
+from .data import EOS_ID, MASK_ID, DataMixture, find_data, mix, read_documents, train_tokenizer
+from .export import Export, load_network
+from .loop import EXIT_INTERRUPTED, Loop, inherited, log, logging_to, run
+from .network import Llama, hf_config
+from .objectives import (
+    DenoisingBatch,
+    annealed,
+    causal_loss,
+    distilled_loss,
+    masked_loss,
+    response_places,
+    whole_canvas,
+)
 from .objectives_block import block_canvas
 from .recipes import RECIPES, TRANSLATIONS, Recipe, TranslationRecipe
 
@@ -31,19 +38,15 @@ class Trainer(Loop):
     """A Llama in training.
 
     Attributes:
-        recipe: The settings.
-        llama: The network, by its own type.
         teacher: The parent's model where the objective needs it.
         mixture: The data.
-        tokenizer: Exported with the weights.
         compiled: Whether the loss is compiled.
     """
 
     recipe: Recipe
-    llama: Llama
+    network: Llama
     teacher: Llama | None
-    mixture: Mixture
-    tokenizer: Tokenizer
+    mixture: DataMixture
     compiled: bool = False
     _loss: Callable[..., Tensor] = field(init=False)
 
@@ -61,18 +64,43 @@ class Trainer(Loop):
 
     def loss(self) -> Tensor:
         """Return the loss of the step's rows."""
-        return self._loss(self.llama, *self._arguments())
+        return self._loss(self.network, *self._arguments())
 
-    def export(self, out: Path) -> None:
-        """Write config, weights, tokenizer and card."""
-        export(self.llama, self.tokenizer, _describe(self), out)
+    def described(self) -> Export:
+        """Return the model as it is now, as its files tell it."""
+        recipe, streams = self.recipe, self.mixture.streams
+        rows = [
+            f"| {source.name} | {source.note} | {source.origin} | {source.licence} | {len(stream):,} "
+            f"| {source.weight:.0%} |"
+            for source, stream in zip(recipe.sources, streams, strict=True)
+        ]
+        return Export(
+            weights=self.network.state_dict(),
+            config=hf_config(recipe.shape, eos_id=EOS_ID, mask_id=MASK_ID),
+            generation={"bos_token_id": EOS_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID},
+            context=recipe.shape.context,
+            seen=f"{self.step * self.tokens_per_step:,} tokens",
+            data=(
+                f"The library is that of Python {platform.python_version()}; another version gives other token counts.",
+                "",
+                "| source | used | origin | licence | tokens | share of rows |",
+                "|---|---|---|---|---|---|",
+                *rows,
+                "",
+                "Held out: TinyStories' `valid.txt`, about 4% of the library's files, MBPP's test split.",
+            ),
+            licence=(
+                "The weights ship under Apache-2.0 as part of Outpace; the texts keep the licences above.",
+                "A test and teaching model: it knows nothing, it invents, and it must not be relied on for anything.",
+            ),
+        )
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens in a step."""
         return self.recipe.rows * self.recipe.length
 
-    def _arguments(self) -> tuple[Tensor | Llama, ...] | Canvas:
+    def _arguments(self) -> tuple[Tensor | Llama, ...] | DenoisingBatch:
         recipe, shape = self.recipe, self.recipe.shape
         is_long = self.step >= self.steps * (1 - recipe.long_share)
         length, rows = (recipe.length * 2, recipe.rows // 2) if is_long else (recipe.length, recipe.rows)
@@ -89,50 +117,31 @@ class Trainer(Loop):
         return (tokens,) if self.teacher is None else (tokens, self.teacher)
 
 
-def _parent_directory(recipe: Recipe, out: Path) -> Path:
-    """The parent trained beside `out`, else the one that ships."""
-    assert recipe.parent is not None
-    beside = out.resolve().parent / recipe.parent
-    return beside if (beside / "model.safetensors").is_file() else Path(__file__).parent.parent / "zoo" / recipe.parent
-
-
-def build(
-    recipe: Recipe, out: Path, data: Path | None, *, steps: int | None, seed: int, compiled: bool | None
-) -> Trainer:
+def build(recipe: Recipe, out: Path, data: Path | None, *, steps: int, seed: int, compiled: bool | None) -> Trainer:
     """Read the data and make the networks of a run (or take them from the parent)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     documents = read_documents(recipe.sources, find_data(data))
     network, teacher = Llama(recipe.shape, seed), None
-    if recipe.parent is None:
-        saved = out / "tokenizer.json"
-        tokenizer = (
-            Tokenizer.from_file(str(saved))
-            if saved.is_file()
-            else train_tokenizer(chain.from_iterable(documents), recipe.shape.vocab)
-        )
-    else:
-        directory = _parent_directory(recipe, out)
-        tokenizer = load_tokenizer(directory)
-        parent = load_network(directory)
-        if recipe.objective == "distilled":
-            teacher = parent.to(device).requires_grad_(False).eval()
-        elif not recipe.from_scratch:
-            network.load_state_dict(parent.state_dict())
+    tokenizer, parent = inherited(
+        recipe, out, lambda: train_tokenizer(chain.from_iterable(documents), recipe.shape.vocab)
+    )
+    if parent is not None and recipe.objective == "distilled":
+        teacher = load_network(parent).to(device).requires_grad_(False)
+    elif parent is not None and not recipe.from_scratch:
+        network.load_state_dict(load_network(parent).state_dict())
     mixture = mix(recipe.sources, documents, tokenizer, seed)
     for source, stream in zip(recipe.sources, mixture.streams, strict=True):
         log.info("%s: %d tokens, %.0f%% of the rows", source.name, len(stream), 100 * source.weight)
     has_compiler = shutil.which("g++") is not None or device.type == "cuda"
     return Trainer(
-        schedule=recipe,
         recipe=recipe,
         network=network,
-        llama=network,
         teacher=teacher,
         mixture=mixture,
         tokenizer=tokenizer,
         device=device,
         seed=seed,
-        steps=steps or (recipe.gpu_steps if device.type == "cuda" else recipe.steps),
+        steps=steps,
         compiled=has_compiler if compiled is None else compiled,
     )
 
@@ -168,6 +177,7 @@ def train(
     chosen = _find(recipe)
     if threads:
         torch.set_num_threads(threads)
+    steps = steps or (chosen.gpu_steps if torch.cuda.is_available() else chosen.steps)
     out.mkdir(parents=True, exist_ok=True)
     with logging_to(out / "train.log"):
         trainer: Loop
@@ -177,30 +187,14 @@ def train(
             trainer = build_translator(chosen, out, data, steps=steps, seed=seed)
         else:
             trainer = build(chosen, out, data, steps=steps, seed=seed, compiled=compiled)
-            trainer.tokenizer.save(str(out / "tokenizer.json"))
+        trainer.tokenizer.save(str(out / "tokenizer.json"))
         return run(trainer, out, resume=resume)
 
 
 def _find(recipe: str | Recipe | TranslationRecipe) -> Recipe | TranslationRecipe:
     if not isinstance(recipe, str):
         return recipe
-    known: dict[str, Recipe | TranslationRecipe] = {**RECIPES, **TRANSLATIONS}
+    known = RECIPES | TRANSLATIONS
     if recipe not in known:
         raise ConfigError(f"there is no recipe {recipe!r}", nearest(recipe, known, "recipe"))
     return known[recipe]
-
-
-def _describe(trainer: Trainer) -> Run:
-    recipe = trainer.recipe
-    return Run(
-        recipe=recipe,
-        step=trainer.step,
-        steps=trainer.steps,
-        tokens=trainer.step * recipe.rows * recipe.length,
-        seed=trainer.seed,
-        losses=tuple(trainer.losses),
-        seconds=trainer.seconds,
-        device=trainer.device.type,
-        date=datetime.now(UTC).date().isoformat(),
-        stream_tokens=tuple(len(stream) for stream in trainer.mixture.streams),
-    )

@@ -21,12 +21,13 @@ import torch
 
 from outpace.api.engine import LanguageModel, load
 from outpace.api.result import Result
-from outpace.errors import ConfigError, OutpaceError, nearest
+from outpace.errors import ConfigError, nearest
+from outpace.failures import guarded
 
 from .bleu import bleu
 from .data import find_data
 from .pairs import PAIR_SOURCES, Pair
-from .quality import HEADING
+from .quality import HEADING, note
 
 __all__ = ["Work", "measure", "read_set", "translate"]
 
@@ -137,12 +138,10 @@ def _line(work: Work) -> str:
 
 def write_card(directory: Path, works: Sequence[Work]) -> None:
     """Put the figures into the directory's card, in place of earlier ones."""
-    path = directory / "card.md"
-    text = path.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
     rows = [f"| {work.set} | {work.sentences:,} | {work.bleu:.1f} |" for work in works]
     lines = [HEADING, "", "| translated set | sentences | BLEU |", "|---|---|---|", *rows, ""]
     lines.append("BLEU as sacrebleu counts it (13a, case kept), greedy decoding in float32, one reference a sentence.")
-    path.write_text(f"{text}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    note(directory, "\n".join(lines) + "\n")
 
 
 def note_figures(path: Path, model: str, works: Sequence[Work]) -> None:
@@ -168,17 +167,17 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    try:
-        model, data, works = load(given.model, dtype="float32"), find_data(given.data), []
-        print(_HEAD)
-        for name in given.set:
-            pairs = read_set(name, data, given.count)
-            works += measure(model, name, pairs, given.methods, rows=given.rows, max_tokens=given.max_tokens)
-        if given.card:
-            write_card(Path(given.model), [work for work in works if work.method == "autoregressive"])
-    except OutpaceError as error:
-        print(f"outpace: {error}\n{error.hint}", file=sys.stderr)
-        return error.exit_status
+    return guarded(lambda _: _measure_all(given), [])
+
+
+def _measure_all(given: argparse.Namespace) -> int:
+    model, data, works = load(given.model, dtype="float32"), find_data(given.data), []
+    print(_HEAD)
+    for name in given.set:
+        pairs = read_set(name, data, given.count)
+        works += measure(model, name, pairs, given.methods, rows=given.rows, max_tokens=given.max_tokens)
+    if given.card:
+        write_card(Path(given.model), [work for work in works if work.method == "autoregressive"])
     if given.json:
         note_figures(given.json, Path(given.model).name, works)
     return 0

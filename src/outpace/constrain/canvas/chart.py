@@ -11,20 +11,21 @@ points are kept in a tree that grows to the left, and trying a token at a place 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from outpace.constrain.canvas.automaton import DEAD
-from outpace.constrain.canvas.plan import Plan
+from outpace.constrain.canvas.numbered import NumberedGrammar
+from outpace.constrain.machine import bits
 
-__all__ = ["BARRED", "MASK", "Chart", "Point", "bits"]
+__all__ = ["BARRED", "MASK", "Chart", "ChartPoint"]
 
 MASK = 256
 BARRED = 257  # a decided token that is no text; it may only stand behind the end
 _MOST_POINTS = 4_000  # kept; each holds a few kilobytes
 
 
-class Point:
+class ChartPoint:
     """A place between bytes, and what can be spanned from here to points further right.
 
     Attributes:
@@ -39,7 +40,7 @@ class Point:
 
     def __init__(self, depth: int, edge: int, states: list[int], spans: list[int], ends: int) -> None:
         self.depth, self.edge, self.states, self.spans, self.ends = depth, edge, states, spans, ends
-        self.left: dict[int, Point] = {}
+        self.left: dict[int, ChartPoint] = {}
 
 
 @dataclass(eq=False)
@@ -47,30 +48,31 @@ class Chart:
     """Answers about canvases under one grammar.
 
     Attributes:
-        plan: the grammar.
+        grammar: its symbols, numbered.
         successors: states that one token reaches within a terminal, by state.
         can_end: whether a masked place may become an end token.
     """
 
-    plan: Plan
+    grammar: NumberedGrammar
     successors: Sequence[Sequence[int]]
     can_end: bool
 
     def __post_init__(self) -> None:
-        automaton = self.plan.automaton
+        automaton = self.grammar.automaton
         self._accept = automaton.accept.nonzero()[0].tolist()
         self._after = [column.tolist() for column in automaton.next.T]
-        self._begins = [*self.plan.begins(), self.plan.groups, []]
+        self._begins = [*self.grammar.begins(), self.grammar.groups, []]
         self._num_points = 0
         self._plant()
 
     def _plant(self) -> None:
-        automaton = self.plan.automaton
-        self._root = Point(0, BARRED, automaton.accept.astype(int).tolist(), [0] * self.plan.size, 1)
+        automaton = self.grammar.automaton
+        self._root = ChartPoint(0, BARRED, automaton.accept.astype(int).tolist(), [0] * self.grammar.size, 1)
         self._num_points = 1
 
-    def read(self, edges: Sequence[int]) -> list[Point]:
+    def read(self, edges: Sequence[int]) -> list[ChartPoint]:
         """Return the points of a chain of edges, by depth: the right end first."""
+        # From the right, along known points as far as they go: canvases that differ at a place share all right of it.
         if self._num_points > _MOST_POINTS:
             self._plant()
         chain = [self._root]
@@ -82,13 +84,13 @@ class Chart:
             chain.append(here)
         return chain
 
-    def ways(self, chain: Sequence[Point], stops: int = -1) -> int:
+    def ways(self, chain: Sequence[ChartPoint], stops: int = -1) -> int:
         """Return the points, out of a set, at which a whole text that begins at the left end can end."""
         first = chain[-1]
-        own = 1 << first.depth if self.plan.nullable[self.plan.start] else 0
-        return (first.spans[self.plan.start] | own) & first.ends & stops
+        own = 1 << first.depth if self.grammar.nullable[self.grammar.start] else 0
+        return (first.spans[self.grammar.start] | own) & first.ends & stops
 
-    def steps_at(self, chain: Sequence[Point], depth: int, stops: int) -> dict[int, list[int]]:
+    def steps_at(self, chain: Sequence[ChartPoint], depth: int, stops: int) -> dict[int, list[int]]:
         """Return which states one token leads to at a masked place, in a text that ends at one of `stops`.
 
         Args:
@@ -96,10 +98,12 @@ class Chart:
             depth: of the point before the place.
             stops: points right of the place, out of `ways`.
         """
+        # Spans say what could be; which of them a whole text takes part in is known from the left end only.
         use = _Use(self, chain)
-        use.add(len(chain) - 1, self.plan.start, stops & chain[-1].spans[self.plan.start])
+        use.add(len(chain) - 1, self.grammar.start, stops & chain[-1].spans[self.grammar.start])
         for at in range(len(chain) - 1, depth, -1):
             use.advance(at)
+        # A token keeps a state if the text can go on behind it to one of the ends that this use asks for.
         after, found = chain[depth - 1].states, {}
         for state, ends in use.states_at(depth).items():
             leads = [target for target in self.successors[state] if after[target] & ends]
@@ -107,13 +111,16 @@ class Chart:
                 found[state] = leads
         return found
 
-    def _extend(self, chain: Sequence[Point], edge: int) -> Point:
+    def _extend(self, chain: Sequence[ChartPoint], edge: int) -> ChartPoint:
+        # 1) Terminals: their states carry over the edge, and one that may end ends at this point as well.
         right, own = chain[-1], 1 << len(chain)
-        here = Point(len(chain), edge, self._states(right, edge), [0] * self.plan.size, right.ends)
+        here = ChartPoint(len(chain), edge, self._states(right, edge), [0] * self.grammar.size, right.ends)
         for state in self._accept:
             here.states[state] |= own
+        # 2) The text may end here where the place can still become an end token.
         if edge == MASK and self.can_end:
             here.ends |= own
+        # 3) Symbols, each group after those that it needs; of a byte only those that can begin with it.
         for group in self._begins[edge]:
             if len(group) == 1 and not self._is_loop[group[0]]:
                 self._span(chain, here, group[0])
@@ -123,19 +130,19 @@ class Chart:
 
     @functools.cached_property
     def rank(self) -> dict[int, int]:
-        """Place of each symbol in the plan's order."""
-        return {symbol: place for place, group in enumerate(self.plan.groups) for symbol in group}
+        """Place of each symbol in the grammar's order."""
+        return {symbol: place for place, group in enumerate(self.grammar.groups) for symbol in group}
 
     @functools.cached_property
     def _is_loop(self) -> list[bool]:
         """Whether a symbol needs itself at the same place."""
-        plan = self.plan
-        loops = [False] * plan.size
-        for symbol, parts in plan.choices.items():
+        grammar = self.grammar
+        loops = [False] * grammar.size
+        for symbol, parts in grammar.choices.items():
             loops[symbol] = symbol in parts
         return loops
 
-    def _states(self, right: Point, edge: int) -> list[int]:
+    def _states(self, right: ChartPoint, edge: int) -> list[int]:
         if edge == BARRED:
             return [0] * len(right.states)
         known = right.states
@@ -149,42 +156,43 @@ class Chart:
             found.append(points)
         return found
 
-    def _span(self, chain: Sequence[Point], here: Point, symbol: int) -> None:
+    def _span(self, chain: Sequence[ChartPoint], here: ChartPoint, symbol: int) -> None:
         """Set what a symbol spans from what its parts span."""
-        plan, spans = self.plan, here.spans
-        if symbol in plan.entry:
-            spans[symbol] = here.states[plan.entry[symbol]] & ~(1 << here.depth)
-        elif symbol in plan.pairs:
-            first, rest = plan.pairs[symbol]
-            spans[symbol] = self._join(chain, spans[first], rest) | (spans[rest] if plan.nullable[first] else 0)
+        grammar, spans = self.grammar, here.spans
+        if symbol in grammar.entry:
+            spans[symbol] = here.states[grammar.entry[symbol]] & ~(1 << here.depth)
+        elif symbol in grammar.pairs:
+            first, rest = grammar.pairs[symbol]
+            spans[symbol] = self._join(chain, spans[first], rest) | (spans[rest] if grammar.nullable[first] else 0)
         else:
             found = 0
-            for part in plan.choices[symbol]:
+            for part in grammar.choices[symbol]:
                 found |= spans[part]
             spans[symbol] = found
 
-    def _join(self, chain: Sequence[Point], middles: int, rest: int) -> int:
+    def _join(self, chain: Sequence[ChartPoint], middles: int, rest: int) -> int:
         """Return where `rest` can end if it begins at one of some points."""
-        found = middles if self.plan.nullable[rest] else 0
-        while middles:
+        found = middles if self.grammar.nullable[rest] else 0
+        while middles:  # `bits`, written out: most of a chart's time is spent here
             low = middles & -middles
             found |= chain[low.bit_length() - 1].spans[rest]
             middles ^= low
         return found
 
-    def _settle(self, chain: Sequence[Point], here: Point, group: tuple[int, ...]) -> None:
+    def _settle(self, chain: Sequence[ChartPoint], here: ChartPoint, group: tuple[int, ...]) -> None:
         """Set what the symbols of a group that need each other span; each middle point is joined once."""
-        plan, spans, done = self.plan, here.spans, dict.fromkeys(group, 0)
+        grammar, spans, done = self.grammar, here.spans, dict.fromkeys(group, 0)
         is_changed = True
         while is_changed:
             is_changed = False
             for symbol in group:
                 old = spans[symbol]
-                if symbol in plan.pairs:
-                    first, rest = plan.pairs[symbol]
+                if symbol in grammar.pairs:
+                    # Spans only grow, so that a middle point joined before gives nothing new.
+                    first, rest = grammar.pairs[symbol]
                     new = self._join(chain, spans[first] & ~done[symbol], rest)
                     done[symbol] = spans[first]
-                    spans[symbol] |= new | (spans[rest] if plan.nullable[first] else 0)
+                    spans[symbol] |= new | (spans[rest] if grammar.nullable[first] else 0)
                 else:
                     self._span(chain, here, symbol)
                 is_changed |= spans[symbol] != old
@@ -193,8 +201,8 @@ class Chart:
 class _Use:
     """Which spans take part in a whole text, from the left end on; only what is reached is looked at."""
 
-    def __init__(self, chart: Chart, chain: Sequence[Point]) -> None:
-        self._chart, self._chain, self._plan = chart, chain, chart.plan
+    def __init__(self, chart: Chart, chain: Sequence[ChartPoint]) -> None:
+        self._chart, self._chain, self._grammar = chart, chain, chart.grammar
         self._symbols: list[dict[int, int]] = [{} for _ in chain]
         self._states: list[dict[int, int]] = [{} for _ in chain]
         self._waiting: list[dict[int, int]] = [{} for _ in chain]
@@ -210,29 +218,30 @@ class _Use:
 
     def states_at(self, at: int) -> dict[int, int]:
         """Return the states in which a terminal may be at a point, and the points at which it may end."""
-        plan, waiting, states, rank = self._plan, self._waiting[at], self._states[at], self._chart.rank
+        grammar, waiting, states, rank = self._grammar, self._waiting[at], self._states[at], self._chart.rank
         while waiting:
             symbol = max(waiting, key=rank.__getitem__)  # what others use comes after them
             ends = waiting.pop(symbol)
-            if symbol in plan.entry:
-                state = plan.entry[symbol]
+            if symbol in grammar.entry:
+                state = grammar.entry[symbol]
                 states[state] = states.get(state, 0) | ends
-            elif symbol in plan.pairs:
+            elif symbol in grammar.pairs:
                 self._open(at, symbol, ends)
             else:
-                for part in plan.choices[symbol]:
+                for part in grammar.choices[symbol]:
                     self.add(at, part, ends & self._chain[at].spans[part])
         return states
 
     def _open(self, at: int, symbol: int, ends: int) -> None:
-        plan, spans = self._plan, self._chain[at].spans
-        first, rest = plan.pairs[symbol]
+        grammar, spans = self._grammar, self._chain[at].spans
+        # A middle point counts if the rest reaches a wanted end from it; an empty part leaves all to the other.
+        first, rest = grammar.pairs[symbol]
         for middle in bits(spans[first]):
             after = ends & self._chain[middle].spans[rest]
-            if after or (plan.nullable[rest] and ends >> middle & 1):
+            if after or (grammar.nullable[rest] and ends >> middle & 1):
                 self.add(at, first, 1 << middle)
                 self.add(middle, rest, after)
-        if plan.nullable[first]:
+        if grammar.nullable[first]:
             self.add(at, rest, ends & spans[rest])
 
     def advance(self, at: int) -> None:
@@ -247,11 +256,3 @@ class _Use:
                 common = ends & after[target]
                 if target != DEAD and common:
                     following[target] = following.get(target, 0) | common
-
-
-def bits(points: int) -> Iterator[int]:
-    """Yield the members of a set of numbers."""
-    while points:
-        low = points & -points
-        yield low.bit_length() - 1
-        points ^= low

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outpace.constrain.canvas.automaton import DEAD, TokenTable, Trie
-from outpace.constrain.canvas.chart import BARRED, MASK, Chart, Point, bits
-from outpace.constrain.canvas.plan import Plan
-from outpace.constrain.canvas.protocol import Canvas
-from outpace.constrain.canvas.regular import draw_allowed, misfit
-from outpace.errors import ConfigError
+from outpace.constrain.canvas.chart import BARRED, MASK, Chart, ChartPoint
+from outpace.constrain.canvas.common import CanvasTexts, CanvasTextState, draw_allowed
+from outpace.constrain.canvas.numbered import NumberedGrammar
+from outpace.constrain.canvas.protocol import Places
+from outpace.constrain.machine import bits
 
 __all__ = ["ContextFreeConstraint", "ContextFreeState", "parts"]
 
@@ -30,24 +30,20 @@ _REACH = 128  # unseen places behind the canvas that are looked at; more would o
 
 
 @dataclass(frozen=True, eq=False)
-class ContextFreeConstraint:
+class ContextFreeConstraint(CanvasTexts):
     """A context-free language over bytes, on a canvas of tokens.
 
     Attributes:
-        kind: what it was made of, for errors: "grammar" or "JSON schema".
         chart: of its grammar.
         table: what tokens do to the automaton of its terminals.
         spelled: the bytes of each id; empty for ids that are no text.
         is_part: [V] whether a token can be a part of any text at all.
-        ends: ids that end a text.
     """
 
-    kind: str
     chart: Chart
     table: TokenTable
     spelled: Sequence[bytes]
     is_part: NDArray[np.bool_]
-    ends: tuple[int, ...]
 
     @property
     def vocab_size(self) -> int:
@@ -58,12 +54,8 @@ class ContextFreeConstraint:
         """Return the state of an empty text."""
         return ContextFreeState(self, [])
 
-    def misfit(self, canvas: Canvas) -> ConfigError:
-        """Return the error of a canvas that cannot be completed, said before anything is written on it."""
-        return misfit(self.kind, canvas, bool(self.ends))
 
-
-class ContextFreeState:
+class ContextFreeState(CanvasTextState):
     """Where one text stands in a context-free constraint; see `CanvasState`.
 
     `can_complete` and `fits` count on tokens within one terminal at masked places: True is certain, False may be
@@ -81,15 +73,11 @@ class ContextFreeState:
         """Return an independent copy."""
         return ContextFreeState(self._constraint, list(self._tokens))
 
-    def can_complete(self, canvas: Canvas, room: int = 0) -> bool:
+    def can_complete(self, canvas: Places, room: int = 0) -> bool:
         """Return whether the masked places can be filled so that the text is allowed."""
         return bool(self._constraint.chart.ways(self._read([*self._tokens, *canvas], room)))
 
-    def fits(self, canvas: Canvas, place: int, token: int, room: int = 0) -> bool:
-        """Return whether the canvas can still be completed once `token` stands at a masked place."""
-        return self.can_complete([*canvas[:place], token, *canvas[place + 1 :]], room)
-
-    def allowed(self, canvas: Canvas, place: int, room: int = 0) -> Tensor:
+    def allowed(self, canvas: Places, place: int, room: int = 0) -> Tensor:
         """Return [V] bool: tokens that may be written at a masked place as a part of the text, or as its end.
 
         Of tokens that are a part of the text, those that lie within one terminal; `fits` tells of the others.
@@ -111,14 +99,14 @@ class ContextFreeState:
         allowed[list(constraint.ends)] = bool(ways >> depth)
         return torch.from_numpy(allowed)
 
-    def accepts(self, canvas: Canvas, place: int, token: int, room: int = 0) -> bool:
+    def accepts(self, canvas: Places, place: int, token: int, room: int = 0) -> bool:
         """Return whether one token may be written at a masked place, as a part of the text or its end."""
         constraint = self._constraint
         if any(known in constraint.ends for known in [*self._tokens, *canvas[:place]]) or token in constraint.ends:
             return self.fits(canvas, place, token, room)
         return bool(constraint.is_part[token]) and self._is_inside(canvas, place, token, room)
 
-    def redraw(self, canvas: Canvas, place: int, draw: Callable[[Tensor], int], room: int = 0) -> int:
+    def redraw(self, canvas: Places, place: int, draw: Callable[[Tensor], int], room: int = 0) -> int:
         """Return a token that may be written at a masked place; see `CanvasState`.
 
         The first few that are drawn are tested one by one, as the paper does; then one of `allowed` is drawn, which may
@@ -126,7 +114,7 @@ class ContextFreeState:
         """
         constraint, within = self._constraint, self.allowed(canvas, place, room)
         if not bool(within.any()):
-            raise misfit(constraint.kind, canvas, bool(constraint.ends))
+            raise constraint.misfit(canvas)
         left, trials = within | torch.from_numpy(constraint.is_part), _TRIALS
         while trials and (token := draw(left)) >= 0:
             if within[token] or self.accepts(canvas, place, token, room):
@@ -134,14 +122,14 @@ class ContextFreeState:
             left[token], trials = False, trials - 1
         return draw_allowed(within, draw)
 
-    def _is_inside(self, canvas: Canvas, place: int, token: int, room: int) -> bool:
+    def _is_inside(self, canvas: Places, place: int, token: int, room: int) -> bool:
         """Return whether a text can be completed that has `token` at a place; `fits` lets it end before."""
         text = [*self._tokens, *canvas[:place], token, *canvas[place + 1 :]]
         chain = self._read(text, room)
         before = sum(len(self._edges(token)) for token in text[: len(self._tokens) + place])
         return bool(self._constraint.chart.ways(chain, (1 << (len(chain) - 1 - before)) - 1))
 
-    def completion(self, canvas: Canvas, room: int = 0) -> list[int] | None:
+    def completion(self, canvas: Places, room: int = 0) -> list[int] | None:
         """Return some canvas without masks that completes this one, or None."""
         written = list(canvas)
         if not self.can_complete(written, room):
@@ -151,7 +139,7 @@ class ContextFreeState:
                 written[place] = int(self.allowed(written, place, room).nonzero()[0])
         return [token for token in written if token is not None]
 
-    def _read(self, text: Sequence[int | None], room: int) -> list[Point]:
+    def _read(self, text: Sequence[int | None], room: int) -> list[ChartPoint]:
         ends = self._constraint.ends
         stop = next((at for at, token in enumerate(text) if token in ends), None)
         edges = [edge for token in text[:stop] for edge in self._edges(token)]
@@ -165,14 +153,14 @@ class ContextFreeState:
         return self._constraint.spelled[token] or (BARRED,)
 
 
-def parts(plan: Plan, trie: Trie) -> NDArray[np.bool_]:
+def parts(grammar: NumberedGrammar, trie: Trie) -> NDArray[np.bool_]:
     """Return [V]: whether a token may be a part of some text, judged by which terminals can stand side by side."""
-    automaton = plan.automaton
+    automaton = grammar.automaton
     opens = [1 << state for state in range(automaton.size)]
-    for left, right in plan.follow:
+    for left, right in grammar.follow:
         for state in automaton.accept.nonzero()[0].tolist():
-            if plan.owner[state] == left:
-                opens[state] |= 1 << plan.entry[right]
+            if grammar.owner[state] == left:
+                opens[state] |= 1 << grammar.entry[right]
 
     @functools.cache
     def step(states: int, byte: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from outpace.constrain.grammar import Grammar, Terminal
+from outpace.constrain.reading import library
 from outpace.constrain.syntax import read_pattern
 from outpace.errors import ConfigError
 
@@ -20,10 +21,10 @@ def read_lark(text: str) -> Grammar:
     Raises:
         ConfigError: lark is missing, or the grammar cannot be read.
     """
-    library = _library()
+    lark = library("lark", "Grammars on a canvas")
     try:
-        parser = library.Lark(text, parser="earley", lexer="dynamic", start="start", keep_all_tokens=True)
-    except library.exceptions.LarkError as error:
+        parser = lark.Lark(text, parser="earley", lexer="dynamic", start="start", keep_all_tokens=True)
+    except lark.exceptions.LarkError as error:
         raise _unreadable(str(error)) from None
     except Exception as error:  # faults that the library meets while it compiles patterns
         raise _unreadable(f"{type(error).__name__}: {error}") from None
@@ -61,16 +62,6 @@ def _pattern(terminal: Any) -> str:
     for known, same in _KNOWN.items():
         pattern = pattern.replace(known, same)
     return pattern
-
-
-def _library() -> Any:
-    try:
-        import lark
-    except ImportError:
-        raise ConfigError(
-            "Grammars on a canvas need the package lark.", "python -m pip install 'outpace[constraints]'"
-        ) from None
-    return lark
 
 
 def _unreadable(reason: str) -> ConfigError:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from outpace.errors import ConfigError
 
-__all__ = ["Canvas", "CanvasConstraint", "CanvasState"]
+__all__ = ["CanvasConstraint", "CanvasState", "Places"]
 
-Canvas = Sequence[int | None]
+Places = Sequence[int | None]  # of a canvas: a token each, or None
 
 
 class CanvasConstraint(Protocol):
@@ -31,7 +31,7 @@ class CanvasConstraint(Protocol):
         """Return the state of an empty text."""
         ...
 
-    def misfit(self, canvas: Canvas) -> ConfigError:
+    def misfit(self, canvas: Places) -> ConfigError:
         """Return the error of a canvas that cannot be completed, said before anything is written on it."""
         ...
 
@@ -51,15 +51,15 @@ class CanvasState(Protocol):
         """Return an independent copy."""
         ...
 
-    def can_complete(self, canvas: Canvas, room: int = 0) -> bool:
+    def can_complete(self, canvas: Places, room: int = 0) -> bool:
         """Return whether the masked places can be filled so that the text is allowed."""
         ...
 
-    def fits(self, canvas: Canvas, place: int, token: int, room: int = 0) -> bool:
+    def fits(self, canvas: Places, place: int, token: int, room: int = 0) -> bool:
         """Return whether the canvas can still be completed once `token` stands at a masked place."""
         ...
 
-    def allowed(self, canvas: Canvas, place: int, room: int = 0) -> Tensor:
+    def allowed(self, canvas: Places, place: int, room: int = 0) -> Tensor:
         """Return [V] bool on the CPU: tokens that may be written at a masked place, as a part of the text or its end.
 
         A token that could stand there only because the text ends before is left out, unless an end token already
@@ -67,14 +67,14 @@ class CanvasState(Protocol):
         """
         ...
 
-    def accepts(self, canvas: Canvas, place: int, token: int, room: int = 0) -> bool:
+    def accepts(self, canvas: Places, place: int, token: int, room: int = 0) -> bool:
         """Return whether one token may be written at a masked place, as a part of the text or its end.
 
         Like `allowed`, but of one token. What else the same step writes must already stand in the canvas.
         """
         ...
 
-    def redraw(self, canvas: Canvas, place: int, draw: Callable[[Tensor], int], room: int = 0) -> int:
+    def redraw(self, canvas: Places, place: int, draw: Callable[[Tensor], int], room: int = 0) -> int:
         """Return a token that may be written at a masked place.
 
         Args:
@@ -89,6 +89,6 @@ class CanvasState(Protocol):
         """
         ...
 
-    def completion(self, canvas: Canvas, room: int = 0) -> list[int] | None:
+    def completion(self, canvas: Places, room: int = 0) -> list[int] | None:
         """Return some canvas without masks that completes this one, or None."""
         ...

@@ -12,30 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outpace.constrain.canvas.automaton import DEAD, Automaton, TokenTable
-from outpace.constrain.canvas.protocol import Canvas
-from outpace.errors import ConfigError
+from outpace.constrain.canvas.common import CanvasTexts, CanvasTextState, draw_allowed
+from outpace.constrain.canvas.protocol import Places
 
-__all__ = ["RegularConstraint", "RegularState", "draw_allowed", "misfit"]
+__all__ = ["RegularConstraint", "RegularState"]
 
 _Flags = NDArray[np.bool_]
 _BARRED = -1e9  # log-probability of a token that the law bars: chosen only where the constraint leaves nothing else
 
 
 @dataclass(frozen=True, eq=False)
-class RegularConstraint:
+class RegularConstraint(CanvasTexts):
     """A regular language over tokens.
 
     Attributes:
-        kind: what it was made of, for errors: "regular expression" or "JSON schema".
         automaton: over bytes.
         table: what tokens do to it.
-        ends: ids that end a text; if there are none, a text fills its canvas.
     """
 
-    kind: str
     automaton: Automaton
     table: TokenTable
-    ends: tuple[int, ...]
 
     @property
     def vocab_size(self) -> int:
@@ -45,10 +41,6 @@ class RegularConstraint:
     def start(self) -> RegularState:
         """Return the state of an empty text."""
         return RegularState(self, self.automaton.start)
-
-    def misfit(self, canvas: Canvas) -> ConfigError:
-        """Return the error of a canvas that cannot be completed, said before anything is written on it."""
-        return misfit(self.kind, canvas, bool(self.ends))
 
     @functools.cached_property
     def forward(self) -> _Edges:
@@ -80,7 +72,7 @@ class RegularConstraint:
         return before | self.automaton.accept if self.ends else before
 
 
-class RegularState:
+class RegularState(CanvasTextState):
     """Where one text stands in a regular constraint; see `CanvasState`."""
 
     def __init__(self, constraint: RegularConstraint, state: int, is_over: bool = False) -> None:
@@ -102,17 +94,13 @@ class RegularState:
         """Return an independent copy."""
         return RegularState(self._constraint, self._state, self._is_over)
 
-    def can_complete(self, canvas: Canvas, room: int = 0) -> bool:
+    def can_complete(self, canvas: Places, room: int = 0) -> bool:
         """Return whether the masked places can be filled so that the text is allowed."""
         if self._is_over:
             return self._state != DEAD
         return bool(self._read(canvas, room).good[0][self._state])
 
-    def fits(self, canvas: Canvas, place: int, token: int, room: int = 0) -> bool:
-        """Return whether the canvas can still be completed once `token` stands at a masked place."""
-        return self.can_complete([*canvas[:place], token, *canvas[place + 1 :]], room)
-
-    def allowed(self, canvas: Canvas, place: int, room: int = 0) -> Tensor:
+    def allowed(self, canvas: Places, place: int, room: int = 0) -> Tensor:
         """Return [V] bool: tokens that may be written at a masked place as a part of the text, or as its end."""
         constraint = self._constraint
         if not self.can_complete(canvas, room):
@@ -128,22 +116,22 @@ class RegularState:
         allowed[list(constraint.ends)] = could_end
         return torch.from_numpy(allowed)
 
-    def accepts(self, canvas: Canvas, place: int, token: int, room: int = 0) -> bool:
+    def accepts(self, canvas: Places, place: int, token: int, room: int = 0) -> bool:
         """Return whether one token may be written at a masked place, as a part of the text or its end."""
         return bool(self.allowed(canvas, place, room)[token])
 
-    def redraw(self, canvas: Canvas, place: int, draw: Callable[[Tensor], int], room: int = 0) -> int:
+    def redraw(self, canvas: Places, place: int, draw: Callable[[Tensor], int], room: int = 0) -> int:
         """Return a token that may be written at a masked place; see `CanvasState`."""
         allowed = self.allowed(canvas, place, room)
         if not bool(allowed.any()):
             raise self._constraint.misfit(canvas)
         return draw_allowed(allowed, draw)
 
-    def completion(self, canvas: Canvas, room: int = 0) -> list[int] | None:
+    def completion(self, canvas: Places, room: int = 0) -> list[int] | None:
         """Return some canvas without masks that completes this one, or None."""
         return self.best(canvas, torch.zeros(len(canvas), self._constraint.vocab_size), room)
 
-    def best(self, canvas: Canvas, log_probs: Tensor, room: int = 0) -> list[int] | None:
+    def best(self, canvas: Places, log_probs: Tensor, room: int = 0) -> list[int] | None:
         """Return the most likely completion when places are independent, or None if there is none.
 
         DINGO: Constrained Inference for Diffusion LLMs (arXiv 2505.23061), over classes of tokens. Tokens after the end
@@ -161,7 +149,7 @@ class RegularState:
         law = log_probs.detach().cpu().double().clamp(min=_BARRED).numpy()
         return _viterbi(self._constraint, self._state, canvas, law, room)
 
-    def _read(self, canvas: Canvas, room: int) -> _Scan:
+    def _read(self, canvas: Places, room: int) -> _Scan:
         key = (tuple(canvas), room)
         if key != self._seen:
             self._seen, self._scan = key, _read(self._constraint, self._state, canvas, room)
@@ -194,7 +182,7 @@ class _Edges:
         return found
 
 
-def _read(constraint: RegularConstraint, state: int, canvas: Canvas, room: int) -> _Scan:
+def _read(constraint: RegularConstraint, state: int, canvas: Places, room: int) -> _Scan:
     table, accept = constraint.table, constraint.automaton.accept
     end = next((at for at, token in enumerate(canvas) if token in constraint.ends), len(canvas))
     first = np.zeros(constraint.automaton.size, np.bool_)
@@ -215,7 +203,7 @@ def _read(constraint: RegularConstraint, state: int, canvas: Canvas, room: int) 
 
 
 def _viterbi(
-    constraint: RegularConstraint, state: int, canvas: Canvas, log_probs: NDArray[np.float64], room: int
+    constraint: RegularConstraint, state: int, canvas: Places, log_probs: NDArray[np.float64], room: int
 ) -> list[int]:
     """Return the best completion of a canvas that has one; scores go from the right, tokens from the left."""
     table, accept, ends = constraint.table, constraint.automaton.accept, list(constraint.ends)
@@ -245,22 +233,3 @@ def _viterbi(
                 break
         state = int(table.next[state, table.kind[token]])
     return [ends[0] if token is None else token for token in written]
-
-
-def draw_allowed(allowed: Tensor, draw: Callable[[Tensor], int]) -> int:
-    """Return the token drawn of those allowed, or the first of them if the law bars them all."""
-    token = draw(allowed)
-    return token if token >= 0 else int(allowed.nonzero()[0])
-
-
-def misfit(kind: str, canvas: Canvas, can_end: bool) -> ConfigError:
-    """Return the error of a canvas that cannot be completed."""
-    if any(token is not None for token in canvas):
-        return ConfigError(
-            f"Between the given pieces there is no way to meet the {kind}.",
-            "Give pieces that can be parts of an allowed text, with enough places between them.",
-        )
-    extent = "at most" if can_end else "exactly"
-    return ConfigError(
-        f"No text of {extent} {len(canvas)} tokens meets the {kind}.", "Ask for more tokens, or allow shorter texts."
-    )

@@ -13,16 +13,16 @@ Differences: delimiters are found in the tokenizer (any token of delimiters with
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from outpace.canvas import Canvas, FixedBlocks, Schedule
-from outpace.canvas.adaptive_blocks import AdaptiveBlocks, DelimitedCanvas
-from outpace.canvas.rules import Ranked
+from outpace.canvas import FixedBlocks, Parts, Ranked
+from outpace.canvas.adaptive_blocks import AdaptiveBlocks
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.diffusion.base import BLOCK, CanvasMethod, CanvasState
-from outpace.types import Context, Proposal, View
+from outpace.methods.diffusion.base import BLOCK, CanvasBatch, CanvasMethod
+from outpace.methods.setting import setting
+from outpace.types import Capabilities, Proposal, View
 
 if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
@@ -45,9 +45,9 @@ class AdaBlock(CanvasMethod):
     """
 
     delimiters: str = ".!?\n"
-    delimiter_threshold: float = 0.3
-    window: float = 0.25
-    threshold: float = 0.9
+    delimiter_threshold: float = setting(0.3, above=0, note="above 1 = fixed blocks")
+    window: float = setting(0.25, above=0, most=1)
+    threshold: float = setting(0.9, above=0, most=1)
 
     name: ClassVar[str] = "adablock"
     family: ClassVar[str] = "diffusion"
@@ -64,38 +64,25 @@ class AdaBlock(CanvasMethod):
         super().__post_init__()
         if not self.delimiters:
             raise ConfigError("There are no delimiters.", "Name characters, such as delimiters='.!?'.")
-        if self.delimiter_threshold <= 0:
-            raise ConfigError(
-                f"delimiter_threshold is {self.delimiter_threshold}.", "Use a number above 0; above 1 = fixed blocks."
-            )
-        if not 0 < self.window <= 1 or not 0 < self.threshold <= 1:
-            raise ConfigError(
-                f"window is {self.window} and threshold {self.threshold}.", "Both must be above 0 and at most 1."
-            )
 
     @property
     def rule(self) -> Ranked:
         """The surest place, and all above the threshold."""
         return Ranked(threshold=self.threshold if self.threshold < 1 else 2.0)
 
-    def schedule(self, canvas: Canvas) -> Schedule:
-        """Return the adaptive blocks, or fixed ones where no delimiter can end a block."""
-        size = self.block or canvas.block_size or BLOCK
-        if not isinstance(canvas, DelimitedCanvas) or not canvas.delimiters or self.delimiter_threshold > 1:
-            return FixedBlocks(size)
-        return AdaptiveBlocks(size, canvas.delimiters, self.delimiter_threshold, self.window)
-
-    def start(self, context: Context) -> CanvasState:
-        """Return the rows' canvases, with the ids of the delimiters."""
-        state = super().start(context)
-        tokenizer = context.tokenizers.get("target")
+    def parts(self, offered: Capabilities, tokenizer: Tokenizer | None) -> Parts:
+        """Return the parts, with adaptive blocks, or fixed ones where no delimiter can end a block."""
+        parts = super().parts(offered, tokenizer)
         ids = () if tokenizer is None else delimiter_ids(tokenizer, self.delimiters)
-        given = {item.name: getattr(state.canvas, item.name) for item in fields(state.canvas)}
-        return replace(state, canvas=DelimitedCanvas(**given, delimiters=ids))
+        if not ids or self.delimiter_threshold > 1:
+            return parts
+        size = self.block or parts.canvas.block_size or BLOCK
+        return replace(parts, schedule=AdaptiveBlocks(size, ids, self.delimiter_threshold, self.window))
 
-    def shape(self, proposal: Proposal, view: View, state: CanvasState) -> Proposal:
+    def dress(self, proposal: Proposal, view: View, state: CanvasBatch) -> Proposal:
         """Note for traces where each row's block in work begins and ends, or that no delimiter is known."""
-        if isinstance(self.schedule(state.canvas), FixedBlocks):
+        del view
+        if isinstance(state.parts.schedule, FixedBlocks):
             return replace(proposal, note="fixed blocks")
         spans = [f"{row.base}-{row.end}" if row.end > row.base else f"{row.base}-?" for row in state.canvases]
         return replace(proposal, note="blocks " + ", ".join(spans))

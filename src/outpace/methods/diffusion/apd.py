@@ -12,25 +12,28 @@ Differences: under block attention a step sees the model's block whole, and draw
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from outpace.canvas import Policy, Reading, Schedule, make_policy
-from outpace.canvas.row import Bools, Canvas
+from outpace.canvas import Canvas, Parts, Policy, Reading, Schedule, make_policy
+from outpace.canvas.row import Bools
 from outpace.canvas.sliding import Sliding
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.diffusion.base import CanvasState
 from outpace.methods.diffusion.guided import GuidedCanvas
+from outpace.methods.setting import setting
 from outpace.sampling import Sampler
-from outpace.types import Context
+from outpace.types import Capabilities
 
-__all__ = ["Apd", "mixture"]
+if TYPE_CHECKING:
+    from outpace.text.tokenizer import Tokenizer
+
+__all__ = ["Apd", "law_product"]
 
 
-def mixture(diffusion: Tensor, guide: Tensor, weight: float) -> Tensor:
+def law_product(diffusion: Tensor, guide: Tensor, weight: float) -> Tensor:
     """Return logits of the normalised product p_d^weight * p_g^(1 - weight), [..., V].
 
     Args:
@@ -58,12 +61,12 @@ class Apd(GuidedCanvas):
             approximate cache.
 
     Raises:
-        ConfigError: a weight outside [0, 1], a window below its least, or a setting that the sliding window replaces.
+        ConfigError: a setting outside its range, or one that the sliding window replaces.
     """
 
-    weight: float = 0.7
-    max_lookahead: int = 0
-    kv_window: int = -1
+    weight: float = setting(0.7, least=0, most=1, note="0 = the guide, 1 = the diffusion model")
+    max_lookahead: int = setting(0, least=0, note="0 = all")
+    kv_window: int = setting(-1, least=-1, note="-1 = no approximate cache")
 
     is_open_ended: ClassVar[bool] = True
     name: ClassVar[str] = "apd"
@@ -82,22 +85,15 @@ class Apd(GuidedCanvas):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.weight <= 1:
-            raise ConfigError(f"weight is {self.weight}.", "weight must be from 0 (guide) to 1 (diffusion).")
-        if self.max_lookahead < 0 or self.kv_window < -1:
-            raise ConfigError(
-                f"max_lookahead is {self.max_lookahead} and kv_window {self.kv_window}.",
-                "max_lookahead must be 0 or more, kv_window -1 or more.",
-            )
         if self.block or self.ahead != -1:
             raise ConfigError("apd slides one window over the text; it has no block.", "Set max_lookahead instead.")
         if self.kv_window >= 0 and self.cache != "auto":
             raise ConfigError(f"Both kv_window and cache={self.cache} ask for a cache.", "Set one of them.")
 
-    def start(self, context: Context) -> CanvasState:
-        """Return the rows' canvases, of which a forward holds nothing beyond the window."""
-        state = super().start(context)
-        return replace(state, canvas=replace(state.canvas, ahead=0))
+    def parts(self, offered: Capabilities, tokenizer: Tokenizer | None) -> Parts:
+        """Return the parts, on a canvas of which a forward holds nothing beyond the window."""
+        parts = super().parts(offered, tokenizer)
+        return replace(parts, canvas=replace(parts.canvas, ahead=0))
 
     def schedule(self, canvas: Canvas) -> Schedule:
         """Return the sliding window."""
@@ -110,13 +106,13 @@ class Apd(GuidedCanvas):
             return super().policy(canvas)
         return make_policy("free", self.refresh, self.kv_window)
 
-    def agrees(self, reading: Reading, expected: Tensor, state: CanvasState, index: int, sampler: Sampler) -> Bools:
+    def agrees(self, reading: Reading, expected: Tensor, banned: Tensor, sampler: Sampler) -> Bools:
         """Return where the product of both laws draws the same token, with the same noise."""
-        del state, index
+        del banned
         count = len(expected)
-        mixed = sampler.process(mixture(reading.logits[:count], expected, self.weight), None).unsqueeze(0)
-        where = torch.from_numpy(reading.places[:count]).to(mixed.device).unsqueeze(0)
-        drawn = sampler.pick(mixed, where, visit=reading.visit)[0]
+        both = sampler.process(law_product(reading.logits[:count], expected, self.weight), None).unsqueeze(0)
+        where = torch.from_numpy(reading.places[:count]).to(both.device).unsqueeze(0)
+        drawn = sampler.pick(both, where, visit=reading.visit)[0]
         agrees: Bools = drawn.cpu().numpy() == reading.tokens[:count]
         agrees[:1] = True  # it follows decided text only, where the diffusion model's own law is the right one
         return agrees

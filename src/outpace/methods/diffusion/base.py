@@ -1,55 +1,67 @@
-"""What every method on a canvas is: a rule, a block schedule and a cache policy, and how they meet the loop."""
+"""What every method on a canvas is: a rule, a block schedule and a cache policy, and how they meet the loop.
+
+This is the one place where canvases meet the four functions of a method, so the methods themselves may be a few
+settings and a rule; hence its length.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from outpace.canvas import (
+    CACHES,
     Advance,
     Canvas,
     CanvasRow,
+    Copy,
     FixedBlocks,
+    Parts,
     Policy,
     Reading,
     Rule,
     Schedule,
-    Window,
     advance,
     begin_constraint,
-    lay_window,
     make_policy,
-    propose_windows,
     read,
 )
+from outpace.canvas.copies import propose_copies
+from outpace.canvas.report import report
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
-from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+from outpace.methods.setting import setting
+from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
 
-__all__ = ["CanvasMethod", "CanvasState"]
+if TYPE_CHECKING:
+    from outpace.text.tokenizer import Tokenizer
+
+__all__ = ["CanvasBatch", "CanvasMethod", "ReadCopy"]
 
 BLOCK = 32  # places per block where neither the user nor the model names a length
+ReadCopy = Callable[[Copy], Reading]
+"""What this forward says of a copy of one row, drawn as its state draws."""
 
 
 @dataclass
-class CanvasState:
+class CanvasBatch:
     """The rows on their canvases.
 
     Attributes:
         canvases: one per row.
-        canvas: what they share.
+        parts: what they share.
         target: the model, for methods that embed tokens themselves.
         banned: per row, [K] int64 tokens that may not be written.
         extra: what a method adds, with a row axis.
     """
 
     canvases: list[CanvasRow]
-    canvas: Canvas
+    parts: Parts
     target: Any
     banned: list[Tensor] = field(default_factory=list)
     extra: Any = None
@@ -70,23 +82,14 @@ class CanvasMethod(Method):
             steps may write fewer places than they would.
 
     Raises:
-        ConfigError: a negative number, or a cache policy or an `end` that does not exist.
+        ConfigError: a setting outside its range.
     """
 
-    block: int = 0
-    cache: str = "auto"
-    refresh: int = 0
-    ahead: int = -1
-    end: str = "free"
-
-    def __post_init__(self) -> None:
-        if self.block < 0:
-            raise ConfigError(f"block is {self.block}.", "block must be 1 or more; 0 takes the model's own.")
-        if self.ahead < -1:
-            raise ConfigError(f"ahead is {self.ahead}.", "ahead must be 0 or more; -1 shows the whole canvas.")
-        if self.end not in ("free", "last"):
-            raise ConfigError(f"end is {self.end!r}.", "Use free or last.")
-        make_policy(self.cache, self.refresh)
+    block: int = setting(0, least=0, note="0 takes the model's own")
+    cache: str = setting("auto", among=CACHES)
+    refresh: int = setting(0, least=0, note="0 refreshes at the ends of blocks only")
+    ahead: int = setting(-1, least=-1, note="-1 shows the whole canvas")
+    end: str = setting("free", among=("free", "last"))
 
     @property
     def rule(self) -> Rule:
@@ -102,6 +105,29 @@ class CanvasMethod(Method):
         name = ("block" if canvas.block_size else "none") if self.cache == "auto" else self.cache
         return make_policy(name, self.refresh)
 
+    def parts(self, offered: Capabilities, tokenizer: Tokenizer | None) -> Parts:
+        """Return what the method is joined from on such a model.
+
+        Args:
+            offered: of the model.
+            tokenizer: the model's, where it has one.
+
+        Raises:
+            ConfigError: the model has no mask token.
+            CapabilityError: the exact block cache on a model whose attention allows none.
+        """
+        del tokenizer
+        if offered.mask_id is None:
+            raise ConfigError("The model has no mask token.", "Use a masked model, such as stories-mask.")
+        size = offered.block_size if offered.attention == "block" else 0
+        if self.cache == "block" and not size:
+            raise CapabilityError(
+                f"The cache 'block' needs block attention (the model's is {offered.attention}).",
+                "Use cache=none, or an approximate one: prefix, dual, delayed, greedy, free.",
+            )
+        canvas = Canvas(offered.mask_id, size, offered.logits_shift, self.ahead, self.end == "last")
+        return Parts(canvas, self.rule, self.schedule(canvas), self.policy(canvas))
+
     @property
     def needs(self) -> Needs:
         """A masked model with full or block attention."""
@@ -112,36 +138,31 @@ class CanvasMethod(Method):
         """Places written together ignore each other."""
         return Guarantee.APPROXIMATE
 
-    def start(self, context: Context) -> CanvasState:
+    def start(self, context: Context) -> CanvasBatch:
         """Return the rows' canvases.
 
         Raises:
             ConfigError: settings that no canvas can hold, or a prompt with a mask token.
-            CapabilityError: the exact block cache on a model whose attention allows none.
+            CapabilityError: as `parts`.
         """
-        capabilities = context.target.capabilities
-        canvas = _canvas(self, capabilities)
-        if self.cache == "block" and not canvas.block_size:
-            raise CapabilityError(
-                f"The cache 'block' needs block attention (the model's is {capabilities.attention}).",
-                "Use cache=none, or an approximate one: prefix, dual, delayed, greedy, free.",
-            )
-        if context.sampler.settings.is_stateful:
+        parts = self.parts(context.target.capabilities, context.tokenizers.get("target"))
+        sampler, canvas = context.sampler, parts.canvas
+        if sampler.settings.is_stateful:
             raise ConfigError(
                 f"{self.name} writes out of order: no penalty, bad word, min_tokens or constraint over prefixes holds.",
                 "Leave them out, or use a causal model.",
             )
         rows, banned = [], []
-        sampler, device = context.sampler, getattr(context.target, "device", "cpu")
+        device = context.target.device
         for text, rest, ends in zip(context.texts, context.canvases, sampler.end_tokens, strict=True):
             self._check(text, rest, canvas)
             is_filled_in = any(token >= 0 for token in rest)
             row = CanvasRow.begin(text, rest, canvas, () if is_filled_in else ends)
-            constraint = begin_constraint(context.sampler.settings.canvas_constraint, rest)
-            rows.append(replace(row, constraint=constraint))
+            constraint = begin_constraint(sampler.settings.canvas_constraint, rest)
+            rows.append(replace(row, constraint=constraint, memo=parts.rule.start(row, canvas, parts.schedule)))
             # Between given pieces no text may end.
             banned.append(torch.tensor([canvas.mask_id, *(ends if is_filled_in else ())], device=device))
-        return CanvasState(rows, canvas, context.target, banned)
+        return CanvasBatch(rows, parts, context.target, banned)
 
     def _check(self, text: Sequence[int], rest: Sequence[int], canvas: Canvas) -> None:
         if canvas.mask_id in text or canvas.mask_id in rest:
@@ -155,73 +176,77 @@ class CanvasMethod(Method):
                 f"Use max_tokens={len(rest) // self.block * self.block or self.block}, or leave block out.",
             )
 
-    def propose(self, view: View, state: CanvasState) -> Proposal:
-        """Propose every visible place that the cache does not hold."""
-        schedule = self.schedule(state.canvas)
-        self._take_over(view, state)
-        windows = [lay_window(row, state.canvas, schedule) for row in state.canvases]
-        return self.shape(propose_windows(windows, self._device(view), self.name), view, state)
+    def propose(self, view: View, state: CanvasBatch) -> Proposal:
+        """Propose every visible place that the cache does not hold, of all that `forwarded` returns."""
+        for index, (row, length) in enumerate(zip(state.canvases, view.cache.lengths, strict=True)):
+            if len(row.held) != length:  # a new row: what the loop's prefill has cached of it
+                state.canvases[index] = replace(row, held=np.arange(length))
+        rows = [self.forwarded(index, view, state) for index in range(len(state.canvases))]
+        proposal = propose_copies(rows, state.parts.canvas, view.device, self.name)
+        return self.dress(proposal, view, state)
 
-    def shape(self, proposal: Proposal, view: View, state: CanvasState) -> Proposal:
-        """Change a proposal before it is scored (soft inputs); as it is by default."""
+    def forwarded(self, index: int, view: View, state: CanvasBatch) -> Sequence[Copy]:
+        """Return the states of a row that this step forwards; by default the row alone."""
+        del view
+        return [Copy.of(state.canvases[index], state.parts)]
+
+    def dress(self, proposal: Proposal, view: View, state: CanvasBatch) -> Proposal:
+        """Change a proposal before it is scored (soft inputs, notes); as it is by default."""
         del view, state
         return proposal
 
-    def _take_over(self, view: View, state: CanvasState) -> None:
-        """Note what the loop's prefill has cached of rows that are new."""
-        for index, (row, length) in enumerate(zip(state.canvases, view.cache.lengths, strict=True)):
-            if len(row.held) != length:
-                state.canvases[index] = replace(row, held=np.arange(length))
-
-    def accept(self, proposal: Proposal, scores: Scores, view: View, state: CanvasState) -> Decision:
-        """Advance every row by one step; what became final is emitted."""
-        schedule, policy = self.schedule(state.canvas), self.policy(state.canvas)
-        steps: list[Advance | None] = []
-        for index, (row, window) in enumerate(zip(state.canvases, proposal.carry, strict=True)):
-            reading = self.reading(scores.logits[index, : len(window.asked)], window, index, view, state)
-            if reading.is_broken:
-                steps.append(None)
-                continue
-            steps.append(advance(row, reading, window, state.canvas, self.rule, schedule, policy))
+    def accept(self, proposal: Proposal, scores: Scores, view: View, state: CanvasBatch) -> Decision:
+        """Advance every row by what `take` makes of its copies; what became final is emitted."""
+        readers = self.readers(scores, view, state)
+        steps = [self.take(copies, reader, state.parts) for copies, reader in zip(proposal.carry, readers, strict=True)]
         return self.decide(steps, state)
 
-    def reading(self, logits: Tensor, window: Window, index: int, view: View, state: CanvasState) -> Reading:
-        """Return what the logits [A, V] of a row's asked places say."""
-        row, sampler = state.canvases[index], view.sampler.rows([index])
-        return read(logits, window.asked, row, state.canvas, sampler, state.banned[index])
+    def readers(self, scores: Scores, view: View, state: CanvasBatch) -> list[ReadCopy]:
+        """Return, per row, what reads its copies off this forward."""
 
-    def decide(self, steps: Sequence[Advance | None], state: CanvasState) -> Decision:
-        """Return the decision that rows after a step make; a row of None is broken and ends with an error."""
-        emitted, log_probs, keep, rows = [], [], [], []
+        def reader(index: int) -> ReadCopy:
+            logits, sampler, banned = scores.logits[index], view.sampler.rows([index]), state.banned[index]
+            canvas = state.parts.canvas
+            return lambda copy: read(logits[copy.laws], copy.window.asked, copy.row, canvas, sampler, banned)
+
+        return [reader(index) for index in range(len(state.canvases))]
+
+    def take(self, copies: Sequence[Copy], reader: ReadCopy, parts: Parts) -> Advance | None:
+        """Return a row after a step; by default one step of the row itself. None = a law is none."""
+        reading = reader(copies[0])
+        return None if reading.is_broken else advance(copies[0].row, reading, copies[0].window, parts)
+
+    def decide(self, steps: Sequence[Advance | None], state: CanvasBatch) -> Decision:
+        """Return the decision that rows after a step make; a row of None is broken and ends with an error.
+
+        `Decision.carry` holds the steps, for `observe` and for watchers.
+        """
+        emitted, log_probs, keep = [], [], []
         for before, step in zip(state.canvases, steps, strict=True):
             after = before if step is None else step.row
             written = slice(before.base, after.base)
             emitted.append([-1] if step is None else after.tokens[written].tolist())
             log_probs.append([0.0] if step is None else after.log_probs[written].tolist())
-            keep.append([] if step is None else step.slots)
-            rows.append(after)
+            keep.append([] if step is None else step.slots.tolist())
         width = max(len(tokens) for tokens in emitted)
         table = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in emitted], dtype=torch.int64)
         chances = torch.tensor([row + [0.0] * (width - len(row)) for row in log_probs], dtype=torch.float64)
         num = torch.tensor([len(tokens) for tokens in emitted])
-        path = torch.arange(width).expand(len(rows), width)
-        table = table.view(len(rows), width)
-        return Decision(table, num, path, keep, log_probs=chances.view(len(rows), width), carry=rows)
+        path = torch.arange(width).expand(len(steps), width)
+        table = table.view(len(steps), width)
+        return Decision(table, num, path, keep, log_probs=chances.view(len(steps), width), carry=list(steps))
 
-    def observe(self, outcome: Outcome, view: View, state: CanvasState) -> CanvasState:
+    def observe(self, outcome: Outcome, view: View, state: CanvasBatch) -> CanvasBatch:
         """Take the rows as they are after the step."""
         del view
         if outcome.decision is None:
             return state
-        return replace(state, canvases=list(outcome.decision.carry))
+        steps: list[Advance | None] = outcome.decision.carry
+        rows = [old if step is None else step.row for old, step in zip(state.canvases, steps, strict=True)]
+        return replace(state, canvases=rows)
 
-    def _device(self, view: View) -> Any:
-        return view.device
-
-
-def _canvas(method: CanvasMethod, capabilities: Any) -> Canvas:
-    mask_id = capabilities.mask_id
-    if mask_id is None:
-        raise ConfigError("The model has no mask token.", "Use a masked model, such as stories-mask.")
-    size = capabilities.block_size if capabilities.attention == "block" else 0
-    return Canvas(mask_id, size, capabilities.logits_shift, method.ahead, method.end == "last")
+    def report(self, outcome: Outcome, view: View, state: CanvasBatch) -> list[Report]:
+        """Tell which places were written, final or not."""
+        del view
+        steps: list[Advance | None] = [] if outcome.decision is None else outcome.decision.carry
+        return [report(row, step) for row, step in zip(state.canvases, steps, strict=True)]

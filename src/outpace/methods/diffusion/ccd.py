@@ -17,10 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.canvas.rule_ccd import Coherent
-from outpace.errors import ConfigError
+from outpace.canvas.rules.ccd import Coherent
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasMethod
+from outpace.methods.setting import setting
 
 __all__ = ["CoherentDecoding"]
 
@@ -38,8 +38,8 @@ class CoherentDecoding(CanvasMethod):
         ConfigError: a history or a top below 1.
     """
 
-    history: int = 2
-    top: int = 4
+    history: int = setting(2, least=1)
+    top: int = setting(4, least=1)
     adaptive: bool = True
 
     name: ClassVar[str] = "ccd"
@@ -53,11 +53,6 @@ class CoherentDecoding(CanvasMethod):
         258,
         "The entropy bound on the number of places; agreement of the whole buffer stands in.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.history < 1 or self.top < 1:
-            raise ConfigError(f"history is {self.history} and top {self.top}.", "Both must be 1 or more.")
 
     @property
     def rule(self) -> Coherent:

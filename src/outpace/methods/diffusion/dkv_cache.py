@@ -15,11 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.canvas import Policy, make_policy
-from outpace.canvas.row import Canvas
+from outpace.canvas import Canvas, Policy, make_policy
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.speculative.ranked import RankedCanvas
+from outpace.methods.diffusion.ranked import RankedCanvas
+from outpace.methods.setting import setting
 
 __all__ = ["DkvCache"]
 
@@ -36,12 +36,12 @@ class DkvCache(RankedCanvas):
         window: greedy computes this many places on either side of its own anew.
 
     Raises:
-        ConfigError: an unknown variant, a window below 0, or a cache policy beside the variant.
+        ConfigError: a setting outside its range, or a cache policy beside the variant.
     """
 
-    refresh: int = 8
-    variant: str = "decode"
-    window: int = 4
+    refresh: int = setting(8, least=0, note="0 refreshes as the variant says")
+    variant: str = setting("decode", among=tuple(VARIANTS))
+    window: int = setting(4, least=0)
 
     name: ClassVar[str] = "dkv-cache"
     family: ClassVar[str] = "diffusion"
@@ -57,10 +57,6 @@ class DkvCache(RankedCanvas):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in VARIANTS:
-            raise ConfigError(f"variant is {self.variant!r}.", f"Use {' or '.join(VARIANTS)}.")
-        if self.window < 0:
-            raise ConfigError(f"window is {self.window}.", "window must be 0 or more.")
         if self.cache != "auto":
             raise ConfigError(
                 f"dkv-cache brings its own cache, so cache={self.cache} has no meaning.",

@@ -12,14 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.canvas.rule_parallel import EntropyBounded
-from outpace.errors import ConfigError
+from outpace.canvas.rules.parallel import EntropyBounded
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasMethod
+from outpace.methods.setting import setting
 
 __all__ = ["EbSampler"]
-
-ORDERS = ("entropy", "confidence", "margin")
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class EbSampler(CanvasMethod):
         ConfigError: a negative gamma, or an unknown order.
     """
 
-    gamma: float = 0.1
-    order: str = "entropy"
+    gamma: float = setting(0.1, least=0)
+    order: str = setting("entropy", among=("entropy", "confidence", "margin"))
 
     name: ClassVar[str] = "eb-sampler"
     family: ClassVar[str] = "diffusion"
@@ -46,13 +44,6 @@ class EbSampler(CanvasMethod):
         2025,
         "2505.24857",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gamma < 0:
-            raise ConfigError(f"gamma is {self.gamma}.", "It bounds an entropy, so it must be 0 or more.")
-        if self.order not in ORDERS:
-            raise ConfigError(f"order is {self.order!r}.", f"Use one of {', '.join(ORDERS)}.")
 
     @property
     def rule(self) -> EntropyBounded:

@@ -21,27 +21,17 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-import torch
 
-from outpace.canvas import (
-    Advance,
-    Canvas,
-    CanvasRow,
-    Reading,
-    Schedule,
-    Window,
-    advance,
-    propose_windows,
-    read,
-)
-from outpace.canvas.copies import Copies, lay_copies, shifted
+from outpace.canvas import Advance, Canvas, CanvasRow, Copy, Parts, Reading, Schedule, advance
+from outpace.canvas.copies import place_copies
 from outpace.canvas.obey import may_write
 from outpace.canvas.reach import Reach
-from outpace.canvas.rule_ete import Explore, Tentative
+from outpace.canvas.rules.ete import Explore, Tentative
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.diffusion.base import CanvasMethod, CanvasState
-from outpace.types import Context, Decision, Needs, Proposal, Scores, View
+from outpace.methods.diffusion.base import CanvasBatch, CanvasMethod, ReadCopy
+from outpace.methods.setting import setting
+from outpace.types import Context, Needs, View
 
 __all__ = ["ExploreThenExploit"]
 
@@ -61,10 +51,10 @@ class ExploreThenExploit(CanvasMethod):
         ConfigError: a number out of its range, or several candidates for several places.
     """
 
-    threshold: float = 0.9
-    reach: int = -1
-    explore: int = 1
-    candidates: int = 3
+    threshold: float = setting(0.9, above=0, most=1)
+    reach: int = setting(-1, least=-1, note="-1 reaches the end of the canvas")
+    explore: int = setting(1, least=0)
+    candidates: int = setting(3, least=1)
 
     name: ClassVar[str] = "ete"
     family: ClassVar[str] = "diffusion"
@@ -79,15 +69,6 @@ class ExploreThenExploit(CanvasMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold}.", "threshold must be above 0 and at most 1.")
-        if self.reach < -1:
-            raise ConfigError(f"reach is {self.reach}.", "reach must be 0 or more; -1 reaches the end of the canvas.")
-        if self.explore < 0 or self.candidates < 1:
-            raise ConfigError(
-                f"explore is {self.explore} and candidates {self.candidates}.",
-                "explore must be 0 or more, candidates 1 or more.",
-            )
         if self.candidates > 1 and self.explore > 1:
             raise ConfigError(
                 f"{self.candidates} candidates cannot be tried at {self.explore} places.",
@@ -110,7 +91,7 @@ class ExploreThenExploit(CanvasMethod):
         blocks = super().schedule(canvas)
         return Reach(blocks, self.reach) if self.reach else blocks
 
-    def start(self, context: Context) -> CanvasState:
+    def start(self, context: Context) -> CanvasBatch:
         """Return the rows' canvases.
 
         Raises:
@@ -118,7 +99,7 @@ class ExploreThenExploit(CanvasMethod):
         """
         state = super().start(context)
         longest = max(len(text) + len(rest) for text, rest in zip(context.texts, context.canvases, strict=True))
-        is_copied = self.needs.copies > 1 and state.canvas.block_size and self.cache == "none"
+        is_copied = self.needs.copies > 1 and state.parts.canvas.block_size and self.cache == "none"
         if is_copied and self.needs.copies * longest > context.capacity:
             raise ConfigError(
                 f"Without a cache, {self.candidates} candidates would copy {longest} tokens each into one forward.",
@@ -126,59 +107,36 @@ class ExploreThenExploit(CanvasMethod):
             )
         return state
 
-    def propose(self, view: View, state: CanvasState) -> Proposal:
-        """Propose the rows' windows, and of a row that explores one copy for each candidate."""
-        if not any(isinstance(row.memo, Tentative) for row in state.canvases):
-            return super().propose(view, state)
-        schedule = self.schedule(state.canvas)
-        self._take_over(view, state)
-        # Rows that do not explore say what they see as well, as one copy: a forward has one kind of mask.
-        windows = [lay_copies(_versions(row, state.canvas), state.canvas, schedule) for row in state.canvases]
-        return propose_windows(windows, self._device(view), self.name)
+    def forwarded(self, index: int, view: View, state: CanvasBatch) -> Sequence[Copy]:
+        """Return the row, or where it explores one copy for each candidate."""
+        del view
+        row = state.canvases[index]
+        return place_copies(_versions(row, state.parts.canvas), state.parts)
 
-    def accept(self, proposal: Proposal, scores: Scores, view: View, state: CanvasState) -> Decision:
-        """Advance every row by one step, an exploring one from its best candidate."""
-        if not any(isinstance(window, Copies) for window in proposal.carry):
-            return super().accept(proposal, scores, view, state)
-        schedule, policy = self.schedule(state.canvas), self.policy(state.canvas)
-        steps: list[Advance | None] = []
-        for index, window in enumerate(proposal.carry):
-            best = self._best(window, scores.logits[index], index, view, state)
-            if best is None:
-                steps.append(None)
-                continue
-            row, reading, part, start = best
-            step = advance(row, reading, part, state.canvas, self.rule, schedule, policy)
-            steps.append(shifted(step, len(row.held), start))
-        return self.decide(steps, state)
+    def take(self, copies: Sequence[Copy], reader: ReadCopy, parts: Parts) -> Advance | None:
+        """Return the row after a step from the version that leaves most places sure, then the likeliest."""
+        readings = [reader(copy) for copy in copies]
+        if any(reading.is_broken for reading in readings):
+            return None
+        best = 0 if len(copies) == 1 else max(range(len(copies)), key=lambda i: self._score(copies[i].row, readings[i]))
+        step = advance(copies[best].row, readings[best], copies[best].window, parts)
+        return copies[best].moved(step, len(copies[0].slots))
 
-    def _best(
-        self, window: Copies, logits: torch.Tensor, index: int, view: View, state: CanvasState
-    ) -> tuple[CanvasRow, Reading, Window, int] | None:
-        """Return the version that leaves most places sure, then the likeliest; None if a law of any is broken."""
-        sampler, rule, tried = view.sampler.rows([index]), self.rule, state.canvases[index].memo
-        found, scored = [], []
-        for row, part, asked, start in window.parts():
-            reading = read(logits[asked], part.asked, row, state.canvas, sampler, state.banned[index])
-            if reading.is_broken:
-                return None
-            open_log = np.log(np.maximum(reading.confidence[reading.within(row.end)], 1e-300)).sum()
-            own = row.log_probs[tried.place] if isinstance(tried, Tentative) else 0.0
-            scored.append((int(rule.sure(reading, row).sum()), float(own + open_log)))
-            found.append((row, reading, part, start))
-        return found[max(range(len(found)), key=scored.__getitem__)]
+    def _score(self, row: CanvasRow, reading: Reading) -> tuple[int, float]:
+        """Return how many places are sure beside a version's token, and its log-probability with the block's."""
+        open_log = np.log(np.maximum(reading.confidence[reading.within(row.end)], 1e-300)).sum()
+        return int(self.rule.sure(reading, row).sum()), float(row.log_probs[row.memo.place] + open_log)
 
 
 def _versions(row: CanvasRow, canvas: Canvas) -> Sequence[CanvasRow]:
     """Return the row with each candidate written that its constraint lets in; itself if there are none."""
-    tried = row.memo
-    if not isinstance(tried, Tentative):
+    tried: Tentative | None = row.memo
+    if tried is None:
         return [row]
     versions = []
     for token, log_prob in zip(tried.tokens, tried.log_probs, strict=True):
-        if not may_write(row, tried.place, token, canvas):
-            continue
-        tokens, log_probs = row.tokens.copy(), row.log_probs.copy()
-        tokens[tried.place], log_probs[tried.place] = token, log_prob
-        versions.append(replace(row, tokens=tokens, log_probs=log_probs, visit=row.visit + 1, memo=None))
-    return versions or [replace(row, memo=None)]
+        if may_write(row, tried.place, token, canvas):
+            tokens, log_probs = row.tokens.copy(), row.log_probs.copy()
+            tokens[tried.place], log_probs[tried.place] = token, log_prob
+            versions.append(replace(row, tokens=tokens, log_probs=log_probs, visit=row.visit + 1))
+    return versions or [row]

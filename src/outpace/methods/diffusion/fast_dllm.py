@@ -15,12 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.canvas import Canvas, Policy, Rule, make_policy
-from outpace.canvas.rule_parallel import Factor
-from outpace.canvas.rules import Ranked
-from outpace.errors import ConfigError
+from outpace.canvas import Canvas, Policy, Ranked, Rule, make_policy
+from outpace.canvas.rules.parallel import Factor
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasMethod
+from outpace.methods.setting import setting
 
 __all__ = ["FastDllm"]
 
@@ -39,8 +38,8 @@ class FastDllm(CanvasMethod):
         ConfigError: a threshold outside (0, 1], or a negative factor.
     """
 
-    threshold: float = 0.9
-    factor: float = 0.0
+    threshold: float = setting(0.9, above=0, most=1)
+    factor: float = setting(0.0, least=0, note="0 uses the threshold")
 
     name: ClassVar[str] = "fast-dllm"
     family: ClassVar[str] = "diffusion"
@@ -52,13 +51,6 @@ class FastDllm(CanvasMethod):
         "2505.22618",
         22,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold}.", "It is a probability: above 0, and at most 1.")
-        if self.factor < 0:
-            raise ConfigError(f"factor is {self.factor}.", "factor must be above 0; 0 uses the threshold.")
 
     @property
     def rule(self) -> Rule:

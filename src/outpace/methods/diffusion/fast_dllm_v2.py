@@ -12,14 +12,14 @@ Differences: a sub-block is half a block unless said otherwise (the authors' is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from outpace.canvas import Canvas, FixedBlocks, Policy, Schedule, make_policy
-from outpace.canvas.rules import Ranked
+from outpace.canvas import Canvas, FixedBlocks, Policy, Ranked, Schedule, make_policy
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
-from outpace.methods.diffusion.base import CanvasMethod, CanvasState
+from outpace.methods.diffusion.base import CanvasBatch, CanvasMethod
+from outpace.methods.setting import setting
 from outpace.types import Context, Needs
 
 __all__ = ["FastDllmV2"]
@@ -38,7 +38,7 @@ class FastDllmV2(CanvasMethod):
         ConfigError: a threshold outside (0, 1].
     """
 
-    threshold: float = 0.9
+    threshold: float = setting(0.9, above=0, most=1)
 
     name: ClassVar[str] = "fast-dllm-v2"
     family: ClassVar[str] = "diffusion"
@@ -51,22 +51,17 @@ class FastDllmV2(CanvasMethod):
         285,
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold}.", "It is a probability: above 0, and at most 1.")
-
     @property
     def needs(self) -> Needs:
         """A masked model with block attention."""
-        return Needs(attention="block", has_mask=True)
+        return replace(super().needs, attention="block")
 
     @property
     def rule(self) -> Ranked:
         """All places above the threshold."""
         return Ranked(threshold=self.threshold)
 
-    def start(self, context: Context) -> CanvasState:
+    def start(self, context: Context) -> CanvasBatch:
         """Return the rows' canvases.
 
         Raises:

@@ -10,20 +10,17 @@ Differences: drawn tokens stand at their own temperature, where the paper takes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from outpace.canvas import Policy, Reading, make_policy
-from outpace.canvas.row import Bools, Canvas
-from outpace.canvas.rules import Ranked
-from outpace.errors import ConfigError
+from outpace.canvas import CACHES, ORDERS, Canvas, Policy, Ranked, Reading, make_policy
+from outpace.canvas.row import Bools
 from outpace.methods.base import Paper
-from outpace.methods.diffusion.base import CanvasState
 from outpace.methods.diffusion.guided import GuidedCanvas
-from outpace.methods.speculative.ranked import ORDERS
+from outpace.methods.setting import setting
 from outpace.sampling import Sampler
 from outpace.types import Needs
 
@@ -46,12 +43,12 @@ class FreeCache(GuidedCanvas):
         ConfigError: a window below 0, a top_k below 1, a ratio outside [0, 1], or an unknown order.
     """
 
-    cache: str = "free"
-    window: int = 16
+    cache: str = setting("free", among=CACHES)
+    window: int = setting(16, least=0)
     is_guided: bool = True
-    top_k: int = 2
-    ratio: float = 0.5
-    order: str = "confidence"
+    top_k: int = setting(2, least=1)
+    ratio: float = setting(0.5, least=0, most=1)
+    order: str = setting("confidence", among=ORDERS)
 
     name: ClassVar[str] = "freecache"
     family: ClassVar[str] = "diffusion"
@@ -65,21 +62,10 @@ class FreeCache(GuidedCanvas):
         "Guides of another vocabulary.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.window < 0 or self.top_k < 1:
-            raise ConfigError(
-                f"window is {self.window} and top_k {self.top_k}.", "window must be 0 or more, top_k 1 or more."
-            )
-        if not 0 <= self.ratio <= 1:
-            raise ConfigError(f"ratio is {self.ratio}.", "ratio must be from 0 to 1; 1 takes the likeliest token only.")
-        if self.order not in ORDERS:
-            raise ConfigError(f"order is {self.order!r}.", f"Use one of {', '.join(ORDERS)}.")
-
     @property
     def needs(self) -> Needs:
         """A masked model, and a causal guide unless it is left out."""
-        return super().needs if self.is_guided else Needs(attention="canvas", has_mask=True)
+        return super().needs if self.is_guided else replace(super().needs, models=(), model_attention={})
 
     @property
     def rule(self) -> Ranked:
@@ -91,10 +77,10 @@ class FreeCache(GuidedCanvas):
         policy = super().policy(canvas)
         return make_policy(policy.name, policy.refresh, self.window if policy.name == "free" else policy.radius)
 
-    def agrees(self, reading: Reading, expected: Tensor, state: CanvasState, index: int, sampler: Sampler) -> Bools:
+    def agrees(self, reading: Reading, expected: Tensor, banned: Tensor, sampler: Sampler) -> Bools:
         """Return where the drawn token is among the guide's likeliest."""
         del sampler
-        laws = expected.index_fill(-1, state.banned[index], float("-inf"))
+        laws = expected.index_fill(-1, banned, float("-inf"))
         drawn = torch.from_numpy(reading.tokens[: len(laws)]).to(laws.device).unsqueeze(-1)
         own, best = laws.gather(-1, drawn), laws.topk(min(self.top_k, laws.shape[-1]), dim=-1).values
         near = (own - best[:, :1]).exp() >= self.ratio

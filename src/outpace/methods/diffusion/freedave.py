@@ -16,10 +16,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.canvas import CanvasRow, Reading
-from outpace.canvas.verify import Branch, Reference
+from outpace.canvas import CanvasRow, Parts, Reading
+from outpace.canvas.verify import Guess
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.verified import VerifiedCanvas
+from outpace.methods.setting import setting
 
 __all__ = ["FreeDave"]
 
@@ -33,7 +34,10 @@ class FreeDave(VerifiedCanvas):
 
     Attributes:
         copies: states per forward at most; each costs a forward's positions once more.
+        min_lead: least lead of the surest place for a guess; -1 = 0.4 on a CPU, 0 elsewhere.
     """
+
+    min_lead: float = setting(-1.0, least=-1, most=1, note="-1 = by device")
 
     name: ClassVar[str] = "freedave"
     family: ClassVar[str] = "diffusion"
@@ -47,7 +51,7 @@ class FreeDave(VerifiedCanvas):
         "Drafts on top of a confidence threshold.",
     )
 
-    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Branch]]:
+    def branches(self, parts: Parts, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Guess]]:
         """Return the reading alone: the rule decides by it as it stands."""
-        del reference, row
+        del parts, row
         return [(1.0, lambda: reading)]

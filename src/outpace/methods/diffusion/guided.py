@@ -8,10 +8,11 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from outpace.canvas import Advance, Reading, advance
-from outpace.canvas.guide import Agreed, Guide
+from outpace.canvas import Advance, Ranked, Reading, Rule, advance
+from outpace.canvas.guide import Guide
 from outpace.canvas.row import Bools
-from outpace.methods.diffusion.base import CanvasMethod, CanvasState
+from outpace.canvas.rules.agreed import Agreed
+from outpace.methods.diffusion.base import CanvasBatch, CanvasMethod
 from outpace.sampling import Sampler
 from outpace.types import Context, Decision, Needs, Proposal, Scores, View
 
@@ -34,46 +35,46 @@ class GuidedCanvas(CanvasMethod):
     @property
     def needs(self) -> Needs:
         """A masked model, and a causal one of its vocabulary."""
-        return Needs(attention="canvas", has_mask=True, models=("guide",), model_attention={"guide": "causal"})
+        return replace(super().needs, models=("guide",), model_attention={"guide": "causal"})
 
-    def agrees(self, reading: Reading, expected: Tensor, state: CanvasState, index: int, sampler: Sampler) -> Bools:
+    @property
+    def rule(self) -> Rule:
+        """What is written where nothing is asked of the guide: one place, from the left."""
+        return Ranked("left")
+
+    def agrees(self, reading: Reading, expected: Tensor, banned: Tensor, sampler: Sampler) -> Bools:
         """Return [A'] bool: which of the first A' drawn tokens the guide agrees with.
 
         Args:
             reading: of one row.
             expected: [A', V] the guide's logits at its first A' places.
-            state: of all rows.
-            index: the row.
+            banned: [K] int64 tokens that the row may not write.
             sampler: the row's.
         """
         raise NotImplementedError
 
-    def start(self, context: Context) -> CanvasState:
+    def start(self, context: Context) -> CanvasBatch:
         """Return the rows' canvases, and an empty cache of the guide."""
         state = super().start(context)
         if "guide" not in self.needs.models:
             return state
         return replace(state, extra=Guide(context.models["guide"], context.cache_for("guide")))
 
-    def accept(self, proposal: Proposal, scores: Scores, view: View, state: CanvasState) -> Decision:
+    def accept(self, proposal: Proposal, scores: Scores, view: View, state: CanvasBatch) -> Decision:
         """Let the guide read what was drawn, then advance every row by one step."""
         if state.extra is None:
             return super().accept(proposal, scores, view, state)
-        schedule, policy = self.schedule(state.canvas), self.policy(state.canvas)
-        windows = proposal.carry
-        readings = [
-            self.reading(scores.logits[index, : len(window.asked)], window, index, view, state)
-            for index, window in enumerate(windows)
-        ]
-        expected = state.extra.read(state.canvases, readings)
-        steps: list[Advance | None] = []
-        for index, (row, window, reading) in enumerate(zip(state.canvases, windows, readings, strict=True)):
+        # All rows are read before the guide is asked: it reads them in one forward.
+        rows = [copies[0] for copies in proposal.carry]
+        readings = [reader(row) for row, reader in zip(rows, self.readers(scores, view, state), strict=True)]
+        expected, steps = state.extra.read(state.canvases, readings), list[Advance | None]()
+        for index, (row, reading) in enumerate(zip(rows, readings, strict=True)):
             if reading.is_broken:
                 steps.append(None)
                 continue
             agrees = np.zeros(len(reading.places), dtype=np.bool_)
-            said = self.agrees(reading, expected[index], state, index, view.sampler.rows([index]))
+            said = self.agrees(reading, expected[index], state.banned[index], reading.sampler)
             agrees[: len(said)] = said
-            rule = Agreed(agrees, self.is_open_ended)
-            steps.append(advance(row, reading, window, state.canvas, rule, schedule, policy))
+            parts = replace(state.parts, rule=Agreed(agrees, self.is_open_ended))
+            steps.append(advance(row.row, reading, row.window, parts))
         return self.decide(steps, state)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from outpace.methods.base import Paper
-from outpace.methods.speculative.ranked import RankedCanvas
+from outpace.methods.diffusion.ranked import RankedCanvas
 
 __all__ = ["MaskedDiffusion"]
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.canvas.rule_ancestral import Ancestral
-from outpace.errors import ConfigError
+from outpace.canvas.rules.ancestral import Ancestral
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasMethod
+from outpace.methods.setting import setting
 
 __all__ = ["Mdlm"]
 
@@ -33,7 +33,7 @@ class Mdlm(CanvasMethod):
         ConfigError: a negative number of steps.
     """
 
-    steps: int = 0
+    steps: int = setting(0, least=0, note="0 takes one per place")
 
     name: ClassVar[str] = "mdlm"
     family: ClassVar[str] = "diffusion"
@@ -45,11 +45,6 @@ class Mdlm(CanvasMethod):
         "2406.07524",
         333,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 0:
-            raise ConfigError(f"steps is {self.steps}.", "It must be 1 or more; 0 takes one per place.")
 
     @property
     def rule(self) -> Ancestral:

@@ -12,14 +12,18 @@ Differences: scores are compared by their logarithms, since the weight underflow
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from outpace.canvas import Parts
 from outpace.canvas.background import frequencies
-from outpace.canvas.rule_position import Position
-from outpace.errors import ConfigError
+from outpace.canvas.rules.position import Position
 from outpace.methods.base import Paper
-from outpace.methods.diffusion.base import CanvasMethod, CanvasState
-from outpace.types import Context
+from outpace.methods.diffusion.base import CanvasMethod
+from outpace.methods.setting import setting
+from outpace.types import Capabilities
+
+if TYPE_CHECKING:
+    from outpace.text.tokenizer import Tokenizer
 
 __all__ = ["PcSampler"]
 
@@ -39,10 +43,10 @@ class PcSampler(CanvasMethod):
         ConfigError: a number outside its range.
     """
 
-    weight: float = 0.25
-    alpha: float = 10.0
+    weight: float = setting(0.25, least=0, below=float("inf"))
+    alpha: float = setting(10.0, above=0)
     background: str = "auto"
-    per_step: int = 1
+    per_step: int = setting(1, least=1)
 
     name: ClassVar[str] = "pc-sampler"
     family: ClassVar[str] = "diffusion"
@@ -55,27 +59,17 @@ class PcSampler(CanvasMethod):
         20,
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.weight < float("inf"):
-            raise ConfigError(f"weight is {self.weight}.", "It must be 0 (all places alike) or more.")
-        if self.alpha <= 0:
-            raise ConfigError(f"alpha is {self.alpha}.", "It must be above 0.")
-        if self.per_step < 1:
-            raise ConfigError(f"per_step is {self.per_step}.", "per_step must be 1 or more.")
-
     @property
     def rule(self) -> Position:
         """Early and informative places."""
         return Position(self.weight, self.alpha, self.per_step)
 
-    def start(self, context: Context) -> CanvasState:
-        """Return the rows' canvases.
+    def parts(self, offered: Capabilities, tokenizer: Tokenizer | None) -> Parts:
+        """Return the parts, the rule with its background.
 
         Raises:
-            ConfigError: as `CanvasMethod.start`; a background of another vocabulary, or none for this tokenizer.
+            ConfigError: as `CanvasMethod.parts`; a background of another vocabulary, or none for this tokenizer.
         """
-        state = super().start(context)
-        size = context.target.capabilities.vocab_size
-        known = frequencies(self.background, context.tokenizers.get("target"), size)
-        return replace(state, canvases=[replace(row, memo=known) for row in state.canvases])
+        parts = super().parts(offered, tokenizer)
+        known = frequencies(self.background, tokenizer, offered.vocab_size)
+        return replace(parts, rule=replace(self.rule, background=known))

@@ -15,18 +15,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.canvas import Canvas, Schedule
+from outpace.canvas import ORDERS, Canvas, Ranked, Schedule
 from outpace.canvas.reach import Reach
-from outpace.canvas.rule_prophet import EarlyCommit
-from outpace.canvas.rules import Ranked
-from outpace.errors import ConfigError
+from outpace.canvas.rules.prophet import EarlyCommit
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasMethod
+from outpace.methods.setting import setting
 
 __all__ = ["Prophet"]
-
-ORDERS = ("confidence", "margin", "entropy", "random", "left")
-REGIONS = ("block", "canvas")
 
 
 @dataclass(frozen=True)
@@ -43,11 +39,11 @@ class Prophet(CanvasMethod):
         ConfigError: a negative gap, an unknown region or an unknown order.
     """
 
-    early: float = 7.5
-    middle: float = 5.0
-    late: float = 2.5
-    region: str = "block"
-    order: str = "confidence"
+    early: float = setting(7.5, least=0, note="inf = never")
+    middle: float = setting(5.0, least=0, note="inf = never")
+    late: float = setting(2.5, least=0, note="inf = never")
+    region: str = setting("block", among=("block", "canvas"))
+    order: str = setting("confidence", among=ORDERS)
 
     name: ClassVar[str] = "prophet"
     family: ClassVar[str] = "diffusion"
@@ -60,17 +56,6 @@ class Prophet(CanvasMethod):
         250,
         "The answer template: the gap is measured over the block or the canvas.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.early, self.middle, self.late) < 0:
-            raise ConfigError(
-                f"The gaps are {self.early}, {self.middle} and {self.late}.", "A gap must be 0 or more; inf = never."
-            )
-        if self.region not in REGIONS:
-            raise ConfigError(f"region is {self.region!r}.", f"Use one of {', '.join(REGIONS)}.")
-        if self.order not in ORDERS:
-            raise ConfigError(f"order is {self.order!r}.", f"Use one of {', '.join(ORDERS)}.")
 
     @property
     def rule(self) -> EarlyCommit:

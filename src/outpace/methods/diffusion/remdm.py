@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from outpace.canvas import Rule
-from outpace.canvas.rule_ancestral import Ancestral
-from outpace.canvas.rule_revise import Revise
+from outpace.canvas.rules.ancestral import Ancestral
+from outpace.canvas.rules.revise import Revise
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.base import CanvasMethod
+from outpace.methods.setting import setting
 
 __all__ = ["ReMdm"]
-
-STRATEGIES = ("cap", "rescale", "conf", "low")
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,13 @@ class ReMdm(CanvasMethod):
         per_step: places written per step; for "low" alone.
 
     Raises:
-        ConfigError: an unknown strategy, a number outside its range, or one that the strategy does not have.
+        ConfigError: a setting outside its range, or one that the strategy does not have.
     """
 
-    strategy: str = "cap"
-    eta: float = 0.05
-    steps: int = 0
-    per_step: int = 1
+    strategy: str = setting("cap", among=("cap", "rescale", "conf", "low"))
+    eta: float = setting(0.05, least=0, most=1)
+    steps: int = setting(0, least=0, note="0 takes one per place")
+    per_step: int = setting(1, least=1)
 
     name: ClassVar[str] = "remdm"
     family: ClassVar[str] = "diffusion"
@@ -61,14 +60,6 @@ class ReMdm(CanvasMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.strategy not in STRATEGIES:
-            raise ConfigError(f"strategy is {self.strategy!r}.", f"Use one of {', '.join(STRATEGIES)}.")
-        if not 0 <= self.eta <= 1:
-            raise ConfigError(f"eta is {self.eta}.", "It must be from 0 (no re-masking) to 1.")
-        if self.steps < 0 or self.per_step < 1:
-            raise ConfigError(
-                f"steps is {self.steps} and per_step {self.per_step}.", "Use steps from 0 and per_step from 1."
-            )
         if self.steps if self.strategy == "low" else self.per_step > 1:
             raise ConfigError(
                 f"The strategy {self.strategy!r} has no {'steps' if self.strategy == 'low' else 'per_step'}.",

@@ -12,18 +12,19 @@ Differences: the tree is grown best-first from the model's own probabilities ins
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
-from outpace.canvas import CanvasRow, Reading
+from outpace.canvas import CanvasRow, Parts, Reading
+from outpace.canvas.reading import PartReading, draw
 from outpace.canvas.row import Ids
-from outpace.canvas.verify import Branch, Reference
-from outpace.errors import ConfigError
+from outpace.canvas.verify import Guess, writes
 from outpace.methods.base import Paper
 from outpace.methods.diffusion.verified import VerifiedCanvas
+from outpace.methods.setting import setting
 
 __all__ = ["SSD"]
 
@@ -44,8 +45,8 @@ class SSD(VerifiedCanvas):
         ConfigError: a width below 1.
     """
 
-    copies: int = 8
-    width: int = 3
+    copies: int = setting(8, least=1, note="1 guesses nothing")
+    width: int = setting(3, least=1)
 
     name: ClassVar[str] = "ssd"
     family: ClassVar[str] = "diffusion"
@@ -59,17 +60,12 @@ class SSD(VerifiedCanvas):
         "Trees of a fixed shape.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.width < 1:
-            raise ConfigError(f"width is {self.width}.", "width must be 1 or more.")
-
-    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterator[tuple[float, Branch]]:
+    def branches(self, parts: Parts, row: CanvasRow, reading: Reading) -> Iterator[tuple[float, Guess]]:
         """Yield the reading as it stands, its best place with the runner-up for a token, and the places next in rank.
 
         The place of rank k weighs 2^-(k + 1); at the best place the drawn token has (1 + confidence) / 2 of that.
         """
-        best = np.flatnonzero(reference.writes(row, reading))
+        best = np.flatnonzero(writes(parts, row, reading))
         if not len(best):
             return
         sure = float(reading.confidence[best[0]])
@@ -77,32 +73,26 @@ class SSD(VerifiedCanvas):
         if self.width > 1 and len(best) == 1:
             yield (1 - sure) / 4, partial(_runner_up, reading, best)
         for rank in range(1, min(self.width, len(reading.places))):
-            yield 0.5 ** (rank + 1), partial(_ranked, reference, row, reading, rank)
+            yield 0.5 ** (rank + 1), partial(_ranked, parts, row, reading, rank)
 
 
-def _ranked(reference: Reference, row: CanvasRow, reading: Reading, rank: int) -> Reading | None:
+def _ranked(parts: Parts, row: CanvasRow, reading: Reading, rank: int) -> Reading | None:
     """Return the reading of the place that the rule would write if `rank` better ones were not there."""
     rest = np.arange(len(reading.places))
-    for _ in range(rank):
-        chosen = reference.writes(row, _part(reading, rest))
+    for number in range(rank):
+        chosen = writes(parts, row, _part(reading, rest) if number else reading)
         if not chosen.any() or chosen.all():
             return None
         rest = rest[~chosen]
-    chosen = reference.writes(row, _part(reading, rest))
+    chosen = writes(parts, row, _part(reading, rest))
     return _part(reading, rest[chosen][:1]) if chosen.any() else None
 
 
 def _part(reading: Reading, index: Ids) -> Reading:
     """Return the reading of some places, with what has been computed of it."""
-    if len(index) == len(reading.places):
-        return reading
-    waits = None if reading.waits is None or len(index) == 1 else reading.waits[index]
-    part = replace(
-        reading, places=reading.places[index], tokens=reading.tokens[index], logits=reading.logits[index], waits=waits
-    )
-    for name in ("probs", "confidence", "top_two", "entropy"):
-        if name in vars(reading):
-            vars(part)[name] = vars(reading)[name][index]
+    part = PartReading(reading, index)
+    if len(index) == 1:  # with nothing else to write, an end token need not wait
+        part.waits = None
     return part
 
 
@@ -110,9 +100,6 @@ def _runner_up(reading: Reading, at: Ids) -> Reading:
     """Return one place's reading with the token that would be drawn there if the drawn one were ruled out."""
     logits = reading.logits[at].clone()
     logits[0, int(reading.tokens[at[0]])] = float("-inf")
-    sampler, where = reading.sampler, reading.logits.new_tensor(reading.places[at]).long().unsqueeze(0)
-    drawn = sampler.pick(sampler.process(logits, None).unsqueeze(0), where, visit=reading.visit)
-    other = Reading(reading.places[at], drawn[0].cpu().numpy(), reading.logits[at], sampler, reading.visit)
-    if "probs" in vars(reading):
-        vars(other)["probs"] = vars(reading)["probs"][at]
+    other = _part(reading, at)
+    other.tokens = draw(logits, other.places, reading.visit, reading.sampler)
     return other

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from outpace.canvas import Canvas, CanvasRow, Reading, Schedule, Window, propose_windows, read
+from outpace.canvas import ORDERS, Canvas, CanvasRow, Copy, Parts, Ranked, Reading, Schedule
 from outpace.canvas.reach import Reach
 from outpace.canvas.reading import reread
-from outpace.canvas.rules import Ranked
-from outpace.canvas.verify import Branch, Copy, Reference, Verified, grow, lay_copies, verify
-from outpace.errors import ConfigError
+from outpace.canvas.row import Floats
+from outpace.canvas.verify import Guess, Verified, grow, verify
+from outpace.canvas.window import CanvasWindow
 from outpace.methods.base import Method
-from outpace.methods.diffusion.base import CanvasMethod, CanvasState
+from outpace.methods.diffusion.base import CanvasBatch, CanvasMethod, ReadCopy
 from outpace.methods.registry import load_method
-from outpace.methods.speculative.ranked import ORDERS
-from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+from outpace.methods.setting import setting
+from outpace.types import Context, Guarantee, Needs, Outcome, View
 
 __all__ = ["VerifiedCanvas"]
+
+_CPU_LEAD = 0.4  # nine guesses in ten are right from here on (stories-mask and stories-block, greedy and sampled)
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,17 @@ class VerifiedCanvas(CanvasMethod):
     Attributes:
         order: what is written first: "confidence", "margin", "entropy", "random" or "left".
         copies: states per forward at most, the row's own among them; 1 = no guesses.
+        min_lead: how far the surest place must lead the next, in confidence, for a guess: a narrow lead is often
+            overtaken once a token is written. 0 = always guess; -1 = 0.4 on a CPU, where a copy costs as much as the
+            forward that it may save, and 0 elsewhere.
 
     Raises:
-        ConfigError: an unknown order, or fewer than 1 copies.
+        ConfigError: a setting outside its range.
     """
 
-    order: str = "confidence"
-    copies: int = 4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order not in ORDERS:
-            raise ConfigError(f"order is {self.order!r}.", f"Use one of {', '.join(ORDERS)}.")
-        if self.copies < 1:
-            raise ConfigError(f"copies is {self.copies}.", "copies must be 1 or more; 1 guesses nothing.")
+    order: str = setting("confidence", among=ORDERS)
+    copies: int = setting(4, least=1, note="1 guesses nothing")
+    min_lead: float = setting(0.0, least=-1, most=1, note="-1 = by device")
 
     @property
     def rule(self) -> Ranked:
@@ -58,7 +57,7 @@ class VerifiedCanvas(CanvasMethod):
     @property
     def needs(self) -> Needs:
         """A masked model that honours a mask between nodes, and room for the copies."""
-        return Needs(attention="canvas", has_mask=True, has_tree=True, copies=self.copies)
+        return replace(super().needs, has_tree=True, copies=self.copies)
 
     @property
     def guarantee(self) -> Guarantee:
@@ -70,64 +69,60 @@ class VerifiedCanvas(CanvasMethod):
         shared = {field.name: getattr(self, field.name) for field in fields(CanvasMethod)}
         return load_method("masked-diffusion")(**shared, order=self.order)  # type: ignore[call-arg]
 
-    def branches(self, reference: Reference, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Branch]]:
+    def branches(self, parts: Parts, row: CanvasRow, reading: Reading) -> Iterable[tuple[float, Guess]]:
         """Return what may come of a state and a reading, each with a weight up to 1."""
         raise NotImplementedError
 
-    def start(self, context: Context) -> CanvasState:
+    def start(self, context: Context) -> CanvasBatch:
         """Return the rows' canvases; nothing has been said of them yet."""
         state = super().start(context)
         known: list[Reading | None] = [None] * len(state.canvases)
         return replace(state, extra=known)
 
-    def propose(self, view: View, state: CanvasState) -> Proposal:
-        """Propose what the reference would forward, and guesses beside it."""
-        self._take_over(view, state)
-        room = view.cache.capacity - max(view.cache.lengths)
-        rows = [self._grow(index, view, state, room) for index in range(len(state.canvases))]
-        windows = [lay_copies(copies, state.canvas) for copies in rows]
-        if all(len(copies) == 1 for copies in rows):
-            windows = [replace(window, visible=None) for window in windows]
-        proposal = propose_windows(windows, self._device(view), self.name)
-        proposal.carry = rows
-        return self.shape(proposal, view, state)
+    def forwarded(self, index: int, view: View, state: CanvasBatch) -> Sequence[Copy]:
+        """Return what the reference would forward of a row, and guesses beside it."""
+        known: Reading | None = state.extra[index]
+        if known is None or self.copies == 1:
+            return super().forwarded(index, view, state)
+        min_lead = self.min_lead if self.min_lead >= 0 else _CPU_LEAD * (view.device.type == "cpu")
 
-    def _reference(self, state: CanvasState) -> Reference:
-        canvas = state.canvas
-        return Reference(canvas, self.rule, self.schedule(canvas), self.policy(canvas))
-
-    def _grow(self, index: int, view: View, state: CanvasState, room: int) -> list[Copy]:
-        known = state.extra[index]
-
-        def guess_from(row: CanvasRow, window: Window) -> Reading | None:
-            if known is None or not np.isin(window.asked, known.places).all():
+        def guess_from(row: CanvasRow, window: CanvasWindow) -> Reading | None:
+            at = np.searchsorted(known.places, window.asked)
+            if not len(at) or at[-1] >= len(known.places) or (known.places[at] != window.asked).any():
                 return None
-            return reread(known, np.searchsorted(known.places, window.asked), row, state.canvas)
+            # Looked at before anything is drawn anew, so that a step without guesses costs what the reference's does.
+            if min_lead and _lead(known.confidence[at[: _in_block(row, window)]]) < min_lead:
+                return None
+            return reread(known, at, row, state.parts.canvas)
 
-        copies = 1 if known is None else self.copies
-        return grow(state.canvases[index], self._reference(state), guess_from, self.branches, copies, room)
+        room = view.cache.capacity - max(view.cache.lengths)
+        return grow(state.canvases[index], state.parts, guess_from, self.branches, self.copies, room)
 
-    def accept(self, proposal: Proposal, scores: Scores, view: View, state: CanvasState) -> Decision:
-        """Take every row as far as its guesses were right, and one step further."""
-        reference, verified = self._reference(state), []
-        for index, copies in enumerate(proposal.carry):
-            logits, sampler, banned = scores.logits[index], view.sampler.rows([index]), state.banned[index]
+    def take(self, copies: Sequence[Copy], reader: ReadCopy, parts: Parts) -> Verified | None:
+        """Return a row as far as its guesses were right, and one step further."""
+        return verify(copies, parts, reader)
 
-            def read_copy(copy: Copy) -> Reading:
-                asked = copy.window.asked
-                part = logits[copy.asked : copy.asked + len(asked)]  # noqa: B023
-                return read(part, asked, copy.row, state.canvas, sampler, banned)  # noqa: B023
-
-            verified.append(verify(copies, reference, read_copy))
-        decision = self.decide([None if one is None else one.step for one in verified], state)
-        decision.carry = verified
-        return decision
-
-    def observe(self, outcome: Outcome, view: View, state: CanvasState) -> CanvasState:
+    def observe(self, outcome: Outcome, view: View, state: CanvasBatch) -> CanvasBatch:
         """Take the rows as they are after the step, and what was last said of them."""
-        del view
         if outcome.decision is None:
             return state
         verified: list[Verified | None] = outcome.decision.carry
-        rows = [old if one is None else one.row for old, one in zip(state.canvases, verified, strict=True)]
-        return replace(state, canvases=rows, extra=[None if one is None else one.reading for one in verified])
+        said = [None if one is None else one.reading for one in verified]
+        return replace(super().observe(outcome, view, state), extra=said)
+
+    def to_certify(self) -> Method:
+        """Return the method guessing at every step, on every device."""
+        return replace(self, min_lead=0.0)
+
+
+def _in_block(row: CanvasRow, window: CanvasWindow) -> int:
+    """Return how many of the asked places lie in the block in work; all, where a new one begins."""
+    return int(np.searchsorted(window.asked, row.end)) if row.end > row.base else len(window.asked)
+
+
+def _lead(confidence: Floats) -> float:
+    """Return the distance of the two greatest confidences; a single one has nothing behind it."""
+    if len(confidence) < 2:
+        return 1.0
+    second, first = np.partition(confidence, -2)[-2:]
+    return float(first - second)

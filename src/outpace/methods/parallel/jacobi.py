@@ -14,7 +14,7 @@ Differences: tokens are written as soon as they are fixed, not when their block 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from outpace.accept.match import picks, sample_and_match
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper, as_device
-from outpace.types import Context, Decision, Needs, Outcome, Proposal, Scores, View
+from outpace.types import Context, Decision, Needs, Outcome, Proposal, Report, Scores, View
 
 __all__ = ["Jacobi"]
 
@@ -116,6 +116,14 @@ class Jacobi(Method):
         # (A walk, which leaves a path, draws nothing useful behind the place where a row stopped.)
         decision.carry = decision.tokens if decision.path is None else picks(proposal, scores, view)
         return decision
+
+    def report(self, outcome: Outcome, view: View, state: Tensor) -> list[Report]:
+        """Tell what the target answered, whether it was right or not."""
+        told, proposal, decision = super().report(outcome, view, state), outcome.proposal, outcome.decision
+        if proposal is None or decision is None or proposal.origin != self.name or decision.carry is None:
+            return told
+        rows = zip(told, decision.carry.tolist(), proposal.length, strict=True)
+        return [replace(one, answers=answers[: length + 1]) for one, answers, length in rows]
 
     def observe(self, outcome: Outcome, view: View, state: Tensor) -> Tensor:
         """Shift the answers by what was emitted; new positions take the filler, or repeat the last answer."""

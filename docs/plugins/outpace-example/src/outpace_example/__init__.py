@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from outpace.errors import ConfigError
 from outpace.methods.base import Method, chain
+from outpace.methods.setting import setting
 from outpace.types import Needs, Proposal, View
 
 __all__ = ["RepeatLast"]
@@ -27,20 +27,15 @@ class RepeatLast(Method):
         draft_len: most tokens drafted per step.
 
     Raises:
-        ConfigError: a setting is below 1.
+        ConfigError: a setting outside its range.
     """
 
-    period: int = 4
-    draft_len: int = 8
+    period: int = setting(4, least=1)
+    draft_len: int = setting(8, least=1)
 
     name: ClassVar[str] = "repeat-last"
     family: ClassVar[str] = "speculative"
     summary: ClassVar[str] = "Drafts the last few tokens again."
-
-    def __post_init__(self) -> None:
-        for name in ("period", "draft_len"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}.", f"{name} must be 1 or more.")
 
     @property
     def needs(self) -> Needs:

@@ -7,12 +7,13 @@ around it change, and sure tokens appear again.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from outpace.canvas.reading import Reading
 from outpace.canvas.row import Bools, CanvasRow
-from outpace.canvas.rules import Choice, eligible, surest
+from outpace.canvas.rules.rule import Choice, Rule, eligible, surest
 
 __all__ = ["Explore", "Tentative"]
 
@@ -33,7 +34,7 @@ class Tentative:
 
 
 @dataclass(frozen=True, slots=True)
-class Explore:
+class Explore(Rule):
     """Exploit all that is sure, in later blocks as well; else explore.
 
     Attributes:
@@ -47,8 +48,9 @@ class Explore:
     places: int = 1
     candidates: int = 1
 
-    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
-        """Decide for one row."""
+    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
+        """Decide for one row; the memo is the place to be tried next, if any."""
+        del memo
         sure = self.sure(reading, row)
         if sure.any():
             return Choice(sure)

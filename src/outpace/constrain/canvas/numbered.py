@@ -1,7 +1,9 @@
-"""A grammar laid out for the chart: numbered symbols, their order, and one automaton that holds all terminals."""
+"""A grammar as the chart reads it: numbered symbols, their order, and one automaton that holds all terminals."""
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,11 +13,11 @@ from outpace.constrain.canvas.automaton import DEAD, Automaton
 from outpace.constrain.grammar import Grammar
 from outpace.constrain.machine import Budget
 
-__all__ = ["Plan", "plan"]
+__all__ = ["NumberedGrammar", "number_symbols"]
 
 
 @dataclass(slots=True)
-class Plan:
+class NumberedGrammar:
     """Symbols are numbers. Each is a terminal, a pair (its first part, then its rest) or a choice of symbols.
 
     Attributes:
@@ -48,25 +50,20 @@ class Plan:
     @property
     def is_productive(self) -> bool:
         """Whether some text that is not empty can be derived."""
-        table = self.automaton.next
+        table, blank = self.automaton.next, self.nullable
         can = {symbol: int((table[state] != DEAD).any()) for symbol, state in self.entry.items()}
-        can |= dict.fromkeys([*self.pairs, *self.choices], 0)
 
-        def gather(symbol: int) -> int:
-            if symbol in self.choices:
-                return _union(can[part] for part in self.choices[symbol])
-            first, rest = self.pairs[symbol]
-            blanks = [self.nullable[first], self.nullable[rest]]
-            return can[first] & (can[rest] | blanks[1]) | can[rest] & blanks[0]
+        def meet(first: int, rest: int) -> int:
+            return can[first] & (can[rest] | blank[rest]) | can[rest] & blank[first]
 
-        _fixpoint([*self.pairs, *self.choices], can, gather)
+        _fixpoint(self, can, meet)
         return bool(can[self.start])
 
     def begins(self) -> list[list[tuple[int, ...]]]:
         """Return, for each byte, the groups of which a text can begin with it, in order."""
         table = self.automaton.next
-        first = {symbol: _bits(np.flatnonzero(table[state]).tolist()) for symbol, state in self.entry.items()}
-        first = self._spread(first, is_first=True)
+        live = {symbol: np.flatnonzero(table[state]).tolist() for symbol, state in self.entry.items()}
+        first = self._spread({symbol: _union(1 << byte for byte in own) for symbol, own in live.items()}, is_first=True)
         return [
             [group for group in self.groups if any(first[symbol] >> byte & 1 for symbol in group)]
             for byte in range(256)
@@ -74,25 +71,23 @@ class Plan:
 
     def _spread(self, own: dict[int, int], is_first: bool) -> dict[int, int]:
         """Return what each symbol can begin (or end) with as bits, from what terminals begin (or end) with."""
-        found = dict.fromkeys(range(self.size), 0) | own
+        found = dict(own)
 
-        def gather(symbol: int) -> int:
-            if symbol in self.pairs:
-                near, far = self.pairs[symbol] if is_first else self.pairs[symbol][::-1]
-                return found[near] | (found[far] if self.nullable[near] else 0)
-            return _union(found[part] for part in self.choices[symbol])
+        def meet(first: int, rest: int) -> int:
+            near, far = (first, rest) if is_first else (rest, first)
+            return found[near] | (found[far] if self.nullable[near] else 0)
 
-        _fixpoint([*self.pairs, *self.choices], found, gather)
+        _fixpoint(self, found, meet)
         return found
 
 
-def plan(grammar: Grammar, budget: Budget) -> Plan:
-    """Return a grammar's layout; rules that derive nothing, or are never used, do no harm.
+def number_symbols(grammar: Grammar, budget: Budget) -> NumberedGrammar:
+    """Number a grammar's symbols; rules that derive nothing, or are never used, do no harm.
 
     Raises:
         ConfigError: a terminal is too large.
     """
-    made, numbers = Plan(), dict[str, int]()
+    made, numbers = NumberedGrammar(), dict[str, int]()
     names = [*grammar.terminals, *grammar.rules]
     for name in names:
         numbers[name] = len(numbers)
@@ -138,22 +133,14 @@ def _side_by_side(automata: Sequence[Automaton]) -> tuple[Automaton, list[int]]:
     return Automaton(np.concatenate(tables), np.concatenate(accepts), DEAD), starts
 
 
-def _mark_nullable(made: Plan, empty: set[int], size: int) -> None:
-    flags = dict.fromkeys(range(size), 0)
-    for symbol, state in made.entry.items():
-        flags[symbol] = int(made.automaton.accept[state])
-
-    def gather(symbol: int) -> int:
-        if symbol in made.pairs:
-            first, rest = made.pairs[symbol]
-            return flags[first] & flags[rest]
-        return int(symbol in empty) | _union(flags[part] for part in made.choices[symbol])
-
-    _fixpoint([*made.pairs, *made.choices], flags, gather)
+def _mark_nullable(made: NumberedGrammar, empty: set[int], size: int) -> None:
+    flags = dict.fromkeys(empty, 1)
+    flags |= {symbol: int(made.automaton.accept[state]) for symbol, state in made.entry.items()}
+    _fixpoint(made, flags, lambda first, rest: flags[first] & flags[rest])
     made.nullable = [bool(flags[symbol]) for symbol in range(size)]
 
 
-def _follow(made: Plan) -> set[tuple[int, int]]:
+def _follow(made: NumberedGrammar) -> set[tuple[int, int]]:
     own = {symbol: 1 << symbol for symbol in made.entry}
     first, last = made._spread(own, is_first=True), made._spread(own, is_first=False)
     found = set()
@@ -168,7 +155,7 @@ def _follow(made: Plan) -> set[tuple[int, int]]:
     return found
 
 
-def _groups(made: Plan) -> list[tuple[int, ...]]:
+def _groups(made: NumberedGrammar) -> list[tuple[int, ...]]:
     """Return the strongly connected parts of "needs at the same place", each after those that it needs (Tarjan)."""
     needs = {symbol: list(parts) for symbol, parts in made.choices.items()}
     for symbol, (first, rest) in made.pairs.items():
@@ -203,23 +190,18 @@ def _groups(made: Plan) -> list[tuple[int, ...]]:
     return groups
 
 
-def _fixpoint(symbols: Sequence[int], values: dict[int, int], gather: Callable[[int], int]) -> None:
-    """Add to values until nothing changes."""
-    is_changed = True
-    while is_changed:
-        is_changed = False
-        for symbol in symbols:
-            value = values[symbol] | gather(symbol)
-            is_changed |= value != values[symbol]
-            values[symbol] = value
+def _fixpoint(grammar: NumberedGrammar, values: dict[int, int], meet: Callable[[int, int], int]) -> None:
+    """Add to the values of pairs, by `meet`, and of choices, the union of their parts', until nothing changes."""
+    for symbol in (*grammar.pairs, *grammar.choices):
+        values.setdefault(symbol, 0)
+    before: dict[int, int] = {}
+    while values != before:
+        before = dict(values)
+        for symbol, parts in grammar.pairs.items():
+            values[symbol] |= meet(*parts)
+        for symbol, some in grammar.choices.items():
+            values[symbol] |= _union(values[part] for part in some)
 
 
 def _union(values: Iterable[int]) -> int:
-    found = 0
-    for value in values:
-        found |= value
-    return found
-
-
-def _bits(places: Iterable[int]) -> int:
-    return _union(1 << place for place in places)
+    return functools.reduce(operator.or_, values, 0)

@@ -8,6 +8,7 @@ favours loses to one that earlier contexts favoured too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from outpace.canvas.reading import Reading
 from outpace.canvas.row import CanvasRow, Ids
-from outpace.canvas.rules import Choice, eligible, surest
+from outpace.canvas.rules.rule import Choice, Rule, eligible, surest
 
-__all__ = ["Coherent", "Record"]
+__all__ = ["Coherent", "Snapshot"]
 
 
 @dataclass(frozen=True)
-class Record:
+class Snapshot:
     """What one step was surest of.
 
     Attributes:
@@ -34,7 +35,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Coherent:
+class Coherent(Rule):
     """Write the candidate with the best average, and with it those that all steps agree on.
 
     Attributes:
@@ -48,30 +49,30 @@ class Coherent:
     top: int = 4
     is_adaptive: bool = True
 
-    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
+    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
         """Decide for one row."""
         is_open = eligible(reading, row)
-        past: tuple[Record, ...] = row.memo if row.step and row.memo else ()
+        past: tuple[Snapshot, ...] = memo if row.step and memo else ()
         kept = np.flatnonzero(surest(reading.confidence, is_open, self.top))
-        now = Record(reading.places[kept], reading.probs[torch.from_numpy(kept)])
-        memo = (*past, now)[1 - self.history :] if self.history > 1 else ()
-        for record in past:
-            kept = kept[np.isin(reading.places[kept], record.places)]
+        now = Snapshot(reading.places[kept], reading.probs[torch.from_numpy(kept)])
+        kept_on = (*past, now)[1 - self.history :] if self.history > 1 else ()
+        for snapshot in past:
+            kept = kept[np.isin(reading.places[kept], snapshot.places)]
         if not past or not len(kept):
-            return Choice(surest(reading.confidence, is_open, 1), memo=memo)
-        return Choice(self._coherent(reading, kept, (*past, now)), memo=memo)
+            return Choice(surest(reading.confidence, is_open, 1), memo=kept_on)
+        return Choice(self._coherent(reading, kept, (*past, now)), memo=kept_on)
 
-    def _coherent(self, reading: Reading, kept: Ids, records: tuple[Record, ...]) -> np.ndarray:
-        laws = torch.stack([_laws(record, reading.places[kept]) for record in records]).double()  # [steps, K, V]
+    def _coherent(self, reading: Reading, kept: Ids, snapshots: tuple[Snapshot, ...]) -> np.ndarray:
+        laws = torch.stack([_laws(snapshot, reading.places[kept]) for snapshot in snapshots]).double()  # [steps, K, V]
         drawn = torch.from_numpy(reading.tokens[kept]).to(laws.device)
         score = laws.mean(0).gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
         writes = np.zeros(len(reading.places), dtype=np.bool_)
         writes[kept[int(np.argmax(score.cpu().numpy()))]] = True
-        if self.is_adaptive and len(records) == self.history:
+        if self.is_adaptive and len(snapshots) == self.history:
             agreed = (laws.argmax(-1) == drawn).all(0)
             writes[kept[agreed.cpu().numpy()]] = True
         return writes
 
 
-def _laws(record: Record, places: Ids) -> Tensor:
-    return record.probs[torch.from_numpy(np.searchsorted(record.places, places))]
+def _laws(snapshot: Snapshot, places: Ids) -> Tensor:
+    return snapshot.probs[torch.from_numpy(np.searchsorted(snapshot.places, places))]

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from outpace.canvas.blocks import Schedule
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import CanvasRow, Ids
-from outpace.canvas.rules import Choice, Rule, eligible
+from outpace.canvas.row import Canvas, CanvasRow, Ids
+from outpace.canvas.rules.rule import Choice, Rule, eligible
 
-__all__ = ["Belief", "Refined", "divergence", "mixture"]
+__all__ = ["Belief", "Refined", "mixture", "movement"]
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,17 @@ class Belief:
         places: [K] ascending.
         probs: [K, V] the model's own laws.
         is_refining: nothing of the block has been written yet.
+        inner: what the rule below remembers.
     """
 
     places: Ids
     probs: Tensor
     is_refining: bool
+    inner: Any = None
 
 
 @dataclass(frozen=True, slots=True)
-class Refined:
+class Refined(Rule):
     """Another rule, after a phase that writes nothing, and until the laws settle.
 
     Attributes:
@@ -51,24 +55,33 @@ class Refined:
     rounds: int = 20
     settle: float = 0.1
 
-    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
+    def start(self, row: CanvasRow, canvas: Canvas, schedule: Schedule) -> Any:
+        """Return what the inner rule remembers; nothing is believed yet."""
+        return _nothing(self.inner.start(row, canvas, schedule))
+
+    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
         """Decide for one row. Steps of the first phase write nothing."""
         is_open = reading.within(row.end)
-        past: Belief | None = row.memo if row.step else None
+        past: Belief | None = memo if row.step else None
+        inner = None if memo is None else memo.inner
         places, probs = reading.places[is_open], reading.probs[torch.from_numpy(is_open)]
-        moved = math.inf if past is None else divergence(Belief(places, probs, False), past)
+        moved = math.inf if past is None else movement(Belief(places, probs, False), past)
         was_refining = past is None or past.is_refining
         if was_refining and row.step < self.rounds and moved >= self.refine:
-            return Choice(np.zeros_like(is_open), memo=Belief(places, probs, True))
+            return Choice(np.zeros_like(is_open), memo=Belief(places, probs, True, inner))
         if not was_refining and moved < self.settle:
-            return Choice(eligible(reading, row))
-        choice = self.inner.choose(reading, row)
+            return Choice(eligible(reading, row), memo=_nothing(inner))
+        choice = self.inner.choose(reading, row, inner)
         left = ~choice.writes[is_open]
-        choice.memo = Belief(places[left], probs[torch.from_numpy(left)], False)
+        choice.memo = Belief(places[left], probs[torch.from_numpy(left)], False, choice.memo)
         return choice
 
 
-def divergence(now: Belief, past: Belief) -> float:
+def _nothing(inner: Any) -> Belief:
+    return Belief(np.zeros(0, np.int64), torch.zeros(0, 0), True, inner)
+
+
+def movement(now: Belief, past: Belief) -> float:
     """Return the mean KL divergence, in nats, of the present laws from the last ones (equation 6).
 
     Over the places that both know; infinite if there are none.

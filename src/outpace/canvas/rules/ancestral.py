@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from outpace.canvas.reading import Reading, order_noise
 from outpace.canvas.row import Bools, CanvasRow, Floats, Ids
-from outpace.canvas.rules import Choice, eligible
+from outpace.canvas.rules.rule import Choice, Rule, eligible
 
 __all__ = ["Ancestral", "written_places"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ancestral:
+class Ancestral(Rule):
     """From time t to s every masked place is written by chance, and every written one may be masked again by chance.
 
     With T steps, alpha_t = 1 - t and step i going from t = 1 - i/T to s = 1 - (i+1)/T, a masked place is written with
@@ -22,7 +23,7 @@ class Ancestral:
     masking again, is 0 (Sahoo et al. 2024, MDLM, arXiv 2406.07524, section 3; Wang et al. 2025, ReMDM,
     arXiv 2503.00307, sections 3 and 4.1). sigma is at most (1 - alpha_s) / alpha_t, hence 0 in the last step: T steps
     always end a block. Steps in which nothing happens reuse the law at hand, so they cost no forward (MDLM's caching).
-    The row's memo is (base of the block, time steps done).
+    The memo is (base of the block, time steps done).
 
     Attributes:
         steps: T, time steps per block; 0 = as many as the block has places to write.
@@ -35,10 +36,10 @@ class Ancestral:
     eta: float = 0.0
     strategy: str = "cap"
 
-    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
+    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
         """Decide for one row; in a step that masks places again nothing may be written."""
         steps = self.steps or int((~row.given[row.base : row.end]).sum())
-        base, time = row.memo or (-1, 0)
+        base, time = memo or (-1, 0)
         time = time if base == row.base else 0
         is_open, inside = eligible(reading, row), reading.within(row.end)
         held = written_places(reading, row)

@@ -4,35 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from outpace.canvas.blocks import Schedule
 from outpace.canvas.reading import Reading
 from outpace.canvas.row import Canvas, CanvasRow
-from outpace.canvas.rules import Choice, Ranked
+from outpace.canvas.rules.ranked import Ranked
+from outpace.canvas.rules.rule import Choice, Rule
 from outpace.errors import ConfigError
 
 __all__ = ["Spread", "plan_steps"]
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class Spread(Rule):
     """Write the best-ranked places, as many per step as finish the block in its steps, the greater numbers first.
 
-    The row's memo holds `plan_steps`.
+    The memo holds `plan_steps`.
 
     Attributes:
         ranked: how places are ranked; its `per_step` is replaced.
+        steps: for the whole generation.
     """
 
     ranked: Ranked
+    steps: int
 
-    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
+    def start(self, row: CanvasRow, canvas: Canvas, schedule: Schedule) -> Any:
+        """Return how many steps each block gets.
+
+        Raises:
+            ConfigError: more steps than tokens to be written, or fewer than blocks.
+        """
+        return plan_steps(row, canvas, schedule, self.steps)
+
+    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
         """Decide for one row."""
-        left = max(row.memo[row.end] - row.step, 1)
+        left = max(memo[row.end] - row.step, 1)
         masked = int(reading.within(row.end).sum())
-        choice = replace(self.ranked, per_step=-(-masked // left)).choose(reading, row)
-        choice.memo = row.memo
-        return choice
+        return replace(self.ranked, per_step=-(-masked // left)).choose(reading, row, memo)
 
 
 def plan_steps(row: CanvasRow, canvas: Canvas, schedule: Schedule, steps: int) -> Mapping[int, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from outpace.canvas.reading import Reading
 from outpace.canvas.row import CanvasRow, Floats
-from outpace.canvas.rules import Choice, eligible, surest
+from outpace.canvas.rules.rule import Choice, Rule, eligible, surest
 
 __all__ = ["Position"]
 
@@ -17,11 +18,11 @@ LEAST = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class Position(Rule):
     """Write the places of greatest exp(-weight * i) * min(-p log f(x), alpha), i counted from the generation's start.
 
     p is the probability of the drawn token x, f its frequency in a background text; without a background the second
-    factor is p. The row's memo holds the background's frequencies, [V], or None. Source: Huang et al. (2025),
+    factor is p. Source: Huang et al. (2025),
     arXiv 2508.13021, and the authors' code for what the paper leaves open: i is counted over the whole generation, not
     the block.
 
@@ -29,22 +30,25 @@ class Position:
         weight: the paper's lambda; 0 = all places alike.
         alpha: what a token's calibrated confidence is cut to, nats.
         per_step: places written per step.
+        background: [V] frequencies; None = none.
     """
 
     weight: float
     alpha: float
     per_step: int = 1
+    background: Floats | None = field(default=None, compare=False)
 
-    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
+    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
         """Decide for one row."""
+        del memo
         writes = surest(self.score(reading, row), eligible(reading, row), self.per_step)
-        return Choice(writes, memo=row.memo)
+        return Choice(writes)
 
     def score(self, reading: Reading, row: CanvasRow) -> Floats:
         """Return [A] the score, or its logarithm where places are weighted: far away the weight would underflow."""
         content = reading.confidence
-        if row.memo is not None:
-            frequency = np.asarray(row.memo)[reading.tokens]
+        if self.background is not None:
+            frequency = self.background[reading.tokens]
             content = np.minimum(-content * np.log(frequency + TINY), self.alpha)
         if self.weight == 0:
             return content

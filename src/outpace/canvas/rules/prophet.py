@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from outpace.canvas.blocks import Schedule
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import Bools, CanvasRow
-from outpace.canvas.rules import Choice, Rule
+from outpace.canvas.row import Bools, Canvas, CanvasRow
+from outpace.canvas.rules.rule import Choice, Rule
 
 __all__ = ["EarlyCommit"]
 
@@ -17,7 +19,7 @@ STAGES = (0.33, 0.67)  # shares of progress at which the next gap applies
 
 
 @dataclass(frozen=True, slots=True)
-class EarlyCommit:
+class EarlyCommit(Rule):
     """Another rule, until the mean gap over a region passes what the progress asks for.
 
     Attributes:
@@ -31,13 +33,17 @@ class EarlyCommit:
     gaps: tuple[float, float, float]
     is_whole: bool = False
 
-    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
+    def start(self, row: CanvasRow, canvas: Canvas, schedule: Schedule) -> Any:
+        """Return what the inner rule remembers."""
+        return self.inner.start(row, canvas, schedule)
+
+    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
         """Decide for one row."""
         region = np.ones(len(reading.places), dtype=np.bool_) if self.is_whole else reading.within(row.end)
         limit = self.gaps[int(np.searchsorted(STAGES, self.progress(reading, row, region), side="right"))]
         if math.isfinite(limit) and mean_gap(reading, region) >= limit:
-            return Choice(region if reading.waits is None else region & ~reading.waits)
-        return self.inner.choose(reading, row)
+            return Choice(region if reading.waits is None else region & ~reading.waits, memo=memo)
+        return self.inner.choose(reading, row, memo)
 
     def progress(self, reading: Reading, row: CanvasRow, region: Bools) -> float:
         """Return the decided share, from 0 to 1, of the block or of the whole text.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from outpace.canvas.reading import Reading
 from outpace.canvas.row import CanvasRow
-from outpace.canvas.rules import Choice, Ranked, eligible, surest
+from outpace.canvas.rules.orders import score
+from outpace.canvas.rules.rule import Choice, Rule, eligible, surest
 
 __all__ = ["EntropyBounded", "Factor"]
 
 
 @dataclass(frozen=True, slots=True)
-class Factor:
+class Factor(Rule):
     """Write the n surest places, n the largest number such that the r-th surest has c_r >= 1 - factor / (r + 1).
 
     The bound holds for every r up to n; the surest place is always written. Source: Wu et al. (2025), Fast-dLLM,
@@ -27,8 +29,9 @@ class Factor:
 
     factor: float
 
-    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
+    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
         """Decide for one row."""
+        del memo
         is_open = eligible(reading, row)
         sure = np.sort(reading.confidence[is_open])[::-1]
         rank = np.arange(1, len(sure) + 1)
@@ -38,7 +41,7 @@ class Factor:
 
 
 @dataclass(frozen=True, slots=True)
-class EntropyBounded:
+class EntropyBounded(Rule):
     """Write the k best-ranked places, k the largest number whose entropies sum to at most `gamma` without the greatest.
 
     The sum without the greatest bounds how much the places' joint law may differ from the product of their laws, so
@@ -46,22 +49,23 @@ class EntropyBounded:
 
     Attributes:
         gamma: the bound, in nats; 0 = one place per step (more only where entropies are 0).
-        order: how places are ranked, as in `Ranked`.
+        order: how places are ranked, one of `ORDERS`.
     """
 
     gamma: float
     order: str = "entropy"
 
-    def choose(self, reading: Reading, row: CanvasRow) -> Choice:
+    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
         """Decide for one row."""
+        del memo
         is_open = eligible(reading, row)
-        score = Ranked(self.order).score(reading)
+        rank = score(self.order, reading)
         places = np.flatnonzero(is_open)
-        order = places[np.argsort(-score[places], kind="stable")]
+        order = places[np.argsort(-rank[places], kind="stable")]
         entropy = reading.entropy[order]
         spent = np.cumsum(entropy) - np.maximum.accumulate(entropy)
         # The first place spends nothing, whatever rounding says.
         count = max(int(np.count_nonzero(spent <= self.gamma)), 1)
-        writes = np.zeros(len(score), dtype=np.bool_)
+        writes = np.zeros(len(rank), dtype=np.bool_)
         writes[order[:count]] = True
         return Choice(writes)
