@@ -1,4 +1,4 @@
-"""What every `python -m outpace.bench.NAME` shares: its parser, values in lists, and one sentence on a mistake."""
+"""What all modules of benchmarks that are commands share: a parser, values in lists, and one sentence on a mistake."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def new_parser(name: str, doc: str | None, *, threads: int = 0) -> argparse.Argu
         doc: its docstring, whose first line is shown.
         threads: of torch where none are asked for; 0 = as they are.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m outpace.bench.{name}", description=(doc or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.{name}", description=(doc or "").split("\n")[0])
     parser.add_argument("--threads", type=int, default=threads, help="CPU threads; 0 = as they are")
     return parser
 

@@ -149,14 +149,14 @@ def _past_the_end(append: Any) -> Any:
 
 def _rejected_kept(kept: Any) -> Any:
     del kept
-    return lambda layout, path, counts, *rest: [
-        list(range(start + count)) for start, count in zip(layout.start, counts, strict=True)
+    return lambda starts, path, counts, *rest: [
+        list(range(start + count)) for start, count in zip(starts, counts, strict=True)
     ]
 
 
 def _kept_as_chain(kept: Any) -> Any:
-    def faulty(layout: Any, path: Any, *rest: Any) -> Any:
-        return kept(layout, [[i if node >= 0 else -1 for i, node in enumerate(nodes)] for nodes in path], *rest)
+    def faulty(starts: Any, path: Any, *rest: Any) -> Any:
+        return kept(starts, [[i if node >= 0 else -1 for i, node in enumerate(nodes)] for nodes in path], *rest)
 
     return faulty
 
@@ -1087,7 +1087,11 @@ def main() -> int:
     mutants = (*MUTANTS, *CANVAS_MUTANTS)
     for mutant in mutants:
         began = time.perf_counter()
-        caught = catch(mutant, is_thorough)
+        try:
+            caught = catch(mutant, is_thorough)
+        except LookupError as error:
+            print(error)
+            caught = []
         escaped += not caught
         print(
             f"{mutant.name:24}{', '.join(caught) or 'ESCAPED':60}{time.perf_counter() - began:6.1f} s  {mutant.fault}"
