@@ -162,8 +162,9 @@ def _kept_as_chain(kept: Any) -> Any:
 
 
 def _read_one_node_early(record: Any) -> Any:
-    def faulty(names: Any, rows: Any, emitted: Any, path: Any, *rest: Any, **named: Any) -> Any:
-        return record(names, rows, emitted, [[max(node, 0) - 1 for node in nodes] for nodes in path], *rest, **named)
+    def faulty(names: Any, num_top: int, rows: Any, outcome: Any, view: Any) -> Any:
+        path = [[max(node, 0) - 1 for node in nodes] for nodes in outcome.path]
+        return record(names, num_top, rows, replace(outcome, path=path), view)
 
     return faulty
 
