@@ -22,7 +22,7 @@ def test_each_state_is_compared_with_its_reference_of_the_same_round() -> None:
 def test_arms_take_turns_in_each_state_of_each_round() -> None:
     order: list[str] = []
 
-    def arm(name: str, tokens: int) -> busy.Run:
+    def arm(name: str, tokens: int) -> busy.Side:
         return lambda: (order.append(name), (tokens, 2.0))[1]
 
     found = measure({"a": arm("a", 4), "b": arm("b", 6)}, {"x": State(), "y": State()}, rounds=2, seconds=0.0)
@@ -59,5 +59,5 @@ def test_every_reference_is_a_state_without_a_cycle() -> None:
 
 def test_an_unknown_state_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        busy._main(["--states", "crowded"])
+        busy.main(["--states", "crowded"])
     assert "no state 'crowded'" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,22 @@ import torch
 
 import outpace
 from outpace.api.engine import LanguageModel
-from outpace.bench.canvas import Arm, Point, Set, area, likelihood, measure, write_json
-from outpace.bench.canvas_arms import cache_arms, causal_arms, lossless_arms, sampler_arms
+from outpace.bench.canvas import Set, Sweep, SweepPoint, area, likelihood, measure
 from outpace.bench.canvas_report import closest, fixed_table, reference_of
 from outpace.bench.canvas_run import CanvasOptions, merge
 from outpace.bench.canvas_steps import step_times
+from outpace.bench.canvas_sweeps import cache_sweeps, causal_sweeps, lossless_sweeps, sampler_sweeps
+from outpace.bench.report import new_report, read_report
 from outpace.errors import ConfigError
 from outpace.methods.registry import load_method
 from outpace.models.opening import locate
 from outpace.tasks import test_examples as examples_of
 
 
-def point(quality: float, tokens_per_forward: float, arm: str = "m: threshold", **given: Any) -> Point:
+def point(quality: float, tokens_per_forward: float, arm: str = "m: threshold", **given: Any) -> SweepPoint:
     values: dict[str, Any] = {"model": "m", "method": "fast-dllm", "set": "stories", "settings": {}, "nll": 1.0}
     values |= {"entropy": 3.0, "tokens": 100, "forwards": round(100 / tokens_per_forward), "positions": 900}
-    return Point(arm=arm, quality=quality, draft_forwards=0, seconds=1.0, **{**values, **given})
+    return SweepPoint(arm=arm, quality=quality, draft_forwards=0, seconds=1.0, **{**values, **given})
 
 
 @pytest.fixture(scope="module")
@@ -62,32 +62,38 @@ def test_close_means_quality_and_entropy() -> None:
     assert reference_of(others, "stories", "m") is reference
 
 
-def test_every_arm_is_a_method_with_such_settings() -> None:
+def test_every_sweep_is_a_method_with_such_settings() -> None:
     for is_full in (True, False):
-        arms = [*sampler_arms("m", is_full), *cache_arms("m", is_full), *lossless_arms("m"), *causal_arms("m")]
-        for arm in arms:
-            assert arm.settings
-            for settings in arm.settings:
-                load_method(arm.method).from_settings(settings)
+        sweeps = [
+            *sampler_sweeps("m", is_full),
+            *cache_sweeps("m", is_full),
+            *lossless_sweeps("m"),
+            *causal_sweeps("m"),
+        ]
+        for sweep in sweeps:
+            assert sweep.settings
+            for settings in sweep.settings:
+                load_method(sweep.method).from_settings(settings)
 
 
 def test_a_task_is_scored_and_counted(lm: LanguageModel, tmp_path: Path) -> None:
     examples = tuple(examples_of("copy", 2))
     item = Set("copy", tuple(example.prompt for example in examples), examples, 32)
-    arms = [
-        Arm("stories-block: confidence, fixed", "stories-block", "masked-diffusion", ({"per_step": 1},)),
-        Arm("stories-block: threshold", "stories-block", "fast-dllm", ({"threshold": 0.5, "cache": "block"},)),
+    sweeps = [
+        Sweep("stories-block: confidence, fixed", "stories-block", "masked-diffusion", ({"per_step": 1},)),
+        Sweep("stories-block: threshold", "stories-block", "fast-dllm", ({"threshold": 0.5, "cache": "block"},)),
     ]
-    slow, fast = measure(arms, [item], {"stories-block": lm}, None)
+    slow, fast = measure(sweeps, [item], {"stories-block": lm}, None)
     assert 0 <= slow.quality <= 1 and slow.nll == 0
     assert fast.tokens_per_forward > slow.tokens_per_forward
     solved = [text.strip() == example.answer.strip() for text, example in zip(slow.texts, examples, strict=True)]
     assert slow.quality == sum(solved) / len(solved)
-    write_json([slow, fast], {"cpu": "test", "threads": 1}, tmp_path / "one.json")
-    known = json.loads((tmp_path / "one.json").read_text())
-    assert [Point.from_dict(entry).to_dict() for entry in known["points"]] == known["points"]
+    machine = {"cpu": "test", "threads": 1}
+    new_report("canvas", {}, machine, [slow.to_dict(), fast.to_dict()], tables=()).write(tmp_path / "one.json")
+    known = read_report(tmp_path / "one.json").rows
+    assert [SweepPoint.from_dict(entry).to_dict() for entry in known] == known
     later = dataclasses.replace(slow, quality=0.123)
-    write_json([later, fast], {"cpu": "test", "threads": 1}, tmp_path / "two.json")
+    new_report("canvas", {}, machine, [later.to_dict(), fast.to_dict()], tables=()).write(tmp_path / "two.json")
     pytest.importorskip("matplotlib")
     merge([tmp_path / "one.json", tmp_path / "two.json"], tmp_path / "out")
     page = (tmp_path / "out/canvas.md").read_text()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from outpace.bench import BenchOptions, child, run
 from outpace.bench.child import Child, ChildError
-from outpace.bench.children.outpace_peer.base import Task, finish
+from outpace.bench.children.outpace_peer.base import Request, finish
 from outpace.bench.gguf import write_gguf
 from outpace.errors import ModelError
 
@@ -117,7 +117,7 @@ def test_a_child_that_cannot_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_what_counts_as_decoded() -> None:
-    task = Task([1], 5, 0.0, 0, [9])
+    task = Request([1], 5, 0.0, 0, [9])
     found = finish([4, 5, 9, 6], task, (1.0, 1.5, 3.0), 2, 3)
     assert found == {
         "tokens": [4, 5, 9],

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from outpace.bench import BenchOptions, run
-from outpace.bench.arms import Sample, Task, make_method
+from outpace.bench.arms import Request, Sample, make_method
 from outpace.bench.inflate import inflate
 from outpace.bench.prompts import Prompt
 from outpace.bench.rows import Record, make_rows
@@ -121,7 +121,7 @@ class StubArm:
         self.name, self.method, self.path, self.baseline = name, name, "eager", "autoregressive"
         self.seconds, self.log, self.tokens = seconds, log, list(tokens)
 
-    def run(self, task: Task) -> Sample:
+    def run(self, task: Request) -> Sample:
         self.log.append(self.name)
         return Sample(list(self.tokens), 0.0, self.seconds, len(self.tokens), "length", len(self.tokens))
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from outpace.run.row import Row
+from outpace.testing.faults import Change, seeing, stand_in, text
 from outpace.testing.mutants import CANVAS_MUTANTS, MUTANTS, Mutant, catch
 
 # Two that cheap checks catch; all are caught by `make mutants`, which the gate runs too.
@@ -22,10 +26,40 @@ def test_caught(name: str) -> None:
     assert catch(mutant), f"Nothing noticed that {mutant.fault}."
 
 
-def test_a_mutant_of_code_that_moved_says_so() -> None:
-    gone = Mutant("gone", "nothing", "row:Row.push", "this is not in the source", "")
+@pytest.mark.parametrize(
+    ("where", "change"),
+    [
+        ("run.row:Row.push", text("this is not in the source", "")),
+        ("run.row:Row.push", lambda push: seeing(push, nowhere=None)),
+        ("run.row:Row.gone", lambda push: push),
+        ("run.gone:push", lambda push: push),
+    ],
+)
+def test_a_mutant_of_code_that_moved_says_so(where: str, change: Change) -> None:
+    gone = Mutant("gone", "nothing", where, change)
     with pytest.raises(LookupError, match="no longer applies"), gone.applied():
         pass
+
+
+def test_a_fault_that_breaks_by_itself_is_not_caught_but_told() -> None:
+    broken = Mutant("broken", "nothing", "sampling.noise:uniform", lambda uniform: lambda: uniform())
+    with pytest.raises(LookupError, match="it broke with TypeError"):
+        catch(broken)
+
+
+def test_a_fault_leaves_nothing_behind() -> None:
+    before = Row.push
+    with Mutant("fault", "nothing", "run.row:Row.push", lambda push: lambda self, token: False).applied():
+        assert Row.push is not before
+    assert Row.push is before
+
+
+def test_a_stand_in_answers_in_part_otherwise_and_passes_on_what_is_assigned() -> None:
+    whole = SimpleNamespace(kept=1, changed=2, other=3)
+    other = stand_in(whole, keeps=("kept",), changed=20)
+    other.kept, other.other = 5, 6
+    assert (other.kept, other.changed, other.other) == (1, 20, 6)
+    assert vars(whole) == {"kept": 1, "changed": 2, "other": 6}
 
 
 def test_there_are_enough() -> None:

@@ -202,4 +202,4 @@ def test_the_table() -> None:
 
 def test_the_command_names_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["no-such-model"]) == 2
-    assert "no-such-model" in capsys.readouterr().out
+    assert "no-such-model" in capsys.readouterr().err

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from random_weights import make_weights, streamed_bytes
 from torch import Tensor
 
 from outpace import kernels
-from outpace.bench.kernel import make_weights, streamed_bytes
 from outpace.cache import Cache
 from outpace.errors import ConfigError
 from outpace.kernels import build as building

@@ -8,10 +8,10 @@ import random
 
 import pytest
 import torch
+from random_weights import make_weights
 from torch import Tensor
 
 from outpace import kernels
-from outpace.bench.kernel import make_weights
 from outpace.cache import Cache
 from outpace.kernels import build as building
 from outpace.kernels.decoder import compile_decoder

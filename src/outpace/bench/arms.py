@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from outpace.api.engine import LanguageModel, load
 from outpace.bench.inflate import inflated_from
-from outpace.bench.options import BenchOptions, GrowthOptions
+from outpace.bench.options import BenchOptions, CommonOptions
+from outpace.bench.report import Skipped
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_fit
@@ -21,9 +22,8 @@ __all__ = [
     "PLAIN",
     "Arm",
     "OurArm",
+    "Request",
     "Sample",
-    "Skipped",
-    "Task",
     "drafter_name",
     "make_arms",
     "make_method",
@@ -34,7 +34,7 @@ PLAIN = "autoregressive"
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Request:
     """One generation to make.
 
     Attributes:
@@ -104,21 +104,13 @@ class Arm(Protocol):
     baseline: str
     counterpart: str
 
-    def run(self, task: Task) -> Sample:
+    def run(self, task: Request) -> Sample:
         """Make one generation, from empty memory."""
         ...
 
     def memory_job(self) -> dict[str, Any]:
         """Return what a fresh process needs to run this arm; see `outpace.bench.memory`."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An arm that was not measured, and why, in a sentence."""
-
-    name: str
-    reason: str
 
 
 _COUNTERPARTS = {PLAIN: "hf:plain", "prompt-lookup": "hf:prompt-lookup", "draft-model": "hf:assisted"}
@@ -136,7 +128,7 @@ class OurArm:
         self.counterpart = _COUNTERPARTS.get(method.name, "")
         self.directory = directory
 
-    def run(self, task: Task) -> Sample:
+    def run(self, task: Request) -> Sample:
         """Make one generation; no memory is handed over, so every one starts without."""
         result = self._generate(task)
         usage, timing = result.usage, result.timing
@@ -154,11 +146,11 @@ class OurArm:
             accepted=usage.num_accepted,
         )
 
-    def margins(self, task: Task) -> list[float]:
+    def margins(self, task: Request) -> list[float]:
         """Return how far each token is from being another one (not for timing)."""
         return list(self._generate(task, record=("margins",)).margins)
 
-    def _generate(self, task: Task, **extra: Any) -> Any:
+    def _generate(self, task: Request, **extra: Any) -> Any:
         self.lm.end_tokens = task.end_tokens
         return self.lm.generate(
             list(task.ids),
@@ -190,7 +182,7 @@ def make_method(text: str, options: BenchOptions) -> Method:
     return load_method(name).from_settings({**options.options.get(name, {}), **given})
 
 
-def drafter_name(options: BenchOptions | GrowthOptions, directory: Path) -> str:
+def drafter_name(options: CommonOptions, directory: Path) -> str:
     """Return the draft model's name: as asked, or that of the model, or of the model which was inflated."""
     if options.draft != "auto":
         return options.draft
@@ -262,7 +254,7 @@ def _refusal(method: Method, lm: LanguageModel, is_inflated: bool) -> str:
     return ""
 
 
-def with_drafter(method: Method, options: BenchOptions | GrowthOptions, directory: Path) -> Method:
+def with_drafter(method: Method, options: CommonOptions, directory: Path) -> Method:
     """Return a method whose draft model is named by its directory, if it has one.
 
     Raises:

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Sequence
+from functools import partial
 
 from outpace.api.engine import LanguageModel, load
+from outpace.bench.command import new_parser, numbers, run_command
 from outpace.bench.prompts import read_prompts
+from outpace.bench.rounds import in_turns
+from outpace.bench.stats import median_ratio
 
-__all__ = ["auto_rows"]
+__all__ = ["auto_rows", "main"]
 
 
 def auto_rows(
@@ -36,15 +41,13 @@ def auto_rows(
     for count in rows:
         texts = [prompts[i % len(prompts)] for i in range(count)]
         for length in tokens:
-            _rate(lm, texts, "autoregressive", length)  # warms up
-            pairs = []
-            for number in range(repeats):
-                order = ("autoregressive", "auto") if number % 2 else ("auto", "autoregressive")
-                found = {method: _rate(lm, texts, method, length) for method in order}
-                pairs.append((found["autoregressive"][0], *found["auto"]))
-            plain, auto, drafted = (statistics.median(column) for column in zip(*pairs, strict=True))
-            ratio = statistics.median(ours / theirs for theirs, ours, _ in pairs)
-            told = {"plain": plain, "auto": auto, "ratio": ratio, "drafted": drafted}
+            sides = {method: partial(_rate, lm, texts, method, length) for method in ("autoregressive", "auto")}
+            sides["autoregressive"]()  # warms up
+            found = in_turns(sides, repeats, warm_ups=0)
+            plain, auto = ([rate for rate, _ in runs] for runs in found.values())
+            told = {"plain": statistics.median(plain), "auto": statistics.median(auto)}
+            drafted = statistics.median(share for _, share in found["auto"])
+            told |= {"ratio": median_ratio(auto, plain), "drafted": drafted}
             figures.append({"rows": count, "tokens": length, **told})
     return figures
 
@@ -56,26 +59,26 @@ def _rate(lm: LanguageModel, prompts: list[str], method: str, tokens: int) -> tu
     return total / results[0].timing["decode_s"], sum(result.usage.num_proposed for result in results) / total
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(description="Measure auto against plain decoding by rows in a batch.")
+def _work(given: argparse.Namespace) -> None:
+    prompts = [prompt.text for prompt in read_prompts(given.prompts)]
+    lm = load(given.model)
+    print(f"{'rows':>5} {'tokens':>6} {'plain/s':>9} {'auto/s':>9} {'ratio':>6} {'drafted':>8}")
+    for count in given.rows:
+        for row in auto_rows(lm, prompts, [count], given.tokens, given.repeats):
+            shown = f"{row['plain']:>9.0f} {row['auto']:>9.0f} {row['ratio']:>6.2f} {row['drafted']:>8.2f}"
+            print(f"{row['rows']:>5} {row['tokens']:>6} {shown}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; return the exit status."""
+    parser = new_parser("auto_rows", __doc__)
     parser.add_argument("--model", default="stories")
     parser.add_argument("--prompts", default="stories", help="a shipped set, or a file")
-    parser.add_argument("--rows", default="1,2,4,8,16,32")
-    parser.add_argument("--tokens", default="48")
+    parser.add_argument("--rows", type=numbers, default="1,2,4,8,16,32")
+    parser.add_argument("--tokens", type=numbers, default="48")
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
-    prompts = [prompt.text for prompt in read_prompts(given.prompts)]
-    rows, tokens = ([int(item) for item in text.split(",")] for text in (given.rows, given.tokens))
-    print(f"{'rows':>5} {'tokens':>6} {'plain/s':>9} {'auto/s':>9} {'ratio':>6} {'drafted':>8}")
-    lm = load(given.model)
-    for count in rows:
-        for row in auto_rows(lm, prompts, [count], tokens, given.repeats):
-            print(
-                f"{row['rows']:>5} {row['tokens']:>6} {row['plain']:>9.0f} {row['auto']:>9.0f} {row['ratio']:>6.2f} "
-                f"{row['drafted']:>8.2f}",
-                flush=True,
-            )
+    return run_command(parser, _work, arguments)
 
 
 if __name__ == "__main__":
-    _main()
+    sys.exit(main())

@@ -10,7 +10,6 @@ rounds, of its speed against that of its reference in the same round. The loops 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -26,13 +25,15 @@ from typing import Any
 import torch
 
 from outpace.api.engine import LanguageModel, load
-from outpace.bench.arms import Task
+from outpace.bench.arms import Arm, OurArm, Request
 from outpace.bench.child import ChildError
+from outpace.bench.command import new_parser, run_command, words
 from outpace.bench.engines import EngineArm, Workplace
 from outpace.bench.gguf import write_gguf
 from outpace.bench.machine import describe, lock
+from outpace.bench.report import Table, new_report
 from outpace.errors import OutpaceError
-from outpace.failures import guarded
+from outpace.methods.registry import load_method
 from outpace.models.loading import resolve
 
 __all__ = ["STATES", "State", "measure", "neighbours", "summarise"]
@@ -47,7 +48,7 @@ while os.getppid() == int(sys.argv[2]):
     for _ in range(1_000_000): pass
 """
 
-Run = Callable[[], tuple[int, float]]  # one generation: tokens and seconds after the prefill
+Side = Callable[[], tuple[int, float]]  # makes one generation: tokens and seconds after the prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def neighbours(state: State) -> Iterator[None]:
 
 
 def measure(
-    arms: Mapping[str, Run], states: Mapping[str, State], rounds: int, seconds: float
+    arms: Mapping[str, Side], states: Mapping[str, State], rounds: int, seconds: float
 ) -> dict[str, dict[str, list[float]]]:
     """Return tokens per second by arm and state, one number per round.
 
@@ -114,7 +115,7 @@ def measure(
     return found
 
 
-def _speed(run: Run, seconds: float) -> float:
+def _speed(run: Side, seconds: float) -> float:
     tokens, taken, end = 0, 0.0, time.perf_counter() + seconds
     while not tokens or time.perf_counter() < end:
         count, duration = run()
@@ -135,23 +136,9 @@ def summarise(found: Mapping[str, Mapping[str, Sequence[float]]], states: Mappin
     return rows
 
 
-def _own_arm(lm: LanguageModel, method: str, max_tokens: int) -> Run:
-    def run() -> tuple[int, float]:
-        result = lm.generate(PROMPT, method=method, max_tokens=max_tokens, ignore_eos=True)
-        return len(result.tokens), result.timing["decode_s"]
-
-    return run
-
-
-def _peer_arm(lm: LanguageModel, model: str, max_tokens: int, folder: Path, stack: ExitStack) -> Run:
-    """Return plain decoding of llama.cpp on the same weights, in a process of its own."""
-    assert lm.tokenizer is not None
-    ids, dtype = lm.tokenizer.encode(PROMPT), lm.target.dtype
-    place = Workplace(resolve(model), folder, dtype, torch.get_num_threads(), len(ids) + max_tokens)
-    write_gguf(place.source, place.converted("llama.cpp", place.precision), dtype)
-    arm = EngineArm("llama.cpp", "plain", "", place.job("llama.cpp", "plain", place.precision))
-    stack.callback(arm.child.close)
-    task = Task(tuple(ids), max_tokens, 0.0, 0)
+def _side(arm: Arm, ids: Sequence[int], max_tokens: int) -> Side:
+    """Return what makes one generation with an arm, past end tokens."""
+    task = Request(tuple(ids), max_tokens, 0.0, 0)
 
     def run() -> tuple[int, float]:
         sample = arm.run(task)
@@ -160,55 +147,64 @@ def _peer_arm(lm: LanguageModel, model: str, max_tokens: int, folder: Path, stac
     return run
 
 
-def _main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m outpace.bench.busy", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="stories", help="a shipped model, a directory or a hub id")
-    parser.add_argument("--methods", default="autoregressive", help="ours, parted by commas")
-    parser.add_argument("--peer", choices=["llama.cpp"], help="measure it on the same weights, too")
-    parser.add_argument("--states", default=",".join(STATES), help="who else computes, parted by commas")
-    parser.add_argument("--max-tokens", type=int, default=48, help="of each generation")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
-    parser.add_argument("--threads", type=int, help="of ours and the peer; default: torch's number, and what is free")
-    parser.add_argument("--json", metavar="FILE", help="write every number here")
-    given = parser.parse_args(arguments)
-    unknown = set(given.states.split(",")) - set(STATES)
-    if unknown:
-        parser.error(f"there is no state {min(unknown)!r}: {', '.join(STATES)}")
-    wanted = {name: state for name, state in STATES.items() if name in given.states.split(",")}
-    states = {name: state for name, state in STATES.items() if name in wanted or _refers(wanted, name)}
+def _llama_cpp(lm: LanguageModel, model: str, capacity: int, folder: Path, stack: ExitStack) -> Arm:
+    """Return plain decoding of llama.cpp on the same weights, in a process of its own."""
+    dtype = lm.target.dtype
+    place = Workplace(resolve(model), folder, dtype, torch.get_num_threads(), capacity)
+    write_gguf(place.source, place.converted("llama.cpp", place.precision), dtype)
+    try:
+        arm = EngineArm("llama.cpp", "plain", "", place.job("llama.cpp", "plain", place.precision))
+    except ChildError as error:
+        raise OutpaceError(str(error), "docs/measuring.md says how to install it.") from None
+    stack.callback(arm.child.close)
+    return arm
+
+
+def _work(given: argparse.Namespace) -> None:
+    states = {name: STATES[name] for name in STATES if name in given.states}
+    states |= {state.reference: STATES[state.reference] for state in states.values() if state.reference}
+    states = {name: states[name] for name in STATES if name in states}
     with ExitStack() as stack:
         stack.enter_context(lock(600.0))
         facts = describe()
-        lm = load(given.model, threads=given.threads)
-        arms = {method: _own_arm(lm, method, given.max_tokens) for method in given.methods.split(",")}
+        lm = load(given.model, threads=given.threads or None)
+        assert lm.tokenizer is not None
+        ids = lm.tokenizer.encode(PROMPT)
+        arms: dict[str, Arm] = {name: OurArm(lm, load_method(name)(), "", name) for name in given.methods.split(",")}
         if given.peer:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            try:
-                arms[given.peer] = _peer_arm(lm, given.model, given.max_tokens, folder, stack)
-            except ChildError as error:
-                raise OutpaceError(str(error), "docs/measuring.md says how to install it.") from None
-        for run in arms.values():
+            arms[given.peer] = _llama_cpp(lm, given.model, len(ids) + given.max_tokens, folder, stack)
+        sides = {name: _side(arm, ids, given.max_tokens) for name, arm in arms.items()}
+        for run in sides.values():
             run()  # warms up
-        found = measure(arms, states, given.rounds, given.seconds)
+        found = measure(sides, states, given.rounds, given.seconds)
     rows = summarise(found, states)
-    _print(rows)
-    if given.json:
-        record = {"machine": facts, "settings": vars(given), "rows": rows, "tokens_per_s": found}
-        Path(given.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return 0
+    report = new_report("busy", vars(given), facts, rows, tables=[_table(rows)], tokens_per_s=found)
+    print(_table(rows).markdown())
+    report.write(given.json)
 
 
-def _refers(states: Mapping[str, State], name: str) -> bool:
-    return any(state.reference == name for state in states.values())
-
-
-def _print(rows: Sequence[Mapping[str, Any]]) -> None:
-    print("| arm | beside | tokens/s | of the speed |\n|---|---|---:|---|")
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    cells = []
     for row in rows:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} {row['reference']}"
-        print(f"| {row['arm']} | {row['state']} | {row['tokens_per_s']:.0f} | {ratio} |")
+        cells.append([row["arm"], row["state"], f"{row['tokens_per_s']:.0f}", ratio])
+    return Table("", ("arm", "beside", "tokens/s", "of the speed"), cells, left=2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; return the exit status."""
+    parser = new_parser("busy", __doc__)
+    parser.add_argument("--model", default="stories", help="a shipped model, a directory or a hub id")
+    parser.add_argument("--methods", default="autoregressive", help="ours, parted by commas")
+    parser.add_argument("--peer", choices=["llama.cpp"], help="measure it on the same weights, too")
+    parser.add_argument("--states", type=words("state", STATES), default=list(STATES), help="who else computes")
+    parser.add_argument("--max-tokens", type=int, default=48, help="of each generation")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
+    return run_command(parser, _work, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(_main, sys.argv[1:]))
+    sys.exit(main())

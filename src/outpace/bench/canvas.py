@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,13 +25,27 @@ import torch
 from outpace.api.engine import LanguageModel
 from outpace.api.result import Result
 from outpace.bench.prompts import read_prompts
-from outpace.tasks import Example, score
+from outpace.errors import ConfigError
+from outpace.tasks import TASKS, Example, score, test_examples
 
-__all__ = ["Arm", "Point", "Set", "area", "likelihood", "measure", "sweep"]
+__all__ = [
+    "Set",
+    "Sweep",
+    "SweepPoint",
+    "area",
+    "likelihood",
+    "measure",
+    "spell",
+    "stories",
+    "task_set",
+    "values_of",
+]
+
+_LONG = ("countdown-3", "countdown-4", "sudoku")  # tasks whose answers take more than 32 tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class Sweep:
     """One sampler under one cache, over a range of its settings.
 
     Attributes:
@@ -69,7 +81,7 @@ class Set:
 
 
 @dataclass(slots=True)
-class Point:
+class SweepPoint:
     """One measured setting.
 
     Attributes:
@@ -105,7 +117,7 @@ class Point:
         return self.tokens / self.forwards if self.forwards else 0.0
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Point:
+    def from_dict(cls, values: Mapping[str, Any]) -> SweepPoint:
         """Return the point that `to_dict` told, but for its texts."""
         names = {item.name for item in dataclasses.fields(cls)} - {"texts"}
         return cls(**{name: values[name] for name in names}, texts=[values["sample"]])
@@ -121,45 +133,45 @@ class Point:
         }
 
 
-def sweep(name: str, values: Sequence[Any], **fixed: Any) -> tuple[Mapping[str, Any], ...]:
+def values_of(name: str, values: Sequence[Any], **fixed: Any) -> tuple[Mapping[str, Any], ...]:
     """Return one mapping of settings per value of one of them."""
     return tuple({**fixed, name: value} for value in values)
 
 
 def measure(
-    arms: Sequence[Arm],
+    sweeps: Sequence[Sweep],
     sets: Sequence[Set],
     models: Mapping[str, LanguageModel],
     judge: LanguageModel | None,
     tell: Callable[[str], None] = lambda text: None,
     repeats: int = 1,
-) -> Iterator[Point]:
-    """Yield one point per arm, setting and set; texts of a set are written one by one, as at batch 1.
+) -> Iterator[SweepPoint]:
+    """Yield one point per sweep, setting and set; texts of a set are written one by one, as at batch 1.
 
     Args:
-        arms, sets: what is measured.
-        models: by the names that arms use.
+        sweeps, sets: what is measured.
+        models: by the names that sweeps use.
         judge: whose likelihood open-ended text is judged by.
         tell: called with sentences on the progress.
         repeats: times are the least of this many runs.
     """
-    for item, arm in itertools.product(sets, arms):
-        for settings in arm.settings:
-            lm = models[arm.model]
-            results, seconds = _written(lm, item, arm, settings)
+    for item, sweep in itertools.product(sets, sweeps):
+        for settings in sweep.settings:
+            lm = models[sweep.model]
+            results, seconds = _written(lm, item, sweep, settings)
             for _ in range(repeats - 1):
-                seconds = min(seconds, _written(lm, item, arm, settings)[1])
-            point = _point(arm, item, settings, results, seconds, judge)
-            tell(f"{item.name}: {arm.name} {dict(settings)}: {point.quality:.3f} at {point.tokens_per_forward:.2f}")
+                seconds = min(seconds, _written(lm, item, sweep, settings)[1])
+            point = _point(sweep, item, settings, results, seconds, judge)
+            tell(f"{item.name}: {sweep.name} {dict(settings)}: {point.quality:.3f} at {point.tokens_per_forward:.2f}")
             yield point
 
 
-def _written(lm: LanguageModel, item: Set, arm: Arm, settings: Mapping[str, Any]) -> tuple[list[Result], float]:
+def _written(lm: LanguageModel, item: Set, sweep: Sweep, settings: Mapping[str, Any]) -> tuple[list[Result], float]:
     began = time.perf_counter()
     results = [
         lm.generate(
             [*lm.end_tokens[:1], *lm.encode(prompt)],  # as the texts stood in training: behind the end of another one
-            method=arm.method,
+            method=sweep.method,
             options=dict(settings),
             max_tokens=item.max_tokens,
             temperature=item.temperature,
@@ -176,18 +188,23 @@ def _is_one_line(item: Set) -> bool:
 
 
 def _point(
-    arm: Arm, item: Set, settings: Mapping[str, Any], results: list[Result], seconds: float, judge: LanguageModel | None
-) -> Point:
+    sweep: Sweep,
+    item: Set,
+    settings: Mapping[str, Any],
+    results: list[Result],
+    seconds: float,
+    judge: LanguageModel | None,
+) -> SweepPoint:
     texts, nll = [result.text for result in results], 0.0
     if item.examples:
         quality = statistics.mean(score(example, text) for example, text in zip(item.examples, texts, strict=True))
     else:
         nll = likelihood(judge, results) if judge is not None else math.nan
         quality = math.exp(-nll)
-    return Point(
-        arm=arm.name,
-        model=arm.model,
-        method=arm.method,
+    return SweepPoint(
+        arm=sweep.name,
+        model=sweep.model,
+        method=sweep.method,
         set=item.name,
         settings=dict(settings),
         quality=quality,
@@ -225,7 +242,7 @@ def _entropy(tokens: Sequence[int]) -> float:
     return -sum(n / total * math.log(n / total) for n in Counter(tokens).values()) if total else 0.0
 
 
-def area(points: Sequence[Point], most: float = 8.0) -> float:
+def area(points: Sequence[SweepPoint], most: float = 8.0) -> float:
     """Return the area under quality over tokens per forward, from 1 to `most`, divided by the width.
 
     Quality between points is linear; beyond the last point it is 0, since nothing was written as fast. Follows the idea
@@ -254,12 +271,18 @@ def stories(num: int, max_tokens: int, temperature: float = 0.0) -> Set:
     return Set("stories", tuple(prompts), (), max_tokens, temperature)
 
 
-def write_json(points: Sequence[Point], facts: Mapping[str, Any], path: Path) -> None:
-    """Write all points and their areas."""
-    groups: dict[tuple[str, str], list[Point]] = {}
-    for point in points:
-        groups.setdefault((point.set, point.arm), []).append(point)
-    areas = [{"set": name, "arm": arm, "area": area(group)} for (name, arm), group in groups.items()]
-    lines = [",\n".join(json.dumps(item) for item in part) for part in ([p.to_dict() for p in points], areas)]
-    text = f'{{"facts": {json.dumps(dict(facts))},\n"points": [\n{lines[0]}\n],\n"areas": [\n{lines[1]}\n]}}\n'
-    path.write_text(text, encoding="utf-8")
+def task_set(name: str, num: int) -> Set:
+    """Return the first held-out examples of a task, as prompts to continue.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"There is no task {name!r}.", f"Tasks: {', '.join(TASKS)}.")
+    examples = tuple(test_examples(name, num))
+    return Set(name, tuple(example.prompt for example in examples), examples, 48 if name in _LONG else 32)
+
+
+def spell(settings: Mapping[str, Any]) -> str:
+    """Return settings in words."""
+    return ", ".join(f"{key}={value}" for key, value in settings.items()) or "defaults"

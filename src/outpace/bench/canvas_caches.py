@@ -10,17 +10,17 @@ when the cached side writes its own text. Positions: those forwarded after the p
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from outpace.api.engine import LanguageModel, load
+from outpace.bench.command import new_parser, run_command
+from outpace.bench.machine import describe
 from outpace.bench.prompts import read_prompts
+from outpace.bench.report import Table, new_report
 from outpace.canvas import Policy, make_policy
-from outpace.errors import ConfigError, OutpaceError
+from outpace.errors import ConfigError
 from outpace.methods.diffusion.base import CanvasMethod
 from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
 from outpace.methods.misfit import check_fit
@@ -84,43 +84,28 @@ def caches(
 
 def table(found: Sequence[Divergence]) -> str:
     """Return the figures as a Markdown table."""
-    rows = [_HEADS, tuple("---" for _ in _HEADS)]
+    cells = []
     for seen in found:
-        numbers = (f"{seen.mean_kl:.4f}", f"{seen.worst_kl:.2f}", *_percent(seen))
         radius = str(seen.radius) if seen.policy in ("greedy", "free") else "-"
-        rows.append((seen.policy, str(seen.refresh), radius, *numbers))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        shares = [f"{100 * share:.1f}%" for share in (seen.changed_share, seen.agreement, seen.positions_share)]
+        cells.append([seen.policy, str(seen.refresh), radius, f"{seen.mean_kl:.4f}", f"{seen.worst_kl:.2f}", *shares])
+    return Table("", _HEADS, cells).markdown()
 
 
-def _percent(seen: Divergence) -> tuple[str, ...]:
-    return tuple(f"{100 * share:.1f}%" for share in (seen.changed_share, seen.agreement, seen.positions_share))
+def _work(given: argparse.Namespace) -> None:
+    lm = load(given.model, dtype=given.dtype, generation_config="none")
+    prompts = [prompt.text for prompt in read_prompts(given.prompts, given.limit)]
+    method = MaskedDiffusion(block=given.block, per_step=given.per_step)
+    sampling = Sampling(temperature=given.temperature)
+    found = caches(lm, prompts, method, max_tokens=given.max_tokens, sampling=sampling, seed=given.seed)
+    print(table(found))
+    if given.json:
+        new_report("caches", vars(given), describe(), [seen.to_dict() for seen in found]).write(given.json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; return the exit status."""
-    options = _parser().parse_args(arguments)
-    try:
-        lm = load(options.model, dtype=options.dtype, generation_config="none")
-        prompts = [prompt.text for prompt in read_prompts(options.prompts, options.limit)]
-        method = MaskedDiffusion(block=options.block, per_step=options.per_step)
-        sampling = Sampling(temperature=options.temperature)
-        found = caches(lm, prompts, method, max_tokens=options.max_tokens, sampling=sampling, seed=options.seed)
-    except OutpaceError as error:
-        print(error)
-        return 2
-    print(table(found))
-    if options.json:
-        report: dict[str, Any] = {
-            **vars(options),
-            "torch": torch.__version__,
-            "rows": [seen.to_dict() for seen in found],
-        }
-        Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m outpace.bench.canvas_caches", description=__doc__.split("\n")[0])
+    parser = new_parser("canvas_caches", __doc__)
     parser.add_argument("model", help="a masked model: zoo name, directory or hub id")
     parser.add_argument("--prompts", default="stories", help="a shipped set, or a file")
     parser.add_argument("--limit", type=int, default=8, help="prompts used; 0 = all")
@@ -130,9 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--json", default="", help="write all figures to this file")
-    return parser
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    return run_command(parser, _work, arguments)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

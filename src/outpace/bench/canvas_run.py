@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import platform
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,26 +14,18 @@ from typing import Any
 import torch
 
 from outpace.api.engine import LanguageModel, load
-from outpace.bench.canvas import Arm, Point, Set, area, measure, stories, write_json
-from outpace.bench.canvas_arms import cache_arms, causal_arms, lossless_arms, sampler_arms
-from outpace.bench.canvas_report import (
-    areas_table,
-    closest,
-    draw_curves,
-    fixed_table,
-    reference_of,
-    rows_table,
-)
+from outpace.bench.canvas import Set, Sweep, SweepPoint, area, measure, stories, task_set
+from outpace.bench.canvas_report import MOST, OPEN, canvas_page, draw_canvases
+from outpace.bench.canvas_sweeps import cache_sweeps, causal_sweeps, lossless_sweeps, sampler_sweeps
+from outpace.bench.command import new_parser, run_command
 from outpace.bench.inflate import inflate
 from outpace.bench.machine import describe, lock
+from outpace.bench.report import new_report, read_report
 from outpace.errors import ConfigError
 from outpace.models.opening import locate
-from outpace.tasks import TASKS, test_examples
+from outpace.tasks import TASKS
 
-__all__ = ["CanvasOptions", "main", "merge", "run_canvas", "task_set"]
-
-MOST = 8.0  # tokens per forward up to which areas are taken
-OPEN = "stories"
+__all__ = ["CanvasOptions", "main", "merge", "run_canvas"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +62,7 @@ class CanvasOptions:
             raise ConfigError(f"There is no set {unknown[0]!r}.", f"Sets: {OPEN}, {', '.join(TASKS)}.")
 
 
-def run_canvas(options: CanvasOptions, tell: Callable[[str], None] = lambda text: None) -> list[Point]:
+def run_canvas(options: CanvasOptions, tell: Callable[[str], None] = lambda text: None) -> list[SweepPoint]:
     """Measure, and write `canvas.md`, `canvas.json` and pictures into the folder.
 
     Raises:
@@ -83,16 +73,28 @@ def run_canvas(options: CanvasOptions, tell: Callable[[str], None] = lambda text
         torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
     with lock(), tempfile.TemporaryDirectory() as folder:
+        facts = describe()
         models = {Path(name).name: _load(name, options, Path(folder)) for name in (*options.models, *options.causal)}
         options = dataclasses.replace(options, models=_names(options.models), causal=_names(options.causal))
-        facts = {**describe(), "python": platform.python_version(), "threads": torch.get_num_threads()}
         points = _speed(options, models, tell) if options.inflate else _all(options, models, tell)
-    kind = "canvas-speed" if options.inflate else "canvas"
-    write_json(points, facts, options.out / f"{kind}.json")
-    (options.out / f"{kind}.md").write_text(_page(points, options, facts), encoding="utf-8")
-    if not options.inflate:
-        _draw(points, options)
+    _write(points, options, facts)
     return points
+
+
+def _write(points: Sequence[SweepPoint], options: CanvasOptions, machine: Mapping[str, Any]) -> None:
+    """Write the raw figures, the page and the pictures."""
+    kind = "canvas-speed" if options.inflate else "canvas"
+    groups: dict[tuple[str, str], list[SweepPoint]] = {}
+    for point in points:
+        groups.setdefault((point.set, point.arm), []).append(point)
+    areas = [{"set": name, "arm": arm, "area": area(group, MOST)} for (name, arm), group in groups.items()]
+    rows = [point.to_dict() for point in points]
+    new_report(kind, options, machine, rows, tables=(), areas=areas).write(options.out / f"{kind}.json")
+    facts = {**machine, "num": options.num, "inflate": options.inflate}
+    page = canvas_page(points, options.models, options.causal, facts)
+    (options.out / f"{kind}.md").write_text(page, encoding="utf-8")
+    if not options.inflate:
+        draw_canvases(points, options.models, options.causal, options.out)
 
 
 def _names(models: Sequence[str]) -> tuple[str, ...]:
@@ -118,72 +120,57 @@ def _set(name: str, options: CanvasOptions) -> Set:
     return task_set(name, 2 * options.num)
 
 
-def task_set(name: str, num: int) -> Set:
-    """Return the first held-out examples of a task, as prompts to continue.
-
-    Raises:
-        ConfigError: there is no such task.
-    """
-    if name not in TASKS:
-        raise ConfigError(f"There is no task {name!r}.", f"Tasks: {', '.join(TASKS)}.")
-    examples = tuple(test_examples(name, num))
-    return Set(name, tuple(example.prompt for example in examples), examples, 48 if name in _LONG else 32)
-
-
-_LONG = ("countdown-3", "countdown-4", "sudoku")
-
-
-def _all(options: CanvasOptions, models: dict[str, LanguageModel], tell: Callable[[str], None]) -> list[Point]:
+def _all(options: CanvasOptions, models: dict[str, LanguageModel], tell: Callable[[str], None]) -> list[SweepPoint]:
     """Curves of every sampler on every set; caches and lossless methods on stories."""
-    points: list[Point] = []
+    points: list[SweepPoint] = []
     began = time.perf_counter()
     judge = models[options.causal[0]]
     for item in _sets(options):
-        arms: list[Arm] = []
+        sweeps: list[Sweep] = []
         for name in options.models:
             is_full = models[name].target.capabilities.attention == "full"
-            arms += [_named(arm, name) for arm in sampler_arms(name, is_full)]
+            sweeps += [_named(sweep, name) for sweep in sampler_sweeps(name, is_full)]
             if item.name == OPEN:
-                arms += [_named(arm, name) for arm in (*cache_arms(name, is_full), *lossless_arms(name))]
+                sweeps += [_named(sweep, name) for sweep in (*cache_sweeps(name, is_full), *lossless_sweeps(name))]
         for name in options.causal:
-            arms += [_named(arm, Path(name).name) for arm in causal_arms(name)]
-        for arm in arms:
+            sweeps += [_named(sweep, Path(name).name) for sweep in causal_sweeps(name)]
+        for sweep in sweeps:
             if options.time_limit_s and time.perf_counter() - began > options.time_limit_s:
                 tell("The time limit is reached.")
                 return points
-            points += measure([arm], [item], models, judge, tell, options.repeats)
+            points += measure([sweep], [item], models, judge, tell, options.repeats)
     return points
 
 
-def _speed(options: CanvasOptions, models: dict[str, LanguageModel], tell: Callable[[str], None]) -> list[Point]:
+def _speed(options: CanvasOptions, models: dict[str, LanguageModel], tell: Callable[[str], None]) -> list[SweepPoint]:
     """Threshold sampling, lossless methods and the causal model, in turns, at a size where forwards are what costs."""
     items = [_set(name, options) for name in options.sets or (OPEN, "copy", "replace-index", "sudoku")]
     judge = models[options.causal[0]]
-    arms: list[Arm] = []
+    sweeps: list[Sweep] = []
     for name in options.models:
         is_block = models[name].target.capabilities.attention == "block"
         settings = tuple(
             {"threshold": value, "cache": "block" if is_block else "none"} for value in (0.9, 0.7, 0.6, 0.5, 0.4)
         )
-        arms += [
-            Arm(f"{name}: one per step", name, "masked-diffusion", ({},)),
-            Arm(f"{name}: threshold", name, "fast-dllm", settings),
-            Arm(f"{name}: FreeDave", name, "freedave", ({"copies": 2}, {"copies": 4})),
-            Arm(f"{name}: SSD", name, "ssd", ({"copies": 4}, {"copies": 8})),
+        sweeps += [
+            Sweep(f"{name}: one per step", name, "masked-diffusion", ({},)),
+            Sweep(f"{name}: threshold", name, "fast-dllm", settings),
+            Sweep(f"{name}: FreeDave", name, "freedave", ({"copies": 2}, {"copies": 4})),
+            Sweep(f"{name}: SSD", name, "ssd", ({"copies": 4}, {"copies": 8})),
         ]
         if is_block:
-            arms.append(Arm(f"{name}: one per step, uncached", name, "masked-diffusion", ({"cache": "none"},)))
+            sweeps.append(Sweep(f"{name}: one per step, uncached", name, "masked-diffusion", ({"cache": "none"},)))
     for name in options.causal:
-        arms += [
-            Arm("causal: plain", name, "autoregressive", ({},)),
-            Arm("causal: opt-tree", name, "opt-tree", ({"draft": "stories-draft"},)),
-            Arm("causal: block-draft", name, "block-draft", ({"draft": "stories-block"},)),
+        sweeps += [
+            Sweep("causal: plain", name, "autoregressive", ({},)),
+            Sweep("causal: opt-tree", name, "opt-tree", ({"draft": "stories-draft"},)),
+            Sweep("causal: block-draft", name, "block-draft", ({"draft": "stories-block"},)),
         ]
-    return list(measure(arms, items, models, judge, tell, options.repeats))
+    return list(measure(sweeps, items, models, judge, tell, options.repeats))
 
 
-def _named(arm: Arm, name: str) -> Arm:
-    return dataclasses.replace(arm, name=f"{name}: {arm.name}")
+def _named(sweep: Sweep, name: str) -> Sweep:
+    return dataclasses.replace(sweep, name=f"{name}: {sweep.name}")
 
 
 def merge(files: Sequence[Path], out: Path) -> None:
@@ -192,106 +179,31 @@ def merge(files: Sequence[Path], out: Path) -> None:
     Raises:
         ConfigError: a file holds no such figures.
     """
-    points: list[Point] = []
-    facts: dict[str, Any] = {}
+    points: list[SweepPoint] = []
+    facts: Mapping[str, Any] = {}
     for file in files:
+        report = read_report(file)
         try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-            found = [Point.from_dict(item) for item in document["points"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ConfigError(
-                f"{file} holds no figures of this benchmark.", "Name canvas.json of earlier runs."
-            ) from None
+            found = [SweepPoint.from_dict(item) for item in report.rows]
+        except (KeyError, TypeError):
+            raise ConfigError(f"{file} holds no canvases' figures.", "Name canvas.json of earlier runs.") from None
         sets = {point.set for point in found}
         points = [point for point in points if point.set not in sets] + found
-        facts = document["facts"]
+        facts = report.document["machine"]
     masked = {point.model for point in points if not point.arm.partition(": ")[2].startswith("causal")}
     models = tuple(name for name in dict.fromkeys(point.model for point in points) if name in masked)
     causal = tuple(name for name in dict.fromkeys(point.model for point in points) if name not in masked)
-    options = CanvasOptions(out=out, models=models, causal=causal)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(points, facts, out / "canvas.json")
-    (out / "canvas.md").write_text(_page(points, options, facts), encoding="utf-8")
-    _draw(points, options)
+    _write(points, CanvasOptions(out=out, models=models, causal=causal), facts)
 
 
-def _page(points: Sequence[Point], options: CanvasOptions, facts: dict[str, Any]) -> str:
-    asked = f" --inflate {options.inflate}" if options.inflate else ""
-    parts = [
-        f"{facts.get('cpu', 'CPU')}, {facts['threads']} threads, torch {facts.get('torch', torch.__version__)}; "
-        f"{options.num} texts per set (tasks: {2 * options.num}), batch 1, greedy. "
-        f"`outpace bench --canvas FOLDER{asked}`\n"
-    ]
-    sets = list(dict.fromkeys(point.set for point in points))
-    for name in options.models:
-        own = [point for point in points if point.model == name]
-        parts.append(f"### {Path(name).name}\n")
-        parts += _stories_part(own, name) if OPEN in sets else []
-        tasks = [item for item in sets if item != OPEN]
-        for item in tasks if options.inflate else ():
-            group = [point for point in own if point.set == item]
-            parts.append(f"{item}:\n\n{rows_table(group, reference_of(group, item, name))}")
-        if tasks and not options.inflate:
-            parts.append(f"Share solved against places written per step:\n\n{fixed_table(own, name, tasks)}")
-            curves = [point for point in own if _is_curve(point)]
-            parts.append(f"Area under share solved, 1 to {MOST:g} tok/fwd:\n\n{areas_table(curves, name, tasks, MOST)}")
-    causal = [point for point in points if point.model in options.causal]
-    if causal:
-        parts.append("### The causal model on the same axes\n")
-        for item in sets:
-            group = [point for point in causal if point.set == item]
-            parts.append(f"{item}:\n\n{rows_table(group, group[0] if group else None, with_model=True)}")
-    return "\n".join(parts)
-
-
-def _stories_part(own: Sequence[Point], model: str) -> list[str]:
-    stories_points = [point for point in own if point.set == OPEN]
-    reference = reference_of(stories_points, OPEN, model)
-    if reference is None:
-        return []
-    groups: dict[str, list[Point]] = {}
-    for point in stories_points:
-        groups.setdefault(point.arm, []).append(point)
-    fast = [closest(group, reference) for arm, group in groups.items() if _is_curve(group[0])]
-    rest = [point for point in stories_points if not _is_curve(point)]
-    kept = [reference, *sorted((p for p in fast if p), key=lambda p: -p.tokens_per_forward)]
-    areas = {arm: area(group, MOST) for arm, group in groups.items() if _is_curve(group[0])}
-    listed = ", ".join(
-        f"{arm.partition(': ')[2]} {value:.3f}" for arm, value in sorted(areas.items(), key=lambda item: -item[1])
-    )
-    title = "Stories: of each sampler the fastest setting within 2% of the reference's likelihood and entropy"
-    return [
-        f"{title} (the first line):\n\n{rows_table(kept, reference)}",
-        f"Areas under likelihood per token, 1 to {MOST:g} tok/fwd: {listed}.\n",
-        f"Caches and lossless methods on stories:\n\n{rows_table(rest, reference)}" if rest else "",
-    ]
-
-
-def _is_curve(point: Point) -> bool:
-    """Whether a point belongs to a sampler's curve, not to the caches and lossless methods."""
-    return not point.arm.partition(": ")[2].startswith(("threshold 0.9", "one per step", "FreeDave", "SSD"))
-
-
-def _draw(points: Sequence[Point], options: CanvasOptions) -> None:
-    sets = list(dict.fromkeys(point.set for point in points))
-    for name in options.models:
-        shown = [
-            dataclasses.replace(point, arm=point.arm.partition(": ")[2] if point.model == name else point.arm)
-            for point in points
-            if (point.model == name or point.model in options.causal)
-            and not point.arm.partition(": ")[2].startswith(("threshold 0.9", "one per step"))
-        ]
-        draw_curves(shown, sets, Path(name).name, options.out / f"{Path(name).name}.png")
-
-
-def main() -> None:
-    """Join the figures of several runs."""
-    parser = argparse.ArgumentParser(description="Join the figures of several runs of outpace bench --canvas.")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Join the figures of several runs; return the exit status."""
+    parser = new_parser("canvas_run", "Join the figures of several runs of outpace bench --canvas.")
     parser.add_argument("files", type=Path, nargs="+", help="canvas.json of each run")
     parser.add_argument("--out", type=Path, required=True, help="folder")
-    asked = parser.parse_args()
-    merge(asked.files, asked.out)
+    return run_command(parser, lambda given: merge(given.files, given.out), arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,16 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from outpace.api.engine import LanguageModel, load
+from outpace.bench.command import new_parser, run_command
 from outpace.bench.inflate import inflate, parse_size
+from outpace.bench.report import Table
+from outpace.bench.rounds import in_turns, timed
+from outpace.bench.stats import median_ratio
 from outpace.errors import ConfigError, ModelError
 from outpace.models.opening import locate
 
@@ -45,18 +49,9 @@ def step_times(lm: LanguageModel, directory: Path, repeats: int, is_full: bool) 
     for held, width in SHAPES:
         tokens = torch.randint(2, vocab, (1, held + width), generator=generator)
         ours, theirs = _our_forward(lm, tokens, held), _their_forward(other, lm, tokens, held, is_full)
-        for forward in (ours, theirs):
-            forward()
-        pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(repeats)]
-        found.append(
-            {
-                "cached": held,
-                "tokens": width,
-                "ours_ms": 1e3 * statistics.median(pair[0] for pair in pairs),
-                "transformers_ms": 1e3 * statistics.median(pair[1] for pair in pairs),
-                "ratio": statistics.median(pair[0] / pair[1] for pair in pairs),
-            }
-        )
+        seconds = in_turns({"ours": timed(ours), "transformers": timed(theirs)}, repeats)
+        medians = {f"{name}_ms": 1e3 * statistics.median(times) for name, times in seconds.items()}
+        found.append({"cached": held, "tokens": width, **medians, "ratio": median_ratio(*seconds.values())})
     return found
 
 
@@ -124,12 +119,6 @@ def _their_forward(model: Any, lm: LanguageModel, tokens: torch.Tensor, held: in
     return forward
 
 
-def _seconds(forward: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    forward()
-    return time.perf_counter() - began
-
-
 def overhead_ms(lm: LanguageModel, prompts: list[str], max_tokens: int, **settings: Any) -> float:
     """Return milliseconds per step outside forwards, median over prompts, of plain decoding of one token per step."""
     found: list[float] = []
@@ -140,29 +129,34 @@ def overhead_ms(lm: LanguageModel, prompts: list[str], max_tokens: int, **settin
     return statistics.median(found)
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description="Cost of a step on a canvas.")
-    parser.add_argument("model", nargs="?", default="stories-block")
-    parser.add_argument("--params", default="", help="inflate the model first, as in 350M")
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--dtype", default="auto")
-    asked = parser.parse_args()
+def _work(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        directory = Path(locate(asked.model)[0])
-        if asked.params:
-            directory = inflate(directory, Path(folder) / "model", parse_size(asked.params))
-        lm = load(directory, dtype=asked.dtype, generation_config="none")
+        directory = Path(locate(given.model)[0])
+        if given.params:
+            directory = inflate(directory, Path(folder) / "model", parse_size(given.params))
+        lm = load(directory, dtype=given.dtype, generation_config="none")
         is_full = lm.target.capabilities.attention == "full"
-        print("| cached | tokens | ours, ms | transformers, ms | ratio |\n|---|---|---|---|---|")
-        for row in step_times(lm, directory, asked.repeats, is_full):
-            print(
-                f"| {row['cached']} | {row['tokens']} | {row['ours_ms']:.2f} | {row['transformers_ms']:.2f} | "
-                f"{row['ratio']:.2f} |"
-            )
+        cells = [
+            [str(row["cached"]), str(row["tokens"]), *(f"{row[name]:.2f}" for name in _FIGURES)]
+            for row in step_times(lm, directory, given.repeats, is_full)
+        ]
+        print(Table("", ("cached", "tokens", "ours, ms", "transformers, ms", "ratio"), cells).markdown())
         prompts = ["Once upon a time", "The little dog wanted to", "One day, a girl named Lily"]
         print(f"\noutside forwards: {overhead_ms(lm, prompts, 64):.3f} ms per step")
 
 
+_FIGURES = ("ours_ms", "transformers_ms", "ratio")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; return the exit status."""
+    parser = new_parser("canvas_steps", __doc__)
+    parser.add_argument("model", nargs="?", default="stories-block")
+    parser.add_argument("--params", default="", help="inflate the model first, as in 350M")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--dtype", default="auto")
+    return run_command(parser, _work, arguments)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from outpace.bench.arms import PLAIN, Arm, OurArm, Skipped, Task, drafter_name, make_arms
+from outpace.bench.arms import PLAIN, Arm, OurArm, Request, drafter_name, make_arms
 from outpace.bench.options import BenchOptions
 from outpace.bench.prompts import read_prompts
-from outpace.bench.report import SCHEMA_VERSION, Report
+from outpace.bench.report import Report, Skipped, Table, by_place, new_report, show_ratio
 from outpace.bench.rows import make_rows
 from outpace.bench.speed import measure, model_facts, prepared
 from outpace.errors import ConfigError, OutpaceError, PluginError
@@ -64,21 +64,20 @@ def run_catalogue(options: BenchOptions, tell: Callable[[str], None] | None = No
         records, is_cut = measure(everything, tasks, options, lm.end_tokens, tell)
         rows = make_rows(records, everything, tasks, options, lm.end_tokens)
         model = model_facts(options.model, directory, lm.target.dtype)
-    notes = [str(facts["gpu_note"])]
-    notes += [f"The time limit of {options.time_limit_s:.0f} s cut the repetitions short."] if is_cut else []
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "catalogue",
-        "options": {name: getattr(options, name) for name in ("max_tokens", "num_prompts", "repeats", "seed")},
-        "machine": facts,
-        "model": model,
-        "drafters": drafters,
-        "rows": [_kept(row) for row in rows],
-        "tables": _tables(rows),
-        "skipped": [{"name": item.name.partition(" (")[0], "reason": item.reason} for item in skipped],
-        "notes": [note for note in notes if note],
-    }
-    report = Report(document)
+    report = new_report(
+        "catalogue",
+        {name: getattr(options, name) for name in ("max_tokens", "num_prompts", "repeats", "seed")},
+        facts,
+        [_kept(row) for row in rows],
+        tables=[Table(where, _COLUMNS, [_cells(row) for row in group]) for where, group in by_place(rows).items()],
+        skipped=[Skipped(item.name.partition(" (")[0], item.reason) for item in skipped],
+        notes=[
+            str(facts["gpu_note"]),
+            f"The time limit of {options.time_limit_s:.0f} s cut the repetitions short." if is_cut else "",
+        ],
+        model=model,
+        drafters=drafters,
+    )
     report.write(options.json, None, options.markdown)
     return report
 
@@ -122,7 +121,7 @@ def _that_run(
     for arm in arms:
         try:
             for temperature in temperatures:
-                arm.run(Task(tuple(ids), 8, temperature, 0))
+                arm.run(Request(tuple(ids), 8, temperature, 0))
         except OutpaceError as error:
             skipped.append(Skipped(arm.name, f"{error} {error.hint}".strip()))
             continue
@@ -139,25 +138,13 @@ def _kept(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in _KEPT}, "exactness": exactness}
 
 
-def _tables(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["set"], row["temperature"]), []).append(row)
-    tables = []
-    for (name, temperature), group in groups.items():
-        law = "greedy" if temperature == 0 else f"T = {temperature:g}"
-        title = f"{name}, {law}, {group[0]['prompts']} prompts, {group[0]['repetitive_prompts']} of them repetitive"
-        tables.append({"title": title, "columns": list(_COLUMNS), "cells": [_cells(row) for row in group]})
-    return tables
-
-
 def _cells(row: dict[str, Any]) -> list[str]:
-    ratio, exact = row["ratio_plain"], row["exactness"]
+    exact = row["exactness"]
     return [
         row["method"],
         f"{row['accepted_per_step']:.2f}",
         f"{row['tokens_per_forward']:.2f}",
         f"{row['tokens_per_s']:.0f}",
-        f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "",
+        show_ratio(row["ratio_plain"]),
         str(exact.get("note", "")) if exact["equal"] is None else f"{exact['equal']}/{exact['of']}",
     ]

@@ -6,8 +6,10 @@ logits for every node, so that everything a drafter does between two forwards is
 
 from __future__ import annotations
 
+import argparse
 import gc
 import statistics
+import sys
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from outpace.bench.command import new_parser, run_command
 from outpace.bench.overhead import PresetModel
+from outpace.bench.report import Table
 from outpace.cache import Cache
 from outpace.methods.base import Method
 from outpace.methods.speculative.aded import Aded
@@ -28,7 +32,7 @@ from outpace.methods.speculative.token_recycling import TokenRecycling
 from outpace.sampling import Sampler, Sampling
 from outpace.types import Context, Counter, Outcome, Scores, View
 
-__all__ = ["LIMIT_US", "drafters", "drafting", "repeating_text"]
+__all__ = ["LIMIT_US", "drafters", "drafting", "main", "repeating_text"]
 
 LIMIT_US = 200  # per step, on an idle core: n-gram lookup, suffix and recycling with 64 nodes at 8192 ids
 _CHUNK = 256  # prompt tokens per observed chunk
@@ -167,15 +171,30 @@ def _quiet() -> Iterator[None]:
             gc.enable()
 
 
-def _main() -> None:
-    print("method            nodes  propose us  observe us  step us  best us  index us/token  bytes/token  table bytes")
-    for row in drafting():
-        print(
-            f"{row['method']:<16} {row['nodes']:>6.1f} {row['propose_us']:>11.1f} {row['observe_us']:>11.1f} "
-            f"{row['step_us']:>8.1f} {row['best_us']:>8.1f} {row['index_us']:>15.2f} {row['index_bytes']:>12.0f} "
-            f"{row['table_bytes']:>12}"
-        )
+def _work(given: argparse.Namespace) -> None:
+    """Print the table, always of one thread."""
+    cells = []
+    for row in drafting(given.vocab, given.nodes, given.steps):
+        times = [f"{row[name]:.1f}" for name in ("nodes", "propose_us", "observe_us", "step_us", "best_us")]
+        sizes = [f"{row['index_us']:.2f}", f"{row['index_bytes']:.0f}", str(row["table_bytes"])]
+        cells.append([row["method"], *times, *sizes])
+    print(Table("", _COLUMNS, cells).markdown())
+
+
+_COLUMNS = (
+    *("method", "nodes", "propose us", "observe us", "step us", "best us"),
+    *("index us/token", "bytes/token", "table bytes"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; return the exit status."""
+    parser = new_parser("drafting", __doc__)
+    parser.add_argument("--vocab", type=int, default=8192, help="size of the vocabulary")
+    parser.add_argument("--nodes", type=int, default=64, help="drafted per step")
+    parser.add_argument("--steps", type=int, default=300)
+    return run_command(parser, _work, arguments)
 
 
 if __name__ == "__main__":
-    _main()
+    sys.exit(main())

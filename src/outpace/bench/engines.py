@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from outpace.bench.arms import Sample, Skipped, Task
+from outpace.bench.arms import Request, Sample
 from outpace.bench.child import Child, ChildError
 from outpace.bench.gguf import write_gguf
+from outpace.bench.report import Skipped
 from outpace.errors import ModelError
 from outpace.models.loading import read_config
 
@@ -25,7 +26,7 @@ __all__ = [
     "OTHER_TEXT",
     "EngineArm",
     "Workplace",
-    "fingerprint",
+    "contents_name",
     "make_engine_arms",
     "measure_memory",
 ]
@@ -96,7 +97,7 @@ class EngineArm:
             self.child.close()
             raise
 
-    def run(self, task: Task) -> Sample:
+    def run(self, task: Request) -> Sample:
         """Make one generation, timed in the child."""
         fields = {"max_tokens": task.max_tokens, "temperature": task.temperature, "seed": task.seed}
         found = self.child.ask("run", ids=list(task.ids), end_tokens=list(task.end_tokens), **fields)
@@ -107,7 +108,7 @@ class EngineArm:
         return {"kind": "engine", "engine": self.path, "job": self.job}
 
 
-def fingerprint(directory: Path) -> str:
+def contents_name(directory: Path) -> str:
     """Return a name for a model's contents: of its configuration, and the size and head of each weight file."""
     found = hashlib.sha256((directory / "config.json").read_bytes())
     for path in sorted(directory.glob("*.safetensors")):
@@ -200,7 +201,7 @@ def _open(
     arm = EngineArm(engine, mode, precision, place.job(engine, mode, precision or place.precision))
     try:
         for temperature in temperatures:
-            arm.run(Task((1, 2, 3), 4, temperature, 0))
+            arm.run(Request((1, 2, 3), 4, temperature, 0))
     except ChildError:
         arm.child.close()
         raise

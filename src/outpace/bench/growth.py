@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from outpace import kernels
 from outpace.api.engine import LanguageModel
-from outpace.bench.arms import Skipped, with_drafter
+from outpace.bench.arms import with_drafter
 from outpace.bench.options import GrowthOptions
 from outpace.bench.prompts import read_prompts, set_names
 from outpace.bench.replay import Replay
-from outpace.bench.report import SCHEMA_VERSION, Report
+from outpace.bench.report import Report, Skipped, Table, new_report
+from outpace.bench.rounds import in_turns
 from outpace.bench.speed import model_facts, prepared
+from outpace.bench.stats import median_ratio
 from outpace.errors import OutpaceError
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
@@ -33,13 +34,13 @@ from outpace.run.row import Row
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Outcome
 
-__all__ = ["Curve", "Point", "crossings", "run_growth"]
+__all__ = ["Curve", "CurvePoint", "crossings", "run_growth"]
 
 _AXES = {"batch": "rows in a batch", "context": "tokens of context", "budget": "drafted nodes per step"}
 
 
 @dataclass(slots=True)
-class Point:
+class CurvePoint:
     """One value of an axis for one curve: the medians of its repetitions.
 
     Attributes:
@@ -68,7 +69,7 @@ class Curve:
 
     axis: str
     name: str
-    points: list[Point] = field(default_factory=list)
+    points: list[CurvePoint] = field(default_factory=list)
     crossings: list[tuple[float, bool]] = field(default_factory=list)
 
 
@@ -88,21 +89,17 @@ def run_growth(options: GrowthOptions, tell: Callable[[str], None] | None = None
         growth = _Growth(options, directory)
         curves = [curve for axis in options.axes for curve in growth.curves(axis, tell)]
         model = model_facts(options.model, directory, growth.lm.target.dtype)
-    told = {**dataclasses.asdict(options), "model": Path(options.model).name}
-    told = {name: value for name, value in told.items() if name not in ("json", "plot", "markdown")}
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "growth",
-        "options": json.loads(json.dumps(told)),
-        "machine": facts,
-        "model": model,
-        "trained_positions": growth.trained,
-        "rows": [dataclasses.asdict(curve) for curve in curves],
-        "tables": [_table(axis, curves) for axis in options.axes],
-        "skipped": [dataclasses.asdict(item) for item in growth.skipped.values()],
-        "notes": [*_notes(options, growth.trained), *_verdicts(curves), str(facts["gpu_note"])],
-    }
-    report = Report(document)
+    report = new_report(
+        "growth",
+        options,
+        facts,
+        [dataclasses.asdict(curve) for curve in curves],
+        tables=[_table(axis, curves) for axis in options.axes],
+        skipped=list(growth.skipped.values()),
+        notes=[*_notes(options, growth.trained), *_verdicts(curves), str(facts["gpu_note"])],
+        model=model,
+        trained_positions=growth.trained,
+    )
     report.write(options.json, options.plot, options.markdown)
     return report
 
@@ -145,30 +142,22 @@ class _Growth:
             curve.crossings = crossings([(p.value, p.ratio) for p in curve.points if p.ratio is not None])
         return list(found.values())
 
-    def _points(self, value: int, batch: int, context: int, budget: int) -> dict[str, Point]:
+    def _points(self, value: int, batch: int, context: int, budget: int) -> dict[str, CurvePoint]:
         """Measure every curve at one place, sides in turns."""
         prompts = [self._prompt(row, context) for row in range(batch)]
         texts = self._run(Autoregressive(), prompts, self._most(budget))[2]  # also warms up
         methods = self._methods(dict(zip(map(tuple, prompts), texts, strict=True)), context, budget)
-        rates: dict[str, list[float]] = {name: [] for name in methods}
-        per_step: dict[str, float] = {}
-        names = list(methods)
-        for number in range(self.options.repeats):
-            turn = number % len(names)
-            for name in [*names[turn:], *names[:turn]]:
-                rate, per_step[name], _ = self._run(methods[name], prompts)
-                rates[name].append(rate)
-        plain = rates["plain"]
+        sides = {name: partial(self._run, method, prompts) for name, method in methods.items()}
+        found = in_turns(sides, self.options.repeats, warm_ups=0)
+        rates = {name: [rate for rate, _, _ in runs] for name, runs in found.items()}
         return {
-            name: Point(
+            name: CurvePoint(
                 value,
-                statistics.median(found),
-                per_step[name],
-                statistics.median(ours / theirs for ours, theirs in zip(found, plain, strict=True))
-                if name != "plain"
-                else None,
+                statistics.median(own),
+                found[name][-1][1],
+                None if name == "plain" else median_ratio(own, rates["plain"]),
             )
-            for name, found in rates.items()
+            for name, own in rates.items()
         }
 
     def _methods(self, texts: Mapping[tuple[int, ...], Sequence[int]], context: int, budget: int) -> dict[str, Method]:
@@ -265,12 +254,12 @@ def _verdicts(curves: Sequence[Curve]) -> list[str]:
     return said
 
 
-def _table(axis: str, curves: Sequence[Curve]) -> dict[str, Any]:
+def _table(axis: str, curves: Sequence[Curve]) -> Table:
     chosen = [curve for curve in curves if curve.axis == axis]
     values = sorted({point.value for curve in chosen for point in curve.points})
     cells = [[str(value), *(_cell(curve, value) for curve in chosen)] for value in values]
     title = f"Tokens per second (x plain, tokens per step of a row) against {_AXES[axis]}"
-    return {"title": title, "columns": [_AXES[axis], *(curve.name for curve in chosen)], "cells": cells}
+    return Table(title, (_AXES[axis], *(curve.name for curve in chosen)), cells)
 
 
 def _cell(curve: Curve, value: int) -> str:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from outpace.errors import ConfigError, ModelError
+from outpace.models.tensors import TensorFiles, find_tensor_files
 
 __all__ = ["count_parameters", "inflate", "inflated_from", "parse_size", "streamed_parameters"]
 
@@ -62,8 +62,8 @@ def inflate(
     larger["outpace_inflated"] = {"from": source.resolve().name, "params": count_parameters(larger)}
     out.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    tensors = _open(source)
-    _write_shards(out, _tensors(tensors, config, width, layers, generator))
+    files = TensorFiles(find_tensor_files(source))
+    _write_shards(out, _tensors(files, config, width, layers, generator))
     (out / "config.json").write_text(json.dumps(larger, indent=2) + "\n", encoding="utf-8")
     for file in source.iterdir():
         if "token" in file.name or file.name in ("generation_config.json", "vocab.json", "merges.txt"):
@@ -156,51 +156,30 @@ def _widened(config: Mapping[str, Any], width: int, layers: int) -> dict[str, An
     return {**config, **changed, "head_dim": _head_dim(config), "num_hidden_layers": layers}
 
 
-class _Files:
-    """The tensors of a directory by name, read one at a time."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._home = {}
-        for path in paths:
-            with safe_open(path, framework="pt") as file:
-                self._home.update({name: path for name in file.keys()})
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._home
-
-    def read(self, name: str) -> Tensor:
-        with safe_open(self._home[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
-
-
-def _open(source: Path) -> _Files:
-    paths = sorted(source.glob("*.safetensors"))
-    if not paths:
-        raise ModelError(f"{source} holds no safetensors file.", "Train or fetch the model first.")
-    return _Files(paths)
+def _read(files: TensorFiles, name: str) -> Tensor:
+    return files.read(name, files.entries[name].shape)
 
 
 def _tensors(
-    files: _Files, config: Mapping[str, Any], width: int, layers: int, generator: torch.Generator
+    files: TensorFiles, config: Mapping[str, Any], width: int, layers: int, generator: torch.Generator
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the larger model's tensors by name."""
-    embed = files.read("model.embed_tokens.weight")
-    norm = files.read("model.norm.weight")
+    embed = _read(files, "model.embed_tokens.weight")
+    norm = _read(files, "model.norm.weight")
     yield "model.embed_tokens.weight", embed.repeat(1, width)
     if config.get("tie_word_embeddings"):
         # A tied head adds up `width` equal products; the last norm takes the factor back out, exactly.
         yield "model.norm.weight", (norm.float() / width).to(norm.dtype).repeat(width)
     else:
         yield "model.norm.weight", norm.repeat(width)
-        head = files.read("lm_head.weight")
+        head = _read(files, "lm_head.weight")
         yield "lm_head.weight", _Splitter(width, generator).shares(head.float()).to(head.dtype)
     count = config["num_hidden_layers"]
     real = {round((i + 0.5) * layers / count - 0.5): i for i in range(count)}
     for place in range(layers):
         # Added layers take their weights from the real layers in turn.
         index, is_real = (real[place], True) if place in real else (place % count, False)
-        read = {name: files.read(f"model.layers.{index}.{name}.weight") for name in _LAYER}
+        read = {name: _read(files, f"model.layers.{index}.{name}.weight") for name in _LAYER}
         for name, tensor in _layer(read, width, is_real, generator):
             yield f"model.layers.{place}.{name}.weight", tensor
 

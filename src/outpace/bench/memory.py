@@ -121,7 +121,7 @@ def _hf(task: dict[str, Any]) -> dict[str, Any]:
     import torch
     from transformers import LlamaForCausalLM  # noqa: F401 - imported libraries are not the arm's memory
 
-    from outpace.bench.arms import Task
+    from outpace.bench.arms import Request
     from outpace.bench.peers import HfArm, load_hf
 
     dtype = getattr(torch, task["dtype"])
@@ -131,7 +131,7 @@ def _hf(task: dict[str, Any]) -> dict[str, Any]:
     assistant = load_hf(task["draft"], dtype) if task["mode"] == "assisted" else None
     arm = HfArm(model, task["mode"], task["directory"], "cpu", assistant, task["draft"])
     ids = task["ids"]
-    sample = arm.run(Task(tuple(ids), task["max_tokens"], 0.0, 0))
+    sample = arm.run(Request(tuple(ids), task["max_tokens"], 0.0, 0))
     config = model.config
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * dim * dtype.itemsize

@@ -6,7 +6,6 @@ All on random models of set sizes, so that nothing but the engine decides; compe
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import tempfile
 import time
@@ -19,12 +18,13 @@ import torch
 from outpace import kernels
 from outpace.api.engine import LanguageModel
 from outpace.bench import machine, memory
-from outpace.bench.arms import PLAIN, Arm, OurArm, Skipped
+from outpace.bench.arms import PLAIN, Arm, OurArm
 from outpace.bench.options import BenchOptions, MicroOptions
 from outpace.bench.overhead import LAWS, overhead
 from outpace.bench.peers import make_peers
 from outpace.bench.prompts import Prompt
-from outpace.bench.report import SCHEMA_VERSION, Report
+from outpace.bench.report import Report, Skipped, Table, new_report, show_ratio
+from outpace.bench.rounds import in_turns, timed
 from outpace.bench.rows import make_rows
 from outpace.bench.shapes import SIZES, PlainTorch, random_llama, streamed
 from outpace.bench.speed import measure
@@ -69,7 +69,7 @@ class _Micro:
         self.repeats = min(3, options.repeats) if options.quick else options.repeats
         self.began = time.monotonic()
         self.rows: list[dict[str, Any]] = []
-        self.tables: list[dict[str, Any]] = []
+        self.tables: list[Table] = []
         self.skipped: list[Skipped] = []
 
     def run(self) -> Report:
@@ -79,20 +79,16 @@ class _Micro:
         for part in self.options.parts:
             self.tell(f"Part {part}.")
             getattr(self, f"_{part}")()
-        told = dataclasses.asdict(self.options)
-        del told["json"], told["markdown"]
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "kind": "micro",
-            "options": json.loads(json.dumps(told)),
-            "machine": facts,
-            "kernels": note(),
-            "skipped": [dataclasses.asdict(item) for item in self.skipped],
-            "notes": [str(facts["gpu_note"]), f"{note()}."],
-            "rows": self.rows,
-            "tables": self.tables,
-        }
-        return Report(document)
+        return new_report(
+            "micro",
+            self.options,
+            facts,
+            self.rows,
+            tables=self.tables,
+            skipped=self.skipped,
+            notes=[str(facts["gpu_note"]), f"{note()}."],
+            kernels=note(),
+        )
 
     def _is_late(self, name: str) -> bool:
         limit = self.options.time_limit_s
@@ -107,7 +103,7 @@ class _Micro:
 
     def _table(self, title: str, columns: tuple[str, ...], cells: list[list[str]]) -> None:
         if cells:
-            self.tables.append({"title": title, "columns": list(columns), "cells": cells})
+            self.tables.append(Table(title, columns, cells))
 
     # T(k)
 
@@ -261,22 +257,15 @@ def _window(model: Any, width: int, capacity: int) -> Callable[[], object]:
 def _interleave(
     runs: Mapping[str, Callable[[], object]], repeats: int, megabytes: int
 ) -> tuple[dict[str, list[float]], float]:
-    """Time functions in turns, their order rotating, and read memory between; return seconds, and the best GB/s."""
-    for run in runs.values():
-        for _ in range(2):
-            run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    names, bandwidths, began = list(runs), [], time.monotonic()
-    for number in range(repeats):
-        turn = number % len(names)
-        for name in [*names[turn:], *names[:turn]]:
-            start = time.perf_counter()
-            runs[name]()
-            seconds[name].append(time.perf_counter() - start)
+    """Time functions in turns, and read memory between; return seconds, and the best GB/s."""
+    bandwidths, began = list[float](), time.monotonic()
+
+    def begin(number: int) -> bool:
         if number % 10 == 0:
             bandwidths.append(read_bandwidth(megabytes, repeats=4))
-        if time.monotonic() - began > _CELL_S and number >= 4:
-            break
+        return number < 5 or time.monotonic() - began <= _CELL_S
+
+    seconds = in_turns({name: timed(run) for name, run in runs.items()}, repeats, warm_ups=2, begin=begin)
     return seconds, max(bandwidths)
 
 
@@ -288,25 +277,24 @@ def _memory_jobs(directory: Path, name: str) -> dict[str, dict[str, Any]]:
 
 
 def _forward_cells(row: dict[str, Any]) -> list[str]:
-    ratio, floor = row["ratio_torch"], row["floor_share"]
+    floor = row["floor_share"]
     return [
         row["path"],
         str(row["k"]),
         f"{row['ms']:.3f}",
         f"{row['over_first']:.2f}",
-        f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "",
+        show_ratio(row["ratio_torch"]),
         f"{floor:.0%}" if floor else "",
         f"{row['bandwidth_gb_s']:.1f}",
     ]
 
 
 def _plain_cells(row: dict[str, Any]) -> list[str]:
-    ratio = row["ratio_peer_plain"]
     return [
         row["arm"] + (", looping text" if row["repetitive_prompts"] else ""),
         f"{row['tokens_per_s']:.1f}",
         f"{row['ms_per_token']:.2f}" if row["ms_per_token"] else "",
-        f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "",
+        show_ratio(row["ratio_peer_plain"]),
         f"{row['prefill_ms']:.1f}",
     ]
 

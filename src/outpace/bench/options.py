@@ -9,18 +9,46 @@ from typing import Any
 
 from outpace.errors import ConfigError, nearest
 
-__all__ = ["PATHS", "PEERS", "BenchOptions", "GrowthOptions", "MicroOptions"]
+__all__ = ["PATHS", "PEERS", "BenchOptions", "CommonOptions", "GrowthOptions", "MicroOptions"]
 
 PATHS = ("eager", "compiled")
 PEERS = ("hf", "llama.cpp", "openvino")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchOptions:
-    """A speed benchmark of methods and peers on one model.
+class CommonOptions:
+    """What all measurements of one model are asked.
 
     Attributes:
         model: a zoo name, directory or hub id.
+        draft: the drafter of `draft-model` and of the peers' assisted generation; "auto" = the model's own.
+        inflate: parameters; above 0, the model is first inflated to that size, in a temporary folder.
+        seed: of sampling, and of the bootstrap.
+        dtype: "auto", "float32", "bfloat16".
+        device: "auto", "cpu", "cuda".
+        threads: of torch; 0 = as they are.
+        wait_s: how long to wait for another benchmark on this machine to end.
+        json, plot, markdown: files to write.
+    """
+
+    model: str = "stories"
+    draft: str = "auto"
+    inflate: int = 0
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int = 0
+    wait_s: float = 600.0
+    json: Path | None = None
+    plot: Path | None = None
+    markdown: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions(CommonOptions):
+    """A speed benchmark of methods and peers on one model.
+
+    Attributes:
         methods: names; settings may follow after colons: "draft-model:draft_len=4". Plain decoding is always measured.
         options: settings by method name, added to those in `methods`.
         prompts: names of shipped sets (stories, code, copy) or JSON-lines files of {"id", "text"}.
@@ -31,23 +59,14 @@ class BenchOptions:
         max_tokens: most tokens per generation.
         num_prompts: of each set, from its head; 0 = all.
         repeats: repetitions of everything.
-        seed: of sampling, and of the bootstrap.
-        dtype: "auto", "float32", "bfloat16".
-        device: "auto", "cpu", "cuda".
-        threads: of torch; 0 = as they are.
-        draft: the drafter of `draft-model` and of the peers' assisted generation; "auto" = the model's own.
-        inflate: parameters; above 0, the model is first inflated to that size, in a temporary folder.
         with_memory: also run every arm in a fresh process for its peak memory.
         time_limit_s: stop after the first complete round of arms beyond this many seconds; 0 = never.
-        wait_s: how long to wait for another benchmark on this machine to end.
         peer_models: a folder that keeps the models converted for peers; None = they are converted for this run alone.
-        json, plot, markdown: files to write.
 
     Raises:
         ConfigError: a value that cannot be used.
     """
 
-    model: str = "stories"
     methods: tuple[str, ...] = ("autoregressive", "prompt-lookup", "draft-model", "jacobi")
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     prompts: tuple[str, ...] = ("stories", "code", "copy")
@@ -57,19 +76,9 @@ class BenchOptions:
     max_tokens: int = 128
     num_prompts: int = 0
     repeats: int = 3
-    seed: int = 0
-    dtype: str = "auto"
-    device: str = "auto"
-    threads: int = 0
-    draft: str = "auto"
-    inflate: int = 0
     with_memory: bool = True
     time_limit_s: float = 0.0
-    wait_s: float = 600.0
     peer_models: Path | None = None
-    json: Path | None = None
-    plot: Path | None = None
-    markdown: Path | None = None
 
     def __post_init__(self) -> None:
         _check_known(self.paths, PATHS, "path")
@@ -122,11 +131,10 @@ class MicroOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GrowthOptions:
+class GrowthOptions(CommonOptions):
     """How speed grows with batch, context and drafted nodes, against plain decoding.
 
     Attributes:
-        model, inflate, draft, dtype, device, seed, threads, wait_s, json, plot, markdown: as in `BenchOptions`.
         is_compiled: the compiled path, where there is one.
         axes: "batch", "context", "budget".
         batches, contexts, budgets: the values of each axis.
@@ -142,9 +150,6 @@ class GrowthOptions:
         ConfigError: a value that cannot be used.
     """
 
-    model: str = "stories"
-    inflate: int = 0
-    draft: str = "auto"
     is_compiled: bool = True
     axes: tuple[str, ...] = ("batch", "context", "budget")
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
@@ -157,14 +162,6 @@ class GrowthOptions:
     methods: tuple[str, ...] = ("prompt-lookup:draft_len={budget}", "opt-tree:budget={budget}")
     max_tokens: int = 32
     repeats: int = 3
-    seed: int = 0
-    dtype: str = "auto"
-    device: str = "auto"
-    threads: int = 0
-    wait_s: float = 600.0
-    json: Path | None = None
-    plot: Path | None = None
-    markdown: Path | None = None
 
     def __post_init__(self) -> None:
         _check_known(self.axes, ("batch", "context", "budget"), "axis")

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from outpace.bench.arms import Arm, Sample, Skipped, Task
+from outpace.bench.arms import Arm, Request, Sample
 from outpace.bench.engines import Workplace, make_engine_arms
 from outpace.bench.machine import synchronise
 from outpace.bench.options import BenchOptions
+from outpace.bench.report import Skipped
 
 __all__ = ["HfArm", "gather_peers", "load_hf", "make_peers"]
 
@@ -105,7 +106,7 @@ class HfArm:
         self.method, self.name, self.baseline, self.counterpart = mode, f"hf:{mode}", "hf:plain", ""
         self.directory, self.draft = directory, draft
 
-    def run(self, task: Task) -> Sample:
+    def run(self, task: Request) -> Sample:
         """Make one generation. What came with the first tokens counts as prefill, time and tokens alike."""
         clock = _Clock(self.device)
         forwards = 0
@@ -136,7 +137,7 @@ class HfArm:
             forwards=forwards,
         )
 
-    def _arguments(self, task: Task) -> dict[str, Any]:
+    def _arguments(self, task: Request) -> dict[str, Any]:
         law: dict[str, Any] = {"do_sample": False}
         if task.temperature > 0:
             law = {"do_sample": True, "temperature": task.temperature, "top_k": 0, "top_p": 1.0}
@@ -172,7 +173,7 @@ class _Clock:
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def _until_stop(tokens: list[int], task: Task) -> list[int]:
+def _until_stop(tokens: list[int], task: Request) -> list[int]:
     for index, token in enumerate(tokens[: task.max_tokens]):
         if token in task.end_tokens:
             return tokens[: index + 1]

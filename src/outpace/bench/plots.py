@@ -1,16 +1,24 @@
-"""Pictures of measurements: bars by arm, and curves along an axis."""
+"""Pictures of measurements: bars by arm, curves along an axis, and quality against parallelism."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outpace.errors import ConfigError
 
-__all__ = ["draw_growth", "draw_speed"]
+if TYPE_CHECKING:
+    from outpace.bench.canvas import SweepPoint
+
+__all__ = ["draw_growth", "draw_speed", "draw_sweeps"]
 
 _COLOURS = ("#555555", "#1b6ca8", "#c9803a", "#3a8f5c", "#8a4fa3", "#b03a48")
+_SWEEP_COLOURS = (
+    *("#1b6ca8", "#c9803a", "#3a8f5c", "#8a4fa3", "#b03a48"),
+    *("#555555", "#7fb2d9", "#a0a030", "#d06fa0", "#2aa198"),
+)
+_MARKS = "osv^D*Xph<>"
 _LABELS = {"batch": "rows in a batch", "context": "tokens of context", "budget": "drafted nodes per step"}
 
 
@@ -81,8 +89,44 @@ def _draw_curves(speed: Any, ratio: Any, curves: Sequence[dict[str, Any]]) -> No
     for axes in (speed, ratio):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        _open(axes)
+
+
+def draw_sweeps(points: Sequence[SweepPoint], sets: Sequence[str], title: str, path: Path) -> None:
+    """Draw quality along tokens per forward, one panel per set.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    columns = min(3, len(sets))
+    lines = -(-len(sets) // columns)
+    figure = _figure(5.6 * columns, 4.2 * lines)
+    arms = list(dict.fromkeys(point.arm for point in points))
+    for number, name in enumerate(sets):
+        axes = figure.add_subplot(lines, columns, number + 1)
+        for index, arm in enumerate(arms):
+            group = sorted((p for p in points if p.set == name and p.arm == arm), key=lambda p: p.tokens_per_forward)
+            if not group:
+                continue
+            style = {"color": _SWEEP_COLOURS[index % len(_SWEEP_COLOURS)], "marker": _MARKS[index % len(_MARKS)]}
+            places, quality = [p.tokens_per_forward for p in group], [p.quality for p in group]
+            axes.plot(places, quality, label=arm, markersize=4, **style)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("tokens per forward")
+        axes.set_ylabel("likelihood per token" if any(p.nll for p in points if p.set == name) else "share solved")
+        axes.set_ylim(bottom=0)
+        _open(axes)
+    # One legend beside all panels: an arm looks the same in each.
+    shown = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=90)
+
+
+def _open(axes: Any) -> None:
+    """Leave the frame of a panel open above and to the right."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def _figure(width: float, height: float) -> Any:
@@ -111,5 +155,4 @@ def _draw_panel(axes: Any, name: str, temperature: float, group: Sequence[dict[s
         ratio = row["ratio_plain"]
         text = f" {row['tokens_per_s']:.0f}" + (f" ({ratio['median']:.2f}x)" if ratio else "")
         axes.text(row["tokens_per_s"], place, text, va="center", fontsize=7)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    _open(axes)

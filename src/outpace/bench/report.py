@@ -1,21 +1,23 @@
-"""A measurement as JSON, as a table in the terminal, as Markdown, and as a picture."""
+"""One schema for all measurements: as JSON, as tables in the terminal, as Markdown, and as a picture."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outpace.errors import StorageError
+from outpace.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["SCHEMA_VERSION", "Report", "cells", "markdown_table"]
+__all__ = ["SCHEMA_VERSION", "Report", "Skipped", "Table", "by_place", "new_report", "read_report", "show_ratio"]
 
 SCHEMA_VERSION = 1
+_PATHS = ("json", "plot", "markdown", "peer_models", "out")  # options that name the caller's files
 
 _COLUMNS = (
     "method",
@@ -47,55 +49,88 @@ _LEGEND = (
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """What was not measured, and why, in a sentence."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table.
+
+    Attributes:
+        title: stands above it; "" = nothing does.
+        columns: their names.
+        cells: per line, as text.
+        left: leading columns that hold words, not numbers.
+    """
+
+    title: str
+    columns: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    left: int = 1
+
+    def markdown(self) -> str:
+        """Return the table as Markdown, numbers to the right."""
+        rules = ["---" if number < self.left else "--:" for number in range(len(self.columns))]
+        lines = [self.columns, *self.cells]
+        head, *body = ("| " + " | ".join(line) + " |" for line in lines)
+        table = "\n".join([head, f"|{'|'.join(rules)}|", *body])
+        return f"**{self.title}**\n\n{table}" if self.title else table
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What `run` or `run_micro` measured; `document` is the JSON object."""
+    """What a benchmark measured.
+
+    Attributes:
+        document: the JSON object: schema_version, kind, options, machine, rows, skipped and notes; tables where they do
+            not follow from the rows; model, samples and more by kind.
+    """
 
     document: dict[str, Any]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of the tables."""
+        """What was measured, one object each."""
         return list(self.document["rows"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         return self.document
 
-    def tables(self) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
-        """Yield (title, column names, cells) of every table."""
+    def tables(self) -> Iterator[Table]:
+        """Yield every table."""
         if "tables" in self.document:
-            yield from ((part["title"], part["columns"], part["cells"]) for part in self.document["tables"])
+            yield from (Table(**part) for part in self.document["tables"])
             return
         memory = {arm["name"]: arm["memory"] for arm in self.document["arms"]}
-        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        for row in self.rows:
-            groups.setdefault((row["temperature"], row["set"]), []).append(row)
-        for (temperature, name), rows in groups.items():
-            law = "greedy" if temperature == 0 else f"T = {temperature:g}"
-            number = f"{rows[0]['prompts']} prompts, {rows[0]['repetitive_prompts']} of them repetitive"
-            title = f"{self._model()} - {name}, {law}, {number}{_best(rows[0])}"
-            yield title, _COLUMNS, [cells(row, memory.get(row["arm"])) for row in rows]
+        for where, rows in by_place(self.rows).items():
+            title = f"{self._model()} - {where}{_best(rows[0])}"
+            yield Table(title, _COLUMNS, [_cells(row, memory.get(row["arm"])) for row in rows])
 
     def renderable(self) -> RenderableType:
         """Return the tables for a rich console."""
         from rich.console import Group
-        from rich.table import Table
+        from rich.table import Table as Grid
         from rich.text import Text
 
         parts: list[RenderableType] = [Text(line) for line in self._head()]
-        for title, columns, lines in self.tables():
-            table = Table(title=title, title_justify="left")
-            for number, column in enumerate(columns):
-                table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
-            for line in lines:
-                table.add_row(*(Text(cell) for cell in line))
-            parts.append(table)
+        for table in self.tables():
+            shown = Grid(title=table.title, title_justify="left")
+            for number, column in enumerate(table.columns):
+                shown.add_column(column, justify="left" if number < table.left else "right", overflow="fold")
+            for line in table.cells:
+                shown.add_row(*(Text(cell) for cell in line))
+            parts.append(shown)
         return Group(*parts, *(Text(line) for line in self._foot()))
 
     def markdown(self) -> str:
         """Return the tables as Markdown, with the machine above and the notes below."""
         parts = ["\n".join(f"- {line}" for line in self._head())]
-        parts += [f"**{title}**\n\n{markdown_table(columns, lines)}" for title, columns, lines in self.tables()]
+        parts += [table.markdown() for table in self.tables()]
         parts.append("\n".join(f"- {line}" for line in self._foot()))
         return "\n\n".join(parts) + "\n"
 
@@ -117,7 +152,7 @@ class Report:
             raise StorageError(f"A result cannot be written: {error}.", "Check the path and the space left.") from error
 
     def draw(self, path: Path) -> None:
-        """Draw speed by arm, one panel per set and temperature; or the curves of `outpace bench --growth`.
+        """Draw speed by arm, one panel per set and temperature; or curves, where those were measured.
 
         Raises:
             ConfigError: matplotlib is not installed, or there is nothing to draw.
@@ -153,7 +188,75 @@ class Report:
         return [*self.document["notes"], *lines, *legend]
 
 
-def cells(row: dict[str, Any], memory: dict[str, Any] | None) -> list[str]:
+def new_report(
+    kind: str,
+    options: Any,
+    machine: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    tables: Sequence[Table] | None = None,
+    skipped: Sequence[Skipped] = (),
+    notes: Sequence[str] = (),
+    **more: Any,
+) -> Report:
+    """Return the report of a measurement.
+
+    Args:
+        kind: "speed", "catalogue", "growth", "micro", "canvas", "busy", ...
+        options: what was asked for, a dataclass or a mapping; the caller's paths are left out of it.
+        machine: as `outpace.bench.machine.describe` gives it.
+        rows: what was measured, JSON-ready.
+        tables: how it is shown; None = as the speed table.
+        skipped: what was left out.
+        notes: sentences below the tables; empty ones are dropped.
+        more: what this kind holds besides, such as model, arms or samples.
+    """
+    told = dict(options) if isinstance(options, Mapping) else dataclasses.asdict(options)
+    told = {name: _without_path(name, value) for name, value in told.items() if name not in _PATHS}
+    document = {"schema_version": SCHEMA_VERSION, "kind": kind, "options": told, "machine": dict(machine), **more}
+    document |= {"skipped": [dataclasses.asdict(item) for item in skipped], "notes": [note for note in notes if note]}
+    document["rows"] = list(rows)
+    if tables is not None:
+        document["tables"] = [dataclasses.asdict(table) for table in tables]
+    return Report(json.loads(json.dumps(document)))
+
+
+def _without_path(name: str, value: Any) -> Any:
+    """Return the name of a model or set that may have been named by a path."""
+    if name == "prompts" and not isinstance(value, str):
+        return [Path(item).name for item in value]
+    return Path(value).name if name in ("model", "draft", "prompts") else value
+
+
+def read_report(file: Path) -> Report:
+    """Read what `Report.write` wrote, now or in an earlier version.
+
+    Raises:
+        ConfigError: the file holds no measurement.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        if "points" in document:  # canvases, before they had the schema of all others
+            rest = {"skipped": [], "notes": [], "rows": document["points"], "areas": document["areas"]}
+            document = {"schema_version": SCHEMA_VERSION, "kind": "canvas", "machine": document["facts"], **rest}
+        if document["schema_version"] == SCHEMA_VERSION and isinstance(document["rows"], list):
+            return Report(document)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ConfigError(f"{file} holds no figures of a benchmark.", "Name a file that --json wrote.")
+
+
+def by_place(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return rows by prompt set and temperature, under the words that name them."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        law = "greedy" if row["temperature"] == 0 else f"T = {row['temperature']:g}"
+        number = f"{row['prompts']} prompts, {row['repetitive_prompts']} of them repetitive"
+        groups.setdefault(f"{row['set']}, {law}, {number}", []).append(row)
+    return groups
+
+
+def _cells(row: dict[str, Any], memory: dict[str, Any] | None) -> list[str]:
     """Return a row of the speed table as text."""
     shares = row["time_shares"]
     phases = "/".join(f"{100 * shares[name]:.0f}" for name in ("draft", "score", "accept", "other")) if shares else ""
@@ -161,11 +264,11 @@ def cells(row: dict[str, Any], memory: dict[str, Any] | None) -> list[str]:
     return [
         row["arm"],
         f"{row['tokens_per_s']:.1f}",
-        _ratio(row["ratio_plain"], True) if row["ratio_plain"] else "",
-        _ratio(row["ratio_plain_calm"]),
-        _ratio(row["ratio_best_plain"]),
-        _ratio(row["ratio_best_peer"]),
-        _ratio(row["ratio_counterpart"]),
+        show_ratio(row["ratio_plain"]),
+        show_ratio(row["ratio_plain_calm"], False),
+        show_ratio(row["ratio_best_plain"], False),
+        show_ratio(row["ratio_best_peer"], False),
+        show_ratio(row["ratio_counterpart"], False),
         _number(row["tokens_per_forward"]),
         _number(row["positions_per_token"]),
         phases,
@@ -184,7 +287,8 @@ def _best(row: dict[str, Any]) -> str:
     return f" (best plain peer {row['best_plain']}, best peer {row['best_peer']})"
 
 
-def _ratio(value: dict[str, Any] | None, with_interval: bool = False) -> str:
+def show_ratio(value: dict[str, Any] | None, with_interval: bool = True) -> str:
+    """Return a ratio of pairs as text, "" where there is none."""
     if value is None:
         return ""
     text = f"{value['median']:.2f}"
@@ -206,13 +310,6 @@ def _exact(found: dict[str, Any]) -> str:
         margin = f", margin {first['margin']:.1e}" if first["margin"] is not None else ""
         text += f" (flip at {first['at']}{margin})"
     return text
-
-
-def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, numbers to the right."""
-    head = "| " + " | ".join(columns) + " |"
-    rule = "|" + "|".join("---" if number == 0 else "--:" for number in range(len(columns))) + "|"
-    return "\n".join([head, rule, *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def _as_json(document: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from outpace.bench.arms import PLAIN, Arm, OurArm, Sample, Task
+from outpace.bench.arms import PLAIN, Arm, OurArm, Request, Sample
 from outpace.bench.engines import OTHER_TEXT
 from outpace.bench.options import BenchOptions
 from outpace.bench.prompts import Prompt
@@ -234,5 +234,5 @@ def _margin(
     from outpace.methods.autoregressive import Autoregressive
 
     plain = OurArm(arm.lm, Autoregressive(), arm.path, PLAIN)
-    margins = plain.margins(Task(tuple(ids), options.max_tokens, temperature, options.seed, tuple(end_tokens)))
+    margins = plain.margins(Request(tuple(ids), options.max_tokens, temperature, options.seed, tuple(end_tokens)))
     return margins[at] if at < len(margins) else None

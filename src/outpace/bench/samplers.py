@@ -14,13 +14,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
 from outpace.api.engine import load
-from outpace.bench.canvas import Arm, Point, measure, stories
-from outpace.errors import OutpaceError
+from outpace.bench.canvas import Sweep, SweepPoint, measure, spell, stories
+from outpace.bench.command import new_parser, run_command
+from outpace.bench.report import Table
 
-__all__ = ["SETTINGS", "main", "table"]
+__all__ = ["SETTINGS", "main", "measured", "table"]
 
 _BLOCK = 16
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -46,53 +45,46 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def measured(model: str, judge: str, prompts: int, max_tokens: int, temperature: float) -> Iterator[Point]:
+def measured(model: str, judge: str, prompts: int, max_tokens: int, temperature: float) -> Iterator[SweepPoint]:
     """Yield a point per setting on one model, the reference first."""
-    models = {model: load(model)}
     # Every sampler under the cache that changes nothing, where it has a choice.
-    arms = [Arm(name, model, name, ({"block": _BLOCK, **settings},)) for name, settings in SETTINGS]
-    return measure(arms, [stories(prompts, max_tokens, temperature)], models, load(judge))
+    sweeps = [Sweep(name, model, name, ({"block": _BLOCK, **settings},)) for name, settings in SETTINGS]
+    return measure(sweeps, [stories(prompts, max_tokens, temperature)], {model: load(model)}, load(judge))
 
 
-def table(points: Sequence[Point]) -> str:
+def table(points: Sequence[SweepPoint]) -> str:
     """Return the points as a Markdown table, each beside the first of its model."""
-    lines = ["| model | method | settings | forwards | positions | bits per token |", "|---|---|---|--:|--:|--:|"]
-    first = points[0]
+    cells, first = [], points[0]
     for point in points:
         if point.model != first.model:
             first = point
-        shown = ", ".join(f"{key}={value}" for key, value in point.settings.items() if key != "block") or "defaults"
+        shown = spell({key: value for key, value in point.settings.items() if key != "block"})
         forwards = first.tokens_per_forward / point.tokens_per_forward
         positions = point.positions / point.tokens / (first.positions / first.tokens)
-        bits = point.nll / math.log(2)
-        lines.append(
-            f"| {point.model} | `{point.method}` | {shown} | {forwards:.2f} | {positions:.2f} | {bits:.2f} |",
-        )
-    return "\n".join(lines)
+        numbers = [f"{number:.2f}" for number in (forwards, positions, point.nll / math.log(2))]
+        cells.append([point.model, f"`{point.method}`", shown, *numbers])
+    columns = ("model", "method", "settings", "forwards", "positions", "bits per token")
+    return Table("", columns, cells, left=3).markdown()
+
+
+def _work(given: argparse.Namespace) -> None:
+    points: list[SweepPoint] = []
+    for model in given.models:
+        for point in measured(model, given.judge, given.prompts, given.max_tokens, given.temperature):
+            points.append(point)
+            print(f"{model}: {point.method} {dict(point.settings)}", file=sys.stderr)
+    print(table(points))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m outpace.bench.samplers", description=__doc__.split("\n")[0])
+    parser = new_parser("samplers", __doc__, threads=1)
     parser.add_argument("models", nargs="+", help="masked models, e.g. stories-block")
     parser.add_argument("--judge", default="stories", help="the causal model whose bits are told")
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    points: list[Point] = []
-    try:
-        for model in given.models:
-            for point in measured(model, given.judge, given.prompts, given.max_tokens, given.temperature):
-                points.append(point)
-                print(f"{model}: {point.method} {dict(point.settings)}", file=sys.stderr)
-    except OutpaceError as error:
-        print(f"{error} {error.hint}".strip(), file=sys.stderr)
-        return 2
-    print(table(points))
-    return 0
+    return run_command(parser, _work, arguments)
 
 
 if __name__ == "__main__":

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
-import json
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from outpace.bench import machine, memory
-from outpace.bench.arms import Arm, OurArm, Task, drafter_name, make_arms
-from outpace.bench.engines import ENGINES, OTHER_TEXT, Workplace, fingerprint
+from outpace.bench.arms import Arm, OurArm, Request, drafter_name, make_arms
+from outpace.bench.engines import ENGINES, OTHER_TEXT, Workplace, contents_name
 from outpace.bench.inflate import inflate, inflated_from
-from outpace.bench.options import BenchOptions, GrowthOptions
+from outpace.bench.options import BenchOptions, CommonOptions
 from outpace.bench.peers import gather_peers
 from outpace.bench.prompts import Prompt, read_prompts
-from outpace.bench.report import SCHEMA_VERSION, Report
+from outpace.bench.report import Report, new_report
+from outpace.bench.rounds import in_turns
 from outpace.bench.rows import Record, make_rows
 from outpace.errors import ConfigError
 from outpace.models.generation import read_generation
@@ -55,7 +56,7 @@ def run(options: BenchOptions, tell: Tell | None = None) -> Report:
 
 
 @contextmanager
-def prepared(options: BenchOptions | GrowthOptions, tell: Tell) -> Iterator[tuple[Path, dict[str, Any], Path]]:
+def prepared(options: CommonOptions, tell: Tell) -> Iterator[tuple[Path, dict[str, Any], Path]]:
     """Hold the machine's lock and yield the model's directory, inflated if asked, the machine, and a scratch folder."""
     with machine.lock(options.wait_s), tempfile.TemporaryDirectory() as scratch:
         if options.threads:
@@ -86,7 +87,7 @@ def _measure_all(
         facts.update({name: machine.describe(device)[name] for name in ("gpu", "gpu_note")})
     dtype = lm.target.dtype
     tasks = {prompt: lm.encode(prompt.text) for prompt in prompts}
-    folder = (options.peer_models or scratch) / f"{directory.name}-{fingerprint(directory)}"
+    folder = (options.peer_models or scratch) / f"{directory.name}-{contents_name(directory)}"
     capacity = max(len(ids) for ids in tasks.values()) + options.max_tokens + _SLACK
     place = Workplace(directory, folder, dtype, torch.get_num_threads(), capacity)
     peers, missing, versions = gather_peers(options, place, _draft_directory(options, directory), device, stack, tell)
@@ -95,27 +96,23 @@ def _measure_all(
     skipped += missing
     tell(f"{len(everything)} arms, {len(prompts)} prompts, {options.repeats} repetitions.")
     records, is_cut = measure(everything, tasks, options, lm.end_tokens, tell, device)
-    notes = _notes(options, directory, facts, is_cut, lm)
     memories = _memories(options, everything, tasks, device, tell) if options.with_memory else {}
-    rows = make_rows(records, everything, tasks, options, lm.end_tokens)
     arms_told = [
         {"name": arm.name, "method": arm.method, "path": arm.path, "memory": memories.get(arm.name), **_settings(arm)}
         for arm in everything
     ]
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "speed",
-        "options": _told(options),
-        "machine": facts,
-        "peers": versions,
-        "model": model_facts(options.model, directory, dtype),
-        "arms": arms_told,
-        "skipped": [dataclasses.asdict(item) for item in skipped],
-        "notes": notes,
-        "rows": rows,
-        "samples": [record.to_dict() for record in records],
-    }
-    return Report(document)
+    return new_report(
+        "speed",
+        options,
+        facts,
+        make_rows(records, everything, tasks, options, lm.end_tokens),
+        skipped=skipped,
+        notes=_notes(options, directory, facts, is_cut, lm),
+        peers=versions,
+        model=model_facts(options.model, directory, dtype),
+        arms=arms_told,
+        samples=[record.to_dict() for record in records],
+    )
 
 
 def measure(
@@ -131,26 +128,29 @@ def measure(
     Returns:
         The records, and whether the time limit cut the measurement short (only whole rounds of arms are kept).
     """
-    began = time.monotonic()
-    first = next(iter(tasks.values()))
-    for arm in arms:
-        for temperature in options.temperatures:
-            arm.run(Task(tuple(first), _WARM_UP, temperature, options.seed, tuple(end_tokens)))
-    records: list[Record] = []
-    rounds = list(_rounds(tasks, options))
-    for number, (repeat, temperature, prompt) in enumerate(rounds):
+    began, rounds = time.monotonic(), list(_rounds(tasks, options))
+    ends = tuple(end_tokens)
+    for arm, temperature in itertools.product(arms, options.temperatures):
+        arm.run(Request(tuple(next(iter(tasks.values()))), _WARM_UP, temperature, options.seed, ends))
+
+    def begin(number: int) -> bool:
         if options.time_limit_s and number and time.monotonic() - began > options.time_limit_s:
-            return records, True
-        ids = tasks[prompt]
-        task = Task(tuple(ids), options.max_tokens, temperature, options.seed, tuple(end_tokens))
+            return False
+        if tell is not None and number and number % 12 == 0:
+            tell(f"{number} of {len(rounds)} rounds, {time.monotonic() - began:.0f} s.")
+        at.append(number)
         gc.collect()
-        turn = number % len(arms)
-        for arm in [*arms[turn:], *arms[:turn]]:
-            machine.synchronise(device)
-            records.append(Record(arm.name, prompt.set, prompt.id, temperature, repeat, arm.run(task)))
-        if tell is not None and (number + 1) % 12 == 0:
-            tell(f"{number + 1} of {len(rounds)} rounds, {time.monotonic() - began:.0f} s.")
-    return records, False
+        return True
+
+    def play(arm: Arm) -> Record:
+        repeat, temperature, prompt = rounds[at[-1]]
+        machine.synchronise(device)
+        task = Request(tuple(tasks[prompt]), options.max_tokens, temperature, options.seed, ends)
+        return Record(arm.name, prompt.set, prompt.id, temperature, repeat, arm.run(task))
+
+    at: list[int] = []
+    found = in_turns({arm.name: partial(play, arm) for arm in arms}, len(rounds), warm_ups=0, begin=begin)
+    return [record for records in zip(*found.values(), strict=True) for record in records], len(at) < len(rounds)
 
 
 def _rounds(tasks: dict[Prompt, list[int]], options: BenchOptions) -> Iterator[tuple[int, float, Prompt]]:
@@ -228,13 +228,3 @@ def _settings(arm: Arm) -> dict[str, Any]:
     told, needs = arm.settings.to_dict(), arm.settings.needs
     others = {role: Path(str(told[role])).name for role in (*needs.models, *needs.optional_models) if role in told}
     return {"settings": {**told, **others}}
-
-
-def _told(options: BenchOptions) -> dict[str, Any]:
-    """Return the options without the caller's paths."""
-    values = dataclasses.asdict(options)
-    for name in ("json", "plot", "markdown", "peer_models"):
-        del values[name]
-    values["model"], values["draft"] = Path(options.model).name, Path(options.draft).name
-    values["prompts"] = [Path(name).name for name in options.prompts]
-    return dict(json.loads(json.dumps(values)))

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Ratio", "copied_share", "ratio_of_pairs", "repeated_share"]
+__all__ = ["Ratio", "copied_share", "median_ratio", "ratio_of_pairs", "repeated_share"]
 
 _DRAWS = 2000
 
@@ -23,6 +23,11 @@ class Ratio:
 
     def __str__(self) -> str:
         return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the median of the ratios of pairs, ours over theirs."""
+    return statistics.median(own / other for own, other in zip(ours, theirs, strict=True))
 
 
 def ratio_of_pairs(pairs: Mapping[str, Sequence[float]], seed: int = 0, draws: int = _DRAWS) -> Ratio | None:

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import torch
 
 from outpace.api.engine import LanguageModel, load
+from outpace.bench.command import new_parser, numbers, run_command
 from outpace.bench.prompts import read_prompts
+from outpace.bench.report import Table
 from outpace.bench.speed import model_facts
 from outpace.draft.vocabulary import TokenCounts, count_tokens, memory_bound_speedup
-from outpace.errors import ConfigError, OutpaceError
+from outpace.errors import ConfigError
 from outpace.models.loading import read_config, resolve
 from outpace.zoo import drafter_of
 
@@ -89,15 +91,18 @@ def trimmed(
 
 def table(rows: Sequence[Trimmed]) -> str:
     """Return the records as a Markdown table."""
-    lines = [
-        "| k | head, bytes | drafter reads, bytes | tokens per target forward | speed-up where memory is the bound |",
-        "|--:|--:|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {row.k} | {row.head_bytes:,} | {row.draft_bytes:,} | {row.acceptance_length:.2f} | {row.speedup:.2f} |"
+    columns = ("k", "head, bytes", "drafter reads, bytes", "tokens per target forward")
+    cells = [
+        (
+            str(row.k),
+            f"{row.head_bytes:,}",
+            f"{row.draft_bytes:,}",
+            f"{row.acceptance_length:.2f}",
+            f"{row.speedup:.2f}",
+        )
         for row in rows
     ]
-    return "\n".join(lines)
+    return Table("", (*columns, "speed-up where memory is the bound"), cells, left=0).markdown()
 
 
 def _size(lm: LanguageModel) -> int:
@@ -111,26 +116,20 @@ def _streamed(lm: LanguageModel, name: str) -> int:
     return int(facts["streamed_per_token"]) * _size(lm)
 
 
+def _work(given: argparse.Namespace) -> None:
+    draft = drafter_of(given.model) if given.draft == "auto" else given.draft
+    print(table(list(trimmed(given.model, draft, given.k, given.prompts, given.max_tokens))))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m outpace.bench.vocab_trim", description=__doc__.split("\n")[0])
+    parser = new_parser("vocab_trim", __doc__)
     parser.add_argument("model", help="the target, e.g. stories")
     parser.add_argument("--draft", default="auto", help="the drafter; auto = the shipped one")
-    parser.add_argument("--k", default="256,512,1024,2048,4096,8192", help="sizes of the head, comma-separated")
+    parser.add_argument("--k", type=numbers, default="256,512,1024,2048,4096,8192", help="sizes of the head")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=64)
-    given = parser.parse_args(arguments)
-    try:
-        sizes = [int(k) for k in given.k.split(",")]
-    except ValueError:
-        parser.error(f"--k is {given.k!r}; give whole numbers with commas between.")
-    try:
-        draft = drafter_of(given.model) if given.draft == "auto" else given.draft
-        print(table(list(trimmed(given.model, draft, sizes, given.prompts, given.max_tokens))))
-    except OutpaceError as error:
-        print(f"{error} {error.hint}".strip(), file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser, _work, arguments)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ step. Below float64 a copy rounds as the row alone only where the kernels add in
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,9 @@ from outpace.api.engine import LanguageModel
 from outpace.api.result import Result
 from outpace.errors import ConfigError
 from outpace.methods.base import Method
-from outpace.testing.certify import ENOUGH, SETTINGS, Line, Work
+from outpace.testing.certificate import ENOUGH, Line
+from outpace.testing.certify_texts import SETTINGS
+from outpace.testing.proof import Work
 from outpace.types import Outcome
 
 __all__ = ["CanvasLine", "CanvasWork", "Guesses", "on_canvas"]
@@ -116,18 +117,7 @@ class CanvasWork(Work):
 
     def invariant(self, lm: LanguageModel) -> dict[str, Any]:
         """Compare with the reference in the working precision, where the kernels add in one order."""
-        seconds, is_identical, rows = {False: 0.0, True: 0.0}, True, 0
         try:
-            for name in ("greedy", "temperature 0.7"):
-                for ids in self.prompts[:4]:
-                    ours = self._write(lm, [ids], name, 0, self.method, is_batch_invariant=True)
-                    for mode in seconds:
-                        began = time.perf_counter()
-                        plain = self._write(lm, [ids], name, 0, is_batch_invariant=mode)
-                        seconds[mode] += time.perf_counter() - began
-                    is_identical &= plain[0].tokens == ours[0].tokens
-                    rows += 1
+            return self.compare_invariant(lm)
         except ConfigError as error:
             return {"is_identical": None, "note": f"not tried: {error}"}
-        cost = seconds[True] / max(seconds[False], 1e-9)
-        return {"is_identical": is_identical, "rows": rows, "dtype": lm.dtype, "cost": cost}

@@ -1,105 +1,456 @@
-"""Deliberate faults: each changes one line of the shipped code, and the checks must notice.
+"""Deliberate faults: each changes one function of the shipped code, and the checks must notice.
 
     python -m outpace.testing.mutants
 
-Faults of what only canvases use meet the checks of canvases; all others meet the rest.
-
-A mutant names a function and one piece of its source to replace, so it is always a change of the code as it is now; if
-that piece is gone, applying the mutant fails and says so. Exactness tests that never failed prove nothing: these make
-them fail.
+Faults of what only canvases use meet the checks of canvases; all others meet the rest. Exactness tests that never
+failed prove nothing: these make them fail. How a fault is planted is told in `outpace.testing.faults`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
-import inspect
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
+import torch
 
 from outpace.methods.base import Method
 from outpace.methods.speculative.draft_model import DraftModel
 from outpace.methods.speculative.prompt_lookup import PromptLookup
-from outpace.testing import world
+from outpace.sampling import gumbel
+from outpace.sampling.noise import Stream
 from outpace.testing.answers import answer_checks, law_checks
 from outpace.testing.canvas_answers import canvas_answers
-from outpace.testing.checks import contract_checks, own_text
+from outpace.testing.checks import contract_checks
 from outpace.testing.enumeration import rule_checks
+from outpace.testing.faults import Change, Mutant, seeing, stand_in, text
 
 __all__ = ["CANVAS_MUTANTS", "MUTANTS", "Mutant", "battery", "catch"]
 
 
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """One fault.
+def _always(value: Any) -> Change:
+    """Return the change of a function to one that returns a value, whatever it is given."""
+    return lambda original: lambda *given, **named: value
 
-    Attributes:
-        name: short.
-        fault: what goes wrong, one line.
-        where: "module:function" or "module:Class.function", below `outpace`.
-        old: a piece of its source, found exactly once.
-        new: what stands there instead.
-        is_canvas: it lies in what only canvases use.
+
+def _sampling(**changes: Callable[[Any], Any]) -> Change:
+    """Return the change of what a function that takes a view finds in its sampler: name to what is made of it."""
+
+    def change(original: Any) -> Callable[..., Any]:
+        def faulty(*given: Any, **named: Any) -> Any:
+            at = next(i for i, value in enumerate(given) if hasattr(value, "sampler") and hasattr(value, "texts"))
+            sampler = given[at].sampler
+            changed = stand_in(sampler, **{name: make(sampler) for name, make in changes.items()})
+            return original(*given[:at], stand_in(given[at], sampler=changed), *given[at + 1 :], **named)
+
+        return faulty
+
+    return change
+
+
+# The cache and the layout of a forward
+
+
+def _kept_late(keep: Any) -> Any:
+    def faulty(self: Any, staged: Any) -> None:
+        bases = list(self.lengths)
+        keep(self, staged)
+        for row, offsets in enumerate(staged):
+            if any(offset != i for i, offset in enumerate(offsets)):
+                for buffer in self.buffers:
+                    entries = buffer[row]
+                    picked = entries.narrow(self.slot_axis - 1, bases[row], len(offsets)).clone()
+                    entries.narrow(self.slot_axis - 1, bases[row] + 1, len(offsets)).copy_(picked)
+
+    return faulty
+
+
+def _neighbours_kept(retain: Any) -> Any:
+    def shifted(slots: Any) -> list[int]:
+        still = next((i for i, slot in enumerate(slots) if slot != i), len(slots))
+        return [*slots[:still], *(slot - 1 for slot in slots[still:])]
+
+    return lambda self, slots: retain(self, [shifted(chosen) for chosen in slots])
+
+
+def _window_shifted(lay_out: Any) -> Any:
+    def faulty(*given: Any, **named: Any) -> Any:
+        layout = lay_out(*given, **named)
+        place = torch.arange(layout.position.shape[1], device=layout.position.device)
+        start = torch.tensor(layout.start, device=place.device).unsqueeze(1)
+        return replace(layout, position=layout.position + (place >= start))
+
+    return faulty
+
+
+def _last_token_repeated(catch_up: Any) -> Any:
+    def faulty(adapter: Any, *given: Any, **named: Any) -> Any:
+        def score(tokens: Any, *rest: Any, **others: Any) -> Any:
+            return adapter.score(torch.cat([tokens[:, :-1], tokens[:, :1]], 1), *rest, **others)
+
+        return catch_up(stand_in(adapter, score=score), *given, **named)
+
+    return faulty
+
+
+def _without_blocks(catch_up: Any) -> Any:
+    def faulty(adapter: Any, *given: Any, **named: Any) -> Any:
+        unaware = replace(adapter.capabilities, block_size=0)
+        return catch_up(stand_in(adapter, capabilities=unaware), *given, **named)
+
+    return faulty
+
+
+def _seeing_siblings(ancestors: Any) -> Any:
+    return lambda parent: ancestors(parent) | (parent.unsqueeze(1) == parent.unsqueeze(2))
+
+
+# What is written, and what stays of it
+
+
+def _one_too_many(push: Any) -> Any:
+    def faulty(self: Any, token: int) -> bool:
+        self.max_tokens += 1
+        try:
+            return bool(push(self, token))
+        finally:
+            self.max_tokens -= 1
+
+    return faulty
+
+
+def _stops_seldom_sought(push: Any) -> Any:
+    def faulty(self: Any, token: int) -> bool:
+        if self.text is None:
+            return bool(push(self, token))
+        found = self.text.push
+        is_due = (len(self.tokens) + 1) % 3 == 0
+        stream = stand_in(self.text, push=lambda token: found(token) and is_due)
+        return bool(push(stand_in(self, text=stream), token))
+
+    return faulty
+
+
+def _past_the_end(append: Any) -> Any:
+    def faulty(row: Any, *given: Any) -> Any:
+        def push(token: int) -> bool:
+            row.push(token)
+            return False
+
+        return append(stand_in(row, push=push), *given)
+
+    return faulty
+
+
+def _rejected_kept(kept: Any) -> Any:
+    del kept
+    return lambda starts, path, counts, *rest: [
+        list(range(start + count)) for start, count in zip(starts, counts, strict=True)
+    ]
+
+
+def _kept_as_chain(kept: Any) -> Any:
+    def faulty(starts: Any, path: Any, *rest: Any) -> Any:
+        return kept(starts, [[i if node >= 0 else -1 for i, node in enumerate(nodes)] for nodes in path], *rest)
+
+    return faulty
+
+
+def _read_one_node_early(record: Any) -> Any:
+    def faulty(names: Any, num_top: int, rows: Any, outcome: Any, view: Any) -> Any:
+        path = [[max(node, 0) - 1 for node in nodes] for nodes in outcome.path]
+        return record(names, num_top, rows, replace(outcome, path=path), view)
+
+    return faulty
+
+
+def _cache_rows_swapped(leave: Any) -> Any:
+    def faulty(self: Any, gone: Any) -> None:
+        cache = self.cache
+        if cache is None:
+            leave(self, gone)
+            return
+        leave(stand_in(self, cache=stand_in(cache, leave=lambda stay: cache.leave(stay[::-1]))), gone)
+
+    return faulty
+
+
+def _state_kept(leave: Any) -> Any:
+    trees = leave.__globals__["trees"]
+    return seeing(leave, trees=stand_in(trees, rows=lambda state, stay: trees.rows(state, range(len(stay)))))
+
+
+def _noise_kept(leave: Any) -> Any:
+    def faulty(self: Any, gone: Any) -> None:
+        sampler = self.sampler
+        leave(stand_in(self, sampler=stand_in(sampler, rows=lambda stay: sampler.rows(range(len(stay))))), gone)
+
+    return faulty
+
+
+# Noise
+
+
+def _noise_of_slots(node_key: Any) -> Any:
+    return lambda keys, *rest, **named: node_key(list(range(len(keys))), *rest, **named)
+
+
+def _one_stream(node_key: Any) -> Any:
+    return lambda keys, stream, *rest, **named: node_key(keys, Stream.TARGET, *rest, **named)
+
+
+def _rounded_up(uniform: Any) -> Any:
+    return lambda key, ids: uniform(key, ids).mul_(256).ceil_().div_(256)
+
+
+def _without_visit(pick: Any) -> Any:
+    return lambda self, logits, position, stream=Stream.TARGET, visit=0: pick(self, logits, position, stream)
+
+
+def _by_place_in_window(picks: Any) -> Any:
+    def faulty(proposal: Any, scores: Any, view: Any) -> Any:
+        return picks(proposal, scores, stand_in(view, lengths=[0] * len(view.lengths)))
+
+    return faulty
+
+
+def _tested_with_draft_noise(accepts: Any) -> Any:
+    def faulty(self: Any, *given: Any) -> Any:
+        return accepts(stand_in(self, noise=lambda stream, place: self.noise(Stream.DRAFT, place)), *given)
+
+    return faulty
+
+
+def _target_noise(noise: Any) -> Any:
+    del noise
+
+    def faulty(view: Any, number: Any, vocab: int) -> Any:
+        lengths = torch.tensor(view.lengths).view(-1, *[1] * (number.dim() - 1))
+        return gumbel(view.sampler.noise(Stream.TARGET, lengths + number), torch.arange(vocab))
+
+    return faulty
+
+
+# Processors and cuts
+
+
+def _counts_kept(push: Any) -> Any:
+    def faulty(self: Any, *given: Any) -> None:
+        before = self.seen.clone(), self.written.clone()
+        push(self, *given)
+        self.seen.copy_(before[0])
+        self.written.copy_(before[1])
+
+    return faulty
+
+
+def _tokens_kept(push: Any) -> Any:
+    def faulty(self: Any, tokens: Any, rows: Any) -> None:
+        push(self, tokens, rows)
+        for row in rows:
+            self.tokens[row].pop()
+
+    return faulty
+
+
+def _highest_ids_first(candidates: Any) -> Any:
+    def faulty(logits: Any, settings: Any) -> Any:
+        vocab = logits.shape[-1]
+        if not 0 < settings.top_k < vocab:
+            return candidates(logits, settings)
+        values, ids, log_total = candidates(logits.flip(-1), settings)
+        return values, vocab - 1 - ids, log_total
+
+    return faulty
+
+
+# Sample and match
+
+
+def _no_bonus(match: Any) -> Any:
+    def faulty(proposal: Any, drawn: Any) -> Any:
+        decision = match(proposal, drawn)
+        return replace(decision, num=decision.num.clamp(max=max(proposal.tokens.shape[1], 1)))
+
+    return faulty
+
+
+def _one_more_accepted(match: Any) -> Any:
+    def faulty(proposal: Any, drawn: Any) -> Any:
+        decision = match(proposal, drawn)
+        num = (decision.num + 1).clamp(max=min(proposal.length) + 1)
+        lengths = torch.tensor(proposal.length, device=num.device)
+        return replace(decision, num=num, is_recovered=num - 1 < lengths)
+
+    return faulty
+
+
+def _padding_taken(match: Any) -> Any:
+    return lambda proposal, drawn: match(replace(proposal, length=[proposal.tokens.shape[1]] * len(drawn)), drawn)
+
+
+class _AnyChild(dict[Any, int]):
+    """Children by parent and token, of which one is found below another parent too."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return next((node for (_, token), node in self.items() if token == key[1] and node > key[0]), default)
+
+
+def _wrong_sibling(walk: Any) -> Any:
+    children = walk.__globals__["_children"]
+    return seeing(walk, _children=lambda proposal: [_AnyChild(own) for own in children(proposal)])
+
+
+# Drafting
+
+
+def _entry_of_rejected(forget: Any) -> Any:
+    def faulty(self: Any, *given: Any) -> None:
+        cache = self.cache
+        longer = stand_in(cache, truncate=lambda lengths: cache.truncate([length + 1 for length in lengths]))
+        forget(stand_in(self, cache=longer), *given)
+
+    return faulty
+
+
+def _stale_draft_law(draft_chain: Any) -> Any:
+    def faulty(*given: Any, **named: Any) -> Any:
+        proposal = draft_chain(*given, **named)
+        if proposal.law is None:
+            return proposal
+        probs = proposal.law.probs
+        return replace(proposal, law=type(proposal.law)(torch.cat([probs[:, :1], probs[:, :-1]], 1)))
+
+    return faulty
+
+
+def _cold(sampler: Any) -> Any:
+    return lambda logits: stand_in(sampler.law(logits), probs=lambda: logits.double().softmax(-1))
+
+
+def _likeliest(sampler: Any) -> Any:
+    def pick(logits: Any, place: Any, stream: Stream = Stream.TARGET) -> Any:
+        return sampler.pick(logits, place, stream) if stream is Stream.TARGET else logits.argmax(-1)
+
+    return pick
+
+
+def _cut_by_token(draft_chain: Any) -> Any:
+    def faulty(adapter: Any, cache: Any, view: Any, *given: Any, min_confidence: float = 0.0, **named: Any) -> Any:
+        seen = []
+
+        def pick(logits: Any, *rest: Any) -> Any:
+            drawn = view.sampler.pick(logits, *rest)
+            seen.append(logits.softmax(-1).gather(-1, drawn.clamp(min=0).unsqueeze(-1))[:, 0] >= min_confidence)
+            return drawn
+
+        watched = stand_in(view, sampler=stand_in(view.sampler, pick=pick))
+        proposal = draft_chain(adapter, cache, watched, *given, **named)
+        if not seen:
+            return proposal
+        sure = torch.stack(seen, 1).cumprod(-1).sum(-1).tolist()
+        return replace(proposal, length=[min(pair) for pair in zip(proposal.length, sure, strict=True)])
+
+    return faulty
+
+
+def _siblings_of_one_noise(independent: Any) -> Any:
+    noise = independent.__globals__["_noise"]
+
+    def faulty(view: Any, level: Any, *rest: Any) -> Any:
+        def shared(view: Any, own: Any, vocab: int) -> Any:
+            return noise(view, level.nodes.unsqueeze(-1).expand(own.shape) + 1, vocab)
+
+        return seeing(independent, _noise=shared)(view, level, *rest)
+
+    return faulty
+
+
+def _without_noise(function: Any) -> Any:
+    return seeing(function, _noise=lambda view, number, vocab: torch.zeros(*number.shape, vocab))
+
+
+def _beam_reversed(children: Any) -> Any:
+    def faulty(view: Any, level: Any, shape: Any, *rest: Any) -> Any:
+        found = children(view, level, shape, *rest)
+        return tuple(part.flip(-1) for part in found) if shape.beam else found
+
+    return faulty
+
+
+# Rules that test drafts against laws
+
+
+def _ratio_without_draft(rejection: Any) -> Any:
+    return seeing(rejection, chance_of=lambda kept, drawn: kept)
+
+
+def _whole_law_left(rejection: Any) -> Any:
+    left_over = rejection.__globals__["left_over"]
+    return seeing(rejection, left_over=lambda target, draft: left_over(target, 0 * draft))
+
+
+def _law_before_rejection(in_turn: Any) -> Any:
+    left_over = in_turn.__globals__["left_over"]
+    return seeing(in_turn, left_over=lambda target, draft: (target, left_over(target, draft)[1]))
+
+
+def _siblings_forget_rejected(in_turn: Any) -> Any:
+    return lambda candidates, target, has_replacement: in_turn(candidates, target, True)
+
+
+def _residual_forgotten(descend: Any) -> Any:
+    def faulty(proposal: Any, scores: Any, view: Any, rule: Any) -> Any:
+        return descend(proposal, scores, view, lambda candidates, target: (rule(candidates, target)[0], target))
+
+    return faulty
+
+
+def _history_stands(sampler: Any) -> Any:
+    def history(*given: Any) -> Any:
+        found = sampler.history(*given)
+        return None if found is None else stand_in(found, push=lambda *pushed: None)
+
+    return history
+
+
+def _texts_without_paths(node_laws: Any) -> Any:
+    def faulty(proposal: Any, scores: Any, view: Any) -> Any:
+        def rows(index: Any) -> Any:
+            chosen = view.sampler.rows(index)
+            return stand_in(chosen, history=lambda texts, *rest: chosen.history([view.texts[i] for i in index], *rest))
+
+        return node_laws(proposal, scores, stand_in(view, sampler=stand_in(view.sampler, rows=rows)))
+
+    return faulty
+
+
+def _undivided(division_factor: Any) -> Any:
+    del division_factor
+    return lambda target, draft, number: torch.ones_like(target[:, :1])
+
+
+def _share_not_raised(dims: int) -> Change:
+    """Return the change of a rule to one that tests with the share itself where it asks for mass / (mass + 1 - share).
+
+    Args:
+        dims: of the masses, so that other chances stay as they are.
     """
 
-    name: str
-    fault: str
-    where: str
-    old: str
-    new: str
-    is_canvas: bool = False
+    def change(rule: Any) -> Any:
+        chance_of = rule.__globals__["chance_of"]
+        return seeing(rule, chance_of=lambda a, b: a + 1 - b if a.dim() == dims else chance_of(a, b))
 
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Put the fault in place, everywhere the function is known, for the length of a `with` block.
+    return change
 
-        Raises:
-            LookupError: the piece of source is not there exactly once: the code moved on, and the mutant must follow.
-        """
-        module_name, _, path = self.where.partition(":")
-        module = importlib.import_module(f"outpace.{module_name}")
-        *owners, last = path.split(".")
-        owner: Any = module
-        for name in owners:
-            owner = getattr(owner, name)
-        original = inspect.getattr_static(owner, last)
-        changed = self._changed(module, original, last)
-        # A function that other modules imported by name is replaced there too.
-        places = [owner] if owners else [m for n, m in list(sys.modules.items()) if n.startswith("outpace")]
-        known = [place for place in places if vars(place).get(last) is original]
-        # So is one that its module keeps in a table, by name.
-        tables = [table for table in vars(module).values() if isinstance(table, dict) and table is not vars(module)]
-        entries = [(table, key) for table in tables for key, value in table.items() if value is original]
-        try:
-            for place in known:
-                setattr(place, last, changed)
-            for table, key in entries:
-                table[key] = changed
-            _forget()
-            yield
-        finally:
-            for place in known:
-                setattr(place, last, original)
-            for table, key in entries:
-                table[key] = original
-            _forget()
 
-    def _changed(self, module: Any, original: Any, name: str) -> Any:
-        function = getattr(original, "__func__", getattr(original, "fget", original))
-        source = textwrap.dedent(inspect.getsource(function))
-        if source.count(self.old) != 1:
-            raise LookupError(
-                f"The mutant {self.name!r} no longer applies to {self.where}: {self.old!r} is not there once."
-            )
-        scope = dict(vars(module))
-        code = "from __future__ import annotations\n" + source.replace(self.old, self.new)
-        exec(compile(code, f"<mutant {self.name}>", "exec"), scope)
-        return scope[name]
+def _ratio_kept(take: Any) -> Any:
+    return lambda self, *given: take(stand_in(self, keeps=("ratio",)), *given)
 
 
 MUTANTS = (
@@ -107,394 +458,411 @@ MUTANTS = (
         "kv-shifted",
         "cache entries of accepted tree nodes are stored one slot late",
         "cache.static:Cache.keep",
-        "narrow(self.slot_axis - 1, base, len(offsets))",
-        "narrow(self.slot_axis - 1, base + 1, len(offsets))",
+        _kept_late,
     ),
-    Mutant(
-        "window-shifted",
-        "drafts are scored one position too far",
-        "run.layout:lay_out",
-        "position = base + torch.arange(longest + width, device=device)",
-        "position = base + torch.arange(longest + width, device=device) + (torch.arange(longest + width) >= longest)",
-    ),
+    Mutant("window-shifted", "drafts are scored one position too far", "run.layout:lay_out", _window_shifted),
     Mutant(
         "noise-by-slot",
         "noise is keyed on the batch slot instead of the row",
         "sampling.noise:node_key",
-        "for key in keys]",
-        "for key in range(len(keys))]",
+        _noise_of_slots,
     ),
     Mutant(
         "noise-by-draw",
         "noise is keyed on the place in the window instead of the position in the text",
         "accept.match:picks",
-        "position = lengths + torch",
-        "position = 0 * lengths + torch",
+        _by_place_in_window,
     ),
     Mutant(
         "noise-streams-shared",
         "drafts, accept tests and recovered tokens share their noise",
         "sampling.noise:node_key",
-        "_base(key, stream, visit)",
-        "_base(key, Stream.TARGET, visit)",
+        _one_stream,
     ),
-    Mutant(
-        "noise-reaches-one",
-        "uniforms are rounded up, so that 1.0 occurs",
-        "sampling.noise:uniform",
-        "((bits >> 12) & ((1 << 52) - 1)).double().add_(0.5).mul_(2.0**-52)",
-        "((bits >> 12) & ((1 << 52) - 1)).double().mul_(2.0**-52).mul_(256).ceil().div_(256)",
-    ),
+    Mutant("noise-reaches-one", "uniforms are rounded up, so that 1.0 occurs", "sampling.noise:uniform", _rounded_up),
     Mutant(
         "visit-ignored",
         "a canvas position that is drawn again gets the same noise",
         "sampling.sampler:Sampler.pick",
-        "self.noise(stream, position, visit)",
-        "self.noise(stream, position, 0)",
+        _without_visit,
     ),
     Mutant(
         "penalty-row-copied",
         "the penalties of the prefix are used for the whole draft",
-        "sampling.sampler:History.push",
-        "self.seen[row, tokens[row]] += 1\n        self.written[row, tokens[row]] += 1",
-        "pass",
+        "sampling.history:History.push",
+        _counts_kept,
     ),
     Mutant(
         "minimum-ignores-drafts",
         "bad words and the minimum length do not see drafted tokens",
-        "sampling.sampler:History.push",
-        "self.tokens[row].append(tokens[row])",
-        "pass",
+        "sampling.history:History.push",
+        _tokens_kept,
     ),
     Mutant(
         "constraint-of-the-prefix",
         "the constraint's mask after the final text is used for the whole draft",
-        "sampling.sampler:History.push",
-        "self._advance(row, tokens[row])",
-        "pass",
+        "sampling.history:History.push",
+        lambda push: lambda self, *given: push(stand_in(self, _advance=lambda row, token: None), *given),
     ),
     Mutant(
         "past-the-end",
         "an accepted run is written to its end, whatever ends the text inside it",
         "run.commit:append",
-        "            break\n",
-        "            pass\n",
+        _past_the_end,
     ),
     Mutant(
         "past-the-stop",
         "stop strings are searched only at the end of an accepted run",
         "run.row:Row.push",
-        "elif self.text is not None and self.text.push(token):",
-        "elif self.text is not None and self.text.push(token) and len(self.tokens) % 3 == 0:",
+        _stops_seldom_sought,
     ),
-    Mutant(
-        "length-overshoot",
-        "one token more than max_tokens is written",
-        "run.row:Row.push",
-        "elif self.room <= 0:",
-        "elif self.room < 0:",
-    ),
-    Mutant(
-        "bonus-dropped",
-        "the token after full acceptance is thrown away",
-        "accept.match:_match_chain",
-        "return Decision(drawn, num + 1,",
-        "return Decision(drawn, (num + 1).clamp(max=max(width, 1)),",
-    ),
-    Mutant(
-        "accepted-one-more",
-        "the accepted count is off by one",
-        "accept.match:_match_chain",
-        "num = is_match.cumprod(-1).sum(-1)",
-        "num = (is_match.cumprod(-1).sum(-1) + 1).clamp(max=min(proposal.length))",
-    ),
+    Mutant("length-overshoot", "one token more than max_tokens is written", "run.row:Row.push", _one_too_many),
+    Mutant("bonus-dropped", "the token after full acceptance is thrown away", "accept.match:_match_chain", _no_bonus),
+    Mutant("accepted-one-more", "the accepted count is off by one", "accept.match:_match_chain", _one_more_accepted),
     Mutant(
         "padding-accepted",
         "padding behind a short draft can be accepted",
         "accept.match:_match_chain",
-        "if min(proposal.length) < width:",
-        "if False:",
+        _padding_taken,
     ),
-    Mutant(
-        "rejected-entry-kept",
-        "the cache keeps the entry of a rejected draft",
-        "run.commit:kept",
-        "accepted = [start + node for node in nodes[:count] if node >= 0]",
-        "accepted = [start + i for i in range(count)]\n        count += 1",
-    ),
+    Mutant("rejected-entry-kept", "the cache keeps the entry of a rejected draft", "run.commit:kept", _rejected_kept),
     Mutant(
         "tree-kept-as-chain",
         "the first nodes of a tree are kept instead of the accepted path",
         "run.commit:kept",
-        "accepted = [start + node for node in nodes[:count] if node >= 0]",
-        "accepted = [start + i for i, node in enumerate(nodes[:count]) if node >= 0]",
+        _kept_as_chain,
     ),
-    Mutant(
-        "siblings-visible",
-        "tree nodes see their siblings",
-        "run.tree:ancestors",
-        "return reach > 0",
-        "return (reach > 0) | (parent.unsqueeze(1) == parent.unsqueeze(2))",
-    ),
-    Mutant(
-        "wrong-sibling",
-        "the walk enters the wrong child",
-        "accept.match:_walk",
-        "following = children[row].get((node[row], drawn[row]), -1)",
-        "following = next((n for (_, t), n in children[row].items() if t == drawn[row] and n > node[row]), -1)",
-    ),
+    Mutant("siblings-visible", "tree nodes see their siblings", "run.tree:ancestors", _seeing_siblings),
+    Mutant("wrong-sibling", "the walk enters the wrong child", "accept.match:_walk", _wrong_sibling),
     Mutant(
         "rows-swapped",
         "when a row leaves, the others' cache entries change places",
         "run.batch:Batch.leave",
-        "self.cache.leave(stay)",
-        "self.cache.leave(stay[::-1])",
+        _cache_rows_swapped,
     ),
     Mutant(
         "state-not-reindexed",
         "when a row leaves, its neighbours inherit its method state",
         "run.batch:Batch.leave",
-        "trees.rows(self.state, stay)",
-        "trees.rows(self.state, range(len(stay)))",
+        _state_kept,
     ),
     Mutant(
         "keys-not-reindexed",
         "when a row leaves, its neighbours inherit its noise",
         "run.batch:Batch.leave",
-        "self.sampler.rows(stay)",
-        "self.sampler.rows(range(len(stay)))",
+        _noise_kept,
     ),
     Mutant(
         "prompt-token-skipped",
         "prefill repeats a token of each chunk in place of the last",
         "run.prefill:catch_up",
-        "text[at : at + n] for",
-        "[*text[at : at + n - 1], *text[at : at + 1]][:n] for",
+        _last_token_repeated,
     ),
     Mutant(
         "stale-draft-cache",
         "the drafter's cache keeps the entry of a rejected draft",
         "draft.reading:Drafter.forget",
-        "length - len(tokens) + accepted for",
-        "length - len(tokens) + accepted + 1 for",
+        _entry_of_rejected,
     ),
     Mutant(
         "draft-law-stale",
         "each draft carries the law of the draft before it",
         "draft.model:draft_chain",
-        "torch.stack(laws, 1)",
-        "torch.stack([laws[0], *laws[:-1]], 1)",
+        _stale_draft_law,
     ),
     Mutant(
         "draft-law-cold",
         "the drafts' law ignores temperature and cuts",
         "draft.model:draft_chain",
-        "view.sampler.law(processed).probs()",
-        "processed.double().softmax(-1)",
+        _sampling(law=_cold),
     ),
     Mutant(
         "draft-argmax",
         "the likeliest token is drafted but the soft law handed over",
         "draft.model:draft_chain",
-        "token = view.sampler.pick(processed, place, stream).clamp(min=0)",
-        "token = view.sampler.pick(processed, place, stream).clamp(min=0) if is_coupled else processed.argmax(-1)",
+        _sampling(pick=_likeliest),
     ),
     Mutant(
         "cut-by-token",
         "a chain ends before a token because the token drawn is unlikely",
         "draft.model:draft_chain",
-        "sure = (processed.softmax(-1).amax(-1) >= min_confidence).tolist()",
-        "place = torch.tensor([length + step for length in view.lengths])\n"
-        "            drawn = view.sampler.pick(processed, place, stream).unsqueeze(-1)\n"
-        "            sure = (processed.softmax(-1).gather(-1, drawn)[:, 0] >= min_confidence).tolist()",
+        _cut_by_token,
     ),
     Mutant(
         "chain-from-target-noise",
         "drafts for the ratio test are drawn with the noise of recovered tokens",
         "draft.model:draft_chain",
-        "else Stream.DRAFT",
-        "else Stream.TARGET",
+        _sampling(pick=lambda sampler: lambda logits, place, stream: sampler.pick(logits, place, Stream.TARGET)),
     ),
     Mutant(
         "tree-from-target-noise",
         "sampled trees are drawn with the noise of recovered tokens",
         "draft.stochastic:_noise",
-        "view.sampler.noise(Stream.DRAFT, place_in_step(lengths, number))",
-        "view.sampler.noise(Stream.TARGET, lengths + number)",
+        _target_noise,
     ),
     Mutant(
         "tests-from-draft-noise",
         "a draft is tested with the noise that it was drawn with",
         "sampling.sampler:Sampler.accepts",
-        "Stream.ACCEPT",
-        "Stream.DRAFT",
+        _tested_with_draft_noise,
     ),
     Mutant(
         "steps-share-noise",
         "rules that look ahead meet the same noise again in the next step",
         "sampling.noise:place_in_step",
-        "(lengths << 32) + number",
-        "lengths + number",
+        lambda place_in_step: lambda lengths, number: lengths + number,
     ),
     Mutant(
         "siblings-share-noise",
         "siblings that should be independent are drawn with one noise",
         "draft.stochastic:_independent",
-        "_noise(view, own, vocab)",
-        "_noise(view, level.nodes.unsqueeze(-1).expand(own.shape) + 1, vocab)",
+        _siblings_of_one_noise,
     ),
     Mutant(
         "siblings-argmax",
         "the likeliest token is drafted, but the soft law handed over",
         "draft.stochastic:_independent",
-        "log_law.unsqueeze(2) + _noise(view, own, vocab)",
-        "log_law.unsqueeze(2)",
+        _without_noise,
     ),
     Mutant(
         "top-k-called-sampled",
         "the likeliest tokens are drafted as if drawn without replacement",
         "draft.stochastic:_children",
-        "scores = scores + _noise(view, level.nodes + 1, vocab)",
-        "pass",
+        _without_noise,
     ),
     Mutant(
         "beam-out-of-order",
         "the siblings of a stochastic beam do not stand in the order in which they were drawn",
         "draft.stochastic:_children",
-        "value, best = total.flatten(1).topk(min(shape.beam, count * vocab), dim=-1)",
-        "value, best = (part.flip(-1) for part in total.flatten(1).topk(min(shape.beam, count * vocab), dim=-1))",
+        _beam_reversed,
     ),
     Mutant(
         "ratio-ignores-draft",
-        "a draft is kept with probability p instead of p / q",
+        "a draft is kept with the target's probability, undivided by the drafter's",
         "accept.rejection:rejection",
-        "chance_of(kept, drawn_with)",
-        "kept",
+        _ratio_without_draft,
     ),
     Mutant(
         "residual-not-zeroed",
         "after a rejection the token comes from the target's law instead of the residual",
         "accept.rejection:rejection",
-        "draft_law * is_rejected.unsqueeze(-1)",
-        "0 * draft_law",
+        _whole_law_left,
     ),
     Mutant(
         "stale-law",
         "the next candidate is tested against the target's law as it was before the rejection",
         "accept.multi_candidate:_in_turn",
-        "target = torch.where(is_rejected, left_over(target, draft)[0], target)",
-        "pass",
+        _law_before_rejection,
     ),
     Mutant(
         "stale-draft-law",
         "a rejected token stays in the law of its siblings, which were drawn without it",
         "accept.multi_candidate:_in_turn",
-        "draft = torch.where(is_rejected, rest / rest.sum(-1, keepdim=True).clamp_(min=1e-300), draft)",
-        "pass",
+        _siblings_forget_rejected,
     ),
+    # A division inside an expression: no name is called, and the sum that is left out shows nowhere else.
     Mutant(
         "removed-not-renormalised",
         "a rejected token is taken out of the law of its siblings, which is not normalised again",
         "accept.multi_candidate:_in_turn",
-        "rest / rest.sum(-1, keepdim=True).clamp_(min=1e-300)",
-        "rest",
+        text("rest / rest.sum(-1, keepdim=True).clamp_(min=1e-300)", "rest"),
     ),
     Mutant(
         "walk-forgets-residual",
         "after the last candidate failed, the token comes from the target's law",
         "accept.descent:descend",
-        "torch.where(alive.unsqueeze(1), rest, law)",
-        "torch.where(alive.unsqueeze(1), target, law)",
+        _residual_forgotten,
     ),
     Mutant(
         "walk-forgets-path",
         "going down a tree, penalties do not see the drafts on the path",
         "accept.descent:descend",
-        "history.push(token[:, 0].tolist(), alive.nonzero().flatten().tolist())",
-        "pass",
+        _sampling(history=_history_stands),
     ),
     Mutant(
         "laws-forget-path",
         "the target's laws in a tree are penalised for the final text alone",
         "accept.nodes:node_laws",
-        "paths.append([*paths[above + 1], token])",
-        "paths.append([*text])",
+        _texts_without_paths,
     ),
     Mutant(
         "k-seq-undivided",
         "k-seq tests every candidate as if it were the only one",
         "accept.spectr:division_factor",
-        "is_allowed = _any_of(one, number) <= middle * one",
-        "is_allowed = one >= 0",
+        _undivided,
     ),
+    # A bound inside a product that the rule carries along: what it bounds is seen nowhere else.
     Mutant(
         "block-share-above-one",
         "in block verification, later drafts make up for what an unlikely one has lost",
         "accept.block:block_verification",
-        "(kept[-1] * ratio[:, i]).clamp(max=1)",
-        "kept[-1] * ratio[:, i]",
+        text("(kept[-1] * ratio[:, i]).clamp(max=1)", "kept[-1] * ratio[:, i]"),
     ),
     Mutant(
         "block-share-not-raised",
         "in block verification, a cut before the end is tested with the chance of one at the end",
         "accept.block:block_verification",
-        "chance_of(mass, mass + 1 - share)[:, 1:]",
-        "share[:, 1:]",
+        _share_not_raised(2),
     ),
     Mutant(
         "traversal-share-not-raised",
         "in traversal, a node's share stays as it was when its children have failed",
         "accept.traversal:_Search._take_from_parent",
-        "torch.where(is_rejected, chance_of(mass, mass + 1 - share), share)",
-        "share",
+        _share_not_raised(1),
     ),
     Mutant(
         "traversal-stale-siblings",
         "in traversal, what a failed child has taken is not told to its siblings",
         "accept.traversal:_Search._take_from_parent",
-        "self.ratio = torch.where(is_sibling, ratio, self.ratio)",
-        "pass",
+        _ratio_kept,
     ),
     Mutant(
         "ties-by-highest-id",
         "equal logits at a cut are broken by the highest id",
         "sampling.truncation:candidates",
-        "values, ids = values[:, : settings.top_k], ids[:, : settings.top_k]",
-        "values, ids = logits.flip(-1).sort(dim=-1, descending=True, stable=True)\n"
-        "        values, ids = values[:, : settings.top_k], logits.shape[-1] - 1 - ids[:, : settings.top_k]",
+        _highest_ids_first,
     ),
     Mutant(
         "log-prob-of-neighbour",
         "log-probabilities are read one node too early",
         "run.commit:record",
-        "asked = [0, *(node + 1 for node in path[index])]  # the logits before a token, the root's first",
-        "asked = [0, *(max(node, 0) for node in path[index])]",
+        _read_one_node_early,
     ),
     Mutant(
         "character-split",
         "bytes of an unfinished character are released",
         "text.stream:TextStream._certain",
-        "end = len(whole.rstrip(_BROKEN))",
-        "end = len(whole)",
+        lambda certain: lambda self, whole: len(whole),
     ),
     Mutant(
         "stop-leaks",
         "the beginning of a stop string is released before the rest is known",
         "text.stream:TextStream._held_back",
-        "return size",
-        "return 0",
+        _always(0),
     ),
 )
 
 
-def _forget() -> None:
-    """Forget texts written by other code."""
-    world.reference.cache_clear()
-    own_text.cache_clear()
+# Canvases: reading and writing
 
 
-def _on_canvas(name: str, fault: str, where: str, old: str, new: str) -> Mutant:
-    return Mutant(name, fault, where, old, new, is_canvas=True)
+def _visits_by_step(write: Any) -> Any:
+    def faulty(row: Any, *given: Any) -> Any:
+        step = 0 if row.end <= row.base else row.step
+        return replace(write(row, *given), visit=step + 1)
+
+    return faulty
+
+
+def _closed_early(finish: Any) -> Any:
+    def faulty(row: Any, canvas: Any) -> Any:
+        last, tokens = min(row.end, row.live()) - 1, row.tokens.copy()
+        if tokens[last] == canvas.mask_id:
+            tokens[last] = next(token for token in range(99) if token not in (canvas.mask_id, *row.ends))
+        return replace(finish(replace(row, tokens=tokens), canvas), tokens=row.tokens)
+
+    return faulty
+
+
+def _piece_overwritten(begin: Any) -> Any:
+    def faulty(cls: Any, text: Any, rest: Any, canvas: Any, ends: Any) -> Any:
+        row = begin(cls, text, rest, canvas, ends)
+        is_late = np.arange(len(row.tokens)) >= len(text) + 3
+        return replace(row, tokens=np.where(row.given & is_late, canvas.mask_id, row.tokens))
+
+    return faulty
+
+
+def _ends_allowed(start: Any) -> Any:
+    def faulty(self: Any, context: Any) -> Any:
+        state = start(self, context)
+        return replace(state, banned=[tokens[:1] for tokens in state.banned])
+
+    return faulty
+
+
+# Canvases: what stays in the cache
+
+
+def _place_before_read(keep: Any) -> Any:
+    def faulty(before: Any, after: Any, window: Any, parts: Any) -> Any:
+        helpers = {name: keep.__globals__[name] for name in ("seen", "places_asked")}
+        told = {name: lambda row, _, helper=helper: helper(row, parts) for name, helper in helpers.items()}
+        unaware = replace(parts, canvas=replace(parts.canvas, logits_shift=False))
+        return seeing(keep, **told)(before, after, window, unaware)
+
+    return faulty
+
+
+def _dual_keeps_block(dual: Any) -> Any:
+    def faulty(policy: Any, step: Any) -> Any:
+        return dual(policy, stand_in(step, after=stand_in(step.after, end=step.after.base)))
+
+    return faulty
+
+
+def _prefix_keeps_rest(prefix: Any) -> Any:
+    def faulty(policy: Any, step: Any) -> Any:
+        return prefix(policy, stand_in(step, before=stand_in(step.before, base=len(step.before.tokens))))
+
+    return faulty
+
+
+def _refreshed_late(stay: Any) -> Any:
+    return lambda self, step: stay(replace(self, refresh=self.refresh and self.refresh + 1), step)
+
+
+# Canvases: several copies in a forward
+
+
+def _guess_followed(verify: Any) -> Any:
+    advance = verify.__globals__["advance"]
+
+    def faulty(copies: Any, *given: Any) -> Any:
+        def from_guess(state: Any, reading: Any, window: Any, parts: Any) -> Any:
+            copy = next(copy for copy in copies if copy.window is window)
+            return advance(copy.row, reading, window, parts)
+
+        return seeing(verify, advance=from_guess)(copies, *given)
+
+    return faulty
+
+
+def _first_copy_read(readers: Any) -> Any:
+    def faulty(self: Any, *given: Any) -> Any:
+        return [lambda copy, read=read: read(replace(copy, asked=0)) for read in readers(self, *given)]
+
+    return faulty
+
+
+def _copies_seen(lay_copies: Any) -> Any:
+    def faulty(copies: Any, canvas: Any) -> Any:
+        window = lay_copies(copies, canvas)
+        for copy in copies:
+            own = slice(copy.first, copy.first + len(copy.window.tokens))
+            window.visible[own, : own.stop] = True
+        return window
+
+    return faulty
+
+
+def _entries_unseen(lay_copies: Any) -> Any:
+    def faulty(copies: Any, canvas: Any) -> Any:
+        num_held = len(copies[0].slots)
+        return lay_copies([replace(copy, slots=copy.slots[:num_held]) for copy in copies], canvas)
+
+    return faulty
+
+
+def _dropped_entries_taken(follow: Any) -> Any:
+    def is_equal(a: Any, b: Any) -> bool:  # what is held is compared with 0, 1, ...; tokens with tokens
+        return np.array_equal(a, b) or np.array_equal(b, np.arange(len(b)))
+
+    return seeing(follow, np=stand_in(np, array_equal=is_equal))
+
+
+def _on_canvas(name: str, fault: str, where: str, change: Change) -> Mutant:
+    return Mutant(name, fault, where, change, is_canvas=True)
 
 
 CANVAS_MUTANTS = (
@@ -502,176 +870,146 @@ CANVAS_MUTANTS = (
         "draw-without-visit",
         "a place is drawn with the same noise in every step",
         "canvas.reading:draw",
-        "where, visit=visit)",
-        "where, visit=0)",
+        lambda draw: lambda logits, places, visit, sampler: draw(logits, places, 0, sampler),
     ),
     _on_canvas(
         "draw-by-rank",
         "draws are keyed by the place's rank among the masks instead of the place",
         "canvas.reading:draw",
-        "where = torch.from_numpy(places)",
-        "where = torch.arange(len(places))",
+        lambda draw: lambda logits, places, *rest: draw(logits, np.arange(len(places)), *rest),
     ),
     _on_canvas(
         "visit-by-step",
         "the key of draws counts steps of the block instead of tokens written",
         "canvas.advance:write",
-        "visit=row.visit + len(at)",
-        "visit=row.step + 1",
+        _visits_by_step,
     ),
     _on_canvas(
         "guess-accepted-unseen",
         "a guess is kept whether or not the reference comes to it",
-        "canvas.verify:verify",
-        "other.parent == at and _stands_for(other, state, slots, parts)",
-        "other.parent == at",
+        "canvas.verify:_stands_for",
+        _always(True),
     ),
     _on_canvas(
         "guess-followed",
         "the walk goes on with the guessed state: its memory and its log-probabilities",
         "canvas.verify:verify",
-        "step = advance(state, reading, copy.window, parts)",
-        "step = advance(copy.row, reading, copy.window, parts)",
+        _guess_followed,
     ),
     _on_canvas(
         "first-copy-kept",
         "the cache keeps the entries of the row's own copy instead of the accepted one's",
         "canvas.copies:Copy.after",
-        "nodes = num_held + self.first + np",
-        "nodes = num_held + np",
+        lambda after: lambda self, *given: after(replace(self, first=0), *given),
     ),
     _on_canvas(
         "first-copy-read",
         "every copy is decided by what was said of the row's own",
         "methods.diffusion.base:CanvasMethod.readers",
-        "logits[copy.laws]",
-        "logits[: len(copy.window.asked)].clone()",
+        _first_copy_read,
     ),
-    _on_canvas(
-        "copies-see-copies",
-        "a copy sees the copies before it",
-        "canvas.copies:lay_copies",
-        "visible[own, own] = _sight(copy.window.places, canvas)",
-        "visible[own, : own.stop] = True",
-    ),
+    _on_canvas("copies-see-copies", "a copy sees the copies before it", "canvas.copies:lay_copies", _copies_seen),
     _on_canvas(
         "entries-not-seen",
         "a copy does not see the entries that the copies before it stand for",
         "canvas.copies:lay_copies",
-        "visible[own, copy.slots[num_held:] - num_held] = True",
-        "pass",
+        _entries_unseen,
     ),
     _on_canvas(
         "dropped-entries-seen",
         "guesses go on behind a step that drops entries of the cache",
         "canvas.verify:_follow",
-        "np.array_equal(slots[:num_held], np.arange(num_held))",
-        "True",
+        _dropped_entries_taken,
     ),
     _on_canvas(
         "block-sees-ahead",
         "copies under block attention see the whole window",
         "canvas.copies:_sight",
-        "if not canvas.block_size:",
-        "if True:",
+        _always(True),
     ),
     _on_canvas(
         "shift-ignored",
         "where logits are shifted, the place before an asked one is read from the cache",
         "canvas.advance:keep",
-        "if canvas.logits_shift:",
-        "if False:",
+        _place_before_read,
     ),
     _on_canvas(
         "floor-one-block-late",
         "the block in work counts as exact",
         "canvas.row:Canvas.floor",
-        "return length // self.block_size * self.block_size",
-        "return -(-length // self.block_size) * self.block_size",
+        lambda floor: lambda self, length: floor(self, length + max(self.block_size, 1) - 1),
     ),
     _on_canvas(
         "border-one-block-late",
         "the model sees the block behind its own",
         "canvas.row:Canvas.border",
-        "(base // self.block_size + 1)",
-        "(base // self.block_size + 2)",
+        lambda border: lambda self, base: border(self, base + self.block_size),
     ),
     _on_canvas(
         "prefill-open-block",
         "the prompt's last block is cached although its end is still to be written",
         "run.prefill:catch_up",
-        "(len(text) - 1) // grain * grain - length",
-        "(len(text) - 1) - length",
+        _without_blocks,
     ),
     _on_canvas(
         "dual-holds-block",
         "the dual cache keeps written places of the block in work",
         "canvas.policies:_dual",
-        "place >= step.after.end",
-        "place >= step.after.base",
+        _dual_keeps_block,
     ),
     _on_canvas(
         "prefix-holds-rest",
         "the prefix cache keeps what lies behind the block",
         "canvas.policies:_prefix",
-        "step.before.base",
-        "len(step.before.tokens)",
+        _prefix_keeps_rest,
     ),
     _on_canvas(
         "delayed-too-early",
         "the delayed cache keeps the entry of a place that was forwarded as a mask",
         "canvas.policies:_delayed",
-        "return step.settled()",
-        "return step.after.tokens != step.canvas.mask_id",
+        lambda delayed: lambda policy, step: step.after.tokens != step.canvas.mask_id,
     ),
     _on_canvas(
         "refresh-too-late",
         "an approximate cache is computed anew one step too late",
         "canvas.policies:Policy.stay",
-        "step.before.age + 1 >= self.refresh",
-        "step.before.age >= self.refresh",
+        _refreshed_late,
     ),
     _on_canvas(
         "end-not-cut",
         "an end token does not end the canvas",
         "canvas.row:CanvasRow.live",
-        "if not self.ends:",
-        "if True:",
+        lambda live: lambda self: len(self.tokens),
     ),
     _on_canvas(
         "end-between-pieces",
         "a text may end between given pieces",
         "methods.diffusion.base:CanvasMethod.start",
-        "*(ends if is_filled_in else ())",
-        "*()",
+        _ends_allowed,
     ),
     _on_canvas(
         "pieces-overwritten",
         "the first given piece counts as one to be written",
         "canvas.row:CanvasRow.begin",
-        "np.where(given, tokens, canvas.mask_id)",
-        "np.where(given & (np.arange(len(tokens)) < size + 3), tokens, canvas.mask_id)",
+        _piece_overwritten,
     ),
     _on_canvas(
         "block-never-closed",
         "a block is final while its last place is masked",
         "canvas.advance:_finish",
-        "row.tokens[row.base : end]",
-        "row.tokens[row.base : end - 1]",
+        _closed_early,
     ),
     _on_canvas(
         "mask-taken",
         "a prompt with a mask token is not refused",
         "methods.diffusion.base:CanvasMethod._check",
-        "if canvas.mask_id in text or canvas.mask_id in rest:",
-        "if False:",
+        lambda check: lambda self, prompt, rest, canvas: check(self, prompt, rest, replace(canvas, mask_id=-2)),
     ),
     _on_canvas(
         "slots-shuffled",
         "the cache keeps the neighbours of the entries that should stay",
         "cache.static:Cache.retain",
-        "torch.tensor(chosen[still:], device",
-        "torch.tensor([slot - 1 for slot in chosen[still:]], device",
+        _neighbours_kept,
     ),
 )
 
@@ -717,13 +1055,18 @@ def catch(mutant: Mutant | None, is_thorough: bool = False) -> list[str]:
     Args:
         mutant: the fault; None = the code as it is, which must fail nothing.
         is_thorough: run every check, rather than stop at the first that fails.
+
+    Raises:
+        LookupError: the code moved on, so that the fault cannot be planted, or breaks by itself.
     """
     caught = []
     with mutant.applied() if mutant is not None else contextlib.nullcontext():
         for name, check in _batteries(mutant):
             try:
                 check()
-            except Exception:  # a crash is a failure too
+            except Exception as error:  # a crash is a failure too
+                if mutant is not None:
+                    mutant.check_crash(error)
                 caught.append(name)
                 if not is_thorough:
                     break
@@ -745,7 +1088,11 @@ def main() -> int:
     mutants = (*MUTANTS, *CANVAS_MUTANTS)
     for mutant in mutants:
         began = time.perf_counter()
-        caught = catch(mutant, is_thorough)
+        try:
+            caught = catch(mutant, is_thorough)
+        except LookupError as error:
+            print(error)
+            caught = []
         escaped += not caught
         print(
             f"{mutant.name:24}{', '.join(caught) or 'ESCAPED':60}{time.perf_counter() - began:6.1f} s  {mutant.fault}"
@@ -755,7 +1102,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    import torch
-
     torch.set_num_threads(1)
     raise SystemExit(main())

@@ -3,7 +3,7 @@
 {"do": "versions"}                               -> {"ok": {package: version}}
 {"do": "convert", "source", "target", "precision"} -> {"ok": null}
 {"do": "open", ...fields of Job}                 -> {"ok": {"libraries": bytes held before the model was loaded}}
-{"do": "run", ...fields of Task}                 -> {"ok": a generation, see `base.finish`}
+{"do": "run", ...fields of Request}                 -> {"ok": a generation, see `base.finish`}
 {"do": "memory"}                                 -> {"ok": the most bytes this process ever held}
 
 A request that fails is answered by {"error": sentence}.
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .base import Engine, Failure, Job, Task
+from .base import Engine, Failure, Job, Request
 
 
 def _engine(name: str) -> Engine:
@@ -42,7 +42,7 @@ def _answer(engine: Engine, request: dict[str, Any]) -> Any:
         engine.open(Job(**request))
         return {"libraries": held}
     if what == "run":
-        return engine.run(Task(**request))
+        return engine.run(Request(**request))
     return _peak()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Engine", "Failure", "Job", "Task", "finish"]
+__all__ = ["Engine", "Failure", "Job", "Request", "finish"]
 
 
 class Failure(Exception):
@@ -34,8 +34,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One generation to make; fields as in `outpace.bench.arms.Task`."""
+class Request:
+    """One generation to make; fields as in `outpace.bench.arms.Request`."""
 
     ids: list[int]
     max_tokens: int
@@ -59,13 +59,13 @@ class Engine(Protocol):
         """Load a model; `run` may then be called."""
         ...
 
-    def run(self, task: Task) -> dict[str, Any]:
+    def run(self, task: Request) -> dict[str, Any]:
         """Make one generation, from empty memory; see `finish` for what it returns."""
         ...
 
 
 def finish(
-    tokens: list[int], task: Task, times: tuple[float, float, float], first: int, forwards: int
+    tokens: list[int], task: Request, times: tuple[float, float, float], first: int, forwards: int
 ) -> dict[str, Any]:
     """Return a generation as the parent reads it.
 

@@ -9,7 +9,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from .base import Failure, Job, Task, finish
+from .base import Failure, Job, Request, finish
 
 __all__ = ["LlamaCpp"]
 
@@ -60,7 +60,7 @@ class LlamaCpp:
 
         self.llama.eval = count
 
-    def run(self, task: Task) -> dict[str, Any]:
+    def run(self, task: Request) -> dict[str, Any]:
         """Make one generation; sampling has no cut, as ours."""
         self.llama.reset()  # else it would go on from the prefix that it still holds
         self.llama.set_seed(task.seed)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .base import Failure, Job, Task, finish
+from .base import Failure, Job, Request, finish
 
 __all__ = ["OpenVino"]
 
@@ -80,7 +80,7 @@ class OpenVino:
         self.pipeline = self.genai.LLMPipeline(job.directory, "CPU", **settings)
         self.mode, self.vocab_size = job.mode, job.vocab_size
 
-    def run(self, task: Task) -> dict[str, Any]:
+    def run(self, task: Request) -> dict[str, Any]:
         """Make one generation; sampling has no cut, as ours."""
         watch = _watch(self.genai)
         ids = self.library.Tensor(importlib.import_module("numpy").array([task.ids], dtype="int64"))
@@ -92,7 +92,7 @@ class OpenVino:
         first, count = (watch.times[0], watch.counts[0]) if watch.times else (ended, 0)
         return finish(tokens, task, (began, first, ended), count, len(watch.times))
 
-    def _law(self, task: Task) -> Any:
+    def _law(self, task: Request) -> Any:
         law = self.genai.GenerationConfig()
         law.max_new_tokens, law.rng_seed = task.max_tokens, task.seed
         law.do_sample = task.temperature > 0

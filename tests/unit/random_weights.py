@@ -1,0 +1,43 @@
+"""Random weights of a pre-norm gated decoder, for tests of the compiled kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from outpace.models.spec import Spec
+from outpace.models.weights import LayerWeights, Matrix, Norm, Weights
+
+__all__ = ["make_weights", "streamed_bytes"]
+
+
+def make_weights(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Weights:
+    """Return random weights of a pre-norm gated decoder, scaled so that activations stay near 1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(outputs: int, inputs: int) -> Matrix:
+        return Matrix((torch.randn(outputs, inputs, generator=generator) * inputs**-0.5).to(dtype))
+
+    def norm(size: int) -> Norm:
+        return Norm(torch.ones(size, dtype=dtype))
+
+    hidden = spec.hidden_size
+    layers = [
+        LayerWeights(
+            matrix(spec.q_size + 2 * spec.kv_size, hidden),
+            matrix(hidden, spec.q_size),
+            matrix(2 * spec.ffn_size, hidden),
+            matrix(hidden, spec.ffn_size),
+            norm(hidden),
+            norm(hidden),
+        )
+        for _ in range(spec.num_layers)
+    ]
+    embed = torch.randn(spec.vocab_size, hidden, generator=generator).to(dtype)
+    head = Matrix(embed) if spec.tie_embeddings else matrix(spec.vocab_size, hidden)
+    return Weights(embed, layers, head, norm(hidden))
+
+
+def streamed_bytes(spec: Spec, dtype: torch.dtype) -> int:
+    """Return the bytes of weights that one token reads: all matrices but the embedding."""
+    tables = spec.vocab_size * spec.hidden_size
+    return (spec.num_weights - (0 if spec.tie_embeddings else tables)) * dtype.itemsize
