@@ -63,9 +63,7 @@ class Request:
     options: Mapping[str, Any] | None = None
     max_tokens: int = setting(128, least=1, option=Option("Most tokens to write; 128 unless the model's files say."))
     seed: int = setting(0, option=Option("Fixes every random draw.", is_shown=True))
-    num_samples: int = setting(
-        1, least=1, most=_MOST_SAMPLES, option=Option("Texts to write from the prompt.", is_shown=True)
-    )
+    num_samples: int = setting(1, least=1, option=Option("Texts to write from the prompt.", is_shown=True))
     stop: Sequence[str] = setting((), option=Option("End before this text (repeatable).", metavar="TEXT"))
     stop_tokens: Sequence[int] = setting(
         (), option=Option("End at this token (repeatable).", "--stop-token", metavar="ID")
@@ -103,6 +101,8 @@ class Request:
         settle(self)
         self._read_kinds()
         check(self)
+        if self.num_samples > _MOST_SAMPLES:
+            raise ConfigError("num_samples is too large.", f"num_samples must be at most {_MOST_SAMPLES}.")
         for name in self.record:
             if name not in _RECORDS:
                 raise ConfigError(f"record has no {name!r}.", nearest(name, _RECORDS, "record"))
