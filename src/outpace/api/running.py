@@ -62,7 +62,10 @@ def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple
         else:
             stepped = [row for row, _ in job.run.step()]
         for row in stepped:
-            piece = "" if row.text is None else row.text.release(is_final=row.finish is not None)
+            is_final = row.finish is not None
+            if row.text is None or (job.method.needs.has_forks and not is_final):  # another's text may replace it
+                continue
+            piece = row.text.release(is_final=is_final)
             if piece:
                 yield number[id(row)], piece
 

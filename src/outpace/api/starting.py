@@ -71,8 +71,8 @@ def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Job:
     first = _decoder_start(lm, request, settings)
     models = lm.partners.models(method, request.models or {})
     rows = [
-        _row(lm, ids, row_key(request.seed, sample), request, first)
-        for ids in prompts
+        _row(lm, ids, row_key(request.seed, sample), request, first, group)
+        for group, ids in enumerate(prompts)
         for sample in range(request.num_samples)
     ]
     run = _run(lm, method, settings, rows, models, request, is_fixed)
@@ -140,14 +140,14 @@ def _decoder_start(lm: LanguageModel, request: Request, settings: Sampling) -> l
     return whole
 
 
-def _row(lm: LanguageModel, ids: list[int], key: int, request: Request, first: Sequence[int]) -> Row:
-    """Return a fresh row; `first` is what an encoder-decoder's decoder begins with."""
+def _row(lm: LanguageModel, ids: list[int], key: int, request: Request, first: Sequence[int], group: int) -> Row:
+    """Return a fresh row; `first` is what an encoder-decoder's decoder begins with, `group` its prompt's number."""
     ends = () if request.ignore_eos else lm.end_tokens
     tokens, source = (list(first), ids) if first else (list(ids), None)
     text = None if lm.tokenizer is None else _text(lm.tokenizer, request, tokens)
     held, stops, canvas = len(tokens), tuple(request.stop_tokens), list(request.canvas)
     most = len(canvas) or min(request.room(held), lm.target.capabilities.max_positions - held)
-    return Row(tokens, held, key, most, ends, text, source=source, canvas=canvas, stop_tokens=stops)
+    return Row(tokens, held, key, most, ends, text, source=source, canvas=canvas, stop_tokens=stops, group=group)
 
 
 def _text(tokenizer: Tokenizer, request: Request, context: Sequence[int]) -> TextStream:
