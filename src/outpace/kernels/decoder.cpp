@@ -71,7 +71,7 @@ class Forward {
       memcpy(to + i * sizes_.normed_row, hidden + i * model_.hidden, model_.hidden * sizeof(Element));
     });
     worker_.wait();
-    write_logits({to, sizes_.normed_row, call_.asked}, decoder_.head(), [](int64_t i) { return i; });
+    write_logits({to, sizes_.normed_row, call_.asked}, decoder_.head(), nullptr);
     worker_.wait();
   }
 
@@ -182,14 +182,14 @@ class Forward {
       });
     }
     const Matrix first = decoder_.qkv(decoder_.layers[0]);  // of the next call, most likely
-    write_logits(rows, first, [&](int64_t i) { return answers[i].output; });
+    write_logits(rows, first, answers);
   }
 
-  // The head's product; row i of the logits goes to row `output(i)`.
-  template <class Output>
-  void write_logits(const Inputs& rows, const Matrix& then, const Output& output) {
+  // The head's product: logits in the order of the answers, or, without any, of the rows. Compiled once: a second copy
+  // of the product keeps both from being inlined.
+  void write_logits(const Inputs& rows, const Matrix& then, const Answer* answers) {
     product<Type>(worker_, rows, decoder_.head(), then, [&](int64_t i, int64_t column, const Sums& sums) {
-      Element* logits = static_cast<Element*>(call_.logits) + output(i) * model_.vocab + column;
+      Element* logits = static_cast<Element*>(call_.logits) + (answers ? answers[i].output : i) * model_.vocab + column;
       write_row(logits, reinterpret_cast<const float*>(sums), std::min<int64_t>(kColumns, model_.vocab - column));
     });
   }

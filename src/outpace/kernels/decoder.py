@@ -243,7 +243,7 @@ class CompiledDecoder:
             ConfigError: shapes, dtypes, ids, positions or the cache do not fit.
         """
         rows, width = tokens.shape
-        # C walks plain arrays. What it reads keeps a local name until the call returns: an address holds nothing alive.
+        # C walks plain arrays. What it reads keeps a name here until the call returns: an address keeps nothing alive.
         tokens, position = tokens.contiguous(), position.contiguous()
         visible = None if visible is None else visible.contiguous()
         ask = None if ask is None else ask.contiguous()
