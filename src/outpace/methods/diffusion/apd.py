@@ -7,6 +7,8 @@ Guarantee: approximate. weight=1 keeps every token drawn; the reference is left 
 Cost: per step one forward of what the cache does not hold, and one of the guide over the window; the guide's cache.
 Differences: under block attention a step sees the model's block whole, and draws no further; the guide needs the
     diffusion model's vocabulary.
+
+The file is long because three parts are its own: the sliding schedule, the frozen cache and the agreement.
 """
 
 from __future__ import annotations

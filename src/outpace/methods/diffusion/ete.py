@@ -12,6 +12,8 @@ Differences: the place explored has the greatest entropy among those of the bloc
     of context, and settling them cost quality. Of several candidates the one that leaves most places sure is kept
     (ties: the greater sum of its own and the block's log-probabilities, then the token drawn). No text ends beyond the
     block in work. Under block attention nothing beyond the model's own block is written, since it is not seen.
+
+The file is long because a round may forward candidates side by side, which most samplers never do.
 """
 
 from __future__ import annotations
@@ -115,10 +117,9 @@ class ExploreThenExploit(CanvasMethod):
         readings = [reader(copy) for copy in copies]
         if any(reading.is_broken for reading in readings):
             return None
-        best = (
-            0
-            if len(copies) == 1
-            else max(range(len(copies)), key=lambda i: self.rule.outlook(readings[i], copies[i].row))
-        )
+        best = 0
+        if len(copies) > 1:
+            outlooks = [self.rule.outlook(reading, copy.row) for reading, copy in zip(readings, copies, strict=True)]
+            best = max(range(len(copies)), key=outlooks.__getitem__)
         step = advance(copies[best].row, readings[best], copies[best].window, parts)
         return copies[best].moved(step, len(copies[0].slots))

@@ -11,6 +11,8 @@ Differences: a nucleus has at most `candidates` tokens, so that no product with 
     settling is judged from the second step that writes, since the laws have only just settled before the first; the
     default order is confidence (the paper: least entropy, `order=entropy`), and `settle` is far below the paper's 0.1:
     wide laws settle too, and what is then written at once ignores itself.
+
+The file is long because beliefs go back into the model as soft inputs, beside eight settings.
 """
 
 from __future__ import annotations
