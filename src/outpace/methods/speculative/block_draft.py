@@ -52,8 +52,7 @@ class BlockDraft(AdaptiveDraft):
         "Li et al.",
         2025,
         "2510.02358",
-        269,
-        "The path search over the likeliest tokens of all places.",
+        left_out="The path search over the likeliest tokens of all places.",
     )
 
     @property
