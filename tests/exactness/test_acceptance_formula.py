@@ -12,10 +12,10 @@ from outpace import Row, Run, Sampling
 from outpace.cache import Cache
 from outpace.methods.speculative.draft_model import DraftModel
 from outpace.sampling import row_key
-from outpace.types import NO_OUTPUTS, Capabilities, Counter, Outputs, Scores
+from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
 
-class ConstantModel:
+class ConstantModel(Adapter):
     """Draws every token from one law, whatever came before: acceptance is then the same at every position."""
 
     def __init__(self, probs: Sequence[float]) -> None:
@@ -24,6 +24,12 @@ class ConstantModel:
 
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         return Cache([torch.zeros(rows, capacity, 1)], 1, counter)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def score(
         self, tokens: Tensor, position: Tensor, visible: Tensor | None, cache: Cache, ask: Tensor | None = None,

@@ -19,12 +19,12 @@ from outpace.errors import ConfigError, ModelError
 from outpace.models.loading import load_model, read_config
 from outpace.models.unmasking import SENTENCE, Unmasking, check_unmasking, unmask_test
 from outpace.text.tokenizer import Tokenizer
-from outpace.types import Capabilities, Scores
+from outpace.types import Adapter, Capabilities, Scores
 
 MASKED = [name for name in zoo.names() if "mask_token_id" in read_config(zoo.path(name))]
 
 
-class Knows:
+class Knows(Adapter):
     """Knows a text by heart: an output names the next token (shift) or its own.
 
     `is_odd`: only where that token is masked, as training asks; elsewhere it names the one of the other setting.
@@ -36,6 +36,12 @@ class Knows:
 
     def new_cache(self, rows: int, capacity: int, counter: Any = None) -> None:
         del rows, capacity, counter
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def score(self, tokens: Tensor, position: Tensor, visible: Any, cache: Any, ask: Any = None) -> Scores:
         assert torch.equal(torch.where(tokens == MASK, self.text, tokens), self.text.expand_as(tokens))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import outpace
@@ -18,7 +17,6 @@ from outpace.methods.parallel.jacobi import Jacobi
 from outpace.methods.speculative.draft_model import DraftModel
 from outpace.methods.speculative.layer_skip import LayerSkip
 from outpace.methods.speculative.prompt_lookup import PromptLookup
-from outpace.run.commit import _lists
 from outpace.run.layout import lay_out
 from outpace.run.prefill import catch_up
 from outpace.run.row import Row
@@ -28,11 +26,6 @@ from outpace.testing.world import PROMPTS, drive, make_rows, make_run, target_fo
 from outpace.types import Context, Counter, FinishReason, View
 
 SOURCE = Path(outpace.__file__).parent
-
-
-def test_tables_are_read_back_at_once_or_one_by_one() -> None:
-    tables = [torch.arange(3 * width).view(3, width) + width for width in (4, 1, 0, 2)]
-    assert _lists(tables, is_waiting=True) == _lists(tables, is_waiting=False) == [table.tolist() for table in tables]
 
 
 def test_what_does_not_fit_is_refused() -> None:

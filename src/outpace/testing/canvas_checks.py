@@ -195,7 +195,7 @@ def check_reference(method: Method) -> None:
     )
     for target in _targets(method, (("full", False), *_KINDS)):
         for index, changes in enumerate(caches):
-            chosen = _with(method, **changes)
+            chosen = _with(method.to_certify(), **changes)
             settings = SETTINGS["greedy"] if index % 2 else _WARM
             ours, theirs = _rows(), _rows()
             _same(
