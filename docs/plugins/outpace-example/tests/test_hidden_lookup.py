@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from outpace.methods.fit import check_fit
+from outpace.methods.misfit import check_fit
 from outpace_example.hidden_lookup import HiddenLookup
 
 from outpace.errors import CapabilityError
