@@ -21,7 +21,7 @@ from outpace.sampling import Sampling, row_key
 from outpace.testing.canvas_checks import check_canvas_method, check_reference, toy_canvas
 from outpace.testing.canvas_oracle import random_order_law, unmask
 from outpace.testing.gtest import PROMPT, g_test, small_model
-from outpace.testing.world import PROMPTS, SEED, SETTINGS, drive, make_run
+from outpace.testing.world import PROMPTS, SEED, SETTINGS, drive, make_rows, make_run, target_for
 from outpace.types import Guarantee
 
 KINDS = [("full", False), ("full", True), ("block", False), ("block", True)]
@@ -53,6 +53,20 @@ def test_contract_on_canvases(name: str) -> None:
 def test_contract_of_lossless_methods(method: FreeDave | SSD) -> None:
     assert method.guarantee is Guarantee.EXACT
     check_canvas_method(method)
+
+
+@pytest.mark.parametrize("attention", ["full", "block"])
+def test_fewer_guesses_change_no_text(attention: str) -> None:
+    """Where guesses wait for a clear lead, steps lie between those of guessing always and those of the reference."""
+    written, steps = [], []
+    for method in (FreeDave(min_lead=0.0), FreeDave(min_lead=0.02), FreeDave(), FreeDave().reference()):
+        rows = make_rows()
+        run = make_run(method, SETTINGS["temperature 0.7"], target=target_for(attention))
+        drive(run, rows)
+        written.append([row.written for row in rows])
+        steps.append(run.num_steps)
+    assert all(texts == written[-1] for texts in written)
+    assert steps == sorted(steps) and steps[0] < steps[1] < steps[-1]
 
 
 @dataclass(frozen=True)
