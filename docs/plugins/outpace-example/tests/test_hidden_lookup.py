@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from outpace.methods.misfit import check_fit
 from outpace_example.hidden_lookup import HiddenLookup
 
 from outpace.errors import CapabilityError
+from outpace.methods.misfit import check_fit
 from outpace.testing import check_method
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PeriodicModel, drive, make_rows, make_run, write
