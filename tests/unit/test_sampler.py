@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from outpace.errors import ConfigError
+from outpace.kernels import load_library
 from outpace.sampling import Sampler, Sampling, noise, row_key, truncation
 
 VOCAB = 60
@@ -81,6 +82,15 @@ def test_bias_is_added_to_its_token() -> None:
     assert out.sum() == 2 and out[0, 1, 4] == 2 and out[0, 0, 9] == -1
 
 
+@pytest.fixture(params=["numpy", "compiled"])
+def selector(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks for the candidates of top-k."""
+    if request.param == "compiled" and load_library() is None:
+        pytest.skip("no compiled kernels here")
+    monkeypatch.setattr(truncation, "_selector", truncation._selector if request.param == "compiled" else None)
+
+
+@pytest.mark.usefixtures("selector")
 @pytest.mark.parametrize(
     "options",
     [
@@ -121,6 +131,25 @@ def test_the_short_list_is_used() -> None:
     assert truncation._short_list(logits, Sampling(temperature=1.0, top_k=5), None) is None
 
 
+def test_compiled_code_finds_the_candidates_of_top_k() -> None:
+    if load_library() is None:
+        pytest.skip("no compiled kernels here")
+    assert truncation._selector is not None
+    logits = random_logits(3, vocab=1003)
+    logits[1, 7:] = float("-inf")  # fewer than are asked for
+    for dtype in (torch.float32, torch.bfloat16):
+        values, ids = truncation._selector(logits.to(dtype), 50)  # type: ignore[misc]
+        largest = logits.to(dtype).float().topk(50).values[:, -1:].tolist()
+        for row, (least,) in enumerate(largest):
+            wanted = {i for i, value in enumerate(logits[row].to(dtype).tolist()) if value >= max(least, -1e30)}
+            found = {i for i, value in zip(ids[row].tolist(), values[row].tolist(), strict=True) if value > -1e30}
+            assert wanted <= found
+            assert all(values[row, at] == logits[row, ids[row, at]].to(dtype) for at in range(len(found)))
+    assert truncation._selector(torch.zeros(1, 1000), 50) is None  # all are equal: too many
+    logits[0, 5] = float("nan")
+    assert truncation._selector(logits, 50) is None
+
+
 def random_settings(source: random.Random, vocab: int) -> Sampling:
     """Settings of any kind that needs no history, each on in some draws."""
     choices: dict[str, list[Any]] = {
@@ -135,6 +164,7 @@ def random_settings(source: random.Random, vocab: int) -> Sampling:
     return Sampling(temperature=source.choice([0.0, 0.3, 1.0, 1.7]), **given)
 
 
+@pytest.mark.usefixtures("selector")
 @pytest.mark.parametrize("kind", ["any", "tied", "grammar", "one residue", "broken"])
 def test_what_the_cpu_does_faster_changes_no_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists instead of sorts, numpy's argmax and mixing: the picks and laws are those of the way that GPUs go."""

@@ -51,10 +51,11 @@ def _match_chain(proposal: Proposal, drawn: Tensor) -> Decision:
     if width == 0:
         return Decision(drawn, torch.ones_like(drawn[:, 0]))
     is_match = drawn[:, :width] == proposal.tokens
+    lengths: int | Tensor = width
     if min(proposal.length) < width:
         is_match &= is_real(proposal)
+        lengths = torch.tensor(proposal.length, device=drawn.device)
     num = is_match.cumprod(-1).sum(-1)
-    lengths = torch.tensor(proposal.length, device=drawn.device)
     # Accepted drafts equal the draws, so the draws are the text.
     return Decision(drawn, num + 1, is_recovered=num < lengths)
 

@@ -29,6 +29,7 @@ from outpace.bench.report import Table
 from outpace.bench.rounds import in_turns
 from outpace.bench.stats import median_ratio
 from outpace.cache import Cache
+from outpace.kernels import load_library
 from outpace.methods.base import Method, chain
 from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Needs, Outputs, Proposal, Scores, View
 
@@ -111,6 +112,7 @@ def overhead(vocab_size: int, law: str, method: str, steps: int = 60, repeats: i
         steps: per run.
         repeats: runs, after one that warms up; the median counts.
     """
+    load_library()  # as beside any model on the CPU: compiled code looks for the candidates of top-k
     lm = LanguageModel(PresetModel(vocab_size), None, name="preset")
     chosen: dict[str, Any] = {"method": FixedChain()}
     if method != FixedChain.name:

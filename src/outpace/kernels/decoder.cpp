@@ -10,6 +10,7 @@
 
 #include "decoder.h"
 #include "plan.h"
+#include "select.h"
 #include "sight.h"
 
 namespace outpace {
@@ -449,6 +450,13 @@ void outpace_pack(int64_t is_bfloat16, const void* source, int64_t outputs, int6
                   uint32_t* to, int64_t threads) {
   if (is_bfloat16) outpace::pack<outpace::Bfloat16>(source, outputs, inputs, is_gated, to, threads);
   else outpace::pack<outpace::Float32>(source, outputs, inputs, is_gated, to, threads);
+}
+
+// The candidates of top-k (see select.h): lists [rows, capacity] of logits and ids, from logits [rows, vocab].
+int64_t outpace_select(int64_t is_bfloat16, const void* logits, int64_t rows, int64_t vocab, int64_t count,
+                       int64_t capacity, float* values, int64_t* ids) {
+  const auto run = is_bfloat16 ? outpace::select<outpace::Bfloat16> : outpace::select<outpace::Float32>;
+  return run(logits, rows, vocab, count, capacity, values, ids);
 }
 
 // Ask for huge pages before the memory is touched: weights are streamed, and small pages cost walks.

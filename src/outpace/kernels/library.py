@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from outpace.kernels.build import build
+from outpace.sampling.truncation import use_selector
 
 __all__ = ["FAILURES", "CallView", "LayerView", "ModelView", "Reader", "load", "note", "read_bandwidth", "warnings"]
 
@@ -20,6 +22,8 @@ FAILURES = {
     4: "The cache has too few slots for the tokens of this forward.",
     5: "An asked index lies outside the tokens of this forward.",
 }
+
+MOST_SELECTED = 64  # the largest top-k whose candidates are found from maxima of groups; there are 64 at least
 
 
 class LayerView(Structure):
@@ -85,9 +89,23 @@ def load(machine: str | None = None) -> ctypes.CDLL | None:
     library.outpace_read.restype = c_double
     library.outpace_head.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int64]
     library.outpace_head.restype = c_int64
+    library.outpace_select.argtypes = [c_int64, c_void_p, *[c_int64] * 4, c_void_p, c_void_p]
+    library.outpace_select.restype = c_int64
     library.outpace_forward.restype = c_int64
     library.outpace_forward.argtypes = [c_void_p, POINTER(CallView)]
+    use_selector(partial(_select, library))
     return library
+
+
+def _select(library: ctypes.CDLL, logits: Tensor, count: int) -> tuple[Tensor, Tensor] | None:
+    """List candidates for top-k, as `sampling.truncation.Selector` wants it."""
+    if logits.dtype not in (torch.float32, torch.bfloat16) or not logits.is_contiguous() or count > MOST_SELECTED:
+        return None
+    (rows, vocab), capacity = logits.shape, 4 * count + MOST_SELECTED
+    values, ids = torch.empty(rows, capacity), torch.empty(rows, capacity, dtype=torch.int64)
+    given = (int(logits.dtype == torch.bfloat16), logits.data_ptr(), rows, vocab, count, capacity)
+    size = library.outpace_select(*given, values.data_ptr(), ids.data_ptr())
+    return None if size < count else (values[:, :size], ids[:, :size])
 
 
 def note() -> str:

@@ -38,7 +38,7 @@ def _signed(value: int) -> int:
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 _FIRST = _signed(0xBF58476D1CE4E5B9)
 _SECOND = _signed(0x94D049BB133111EB)
-_U30, _U27, _U31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_U12, _U27, _U30, _U31 = np.uint64(12), np.uint64(27), np.uint64(30), np.uint64(31)
 _UFIRST, _USECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -96,6 +96,11 @@ def uniform(key: Tensor, ids: Tensor) -> Tensor:
     """
     bits = _mix(key.unsqueeze(-1) + ids * _GOLDEN)
     # 52 bits, so that adding one half is exact in float64 and 1.0 cannot occur.
+    if is_on_host(bits):  # unsigned bits need no mask, and the arrays are small: numpy starts each pass sooner
+        drawn = (bits.numpy().view(np.uint64) >> _U12).astype(np.float64)
+        drawn += 0.5
+        drawn *= 2.0**-52
+        return torch.from_numpy(drawn)
     return ((bits >> 12) & ((1 << 52) - 1)).double().add_(0.5).mul_(2.0**-52)
 
 

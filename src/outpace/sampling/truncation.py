@@ -7,6 +7,7 @@ Each cut returns the kept flags and, for margins, every candidate's distance to 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,23 @@ from torch import Tensor
 from outpace.sampling.noise import is_on_host
 from outpace.sampling.settings import Sampling
 
-__all__ = ["candidates", "cuts", "needs_order"]
+__all__ = ["Selector", "candidates", "cuts", "needs_order", "use_selector"]
+
+# Gives the candidates of top-k `count` among logits [N, V] on the CPU: of each row at least the `count` largest and all
+# that equal the last of them, as ([N, K] float32, [N, K] ids), ids ascending, padded with token 0 at -inf; None = it
+# cannot say.
+Selector = Callable[[Tensor, int], tuple[Tensor, Tensor] | None]
 
 _Table = npt.NDArray[np.floating]
+_selector: Selector | None = None
 _SLACK = 1e-6  # relative, in a bound on logits: far above rounding, and what it lists in vain is cut exactly later
 _SUREST = 1e-8  # a smaller rest than this behind top-p is lost in the rounding of the sum before it
+
+
+def use_selector(selector: Selector | None) -> None:
+    """Let compiled code look for the candidates of top-k, which changes none; None = numpy looks."""
+    global _selector
+    _selector = selector
 
 
 def needs_order(settings: Sampling) -> bool:
@@ -67,22 +80,31 @@ def _short_list(logits: Tensor, settings: Sampling, log_total: Tensor | None) ->
     Lists are as long as the longest one, the others padded with token 0 at -inf. How long they are is read back, so
     only on the CPU: an accelerator sorts instead of waiting.
     """
+    if _selector is not None and is_on_host(logits) and 0 < settings.top_k < logits.shape[-1]:
+        found = _selector(logits, settings.top_k)
+        if found is not None:
+            return _ordered(found[0].numpy(), found[1].numpy())
     table = on_host(logits)
     least = None if table is None else _least(table, settings, log_total)
     if table is None or least is None:
         return None
     rows, vocab = table.shape
     # A token at -inf is never drawn, and where a grammar rules, nearly all are.
-    found = np.flatnonzero(table >= np.maximum(least, np.finfo(table.dtype).min))
-    row, token = np.divmod(found, vocab)
+    at = np.flatnonzero(table >= np.maximum(least, np.finfo(table.dtype).min))
+    row, token = np.divmod(at, vocab)
     count = np.bincount(row, minlength=rows)
     size = max(settings.top_k, int(count.max()), 1)
-    place = np.arange(len(found)) + (np.arange(0, rows * size, size) - count.cumsum() + count)[row]
+    place = np.arange(len(at)) + (np.arange(0, rows * size, size) - count.cumsum() + count)[row]
     values, ids = np.full((rows, size), -np.inf, table.dtype), np.zeros((rows, size), np.int64)
-    values.put(place, table.take(found))
+    values.put(place, table.take(at))
     ids.put(place, token)
-    ordered, order = torch.from_numpy(values).sort(dim=-1, descending=True, stable=True)
-    return ordered, torch.from_numpy(ids).gather(-1, order)
+    return _ordered(values, ids)
+
+
+def _ordered(values: _Table, ids: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Return lists of logits, whose ids ascend where they are equal, and their ids from the largest logit on."""
+    order = np.argsort(-values, axis=-1, kind="stable")
+    return torch.from_numpy(np.take_along_axis(values, order, -1)), torch.from_numpy(np.take_along_axis(ids, order, -1))
 
 
 def _least(table: _Table, settings: Sampling, log_total: Tensor | None) -> _Table | None:
