@@ -53,6 +53,7 @@ class Job:
 def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple[int, str]]:
     """Step until every row has ended, yielding (row index, text) as text becomes final."""
     number = {id(row): index for index, row in enumerate(job.rows)}
+    has_forks = job.method.needs.has_forks  # asked once: a method of many parts adds theirs up each time
     while job.run.rows:
         if is_cancelled is not None and is_cancelled():
             stepped = list(job.run.rows)
@@ -63,7 +64,7 @@ def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple
             stepped = [row for row, _ in job.run.step()]
         for row in stepped:
             is_final = row.finish is not None
-            if row.text is None or (job.method.needs.has_forks and not is_final):  # another's text may replace it
+            if row.text is None or (has_forks and not is_final):  # another's text may replace it
                 continue
             piece = row.text.release(is_final=is_final)
             if piece:
