@@ -104,14 +104,38 @@ inline void product(Worker& worker, const Inputs& in, const Matrix& weight, cons
   });
 }
 
-// Pack rows `first`..: element (column c, input k) of a panel goes to word k / kPerWord, lane c. `row_of(c)` names the
-// source row of a column, or -1 for padding.
+#if defined(__AVX512F__)
+// 16 words of 16 source rows (null = padding), from word `begin` on, to 16 steps of 16 columns.
+inline void pack_square(const uint32_t* const (&rows)[16], int64_t begin, uint32_t* to) {
+  Words square[16];
+  for (int row = 0; row < 16; row++) square[row] = rows[row] ? load<Words>(rows[row] + begin) : Words{};
+  transpose(square);
+  for (int step = 0; step < 16; step++) store(to + step * kColumns, square[step]);
+}
+#endif
+
+// Pack rows: element (column c, input k) of a panel goes to word k / kPerWord, lane c. `row_of(c)` names the source row
+// of a column, or -1 for padding.
 template <class Type, class RowOf>
 inline void pack_panel(const typename Type::Element* source, int64_t inputs, int64_t steps, uint32_t* panel,
                        const RowOf& row_of) {
   using Element = typename Type::Element;
   constexpr int kBlock = 16;  // steps packed at a time, so that a source line is used while it is in cache
-  for (int64_t begin = 0; begin < steps; begin += kBlock) {
+  int64_t begin = 0;
+#if defined(__AVX512F__)
+  // Whole squares of words, where every source row begins at a word and has them all.
+  if (inputs % Type::kPerWord == 0 && reinterpret_cast<uintptr_t>(source) % sizeof(uint32_t) == 0) {
+    const uint32_t* rows[2][16];
+    for (int column = 0; column < kColumns; column++) {
+      const int64_t row = row_of(column);
+      rows[column / 16][column % 16] = row < 0 ? nullptr : reinterpret_cast<const uint32_t*>(source + row * inputs);
+    }
+    for (; begin + kBlock <= steps; begin += kBlock) {
+      for (int half = 0; half < 2; half++) pack_square(rows[half], begin, panel + begin * kColumns + half * 16);
+    }
+  }
+#endif
+  for (; begin < steps; begin += kBlock) {
     const int64_t count = std::min<int64_t>(kBlock, steps - begin);
     Element* to = reinterpret_cast<Element*>(panel + begin * kColumns);
     memset(to, 0, count * kColumns * sizeof(uint32_t));
