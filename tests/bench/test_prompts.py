@@ -1,24 +1,27 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 
+import outpace
 from outpace.bench.options import BenchOptions, MicroOptions
-from outpace.bench.prompts import read_prompts, set_names
+from outpace.bench.prompts import Prompt, encode_prompt, read_prompts, set_names
 from outpace.bench.stats import repeated_share
 from outpace.errors import ConfigError
 
-LICENCES = {"CDLA-Sharing-1.0", "MIT", "CC-BY-4.0"}
+LICENCES = {"CDLA-Sharing-1.0", "MIT", "CC-BY-4.0", "Apache-2.0"}
 
 
 def test_shipped_sets() -> None:
-    assert set_names() == ("code", "copy", "stories")
+    assert set_names() == ("ask-code", "ask-open", "ask-text", "code", "copy", "stories")
     for name in set_names():
         prompts = read_prompts(name)
         assert len(prompts) == 12
         assert len({prompt.id for prompt in prompts}) == len({prompt.text for prompt in prompts}) == 12
         assert all(prompt.set == name and prompt.text.strip() for prompt in prompts)
+        assert all(prompt.is_asked == name.startswith("ask") for prompt in prompts)
         assert all(prompt.licence in LICENCES and prompt.origin for prompt in prompts)
     assert len(read_prompts("code", 5)) == 5
 
@@ -31,10 +34,24 @@ def test_copy_prompts_invite_copying() -> None:
         assert repeated_share([code[word] for word in words], 3) > 0.3, prompt.id
 
 
+def test_what_is_asked_is_framed_where_there_is_a_template() -> None:
+    stories = outpace.load("stories")
+    asked, told = Prompt("mine", "0", "Who is Tim?", is_asked=True), Prompt("mine", "1", "Who is Tim?")
+    assert encode_prompt(stories, asked) == encode_prompt(stories, told) == stories.encode("Who is Tim?")
+    assert stories.tokenizer is not None
+    framed = copy.copy(stories.tokenizer)
+    framed.templates = {"default": "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}"}
+    lm = stories.ending_with(stories.end_tokens)
+    lm.tokenizer = framed
+    assert encode_prompt(lm, asked) == lm.encode_chat([{"role": "user", "content": "Who is Tim?"}])
+    assert encode_prompt(lm, told) == lm.encode("Who is Tim?") != encode_prompt(lm, asked)
+
+
 def test_files_of_ones_own(tmp_path: Path) -> None:
     lines = tmp_path / "mine.jsonl"
-    lines.write_text('{"id": "a", "text": "one"}\n\n{"text": "two"}\n')
-    assert [(p.set, p.id, p.text) for p in read_prompts(str(lines))] == [("mine", "a", "one"), ("mine", "2", "two")]
+    lines.write_text('{"id": "a", "text": "one"}\n\n{"user": "two"}\n')
+    found = [(p.set, p.id, p.text, p.is_asked) for p in read_prompts(str(lines))]
+    assert found == [("mine", "a", "one", False), ("mine", "2", "two", True)]
     plain = tmp_path / "mine.txt"
     plain.write_text("one\nstill one\n\ntwo\n")
     assert [prompt.text for prompt in read_prompts(str(plain))] == ["one\nstill one", "two\n"]

@@ -15,7 +15,7 @@ from functools import partial
 
 from outpace.api.engine import LanguageModel, load
 from outpace.bench.command import new_parser, numbers, run_command
-from outpace.bench.prompts import read_prompts
+from outpace.bench.prompts import encode_prompt, read_prompts
 from outpace.bench.rounds import in_turns
 from outpace.bench.stats import median_ratio
 
@@ -23,7 +23,7 @@ __all__ = ["auto_rows", "main"]
 
 
 def auto_rows(
-    lm: LanguageModel, prompts: Sequence[str], rows: Sequence[int], tokens: Sequence[int], repeats: int = 5
+    lm: LanguageModel, prompts: Sequence[list[int]], rows: Sequence[int], tokens: Sequence[int], repeats: int = 5
 ) -> list[dict[str, float]]:
     """Return one row of figures per number of rows and length of text, in the order asked.
 
@@ -52,7 +52,7 @@ def auto_rows(
     return figures
 
 
-def _rate(lm: LanguageModel, prompts: list[str], method: str, tokens: int) -> tuple[float, float]:
+def _rate(lm: LanguageModel, prompts: list[list[int]], method: str, tokens: int) -> tuple[float, float]:
     """Return tokens per second of all rows, and drafts per token written."""
     results = lm.generate(prompts, method=method, max_tokens=tokens, ignore_eos=True)
     total = sum(len(result.tokens) for result in results)
@@ -60,8 +60,8 @@ def _rate(lm: LanguageModel, prompts: list[str], method: str, tokens: int) -> tu
 
 
 def _work(given: argparse.Namespace) -> None:
-    prompts = [prompt.text for prompt in read_prompts(given.prompts)]
     lm = load(given.model)
+    prompts = [encode_prompt(lm, prompt) for prompt in read_prompts(given.prompts)]
     print(f"{'rows':>5} {'tokens':>6} {'plain/s':>9} {'auto/s':>9} {'ratio':>6} {'drafted':>8}")
     for count in given.rows:
         for row in auto_rows(lm, prompts, [count], given.tokens, given.repeats):

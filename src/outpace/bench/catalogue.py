@@ -10,7 +10,7 @@ from typing import Any
 
 from outpace.bench.arms import PLAIN, Arm, OurArm, Request, drafter_name, make_arms
 from outpace.bench.options import BenchOptions
-from outpace.bench.prompts import read_prompts
+from outpace.bench.prompts import encode_prompt, read_prompts
 from outpace.bench.report import Report, Skipped, Table, by_place, new_report, show_ratio
 from outpace.bench.rows import make_rows
 from outpace.bench.speed import measure, model_facts, prepared
@@ -56,7 +56,7 @@ def run_catalogue(options: BenchOptions, tell: Callable[[str], None] | None = No
     with prepared(options, tell) as (directory, facts, _), tempfile.TemporaryDirectory() as folder:
         options, drafters = _with_foreign_drafter(options, directory, Path(folder))
         arms, misfits, lm = make_arms(options, directory, is_lenient=True)
-        tasks = {prompt: lm.encode(prompt.text) for prompt in prompts}
+        tasks = {prompt: encode_prompt(lm, prompt) for prompt in prompts}
         arms, broken = _that_run(arms, next(iter(tasks.values())), options.temperatures)
         skipped += [*misfits, *broken]
         everything: list[Arm] = list(arms)

@@ -1,21 +1,25 @@
-"""Prompt sets: three shipped ones, and JSON-lines files of the same shape."""
+"""Prompt sets: shipped ones, and JSON-lines files of the same shape."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from outpace.errors import ConfigError, nearest
 
-__all__ = ["Prompt", "read_prompts", "set_names"]
+if TYPE_CHECKING:
+    from outpace.api.engine import LanguageModel
+
+__all__ = ["Prompt", "encode_prompt", "read_prompts", "set_names"]
 
 _HOME = Path(__file__).parent / "prompts"
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text to continue.
+    """A text to continue, or to answer.
 
     Attributes:
         set: name of its set.
@@ -23,6 +27,7 @@ class Prompt:
         text: the prompt.
         origin: data set and row that it was taken from, "" = unknown.
         licence: its licence, "" = unknown.
+        is_asked: the text is what a user says: models with a chat template answer it.
     """
 
     set: str
@@ -30,6 +35,14 @@ class Prompt:
     text: str
     origin: str = ""
     licence: str = ""
+    is_asked: bool = False
+
+
+def encode_prompt(lm: LanguageModel, prompt: Prompt) -> list[int]:
+    """Return the ids of a prompt; what is asked is framed by the chat template of a model that has one."""
+    if prompt.is_asked and lm.tokenizer is not None and lm.tokenizer.has_chat:
+        return lm.encode_chat([{"role": "user", "content": prompt.text}])
+    return lm.encode(prompt.text)
 
 
 def set_names() -> tuple[str, ...]:
@@ -40,8 +53,8 @@ def set_names() -> tuple[str, ...]:
 def read_prompts(name: str, limit: int = 0) -> list[Prompt]:
     """Return the prompts of a shipped set or a file, at most `limit` (0 = all).
 
-    A file holds one JSON object with a "text" (and perhaps an "id") per line; any other file is prompts parted by
-    empty lines.
+    A file holds one JSON object with a "text" to continue or, for chat models, a "user"'s words to answer (and perhaps
+    an "id") per line; any other file is prompts parted by empty lines.
 
     Raises:
         ConfigError: no such set or file, or a line that is no prompt.
@@ -67,7 +80,9 @@ def _parse(line: str, name: str, number: int) -> Prompt:
     try:
         fields = json.loads(line)
         told = (str(fields.get(key, "")) for key in ("origin", "licence"))
-        return Prompt(name, str(fields.get("id", number)), str(fields["text"]), *told)
+        is_asked = "text" not in fields
+        text = str(fields["user" if is_asked else "text"])
+        return Prompt(name, str(fields.get("id", number)), text, *told, is_asked=is_asked)
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ConfigError(
             f"Line {number + 1} of the prompt set {name!r} is no prompt.", 'Write {"id": "...", "text": "..."}.'

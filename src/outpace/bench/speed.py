@@ -20,7 +20,7 @@ from outpace.bench.engines import ENGINES, OTHER_TEXT, Workplace, contents_name
 from outpace.bench.inflate import inflate, inflated_from
 from outpace.bench.options import BenchOptions, CommonOptions
 from outpace.bench.peers import gather_peers
-from outpace.bench.prompts import Prompt, read_prompts
+from outpace.bench.prompts import Prompt, encode_prompt, read_prompts
 from outpace.bench.report import Report, new_report
 from outpace.bench.rounds import in_turns
 from outpace.bench.rows import Record, make_rows
@@ -86,7 +86,7 @@ def _measure_all(
     if device == "cuda":  # the load stays the one from before the model was read
         facts.update({name: machine.describe(device)[name] for name in ("gpu", "gpu_note")})
     dtype = lm.target.dtype
-    tasks = {prompt: lm.encode(prompt.text) for prompt in prompts}
+    tasks = {prompt: encode_prompt(lm, prompt) for prompt in prompts}
     folder = (options.peer_models or scratch) / f"{directory.name}-{contents_name(directory)}"
     capacity = max(len(ids) for ids in tasks.values()) + options.max_tokens + _SLACK
     place = Workplace(directory, folder, dtype, torch.get_num_threads(), capacity)
