@@ -42,7 +42,7 @@ class Workplace:
     """What all engine arms of a run share.
 
     Attributes:
-        source: the model's own directory.
+        source: the model's own directory, or a GGUF file, which engines read themselves.
         folder: where converted models go; those that it holds already are used.
         dtype: of the same-precision arms.
         threads: per engine.
@@ -71,8 +71,15 @@ class Workplace:
             "vocab_size": read_config(self.source)["vocab_size"],
         }
 
+    @property
+    def is_file(self) -> bool:
+        """Whether all read one GGUF file, as it is."""
+        return self.source.is_file()
+
     def converted(self, engine: str, precision: str) -> Path:
         """Return where the model of an engine lies in a precision."""
+        if self.is_file:
+            return self.source
         return self.folder / (f"{precision}.gguf" if engine == "llama.cpp" else f"openvino-{precision}")
 
 
@@ -108,10 +115,10 @@ class EngineArm:
         return {"kind": "engine", "engine": self.path, "job": self.job}
 
 
-def contents_name(directory: Path) -> str:
+def contents_name(model: Path) -> str:
     """Return a name for a model's contents: of its configuration, and the size and head of each weight file."""
-    found = hashlib.sha256((directory / "config.json").read_bytes())
-    for path in sorted(directory.glob("*.safetensors")):
+    found = hashlib.sha256(b"" if model.is_file() else (model / "config.json").read_bytes())
+    for path in [model] if model.is_file() else sorted(model.glob("*.safetensors")):
         with path.open("rb") as file:
             found.update(f"{path.name} {path.stat().st_size}".encode() + file.read(1 << 20))
     return found.hexdigest()[:16]
@@ -144,6 +151,8 @@ def make_engine_arms(
 ) -> tuple[list[EngineArm], list[Skipped], dict[str, str]]:
     """Convert the model for an engine and open its modes: ours precision plain and lookup, int8 and int4 plain.
 
+    A GGUF file is read as it is, in its own precision alone.
+
     Args:
         engine: of `ENGINES`.
         place: what to convert and where.
@@ -162,7 +171,7 @@ def make_engine_arms(
         return [], [Skipped(engine, f"{error} docs/measuring.md says how to install it.")], {}
     arms: list[EngineArm] = []
     skipped: list[Skipped] = []
-    for precision in ("", *_SMALL):
+    for precision in ("",) if place.is_file else ("", *_SMALL):
         modes = _MODES if not precision else _MODES[:1]
         names = [" ".join(filter(None, [f"{engine}:{mode}", precision])) for mode in modes]
         try:

@@ -10,13 +10,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outpace import kernels
 from outpace.bench.machine import peak_memory
 
-__all__ = ["measure", "stored_parameters"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["measure", "stored_parameters", "weight_bytes"]
 
 _TIMEOUT_S = 900
 
@@ -53,19 +57,20 @@ def measure(job: Mapping[str, Any], ids: list[int], max_tokens: int, threads: in
     return found
 
 
-def stored_parameters(directory: str | Path) -> int:
-    """Return how many numbers the safetensors files of a directory hold."""
-    from safetensors import safe_open
+def stored_parameters(model: str | Path) -> int:
+    """Return how many numbers the tensors of a model directory or GGUF file hold."""
+    from outpace.models.loading import open_tensors
 
-    total = 0
-    for path in Path(directory).glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():
-                size = 1
-                for length in file.get_slice(name).get_shape():
-                    size *= length
-                total += size
-    return total
+    return sum(prod(entry.shape) for entry in open_tensors(Path(model)).entries.values())
+
+
+def weight_bytes(model: Path, dtype: torch.dtype) -> int:
+    """Return what weights take up in a dtype; those of a GGUF file stay as they are stored."""
+    from outpace.models.loading import open_tensors
+
+    if model.is_file():
+        return sum(entry.num_bytes for entry in open_tensors(model).entries.values())
+    return stored_parameters(model) * dtype.itemsize
 
 
 def _main(task: dict[str, Any]) -> dict[str, Any]:
@@ -89,11 +94,12 @@ def _ours(task: dict[str, Any]) -> dict[str, Any]:
     from outpace.methods.registry import load_method
     from outpace.models.loading import load_model, pick_device, pick_dtype, read_config, resolve
 
+    is_file = resolve(task["directory"]).is_file()
     dtype = pick_dtype(task["dtype"], read_config(resolve(task["directory"])), pick_device("cpu"))
     _warm_up(dtype)
     method = load_method(task["method"]).from_settings(task["settings"])
     before = peak_memory()
-    kind = str(dtype).removeprefix("torch.")
+    kind = task["dtype"] if is_file else str(dtype).removeprefix("torch.")
     target = load_model(task["directory"], dtype=kind, device="cpu", kernels=kernels if task["is_compiled"] else None)
     lm = LanguageModel(target, None, name="memory", dtype=kind, device="cpu")
     lm.is_compiled = task["is_compiled"]
@@ -101,7 +107,7 @@ def _ours(task: dict[str, Any]) -> dict[str, Any]:
     _note_caches(target, caches)
     result = lm.generate(task["ids"], method=method, max_tokens=task["max_tokens"])
     drafts = [getattr(method, role) for role in method.needs.models]
-    weights = sum(stored_parameters(resolve(name)) for name in (task["directory"], *drafts)) * dtype.itemsize
+    weights = sum(weight_bytes(resolve(name), dtype) for name in (task["directory"], *drafts))
     return _facts(before, weights, max(caches, default=0), len(result.tokens))
 
 

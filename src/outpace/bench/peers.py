@@ -33,7 +33,12 @@ def load_hf(directory: str | Path, dtype: torch.dtype | str, device: str = "cpu"
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype)
+    path = Path(directory)
+    if path.is_file():  # a GGUF file, which transformers decodes to `dtype`
+        place, extra = path.parent, {"gguf_file": path.name}
+    else:
+        place, extra = path, {}
+    model: Any = AutoModelForCausalLM.from_pretrained(str(place), dtype=dtype, **extra)
     model.generation_config = GenerationConfig()
     return model.to(device).eval()
 
@@ -86,7 +91,10 @@ def make_peers(
         import transformers  # noqa: F401 - only whether it is there
     except ImportError:
         return [], [Skipped("hf", "transformers is not installed: pip install 'outpace[transformers]'.")]
-    model = load_hf(directory, dtype, device)
+    try:
+        model = load_hf(directory, dtype, device)
+    except (ImportError, ValueError, OSError) as error:  # GGUF files ask for further packages, and not all are read
+        return [], [Skipped("hf", f"transformers cannot read the model: {str(error).splitlines()[0]}")]
     arms = [HfArm(model, mode, str(directory), device) for mode in ("plain", "prompt-lookup")]
     if draft is None:
         return arms, [Skipped("hf:assisted", "No draft model is known for this target.")]

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI: `LLMPipeline`, plain or with its prompt lookup, on a model exported by optimum-intel."""
+"""OpenVINO GenAI: `LLMPipeline`, plain or with its prompt lookup, on an export of optimum-intel or a GGUF file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class OpenVino:
-    """One `LLMPipeline`; a directory with `openvino_model.xml` is its model."""
+    """One `LLMPipeline`; a directory with `openvino_model.xml`, or a GGUF file, is its model."""
 
     def __init__(self) -> None:
         self.pipeline: Any = None
@@ -72,7 +72,8 @@ class OpenVino:
     def open(self, job: Job) -> None:
         """Load a model: weights and cache in the precision asked for, or int8 and int4 with all defaults."""
         settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": job.threads}
-        if job.precision in _HINTS:
+        # A GGUF file says itself how its weights are stored; how it is computed is left to the engine.
+        if job.precision in _HINTS and not job.directory.endswith(".gguf"):
             hint = _HINTS[job.precision]
             settings |= {"INFERENCE_PRECISION_HINT": hint, "KV_CACHE_PRECISION": hint}
         if job.mode == "prompt-lookup":
