@@ -12,6 +12,7 @@ from outpace.cli import (
     certify,
     cite,
     generate,
+    get,
     index,
     methods,
     models,
@@ -51,6 +52,7 @@ def outpace_command(
 
 app.command("generate")(generate.generate)
 app.command("score")(score.score)
+app.command("get")(get.get)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("certify")(certify.certify)

@@ -20,6 +20,7 @@ from outpace.models.transformer import Kernels, Transformer, spec_capabilities
 from outpace.models.weights import can_pack
 from outpace.text.files import read_object
 from outpace.types import Capabilities
+from outpace.zoo import published
 
 __all__ = [
     "load_model",
@@ -112,9 +113,14 @@ def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
         return zoo[text]
     if path.is_dir():
         return path
+    if (fetched := published.local(text)) is not None:
+        return fetched
     check_file(path)
     if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
-        hint = nearest(text, zoo, "model") + " Or give a directory, or a hub id like org/name."
+        hint = (
+            nearest(text, [*zoo, *(model.name for model in published.published())], "model")
+            + " Or give a directory, or a hub id like org/name."
+        )
         raise ModelError(f"There is no model {text!r}: neither a directory nor one of ours.", hint=hint)
     return _fetch(text, revision)
 
