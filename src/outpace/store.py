@@ -17,7 +17,7 @@ __all__ = ["cache_folder", "is_whole", "locked", "replacing", "save"]
 
 
 def cache_folder() -> Path:
-    """Return where files are kept that can be made or fetched again: OUTPACE_CACHE, or `outpace` in the user's cache."""
+    """Return where lies what can be made or fetched again: OUTPACE_CACHE, or `outpace` in the user's cache folder."""
     own = os.environ.get("OUTPACE_CACHE")
     if own:
         return Path(own)

@@ -10,6 +10,7 @@ import outpace
 from outpace.cli import (
     bench,
     certify,
+    chat,
     cite,
     generate,
     get,
@@ -52,6 +53,7 @@ def outpace_command(
 
 app.command("generate")(generate.generate)
 app.command("score")(score.score)
+app.command("chat")(chat.chat)
 app.command("get")(get.get)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)

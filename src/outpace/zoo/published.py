@@ -1,4 +1,4 @@
-"""Models that others published and `outpace get` fetches: what they are, what they must hash to, where they lie then."""
+"""Models that others published and `outpace get` fetches: what they are, what they hash to, where they lie then."""
 
 from __future__ import annotations
 
