@@ -93,7 +93,7 @@ class GgufTensors(TensorFiles):
         return str(PLAIN.get(most, torch.bfloat16)).removeprefix("torch.")
 
     def quantised_kinds(self) -> list[str]:
-        """Return the types of the quantised tensors, by how much they hold."""
+        """Return the types of quantised tensors, that of most bytes first."""
         size: dict[str, int] = {}
         for entry in self.entries.values():
             if entry.dtype not in PLAIN:
