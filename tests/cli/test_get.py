@@ -49,7 +49,7 @@ def test_a_file_is_taken_checked_and_found_again(cli: Command, given: Path) -> N
     assert "it is here" in cli("get").out
 
 
-@pytest.mark.parametrize("command", ["generate hello", "score hello", "chat", "certify", "bench"])
+@pytest.mark.parametrize("command", ["generate hello", "score hello", "chat", "certify"])
 @pytest.mark.usefixtures("given")
 def test_before_it_is_fetched_its_name_says_how_to(cli: Command, command: str) -> None:
     ended = cli(*command.split(), "--model", "smollm2")
