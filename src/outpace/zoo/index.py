@@ -26,7 +26,7 @@ __all__ = ["BROKEN", "Index", "find_file", "read_index", "shown"]
 BROKEN = (OSError, http.client.HTTPException)  # what a network may do
 _DEFAULT = "https://pypi.org/simple"
 _PAGE_BYTES = 1 << 24  # no page of one package is longer
-_PIP_S = 30
+_PIP_S = 15
 _KEYS = ("index-url", "extra-index-url", "find-links", "no-index", "cert", "proxy")
 _SECTIONS = ("global", "download", ":env:")  # later ones win, as in pip
 
