@@ -254,6 +254,7 @@ def test_a_file_takes_the_place_of_an_index(model: Published, wheel: Path, tmp_p
     [
         ("nothing", "The package index has no fake_model-1.0-py3-none-any.whl"),
         ('<a href="file:///etc/{name}">', "The package index has no"),
+        ('<a href="http://[/{name}">', "Invalid IPv6 URL"),
         ('<a href="/gone/{name}">', "broke off after 0 of 1 MB .HTTP Error 404"),
     ],
 )

@@ -242,7 +242,7 @@ class _Session:
                 tell(str(error), error.hint)
                 self.status = 0 if self.is_terminal else error.exit_status
             except KeyboardInterrupt:  # the second one of an answer, or one between two answers
-                self._remark("\nStopped at once: this answer is dropped.")
+                self._remark("\nStopped at once; an answer that was not finished is dropped.")
                 self.is_over, self.status = not self.is_terminal, 0 if self.is_terminal else INTERRUPTED
             if self.is_over:
                 break
@@ -282,7 +282,8 @@ class _Session:
 
     def _remark(self, text: str) -> None:
         """Write what is no answer, dimmed in a terminal; nobody may be listening."""
-        shown = f"\x1b[2m{text}\x1b[0m\n" if self.is_terminal else f"{text}\n"
+        is_dim = self.is_terminal and sys.stderr is not None and sys.stderr.isatty()
+        shown = f"\x1b[2m{text}\x1b[0m\n" if is_dim else f"{text}\n"
         with contextlib.suppress(AttributeError, OSError, ValueError):
             sys.stderr.write(shown)
             sys.stderr.flush()
@@ -380,20 +381,17 @@ def _typed() -> Iterator[str]:
     with contextlib.suppress(ImportError):  # not on Windows
         import readline  # noqa: F401 - gives `input` editing and a history
 
-    yield from _joined(_lines_typed())
-
-
-def _lines_typed() -> Iterator[str | None]:
-    """Yield typed lines; None for one that Ctrl-C broke off."""
-    while True:
+    def read(is_open: bool) -> str | None:
         try:
-            yield input("> ")
+            return input("... " if is_open else "> ")
         except EOFError:
             write_text("\n")
-            return
+            raise
         except KeyboardInterrupt:
             write_text("\nCtrl-D or /quit ends.\n")
-            yield None
+            return None
+
+    yield from _joined(read)
 
 
 def _piped() -> Iterator[str]:
@@ -402,30 +400,44 @@ def _piped() -> Iterator[str]:
     Raises:
         ConfigError: a line is not UTF-8.
     """
-    yield from _joined(_lines_piped())
+    lines = enumerate(() if sys.stdin is None else sys.stdin.buffer, 1)
 
-
-def _lines_piped() -> Iterator[str]:
-    for number, line in enumerate(() if sys.stdin is None else sys.stdin.buffer, 1):
+    def read(is_open: bool) -> str:
+        del is_open
+        number, line = next(lines, (0, b""))
+        if not number:
+            raise EOFError
         try:
-            yield line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode().rstrip("\r\n")
+            return line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode().rstrip("\r\n")
         except UnicodeDecodeError:
             raise ConfigError(f"Line {number} of standard input is not valid UTF-8.", "Convert it first.") from None
 
+    yield from _joined(read)
 
-def _joined(lines: Iterator[str | None] | Iterator[str]) -> Iterator[str]:
-    """Yield messages: lines, and those between two fences as one; a fence that stays open ends with the input."""
+
+def _joined(read: Callable[[bool], str | None]) -> Iterator[str]:
+    """Yield messages: lines, and those between two fences as one; a fence that stays open ends with the input.
+
+    Args:
+        read: returns the next line, told whether a fence is open; None drops what stands behind it. EOFError ends.
+    """
     block: list[str] | None = None
-    for line in lines:
-        if line is None:
-            block = None
-        elif line.strip() == _FENCE:
-            if block is not None:
-                yield " " + "\n".join(block)  # never a command
-            block = [] if block is None else None
-        elif block is not None:
-            block.append(line)
-        else:
-            yield line
+    with contextlib.suppress(EOFError):
+        while True:
+            line = read(block is not None)
+            if line is None:
+                block = None
+            elif line.strip() == _FENCE:
+                if block is not None:
+                    yield _message(block)
+                block = [] if block is None else None
+            elif block is not None:
+                block.append(line)
+            else:
+                yield line
     if block:
-        yield " " + "\n".join(block)
+        yield _message(block)
+
+
+def _message(lines: Sequence[str]) -> str:
+    return " " + "\n".join(lines)  # what begins with a space is no command

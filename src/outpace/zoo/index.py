@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import functools
 import html.parser
 import http.client
 import os
@@ -23,7 +24,7 @@ from outpace.errors import ModelError
 
 __all__ = ["BROKEN", "Index", "find_file", "read_index", "shown"]
 
-BROKEN = (OSError, http.client.HTTPException)  # what a network may do
+BROKEN = (OSError, ValueError, http.client.HTTPException)  # what a network may do, links that are none among it
 _DEFAULT = "https://pypi.org/simple"
 _PAGE_BYTES = 1 << 24  # no page of one package is longer
 _PIP_S = 15
@@ -51,7 +52,7 @@ class Index:
         """Open a page or file; what comes back is read like a file and closed by whoever opened it.
 
         Raises:
-            OSError, HTTPException: `BROKEN`; an answer of 400 or above among them.
+            OSError, ValueError, HTTPException: `BROKEN`; an answer of 400 or above among them.
         """
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https"):
@@ -60,12 +61,15 @@ class Index:
         if parts.username is not None:  # not sent on to where this may be redirected
             login = ":".join(urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
             request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
-        handlers: list[urllib.request.BaseHandler] = [
-            urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=self.certificate or None))
-        ]
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=_trust(self.certificate))]
         if self.proxy:
             handlers.append(urllib.request.ProxyHandler({"http": self.proxy, "https": self.proxy}))
         return urllib.request.build_opener(*handlers).open(request, timeout=timeout_s)
+
+
+@functools.lru_cache(maxsize=1)
+def _trust(certificate: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=certificate or None)
 
 
 def read_index() -> Index:
@@ -154,22 +158,25 @@ def _look(index: Index, place: str, name: str, timeout_s: Callable[[], float]) -
     parts = urllib.parse.urlsplit(place)
     if parts.scheme in ("http", "https"):
         with index.open(place, timeout_s(), {"Accept": "text/html"}) as page:
-            text, base = page.read(_PAGE_BYTES).decode("utf-8", "replace"), place
-        link = next((link for link in _links(text) if _last_part(link) == name), None)
-        found = None if link is None else urllib.parse.urljoin(base, link)
-        return found if found is None or urllib.parse.urlsplit(found).scheme in ("http", "https") else None
+            found = _linked(page.read(_PAGE_BYTES), place, name)
+        return (
+            found if urllib.parse.urlsplit(found or "").scheme in ("http", "https") else None
+        )  # no file of this machine
     path = Path(urllib.request.url2pathname(parts.path)) if parts.scheme == "file" else Path(place).expanduser()
     if (path / name).is_file():
         return str(path / name)
     page_file = path / "index.html" if path.is_dir() else path
     if not page_file.is_file() or page_file.suffix.lower() not in (".html", ".htm"):
         return None
-    link = next((link for link in _links(page_file.read_text("utf-8", "replace")) if _last_part(link) == name), None)
-    if link is None:
-        return None
-    found = urllib.parse.urljoin(page_file.absolute().as_uri(), link)
-    parts = urllib.parse.urlsplit(found)
-    return urllib.request.url2pathname(parts.path) if parts.scheme == "file" else parts._replace(fragment="").geturl()
+    found = _linked(page_file.read_bytes(), page_file.absolute().as_uri(), name)
+    parts = urllib.parse.urlsplit(found or "")
+    return urllib.request.url2pathname(parts.path) if parts.scheme == "file" else found
+
+
+def _linked(page: bytes, base: str, name: str) -> str | None:
+    """Return the URL of a file that a page links to."""
+    link = next((link for link in _links(page.decode("utf-8", "replace")) if _last_part(link) == name), None)
+    return None if link is None else urllib.parse.urldefrag(urllib.parse.urljoin(base, link)).url
 
 
 def _last_part(link: str) -> str:
