@@ -119,9 +119,9 @@ class GgufTensors(TensorFiles):
 
         Args:
             name: of the tensor.
-            shape: as `read` takes it, so [in, out] for GPT-2.
+            shape: [out, in], for GPT-2 too, whose plain matrices lie the other way round.
         """
-        entry = self._entry(name, shape)
+        entry = self._entry(name, shape[::-1] if self._is_turned(name) else shape)
         return None if entry.dtype in PLAIN else self._unpacked(name, entry)
 
     def _unpacked(self, name: str, entry: Entry) -> Quantised:
