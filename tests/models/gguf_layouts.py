@@ -87,9 +87,9 @@ def tensors_of(model: hf.PreTrainedModel, architecture: str) -> Sequence[tuple[s
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if architecture == "llama" and ".self_attn.q_proj." in name:
+        if architecture in ("llama", "smollm3") and ".self_attn.q_proj." in name:
             tensor = turned(tensor, config.num_attention_heads)
-        elif architecture == "llama" and ".self_attn.k_proj." in name:
+        elif architecture in ("llama", "smollm3") and ".self_attn.k_proj." in name:
             tensor = turned(tensor, config.num_key_value_heads)
         elif architecture.startswith("gemma") and name.endswith("norm.weight"):
             tensor = tensor + 1
@@ -144,9 +144,11 @@ def llama_keys(writer: gguf.GGUFWriter, config: Any) -> None:
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
-    if config.model_type == "llama":
+    if config.model_type in ("llama", "smollm3"):
         writer.add_vocab_size(config.vocab_size)
-        writer.add_rope_dimension_count(config.head_dim or config.hidden_size // config.num_attention_heads)
+        writer.add_rope_dimension_count(
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
     if settings.get("rope_type") in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(settings["rope_type"]))
         writer.add_rope_scaling_factor(settings["factor"])

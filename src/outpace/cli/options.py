@@ -42,7 +42,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _READERS: dict[str, Callable[[Any], Any]] = {"logit_bias": biases, "json_schema": json_schema, "grammar": text_file}
 _KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": float, "Sequence[int]": list[int]}
 
-ModelName = Annotated[str, typer.Option("--model", help="A shipped model, a directory or a hub id.")]
+ModelName = Annotated[str, typer.Option("--model", help="A shipped model, a directory, a GGUF file or a hub id.")]
 Cards = Annotated[
     list[str] | None,
     typer.Option("--card", metavar="KEY=VALUE", help="What the model's capability card should say instead."),
