@@ -41,7 +41,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed-dev
 	@$(INSTALL) ".[docs]"
 	@touch $@
 
-demo: $(VENV)/.installed ## generate from the shipped model, plainly and accelerated, and compare
+demo: $(VENV)/.installed ## ask SmolLM2 (fetched once, 93 MB), or the shipped model, plainly and accelerated, and compare
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the tests on two cores

@@ -15,6 +15,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Conversation": "outpace.api.conversation",
     "LanguageModel": "outpace.api.engine",
     "Result": "outpace.api.result",
     "Run": "outpace.run.loop",
@@ -31,6 +32,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Conversation",
     "LanguageModel",
     "LayerMemory",
     "OutpaceError",

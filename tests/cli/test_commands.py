@@ -17,7 +17,7 @@ from outpace.errors import ConfigError, ModelError
 from outpace.methods import catalogue, registry
 
 COMMANDS = [
-    *("generate", "score", "methods", "models", "certify", "bench", "train"),
+    *("generate", "score", "chat", "get", "methods", "models", "certify", "bench", "train"),
     *("index", "tune", "trace", "new-method", "papers", "cite"),
 ]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
@@ -55,6 +55,11 @@ def test_generate_has_exactly_the_promised_flags() -> None:
         ("score", {"--model", "--prompt-file", "--json"}),
         ("methods", {"--json"}),
         ("models", {"--json"}),
+        ("get", {"--from", "--json"}),
+        (
+            "chat",
+            {"--model", "--method", "--system", "--plain", "--template", "--temperature", "--max-tokens", "--json"},
+        ),
         ("certify", {"--model", "--method", "--prompts", "--json", "--all"}),
         ("trace", {"--html", "--json"}),
         ("tune", {"--model", "--json"}),
@@ -83,7 +88,9 @@ def test_every_command_explains_itself(cli: Command, name: str) -> None:
         ["cite", "jacobi"],
         ["papers"],
         ["models"],
+        ["get"],
         ["generate", "--help"],
+        ["chat", "--help"],
     ],
 )
 def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from outpace import store
 from outpace.kernels import build as building
-from outpace.kernels import store
 
 REAL = building.build()
 pytestmark = pytest.mark.skipif(REAL.library is None, reason=REAL.note)
@@ -30,7 +30,7 @@ class Builder:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cache, self._count, self._compiler = folder / "cache", folder / "count", folder / "c++"
-        library = building.cache_folder() / REAL.note.rpartition(" ")[2]
+        library = store.cache_folder() / REAL.note.rpartition(" ")[2]
         self._compiler.write_text(COMPILER.format(count=self._count, library=library))
         self._compiler.chmod(0o755)
         monkeypatch.setenv("CXX", str(self._compiler))
@@ -151,7 +151,7 @@ def test_files_have_the_mode_that_the_umask_leaves(umask: int, tmp_path: Path) -
     assert modes == {0o666 & ~umask}
 
 
-def full(path: Path, content: bytes) -> None:
+def full(file: int) -> None:
     raise OSError(28, "No space left on device")
 
 
@@ -160,7 +160,7 @@ def test_a_cache_that_keeps_nothing_costs_a_build_and_a_warning(
     reason: str, builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if reason == "full":
-        monkeypatch.setattr(store, "_replace", full)
+        monkeypatch.setattr(os, "fsync", full)
     else:
         builder.cache.write_text("a file where the folder should be")
     for number in (1, 2):

@@ -10,8 +10,10 @@ import outpace
 from outpace.cli import (
     bench,
     certify,
+    chat,
     cite,
     generate,
+    get,
     index,
     methods,
     models,
@@ -51,6 +53,8 @@ def outpace_command(
 
 app.command("generate")(generate.generate)
 app.command("score")(score.score)
+app.command("chat")(chat.chat)
+app.command("get")(get.get)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("certify")(certify.certify)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,23 +13,38 @@ import typer
 from outpace.api.infill import read_gaps
 from outpace.api.request import Request
 from outpace.cli.batch import Job, read_jobs, refuse_lines, run_jobs
-from outpace.cli.options import CHAT, LAW, OUT, RUN, Cards, DeviceName, DtypeName, ModelName, NoCompile, declares
+from outpace.cli.options import (
+    CHAT,
+    LAW,
+    OUT,
+    RUN,
+    Cards,
+    ChatVariables,
+    DeviceName,
+    DtypeName,
+    GenerationConfigName,
+    MethodOptions,
+    ModelName,
+    NoCompile,
+    TemplateName,
+    Threads,
+    bad_word_ids,
+    declares,
+    read_settings,
+)
 from outpace.cli.output import print_json, statistics, write_text
 from outpace.cli.values import (
     Device,
     Dtype,
-    biases,
     json_list,
-    json_schema,
     json_values,
     model_card,
     options,
     prompt_text,
-    text_file,
 )
 from outpace.errors import ConfigError
 from outpace.failures import FAILURE, INTERRUPTED, interruptible, tell
-from outpace.sampling.settings import Sampling, SamplingOptions
+from outpace.sampling.settings import Sampling
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
@@ -38,8 +53,6 @@ if TYPE_CHECKING:
     from outpace.trace import Recorder
 
 __all__ = ["generate"]
-
-_READERS: dict[str, Callable[[Any], Any]] = {"logit_bias": biases, "json_schema": json_schema, "grammar": text_file}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,25 +102,18 @@ def generate(
     ] = None,
     model: ModelName = "stories",
     method: Annotated[str, typer.Option(help="How to decode; `outpace methods` lists all.")] = "autoregressive",
-    option: Annotated[
-        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method.")
-    ] = None,
+    option: MethodOptions = None,
     card: Cards = None,
     infill: Annotated[
         bool,
         typer.Option("--infill", help="Fill gaps: [[12]] in the prompt stands for 12 tokens.", rich_help_panel=RUN),
     ] = False,
-    generation_config: Annotated[
-        str,
-        typer.Option(metavar="model|none", help="Obey the model's generation_config.json.", rich_help_panel=RUN),
-    ] = "model",
+    generation_config: GenerationConfigName = "model",
     dtype: DtypeName = Dtype.AUTO,
     device: DeviceName = Device.AUTO,
     no_compile: NoCompile = False,
     batch_size: Annotated[int, typer.Option(help="Prompts of --batch side by side.", rich_help_panel=RUN)] = 8,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; without it, as many as are free.", rich_help_panel=RUN)
-    ] = None,
+    threads: Threads = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Frame the prompt with the model's chat template.", rich_help_panel=CHAT)
     ] = False,
@@ -122,13 +128,8 @@ def generate(
         str | None,
         typer.Option(metavar="FILE|JSON", help="Texts that it may quote; means --chat.", rich_help_panel=CHAT),
     ] = None,
-    template: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which of several chat templates.", rich_help_panel=CHAT)
-    ] = None,
-    chat_variable: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A variable of the chat template.", rich_help_panel=CHAT),
-    ] = None,
+    template: TemplateName = None,
+    chat_variable: ChatVariables = None,
     trace: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Write every step here; `outpace trace` shows it.", rich_help_panel=OUT),
@@ -156,9 +157,7 @@ def generate(
     """
     if batch is not None and (prompt is not None or prompt_file is not None):
         raise ConfigError("A prompt and a --batch were given.", "Leave one out.")
-    # What was not given is left out: the model's own files may say something.
-    given = {name: _READERS.get(name, _same)(value) for name, value in declared.items() if value not in (None, [])}
-    law = {name: given[name] for name in SamplingOptions.__annotations__ if name in given and name != "bad_words"}
+    run, law, bad_words = read_settings(declared)
     request = _Asked(
         prompt=prompt_text(prompt, prompt_file) if batch is None else "",
         batch=batch,
@@ -180,7 +179,7 @@ def generate(
         is_json=json,
         wants_log_probs=logprobs,
         trace=trace,
-        bad_words=given.pop("bad_words", []),
+        bad_words=bad_words,
         load={
             "dtype": dtype.value,
             "device": device.value,
@@ -189,14 +188,10 @@ def generate(
             "card": model_card(card or []),
             "generation_config": generation_config,
         },
-        run={name: value for name, value in given.items() if name not in law},
+        run=run,
         law=law,
     )
     return _write(request)
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _write(request: _Asked) -> int:
@@ -205,7 +200,7 @@ def _write(request: _Asked) -> int:
     from outpace.api.engine import load
 
     lm = load(request.model, **request.load)
-    law = {**request.law, "bad_words": _bad_words(request, lm) or None}
+    law = {**request.law, "bad_words": bad_word_ids(request.bad_words, lm) or None}
     is_json = request.is_json or request.batch is not None
     record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if is_json else []
     if request.batch is not None:
@@ -324,14 +319,6 @@ def _prompt(request: _Asked) -> str | list[Any]:
 def _conversation(request: _Asked, prompt: str) -> list[dict[str, str]]:
     told = [] if request.system is None else [{"role": "system", "content": request.system}]
     return [*told, {"role": "user", "content": prompt}]
-
-
-def _bad_words(request: _Asked, lm: LanguageModel) -> list[list[int]]:
-    """Return each word's tokens, at the start of a text and after a space."""
-    if lm.tokenizer is None:
-        return []
-    spellings = [text for word in request.bad_words for text in (word, f" {word}")]
-    return [lm.tokenizer.encode(text, is_special=False) for text in spellings]
 
 
 def _print(request: _Asked, results: list[Result], is_streamed: bool) -> None:

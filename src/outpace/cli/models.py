@@ -1,4 +1,4 @@
-"""`outpace models`: the models that ship, and those in the local hub cache."""
+"""`outpace models`: the models that ship, those that `outpace get` fetches, and those in the local hub cache."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from typing import Annotated, Any
 import typer
 
 from outpace import zoo
+from outpace.cli.get import row
 from outpace.cli.output import print_json, print_table
+from outpace.zoo.published import published
 
 __all__ = ["models"]
 
 _WEIGHTS = ".safetensors"
 
 
-def models(json: Annotated[bool, typer.Option("--json", help="Print {zoo: [...], cached: [...]}.")] = False) -> None:
-    """List the models that ship with Outpace, and those that the hub cache holds."""
+def models(json: Annotated[bool, typer.Option("--json", help="Print {zoo, published, cached}.")] = False) -> None:
+    """List the models that ship with Outpace, those that `outpace get` fetches, and those that the hub cache holds."""
     shipped = [zoo.card(name).to_dict() for name in zoo.names()]
     cached = _cached()
     if json:
-        print_json({"zoo": shipped, "cached": cached})
+        print_json({"zoo": shipped, "published": [model.to_dict() for model in published()], "cached": cached})
     else:
         local = [(model["name"], _size(model["num_bytes"]), "", "in the local hub cache") for model in cached]
-        print_table(("name", ">size", "what it is"), [*map(_line, shipped), *local])
+        print_table(("name", ">size", "what it is"), [*map(_line, shipped), *map(row, published()), *local])
 
 
 def _cached() -> list[dict[str, Any]]:

@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from outpace.cli.values import Device, Dtype
+from outpace.cli.values import Device, Dtype, biases, json_schema, text_file
+from outpace.sampling.settings import SamplingOptions
 from outpace.setting import Option, option_of
 
-__all__ = ["CHAT", "LAW", "OUT", "RUN", "Cards", "DeviceName", "DtypeName", "ModelName", "NoCompile", "declares"]
+if TYPE_CHECKING:
+    from outpace.api.engine import LanguageModel
+
+__all__ = [
+    "CHAT",
+    "LAW",
+    "OUT",
+    "RUN",
+    "Cards",
+    "ChatVariables",
+    "DeviceName",
+    "DtypeName",
+    "GenerationConfigName",
+    "MethodOptions",
+    "ModelName",
+    "NoCompile",
+    "TemplateName",
+    "Threads",
+    "bad_word_ids",
+    "declares",
+    "read_settings",
+]
 
 RUN, CHAT, LAW, OUT = "Run", "Conversation", "Law of the next token", "Output"
 PANELS = ("", RUN, CHAT, LAW, OUT)  # of a command's help, in order
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_READERS: dict[str, Callable[[Any], Any]] = {"logit_bias": biases, "json_schema": json_schema, "grammar": text_file}
 _KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": float, "Sequence[int]": list[int]}
 
-ModelName = Annotated[str, typer.Option("--model", help="A shipped model, a directory or a hub id.")]
+ModelName = Annotated[str, typer.Option("--model", help="A shipped model, a directory, a GGUF file or a hub id.")]
 Cards = Annotated[
     list[str] | None,
     typer.Option("--card", metavar="KEY=VALUE", help="What the model's capability card should say instead."),
@@ -27,14 +50,30 @@ Cards = Annotated[
 DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Precision; auto = as stored.", rich_help_panel=RUN)]
 DeviceName = Annotated[Device, typer.Option("--device", help="Where to compute.", rich_help_panel=RUN)]
 NoCompile = Annotated[bool, typer.Option("--no-compile", help="Use no compiled kernels.", rich_help_panel=RUN)]
+MethodOptions = Annotated[
+    list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method.")
+]
+GenerationConfigName = Annotated[
+    str, typer.Option(metavar="model|none", help="Obey the model's generation_config.json.", rich_help_panel=RUN)
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; without it, as many as are free.", rich_help_panel=RUN)
+]
+TemplateName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which of several chat templates.", rich_help_panel=CHAT)
+]
+ChatVariables = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="A variable of the chat template.", rich_help_panel=CHAT),
+]
 
 
-def declares(*groups: tuple[type, str, Mapping[str, str]]) -> Callable[[_Command], _Command]:
+def declares(*groups: tuple[type, str, Mapping[str, str | None]]) -> Callable[[_Command], _Command]:
     """Give a command the options that settings declare; it gets them by the fields' names in its keyword arguments.
 
     Args:
-        *groups: a dataclass, the panel of the help that shows its options, and other panels by field. In each panel
-            they stand before the command's own options.
+        *groups: a dataclass, the panel of the help that shows its options, and other panels by field (None = the
+            command has no such option). In each panel they stand before the command's own options.
     """
 
     def widen(command: _Command) -> _Command:
@@ -44,10 +83,10 @@ def declares(*groups: tuple[type, str, Mapping[str, str]]) -> Callable[[_Command
             if part.kind != part.VAR_KEYWORD
         ]
         made = [
-            _parameter(field, option, panels.get(field.name, panel))
+            _parameter(field, option, shown)
             for kind, panel, panels in groups
             for field in dataclasses.fields(kind)
-            if (option := option_of(field)) is not None
+            if (option := option_of(field)) is not None and (shown := panels.get(field.name, panel)) is not None
         ]
         both = sorted([*made, *own], key=lambda part: PANELS.index(_panel(part)))
         # Keyword parameters follow those that may be given by place; typer takes them all by name.
@@ -74,3 +113,26 @@ def _parameter(field: dataclasses.Field[Any], option: Option, panel: str) -> ins
         default=field.default if is_flag or option.is_shown else None,
         annotation=Annotated[kind if is_flag or option.is_shown else kind | None, asked],
     )
+
+
+def read_settings(declared: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Sort what a command got for declared options into what is written, the law of the next token, and bad words.
+
+    What was not given is left out: the model's own files may say something.
+    """
+    given = {
+        name: _READERS[name](value) if name in _READERS else value
+        for name, value in declared.items()
+        if value not in (None, [])
+    }
+    bad_words = given.pop("bad_words", [])
+    law = {name: given.pop(name) for name in SamplingOptions.__annotations__ if name in given}
+    return given, law, bad_words
+
+
+def bad_word_ids(words: Sequence[str], lm: LanguageModel) -> list[list[int]]:
+    """Return each word's tokens, at the start of a text and after a space."""
+    if lm.tokenizer is None:
+        return []
+    spellings = [text for word in words for text in (word, f" {word}")]
+    return [lm.tokenizer.encode(text, is_special=False) for text in spellings]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 
-__all__ = ["Teller"]
+__all__ = ["Bytes", "Teller"]
 
 _EVERY_S = 15.0  # between two lines of a log about the same part
 _WIDTH = 24
@@ -52,3 +53,29 @@ class Teller:
             sys.stderr.flush()
         except (AttributeError, OSError, ValueError):  # closed, or nobody listens any more
             pass
+
+
+class Bytes:
+    """Says how many bytes of what have come, and how fast; it is called, part by part, as they come."""
+
+    def __init__(self) -> None:
+        self._teller, self._began_s = Teller(), time.monotonic()
+        self._part, self._part_s, self._held = "", 0.0, 0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show progress.
+
+        Args:
+            what: the part.
+            done, total: bytes.
+        """
+        now = time.monotonic()
+        if what != self._part:  # what was there before counts for no speed
+            self._part, self._part_s, self._held = what, now, done
+        rate = (done - self._held) / max(now - self._part_s, 1e-3)
+        told = f"{what}, {done / 1e6:.1f} of {total / 1e6:.1f} MB" + (f", {rate / 1e6:.1f} MB/s" if rate else "")
+        self._teller.tell(told, now - self._began_s, (total - done) / rate if rate else None, is_done=done == total)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._teller.close()

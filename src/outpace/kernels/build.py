@@ -2,7 +2,7 @@
 
 The library lies in the user's cache folder under a hash of everything it depends on: source, flags, compiler version,
 CPU and the OpenMP runtime it links. It links the runtime that torch has loaded, so that both use one pool of threads.
-A damaged library is built anew (see `store.py`); a folder that cannot be written costs a build per process.
+A damaged library is built anew (see `outpace.store`); a folder that cannot be written costs a build per process.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from outpace.kernels import store
+from outpace import store
 
-__all__ = ["Built", "build", "cache_folder"]
+__all__ = ["Built", "build"]
 
 SOURCE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
@@ -42,18 +42,6 @@ class Built:
     warning: str = ""
 
 
-def cache_folder() -> Path:
-    """Return where libraries are kept: OUTPACE_CACHE, or `outpace` in the user's cache folder."""
-    own = os.environ.get("OUTPACE_CACHE")
-    if own:
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(shared) if shared else Path.home() / ".cache") / "outpace"
-    except RuntimeError:  # a user without a home, as in some containers: nothing is kept there
-        return Path(os.sep) / ".cache" / "outpace"
-
-
 def build(machine: str = MACHINE) -> Built:
     """Return the library for this machine, building it when the cache has none.
 
@@ -62,7 +50,7 @@ def build(machine: str = MACHINE) -> Built:
     """
     if os.environ.get("OUTPACE_COMPILED", "1") == "0":
         return Built(None, "compiled kernels are switched off by OUTPACE_COMPILED=0")
-    return _build(machine, str(cache_folder()))
+    return _build(machine, str(store.cache_folder()))
 
 
 @functools.lru_cache(maxsize=4)

@@ -23,8 +23,10 @@ from outpace.models.weights import can_pack
 from outpace.text.files import read_object
 from outpace.text.gguf_file import find_gguf, read_gguf
 from outpace.types import Capabilities
+from outpace.zoo import published
 
 __all__ = [
+    "count_parameters",
     "load_model",
     "open_tensors",
     "pick_device",
@@ -79,12 +81,25 @@ def load_model(
     if compiler is not None:
         model.compile(compiler, pack)
     model.notes += [*loading_notes(directory, config, dtype, kind), *files.notes]
+    if dtype == "auto" and (kinds := files.quantised_kinds()):
+        name = str(kind).removeprefix("torch.")
+        model.notes.append(
+            f"The file's weights ({', '.join(kinds)}) are decoded to {name}; --dtype float32 rounds none."
+        )
     return model
 
 
 def open_tensors(path: Path) -> TensorFiles:
     """Return the tensors of a model directory or GGUF file, by their Hugging Face names."""
     return GgufTensors(read_gguf(path), read_config(path)) if path.is_file() else TensorFiles(find_tensor_files(path))
+
+
+def count_parameters(path: Path) -> int:
+    """Return how many numbers a model's tensors hold; 0 = they cannot be read here."""
+    try:
+        return open_tensors(path).num_values()
+    except ModelError:  # of a model that transformers runs
+        return 0
 
 
 def loading_notes(directory: Path, config: Mapping[str, Any], asked: str | torch.dtype, kind: torch.dtype) -> list[str]:
@@ -124,9 +139,12 @@ def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
         return gguf
     if path.is_dir():
         return path
+    if (fetched := published.local(text)) is not None:
+        return fetched
     check_file(path)
     if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
-        hint = nearest(text, zoo, "model") + " Or give a directory, a GGUF file, or a hub id like org/name."
+        known = [*zoo, *(model.name for model in published.published())]
+        hint = nearest(text, known, "model") + " Or give a directory, a GGUF file, or a hub id like org/name."
         raise ModelError(f"There is no model {text!r}: neither a directory nor one of ours.", hint=hint)
     return _fetch(text, revision)
 

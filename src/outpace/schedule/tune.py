@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from outpace.errors import ConfigError
-from outpace.kernels.build import cache_folder
 from outpace.run.prefill import catch_up
 from outpace.schedule.cost import CostCurve
+from outpace.store import cache_folder
 from outpace.types import Adapter, Context
 
 __all__ = [
