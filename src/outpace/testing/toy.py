@@ -105,7 +105,11 @@ class ToyModel(Adapter):
         num_layers = self.capabilities.num_layers
         cache.counter.add(rows * count, num_layers - len({*skip}))
         # In numpy: on so few numbers a call of PyTorch costs several times the arithmetic.
-        lengths, place, ask_at = np.array(cache.lengths)[:, None], position.numpy(), None if ask is None else ask.numpy()
+        lengths, place, ask_at = (
+            np.array(cache.lengths)[:, None],
+            position.numpy(),
+            None if ask is None else ask.numpy(),
+        )
         slots, every = lengths + np.arange(count), np.arange(rows)[:, None]
         # What lies behind the last staged entry is seen by nobody.
         extent = cache.slots if cache.has_fixed_extent else max(cache.lengths) + count
@@ -130,7 +134,7 @@ class ToyModel(Adapter):
             seen = np.where(is_seen, values[:, :extent], 0.0)
             state = state + np.tanh(weights[layer] @ seen @ mix[layer])
         entering[num_layers] = state
-        asked = np.arange(count)[None] if ask_at is None else ask_at
+        asked = np.arange(count)[None] if ask is None else ask.numpy()
         taps = {layer: torch.from_numpy(entering[layer][every, asked]) for layer in outputs.layers}
         last = torch.from_numpy(state[every, np.maximum(asked - 1, 0) if self.capabilities.logits_shift else asked])
         logits = self.head(last)
