@@ -105,11 +105,7 @@ class ToyModel(Adapter):
         num_layers = self.capabilities.num_layers
         cache.counter.add(rows * count, num_layers - len({*skip}))
         # In numpy: on so few numbers a call of PyTorch costs several times the arithmetic.
-        lengths, place, ask_at = (
-            np.array(cache.lengths)[:, None],
-            position.numpy(),
-            None if ask is None else ask.numpy(),
-        )
+        lengths, place = np.array(cache.lengths)[:, None], position.numpy()
         slots, every = lengths + np.arange(count), np.arange(rows)[:, None]
         # What lies behind the last staged entry is seen by nobody.
         extent = cache.slots if cache.has_fixed_extent else max(cache.lengths) + count
