@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from outpace.cache import Cache
@@ -137,7 +138,7 @@ class ToyModel(Adapter):
         heads = {name: logits.amax(-1, keepdim=True) for name in outputs.heads}  # there is one
         return Scores(logits, taps, heads, last if outputs.has_last else None)
 
-    def _default_sight(self, position: np.ndarray) -> np.ndarray:
+    def _default_sight(self, position: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which token sees which where the caller does not say: [B, T, T] bool, or [T, T] for every row."""
         count = position.shape[1]
         if self.capabilities.attention == "block":
