@@ -115,7 +115,7 @@ class ToyModel(Adapter):
         sees = np.repeat((np.arange(extent) < lengths)[:, None], count, 1)
         within = self._default_sight(place) & (place >= 0)[:, None] if visible is None else visible.numpy()
         sees[every[:, :, None], np.arange(count)[:, None], slots[:, None]] = within
-        is_seen = sees.any(1)[..., None]
+        is_seen = sees.any(1, keepdims=True).reshape(rows, extent, 1)
         embedding, mix, decay, _ = (weight.numpy() for weight in self.weights)
         # The weight of an entry is a fixed function of its distance; unseen entries weigh nothing.
         distance = np.abs(place[:, :, None] - places[:, None, :extent].astype(np.int64))
