@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,12 @@ END = "<|end|>"
 CYCLE = " 日語é🙂ж"  # every byte occurs once, so that each token can decide the next
 SHAPE = {"hidden": 32, "layers": 3, "heads": 2, "kv_heads": 1, "head_dim": 16, "ffn": 48}
 Weights = dict[str, Tensor]
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what is imported for good, and frequent walks through thousands of rows."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ def test_the_best_tree_beats_the_others() -> None:
 @pytest.mark.parametrize(
     "method",
     [
-        OptTree(budget=30, min_gain=0.0, spread=0.3),
+        OptTree(budget=14, min_gain=0.0, spread=0.3),
         DySpec(budget=6, threshold=0.1),
         Sequoia(budget=9, acceptance="0.5,0.3,0.3"),
         DraftModel(branches=(3, 1, 2)),

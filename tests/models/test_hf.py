@@ -241,7 +241,7 @@ def test_every_method_writes_the_plain_text(case: str, method: str, temperature:
     if method == "tree" and case in NO_TREE:
         pytest.skip("refused; see below")
     models = {"draft": drafter(case)} if method in ("chain", "tree") else None
-    count = 32
+    count = 24
     rows = write(adapter(case), METHODS[method], PROMPTS, count, temperature, models)
     assert [row.written for row in rows] == [text[:count] for text in plain(case, temperature)]
     if models and case in CAUSAL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,11 @@ def write(lm: LanguageModel, method: CanvasMethod, prompts: Any = PROMPTS, **set
     return lm.generate(prompts, method=method, **{"max_tokens": 16, "seed": 5, **settings})
 
 
+@functools.cache
+def plain(model: str, temperature: float = 0.0, cache: str = "auto") -> list[Any]:
+    return write(language_model(model), MaskedDiffusion(block=4, cache=cache), temperature=temperature)
+
+
 NEUTRAL: dict[str, Callable[..., CanvasMethod]] = {
     "prophet": lambda **given: Prophet(early=INF, middle=INF, late=INF, **given),
     "prophet canvas": lambda **given: Prophet(early=INF, middle=INF, late=INF, region="canvas", **given),
@@ -99,7 +105,7 @@ def test_neutral_settings_are_plain_decoding(name: str, model: str, temperature:
     if name == "adablock unsure" and model.startswith("block"):
         pytest.skip("fixed blocks lie at multiples there, adaptive ones where the last one ended")
     lm = language_model(model)
-    wanted = write(lm, MaskedDiffusion(block=4), temperature=temperature)
+    wanted = plain(model, temperature)
     found = write(lm, NEUTRAL[name](block=4), temperature=temperature)
     assert [r.tokens for r in found] == [r.tokens for r in wanted]
     assert [r.usage.target_nfe for r in found] == [r.usage.target_nfe for r in wanted]
@@ -111,7 +117,7 @@ def test_neutral_settings_are_plain_decoding_under_approximate_caches(name: str,
     if name == "adablock unsure":
         pytest.skip("reads the laws of its window, which a cache then cannot hold")
     lm = language_model("full")
-    wanted = write(lm, MaskedDiffusion(block=4, cache=cache))
+    wanted = plain("full", cache=cache)
     found = write(lm, NEUTRAL[name](block=4, cache=cache))
     assert [(r.tokens, r.usage.positions_scored) for r in found] == [
         (r.tokens, r.usage.positions_scored) for r in wanted

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from outpace.cache import Cache
@@ -103,52 +105,47 @@ class ToyModel(Adapter):
         rows, count = tokens.shape
         num_layers = self.capabilities.num_layers
         cache.counter.add(rows * count, num_layers - len({*skip}))
-        slots = torch.tensor(cache.lengths).unsqueeze(1) + torch.arange(count)
-        every = torch.arange(rows).unsqueeze(1)
-        places = cache.buffers[-1]
-        places[every, slots] = position.double().unsqueeze(-1)
-        sees = self._sight(visible, cache, slots, position)
+        # In numpy: on so few numbers a call of PyTorch costs several times the arithmetic.
+        lengths, place = np.array(cache.lengths)[:, None], position.numpy()
+        slots, every = lengths + np.arange(count), np.arange(rows)[:, None]
+        # What lies behind the last staged entry is seen by nobody.
+        extent = cache.slots if cache.has_fixed_extent else max(cache.lengths) + count
+        places = cache.buffers[-1].numpy()[..., 0]
+        places[every, slots] = place
+        sees = np.repeat((np.arange(extent) < lengths)[:, None], count, 1)
+        within = self._default_sight(place) & (place >= 0)[:, None] if visible is None else visible.numpy()
+        sees[every[:, :, None], np.arange(count)[:, None], slots[:, None]] = within
+        is_seen = sees.any(1, keepdims=True).reshape(rows, extent, 1)
+        embedding, mix, decay, _ = (weight.numpy() for weight in self.weights)
         # The weight of an entry is a fixed function of its distance; unseen entries weigh nothing.
-        distance = (position.unsqueeze(2) - places.squeeze(-1).unsqueeze(1).long()).abs()
-        mix, decay = self.weights[1:3]
-        state, entering = self.weights[0][tokens] if inputs is None else inputs, {}
+        distance = np.abs(place[:, :, None] - places[:, None, :extent].astype(np.int64))
+        weights = np.where(sees, decay[:, distance % 7] / np.sqrt(1.0 + distance), 0.0)
+        state, entering = embedding[tokens.numpy()] if inputs is None else inputs.numpy(), {}
         for layer in range(num_layers):
             entering[layer] = state
             if layer in skip:
                 continue
-            values = cache.buffers[layer]
+            values = cache.buffers[layer].numpy()
             values[every, slots] = state
-            weight = decay[layer][distance % 7] / (1 + distance).double().sqrt()
-            weight = torch.where(sees, weight, 0.0)
-            # torch.where keeps the NaN of never-written slots out of the sum.
-            seen = torch.where(sees.any(1).unsqueeze(-1), values, 0.0)
-            state = state + torch.tanh(weight @ seen @ mix[layer])
+            # np.where keeps the NaN of never-written slots out of the sum.
+            seen = np.where(is_seen, values[:, :extent], 0.0)
+            state = state + np.tanh(weights[layer] @ seen @ mix[layer])
         entering[num_layers] = state
-        asked = torch.arange(count).expand(rows, -1) if ask is None else ask
-        taps = {layer: entering[layer][every, asked] for layer in outputs.layers}
-        if self.capabilities.logits_shift:
-            asked = (asked - 1).clamp(min=0)
-        logits = self.head(state)[every, asked]
+        asked = np.arange(count)[None] if ask is None else ask.numpy()
+        taps = {layer: torch.from_numpy(entering[layer][every, asked]) for layer in outputs.layers}
+        last = torch.from_numpy(state[every, np.maximum(asked - 1, 0) if self.capabilities.logits_shift else asked])
+        logits = self.head(last)
         heads = {name: logits.amax(-1, keepdim=True) for name in outputs.heads}  # there is one
-        return Scores(logits, taps, heads, state[every, asked] if outputs.has_last else None)
+        return Scores(logits, taps, heads, last if outputs.has_last else None)
 
-    def _sight(self, visible: Tensor | None, cache: Cache, slots: Tensor, position: Tensor) -> Tensor:
-        """Return [B, T, capacity] bool."""
-        rows, count = slots.shape
-        sees = torch.zeros(rows, count, cache.capacity, dtype=torch.bool)
-        sees |= torch.arange(cache.capacity) < torch.tensor(cache.lengths).view(-1, 1, 1)
-        if visible is None:
-            visible = self._default_sight(position) & (position >= 0).unsqueeze(1)
-        return sees.scatter(2, slots.unsqueeze(1).expand(-1, count, -1), visible)
-
-    def _default_sight(self, position: Tensor) -> Tensor:
-        """Return [B, T, T]: which token sees which where the caller does not say."""
-        rows, count = position.shape
+    def _default_sight(self, position: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which token sees which where the caller does not say: [B, T, T] bool, or [T, T] for every row."""
+        count = position.shape[1]
         if self.capabilities.attention == "block":
             block = position // self.capabilities.block_size
-            return block.unsqueeze(1) <= block.unsqueeze(2)
-        every = torch.ones(rows, count, count, dtype=torch.bool)
-        return every if self.capabilities.attention == "full" else every.tril()
+            return block[:, None] <= block[:, :, None]
+        every = np.ones((count, count), dtype=np.bool_)
+        return every if self.capabilities.attention == "full" else np.tril(every)
 
 
 class ToyEncoderDecoder(ToyModel):
