@@ -13,7 +13,19 @@ import typer
 from outpace.api.infill import read_gaps
 from outpace.api.request import Request
 from outpace.cli.batch import Job, read_jobs, refuse_lines, run_jobs
-from outpace.cli.options import CHAT, LAW, OUT, RUN, Cards, DeviceName, DtypeName, ModelName, NoCompile, declares
+from outpace.cli.options import (
+    CHAT,
+    LAW,
+    OUT,
+    RUN,
+    AdapterName,
+    Cards,
+    DeviceName,
+    DtypeName,
+    ModelName,
+    NoCompile,
+    declares,
+)
 from outpace.cli.output import print_json, statistics, write_text
 from outpace.cli.values import (
     Device,
@@ -93,6 +105,7 @@ def generate(
         list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method.")
     ] = None,
     card: Cards = None,
+    adapter: AdapterName = None,
     infill: Annotated[
         bool,
         typer.Option("--infill", help="Fill gaps: [[12]] in the prompt stands for 12 tokens.", rich_help_panel=RUN),
@@ -188,6 +201,7 @@ def generate(
             "threads": threads,
             "card": model_card(card or []),
             "generation_config": generation_config,
+            "adapter": adapter,
         },
         run={name: value for name, value in given.items() if name not in law},
         law=law,

@@ -12,7 +12,19 @@ import typer
 from outpace.cli.values import Device, Dtype
 from outpace.setting import Option, option_of
 
-__all__ = ["CHAT", "LAW", "OUT", "RUN", "Cards", "DeviceName", "DtypeName", "ModelName", "NoCompile", "declares"]
+__all__ = [
+    "CHAT",
+    "LAW",
+    "OUT",
+    "RUN",
+    "AdapterName",
+    "Cards",
+    "DeviceName",
+    "DtypeName",
+    "ModelName",
+    "NoCompile",
+    "declares",
+]
 
 RUN, CHAT, LAW, OUT = "Run", "Conversation", "Law of the next token", "Output"
 PANELS = ("", RUN, CHAT, LAW, OUT)  # of a command's help, in order
@@ -20,6 +32,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": float, "Sequence[int]": list[int]}
 
 ModelName = Annotated[str, typer.Option("--model", help="A shipped model, a directory or a hub id.")]
+AdapterName = Annotated[
+    str | None, typer.Option("--adapter", metavar="DIR", help="A LoRA (PEFT) to merge into the model.")
+]
 Cards = Annotated[
     list[str] | None,
     typer.Option("--card", metavar="KEY=VALUE", help="What the model's capability card should say instead."),

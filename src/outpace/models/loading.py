@@ -12,9 +12,13 @@ import torch
 from outpace.errors import ModelError, nearest
 from outpace.models.assemble import assemble
 from outpace.models.card import CARD_TABLE, read_card
-from outpace.models.checkpoint import check_checkpoint, check_file, has_adapter
+from outpace.models.checkpoint import check_checkpoint, check_file
 from outpace.models.config_values import token_ids
+from outpace.models.families import Family
+from outpace.models.hfquant_files import QuantisedFiles
+from outpace.models.hfquant_settings import read_quantisation
 from outpace.models.lookup import find_family, make_spec
+from outpace.models.lora import AdaptedFiles, has_adapter
 from outpace.models.tensors import TensorFiles, find_tensor_files
 from outpace.models.transformer import Kernels, Transformer, spec_capabilities
 from outpace.models.weights import can_pack
@@ -46,6 +50,7 @@ def load_model(
     pack: bool | None = None,
     revision: str | None = None,
     card: Mapping[str, Any] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Transformer:
     """Load a decoder.
 
@@ -58,13 +63,16 @@ def load_model(
         pack: on the eager path, reorder matrices for oneDNN; None = where that exists, False = plain torch only.
         revision: commit, branch or tag on the hub.
         card: fields of the capability card that replace what the files and the table of families say.
+        adapter: the directory of a LoRA to merge into the weights.
     """
     directory = resolve(name, revision)
     check_checkpoint(directory)
     config = read_config(directory)
     spec, family = make_spec(config, context, card), find_family(config)
     place = pick_device(device)
-    files = TensorFiles(find_tensor_files(directory))
+    files = _open_files(directory, config, family)
+    if adapter is not None:
+        files = AdaptedFiles(files, Path(adapter).expanduser(), family, spec.tie_embeddings)
     kind = pick_dtype(dtype, config, place, files.stored_dtype())
     is_served = place.type == "cpu" and kind in (torch.float32, torch.bfloat16)
     compiler = kernels if kernels is not None and is_served and kernels.supports(spec) else None
@@ -73,8 +81,21 @@ def load_model(
         model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed), pack=is_packed)
     if compiler is not None:
         model.compile(compiler, pack)
-    model.notes += loading_notes(directory, config, dtype, kind)
+    model.notes += [*loading_notes(directory, config, dtype, kind), *files.notes]
     return model
+
+
+def _open_files(directory: Path, config: Mapping[str, Any], family: Family) -> TensorFiles:
+    """Return a directory's tensors, decoded as they are read where they are quantised."""
+    quantisation = read_quantisation(directory, config)
+    if quantisation is None:
+        return TensorFiles(find_tensor_files(directory))
+    if family.is_transposed:
+        raise ModelError(
+            f"This is a quantised checkpoint ({quantisation.name}) of a family whose matrices lie transposed.",
+            "There is no reader for it: use the unquantised checkpoint.",
+        )
+    return QuantisedFiles(find_tensor_files(directory), quantisation)
 
 
 def loading_notes(directory: Path, config: Mapping[str, Any], asked: str | torch.dtype, kind: torch.dtype) -> list[str]:

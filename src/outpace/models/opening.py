@@ -10,6 +10,7 @@ from outpace.errors import ConfigError
 from outpace.models.checkpoint import check_checkpoint
 from outpace.models.loading import load_model, read_capabilities, read_config, resolve
 from outpace.models.lookup import is_native
+from outpace.models.lora import base_directory
 from outpace.models.transformer import Kernels
 from outpace.types import Adapter, Capabilities
 
@@ -22,9 +23,11 @@ def locate(name: str) -> tuple[Path, bool]:
     """Return a model's directory, and whether the native decoder serves it.
 
     Args:
-        name: a zoo name, directory or hub id; "hf:NAME" asks for the transformers adapter.
+        name: a zoo name, directory or hub id; "hf:NAME" asks for the transformers adapter. The directory of a LoRA
+            alone stands for that of its model.
     """
     directory = resolve(name.removeprefix(_PREFIX))
+    directory = base_directory(directory) or directory
     if not name.startswith(_PREFIX):  # asked for by name, transformers may read more formats
         check_checkpoint(directory)
     return directory, not name.startswith(_PREFIX) and is_native(read_config(directory))
@@ -44,17 +47,26 @@ def open_model(
     kernels: Kernels | None = None,
     card: Mapping[str, Any] | None = None,
     context: int = 0,
+    adapter: str | None = None,
 ) -> Adapter:
     """Load a model by name through the right door; arguments as those of `outpace.load` and `load_model`.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
-        ConfigError: a card that contradicts itself, or one for a model that transformers runs.
+        ConfigError: a card that contradicts itself, or a card or adapter for a model that transformers runs.
     """
     directory, has_loader = locate(name)
     _check_card(name, has_loader, card)
+    adapter = _only_adapter(name, directory, adapter)
     if has_loader:
-        return load_model(directory, dtype=dtype, device=device, kernels=kernels, card=card, context=context)
+        return load_model(
+            directory, dtype=dtype, device=device, kernels=kernels, card=card, context=context, adapter=adapter
+        )
+    if adapter is not None:
+        raise ConfigError(
+            f"An adapter was given for {name}, but transformers runs that model in its own way.",
+            "Merge it into its model first (peft: merge_and_unload, then save_pretrained).",
+        )
     from outpace.models.hf import load_transformers
 
     if context:
@@ -62,10 +74,20 @@ def open_model(
             f"A context was asked for, but transformers runs {name} in its own way.",
             "Leave it out.",
         )
-    adapter = load_transformers(str(directory), dtype=dtype, device=device)
+    model = load_transformers(str(directory), dtype=dtype, device=device)
     if not name.startswith(_PREFIX):
-        adapter.notes.append("This architecture has no native loader: it runs through transformers, which is slower.")
-    return adapter
+        model.notes.append("This architecture has no native loader: it runs through transformers, which is slower.")
+    return model
+
+
+def _only_adapter(name: str, directory: Path, adapter: str | None) -> str | None:
+    """Return the adapter that was given, or that a model's name stands for."""
+    named = resolve(name.removeprefix(_PREFIX))
+    if named == directory:
+        return adapter
+    if adapter is not None:
+        raise ConfigError(f"{name} is an adapter, and another one was given.", "Leave one out.")
+    return str(named)
 
 
 def _check_card(name: str, has_loader: bool, card: Mapping[str, Any] | None) -> None:
