@@ -161,7 +161,7 @@ def write(directory: Path, settings: Any, make: Callable[[str, int, int], Made |
             stored[f"{module}.weight"] = dense[f"{module}.weight"] = torch.randn(rows, columns, generator=random) * 0.1
             continue
         stored |= {f"{module}.{name}": tensor.contiguous() for name, tensor in made.tensors.items()}
-        dense[f"{module}.weight"] = made.dense
+        dense[f"{module}.weight"] = made.dense.contiguous()
     for path, tensors, more in (
         (directory, stored, {"quantization_config": settings}),
         (directory / "dense", dense, {}),

@@ -37,6 +37,9 @@ class QuantisedFiles(TensorFiles):
     Args:
         paths: the files.
         settings: how each matrix is stored.
+
+    Raises:
+        ModelError: a file is damaged, or nothing in them is quantised.
     """
 
     is_quantised = True
@@ -45,6 +48,9 @@ class QuantisedFiles(TensorFiles):
         super().__init__(paths)
         self.settings = settings
         self._dense: Counter[str] = Counter()  # matrices whose codes were asked for in vain, by the reason
+        kinds = {entry.dtype for entry in self.entries.values()}
+        if not kinds & {"I8", *_FLOAT8} and not any(name.endswith(_WORDS) for name in self.entries):
+            raise ModelError(f"The settings say {settings.name}, but no tensor is quantised.", OTHER_CONFIG)
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries or any(_module(name) + words in self.entries for words in _WORDS)

@@ -15,7 +15,7 @@ from typing import Any
 
 from outpace.errors import ModelError
 
-__all__ = ["Quantisation", "Scheme", "quantization", "read_quantisation"]
+__all__ = ["Quantisation", "Scheme", "read_quantisation"]
 
 Config = Mapping[str, Any]
 
@@ -130,12 +130,6 @@ def read_quantisation(directory: Path, config: Config) -> Quantisation | None:
     if reader is None:
         raise _unread(name)
     return reader(name, settings)
-
-
-def quantization(directory: Path, config: Config) -> str:
-    """Return what kind of quantised checkpoint a directory holds, as "GPTQ, 4 bits"; "" for plain weights."""
-    found = _find(directory, config)
-    return "" if found is None else _name(*found)
 
 
 # Finding and naming
