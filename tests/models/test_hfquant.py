@@ -16,11 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from outpace.errors import ModelError
-from outpace.models.hfquant_files import QuantisedFiles
-from outpace.models.hfquant_settings import read_quantisation
-from outpace.models.loading import load_model, read_config
+from outpace.models.loading import load_model, open_tensors, read_config
 from outpace.models.opening import locate
-from outpace.models.tensors import find_tensor_files
 
 Make = Callable[[str, int, int], Made | None]
 
@@ -83,7 +80,7 @@ CASES: dict[str, tuple[Any, Make, str]] = {
     "gptq-3": (gptq_settings(bits=3), of(gptq, bits=3), KEPT),
     "gptq-2": (gptq_settings(bits=2, group_size=16), of(gptq, bits=2, group=16), KEPT),
     "gptq-act": (gptq_settings(desc_act=True), of(gptq, is_permuted=True), "permuted"),
-    "gptq-small-groups": (gptq_settings(group_size=8), of(gptq, group=8), "not of 8"),
+    "gptq-small-groups": (gptq_settings(group_size=8), of(gptq, group=8), "for 8 inputs"),
     "gptq-mixed": (
         gptq_settings(dynamic={"-:.*down_proj": {}, "+:.*mlp.*": {"bits": 8, "group_size": 16}}), mixed, KEPT
     ),
@@ -131,12 +128,6 @@ def written(case: str, root: Path) -> Path:
     return root / case if (root / case).exists() else write(root / case, settings, make)
 
 
-def opened(directory: Path) -> QuantisedFiles:
-    settings = read_quantisation(directory, read_config(directory))
-    assert settings is not None
-    return QuantisedFiles(find_tensor_files(directory), settings)
-
-
 def logits(directory: Path) -> tuple[Tensor, list[str]]:
     model, ids = load_model(directory, "float32"), torch.arange(12)[None]
     return model.score(ids, ids, None, model.new_cache(1, 12)).logits, model.notes
@@ -155,7 +146,7 @@ def test_the_model_is_that_of_the_decoded_weights(case: str, root: Path) -> None
 @pytest.mark.parametrize("case", CASES)
 def test_codes_are_kept_where_they_say_the_same(case: str, root: Path) -> None:
     directory, reason = written(case, root), CASES[case][2]
-    files, dense = opened(directory), load_file(directory / "dense" / "model.safetensors")
+    files, dense = open_tensors(directory), load_file(directory / "dense" / "model.safetensors")
     kept = 0
     for module, shape in MODULES.items():
         name = f"{module}.weight"

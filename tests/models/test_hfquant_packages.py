@@ -19,10 +19,7 @@ from quantised_layouts import MODULES, Made, Source, float8, write
 from safetensors.torch import load_file
 from torch import Tensor
 
-from outpace.models.hfquant_files import QuantisedFiles
-from outpace.models.hfquant_settings import read_quantisation
-from outpace.models.loading import load_model, read_config
-from outpace.models.tensors import find_tensor_files
+from outpace.models.loading import load_model, open_tensors
 
 
 def package(name: str) -> ModuleType:
@@ -37,9 +34,7 @@ def package(name: str) -> ModuleType:
 
 def check_values(directory: Path, dtype: torch.dtype = torch.float32) -> None:
     """Every matrix, and its codes where they are kept, has the values that the package gave it, bit for bit."""
-    settings = read_quantisation(directory, read_config(directory))
-    assert settings is not None
-    files = QuantisedFiles(find_tensor_files(directory), settings)
+    files = open_tensors(directory)
     dense = load_file(directory / "dense" / "model.safetensors")
     for module, shape in MODULES.items():
         name = f"{module}.weight"

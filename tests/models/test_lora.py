@@ -18,7 +18,9 @@ from torch import Tensor
 
 import outpace
 from outpace.errors import ConfigError, ModelError, OutpaceError
-from outpace.models.loading import load_model
+from outpace.models.loading import load_model, open_tensors
+from outpace.models.lookup import find_family
+from outpace.models.lora import AdaptedFiles
 from outpace.models.opening import locate, open_model
 
 Tensors = dict[str, Tensor]
@@ -152,6 +154,10 @@ def test_a_quantised_matrix_is_decoded_and_the_rest_keeps_its_codes(tmp_path: Pa
     directory = write(tmp_path / "gptq", settings, lambda module, rows, columns: gptq(codes, rows, columns))
     adapter = save(tmp_path / "lora", pair(Q, 64, 64))
     assert torch.equal(logits(directory, adapter), logits(directory / "dense", adapter))
+    files = AdaptedFiles(open_tensors(directory), adapter, find_family(CONFIG), is_tied=False)
+    assert files.read_quantised(f"{DOWN}.weight", (64, 96)) is not None and not files.notes
+    assert files.read_quantised(f"{Q}.weight", (64, 64)) is None and "adapter" in files.notes[0]
+    assert files.quantised_kinds() == ["GPTQ, 4 bits"]
 
 
 def refused(model: Path, adapter: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,12 +41,10 @@ class QuantisedFiles(TensorFiles):
         ModelError: a file is damaged, or nothing in them is quantised.
     """
 
-    is_quantised = True
-
     def __init__(self, paths: Iterable[Path], settings: Quantisation) -> None:
         super().__init__(paths)
         self.settings = settings
-        self._dense: Counter[str] = Counter()  # matrices whose codes were asked for in vain, by the reason
+        self._reasons: dict[str, None] = {}  # why codes were asked for in vain, in order
         kinds = {entry.dtype for entry in self.entries.values()}
         if not kinds & {"I8", *_FLOAT8} and not any(name.endswith(_WORDS) for name in self.entries):
             raise ModelError(f"The settings say {settings.name}, but no tensor is quantised.", OTHER_CONFIG)
@@ -58,8 +55,12 @@ class QuantisedFiles(TensorFiles):
     @property
     def notes(self) -> list[str]:
         """What a result should say of these files."""
-        found = [f"{count} matrices are decoded and run dense, {reason}." for reason, count in self._dense.items()]
+        found = [f"Quantised matrices are decoded and run dense {reason}." for reason in self._reasons]
         return [*self.settings.notes, *found]
+
+    def quantised_kinds(self) -> list[str]:
+        """Return how matrices are stored, as "GPTQ, 4 bits"."""
+        return [self.settings.name]
 
     def unused(self) -> list[str]:
         """Return the names that nobody read; what activations would need is not among them."""
@@ -76,12 +77,12 @@ class QuantisedFiles(TensorFiles):
         """Return the codes of a matrix of this shape; None = `read` gives it, since it is plain or fits no code."""
         if self._layout(name) in ("", "float8"):
             if self._layout(name):
-                self._dense["since their float8 values are no codes"] += 1
+                self._reasons["where they are float8, which is no code"] = None
             return None
         stored = self._stored(name, shape)
         assert isinstance(stored, Codes)
         if reason := stored.reason_dense():
-            self._dense[reason] += 1
+            self._reasons[reason] = None
             return None
         return stored.quantised()
 

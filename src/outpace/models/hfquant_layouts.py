@@ -50,11 +50,11 @@ class Codes:
         """Return why kernels cannot keep the codes; "" = they can."""
         size = self.codes.shape[1] // self.scale.shape[1]
         if self.index is not None:
-            return "since their groups are permuted (desc_act)"
+            return "where their groups are permuted (desc_act)"
         if size != SMALLEST_GROUP and size % 32:
-            return f"since kernels know groups of 16 or a multiple of 32 inputs, not of {size}"
+            return f"where a scale is for {size} inputs: kernels know 16, and multiples of 32"
         shift = -self.scale.double() * self.zero
-        return "" if torch.equal(shift.float().double(), shift) else "since scale times zero point fits no float32"
+        return "" if torch.equal(shift.float().double(), shift) else "where scale times zero point fits no float32"
 
     def quantised(self) -> Quantised:
         """Return the same numbers in the form that kernels read; only where `reason_dense` finds none."""

@@ -14,7 +14,6 @@ from outpace.models.assemble import assemble
 from outpace.models.card import CARD_TABLE, read_card
 from outpace.models.checkpoint import check_checkpoint, check_file
 from outpace.models.config_values import token_ids
-from outpace.models.families import Family
 from outpace.models.hfquant_files import QuantisedFiles
 from outpace.models.hfquant_settings import read_quantisation
 from outpace.models.lookup import find_family, make_spec
@@ -27,6 +26,7 @@ from outpace.types import Capabilities
 
 __all__ = [
     "load_model",
+    "open_tensors",
     "pick_device",
     "pick_dtype",
     "read_capabilities",
@@ -70,7 +70,7 @@ def load_model(
     config = read_config(directory)
     spec, family = make_spec(config, context, card), find_family(config)
     place = pick_device(device)
-    files = _open_files(directory, config, family)
+    files = open_tensors(directory)
     if adapter is not None:
         files = AdaptedFiles(files, Path(adapter).expanduser(), family, spec.tie_embeddings)
     kind = pick_dtype(dtype, config, place, files.stored_dtype())
@@ -85,17 +85,18 @@ def load_model(
     return model
 
 
-def _open_files(directory: Path, config: Mapping[str, Any], family: Family) -> TensorFiles:
-    """Return a directory's tensors, decoded as they are read where they are quantised."""
-    quantisation = read_quantisation(directory, config)
+def open_tensors(path: Path) -> TensorFiles:
+    """Return the tensors of a model directory by their Hugging Face names, decoded as they are read if quantised."""
+    config, files = read_config(path), find_tensor_files(path)
+    quantisation = read_quantisation(path, config)
     if quantisation is None:
-        return TensorFiles(find_tensor_files(directory))
-    if family.is_transposed:
+        return TensorFiles(files)
+    if find_family(config).is_transposed:
         raise ModelError(
             f"This is a quantised checkpoint ({quantisation.name}) of a family whose matrices lie transposed.",
             "There is no reader for it: use the unquantised checkpoint.",
         )
-    return QuantisedFiles(find_tensor_files(directory), quantisation)
+    return QuantisedFiles(files, quantisation)
 
 
 def loading_notes(directory: Path, config: Mapping[str, Any], asked: str | torch.dtype, kind: torch.dtype) -> list[str]:

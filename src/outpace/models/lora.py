@@ -104,12 +104,11 @@ class AdaptedFiles(TensorFiles):
                 f"{directory} has no {_TENSORS}.", "Save the adapter as safetensors (peft: save_pretrained)."
             )
         self.base, self.entries, self.used = base, base.entries, base.used
-        self.is_quantised = base.is_quantised
         self._family, self._settings = family, read_object(directory / _SETTINGS)
         self._adapter = TensorFiles([directory / _TENSORS])
         self._pairs: dict[str, _Pair] = {}
         self._whole: dict[str, str] = {}
-        self._num_decoded = 0
+        self._is_decoded = False
         _check_settings(directory, self._settings)
         for name in self._adapter.entries:
             self._place(name)
@@ -123,8 +122,16 @@ class AdaptedFiles(TensorFiles):
     @property
     def notes(self) -> list[str]:
         """What a result should say of these files."""
-        found = f"{self._num_decoded} matrices are decoded and run dense, since the adapter is merged into them."
-        return [*self.base.notes, *([found] if self._num_decoded else [])]
+        found = "Quantised matrices are decoded and run dense where the adapter is merged into them."
+        return [*self.base.notes, *([found] if self._is_decoded else [])]
+
+    def quantised_kinds(self) -> list[str]:
+        """Return how the model's quantised matrices are stored."""
+        return self.base.quantised_kinds()
+
+    def stored_dtype(self) -> str:
+        """Return the floating dtype that the model's files are stored in."""
+        return self.base.stored_dtype()
 
     def unused(self) -> list[str]:
         """Return the names of the model's tensors that nobody read."""
@@ -151,7 +158,7 @@ class AdaptedFiles(TensorFiles):
         """Return a matrix's codes; None = `read` gives it, as for all that the adapter changes."""
         if self._plain(name) not in (self._pairs.keys() | self._whole.keys()):
             return self.base.read_quantised(name, shape)
-        self._num_decoded += self.is_quantised
+        self._is_decoded = bool(self.base.quantised_kinds())
         return None
 
     def _plain(self, name: str) -> str:

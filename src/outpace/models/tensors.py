@@ -146,8 +146,6 @@ def _entry(path: Path, base: int, facts: dict[str, Any]) -> Entry:
 class TensorFiles:
     """The tensors of several safetensors files by name. Remembers which were read."""
 
-    is_quantised = False  # whether `read_quantised` may find codes
-
     def __init__(self, paths: Iterable[Path]) -> None:
         self.entries: dict[str, Entry] = {}
         self.used: set[str] = set()
@@ -168,6 +166,10 @@ class TensorFiles:
         names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
         found = [kind for kind in sorted(size, key=lambda kind: -size[kind]) if kind in names]
         return names[found[0]] if found else "float32"
+
+    def quantised_kinds(self) -> list[str]:
+        """Return how quantised matrices are stored, that of most bytes first; empty where all are plain."""
+        return []
 
     def unused(self) -> list[str]:
         """Return the names that nobody read."""
