@@ -6,6 +6,7 @@ differ in the direction, in the order within a word and in how zero points are w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,6 @@ from torch import Tensor
 from outpace.models.quantised import BITS, SMALLEST_GROUP, Quantised
 
 __all__ = ["Codes", "from_words", "in_awq_order", "plus_one"]
-
-# The output, of each eight, that a nibble of an AWQ word holds.
-_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 @dataclass(slots=True)
@@ -39,12 +37,11 @@ class Codes:
 
     def dense(self) -> Tensor:
         """Return the matrix [out, in] in float32, each product rounded once."""
-        scale = self.scale.float()
+        scale, zero = self.scale.float(), self.zero.float()
         if self.index is not None:
-            values = self.codes.to(torch.int16) - self.zero[:, self.index]
-            return values.float() * scale[:, self.index]
-        grouped = self.codes.to(torch.int16).view(*scale.shape, -1) - self.zero.unsqueeze(-1)
-        return (grouped.float() * scale.unsqueeze(-1)).view(self.codes.shape)
+            return self.codes.float().sub_(zero[:, self.index]).mul_(scale[:, self.index])
+        grouped = self.codes.float().view(*scale.shape, -1).sub_(zero.unsqueeze(-1))  # exact
+        return grouped.mul_(scale.unsqueeze(-1)).view(self.codes.shape)
 
     def reason_dense(self) -> str:
         """Return why kernels cannot keep the codes; "" = they can."""
@@ -74,12 +71,13 @@ def from_words(words: Tensor, bits: int, count: int) -> Tensor:
     Returns:
         [rows, count] uint8.
     """
-    eights = -(-count // 8)  # eight codes fill whole bytes
-    parts = torch.nn.functional.pad(words.contiguous().view(torch.uint8), (0, eights * bits - 4 * words.shape[1])).view(
-        len(words), eights, bits
-    )
-    codes = torch.empty(len(words), eights, 8, dtype=torch.uint8)
-    for place in range(8):
+    together = 8 // math.gcd(bits, 8)  # codes that fill whole bytes
+    size = together * bits // 8
+    runs = -(-count // together)
+    raw = words.contiguous().view(torch.uint8)
+    parts = torch.nn.functional.pad(raw, (0, runs * size - raw.shape[1])).view(len(words), runs, size)
+    codes = torch.empty(len(words), runs, together, dtype=torch.uint8)
+    for place in range(together):
         first, offset = divmod(place * bits, 8)
         code = parts[..., first] >> offset
         if offset + bits > 8:
@@ -89,10 +87,8 @@ def from_words(words: Tensor, bits: int, count: int) -> Tensor:
 
 
 def in_awq_order(codes: Tensor) -> Tensor:
-    """Return codes [rows, columns] of AWQ's words in the order of the columns."""
-    ordered = torch.empty_like(codes).view(len(codes), -1, 8)
-    ordered[..., torch.tensor(_AWQ_ORDER)] = codes.view(len(codes), -1, 8)
-    return ordered.view(codes.shape)
+    """Return codes [rows, columns] of AWQ's words in the order of the columns: 0, 2, 4, 6, 1, 3, 5, 7 of each eight."""
+    return codes.view(len(codes), -1, 2, 2, 2).permute(0, 1, 3, 4, 2).reshape(codes.shape)
 
 
 def plus_one(words: Tensor, bits: int) -> Tensor:
