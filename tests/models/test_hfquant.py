@@ -158,6 +158,7 @@ def test_codes_are_kept_where_they_say_the_same(case: str, root: Path) -> None:
     assert bool(kept) == (reason == KEPT or case == "two-formats")
     assert not reason or reason == DENSE or any(reason in note for note in files.notes)
     assert files.read_quantised("lm_head.weight", (50, 64)) is None
+    assert files.num_values() == sum(tensor.numel() for tensor in dense.values())
 
 
 @pytest.mark.parametrize("scheme", ["dynamic", "static"])

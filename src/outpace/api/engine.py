@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -23,9 +22,8 @@ from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import ConfigError
 from outpace.models.generation import GenerationConfig, read_generation
-from outpace.models.loading import read_end_tokens
+from outpace.models.loading import count_parameters, read_end_tokens
 from outpace.models.opening import locate, open_model
-from outpace.models.tensors import TensorFiles
 from outpace.models.unmasking import check_unmasking
 from outpace.run.threads import begin
 from outpace.text.chat import Message, is_chat
@@ -135,8 +133,7 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         offered, target = self.target.capabilities, self.target
-        files = [] if self.directory is None else sorted(self.directory.glob("*.safetensors"))
-        count = sum(prod(entry.shape) for entry in TensorFiles(files).entries.values())
+        count = 0 if self.directory is None else count_parameters(self.directory)
         facts = {
             "parameters": f"{count / 1e6:,.2f}M" if count else "",
             "dtype": str(target.dtype).removeprefix("torch."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 
 import torch
@@ -57,6 +58,17 @@ class QuantisedFiles(TensorFiles):
         """What a result should say of these files."""
         found = [f"Quantised matrices are decoded and run dense {reason}." for reason in self._reasons]
         return [*self.settings.notes, *found]
+
+    def num_values(self) -> int:
+        """Return how many numbers the tensors stand for; scales and zero points are none of them."""
+        total = 0
+        for name, entry in self.entries.items():
+            scheme = self.settings.scheme(name.rpartition(".")[0])
+            if name.endswith(_WORDS):
+                total += prod(entry.shape) * 32 // (scheme.bits if scheme else 32)
+            elif not name.endswith((*_PARTS, *_ACTIVATIONS)):
+                total += prod(entry.shape)
+        return total
 
     def quantised_kinds(self) -> list[str]:
         """Return how matrices are stored, as "GPTQ, 4 bits"."""

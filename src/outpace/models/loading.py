@@ -25,6 +25,7 @@ from outpace.text.files import read_object
 from outpace.types import Capabilities
 
 __all__ = [
+    "count_parameters",
     "load_model",
     "open_tensors",
     "pick_device",
@@ -97,6 +98,14 @@ def open_tensors(path: Path) -> TensorFiles:
             "There is no reader for it: use the unquantised checkpoint.",
         )
     return QuantisedFiles(files, quantisation)
+
+
+def count_parameters(path: Path) -> int:
+    """Return how many numbers a model's tensors hold; 0 = they cannot be read here."""
+    try:
+        return open_tensors(path).num_values()
+    except ModelError:  # of a model that transformers runs
+        return 0
 
 
 def loading_notes(directory: Path, config: Mapping[str, Any], asked: str | torch.dtype, kind: torch.dtype) -> list[str]:
