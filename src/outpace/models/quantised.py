@@ -15,7 +15,7 @@ from torch import Tensor
 
 from outpace.errors import ModelError
 
-__all__ = ["Quantised"]
+__all__ = ["Quantised", "quantise"]
 
 BITS = (4, 5, 6, 8)
 SMALLEST_GROUP = 16
@@ -78,3 +78,32 @@ class Quantised:
         values = self.codes.float() if self.table is None else self.table[self.codes.long()].float()
         grouped = values.view(*self.scale.shape, -1)
         return (grouped * self.scale.unsqueeze(-1) + self.shift.unsqueeze(-1)).view(self.shape).to(dtype)
+
+
+def quantise(weight: Tensor, bits: int, group: int) -> Quantised:
+    """Return a matrix rounded to symmetric codes with one float16 scale per group, as GGUF's Q4_0, Q5_0 and Q8_0 are.
+
+    The largest value of a group, whatever its sign, falls on the outermost code; of 8 bits, 127 codes lie on each side.
+
+    Args:
+        weight: [out, in], of any floating dtype.
+        bits: 4, 5, 6 or 8.
+        group: inputs per scale: 16, or a multiple of 32, that divides `in`.
+
+    Raises:
+        ModelError: the sizes do not fit, or a group's scale is beyond float16.
+    """
+    rows, columns = weight.shape
+    if bits not in BITS or group <= 0 or columns % group:
+        raise ModelError(f"{[rows, columns]} cannot be cut into groups of {group} inputs with codes of {bits} bits.")
+    values, zero = weight.float().view(rows, -1, group), 2 ** (bits - 1)
+    if bits == 8:
+        exact = values.abs().amax(-1) / 127
+    else:
+        exact = values.gather(-1, values.abs().argmax(-1, keepdim=True)).squeeze(-1) / -zero
+    scale = exact.half().float()
+    if not scale.isfinite().all():
+        raise ModelError("A weight is too large for float16 scales, or is not a number.")
+    inverse = torch.where(exact == 0, 0.0, 1 / exact)
+    codes = (values * inverse.unsqueeze(-1)).round().add_(zero).clamp_(0, 2 * zero - 1)
+    return Quantised(codes.to(torch.uint8).view(rows, columns), bits, scale, -zero * scale)

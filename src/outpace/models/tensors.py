@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from outpace.errors import ModelError
+from outpace.models.quantised import Quantised
 
 __all__ = ["TensorFiles", "check_stored", "find_tensor_files"]
 
@@ -185,6 +186,10 @@ class TensorFiles:
         if entry.num_bytes:
             _fill(tensor, entry)
         return tensor
+
+    def read_quantised(self, name: str, shape: tuple[int, ...]) -> Quantised | None:
+        """Return a quantised matrix of this shape as it is stored, or None where `read` gives all there is to it."""
+        return None
 
 
 def _fill(tensor: Tensor, entry: Entry) -> None:
