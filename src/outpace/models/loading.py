@@ -78,8 +78,10 @@ def load_model(
     is_served = place.type == "cpu" and kind in (torch.float32, torch.bfloat16)
     compiler = kernels if kernels is not None and is_served and kernels.supports(spec) else None
     is_packed = compiler is None and (can_pack(kind, place) if pack is None else pack)
+    # Codes are kept where the dtype is left to us and kernels read them; else they are decoded to what is computed in.
+    packer = compiler.new_packer(spec, kind) if compiler is not None and dtype == "auto" else None
     with torch.no_grad():
-        model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed), pack=is_packed)
+        model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed, packer), pack=is_packed)
     if compiler is not None:
         model.compile(compiler, pack)
     model.notes += [*loading_notes(directory, config, dtype, kind), *files.notes]
