@@ -46,11 +46,11 @@ def load(
     context: int | None = None,
     adapter: str | Path | None = None,
 ) -> LanguageModel:
-    """Load a model by zoo name, directory or hub id.
+    """Load a model by zoo name, directory, GGUF file or hub id.
 
     Args:
-        model: e.g. "stories", "./my-llama", "org/name"; "hf:NAME" goes through transformers, as do architectures that
-            have no native loader.
+        model: e.g. "stories", "./my-llama", "model.gguf", "org/name"; "hf:NAME" goes through transformers, as do
+            architectures that have no native loader.
         dtype: "auto" (as stored), "float32", "bfloat16", "float16" or "float64".
         device: "auto", "cpu" or "cuda".
         is_compiled: use compiled kernels where a compiler is found and the model fits them.
