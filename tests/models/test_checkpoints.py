@@ -178,6 +178,18 @@ def test_end_tokens_that_are_none(stated: Any, copy: Path) -> None:
         read_end_tokens(copy)
 
 
+@pytest.mark.parametrize(
+    "file", ["config.json", "quantize_config.json", "model.safetensors.index.json", "x.safetensors"]
+)
+def test_brackets_without_end_are_a_damaged_file(file: str, copy: Path) -> None:
+    nested = b'{"a":' * 5000 + b"1" + b"}" * 5000
+    if file.startswith(("model", "x")):
+        (copy / "model.safetensors").unlink()
+    length = len(nested).to_bytes(8, "little") if file.startswith("x") else b""
+    (copy / file).write_bytes(length + nested)
+    refused(copy)
+
+
 WRONG: dict[str, list[Any]] = {
     "vocab_size": ["131", 131.5, -1, 0, True, [131]],
     "num_attention_heads": [0, -6, "6", [6], 1.5],

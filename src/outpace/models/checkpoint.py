@@ -19,7 +19,7 @@ __all__ = ["check_checkpoint", "check_file"]
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

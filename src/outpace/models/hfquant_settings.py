@@ -165,9 +165,9 @@ def _guess(config: Config, settings: Config) -> str:
     return "MLX" if config.get("quantization") else ""
 
 
-def _bits(settings: Any) -> int:
-    """Return the bits per weight that settings state, at any depth; 0 = none."""
-    if isinstance(settings, Mapping):
+def _bits(settings: Any, depth: int = 6) -> int:
+    """Return the bits per weight that settings state, at some depth; 0 = none."""
+    if isinstance(settings, Mapping) and depth:
         for key in _BITS:
             if isinstance(settings.get(key), int) and not isinstance(settings[key], bool):
                 return int(settings[key])
@@ -177,7 +177,7 @@ def _bits(settings: Any) -> int:
         for key, value in settings.items():
             if key == "weights" and isinstance(value, str) and value in _WORDS:
                 return _WORDS[value]
-            if found := _bits(value):
+            if found := _bits(value, depth - 1):
                 return found
     return 0
 
@@ -185,7 +185,7 @@ def _bits(settings: Any) -> int:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

@@ -26,15 +26,23 @@ def locate(name: str) -> tuple[Path, bool]:
         name: a zoo name, directory, GGUF file or hub id; "hf:NAME" asks for the transformers adapter. The directory of
             a LoRA alone stands for that of its model.
     """
-    directory = resolve(name.removeprefix(_PREFIX))
-    if directory.is_file():
+    directory, has_loader, _ = _find(name)
+    return directory, has_loader
+
+
+def _find(name: str) -> tuple[Path, bool, Path | None]:
+    """Return what `locate` returns, and the directory of a LoRA if that is what the name stands for."""
+    named = resolve(name.removeprefix(_PREFIX))
+    if named.is_file():
         if name.startswith(_PREFIX):
-            raise ModelError(f"transformers is not asked to read {directory}.", "Leave hf: out.")
-        return directory, True
-    directory = base_directory(directory) or directory
+            raise ModelError(f"transformers is not asked to read {named}.", "Leave hf: out.")
+        return named, True, None
+    base = base_directory(named)
+    directory = base or named
     if not name.startswith(_PREFIX):  # asked for by name, transformers may read more formats
         check_checkpoint(directory)
-    return directory, not name.startswith(_PREFIX) and is_native(read_config(directory))
+    has_loader = not name.startswith(_PREFIX) and is_native(read_config(directory))
+    return directory, has_loader, named if base else None
 
 
 def offered_by(name: str, card: Mapping[str, Any] | None = None) -> Capabilities | None:
@@ -59,14 +67,16 @@ def open_model(
         ModelError: it cannot be found, read or trusted.
         ConfigError: a card that contradicts itself, or a card or adapter for a model that transformers runs.
     """
-    directory, has_loader = locate(name)
+    directory, has_loader, named = _find(name)
     _check_card(name, has_loader, card)
-    adapter = _only_adapter(name, directory, adapter)
+    if named is not None and adapter is not None:
+        raise ConfigError(f"{name} is an adapter, and another one was given.", "Leave one out.")
+    lora = named or adapter
     if has_loader:
         return load_model(
-            directory, dtype=dtype, device=device, kernels=kernels, card=card, context=context, adapter=adapter
+            directory, dtype=dtype, device=device, kernels=kernels, card=card, context=context, adapter=lora
         )
-    if adapter is not None:
+    if lora is not None:
         raise ConfigError(
             f"An adapter was given for {name}, but transformers runs that model in its own way.",
             "Merge it into its model first (peft: merge_and_unload, then save_pretrained).",
@@ -82,16 +92,6 @@ def open_model(
     if not name.startswith(_PREFIX):
         model.notes.append("This architecture has no native loader: it runs through transformers, which is slower.")
     return model
-
-
-def _only_adapter(name: str, directory: Path, adapter: str | None) -> str | None:
-    """Return the adapter that was given, or that a model's name stands for."""
-    named = resolve(name.removeprefix(_PREFIX))
-    if named == directory:
-        return adapter
-    if adapter is not None:
-        raise ConfigError(f"{name} is an adapter, and another one was given.", "Leave one out.")
-    return str(named)
 
 
 def _check_card(name: str, has_loader: bool, card: Mapping[str, Any] | None) -> None:

@@ -106,7 +106,7 @@ def _read_index(path: Path) -> dict[str, str]:
         names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         if all(os.path.basename(name) == name for name in names.values()):
             return dict(names)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise ModelError(f"{path} is not a safetensors index.", hint=AGAIN)
 
@@ -122,7 +122,7 @@ def _read_header(path: Path) -> dict[str, Entry]:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             entries = {name: _entry(path, 8 + length, facts) for name, facts in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ModelError(f"{path} has a damaged header.", hint=AGAIN) from None
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
