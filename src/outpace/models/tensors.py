@@ -142,6 +142,8 @@ def _entry(path: Path, base: int, facts: dict[str, Any]) -> Entry:
 class TensorFiles:
     """The tensors of several safetensors files by name. Remembers which were read."""
 
+    is_quantised = False  # whether `read_quantised` knows matrices that `read` has to decode
+
     def __init__(self, paths: Iterable[Path]) -> None:
         self.entries: dict[str, Entry] = {}
         self.used: set[str] = set()
