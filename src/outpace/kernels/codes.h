@@ -20,10 +20,11 @@ constexpr int kColumns = 32;
 constexpr int kVectors = kColumns / kLanes;
 constexpr int kBlock = 32;               // inputs that are rounded together
 constexpr int kSteps = kBlock / 4;
-constexpr int kInputWords = kSteps + 4;  // a block of inputs: its codes, its scale, and the sums of all, first, second half
+constexpr int kInputWords = kSteps + 4;  // a block of inputs: its codes, its scale, three sums (see encode_block)
 constexpr int kWholeBlocks = 8;          // blocks under one pair of float16 factors (see kWhole)
 constexpr int64_t kRowBytes = 4 * kColumns;
 constexpr int kMaxCodeTile = kLanes == 16 ? 8 : 2;  // rows that share what is unpacked of a block
+constexpr int kTileBlock = kMaxCodeTile * kInputWords;  // words: a block of all rows of a tile, row after row
 
 // How factors are stored: float16, float32, or whole numbers of 8 bits times a float16 per 256 inputs.
 enum Factors : int64_t { kHalf, kFloat, kWhole };
@@ -34,7 +35,7 @@ struct Coding {
   int64_t group;   // inputs per factor: 16, or a multiple of 32
   int64_t factors;
   int64_t has_shift;
-  int64_t zero;
+  int64_t zero;            // 0 with shifts
   const uint8_t* table;  // 16 codes of 8 bits that codes of 4 bits stand for; or null
 
   int64_t halves() const { return group < kBlock ? 2 : 1; }
@@ -54,39 +55,59 @@ constexpr int64_t num_blocks(int64_t inputs) { return (inputs + kBlock - 1) / kB
 
 // --- inputs ------------------------------------------------------------------------------------------------------
 
-// Round a block of inputs to whole numbers of -127..127 times a scale; what is not finite makes the scale so.
-inline void encode_block(const Floats (&values)[kBlock / kLanes], uint32_t* to) {
+// Rows cut into tiles of nearly equal height. Encoded ones lie tile after tile, and in a tile block after block, with a
+// block of every row: the kernel walks through all rows of a tile with one pointer.
+struct Tiles {
+  Tiles(int64_t rows, int64_t most, int64_t blocks)
+      : rows(rows), count((rows + most - 1) / most), words(blocks * kTileBlock) {}
+
+  int64_t height(int64_t tile) const { return rows / count + (tile < rows % count); }
+  int64_t first(int64_t tile) const { return rows / count * tile + std::min(tile, rows % count); }
+  // Where block 0 of an encoded row lies.
+  uint32_t* place(uint32_t* tiles, int64_t row) const {
+    const int64_t low = rows / count, high = (low + 1) * (rows % count);
+    const int64_t tile = row < high ? row / (low + 1) : rows % count + (row - high) / low;
+    return tiles + tile * words + (row - first(tile)) * kInputWords;
+  }
+
+  int64_t rows, count, words;
+};
+
+// Round a block of inputs to whole numbers of -127..127 times a scale; what is not finite makes the scale so. Behind the
+// scale stand the sums of all, the first and the second half, as a matrix stored like `coding` wants them: what a sum of
+// products begins with, or, as floats, what shifts are multiplied with.
+inline void encode_block(const Coding& coding, const Floats (&values)[kBlock / kLanes], uint32_t* to) {
   constexpr int kParts = kBlock / kLanes;
   Ints largest{};
   for (int i = 0; i < kParts; i++) {
     const Ints size = bits<Ints>(values[i]) & 0x7fffffff;  // ordered as the values are, NaN above all
     largest = size > largest ? size : largest;
   }
-  int32_t lanes[kLanes], most = 0;
-  store(lanes, largest);
-  for (int32_t lane : lanes) most = lane > most ? lane : most;
-  const float top = bits<float>(most), scale = top / 127.0f;
+  const float top = bits<float>(max_lanes(largest)), scale = top / 127.0f;
   const Floats inverse = splat(top > 1e-30f && top < __builtin_inff() ? 127.0f / top : 0.0f);
   const Floats shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, ties to even
   Ints sum[2] = {};
   int8_t* codes = reinterpret_cast<int8_t*>(to);
   for (int i = 0; i < kParts; i++) {
     const Ints code = bits<Ints>(values[i] * inverse + shift) - bits<Ints>(shift);
-    typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-    store(codes + i * kLanes, __builtin_convertvector(code, Bytes));
+    narrow_bytes(codes + i * kLanes, code);
     sum[2 * i / kParts] += code;
   }
-  const int32_t first = sum_lanes(sum[0]), second = sum_lanes(sum[1]), sums[] = {first + second, first, second};
-  memcpy(to + kSteps, &scale, sizeof scale);
-  memcpy(to + kSteps + 1, sums, sizeof sums);
+  const int32_t first = sum_lanes(sum[0]), second = sum_lanes(sum[1]);
+  const int32_t sums[] = {first + second, first, second}, zero = static_cast<int32_t>(coding.zero);
+  to[kSteps] = bits<uint32_t>(scale);
+  for (int i = 0; i < 3; i++) {
+    const float weight = scale * static_cast<float>(sums[i]);
+    to[kSteps + 1 + i] = coding.has_shift ? bits<uint32_t>(weight) : static_cast<uint32_t>(-zero * sums[i]);
+  }
 }
 
 // `width` floats, padded with zeros to whole blocks.
-inline void encode_row(const float* from, int64_t width, uint32_t* to) {
+inline void encode_row(const Coding& coding, const float* from, int64_t width, uint32_t* to) {
   for (int64_t block = 0; block < num_blocks(width); block++) {
     Floats values[kBlock / kLanes];
     for (int i = 0; i < kBlock / kLanes; i++) values[i] = load<Floats>(from + block * kBlock + i * kLanes);
-    encode_block(values, to + block * kInputWords);
+    encode_block(coding, values, to + block * kTileBlock);
   }
 }
 
@@ -96,8 +117,7 @@ inline void encode_row(const float* from, int64_t width, uint32_t* to) {
 inline Floats read_factors(int64_t kind, const uint8_t* at, int v, const uint8_t* whole) {
   if (kind == kHalf) return from_half(at + v * kLanes * 2);
   if (kind == kFloat) return load<Floats>(reinterpret_cast<const float*>(at) + v * kLanes);
-  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-  return to_floats(__builtin_convertvector(load<Bytes>(at + v * kLanes), Ints)) * from_half(whole + v * kLanes * 2);
+  return to_floats(widen_bytes(at + v * kLanes)) * from_half(whole + v * kLanes * 2);
 }
 
 // The factors that hold for a (half) block.
@@ -150,101 +170,134 @@ inline void unpack(const uint8_t* block, int pair, Words table, Words (&code)[2]
   }
 }
 
-// kRows rows of inputs times one panel: sums [kRows, kColumns]. `lines` cache lines of `ahead` are fetched per block.
-template <int kBits, bool kHasTable, int kRows>
+// Where the scaled sums of a tile are kept: in registers while there are enough, else in memory.
+template <int kRows>
+struct Totals {
+  static constexpr bool kAreHeld = kRows * kVectors <= 8;
+
+  explicit Totals(float* memory) : memory(memory) {
+    for (int i = 0; i < kRows * kVectors; i++) store(memory + i * kLanes, Floats{});
+  }
+  void add(int row, int v, Floats value) {
+    if constexpr (kAreHeld) held[row][v] += value;
+    else store(at(row, v), load<Floats>(at(row, v)) + value);
+  }
+  void finish() {
+    if constexpr (!kAreHeld) return;
+    for (int row = 0; row < kRows; row++) {
+      for (int v = 0; v < kVectors; v++) store(at(row, v), held[row][v]);
+    }
+  }
+  // Without this, the compiler keeps sums in registers across blocks, and spills those that every step adds to.
+  void forget() { asm("" : "+r"(memory)); }
+  float* at(int row, int v) const { return memory + row * kColumns + v * kLanes; }
+
+  float* memory;
+  Floats held[kAreHeld ? kRows : 1][kVectors] = {};
+};
+
+// kRows rows of a tile times one panel: sums [kRows, kColumns]. `lines` cache lines of `ahead` are fetched per block.
+template <int kBits, bool kHasTable, bool kIsSplit, int kRows>
 __attribute__((noinline)) void code_tile(const Coding& coding, int64_t blocks, const uint8_t* at, const uint32_t* input,
-                                         int64_t stride, const uint8_t* ahead, int64_t lines, float* sums) {
+                                         const uint8_t* ahead, int64_t lines, float* sums) {
   constexpr int kUsed = kHasTable ? 8 : kBits;
-  const bool is_split = coding.halves() == 2;
-  const int64_t group_blocks = coding.group_blocks(), factor_bytes = coding.kinds() * coding.factor_bytes();
-  const uint32_t zero = static_cast<uint32_t>(coding.zero);
   const Coding how = coding;
+  const bool has_shift = how.has_shift;
+  const int64_t group_blocks = how.group_blocks(), factor_bytes = how.kinds() * how.factor_bytes();
   Words table{};
   if constexpr (kHasTable) {
     for (size_t i = 0; i < sizeof table / 16; i++) memcpy(reinterpret_cast<char*>(&table) + 16 * i, how.table, 16);
   }
   Held held{};
+  Totals<kRows> totals(sums);
   const uint8_t* whole = at;
-  Floats total[kRows][kVectors] = {};
   for (int64_t block = 0, left = 0; block < blocks; block++, left--) {
     for (int64_t line = 0; line < lines; line++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
     if (how.factors == kWhole && block % kWholeBlocks == 0) {
       whole = at;
       at += how.kinds() * 2 * kColumns;
     }
-    const uint8_t* second = at + factor_bytes;
+    const uint8_t* factors = at;
     if (left == 0) {
-      held.read(how, at, whole);
+      if constexpr (!kIsSplit) held.read(how, factors, whole);
       at += how.halves() * factor_bytes;
       left = group_blocks;
     }
-    Ints sum[kRows][kVectors];
+    totals.forget();
+    // Where factors hold for half a block, each half is finished by itself.
+    constexpr int kParts = kIsSplit ? 2 : 1, kPairs = kSteps / 2 / kParts;
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; half++) {
-      if (half == 1 && is_split) held.read(how, second, whole);
-      if (half == 0 || is_split) {
+    for (int part = 0; part < kParts; part++) {
+      if constexpr (kIsSplit) held.read(how, factors + part * factor_bytes, whole);
+      const uint32_t* facts = input + kSteps;  // of the first row: its scale, and what its sums are good for
+      const int which = kIsSplit ? 2 + part : 1;
+      Ints sum[kRows][kVectors];
+      Ints other[kRows][kVectors] = {};  // every second step of few rows: sums are exact, and shorter chains wait less
 #pragma GCC unroll 16
-        for (int row = 0; row < kRows; row++) {
-          const uint32_t added = input[row * stride + kSteps + (is_split ? 2 + half : 1)];
-          const Ints start = bits<Ints>(splat_word(0 - zero * added));
+      for (int row = 0; row < kRows; row++) {
+        const Ints start = has_shift ? Ints{} : bits<Ints>(splat_word(facts[row * kInputWords + which]));
 #pragma GCC unroll 4
-          for (int v = 0; v < kVectors; v++) sum[row][v] = start;
-        }
+        for (int v = 0; v < kVectors; v++) sum[row][v] = start;
       }
-#pragma GCC unroll 2
-      for (int pair = 2 * half; pair < 2 * half + 2; pair++) {
+#pragma GCC unroll 4
+      for (int pair = part * kPairs; pair < (part + 1) * kPairs; pair++) {
         Words code[2][kVectors];
         unpack<kBits, kHasTable>(at, pair, table, code);
-#pragma GCC unroll 16
-        for (int row = 0; row < kRows; row++) {
 #pragma GCC unroll 2
-          for (int i = 0; i < 2; i++) {
-            const Words value = splat_word(input[row * stride + 2 * pair + i]);
+        for (int i = 0; i < 2; i++) {
+#pragma GCC unroll 16
+          for (int row = 0; row < kRows; row++) {
+            const Words value = splat_word(input[row * kInputWords + 2 * pair + i]);
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; v++) sum[row][v] = dot<kUsed>(sum[row][v], code[i][v], value);
+            for (int v = 0; v < kVectors; v++) {
+              Ints& to = kRows * kVectors <= 4 && i ? other[row][v] : sum[row][v];
+              to = dot<kUsed>(to, code[i][v], value);
+            }
           }
         }
       }
-      if (half == 0 && !is_split) continue;
 #pragma GCC unroll 16
       for (int row = 0; row < kRows; row++) {
-        const uint32_t* facts = input + row * stride + kSteps;
-        const float scale = bits<float>(facts[0]);
+        const Floats scale = splat(bits<float>(facts[row * kInputWords]));
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; v++) total[row][v] += held.scale[v] * splat(scale) * to_floats(sum[row][v]);
-        if (!how.has_shift) continue;
-        const Floats weight = splat(scale * static_cast<float>(static_cast<int32_t>(facts[is_split ? 2 + half : 1])));
+        for (int v = 0; v < kVectors; v++) totals.add(row, v, held.scale[v] * scale * to_floats(sum[row][v] + other[row][v]));
+      }
+      if (!has_shift) continue;
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; row++) {
+        const Floats weight = splat(bits<float>(facts[row * kInputWords + which]));
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; v++) total[row][v] += held.shift[v] * weight;
+        for (int v = 0; v < kVectors; v++) totals.add(row, v, held.shift[v] * weight);
       }
     }
     at += kBits * kRowBytes;
-    input += kInputWords;
+    input += kTileBlock;
   }
-  for (int row = 0; row < kRows; row++) {
-    for (int v = 0; v < kVectors; v++) store(sums + row * kColumns + v * kLanes, total[row][v]);
-  }
+  totals.finish();
 }
 
-template <int kBits, bool kHasTable, int kRows = kMaxCodeTile>
+template <int kBits, bool kHasTable, bool kIsSplit, int kRows = kMaxCodeTile>
 inline void code_tile_of(int64_t rows, const Coding& coding, int64_t blocks, const uint8_t* at, const uint32_t* input,
-                         int64_t stride, const uint8_t* ahead, int64_t lines, float* sums) {
+                         const uint8_t* ahead, int64_t lines, float* sums) {
   if (rows == kRows) {
-    code_tile<kBits, kHasTable, kRows>(coding, blocks, at, input, stride, ahead, lines, sums);
+    code_tile<kBits, kHasTable, kIsSplit, kRows>(coding, blocks, at, input, ahead, lines, sums);
   } else if constexpr (kRows > 1) {
-    code_tile_of<kBits, kHasTable, kRows - 1>(rows, coding, blocks, at, input, stride, ahead, lines, sums);
+    code_tile_of<kBits, kHasTable, kIsSplit, kRows - 1>(rows, coding, blocks, at, input, ahead, lines, sums);
   }
 }
 
-// `rows` (1..kMaxCodeTile) rows of encoded inputs times one panel.
+// A tile of `rows` encoded rows times one panel.
 inline void multiply_codes(int64_t rows, const Coding& coding, int64_t blocks, const uint8_t* panel,
-                           const uint32_t* input, int64_t stride, const uint8_t* ahead, int64_t lines, float* sums) {
-  const auto with = [&](auto tile) { tile(rows, coding, blocks, panel, input, stride, ahead, lines, sums); };
-  if (coding.table) return with(code_tile_of<4, true>);
-  if (coding.bits == 4) return with(code_tile_of<4, false>);
-  if (coding.bits == 5) return with(code_tile_of<5, false>);
-  if (coding.bits == 6) return with(code_tile_of<6, false>);
-  with(code_tile_of<8, false>);
+                           const uint32_t* input, const uint8_t* ahead, int64_t lines, float* sums) {
+  const auto choose = [&](auto tile, auto split_tile) {
+    const auto use = coding.halves() == 2 ? split_tile : tile;
+    use(rows, coding, blocks, panel, input, ahead, lines, sums);
+  };
+  if (coding.table) return choose(code_tile_of<4, true, false>, code_tile_of<4, true, true>);
+  if (coding.bits == 4) return choose(code_tile_of<4, false, false>, code_tile_of<4, false, true>);
+  if (coding.bits == 5) return choose(code_tile_of<5, false, false>, code_tile_of<5, false, true>);
+  if (coding.bits == 6) return choose(code_tile_of<6, false, false>, code_tile_of<6, false, true>);
+  choose(code_tile_of<8, false, false>, code_tile_of<8, false, true>);
 }
 
 // --- packing and reading back ------------------------------------------------------------------------------------

@@ -79,14 +79,15 @@ class Forward {
     const Matrix head = decoder_.head();
     uint32_t* to = decoder_.normed.as<uint32_t>();
     uint32_t* coded = decoder_.coded.as<uint32_t>();
+    const Tiles tiles = tiles_of(call_.asked, head);
     worker_.share(call_.asked, [&](int64_t i) {
       uint32_t* row = to + i * sizes_.normed_row;
       memset(row, 0, sizes_.normed_row * sizeof(uint32_t));
       memcpy(row, hidden + i * model_.hidden, model_.hidden * sizeof(Element));
-      if (head.is_coded()) encode_words(row, coded + i * sizes_.coded_row);
+      if (head.is_coded()) encode_words(head, row, tiles.place(coded, i));
     });
     worker_.wait();
-    if (head.is_coded()) write_logits({coded, sizes_.coded_row, call_.asked}, head, nullptr);
+    if (head.is_coded()) write_logits({coded, 0, call_.asked}, head, nullptr);
     else write_logits({to, sizes_.normed_row, call_.asked}, head, nullptr);
     worker_.wait();
   }
@@ -168,8 +169,8 @@ class Forward {
     }
   }
 
-  // Write rows of a product's inputs. Few: every thread writes all of them into memory of its own, which `rows_in` finds;
-  // many: shared, with a barrier.
+  // Write rows of a product's inputs. Few: every thread writes all of them into memory of its own, found by
+  // `words_in` or `codes_in`; many: shared, with a barrier.
   template <class One>
   void prepare(int64_t rows, const One& one) {
     if (rows <= kPrivateRows) {
@@ -180,23 +181,31 @@ class Forward {
     }
   }
 
-  Inputs rows_in(const Buffer& buffer, int64_t stride, int64_t rows) const {
+  Inputs words_in(int64_t rows) const {
     const int64_t first = rows <= kPrivateRows ? worker_.thread * kPrivateRows : 0;
-    return {buffer.as<uint32_t>() + first * stride, stride, rows};
+    return {decoder_.normed.as<uint32_t>() + first * sizes_.normed_row, sizes_.normed_row, rows};
   }
+
+  Inputs codes_in(int64_t rows) const {
+    const int64_t first = rows <= kPrivateRows ? worker_.thread * sizes_.coded(kPrivateRows) : 0;
+    return {decoder_.coded.as<uint32_t>() + first, 0, rows};
+  }
+
+  static Tiles tiles_of(int64_t rows, const Matrix& to) { return {rows, kMaxCodeTile, to.steps}; }
 
   // The residual stream of all tokens, normalised, and rounded to what the product with `to` reads.
   Inputs normalise(const float* weight, const Matrix& to) {
-    const Inputs rows = to.is_coded() ? rows_in(decoder_.coded, sizes_.coded_row, num_tokens())
-                                      : rows_in(decoder_.normed, sizes_.normed_row, num_tokens());
-    prepare(rows.rows, [&](int64_t m) {
-      uint32_t* row = const_cast<uint32_t*>(rows.data) + m * rows.stride;
+    const Inputs words = words_in(num_tokens());
+    const Inputs coded = codes_in(num_tokens());
+    const Tiles tiles = tiles_of(num_tokens(), to);
+    prepare(num_tokens(), [&](int64_t m) {
+      uint32_t* row = to.is_coded() ? tiles.place(coded.data, m) : words.data + m * words.stride;
       normalise_row(residual(m), weight, [&](int64_t at, const Floats(&values)[kVectors]) {
-        if (to.is_coded()) encode_block(values, row + at / kBlock * kInputWords);
+        if (to.is_coded()) encode_block(to.coding, values, row + at / kBlock * kTileBlock);
         else write_words(row, at, values);
       });
     });
-    return rows;
+    return to.is_coded() ? coded : words;
   }
 
   // Calls `write(position, kColumns values)` all along a row.
@@ -217,35 +226,37 @@ class Forward {
   }
 
   // Round a normed row once more: what the head reads is what a tap of it shows.
-  void encode_words(const uint32_t* row, uint32_t* to) const {
+  void encode_words(const Matrix& to, const uint32_t* row, uint32_t* codes) const {
     for (int64_t at = 0; at < sizes_.hidden; at += kBlock) {
       Floats values[kVectors];
       for (int v = 0; v < kVectors; v++) values[v] = Type::read(reinterpret_cast<const Element*>(row) + at + v * kLanes);
-      encode_block(values, to + at / kBlock * kInputWords);
+      encode_block(to.coding, values, codes + at / kBlock * kTileBlock);
     }
   }
 
   // Rows that an earlier stage wrote as the product with `to` wants them: words, or floats that are encoded here.
   Inputs take(const Buffer& from, int64_t stride, int64_t width, const Matrix& to) {
     if (!to.is_coded()) return {from.as<uint32_t>(), stride, num_tokens()};
-    const Inputs rows = rows_in(decoder_.coded, sizes_.coded_row, num_tokens());
-    prepare(rows.rows, [&](int64_t m) {
-      encode_row(from.as<float>() + m * stride, width, const_cast<uint32_t*>(rows.data) + m * rows.stride);
+    const Inputs coded = codes_in(num_tokens());
+    const Tiles tiles = tiles_of(num_tokens(), to);
+    prepare(num_tokens(), [&](int64_t m) {
+      encode_row(to.coding, from.as<float>() + m * stride, width, tiles.place(coded.data, m));
     });
-    return rows;
+    return coded;
   }
 
   void answer() {
     const Answer* answers = decoder_.answers.data() + chunk_->answers.begin;
     const Matrix head = decoder_.head();
     const int64_t count = chunk_->answers.size();
-    const Inputs words = rows_in(decoder_.normed, sizes_.normed_row, count);
-    const Inputs coded = rows_in(decoder_.coded, sizes_.coded_row, count);
+    const Inputs words = words_in(count);
+    const Inputs coded = codes_in(count);
+    const Tiles tiles = tiles_of(count, head);
     prepare(count, [&](int64_t i) {
-      uint32_t* row = const_cast<uint32_t*>(words.data) + i * words.stride;
+      uint32_t* row = words.data + i * words.stride;
       normalise_row(residual(answers[i].token - chunk_->tokens.begin), model_.final_norm,
                     [&](int64_t at, const Floats(&values)[kVectors]) { write_words(row, at, values); });
-      if (head.is_coded()) encode_words(row, const_cast<uint32_t*>(coded.data) + i * coded.stride);
+      if (head.is_coded()) encode_words(head, row, tiles.place(coded.data, i));
     });
     if (const int64_t last = model_.layers + 1; call_.taps && call_.taps[last]) {
       worker_.share(count, [&](int64_t i) {
@@ -520,7 +531,7 @@ int64_t outpace_head(void* handle, const void* hidden, int64_t rows, void* logit
   call.asked = rows, call.threads = threads, call.logits = logits;
   try {
     decoder.normed.reserve(sizeof(uint32_t) * rows * decoder.sizes.normed_row);
-    decoder.coded.reserve(sizeof(uint32_t) * rows * decoder.sizes.coded_row);
+    decoder.coded.reserve(sizeof(uint32_t) * decoder.sizes.coded(rows));
   } catch (const std::bad_alloc&) {
     return outpace::kNoMemory;
   }

@@ -132,16 +132,19 @@ struct Sizes {
         normed_row(input_stride(words(m.hidden))),
         attended_row(input_stride(round_up(m.heads * m.head_dim, kBlock))),
         activated_row(input_stride(round_up(m.ffn, kBlock))),
-        coded_row(input_stride(kInputWords * num_blocks(std::max({m.hidden, m.heads * m.head_dim, m.ffn})))),
+        coded_tile(kTileBlock * num_blocks(std::max({m.hidden, m.heads * m.head_dim, m.ffn}))),
         head_dim(round_up(m.head_dim, kLanes)),
         item_tokens(std::max<int64_t>(1, kQueries / group)),
         most_tokens(std::max<int64_t>(1, kMostQueries / group)) {}
 
+  // Words of so many encoded rows.
+  int64_t coded(int64_t rows) const { return (rows + kMaxCodeTile - 1) / kMaxCodeTile * coded_tile; }
   int64_t words(int64_t elements) const { return (elements + per_word - 1) / per_word; }
 
   int64_t per_word, group, hidden, projected, projected_row, normed_row;
   int64_t attended_row, activated_row;  // room for floats, which rows of a quantised product begin as
-  int64_t coded_row, head_dim;
+  int64_t coded_tile;  // words of a tile of encoded rows
+  int64_t head_dim;
   int64_t item_tokens, most_tokens;  // per attention item: whatever they see, and where all see the same
 };
 

@@ -27,9 +27,9 @@ struct Matrix {
   const uint8_t* panel(int64_t index) const { return data + index * panel_bytes; }
 };
 
-// Rows that a product reads: words, and, for quantised matrices, encoded blocks.
+// Rows that a product reads: words, or, for quantised matrices, tiles of encoded blocks.
 struct Inputs {
-  const uint32_t* data;
+  uint32_t* data;
   int64_t stride;  // words between rows
   int64_t rows;
 };
@@ -69,34 +69,35 @@ inline void tile_of(int64_t rows, const uint32_t* input, int64_t stride, const u
   if constexpr (kRows > 1) tile_of<Type, kLines, kRows - 1>(rows, input, stride, panel, steps, ahead, sums);
 }
 
-// `rows` rows times one panel, of which `pass` passes have gone before. The first passes fetch the next panel: two lines
-// per step in a single pass, or one line in each of the first two; codes are fetched in one pass.
+// Tile `index` of the rows times one panel. The first passes fetch the next panel: of words, two lines per step in a single
+// pass, or one line in each of the first two; of codes, all in the first.
 template <class Type>
-inline void multiply(int64_t rows, const Matrix& weight, const uint8_t* panel, const uint32_t* input, int64_t stride,
-                     const uint8_t* next, int64_t pass, bool is_only, float* sums) {
+inline void multiply(const Tiles& tiles, int64_t index, const Inputs& in, const Matrix& weight, const uint8_t* panel,
+                     const uint8_t* next, float* sums) {
+  const int64_t rows = tiles.height(index), steps = weight.steps;
   if (weight.is_coded()) {
-    const int64_t lines = pass == 0 ? (weight.panel_bytes / weight.steps + kLine - 1) / kLine : 0;
-    return multiply_codes(rows, weight.coding, weight.steps, panel, input, stride, next, lines, sums);
+    const int64_t lines = index == 0 ? (weight.panel_bytes / steps + kLine - 1) / kLine : 0;
+    return multiply_codes(rows, weight.coding, steps, panel, in.data + index * tiles.words, next, lines, sums);
   }
   const auto* words = reinterpret_cast<const uint32_t*>(panel);
-  if (is_only) return tile_of<Type, 2>(rows, input, stride, words, weight.steps, next, sums);
-  if (pass < 2) return tile_of<Type, 1>(rows, input, stride, words, weight.steps, next + pass * weight.steps * kLine, sums);
-  tile_of<Type, 0>(rows, input, stride, words, weight.steps, next, sums);
+  const uint32_t* input = in.data + tiles.first(index) * in.stride;
+  if (tiles.count == 1) return tile_of<Type, 2>(rows, input, in.stride, words, steps, next, sums);
+  if (index < 2) return tile_of<Type, 1>(rows, input, in.stride, words, steps, next + index * steps * kLine, sums);
+  tile_of<Type, 0>(rows, input, in.stride, words, steps, next, sums);
 }
 
 // All rows times one panel, in tiles of nearly equal height.
 template <class Type, class Finish>
 inline void panel_product(const Inputs& in, const Matrix& weight, int64_t index, const uint8_t* next,
                           const Finish& finish) {
-  alignas(64) float buffer[kMaxTile * kColumns];
-  const int64_t most = weight.is_coded() ? kMaxCodeTile : kMaxTile, tiles = (in.rows + most - 1) / most;
-  for (int64_t i = 0, row = 0; i < tiles; i++) {
-    const int64_t rows = in.rows / tiles + (i < in.rows % tiles);
-    multiply<Type>(rows, weight, weight.panel(index), in.data + row * in.stride, in.stride, next, i, tiles == 1, buffer);
-    for (int64_t end = row + rows, at = 0; row < end; row++, at += kColumns) {
+  alignas(64) float buffer[std::max(kMaxTile, kMaxCodeTile) * kColumns];
+  const Tiles tiles(in.rows, weight.is_coded() ? kMaxCodeTile : kMaxTile, weight.steps);
+  for (int64_t i = 0; i < tiles.count; i++) {
+    multiply<Type>(tiles, i, in, weight, weight.panel(index), next, buffer);
+    for (int64_t row = 0; row < tiles.height(i); row++) {
       Floats sums[kVectors];
-      for (int v = 0; v < kVectors; v++) sums[v] = load<Floats>(buffer + at + v * kLanes);
-      finish(row, index * kColumns, sums);
+      for (int v = 0; v < kVectors; v++) sums[v] = load<Floats>(buffer + row * kColumns + v * kLanes);
+      finish(tiles.first(i) + row, index * kColumns, sums);
     }
   }
 }

@@ -123,6 +123,26 @@ inline float half_to_float(const uint8_t* from) {
 
 inline Floats to_floats(Ints value) { return __builtin_convertvector(value, Floats); }
 
+// Signed bytes to and from 32 bits; what does not fit is cut off.
+inline Ints widen_bytes(const uint8_t* from) {
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  const Bytes bytes = load<Bytes>(from);
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtepi8_epi32((__m128i)bytes);
+#else
+  return __builtin_convertvector(bytes, Ints);
+#endif
+}
+
+inline void narrow_bytes(int8_t* to, Ints value) {
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+#if defined(__AVX512F__)
+  store(to, (Bytes)_mm512_cvtepi32_epi8((__m512i)value));
+#else
+  store(to, __builtin_convertvector(value, Bytes));
+#endif
+}
+
 inline int32_t sum_lanes(Ints value) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_epi32((__m512i)value);
@@ -162,6 +182,16 @@ inline Ints dot(Ints sum, Words codes, Words input) {
     sum += bits<Ints>(codes >> 8 * byte & 0xff) * (bits<Ints>(input << (24 - 8 * byte)) >> 24);
   }
   return sum;
+#endif
+}
+
+inline int32_t max_lanes(Ints value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_epi32((__m512i)value);
+#else
+  int32_t most = value[0];
+  for (int i = 1; i < kLanes; i++) most = value[i] > most ? value[i] : most;
+  return most;
 #endif
 }
 

@@ -89,10 +89,11 @@ def load_model(
     if compiler is not None:
         model.compile(compiler, pack)
     model.notes += [*loading_notes(directory, config, dtype, kind), *files.notes]
-    if dtype == "auto" and packer is None and (kinds := files.quantised_kinds()):
+    if dtype == "auto" and model.path != "compiled" and (kinds := files.quantised_kinds()):
         name = str(kind).removeprefix("torch.")
         model.notes.append(
-            f"The file's weights ({', '.join(kinds)}) are decoded to {name}; --dtype float32 rounds none."
+            f"The quantised weights ({', '.join(kinds)}) are decoded to {name}: no compiled kernels serve them here. "
+            "dtype float32 rounds none."
         )
     return model
 
