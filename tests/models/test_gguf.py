@@ -122,6 +122,7 @@ def refuses(path: Path, words: str) -> None:
     with pytest.raises(ModelError, match=words) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
+    assert caught.value.hint
 
 
 CONTRADICTIONS = {

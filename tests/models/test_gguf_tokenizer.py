@@ -189,6 +189,7 @@ def test_a_tokenizer_that_contradicts_itself_is_refused(case: str, pairs: dict[s
     with pytest.raises(ModelError, match=words) as caught:
         gguf_engine(facts(**pairs | keys))
     assert "\n" not in str(caught.value)
+    assert caught.value.hint
 
 
 def test_sampling_is_what_the_file_asks_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
