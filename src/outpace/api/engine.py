@@ -26,6 +26,7 @@ from outpace.models.loading import count_parameters, read_end_tokens
 from outpace.models.opening import locate, open_model
 from outpace.models.unmasking import check_unmasking
 from outpace.run.threads import begin
+from outpace.text import gguf_file
 from outpace.text.chat import Message, is_chat
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter
@@ -96,6 +97,7 @@ def load(
     if is_checked and lm.tokenizer is not None and (note := check_unmasking(target, lm.tokenizer)):
         lm.notes.append(note)
     lm.is_compiled = is_compiled
+    gguf_file.forget()
     lm.load_s = time.perf_counter() - began
     return lm
 

@@ -3,8 +3,8 @@
     python -m outpace.bench.gguf_chat model.gguf --prompts questions.jsonl --limit 20
 
 Each prompt is framed by the file's chat template and written to both in the same ids. Where texts part, the margin is
-how much likelier our token was here than theirs: llama.cpp rounds activations to 8 bits where weights are quantised, and
-its float32 sums run in another order. It needs llama-cpp-python.
+how much likelier our token was here than theirs: llama.cpp rounds activations to 8 bits where weights are quantised,
+and its float32 sums run in another order. It needs llama-cpp-python.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def answers(lm: LanguageModel, peer: Any, prompts: Sequence[tuple[str, str]], ma
         mine, other = (text[at] if at < len(text) else lm.end_tokens[0] for text in (ours, theirs))
         scored = [lm.score([*ids, *ours[:at], token]).log_probs[-1] for token in (mine, other)]
         margin = (scored[0] or 0.0) - (scored[1] or 0.0)
-        spelled = [lm.tokenizer.decode([token], skip_special=False) for token in (mine, other)]
-        found.append(Answer(name, is_cut_alike, at, len(ours), *map(repr, spelled), margin))
+        spelled = [repr(lm.tokenizer.decode([token], skip_special=False)) for token in (mine, other)]
+        found.append(Answer(name, is_cut_alike, at, len(ours), spelled[0], spelled[1], margin))
     return found
 
 
@@ -100,8 +100,14 @@ def _work(given: argparse.Namespace) -> None:
     peer = llama_cpp().Llama(str(given.file), n_ctx=given.context, verbose=False, **threads, **cache)
     found = answers(lm, peer, prompts, given.max_tokens)
     cells = [
-        [one.prompt, "yes" if one.is_cut_alike else "no", f"{one.length} of {one.total}", one.ours, one.theirs]
-        + [f"{one.margin:.4f}" if one.ours else ""]
+        [
+            one.prompt,
+            "yes" if one.is_cut_alike else "no",
+            f"{one.length} of {one.total}",
+            one.ours,
+            one.theirs,
+            f"{one.margin:.4f}" if one.ours else "",
+        ]
         for one in found
     ]
     heads = ["prompt", "same ids", "same tokens", "ours", "theirs", "margin"]
