@@ -262,7 +262,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> None:
         return quantise(files.read(name, shape), bits, 32 if shape[1] % 32 == 0 else 16)
 
     monkeypatch.setattr(TensorFiles, "read_quantised", read)
-    monkeypatch.setattr(TensorFiles, "is_quantised", True)
+    monkeypatch.setattr(TensorFiles, "quantised_kinds", lambda files: ["4 and 8 bits"])
 
 
 @pytest.mark.usefixtures("stored")

@@ -123,14 +123,6 @@ def count_parameters(path: Path) -> int:
         return 0
 
 
-def count_parameters(path: Path) -> int:
-    """Return how many numbers a model's tensors hold; 0 = they cannot be read here."""
-    try:
-        return open_tensors(path).num_values()
-    except ModelError:  # of a model that transformers runs
-        return 0
-
-
 def loading_notes(directory: Path, config: Mapping[str, Any], asked: str | torch.dtype, kind: torch.dtype) -> list[str]:
     """Return what a result should say of files that are not followed to the letter.
 
