@@ -35,11 +35,14 @@ def refused(name: Path | str) -> str:
 
 
 QUANTISED: list[tuple[dict[str, Any], str]] = [
-    ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "GPTQ, 4 bits"),
-    ({"quantization_config": {"quant_method": "awq", "w_bit": 4}}, "AWQ, 4 bits"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4, "is_marlin_format": True}}, "GPTQ, 4 bits"),
+    ({"quantization_config": {"quant_method": "awq", "w_bit": 4, "version": "gemv"}}, "AWQ, 4 bits"),
+    ({"quantization_config": {"quant_method": "auto-round", "bits": 4}}, "AutoRound, 4 bits"),
+    ({"quantization_config": {"quant_method": "torchao"}}, "torchao"),
+    ({"quantization_config": {"quant_method": "exl2", "bits": 4.0}}, "EXL2"),
+    ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, "ModelOpt"),
     ({"quantization_config": {"load_in_8bit": True, "load_in_4bit": False}}, "bitsandbytes, 8 bits"),
     ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes, 4 bits"),
-    ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, "FP8, 8 bits"),
     ({"quantization_config": {"quant_method": "mxfp4"}}, "MXFP4, 4 bits"),
     (
         {
@@ -50,7 +53,7 @@ QUANTISED: list[tuple[dict[str, Any], str]] = [
         },
         "compressed-tensors, 8 bits",
     ),
-    ({"compression_config": {"config_groups": {}}}, "compressed-tensors"),
+    ({"compression_config": {"config_groups": {}, "sparsity_config": {"format": "marlin-24"}}}, "compressed-tensors"),
     ({"quantization": {"group_size": 64, "bits": 4}}, "MLX, 4 bits"),
     ({"quantization_config": {"quant_method": "new-thing"}}, "new-thing"),
     ({"quantization_config": "yes"}, "unnamed"),
@@ -68,7 +71,7 @@ def test_a_quantised_checkpoint_is_named_before_its_weights_are_looked_at(
 
 
 @pytest.mark.parametrize("file", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
-def test_old_quantised_checkpoints_say_it_in_a_file_of_their_own(file: str, copy: Path) -> None:
+def test_a_file_of_settings_beside_plain_weights_is_named(file: str, copy: Path) -> None:
     (copy / file).write_text('{"bits": 4}')
     assert "4 bits" in refused(copy)
 
@@ -173,6 +176,18 @@ def test_end_tokens_that_are_none(stated: Any, copy: Path) -> None:
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": stated}))
     with pytest.raises(ModelError, match="no token id"):
         read_end_tokens(copy)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "quantize_config.json", "model.safetensors.index.json", "x.safetensors"]
+)
+def test_brackets_without_end_are_a_damaged_file(file: str, copy: Path) -> None:
+    nested = b'{"a":' * 5000 + b"1" + b"}" * 5000
+    if file.startswith(("model", "x")):
+        (copy / "model.safetensors").unlink()
+    length = len(nested).to_bytes(8, "little") if file.startswith("x") else b""
+    (copy / file).write_bytes(length + nested)
+    refused(copy)
 
 
 WRONG: dict[str, list[Any]] = {

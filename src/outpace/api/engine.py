@@ -26,6 +26,7 @@ from outpace.models.loading import count_parameters, read_end_tokens
 from outpace.models.opening import locate, open_model
 from outpace.models.unmasking import check_unmasking
 from outpace.run.threads import begin
+from outpace.text import gguf_file
 from outpace.text.chat import Message, is_chat
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter
@@ -44,6 +45,7 @@ def load(
     threads: int | None = None,
     generation_config: str = "model",
     context: int | None = None,
+    adapter: str | Path | None = None,
 ) -> LanguageModel:
     """Load a model by zoo name, directory, GGUF file or hub id.
 
@@ -62,9 +64,11 @@ def load(
             (see `outpace.models.generation`); "none" = it is not read, but for end tokens.
         context: the longest text, prompt included, in tokens; None = what the model was made for. Rotary positions go
             on beyond that, learned ones do not.
+        adapter: the directory of a LoRA, as PEFT saves them, to merge into the weights; None = none, unless `model` is
+            the directory of one, whose model lies in a local directory.
 
     Raises:
-        ModelError: it cannot be found, read or trusted.
+        ModelError: it cannot be found, read or trusted, or the adapter is of another model.
         ConfigError: the card contradicts itself, or fewer threads than one are asked for.
     """
     began, name = time.perf_counter(), path("model", model)
@@ -78,7 +82,8 @@ def load(
     begin(threads)
     directory, _ = locate(name)
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
-    target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0)
+    merged = None if adapter is None else path("adapter", adapter)
+    target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0, merged)
     lm = LanguageModel(
         target,
         Tokenizer.from_directory(directory),
@@ -92,6 +97,7 @@ def load(
     if is_checked and lm.tokenizer is not None and (note := check_unmasking(target, lm.tokenizer)):
         lm.notes.append(note)
     lm.is_compiled = is_compiled
+    gguf_file.forget()
     lm.load_s = time.perf_counter() - began
     return lm
 

@@ -20,6 +20,7 @@ from outpace.cli.options import (
     LAW,
     OUT,
     RUN,
+    AdapterName,
     Cards,
     ChatVariables,
     DeviceName,
@@ -82,6 +83,7 @@ def chat(
     method: Annotated[str, typer.Option(help="How to decode; it changes the speed, never the text.")] = "auto",
     option: MethodOptions = None,
     card: Cards = None,
+    adapter: AdapterName = None,
     generation_config: GenerationConfigName = "model",
     dtype: DtypeName = Dtype.AUTO,
     device: DeviceName = Device.AUTO,
@@ -126,6 +128,7 @@ def chat(
         device=device.value,
         is_compiled=not no_compile,
         card=replaced,
+        adapter=adapter,
         threads=threads,
         generation_config=generation_config,
     )

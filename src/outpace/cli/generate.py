@@ -18,6 +18,7 @@ from outpace.cli.options import (
     LAW,
     OUT,
     RUN,
+    AdapterName,
     Cards,
     ChatVariables,
     DeviceName,
@@ -104,6 +105,7 @@ def generate(
     method: Annotated[str, typer.Option(help="How to decode; `outpace methods` lists all.")] = "autoregressive",
     option: MethodOptions = None,
     card: Cards = None,
+    adapter: AdapterName = None,
     infill: Annotated[
         bool,
         typer.Option("--infill", help="Fill gaps: [[12]] in the prompt stands for 12 tokens.", rich_help_panel=RUN),
@@ -187,6 +189,7 @@ def generate(
             "threads": threads,
             "card": model_card(card or []),
             "generation_config": generation_config,
+            "adapter": adapter,
         },
         run=run,
         law=law,

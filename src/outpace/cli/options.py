@@ -21,6 +21,7 @@ __all__ = [
     "LAW",
     "OUT",
     "RUN",
+    "AdapterName",
     "Cards",
     "ChatVariables",
     "DeviceName",
@@ -43,6 +44,9 @@ _READERS: dict[str, Callable[[Any], Any]] = {"logit_bias": biases, "json_schema"
 _KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": float, "Sequence[int]": list[int]}
 
 ModelName = Annotated[str, typer.Option("--model", help="A shipped model, a directory, a GGUF file or a hub id.")]
+AdapterName = Annotated[
+    str | None, typer.Option("--adapter", metavar="DIR", help="A LoRA (PEFT) to merge into the model.")
+]
 Cards = Annotated[
     list[str] | None,
     typer.Option("--card", metavar="KEY=VALUE", help="What the model's capability card should say instead."),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outpace.cli.options import Cards, DeviceName, DtypeName, ModelName, NoCompile
+from outpace.cli.options import AdapterName, Cards, DeviceName, DtypeName, ModelName, NoCompile
 from outpace.cli.output import print_json, write_text
 from outpace.cli.values import Device, Dtype, model_card, prompt_text
 
@@ -26,6 +26,7 @@ def score(
     dtype: DtypeName = Dtype.AUTO,
     device: DeviceName = Device.AUTO,
     card: Cards = None,
+    adapter: AdapterName = None,
     no_compile: NoCompile = False,
     json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
 ) -> None:
@@ -43,7 +44,7 @@ def score(
     offered = offered_by(model, replaced)
     if offered is not None:  # before any weight is read
         check_causal(offered)
-    lm = load(model, dtype=dtype.value, device=device.value, is_compiled=not no_compile, card=replaced)
+    lm = load(model, dtype=dtype.value, device=device.value, is_compiled=not no_compile, card=replaced, adapter=adapter)
     scored: Scored = lm.score(given)
     print_json(scored.to_dict()) if json else write_text(_table(scored, lm))
 

@@ -1,7 +1,16 @@
 """Compiled CPU kernels: a whole decoder forward in one C call, built on first use where a compiler is found."""
 
-from outpace.kernels.decoder import CompiledDecoder, compile_decoder, supports
+from outpace.kernels.decoder import CompiledDecoder, compile_decoder, new_packer, supports
 from outpace.kernels.library import load as load_library
 from outpace.kernels.library import note, read_bandwidth, warnings
 
-__all__ = ["CompiledDecoder", "compile_decoder", "load_library", "note", "read_bandwidth", "supports", "warnings"]
+__all__ = [
+    "CompiledDecoder",
+    "compile_decoder",
+    "load_library",
+    "new_packer",
+    "note",
+    "read_bandwidth",
+    "supports",
+    "warnings",
+]

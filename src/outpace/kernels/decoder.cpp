@@ -30,6 +30,17 @@ inline float rms_scale(const float* values, int64_t count, int64_t padded, doubl
   return 1.0f / __builtin_sqrtf(sum_lanes(total) / static_cast<float>(count) + static_cast<float>(eps));
 }
 
+// Row `id` of a packed matrix, as floats.
+template <class Type>
+void read_weights(const Matrix& matrix, int64_t id, int64_t inputs, float* to) {
+  const uint8_t* panel = matrix.panel(id / kColumns);
+  if (matrix.is_coded()) return read_column(matrix.coding, panel, id % kColumns, inputs, to);
+  const auto* words = reinterpret_cast<const typename Type::Element*>(panel);
+  for (int64_t k = 0; k < inputs; k++) {
+    to[k] = Type::read_one(words[(k / Type::kPerWord * kColumns + id % kColumns) * Type::kPerWord + k % Type::kPerWord]);
+  }
+}
+
 // One thread's part of a forward.
 template <class Type>
 class Forward {
@@ -66,13 +77,19 @@ class Forward {
 
   // The head by itself: `call_.asked` last hidden states, one after the other, to as many rows of logits.
   void read_out(const Element* hidden) {
+    const Matrix head = decoder_.head();
     uint32_t* to = decoder_.normed.as<uint32_t>();
+    uint32_t* coded = decoder_.coded.as<uint32_t>();
+    const Tiles tiles = tiles_of(call_.asked, head);
     worker_.share(call_.asked, [&](int64_t i) {
-      memset(to + i * sizes_.normed_row, 0, sizes_.normed_row * sizeof(uint32_t));
-      memcpy(to + i * sizes_.normed_row, hidden + i * model_.hidden, model_.hidden * sizeof(Element));
+      uint32_t* row = to + i * sizes_.normed_row;
+      memset(row, 0, sizes_.normed_row * sizeof(uint32_t));
+      memcpy(row, hidden + i * model_.hidden, model_.hidden * sizeof(Element));
+      if (head.is_coded()) encode_words(head, row, tiles.place(coded, i));
     });
     worker_.wait();
-    write_logits({to, sizes_.normed_row, call_.asked}, decoder_.head(), nullptr);
+    if (head.is_coded()) write_logits({coded, 0, call_.asked}, head, nullptr);
+    else write_logits({to, sizes_.normed_row, call_.asked}, head, nullptr);
     worker_.wait();
   }
 
@@ -97,17 +114,17 @@ class Forward {
     const LayerView& layer = decoder_.layers[index];
     const Matrix qkv = decoder_.qkv(layer), output = decoder_.output(layer);
     const Matrix gate_up = decoder_.gate_up(layer), down = decoder_.down(layer);
-    project(layer, normalise(layer.attention_norm, num_tokens(), [](int64_t m) { return m; }), qkv, output);
+    project(layer, normalise(layer.attention_norm, qkv), qkv, output);
     worker_.wait();
     place(layer, index);
     worker_.wait();
     attend(index);
     worker_.wait();
-    add({decoder_.attended.as<uint32_t>(), sizes_.attended_row, num_tokens()}, output, gate_up);
+    add(take(decoder_.attended, sizes_.attended_row, model_.heads * model_.head_dim, output), output, gate_up);
     worker_.wait();
-    activate(normalise(layer.ffn_norm, num_tokens(), [](int64_t m) { return m; }), gate_up, down);
+    activate(normalise(layer.ffn_norm, gate_up), gate_up, down);
     worker_.wait();
-    add({decoder_.activated.as<uint32_t>(), sizes_.activated_row, num_tokens()}, down, after(index));
+    add(take(decoder_.activated, sizes_.activated_row, model_.ffn, down), down, after(index));
     worker_.wait();
   }
 
@@ -116,13 +133,16 @@ class Forward {
   void embed() {
     constexpr int64_t kSegment = 256;  // words per work item: rows of a tied head are gathered word by word
     const int64_t words = sizes_.words(model_.hidden), segments = (words + kSegment - 1) / kSegment;
+    const Matrix embedding = decoder_.embedding();
     worker_.share(num_tokens() * segments, [&](int64_t item) {
       const int64_t m = item / segments, begin = item % segments * kSegment;
       const int64_t end = std::min(words, begin + kSegment);
       if (call_.inputs) {
         copy_inputs(m, begin * Type::kPerWord, std::min(model_.hidden, end * Type::kPerWord));
-      } else {
+      } else if (!embedding.is_coded()) {
         for (int64_t word = begin; word < end; word++) embed_word(m, word);
+      } else if (begin == 0) {
+        read_weights<Type>(embedding, token(m).id, model_.hidden, residual(m));
       }
       // Padding is cleared each time: a row that went NaN in an earlier call has spoiled it.
       if (begin == 0) std::fill(residual(m) + model_.hidden, residual(m) + sizes_.hidden, 0.0f);
@@ -137,53 +157,115 @@ class Forward {
   void embed_word(int64_t m, int64_t word) {
     const int64_t id = token(m).id;
     Element pair[Type::kPerWord] = {};
-    if (model_.embedding) {
-      const Element* row = static_cast<const Element*>(model_.embedding) + id * model_.hidden;
+    if (model_.embedding.data) {
+      const Element* row = reinterpret_cast<const Element*>(model_.embedding.data) + id * model_.hidden;
       for (int i = 0; i < Type::kPerWord && word * Type::kPerWord + i < model_.hidden; i++) {
         pair[i] = row[word * Type::kPerWord + i];
       }
     } else {
-      memcpy(pair, decoder_.head().panel(id / kColumns) + word * kColumns + id % kColumns, sizeof pair);
+      memcpy(pair, decoder_.head().panel(id / kColumns) + word * kRowBytes + id % kColumns * sizeof pair, sizeof pair);
     }
     for (int i = 0; i < Type::kPerWord && word * Type::kPerWord + i < model_.hidden; i++) {
       residual(m)[word * Type::kPerWord + i] = Type::read_one(pair[i]);
     }
   }
 
-  // Rows `source(0..rows-1)` of the residual stream, normalised and rounded. Few rows: every thread writes all of them
-  // into memory of its own; many: shared, with a barrier.
-  template <class Source>
-  Inputs normalise(const float* weight, int64_t rows, const Source& source) {
-    uint32_t* to = decoder_.normed.as<uint32_t>();
-    const auto one = [&](int64_t m) {
-      const float* from = residual(source(m));
-      const Floats scale = splat(rms_scale(from, model_.hidden, sizes_.hidden, model_.norm_eps));
-      Element* row = reinterpret_cast<Element*>(to + m * sizes_.normed_row);
-      for (int64_t i = 0; i < sizes_.hidden; i += kLanes) {
-        Type::write(row + i, load<Floats>(from + i) * scale * load<Floats>(weight + i));
-      }
-    };
+  // Write rows of a product's inputs. Few: every thread writes all of them into memory of its own, found by
+  // `words_in` or `codes_in`; many: shared, with a barrier.
+  template <class One>
+  void prepare(int64_t rows, const One& one) {
     if (rows <= kPrivateRows) {
-      to += worker_.thread * kPrivateRows * sizes_.normed_row;
       for (int64_t m = 0; m < rows; m++) one(m);
     } else {
       worker_.share(rows, one);
       worker_.wait();
     }
-    return {to, sizes_.normed_row, rows};
+  }
+
+  Inputs words_in(int64_t rows) const {
+    const int64_t first = rows <= kPrivateRows ? worker_.thread * kPrivateRows : 0;
+    return {decoder_.normed.as<uint32_t>() + first * sizes_.normed_row, sizes_.normed_row, rows};
+  }
+
+  Inputs codes_in(int64_t rows) const {
+    const int64_t first = rows <= kPrivateRows ? worker_.thread * sizes_.coded(kPrivateRows) : 0;
+    return {decoder_.coded.as<uint32_t>() + first, 0, rows};
+  }
+
+  static Tiles tiles_of(int64_t rows, const Matrix& to) { return {rows, kMaxCodeTile, to.steps}; }
+
+  // The residual stream of all tokens, normalised, and rounded to what the product with `to` reads.
+  Inputs normalise(const float* weight, const Matrix& to) {
+    const Inputs words = words_in(num_tokens());
+    const Inputs coded = codes_in(num_tokens());
+    const Tiles tiles = tiles_of(num_tokens(), to);
+    prepare(num_tokens(), [&](int64_t m) {
+      uint32_t* row = to.is_coded() ? tiles.place(coded.data, m) : words.data + m * words.stride;
+      normalise_row(residual(m), weight, [&](int64_t at, const Floats(&values)[kVectors]) {
+        if (to.is_coded()) encode_block(to.coding, values, row + at / kBlock * kTileBlock);
+        else write_words(row, at, values);
+      });
+    });
+    return to.is_coded() ? coded : words;
+  }
+
+  // Calls `write(position, kColumns values)` all along a row.
+  template <class Write>
+  void normalise_row(const float* from, const float* weight, const Write& write) const {
+    const Floats scale = splat(rms_scale(from, model_.hidden, sizes_.hidden, model_.norm_eps));
+    for (int64_t at = 0; at < sizes_.hidden; at += kColumns) {
+      Floats values[kVectors];
+      for (int v = 0; v < kVectors; v++) {
+        values[v] = load<Floats>(from + at + v * kLanes) * scale * load<Floats>(weight + at + v * kLanes);
+      }
+      write(at, values);
+    }
+  }
+
+  static void write_words(uint32_t* row, int64_t at, const Floats (&values)[kVectors]) {
+    for (int v = 0; v < kVectors; v++) Type::write(reinterpret_cast<Element*>(row) + at + v * kLanes, values[v]);
+  }
+
+  // Round a normed row once more: what the head reads is what a tap of it shows.
+  void encode_words(const Matrix& to, const uint32_t* row, uint32_t* codes) const {
+    for (int64_t at = 0; at < sizes_.hidden; at += kBlock) {
+      Floats values[kVectors];
+      for (int v = 0; v < kVectors; v++) values[v] = Type::read(reinterpret_cast<const Element*>(row) + at + v * kLanes);
+      encode_block(to.coding, values, codes + at / kBlock * kTileBlock);
+    }
+  }
+
+  // Rows that an earlier stage wrote as the product with `to` wants them: words, or floats that are encoded here.
+  Inputs take(const Buffer& from, int64_t stride, int64_t width, const Matrix& to) {
+    if (!to.is_coded()) return {from.as<uint32_t>(), stride, num_tokens()};
+    const Inputs coded = codes_in(num_tokens());
+    const Tiles tiles = tiles_of(num_tokens(), to);
+    prepare(num_tokens(), [&](int64_t m) {
+      encode_row(to.coding, from.as<float>() + m * stride, width, tiles.place(coded.data, m));
+    });
+    return coded;
   }
 
   void answer() {
     const Answer* answers = decoder_.answers.data() + chunk_->answers.begin;
-    const auto source = [&](int64_t i) { return answers[i].token - chunk_->tokens.begin; };
-    const Inputs rows = normalise(model_.final_norm, chunk_->answers.size(), source);
+    const Matrix head = decoder_.head();
+    const int64_t count = chunk_->answers.size();
+    const Inputs words = words_in(count);
+    const Inputs coded = codes_in(count);
+    const Tiles tiles = tiles_of(count, head);
+    prepare(count, [&](int64_t i) {
+      uint32_t* row = words.data + i * words.stride;
+      normalise_row(residual(answers[i].token - chunk_->tokens.begin), model_.final_norm,
+                    [&](int64_t at, const Floats(&values)[kVectors]) { write_words(row, at, values); });
+      if (head.is_coded()) encode_words(head, row, tiles.place(coded.data, i));
+    });
     if (const int64_t last = model_.layers + 1; call_.taps && call_.taps[last]) {
-      worker_.share(rows.rows, [&](int64_t i) {
-        memcpy(tapped(last, answers[i]), rows.data + i * rows.stride, model_.hidden * sizeof(Element));
+      worker_.share(count, [&](int64_t i) {
+        memcpy(tapped(last, answers[i]), words.data + i * words.stride, model_.hidden * sizeof(Element));
       });
     }
     const Matrix first = decoder_.qkv(decoder_.layers[0]);  // of the next call, most likely
-    write_logits(rows, first, answers);
+    write_logits(head.is_coded() ? coded : words, first, answers);
   }
 
   // The head's product: logits in the order of the answers, or, without any, of the rows. Compiled once: a second copy
@@ -233,16 +315,17 @@ class Forward {
     });
   }
 
-  // A panel of `weight` holds half a panel of gates and the same columns of the other branch.
+  // A panel of `weight` holds half a panel of gates and the same columns of the other branch; `then` reads the outcome.
   void activate(const Inputs& in, const Matrix& weight, const Matrix& then) {
     constexpr int kGates = kVectors / 2;
     product<Type>(worker_, in, weight, then, [&](int64_t m, int64_t column, const Sums& sums) {
       uint32_t* row = decoder_.activated.as<uint32_t>() + m * sizes_.activated_row;
-      Element* to = reinterpret_cast<Element*>(row) + column / 2;
       for (int v = 0; v < kGates; v++) {
         const Floats gate = sums[v];
         const Floats silu = gate / (splat(1.0f) + exponential(Floats{} - gate));
-        Type::write(to + v * kLanes, silu * sums[v + kGates]);
+        const int64_t at = column / 2 + v * kLanes;
+        if (then.is_coded()) store(reinterpret_cast<float*>(row) + at, silu * sums[v + kGates]);
+        else Type::write(reinterpret_cast<Element*>(row) + at, silu * sums[v + kGates]);
       }
     });
   }
@@ -326,7 +409,8 @@ class Forward {
     score<Type>(bench_, sight, queries, group, entry(index, 0, row, kv_head, 0), dim);
     for (int64_t q = 0; q < queries; q++) weigh(bench_.scores + q * bench_.slots, bench_.slots);
     gather<Type>(bench_, sight, queries, entry(index, 1, row, kv_head, 0), dim);
-    for (int64_t q = 0; q < queries; q++) give_output(q, item.first + q / group, kv_head * group + q % group);
+    const bool is_coded = decoder_.layers[index].output.coding.bits != 0;
+    for (int64_t q = 0; q < queries; q++) give_output(q, item.first + q / group, kv_head * group + q % group, is_coded);
   }
 
   void take_query(int64_t query, int64_t token, int64_t head) {
@@ -337,10 +421,12 @@ class Forward {
     std::fill(to + model_.head_dim, to + bench_.dims, 0.0f);
   }
 
-  void give_output(int64_t query, int64_t token, int64_t head) {
+  void give_output(int64_t query, int64_t token, int64_t head, bool is_coded) {
     uint32_t* row = decoder_.attended.as<uint32_t>() + (token - chunk_->tokens.begin) * sizes_.attended_row;
-    write_row(reinterpret_cast<Element*>(row) + head * model_.head_dim, bench_.outputs + query * bench_.dims,
-              model_.head_dim);
+    const float* from = bench_.outputs + query * bench_.dims;
+    const int64_t at = head * model_.head_dim;
+    if (is_coded) std::copy(from, from + model_.head_dim, reinterpret_cast<float*>(row) + at);
+    else write_row(reinterpret_cast<Element*>(row) + at, from, model_.head_dim);
   }
 
   Decoder& decoder_;
@@ -376,20 +462,29 @@ void read_out(Decoder& decoder, const Call& call, const void* hidden) {
   });
 }
 
-template <class Type>
-void pack(const void* source, int64_t outputs, int64_t inputs, bool is_gated, uint32_t* to, int64_t threads) {
-  const int64_t half = outputs / 2, steps = (inputs + Type::kPerWord - 1) / Type::kPerWord;
-  const int64_t panels = is_gated ? (half + kColumns / 2 - 1) / (kColumns / 2) : (outputs + kColumns - 1) / kColumns;
+// Fill the panels of a matrix: `pack_one(panel, row_of)` for each, where `row_of(column)` names the row of the source that
+// a column holds, or -1 for padding.
+template <class PackOne>
+void pack(int64_t outputs, bool is_gated, int64_t threads, const PackOne& pack_one) {
+  const int64_t half = outputs / 2, wide = kColumns / 2;
+  const int64_t panels = is_gated ? (half + wide - 1) / wide : (outputs + kColumns - 1) / kColumns;
   in_parallel(threads, [&](int thread, int count) {
     for (int64_t panel = thread; panel < panels; panel += count) {
-      const auto row_of = [&](int column) -> int64_t {
+      pack_one(panel, [&](int column) -> int64_t {
         if (!is_gated) return panel * kColumns + column < outputs ? panel * kColumns + column : -1;
-        const int64_t row = panel * (kColumns / 2) + column % (kColumns / 2);
-        return row >= half ? -1 : column < kColumns / 2 ? row : half + row;
-      };
-      pack_panel<Type>(static_cast<const typename Type::Element*>(source), inputs, steps,
-                       to + panel * steps * kColumns, row_of);
+        const int64_t row = panel * wide + column % wide;
+        return row >= half ? -1 : column < wide ? row : half + row;
+      });
     }
+  });
+}
+
+template <class Type>
+void pack_plain(const void* source, int64_t outputs, int64_t inputs, bool is_gated, uint32_t* to, int64_t threads) {
+  const int64_t steps = (inputs + Type::kPerWord - 1) / Type::kPerWord;
+  pack(outputs, is_gated, threads, [&](int64_t panel, const auto& row_of) {
+    pack_panel<Type>(static_cast<const typename Type::Element*>(source), inputs, steps, to + panel * steps * kColumns,
+                     row_of);
   });
 }
 
@@ -437,6 +532,7 @@ int64_t outpace_head(void* handle, const void* hidden, int64_t rows, void* logit
   call.asked = rows, call.threads = threads, call.logits = logits;
   try {
     decoder.normed.reserve(sizeof(uint32_t) * rows * decoder.sizes.normed_row);
+    decoder.coded.reserve(sizeof(uint32_t) * decoder.sizes.coded(rows));
   } catch (const std::bad_alloc&) {
     return outpace::kNoMemory;
   }
@@ -448,8 +544,50 @@ int64_t outpace_head(void* handle, const void* hidden, int64_t rows, void* logit
 // Pack [outputs, inputs] row by row into panels; gated: the first half of the rows is the gate.
 void outpace_pack(int64_t is_bfloat16, const void* source, int64_t outputs, int64_t inputs, int64_t is_gated,
                   uint32_t* to, int64_t threads) {
-  if (is_bfloat16) outpace::pack<outpace::Bfloat16>(source, outputs, inputs, is_gated, to, threads);
-  else outpace::pack<outpace::Float32>(source, outputs, inputs, is_gated, to, threads);
+  if (is_bfloat16) outpace::pack_plain<outpace::Bfloat16>(source, outputs, inputs, is_gated, to, threads);
+  else outpace::pack_plain<outpace::Float32>(source, outputs, inputs, is_gated, to, threads);
+}
+
+int64_t outpace_panel_bytes(const outpace::Coding* coding, int64_t inputs) {
+  return coding->panel_bytes(outpace::num_blocks(inputs));
+}
+
+// The same for a quantised matrix, into panels of `outpace_panel_bytes` each.
+void outpace_pack_codes(const outpace::Coded* source, int64_t is_gated, uint8_t* to, int64_t threads) {
+  const int64_t bytes = source->coding.panel_bytes(outpace::num_blocks(source->inputs));
+  outpace::pack(source->outputs, is_gated, threads, [&](int64_t panel, const auto& row_of) {
+    memset(to + panel * bytes, 0, bytes);
+    for (int column = 0; column < outpace::kColumns; column++) {
+      const int64_t row = row_of(column);
+      if (row >= 0) outpace::pack_column(*source, row, to + panel * bytes, column);
+    }
+  });
+}
+
+// Rows `ids` of the packed head, or of the embedding, as floats [count, hidden].
+void outpace_rows(void* handle, int64_t is_head, const int64_t* ids, int64_t count, float* to) {
+  const auto& decoder = *static_cast<outpace::Decoder*>(handle);
+  const outpace::Matrix matrix = is_head ? decoder.head() : decoder.embedding();
+  for (int64_t i = 0; i < count; i++, to += decoder.model.hidden) {
+    if (decoder.model.is_bfloat16) outpace::read_weights<outpace::Bfloat16>(matrix, ids[i], decoder.model.hidden, to);
+    else outpace::read_weights<outpace::Float32>(matrix, ids[i], decoder.model.hidden, to);
+  }
+}
+
+// Pack some rows of a quantised head anew.
+void outpace_pack_head(void* handle, const int64_t* ids, int64_t count, uint8_t* to, int64_t threads) {
+  const auto& decoder = *static_cast<outpace::Decoder*>(handle);
+  const outpace::Matrix head = decoder.head();
+  outpace::pack(count, false, threads, [&](int64_t panel, const auto& row_of) {
+    uint8_t* at = to + panel * head.panel_bytes;
+    memset(at, 0, head.panel_bytes);
+    for (int column = 0; column < outpace::kColumns; column++) {
+      if (const int64_t row = row_of(column); row >= 0) {
+        const int64_t id = ids[row];
+        outpace::copy_column(head.coding, head.steps, head.panel(id / outpace::kColumns), id % outpace::kColumns, at, column);
+      }
+    }
+  });
 }
 
 // The candidates of top-k (see select.h): lists [rows, capacity] of logits and ids, from logits [rows, vocab].

@@ -13,16 +13,21 @@
 namespace outpace {
 
 // What Python fills in; every field is 8 bytes. Mirrored by the ctypes structures of `library.py`.
+struct MatrixView {
+  Coding coding;
+  const uint8_t* data;  // panels
+};
+
 struct LayerView {
   const float* attention_norm;  // vectors of floats are padded with zeros to kPadding
-  const uint32_t* qkv;
+  MatrixView qkv;
   const float* qkv_bias;    // null = none
   const float* query_norm;  // null = none
   const float* key_norm;
-  const uint32_t* output;
+  MatrixView output;
   const float* ffn_norm;
-  const uint32_t* gate_up;
-  const uint32_t* down;
+  MatrixView gate_up;
+  MatrixView down;
   int64_t window;  // latest positions seen; 0 = all
   int64_t rope;    // which of the frequency sets turns this layer; -1 = none
 };
@@ -35,9 +40,9 @@ struct ModelView {
   int64_t vocab, hidden, layers, heads, kv_heads, head_dim, ffn, positions;
   double norm_eps, attention_scale;
   const LayerView* layer;
-  const void* embedding;  // [vocab, hidden]; null = read from the packed head
+  MatrixView embedding;  // plain [vocab, hidden], or the panels of a quantised one; null = read from the packed head
   const float* final_norm;
-  const uint32_t* head;
+  MatrixView head;
 };
 
 struct Call {
@@ -125,15 +130,21 @@ struct Sizes {
         projected((m.heads + 2 * m.kv_heads) * m.head_dim),
         projected_row(round_up(projected, kColumns)),
         normed_row(input_stride(words(m.hidden))),
-        attended_row(input_stride(words(m.heads * m.head_dim))),
-        activated_row(input_stride(words(m.ffn))),
+        attended_row(input_stride(round_up(m.heads * m.head_dim, kBlock))),
+        activated_row(input_stride(round_up(m.ffn, kBlock))),
+        coded_tile(kTileBlock * num_blocks(std::max({m.hidden, m.heads * m.head_dim, m.ffn}))),
         head_dim(round_up(m.head_dim, kLanes)),
         item_tokens(std::max<int64_t>(1, kQueries / group)),
         most_tokens(std::max<int64_t>(1, kMostQueries / group)) {}
 
+  // Words of so many encoded rows.
+  int64_t coded(int64_t rows) const { return (rows + kMaxCodeTile - 1) / kMaxCodeTile * coded_tile; }
   int64_t words(int64_t elements) const { return (elements + per_word - 1) / per_word; }
 
-  int64_t per_word, group, hidden, projected, projected_row, normed_row, attended_row, activated_row, head_dim;
+  int64_t per_word, group, hidden, projected, projected_row, normed_row;
+  int64_t attended_row, activated_row;  // room for floats, which rows of a quantised product begin as
+  int64_t coded_tile;  // words of a tile of encoded rows
+  int64_t head_dim;
   int64_t item_tokens, most_tokens;  // per attention item: whatever they see, and where all see the same
 };
 
@@ -160,7 +171,7 @@ struct Decoder {
   int64_t row_slots = 0;      // of the longest row, padded to kLanes
   int64_t bench_floats = 0;   // per thread
   std::vector<Sight> sights;  // [items of the largest chunk, windows]; filled in by the threads (see sight.h)
-  Buffer blocks, runs, masks, residual, normed, projected, attended, activated, bench;
+  Buffer blocks, runs, masks, residual, normed, coded, projected, attended, activated, bench;
   Team team;
 
   Matrix qkv(const LayerView& l) const { return matrix(l.qkv, model.hidden, sizes.projected); }
@@ -168,10 +179,15 @@ struct Decoder {
   Matrix gate_up(const LayerView& l) const { return matrix(l.gate_up, model.hidden, 2 * round_up(model.ffn, kColumns / 2)); }
   Matrix down(const LayerView& l) const { return matrix(l.down, model.ffn, model.hidden); }
   Matrix head() const { return matrix(model.head, model.hidden, model.vocab); }
+  // The matrix that holds the embedding's rows as columns of its panels.
+  Matrix embedding() const { return matrix(model.embedding.data ? model.embedding : model.head, model.hidden, model.vocab); }
 
  private:
-  Matrix matrix(const uint32_t* data, int64_t inputs, int64_t outputs) const {
-    return {data, sizes.words(inputs), (outputs + kColumns - 1) / kColumns};
+  Matrix matrix(const MatrixView& view, int64_t inputs, int64_t outputs) const {
+    const bool is_coded = view.coding.bits != 0;
+    const int64_t steps = is_coded ? num_blocks(inputs) : sizes.words(inputs);
+    const int64_t bytes = is_coded ? view.coding.panel_bytes(steps) : steps * kRowBytes;
+    return {view.coding, view.data, steps, (outputs + kColumns - 1) / kColumns, bytes};
   }
 };
 

@@ -12,22 +12,27 @@ import dataclasses
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.errors import ConfigError
-from outpace.kernels.library import FAILURES, CallView, LayerView, ModelView, empty_buffer, load
+from outpace.kernels.coding import code
+from outpace.kernels.library import FAILURES, CallView, LayerView, MatrixView, ModelView, empty_buffer, load
+from outpace.models.quantised import Quantised
 from outpace.models.rotation import Rotation
 from outpace.models.spec import Spec
 from outpace.models.weights import Matrix, Norm, Weights
 from outpace.types import NO_OUTPUTS, Outputs, Scores
 
-__all__ = ["CompiledDecoder", "TrimmedDecoder", "compile_decoder", "supports"]
+__all__ = ["CompiledDecoder", "Packer", "TrimmedDecoder", "compile_decoder", "new_packer", "supports"]
 
 COLUMNS = 32  # output columns per panel; `kColumns` in gemm.h
 PADDING = 32  # floats that vectors are padded to; `kPadding` in simd.h
+ALIGNMENT = 128  # bytes
+ARENA = 64 << 20  # bytes of memory that matrices are placed in
 TRIM_BYTES = 32 << 20  # freed weights after which memory goes back to the system
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -52,7 +57,8 @@ def compile_decoder(
 ) -> CompiledDecoder | None:
     """Pack the weights for the compiled path, or return None where it cannot serve (`outpace.kernels.note()`).
 
-    Nothing of `weights` but an untied embedding is kept: a tied one is read from the packed head.
+    Nothing of `weights` but an untied embedding is kept: a tied one is read from the packed head. Quantised matrices
+    keep their codes, and their inputs are rounded (`quantised.round_inputs`); `dtype` is that of cache and logits.
 
     Args:
         spec: the decoder's shape.
@@ -68,46 +74,73 @@ def compile_decoder(
     return None if library is None else CompiledDecoder(library, spec, weights, dtype, release)
 
 
-class _Packer:
-    """One buffer that all matrices are packed into, back to back, and the small vectors beside it."""
+def new_packer(spec: Spec, dtype: torch.dtype) -> Packer | None:
+    """Return what packs the quantised matrices of a decoder as they are read, or None where it cannot be compiled."""
+    library = load() if dtype in DTYPES and supports(spec) else None
+    return None if library is None else Packer(library, dtype, release=True)
 
-    def __init__(self, library: ctypes.CDLL, spec: Spec, dtype: torch.dtype, release: bool) -> None:
+
+@dataclass(slots=True)
+class Panels:
+    """A packed matrix: where it lies, how it is stored, its bytes, and the memory that both need."""
+
+    view: MatrixView
+    num_bytes: int
+    kept: list[Tensor]
+
+
+class Packer:
+    """Packs matrices back to back, in the order they are streamed, on huge pages."""
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, release: bool) -> None:
         self.library, self.dtype, self.release = library, dtype, release
         self.per_word = 2 if dtype == torch.bfloat16 else 1
-        ffn = 2 * _round_up(spec.ffn_size, COLUMNS // 2)
-        layer = [
-            (spec.q_size + 2 * spec.kv_size, spec.hidden_size),
-            (spec.hidden_size, spec.q_size),
-            (ffn, spec.hidden_size),
-            (spec.hidden_size, spec.ffn_size),
-        ]
-        words = spec.num_layers * sum(self.num_words(*shape) for shape in layer)
-        words += self.num_words(spec.vocab_size, spec.hidden_size)
-        # One buffer for all, so that weights lie in the order they are streamed, on huge pages.
-        # One panel more: the kernel fetches ahead of what it reads.
-        self.buffer = empty_buffer(library, 4 * words + 128)
-        self.next = _round_up(self.buffer.data_ptr(), 128)
-        self.kept: list[Tensor] = [self.buffer]
+        self.arena, self.next, self.end = torch.empty(0), 0, 0
         self.freed = 0
 
-    def num_words(self, outputs: int, inputs: int) -> int:
-        """Return the 32-bit words of a packed matrix."""
-        return _round_up(outputs, COLUMNS) * math.ceil(inputs / self.per_word)
+    def pack(self, matrix: Matrix, is_gated: bool = False) -> None:
+        """Turn a matrix into `Matrix.panels` and free its own form; gated: the first half of its rows is the gate."""
+        matrix.panels = self.panels(matrix, is_gated)
+        matrix.release()
 
-    def matrix(self, matrix: Matrix, is_gated: bool = False) -> int:
-        """Pack a matrix [outputs, inputs] and return its address."""
+    def panels(self, matrix: Matrix, is_gated: bool = False) -> Panels:
+        """Return a matrix [outputs, inputs] packed, as it may be already."""
+        if isinstance(matrix.panels, Panels):
+            return matrix.panels
+        packed = self._plain(matrix, is_gated) if matrix.quantised is None else self._coded(matrix.quantised, is_gated)
+        if self.release:
+            matrix.release()
+            self._give_back(math.prod(matrix.shape) * (2 if packed.view.coding.bits == 0 else 1))
+        return packed
+
+    def _plain(self, matrix: Matrix, is_gated: bool) -> Panels:
         # A copy of one matrix at a time is all that packing adds to the weights.
         source = matrix.dense().detach().to(self.dtype).contiguous()
         outputs, inputs = source.shape
-        columns = 2 * _round_up(outputs // 2, COLUMNS // 2) if is_gated else outputs
-        address, threads = self.next, torch.get_num_threads()
+        num_bytes = 4 * COLUMNS * _num_panels(outputs, is_gated) * math.ceil(inputs / self.per_word)
+        address, threads = self._place(num_bytes), torch.get_num_threads()
         is_bfloat16 = int(self.dtype == torch.bfloat16)
         self.library.outpace_pack(is_bfloat16, source.data_ptr(), outputs, inputs, int(is_gated), address, threads)
-        self.next += 4 * self.num_words(columns, inputs)
-        if self.release:
-            del source
-            matrix.weight = matrix.packed = None
-            self._give_back(2 * outputs * inputs)
+        return Panels(MatrixView(data=address), num_bytes, [self.arena])
+
+    def _coded(self, quantised: Quantised, is_gated: bool) -> Panels:
+        plan = code(quantised)
+        coding, (outputs, inputs) = plan.coded.coding, quantised.shape
+        num_bytes = _num_panels(outputs, is_gated) * self.library.outpace_panel_bytes(ctypes.byref(coding), inputs)
+        address = self._place(num_bytes)
+        self.library.outpace_pack_codes(ctypes.byref(plan.coded), int(is_gated), address, torch.get_num_threads())
+        kept = [self.arena] if plan.table is None else [self.arena, plan.table]
+        return Panels(MatrixView(coding, address), num_bytes, kept)
+
+    def _place(self, num_bytes: int) -> int:
+        """Return the address of fresh memory; what is not yet written of an arena takes none."""
+        if self.next + num_bytes > self.end:
+            size = max(ARENA, num_bytes) + ALIGNMENT
+            self.arena = empty_buffer(self.library, size)
+            self.next = _round_up(self.arena.data_ptr(), ALIGNMENT)
+            self.end = self.arena.data_ptr() + size
+        address = self.next
+        self.next = _round_up(address + num_bytes, ALIGNMENT)
         return address
 
     def _give_back(self, num_bytes: int) -> None:
@@ -118,6 +151,23 @@ class _Packer:
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
             if trim is not None:
                 trim(0)
+
+
+class _Views:
+    """Fills in what C reads of a decoder, and keeps alive what it points to."""
+
+    def __init__(self, packer: Packer) -> None:
+        self.packer = packer
+        self.kept: list[Tensor] = []
+        self.num_bytes = 0
+        self.embedding: Tensor | None = None  # a plain one of its own; others are read out of panels
+
+    def matrix(self, matrix: Matrix, is_gated: bool = False) -> MatrixView:
+        """Return the view of a packed matrix."""
+        panels = self.packer.panels(matrix, is_gated)
+        self.num_bytes += panels.num_bytes
+        self.kept += panels.kept
+        return panels.view
 
     def vector(self, values: Tensor | None) -> int | None:
         """Keep a padded float32 copy and return its address; None stays None."""
@@ -135,11 +185,14 @@ class _Packer:
     def keep(self, tensor: Tensor) -> int:
         """Hold on to a tensor and return its address."""
         self.kept.append(tensor)
+        self.num_bytes += tensor.numel() * tensor.element_size()
         return tensor.data_ptr()
 
 
 class CompiledDecoder:
     """A decoder on packed weights; made by `compile_decoder`.
+
+    `num_bytes` is the memory of packed weights and kept tensors; rotary tables grow besides.
 
     Forwards on one decoder take turns (they share scratch memory); the logits returned belong to the caller.
     """
@@ -149,11 +202,12 @@ class CompiledDecoder:
     ) -> None:
         self.spec, self.dtype = spec, dtype
         self._library = library
-        packer = _Packer(library, spec, dtype, release)
-        self._layers = _pack_layers(packer, spec, weights)
-        self._view = _model_view(packer, spec, weights, self._layers)
-        self._kept = packer.kept
+        views = _Views(Packer(library, dtype, release))
+        self._layers = _view_layers(views, spec, weights)
+        self._view = _view_model(views, spec, weights, self._layers)
+        self._kept, self.num_bytes = views.kept, views.num_bytes
         self._rotation = Rotation(spec, torch.float32, "cpu", is_half=True)
+        self._table = views.embedding
         self._open()
 
     def _open(self) -> None:
@@ -167,39 +221,54 @@ class CompiledDecoder:
         if getattr(self, "_handle", None):
             self._library.outpace_delete(self._handle)
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the packed weights and kept tensors, in bytes; rotary tables grow besides."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._kept)
-
     def head_rows(self, ids: Tensor) -> Tensor:
-        """Return some rows of the head, [len(ids), hidden], unpacked (see `gemm.h` for the layout)."""
-        steps = math.ceil(self.spec.hidden_size / (2 if self.dtype == torch.bfloat16 else 1))
-        panels, buffer = math.ceil(self.spec.vocab_size / COLUMNS), self._kept[0]
-        begin = self._view.head - buffer.data_ptr()
-        words = buffer[begin : begin + 4 * panels * steps * COLUMNS].view(torch.int32).view(panels, steps, COLUMNS)
-        return words[ids // COLUMNS, :, ids % COLUMNS].contiguous().view(self.dtype)[:, : self.spec.hidden_size]
+        """Return some rows of the head, [len(ids), hidden], in the model's dtype; quantised ones in float32."""
+        return self._rows(ids, is_head=True)
 
-    def trim_head(self, ids: Tensor, embed: Tensor) -> TrimmedDecoder:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings [..., hidden] of tokens: the numbers that a forward begins with."""
+        if self._table is not None:
+            return torch.nn.functional.embedding(tokens, self._table)
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.spec.vocab_size:
+            raise ConfigError(FAILURES[2])
+        return self._rows(tokens.flatten(), is_head=False).view(*tokens.shape, -1)
+
+    def _rows(self, ids: Tensor, is_head: bool) -> Tensor:
+        ids, rows = ids.contiguous(), torch.empty(len(ids), self.spec.hidden_size)
+        self._library.outpace_rows(self._handle, int(is_head), ids.data_ptr(), len(ids), rows.data_ptr())
+        view = self._view.head if is_head or not self._view.embedding.data else self._view.embedding
+        return rows if view.coding.bits else rows.to(self.dtype)
+
+    def trim_head(self, ids: Tensor) -> TrimmedDecoder:
         """Return a decoder whose logits are those of some tokens; layers are shared, the head is packed anew.
 
         Args:
             ids: [K] int64 tokens.
-            embed: [V, hidden] the embedding, which a tied model reads from the head that is left out.
         """
-        rows, other = self.head_rows(ids).contiguous(), copy.copy(self)
+        return TrimmedDecoder(self._trim(ids), self)
+
+    def _trim(self, ids: Tensor) -> CompiledDecoder:
+        other = copy.copy(self)
         other._handle = None
         other.spec = dataclasses.replace(self.spec, vocab_size=len(ids))
-        words = _round_up(len(ids), COLUMNS) * math.ceil(self.spec.hidden_size * rows.element_size() / 4)
-        buffer = empty_buffer(self._library, 4 * words + 256)
-        address = _round_up(buffer.data_ptr(), 128)
-        is_bfloat16, threads = int(self.dtype == torch.bfloat16), torch.get_num_threads()
-        self._library.outpace_pack(is_bfloat16, rows.data_ptr(), *rows.shape, 0, address, threads)
+        if self._view.head.coding.bits:
+            panels = self._trim_codes(ids)
+        else:
+            panels = Packer(self._library, self.dtype, False).panels(Matrix(self.head_rows(ids)))
         other._view = ModelView.from_buffer_copy(self._view)
-        other._view.vocab, other._view.head, other._view.embedding = len(ids), address, None
-        other._kept = [buffer, *self._kept]
+        other._view.vocab, other._view.head, other._view.embedding = len(ids), panels.view, MatrixView()
+        other._kept = [*panels.kept, *self._kept]
         other._open()
-        return TrimmedDecoder(other, embed)
+        return other
+
+    def _trim_codes(self, ids: Tensor) -> Panels:
+        ids, coding = ids.contiguous(), self._view.head.coding
+        size = self._library.outpace_panel_bytes(ctypes.byref(coding), self.spec.hidden_size)
+        buffer = empty_buffer(self._library, _num_panels(len(ids)) * size + ALIGNMENT)
+        address = _round_up(buffer.data_ptr(), ALIGNMENT)
+        given = (self._handle, ids.data_ptr(), len(ids), address, torch.get_num_threads())
+        self._library.outpace_pack_head(*given)
+        return Panels(MatrixView(coding, address), buffer.numel(), [buffer])
 
     def forward(
         self,
@@ -325,10 +394,10 @@ class CompiledDecoder:
 
 
 class TrimmedDecoder:
-    """A decoder with some rows of the head; it takes every token, since it embeds them itself."""
+    """A decoder with some rows of the head; it takes every token, which the whole decoder embeds."""
 
-    def __init__(self, decoder: CompiledDecoder, embed: Tensor) -> None:
-        self._decoder, self._embed = decoder, embed
+    def __init__(self, decoder: CompiledDecoder, whole: CompiledDecoder) -> None:
+        self._decoder, self._whole = decoder, whole
 
     def score(
         self,
@@ -343,46 +412,59 @@ class TrimmedDecoder:
     ) -> Scores:
         """As `CompiledDecoder.score`, with logits [B, A, K]."""
         if inputs is None:
-            inputs = torch.nn.functional.embedding(tokens, self._embed)
+            inputs = self._whole.embed(tokens)
         return self._decoder.score(torch.zeros_like(tokens), position, visible, cache, ask, outputs, inputs, skip)
 
     def head(self, hidden: Tensor) -> Tensor:
         """As `CompiledDecoder.head`, with logits [N, K]."""
         return self._decoder.head(hidden)
 
-    def trim_head(self, ids: Tensor, embed: Tensor) -> TrimmedDecoder:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """As `CompiledDecoder.embed`."""
+        return self._whole.embed(tokens)
+
+    def trim_head(self, ids: Tensor) -> TrimmedDecoder:
         """Return a decoder with some of these rows."""
-        return self._decoder.trim_head(ids, embed)
+        return TrimmedDecoder(self._decoder._trim(ids), self._whole)
 
 
-def _pack_layers(packer: _Packer, spec: Spec, weights: Weights) -> ctypes.Array[LayerView]:
-    views = (LayerView * spec.num_layers)()
-    for index, (view, layer) in enumerate(zip(views, weights.layers, strict=True)):
-        view.attention_norm = packer.norm(layer.attn_norm, spec.hidden_size)
-        view.ffn_norm = packer.norm(layer.mlp_norm, spec.hidden_size)
-        view.query_norm, view.key_norm = packer.vector(layer.q_norm), packer.vector(layer.k_norm)
-        view.qkv_bias = packer.vector(layer.qkv.bias)
-        view.qkv, view.output = packer.matrix(layer.qkv), packer.matrix(layer.o)
-        view.gate_up, view.down = packer.matrix(layer.up, is_gated=True), packer.matrix(layer.down)
+def _view_layers(views: _Views, spec: Spec, weights: Weights) -> ctypes.Array[LayerView]:
+    layers = (LayerView * spec.num_layers)()
+    for index, (view, layer) in enumerate(zip(layers, weights.layers, strict=True)):
+        view.attention_norm = views.norm(layer.attn_norm, spec.hidden_size)
+        view.ffn_norm = views.norm(layer.mlp_norm, spec.hidden_size)
+        view.query_norm, view.key_norm = views.vector(layer.q_norm), views.vector(layer.k_norm)
+        view.qkv_bias = views.vector(layer.qkv.bias)
+        view.qkv, view.output = views.matrix(layer.qkv), views.matrix(layer.o)
+        view.gate_up, view.down = views.matrix(layer.up, is_gated=True), views.matrix(layer.down)
         view.window, view.rope = spec.windows[index] or 0, spec.rope_index[index]
-    return views
+    return layers
 
 
-def _model_view(packer: _Packer, spec: Spec, weights: Weights, layers: ctypes.Array[LayerView]) -> ModelView:
-    view = ModelView(is_bfloat16=packer.dtype == torch.bfloat16, is_full=spec.attention == "full")
+def _view_model(views: _Views, spec: Spec, weights: Weights, layers: ctypes.Array[LayerView]) -> ModelView:
+    dtype = views.packer.dtype
+    view = ModelView(is_bfloat16=dtype == torch.bfloat16, is_full=spec.attention == "full")
     view.block, view.is_shifted = spec.block_size, spec.logits_shift
     view.vocab, view.hidden, view.layers = spec.vocab_size, spec.hidden_size, spec.num_layers
     view.heads, view.kv_heads, view.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
     view.ffn, view.positions = spec.ffn_size, spec.max_positions
     view.norm_eps, view.attention_scale = spec.norm_eps, spec.attn_scale
     view.layer = ctypes.cast(layers, ctypes.POINTER(LayerView))
-    view.final_norm = packer.norm(weights.final_norm, spec.hidden_size)
+    view.final_norm = views.norm(weights.final_norm, spec.hidden_size)
     # Asked before packing frees the head: a tied embedding is read back from the packed head, which saves a copy.
-    is_tied = weights.head.weight is weights.embed
-    view.head = packer.matrix(weights.head)
-    if not is_tied:
-        view.embedding = packer.keep(weights.embed.detach().to(packer.dtype).contiguous())
+    is_tied = weights.is_tied
+    view.head = views.matrix(weights.head)
+    if not is_tied and weights.table is not None:
+        view.embedding = views.matrix(weights.table)
+    elif not is_tied:
+        views.embedding = weights.embed.detach().to(dtype).contiguous()
+        view.embedding.data = views.keep(views.embedding)
     return view
+
+
+def _num_panels(outputs: int, is_gated: bool = False) -> int:
+    """Return the panels of a matrix; of a gated one, each holds half a panel of gates."""
+    return math.ceil(outputs // 2 / (COLUMNS // 2)) if is_gated else math.ceil(outputs / COLUMNS)
 
 
 def _flags(chosen: Sequence[int], count: int) -> ctypes.Array[ctypes.c_uint8] | None:

@@ -1,32 +1,35 @@
 // Matrix products over packed weights: outputs[m][n] = sum over k of inputs[m][k] * weight[n][k].
 //
 // A panel holds kColumns output columns: for every step (one float, or a pair of bfloat16, of the inputs) the words of
-// all its columns, so that a panel is read linearly whatever the number of rows. Each output is one chain of
-// accumulations over the steps, in order, in its own lane: its bits depend neither on the rows computed beside it nor
-// on the thread. Threads take panels, never parts of a sum.
+// all its columns, so that a panel is read linearly whatever the number of rows; those of quantised matrices are in
+// codes.h. Each output is one chain of accumulations over the steps, in order, in its own lane: its bits depend neither
+// on the rows computed beside it nor on the thread. Threads take panels, never parts of a sum.
 #pragma once
 
+#include "codes.h"
 #include "simd.h"
 #include "team.h"
 
 namespace outpace {
 
-constexpr int kColumns = 32;
-constexpr int kVectors = kColumns / kLanes;
 constexpr int kMaxTile = kLanes == 16 ? 12 : 3;  // rows per tile: kMaxTile * kVectors sums stay in registers
-constexpr int kLineWords = 16;                   // words per cache line
+constexpr int kLine = 64;                        // bytes per cache line
+constexpr int kLineWords = kLine / 4;
 
 struct Matrix {
-  const uint32_t* data;
-  int64_t steps;   // words per input row
-  int64_t panels;  // groups of kColumns columns
+  Coding coding;
+  const uint8_t* data;
+  int64_t steps;        // words per input row, or blocks
+  int64_t panels;       // groups of kColumns columns
+  int64_t panel_bytes;
 
-  int64_t panel_words() const { return steps * kColumns; }
-  const uint32_t* panel(int64_t index) const { return data + index * panel_words(); }
+  bool is_coded() const { return coding.bits != 0; }
+  const uint8_t* panel(int64_t index) const { return data + index * panel_bytes; }
 };
 
+// Rows that a product reads: words, or, for quantised matrices, tiles of encoded blocks.
 struct Inputs {
-  const uint32_t* data;
+  uint32_t* data;
   int64_t stride;  // words between rows
   int64_t rows;
 };
@@ -34,21 +37,18 @@ struct Inputs {
 // Rows of inputs are kept off multiples of 4 KiB apart: a tile reads one word of each, which would share a cache set.
 constexpr int64_t input_stride(int64_t words) { return round_up(words, kPadding) + kLineWords; }
 
-// kRows rows times one panel. While it runs, kLines cache lines per step of `ahead` (the panel read next) are fetched.
+// kRows rows times one panel: sums [kRows, kColumns]. While it runs, kLines cache lines per step of `ahead` (the panel
+// read next) are fetched.
 template <class Type, int kRows, int kLines>
-inline void multiply(const uint32_t* input, int64_t stride, const uint32_t* panel, int64_t steps,
-                     const uint32_t* ahead, Floats (&sums)[kRows][kVectors]) {
-#pragma GCC unroll 16
-  for (int row = 0; row < kRows; row++) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; v++) sums[row][v] = Floats{};
-  }
+__attribute__((noinline)) void tile(const uint32_t* input, int64_t stride, const uint32_t* panel, int64_t steps,
+                                    const uint8_t* ahead, float* to) {
+  Floats sums[kRows][kVectors] = {};
   for (int64_t step = 0; step < steps; step++) {
     Words weight[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; v++) weight[v] = load<Words>(panel + step * kColumns + v * kLanes);
 #pragma GCC unroll 2
-    for (int line = 0; line < kLines; line++) __builtin_prefetch(ahead + (step * kLines + line) * kLineWords, 0, 2);
+    for (int line = 0; line < kLines; line++) __builtin_prefetch(ahead + (step * kLines + line) * kLine, 0, 2);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
       const Words value = splat_word(input[row * stride + step]);
@@ -56,40 +56,49 @@ inline void multiply(const uint32_t* input, int64_t stride, const uint32_t* pane
       for (int v = 0; v < kVectors; v++) sums[row][v] = Type::step(sums[row][v], weight[v], value);
     }
   }
-}
-
-template <class Type, int kRows, int kLines, class Finish>
-__attribute__((noinline)) void tile(const Inputs& in, int64_t row, const uint32_t* panel, int64_t steps,
-                                    const uint32_t* ahead, int64_t column, const Finish& finish) {
-  Floats sums[kRows][kVectors];
-  multiply<Type, kRows, kLines>(in.data + row * in.stride, in.stride, panel, steps, ahead, sums);
-  for (int i = 0; i < kRows; i++) finish(row + i, column, sums[i]);
+  for (int row = 0; row < kRows; row++) {
+    for (int v = 0; v < kVectors; v++) store(to + row * kColumns + v * kLanes, sums[row][v]);
+  }
 }
 
 // Choose the instantiation for `rows` (1..kMaxTile) at run time.
-template <class Type, int kLines, class Finish, int kRows = kMaxTile>
-inline void tile_of(int64_t rows, const Inputs& in, int64_t row, const uint32_t* panel, int64_t steps,
-                    const uint32_t* ahead, int64_t column, const Finish& finish) {
-  if (rows == kRows) return tile<Type, kRows, kLines>(in, row, panel, steps, ahead, column, finish);
-  if constexpr (kRows > 1) tile_of<Type, kLines, Finish, kRows - 1>(rows, in, row, panel, steps, ahead, column, finish);
+template <class Type, int kLines, int kRows = kMaxTile>
+inline void tile_of(int64_t rows, const uint32_t* input, int64_t stride, const uint32_t* panel, int64_t steps,
+                    const uint8_t* ahead, float* sums) {
+  if (rows == kRows) return tile<Type, kRows, kLines>(input, stride, panel, steps, ahead, sums);
+  if constexpr (kRows > 1) tile_of<Type, kLines, kRows - 1>(rows, input, stride, panel, steps, ahead, sums);
 }
 
-// All rows times one panel, in tiles of nearly equal height. The first passes fetch the next panel: two lines per
-// step in a single pass, or one line in each of the first two.
+// Tile `index` of the rows times one panel. The first passes fetch the next panel: of words, two lines per step in a single
+// pass, or one line in each of the first two; of codes, all in the first.
+template <class Type>
+inline void multiply(const Tiles& tiles, int64_t index, const Inputs& in, const Matrix& weight, const uint8_t* panel,
+                     const uint8_t* next, float* sums) {
+  const int64_t rows = tiles.height(index), steps = weight.steps;
+  if (weight.is_coded()) {
+    const int64_t lines = index == 0 ? (weight.panel_bytes / steps + kLine - 1) / kLine : 0;
+    return multiply_codes(rows, weight.coding, steps, panel, in.data + index * tiles.words, next, lines, sums);
+  }
+  const auto* words = reinterpret_cast<const uint32_t*>(panel);
+  const uint32_t* input = in.data + tiles.first(index) * in.stride;
+  if (tiles.count == 1) return tile_of<Type, 2>(rows, input, in.stride, words, steps, next, sums);
+  if (index < 2) return tile_of<Type, 1>(rows, input, in.stride, words, steps, next + index * steps * kLine, sums);
+  tile_of<Type, 0>(rows, input, in.stride, words, steps, next, sums);
+}
+
+// All rows times one panel, in tiles of nearly equal height.
 template <class Type, class Finish>
-inline void panel_product(const Inputs& in, const Matrix& weight, int64_t index, const uint32_t* next,
+inline void panel_product(const Inputs& in, const Matrix& weight, int64_t index, const uint8_t* next,
                           const Finish& finish) {
-  const uint32_t* panel = weight.panel(index);
-  const int64_t tiles = (in.rows + kMaxTile - 1) / kMaxTile, column = index * kColumns;
-  if (tiles == 1) return tile_of<Type, 2>(in.rows, in, 0, panel, weight.steps, next, column, finish);
-  for (int64_t i = 0, row = 0; i < tiles; i++) {
-    const int64_t rows = in.rows / tiles + (i < in.rows % tiles);
-    if (i < 2) {
-      tile_of<Type, 1>(rows, in, row, panel, weight.steps, next + i * weight.steps * kLineWords, column, finish);
-    } else {
-      tile_of<Type, 0>(rows, in, row, panel, weight.steps, next, column, finish);
+  alignas(64) float buffer[std::max(kMaxTile, kMaxCodeTile) * kColumns];
+  const Tiles tiles(in.rows, weight.is_coded() ? kMaxCodeTile : kMaxTile, weight.steps);
+  for (int64_t i = 0; i < tiles.count; i++) {
+    multiply<Type>(tiles, i, in, weight, weight.panel(index), next, buffer);
+    for (int64_t row = 0; row < tiles.height(i); row++) {
+      Floats sums[kVectors];
+      for (int v = 0; v < kVectors; v++) sums[v] = load<Floats>(buffer + row * kColumns + v * kLanes);
+      finish(tiles.first(i) + row, index * kColumns, sums);
     }
-    row += rows;
   }
 }
 
@@ -99,7 +108,7 @@ template <class Type, class Finish>
 inline void product(Worker& worker, const Inputs& in, const Matrix& weight, const Matrix& then, const Finish& finish) {
   if (in.rows == 0) return worker.claim(0, [](int64_t, bool) {});
   worker.claim(weight.panels, [&](int64_t index, bool is_last) {
-    const uint32_t* next = is_last ? then.panel(worker.first(then.panels)) : weight.panel(index + 1);
+    const uint8_t* next = is_last ? then.panel(worker.first(then.panels)) : weight.panel(index + 1);
     panel_product<Type>(in, weight, index, next, finish);
   });
 }

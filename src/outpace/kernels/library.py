@@ -12,7 +12,20 @@ from torch import Tensor
 from outpace.kernels.build import build
 from outpace.sampling.truncation import use_selector
 
-__all__ = ["FAILURES", "CallView", "LayerView", "ModelView", "Reader", "load", "note", "read_bandwidth", "warnings"]
+__all__ = [
+    "FAILURES",
+    "CallView",
+    "Coded",
+    "Coding",
+    "LayerView",
+    "MatrixView",
+    "ModelView",
+    "Reader",
+    "load",
+    "note",
+    "read_bandwidth",
+    "warnings",
+]
 
 # Return codes of `outpace_forward` after 0 = done.
 FAILURES = {
@@ -26,23 +39,45 @@ FAILURES = {
 MOST_SELECTED = 64  # the largest top-k whose candidates are found from maxima of groups; there are 64 at least
 
 
+class Coding(Structure):
+    """Mirror of the C++ `Coding`: how a quantised matrix is stored; all zero = plain words."""
+
+    _fields_ = [
+        *[(name, c_int64) for name in ("bits", "group", "factors", "has_shift", "zero")],
+        ("table", c_void_p),
+    ]
+
+
+class Coded(Structure):
+    """Mirror of the C++ `Coded`: a quantised matrix before it is packed."""
+
+    _fields_ = [
+        ("coding", Coding),
+        *[(name, c_int64) for name in ("outputs", "inputs")],
+        ("codes", c_void_p),
+        ("factors", c_void_p * 2),
+        ("whole", c_void_p * 2),
+    ]
+
+
+class MatrixView(Structure):
+    """Mirror of the C++ `MatrixView`."""
+
+    _fields_ = [("coding", Coding), ("data", c_void_p)]
+
+
 class LayerView(Structure):
     """Mirror of the C++ `LayerView`."""
 
     _fields_ = [
-        (name, c_void_p)
-        for name in (
-            "attention_norm",
-            "qkv",
-            "qkv_bias",
-            "query_norm",
-            "key_norm",
-            "output",
-            "ffn_norm",
-            "gate_up",
-            "down",
-        )
-    ] + [("window", c_int64), ("rope", c_int64)]
+        ("attention_norm", c_void_p),
+        ("qkv", MatrixView),
+        *[(name, c_void_p) for name in ("qkv_bias", "query_norm", "key_norm")],
+        ("output", MatrixView),
+        ("ffn_norm", c_void_p),
+        *[(name, MatrixView) for name in ("gate_up", "down")],
+        *[(name, c_int64) for name in ("window", "rope")],
+    ]
 
 
 class ModelView(Structure):
@@ -54,7 +89,9 @@ class ModelView(Structure):
         ("positions", c_int64),
         *[(name, c_double) for name in ("norm_eps", "attention_scale")],
         ("layer", POINTER(LayerView)),
-        *[(name, c_void_p) for name in ("embedding", "final_norm", "head")],
+        ("embedding", MatrixView),
+        ("final_norm", c_void_p),
+        ("head", MatrixView),
     ]
 
 
@@ -83,6 +120,14 @@ def load(machine: str | None = None) -> ctypes.CDLL | None:
     library.outpace_delete.restype = None
     library.outpace_pack.argtypes = [c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64]
     library.outpace_pack.restype = None
+    library.outpace_panel_bytes.argtypes = [POINTER(Coding), c_int64]
+    library.outpace_panel_bytes.restype = c_int64
+    library.outpace_pack_codes.argtypes = [POINTER(Coded), c_int64, c_void_p, c_int64]
+    library.outpace_pack_codes.restype = None
+    library.outpace_pack_head.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int64]
+    library.outpace_pack_head.restype = None
+    library.outpace_rows.argtypes = [c_void_p, c_int64, c_void_p, c_int64, c_void_p]
+    library.outpace_rows.restype = None
     library.outpace_advise.argtypes = [c_void_p, c_int64]
     library.outpace_advise.restype = None
     library.outpace_read.argtypes = [c_void_p, c_int64, c_int64]

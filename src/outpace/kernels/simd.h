@@ -100,6 +100,117 @@ inline Floats exponential(Floats x) {
   return x < lowest ? Floats{} : series * bits<Floats>(exponent);
 }
 
+// 16-bit floats (IEEE, not bfloat16) to 32 bits: exact, also below the normal range.
+inline Floats from_half(const uint8_t* from) {
+  Halves half;
+  memcpy(&half, from, sizeof half);
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps((__m256i)half);
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps((__m128i)half);
+#else
+  const Words word = __builtin_convertvector(half, Words);
+  const Floats size = bits<Floats>((word & 0x7fff) << 13) * splat(0x1p112f);
+  return bits<Floats>(bits<Words>(size) | (word & 0x8000) << 16);
+#endif
+}
+
+inline float half_to_float(const uint8_t* from) {
+  uint8_t lanes[2 * kLanes] = {};
+  memcpy(lanes, from, 2);
+  return from_half(lanes)[0];
+}
+
+inline Floats to_floats(Ints value) { return __builtin_convertvector(value, Floats); }
+
+// Signed bytes to and from 32 bits; what does not fit is cut off.
+inline Ints widen_bytes(const uint8_t* from) {
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  const Bytes bytes = load<Bytes>(from);
+#if defined(__AVX512F__)
+  return (Ints)_mm512_cvtepi8_epi32((__m128i)bytes);
+#else
+  return __builtin_convertvector(bytes, Ints);
+#endif
+}
+
+inline void narrow_bytes(int8_t* to, Ints value) {
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+#if defined(__AVX512F__)
+  store(to, (Bytes)_mm512_cvtepi32_epi8((__m512i)value));
+#else
+  store(to, __builtin_convertvector(value, Bytes));
+#endif
+}
+
+inline int32_t sum_lanes(Ints value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)value);
+#else
+  int32_t total = 0;
+  for (int i = 0; i < kLanes; i++) total += value[i];
+  return total;
+#endif
+}
+
+#if !defined(__AVX512VNNI__) && !defined(__AVXVNNI__) && (defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__)))
+#define OUTPACE_BYTE_PAIRS 1
+// Products of bytes, added in pairs to 16 bits (the caller sees to it that they fit), then in pairs to 32.
+inline Ints add_fours(Words codes, Words input) {
+#if defined(__AVX512BW__)
+  return (Ints)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)codes, (__m512i)input), _mm512_set1_epi16(1));
+#else
+  return (Ints)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)codes, (__m256i)input), _mm256_set1_epi16(1));
+#endif
+}
+#endif
+
+// Add to each lane the products of its four unsigned bytes, of kBits bits, and four signed ones of at most +-127: exact.
+template <int kBits>
+inline Ints dot(Ints sum, Words codes, Words input) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)input);
+#elif defined(__AVXVNNI__)
+  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)input);
+#elif defined(OUTPACE_BYTE_PAIRS)
+  if constexpr (kBits < 8) return sum + add_fours(codes, input);
+  sum += add_fours(codes & 0x7f7f7f7f, input);  // a pair is at most 2 * 128 * 127: 16 bits hold it
+  return sum + add_fours(codes & 0x80808080, input);
+#else
+#pragma GCC unroll 4
+  for (int byte = 0; byte < 4; byte++) {
+    sum += bits<Ints>(codes >> 8 * byte & 0xff) * (bits<Ints>(input << (24 - 8 * byte)) >> 24);
+  }
+  return sum;
+#endif
+}
+
+inline int32_t max_lanes(Ints value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_epi32((__m512i)value);
+#else
+  int32_t most = value[0];
+  for (int i = 1; i < kLanes; i++) most = value[i] > most ? value[i] : most;
+  return most;
+#endif
+}
+
+// Replace each byte, below 16, by the byte of a table; `table` repeats its 16 bytes.
+inline Words look_up(Words table, Words index) {
+#if defined(__AVX512BW__)
+  return (Words)_mm512_shuffle_epi8((__m512i)table, (__m512i)index);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  return (Words)_mm256_shuffle_epi8((__m256i)table, (__m256i)index);
+#else
+  uint8_t from[sizeof table], at[sizeof index];
+  memcpy(from, &table, sizeof table);
+  memcpy(at, &index, sizeof index);
+  for (uint8_t& byte : at) byte = from[byte];
+  memcpy(&index, at, sizeof index);
+  return index;
+#endif
+}
+
 inline Floats widen(Halves half) { return bits<Floats>(__builtin_convertvector(half, Words) << 16); }
 
 // To bfloat16, nearest even; NaN stays NaN.

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from outpace.errors import ModelError
 from outpace.models.families import Family
+from outpace.models.quantised import Quantised, join
 from outpace.models.spec import Spec, rotary_order
 from outpace.models.tensors import TensorFiles
-from outpace.models.weights import LayerWeights, Matrix, Norm, Weights
+from outpace.models.weights import LayerWeights, Matrix, Norm, Packer, Weights
 
 __all__ = ["assemble"]
 
@@ -20,16 +21,34 @@ Shuffle = Callable[[Tensor], Tensor]
 
 
 def assemble(
-    files: TensorFiles, spec: Spec, family: Family, dtype: torch.dtype, device: torch.device, pack: bool
+    files: TensorFiles,
+    spec: Spec,
+    family: Family,
+    dtype: torch.dtype,
+    device: torch.device,
+    pack: bool,
+    packer: Packer | None = None,
 ) -> Weights:
-    """Read all weights; every tensor of the files is used, every parameter is filled, or `ModelError`."""
-    reader = _Reader(files, spec, family, dtype, device)
+    """Read all weights; every tensor of the files is used, every parameter is filled, or `ModelError`.
+
+    Args:
+        files: the tensors by name.
+        spec: the decoder's shape.
+        family: the names of its tensors.
+        dtype: what plain matrices are converted to.
+        device: where to put them.
+        pack: reorder the layers' matrices for oneDNN.
+        packer: keeps quantised matrices as they are stored; None = they are read as plain ones.
+    """
+    reader = _Reader(files, spec, family, dtype, device, packer)
     weights = reader.outer()
     for index in range(spec.num_layers):
         layer = reader.layer(index)
-        if pack:  # at once, so that one matrix exists twice, never the model
-            for matrix in layer.matrices():
+        for matrix in layer.matrices():  # at once, so that one matrix exists twice, never the model
+            if pack:
                 matrix.pack()
+            elif packer is not None and matrix.quantised is not None:
+                packer.pack(matrix, is_gated=spec.is_gated and matrix is layer.up)
         weights.layers.append(layer)
     ignored = [re.compile(pattern) for pattern in family.ignored]
     unused = [name for name in files.unused() if not any(pattern.search(name) for pattern in ignored)]
@@ -47,8 +66,15 @@ class _Reader:
     """Finds tensors by role and puts them into the forward's layout."""
 
     def __init__(
-        self, files: TensorFiles, spec: Spec, family: Family, dtype: torch.dtype, device: torch.device
+        self,
+        files: TensorFiles,
+        spec: Spec,
+        family: Family,
+        dtype: torch.dtype,
+        device: torch.device,
+        packer: Packer | None,
     ) -> None:
+        self.packer = packer
         self.files, self.spec, self.family, self.dtype, self.device = files, spec, family, dtype, device
         embed = family.outer["embed"] + ".weight"
         known = [prefix for prefix in family.prefixes if prefix + embed in files]
@@ -63,8 +89,12 @@ class _Reader:
         """Read what lies outside the layers."""
         spec, names = self.spec, self.family.outer
         width = spec.embed_size or spec.hidden_size
-        embed = self._read(self._embed_name(), (spec.vocab_size, width))
-        weights = Weights(embed=embed, layers=[], head=self._head(embed))
+        table = self._quantised(self._embed_name(), spec.vocab_size, width)
+        if table is None:
+            embed = self._read(self._embed_name(), (spec.vocab_size, width))
+            weights = Weights(embed=embed, layers=[], head=self._head(embed))
+        else:
+            weights = self._quantised_outer(Matrix(table))
         if spec.has_final_norm:
             weights.final_norm = self._norm("final_norm", -1)
         if spec.positions == "learned":
@@ -75,6 +105,21 @@ class _Reader:
             weights.project_out = Matrix(self._matrix(self._name("project_out", -1), width, spec.hidden_size))
         return weights
 
+    def _quantised_outer(self, table: Matrix) -> Weights:
+        """Return the embedding and the head, which may be the same, where the embedding is quantised."""
+        assert self.packer is not None
+        self.packer.pack(table)
+        head = table if self._is_tied() else self._head(None)
+        if head.quantised is not None:
+            self.packer.pack(head)
+        embed = self._empty(0, table.shape[1])
+        return Weights(embed=embed, layers=[], head=head, table=table)
+
+    def _is_tied(self) -> bool:
+        """Whether the files hold no head of its own."""
+        name = self._head_name() + ".weight"
+        return self.spec.tie_embeddings and (name not in self.files or self._embed_name() == name)
+
     def _embed_name(self) -> str:
         """Return the embedding's name; of a tied pair, files may hold the head alone."""
         name, head = self._name("embed", -1) + ".weight", self._head_name() + ".weight"
@@ -84,16 +129,19 @@ class _Reader:
         candidates = [prefix + self.family.outer["head"] for prefix in ("", *self._head_prefixes())]
         return next((c for c in candidates if c + ".weight" in self.files), candidates[0])
 
-    def _head(self, embed: Tensor) -> Matrix:
+    def _head(self, embed: Tensor | None) -> Matrix:
         """Return the output matrix: the embedding itself when tied, unless the files hold another one."""
         spec, name = self.spec, self._head_name()
-        is_alone = name + ".weight" not in self.files or self._embed_name() == name + ".weight"
-        if spec.tie_embeddings and is_alone:
+        if embed is not None and self._is_tied():
             return Matrix(embed)
-        head = self._read(name + ".weight", tuple(embed.shape))
-        if spec.tie_embeddings and torch.equal(head, embed):
-            return Matrix(embed)
-        return Matrix(head, self._read(name + ".bias", (spec.vocab_size,)) if spec.head_bias else None)
+        shape = (spec.vocab_size, spec.embed_size or spec.hidden_size)
+        bias = self._read(name + ".bias", (spec.vocab_size,)) if spec.head_bias else None
+        quantised = self._quantised(name + ".weight", *shape)
+        if quantised is not None:
+            return Matrix(quantised, bias)
+        head = self._read(name + ".weight", shape)
+        is_same = embed is not None and spec.tie_embeddings and torch.equal(head, embed)
+        return Matrix(embed) if is_same and embed is not None else Matrix(head, bias)
 
     def _head_prefixes(self) -> list[str]:
         """What may stand before the head's name: nothing, or the wrapper of an image model."""
@@ -103,9 +151,9 @@ class _Reader:
         """Read one layer."""
         spec, roles = self.spec, self.family.layer
         norms = {role: self._norm(role, index) for role in NORMS if role in roles}
-        qkv = Matrix(self._qkv(index), self._qkv_bias(index))
-        o = Matrix(self._matrix(self._name("o", index), spec.hidden_size, spec.q_size))
-        down = Matrix(self._matrix(self._name("down", index), spec.hidden_size, spec.ffn_size))
+        qkv = Matrix(self._quantised_qkv(index) or self._qkv(index), self._qkv_bias(index))
+        o = Matrix(self._either(self._name("o", index), spec.hidden_size, spec.q_size))
+        down = Matrix(self._either(self._name("down", index), spec.hidden_size, spec.ffn_size))
         if spec.o_bias:
             o.bias = self._vector(self._name("o", index), spec.hidden_size)
         if spec.mlp_bias:
@@ -120,6 +168,27 @@ class _Reader:
         return layer
 
     # Fused matrices
+
+    def _quantised_qkv(self, index: int) -> Quantised | None:
+        """Return what `_qkv` returns, if all of it is quantised."""
+        spec, roles = self.spec, self.family.layer
+        sizes = {"qkv": spec.q_size + 2 * spec.kv_size} if "qkv" in roles else {}
+        sizes = sizes or {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
+        found = self._joined(index, sizes)
+        if found is None:
+            return None
+        rows = self._order_heads(torch.arange(found.shape[0]))
+        return found if torch.equal(rows, torch.arange(len(rows))) else found.rows(rows)
+
+    def _joined(self, index: int, sizes: dict[str, int]) -> Quantised | None:
+        """Return the matrices of some roles, of so many rows, one below the other, if all are quantised."""
+        parts = []
+        for role, rows in sizes.items():
+            part = self._quantised(self._name(role, index) + ".weight", rows, self.spec.hidden_size)
+            if part is None:
+                return None
+            parts.append(part)
+        return join(parts)
 
     def _qkv(self, index: int) -> Tensor:
         """Return [(H + 2K) * D, hidden]; rows of a query or key head in `rotary_order`."""
@@ -167,7 +236,9 @@ class _Reader:
             rows = spec.ffn_size * (2 if spec.is_gated else 1)
             name = self._name("gate_up" if spec.is_gated else "up", index)
             bias = self._vector(name, rows) if spec.mlp_bias else None
-            return Matrix(self._matrix(name, rows, spec.hidden_size), bias)
+            return Matrix(self._either(name, rows, spec.hidden_size), bias)
+        if (found := self._joined(index, {"gate": spec.ffn_size, "up": spec.ffn_size})) is not None:
+            return Matrix(found)
         fused = self._empty(2 * spec.ffn_size, spec.hidden_size)
         bias = self._empty(2 * spec.ffn_size) if spec.mlp_bias else None
         for half, role in enumerate(("gate", "up")):
@@ -202,6 +273,14 @@ class _Reader:
     def _name(self, role: str, index: int) -> str:
         names = self.family.outer if index < 0 else self.family.layer
         return self.prefix + names[role].format(index)
+
+    def _either(self, name: str, rows: int, columns: int) -> Quantised | Tensor:
+        """Return a matrix as it is stored, where that can be kept, else a plain one."""
+        found = self._quantised(name + ".weight", rows, columns)
+        return self._matrix(name, rows, columns) if found is None else found
+
+    def _quantised(self, name: str, rows: int, columns: int) -> Quantised | None:
+        return None if self.packer is None else self.files.read_quantised(name, (rows, columns))
 
     def _matrix(self, name: str, rows: int, columns: int) -> Tensor:
         if self.family.is_transposed:

@@ -173,8 +173,7 @@ def _centred(codes: Bytes, bits: int, scales: NDArray[np.int8], factor: Floats, 
     """Return codes that stand for their distance from a middle."""
     scale = factor[..., None] * scales
     made = _made(codes, bits, scale, -middle * scale)
-    if scales.size and scales.min() > -128:  # one more than kernels hold; files written well have none
-        made.coarse = (torch.from_numpy(factor), torch.from_numpy(-middle * factor))
+    made.coarse = (torch.from_numpy(factor), torch.from_numpy(-middle * factor))
     return made
 
 

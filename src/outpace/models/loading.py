@@ -12,11 +12,14 @@ import torch
 from outpace.errors import ModelError, nearest
 from outpace.models.assemble import assemble
 from outpace.models.card import CARD_TABLE, read_card
-from outpace.models.checkpoint import check_checkpoint, check_file, has_adapter
+from outpace.models.checkpoint import check_checkpoint, check_file
 from outpace.models.config_values import token_ids
 from outpace.models.gguf import GgufTensors
 from outpace.models.gguf_config import gguf_config
+from outpace.models.hfquant_files import QuantisedFiles
+from outpace.models.hfquant_settings import read_quantisation
 from outpace.models.lookup import find_family, make_spec
+from outpace.models.lora import AdaptedFiles, has_adapter
 from outpace.models.tensors import TensorFiles, find_tensor_files
 from outpace.models.transformer import Kernels, Transformer, spec_capabilities
 from outpace.models.weights import can_pack
@@ -52,6 +55,7 @@ def load_model(
     pack: bool | None = None,
     revision: str | None = None,
     card: Mapping[str, Any] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Transformer:
     """Load a decoder.
 
@@ -64,6 +68,7 @@ def load_model(
         pack: on the eager path, reorder matrices for oneDNN; None = where that exists, False = plain torch only.
         revision: commit, branch or tag on the hub.
         card: fields of the capability card that replace what the files and the table of families say.
+        adapter: the directory of a LoRA to merge into the weights.
     """
     directory = resolve(name, revision)
     if not directory.is_file():
@@ -72,26 +77,43 @@ def load_model(
     spec, family = make_spec(config, context, card), find_family(config)
     place = pick_device(device)
     files = open_tensors(directory)
+    if adapter is not None:
+        files = AdaptedFiles(files, Path(adapter).expanduser(), family, spec.tie_embeddings)
     kind = pick_dtype(dtype, config, place, files.stored_dtype())
     is_served = place.type == "cpu" and kind in (torch.float32, torch.bfloat16)
     compiler = kernels if kernels is not None and is_served and kernels.supports(spec) else None
     is_packed = compiler is None and (can_pack(kind, place) if pack is None else pack)
+    # Codes are kept where the dtype is left to us and kernels read them; else they are decoded to what is computed in.
+    packer = compiler.new_packer(spec, kind) if compiler is not None and dtype == "auto" else None
     with torch.no_grad():
-        model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed), pack=is_packed)
+        model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed, packer), pack=is_packed)
     if compiler is not None:
         model.compile(compiler, pack)
     model.notes += [*loading_notes(directory, config, dtype, kind), *files.notes]
-    if dtype == "auto" and (kinds := files.quantised_kinds()):
+    if dtype == "auto" and model.path != "compiled" and (kinds := files.quantised_kinds()):
         name = str(kind).removeprefix("torch.")
         model.notes.append(
-            f"The file's weights ({', '.join(kinds)}) are decoded to {name}; --dtype float32 rounds none."
+            f"The quantised weights ({', '.join(kinds)}) are decoded to {name}: no compiled kernels serve them here. "
+            "dtype float32 rounds none."
         )
     return model
 
 
 def open_tensors(path: Path) -> TensorFiles:
-    """Return the tensors of a model directory or GGUF file, by their Hugging Face names."""
-    return GgufTensors(read_gguf(path), read_config(path)) if path.is_file() else TensorFiles(find_tensor_files(path))
+    """Return the tensors of a model directory or GGUF file by their Hugging Face names, decoded as they are read."""
+    config = read_config(path)
+    if path.is_file():
+        return GgufTensors(read_gguf(path), config)
+    files = find_tensor_files(path)
+    quantisation = read_quantisation(path, config)
+    if quantisation is None:
+        return TensorFiles(files)
+    if find_family(config).is_transposed:
+        raise ModelError(
+            f"This is a quantised checkpoint ({quantisation.name}) of a family whose matrices lie transposed.",
+            "There is no reader for it: use the unquantised checkpoint.",
+        )
+    return QuantisedFiles(files, quantisation)
 
 
 def count_parameters(path: Path) -> int:

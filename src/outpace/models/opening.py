@@ -10,6 +10,7 @@ from outpace.errors import ConfigError, ModelError
 from outpace.models.checkpoint import check_checkpoint
 from outpace.models.loading import load_model, read_capabilities, read_config, resolve
 from outpace.models.lookup import is_native
+from outpace.models.lora import base_directory
 from outpace.models.transformer import Kernels
 from outpace.types import Adapter, Capabilities
 
@@ -22,16 +23,26 @@ def locate(name: str) -> tuple[Path, bool]:
     """Return a model's directory or GGUF file, and whether the native decoder serves it.
 
     Args:
-        name: a zoo name, directory, GGUF file or hub id; "hf:NAME" asks for the transformers adapter.
+        name: a zoo name, directory, GGUF file or hub id; "hf:NAME" asks for the transformers adapter. The directory of
+            a LoRA alone stands for that of its model.
     """
-    directory = resolve(name.removeprefix(_PREFIX))
-    if directory.is_file():
+    directory, has_loader, _ = _find(name)
+    return directory, has_loader
+
+
+def _find(name: str) -> tuple[Path, bool, Path | None]:
+    """Return what `locate` returns, and the directory of a LoRA if that is what the name stands for."""
+    named = resolve(name.removeprefix(_PREFIX))
+    if named.is_file():
         if name.startswith(_PREFIX):
-            raise ModelError(f"transformers is not asked to read {directory}.", "Leave hf: out.")
-        return directory, True
+            raise ModelError(f"transformers is not asked to read {named}.", "Leave hf: out.")
+        return named, True, None
+    base = base_directory(named)
+    directory = base or named
     if not name.startswith(_PREFIX):  # asked for by name, transformers may read more formats
         check_checkpoint(directory)
-    return directory, not name.startswith(_PREFIX) and is_native(read_config(directory))
+    has_loader = not name.startswith(_PREFIX) and is_native(read_config(directory))
+    return directory, has_loader, named if base else None
 
 
 def offered_by(name: str, card: Mapping[str, Any] | None = None) -> Capabilities | None:
@@ -48,17 +59,28 @@ def open_model(
     kernels: Kernels | None = None,
     card: Mapping[str, Any] | None = None,
     context: int = 0,
+    adapter: str | None = None,
 ) -> Adapter:
     """Load a model by name through the right door; arguments as those of `outpace.load` and `load_model`.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
-        ConfigError: a card that contradicts itself, or one for a model that transformers runs.
+        ConfigError: a card that contradicts itself, or a card or adapter for a model that transformers runs.
     """
-    directory, has_loader = locate(name)
+    directory, has_loader, named = _find(name)
     _check_card(name, has_loader, card)
+    if named is not None and adapter is not None:
+        raise ConfigError(f"{name} is an adapter, and another one was given.", "Leave one out.")
+    lora = named or adapter
     if has_loader:
-        return load_model(directory, dtype=dtype, device=device, kernels=kernels, card=card, context=context)
+        return load_model(
+            directory, dtype=dtype, device=device, kernels=kernels, card=card, context=context, adapter=lora
+        )
+    if lora is not None:
+        raise ConfigError(
+            f"An adapter was given for {name}, but transformers runs that model in its own way.",
+            "Merge it into its model first (peft: merge_and_unload, then save_pretrained).",
+        )
     from outpace.models.hf import load_transformers
 
     if context:
@@ -66,10 +88,10 @@ def open_model(
             f"A context was asked for, but transformers runs {name} in its own way.",
             "Leave it out.",
         )
-    adapter = load_transformers(str(directory), dtype=dtype, device=device)
+    model = load_transformers(str(directory), dtype=dtype, device=device)
     if not name.startswith(_PREFIX):
-        adapter.notes.append("This architecture has no native loader: it runs through transformers, which is slower.")
-    return adapter
+        model.notes.append("This architecture has no native loader: it runs through transformers, which is slower.")
+    return model
 
 
 def _check_card(name: str, has_loader: bool, card: Mapping[str, Any] | None) -> None:

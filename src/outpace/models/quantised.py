@@ -8,6 +8,7 @@ same numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from outpace.errors import ModelError
 
-__all__ = ["Quantised"]
+__all__ = ["Quantised", "join", "quantise", "round_inputs"]
 
 BITS = (4, 5, 6, 8)
 SMALLEST_GROUP = 16
+BLOCK = 32  # inputs that are rounded together in a product
 
 
 @dataclass(slots=True)
@@ -33,8 +35,8 @@ class Quantised:
         shift: [out, groups] float32.
         table: [2 ** bits] int8 that codes stand for, or None where they stand for themselves.
         coarse: how the factors were stored, where they are products, so that kernels can store them so too: float32
-            [out, in / 256] factors of `scale` and of `shift`, with which each is a whole number (|n| < 128 or n < 256)
-            times its factor; None = factors of their own.
+            [out, in / 256] factors of `scale` and of `shift`, with which each is a whole number of 8 bits (-128 to 127
+            or 0 to 255) times its factor; None = factors of their own.
 
     Raises:
         ModelError: shapes, types or group sizes do not agree.
@@ -73,8 +75,91 @@ class Quantised:
         coarse = None if self.coarse is None else (self.coarse[0][index], self.coarse[1][index])
         return Quantised(self.codes[index], self.bits, self.scale[index], self.shift[index], self.table, coarse)
 
+    def product(self, x: Tensor) -> Tensor:
+        """Return x W^T [..., out] as kernels compute it, slowly: x is rounded (`round_inputs`), sums are float64."""
+        return (round_inputs(x) @ self.dense(torch.float64).T).to(x.dtype)
+
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the matrix [out, in]; computed in float32, rounded once."""
         values = self.codes.float() if self.table is None else self.table[self.codes.long()].float()
         grouped = values.view(*self.scale.shape, -1)
         return (grouped * self.scale.unsqueeze(-1) + self.shift.unsqueeze(-1)).view(self.shape).to(dtype)
+
+
+def round_inputs(x: Tensor) -> Tensor:
+    """Return inputs [..., in] as products with quantised matrices read them, in float64.
+
+    Per block of 32 they are whole numbers from -127 to 127, ties to even, times the largest magnitude over 127, in
+    float32. What is not finite spoils its block.
+    """
+    width = x.shape[-1]
+    blocks = torch.nn.functional.pad(x.float(), (0, -width % BLOCK)).unflatten(-1, (-1, BLOCK))
+    top = blocks.abs().amax(-1, keepdim=True)
+    codes = (blocks * torch.where((top > 1e-30) & top.isfinite(), 127 / top, 0.0)).round()
+    rounded: Tensor = codes.double() * (top / 127).double()
+    return rounded.flatten(-2)[..., :width]
+
+
+def join(parts: Sequence[Quantised]) -> Quantised:
+    """Return matrices of equal inputs as one, rows after rows; what differs is brought to the wider form, exactly."""
+    first, *rest = parts
+    if any(not _is_alike(first, part) for part in rest):
+        group = min(part.group for part in parts)
+        parts = [_without_table(part) for part in parts]
+        bits = max(part.bits for part in parts)
+        parts = [_in_form(part, bits, group) for part in parts]
+    coarse = None
+    pairs = [part.coarse for part in parts if part.coarse is not None]
+    if len(pairs) == len(parts):
+        coarse = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+    codes, scale, shift = (torch.cat([getattr(p, name) for p in parts]) for name in ("codes", "scale", "shift"))
+    return Quantised(codes, parts[0].bits, scale, shift, parts[0].table, coarse)
+
+
+def _is_alike(a: Quantised, b: Quantised) -> bool:
+    if (a.table is None) != (b.table is None) or (a.bits, a.group) != (b.bits, b.group):
+        return False
+    return a.table is None or b.table is None or torch.equal(a.table, b.table)
+
+
+def _in_form(matrix: Quantised, bits: int, group: int) -> Quantised:
+    """Return a matrix with wider codes and smaller groups."""
+    scale, shift = (f.repeat_interleave(matrix.group // group, 1) for f in (matrix.scale, matrix.shift))
+    return Quantised(matrix.codes, bits, scale, shift)
+
+
+def _without_table(matrix: Quantised) -> Quantised:
+    """Return a matrix whose codes stand for themselves."""
+    if matrix.table is None:
+        return matrix
+    codes = (matrix.table.to(torch.int16) + 128).to(torch.uint8)[matrix.codes.long()]
+    return Quantised(codes, 8, matrix.scale, matrix.shift - 128 * matrix.scale)
+
+
+def quantise(weight: Tensor, bits: int, group: int) -> Quantised:
+    """Return a matrix rounded to symmetric codes with one float16 scale per group, as GGUF's Q4_0, Q5_0 and Q8_0 are.
+
+    The largest value of a group, whatever its sign, falls on the outermost code; of 8 bits, 127 codes lie on each side.
+
+    Args:
+        weight: [out, in], of any floating dtype.
+        bits: 4, 5, 6 or 8.
+        group: inputs per scale: 16, or a multiple of 32, that divides `in`.
+
+    Raises:
+        ModelError: the sizes do not fit, or a group's scale is beyond float16.
+    """
+    rows, columns = weight.shape
+    if bits not in BITS or group <= 0 or columns % group:
+        raise ModelError(f"{[rows, columns]} cannot be cut into groups of {group} inputs with codes of {bits} bits.")
+    values, zero = weight.float().view(rows, -1, group), 2 ** (bits - 1)
+    if bits == 8:
+        exact = values.abs().amax(-1) / 127
+    else:
+        exact = values.gather(-1, values.abs().argmax(-1, keepdim=True)).squeeze(-1) / -zero
+    scale = exact.half().float()
+    if not scale.isfinite().all():
+        raise ModelError("A weight is too large for float16 scales, or is not a number.")
+    inverse = torch.where(exact == 0, 0.0, 1 / exact)
+    codes = (values * inverse.unsqueeze(-1)).round().add_(zero).clamp_(0, 2 * zero - 1)
+    return Quantised(codes.to(torch.uint8).view(rows, columns), bits, scale, -zero * scale)

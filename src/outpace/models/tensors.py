@@ -32,10 +32,14 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,  # powers of two
 }
 FLOATS = ("F64", "F32", "F16", "BF16")  # what weights are computed from
 MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
 AGAIN = "Delete it and fetch the model again."
+OTHER_CONFIG = "The files are not of this config.json."
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -102,7 +106,7 @@ def _read_index(path: Path) -> dict[str, str]:
         names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         if all(os.path.basename(name) == name for name in names.values()):
             return dict(names)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise ModelError(f"{path} is not a safetensors index.", hint=AGAIN)
 
@@ -118,7 +122,7 @@ def _read_header(path: Path) -> dict[str, Entry]:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             entries = {name: _entry(path, 8 + length, facts) for name, facts in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ModelError(f"{path} has a damaged header.", hint=AGAIN) from None
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
@@ -175,35 +179,47 @@ class TensorFiles:
         """Return the names that nobody read."""
         return sorted(set(self.entries) - self.used)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a result should say of these files."""
+        return []
+
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return a tensor in the file's own dtype; it has to have this shape."""
+        return self.take(name, shape, FLOATS)
+
+    def read_quantised(self, name: str, shape: tuple[int, ...]) -> Quantised | None:
+        """Return a matrix's codes; None = `read` gives it, as always here."""
+        del name, shape
+        return None
+
+    def take(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> Tensor:
+        """Return a tensor as it is stored.
+
+        Args:
+            name: the tensor.
+            shape: that it has to have.
+            dtypes: one of which it has to have, by their names in the file.
+
+        Raises:
+            ModelError: it is missing, or is another.
+        """
         entry = self.entries.get(name)
         if entry is None:
-            raise ModelError(
-                f"Tensor {name} is missing; {list(shape)} was expected.", hint="The files are not of this config.json."
-            )
+            raise ModelError(f"Tensor {name} is missing; {list(shape)} was expected.", hint=OTHER_CONFIG)
         if entry.shape != shape:
             raise ModelError(
-                f"Tensor {name} has shape {list(entry.shape)}; {list(shape)} was expected.",
-                hint="The files are not of this config.json.",
+                f"Tensor {name} has shape {list(entry.shape)}; {list(shape)} was expected.", hint=OTHER_CONFIG
             )
-        if entry.dtype not in FLOATS:
-            raise _quantised(name, entry)
+        if entry.dtype not in dtypes:
+            if dtypes == FLOATS:
+                raise _quantised(name, entry)
+            raise ModelError(f"Tensor {name} is stored as {entry.dtype}, not as {' or '.join(dtypes)}.", OTHER_CONFIG)
         self.used.add(name)
         tensor = torch.empty(shape, dtype=DTYPES[entry.dtype])
         if entry.num_bytes:
             _fill(tensor, entry)
         return tensor
-
-    def read_quantised(self, name: str, shape: tuple[int, ...]) -> Quantised | None:
-        """Return a quantised matrix of this shape as it is stored, or None where `read` gives all there is to it."""
-        del name, shape
-        return None
-
-    @property
-    def notes(self) -> list[str]:
-        """What a result should say of these files."""
-        return []
 
 
 def read_bytes(entry: Entry) -> Tensor:

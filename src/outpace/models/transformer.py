@@ -19,7 +19,7 @@ from outpace.errors import ConfigError
 from outpace.models.attention import additive, attend, chain_mask, window_mask
 from outpace.models.rotation import Rotation, turn
 from outpace.models.spec import Spec
-from outpace.models.weights import LayerWeights, Matrix, Norm, Weights, can_pack
+from outpace.models.weights import LayerWeights, Norm, Packer, Weights, can_pack
 from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
 __all__ = ["CompiledDecoder", "Kernels", "Transformer", "spec_capabilities"]
@@ -48,7 +48,11 @@ class CompiledDecoder(Protocol):
         """Return the logits [N, V] of last hidden states [N, hidden]."""
         ...
 
-    def trim_head(self, ids: Tensor, embed: Tensor) -> CompiledDecoder:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings [..., hidden] of tokens."""
+        ...
+
+    def trim_head(self, ids: Tensor) -> CompiledDecoder:
         """Return a decoder whose logits are those of some tokens."""
         ...
 
@@ -58,6 +62,10 @@ class Kernels(Protocol):
 
     def supports(self, spec: Spec) -> bool:
         """Return whether decoders of this shape can be compiled."""
+        ...
+
+    def new_packer(self, spec: Spec, dtype: torch.dtype) -> Packer | None:
+        """Return what packs quantised matrices as they are read, or None where kernels cannot serve."""
         ...
 
     def compile_decoder(
@@ -144,6 +152,7 @@ class Transformer(Adapter):
 
         The plain matrices are freed then. Otherwise they are packed as `pack` says, and a note tells why.
         """
+        is_tied = self.weights.is_tied
         self._compiled = kernels.compile_decoder(self.spec, self.weights, self.dtype, release=True)
         self.is_invariant = self._compiled is not None
         if self._compiled is None:
@@ -151,6 +160,8 @@ class Transformer(Adapter):
             self._pack(pack)
         else:
             self.path = "compiled"
+            if is_tied:  # the packed head holds the only copy that is needed
+                self.weights.embed = self.weights.embed.new_empty(0, self.spec.hidden_size)
             self.notes += kernels.warnings()
         return self.is_invariant
 
@@ -169,10 +180,9 @@ class Transformer(Adapter):
         trimmed = copy.copy(self)
         trimmed.spec = replace(self.spec, vocab_size=len(ids))
         if self._compiled is not None:
-            trimmed._compiled = self._compiled.trim_head(ids, self.weights.embed)
+            trimmed._compiled = self._compiled.trim_head(ids)
             return trimmed
-        head = self.weights.head
-        rows = Matrix(head.dense()[ids], None if head.bias is None else head.bias[ids])
+        rows = self.weights.head.rows(ids)
         if self.is_packed:
             rows.pack()
         trimmed.weights = replace(self.weights, head=rows)
@@ -187,7 +197,13 @@ class Transformer(Adapter):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
-        x = F.embedding(tokens, self.weights.embed)
+        if self._compiled is not None:
+            return self._compiled.embed(tokens)
+        table = self.weights.table
+        if table is not None:
+            x = table.rows(tokens.flatten()).dense().view(*tokens.shape, -1).to(self.dtype)
+        else:
+            x = F.embedding(tokens, self.weights.embed)
         if self.spec.embed_scale != 1.0:
             x = x * self._embed_scale
         if self.weights.project_in is not None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["LayerWeights", "Matrix", "Norm", "Weights", "can_pack"]
+from outpace.models.quantised import Quantised
+
+__all__ = ["LayerWeights", "Matrix", "Norm", "Packer", "Weights", "can_pack"]
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
@@ -25,14 +28,20 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 class Matrix:
-    """y = x W^T + b. `weight` is [out, in]; after `pack` it is None and oneDNN's own layout takes its place."""
+    """y = x W^T + b. `weight` is [out, in], or `quantised` holds it.
 
-    __slots__ = ("bias", "packed", "shape", "weight")
+    Both are None once it is packed: after `pack`, oneDNN's own layout takes its place in `packed`, and what compiled
+    kernels make of it is `panels`.
+    """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight: Tensor | None = weight
+    __slots__ = ("bias", "packed", "panels", "quantised", "shape", "weight")
+
+    def __init__(self, weight: Tensor | Quantised, bias: Tensor | None = None) -> None:
+        self.weight: Tensor | None = None if isinstance(weight, Quantised) else weight
+        self.quantised: Quantised | None = weight if isinstance(weight, Quantised) else None
         self.bias = bias
         self.packed: Tensor | None = None
+        self.panels: object | None = None
         self.shape = tuple(weight.shape)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -40,6 +49,9 @@ class Matrix:
         if self.packed is not None:
             out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
             return out
+        if self.quantised is not None:
+            out = self.quantised.product(x)
+            return out if self.bias is None else out + self.bias
         return F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
 
     def pack(self, keep: bool = False) -> None:
@@ -51,11 +63,30 @@ class Matrix:
                 self.weight = None
 
     def dense(self) -> Tensor:
-        """Return the plain [out, in] matrix (a copy when packed)."""
+        """Return the plain [out, in] matrix (a copy when packed); of a quantised one in float32."""
         if self.weight is not None:
             return self.weight
+        if self.quantised is not None:
+            return self.quantised.dense()
         assert self.packed is not None
         return self.packed.to_dense().view(self.shape)
+
+    def rows(self, index: Tensor) -> Matrix:
+        """Return some rows (index [K] int64) as a matrix of the same form."""
+        weight = self.dense()[index] if self.quantised is None else self.quantised.rows(index)
+        return Matrix(weight, None if self.bias is None else self.bias[index])
+
+    def release(self) -> None:
+        """Free what the matrix holds: others do."""
+        self.weight = self.packed = self.quantised = None
+
+
+class Packer(Protocol):
+    """Takes matrices one by one as they are read, so that memory never holds a model twice."""
+
+    def pack(self, matrix: Matrix, is_gated: bool = False) -> None:
+        """Turn a matrix into `Matrix.panels` and free its own form; gated: the first half of its rows is the gate."""
+        ...
 
 
 @dataclass(slots=True)
@@ -92,7 +123,11 @@ class LayerWeights:
 
 @dataclass(slots=True)
 class Weights:
-    """All weights. A tied head is a `Matrix` whose weight is the embedding itself."""
+    """All weights. A tied head is a `Matrix` whose weight is the embedding itself.
+
+    A quantised embedding is `table` (the head itself, when tied); `embed` is empty then, but for its dtype, as it is
+    where compiled kernels hold the only copy.
+    """
 
     embed: Tensor  # [V, E] (or [V, embed_size])
     layers: list[LayerWeights]
@@ -101,6 +136,7 @@ class Weights:
     positions: Tensor | None = None  # [max_positions + offset, E], learned positions
     project_in: Matrix | None = None  # OPT 350m
     project_out: Matrix | None = None
+    table: Matrix | None = None  # [V, E]
     notes: list[str] = field(default_factory=list)
 
     def pack(self) -> None:
@@ -112,9 +148,13 @@ class Weights:
         for layer in self.layers:
             for matrix in layer.matrices():
                 matrix.pack()
-        is_tied = self.head.weight is self.embed
-        if not is_tied or 4 * self.embed.numel() <= sum(sizes):
+        if not self.is_tied or 4 * self.embed.numel() <= sum(sizes):
             self.head.pack(keep=False)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return self.head.weight is self.embed or self.head is self.table
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield every stored tensor once."""
@@ -126,12 +166,12 @@ class Weights:
 
     def _all(self) -> Iterator[Tensor | None]:
         yield from (self.embed, self.positions)
-        for matrix in (self.head, self.project_in, self.project_out):
+        for matrix in (self.head, self.project_in, self.project_out, self.table):
             if matrix is not None:
-                yield from (matrix.weight, matrix.packed, matrix.bias)
+                yield from _stored(matrix)
         for layer in self.layers:
             for matrix in layer.matrices():
-                yield from (matrix.weight, matrix.packed, matrix.bias)
+                yield from _stored(matrix)
             for norm in (layer.attn_norm, layer.mlp_norm, layer.attn_post_norm, layer.mlp_post_norm, self.final_norm):
                 if norm is not None:
                     yield from (norm.weight, norm.bias)
@@ -141,3 +181,9 @@ class Weights:
     def num_bytes(self) -> int:
         """Memory of all stored tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+
+
+def _stored(matrix: Matrix) -> Iterator[Tensor | None]:
+    yield from (matrix.weight, matrix.packed, matrix.bias)
+    if matrix.quantised is not None:
+        yield from (matrix.quantised.codes, matrix.quantised.scale, matrix.quantised.shift)

@@ -21,7 +21,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last for brackets without end
         found = None
     if not isinstance(found, dict):
         raise ModelError(f"{path} is not readable JSON of an object.", hint=AGAIN)
