@@ -79,10 +79,10 @@ def read_prompts(name: str, limit: int = 0) -> list[Prompt]:
 def _parse(line: str, name: str, number: int) -> Prompt:
     try:
         fields = json.loads(line)
-        told = (str(fields.get(key, "")) for key in ("origin", "licence"))
+        origin, licence = (str(fields.get(key, "")) for key in ("origin", "licence"))
         is_asked = "text" not in fields
         text = str(fields["user" if is_asked else "text"])
-        return Prompt(name, str(fields.get("id", number)), text, *told, is_asked=is_asked)
+        return Prompt(name, str(fields.get("id", number)), text, origin, licence, is_asked)
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ConfigError(
             f"Line {number + 1} of the prompt set {name!r} is no prompt.", 'Write {"id": "...", "text": "..."}.'
