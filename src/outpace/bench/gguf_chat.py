@@ -4,8 +4,8 @@
 
 Each prompt is framed by the file's chat template and written to both in the same ids. Where texts part, the margin is
 how much likelier our token was here than theirs: llama.cpp rounds activations to 8 bits where weights are quantised,
-and its float32 sums run in another order. With `--expanded` llama.cpp reads the same numbers from a float32 copy that its
-own tool makes, so that only the order of sums is left. It needs llama-cpp-python.
+and its float32 sums run in another order. With `--expanded` llama.cpp reads the same numbers from a float32 copy that
+its own tool makes, so that only the order of sums is left. It needs llama-cpp-python.
 """
 
 from __future__ import annotations
