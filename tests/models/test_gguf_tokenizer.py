@@ -195,7 +195,11 @@ def test_a_tokenizer_that_contradicts_itself_is_refused(case: str, pairs: dict[s
 def test_sampling_is_what_the_file_asks_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.touch()
-    asked = {"general.sampling.temp": 0.5, "general.sampling.top_p": 0.9, "general.sampling.mirostat": 2}
+    asked = {
+        "general.sampling.temp": 0.5,
+        "general.sampling.top_p": float(np.float32(0.9)),
+        "general.sampling.mirostat": 2,
+    }
     monkeypatch.setattr("outpace.models.generation.read_gguf", lambda _: Gguf(path, asked, {}))
     found = read_generation(path)
     assert found.is_sampled

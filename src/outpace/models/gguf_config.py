@@ -15,7 +15,7 @@ import numpy as np
 from outpace.errors import ModelError
 from outpace.models.gguf import read_plain
 from outpace.text.files import AGAIN
-from outpace.text.gguf_file import Gguf
+from outpace.text.gguf_file import Gguf, shortest
 from outpace.text.gguf_tokenizer import end_ids
 
 __all__ = ["gguf_config"]
@@ -64,8 +64,7 @@ class _Keys:
                 raise ModelError(f"{self.gguf.path} says {name} layer by layer, which is not read here.", _OTHERS)
             return int(value[0])
         found = self.gguf.get(name, kind, default)
-        # A float32 as the shortest decimal that means it: what config.json had.
-        return float(str(np.float32(found))) if kind is float and found is not None else found
+        return shortest(found) if kind is float and found is not None else found
 
     def need(self, key: str, kind: type[Any]) -> Any:
         value = self.find(key, kind)

@@ -21,7 +21,7 @@ import numpy as np
 from outpace.errors import ModelError
 from outpace.text.files import AGAIN
 
-__all__ = ["BLOCKS", "Gguf", "Stored", "find_gguf", "forget", "is_gguf", "read_gguf"]
+__all__ = ["BLOCKS", "Gguf", "Stored", "find_gguf", "forget", "is_gguf", "read_gguf", "shortest"]
 
 _MAGIC, _VERSIONS, _ALIGNMENT = b"GGUF", (2, 3), 32
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -116,6 +116,11 @@ _KINDS |= {np.ndarray: "list of numbers"}
 
 def _short(value: Any) -> str:
     return repr(value) if len(repr(value)) < 60 else f"of {len(value)} entries"
+
+
+def shortest(number: float) -> float:
+    """Return a float32 as the shortest decimal that means it: 1e-05, as the model's config said, of 9.9999997e-06."""
+    return float(str(np.float32(number)))
 
 
 def is_gguf(path: Path) -> bool:
