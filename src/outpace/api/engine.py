@@ -46,6 +46,7 @@ def load(
     threads: int | None = None,
     generation_config: str = "model",
     context: int | None = None,
+    graphs: str = "auto",
 ) -> LanguageModel:
     """Load a model by zoo name, directory or hub id.
 
@@ -64,10 +65,12 @@ def load(
             (see `outpace.models.generation`); "none" = it is not read, but for end tokens.
         context: the longest text, prompt included, in tokens; None = what the model was made for. Rotary positions go
             on beyond that, learned ones do not.
+        graphs: on a CUDA device, "auto" = forwards whose shapes come again are recorded as CUDA graphs and replayed;
+            "on" = all small ones are, from their first time on; "off" = none. Drafters follow.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
-        ConfigError: the card contradicts itself, or fewer threads than one are asked for.
+        ConfigError: the card contradicts itself, fewer threads than one are asked for, or graphs without a CUDA device.
     """
     began, name = time.perf_counter(), path("model", model)
     kind, place = _named("dtype", dtype), _named("device", device)
@@ -80,7 +83,7 @@ def load(
     begin(threads)
     directory, _ = locate(name)
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
-    target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0)
+    target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0, graphs)
     lm = LanguageModel(
         target,
         Tokenizer.from_directory(directory),
@@ -93,7 +96,7 @@ def load(
     lm.generation, lm.directory = generation, directory
     if is_checked and lm.tokenizer is not None and (note := check_unmasking(target, lm.tokenizer)):
         lm.notes.append(note)
-    lm.is_compiled = is_compiled
+    lm.is_compiled, lm.graphs = is_compiled, graphs
     lm.load_s = time.perf_counter() - began
     return lm
 
@@ -121,7 +124,7 @@ class LanguageModel:
     ) -> None:
         self.target, self.tokenizer, self.end_tokens = target, tokenizer, tuple(end_tokens)
         self.name, self.dtype, self.device = name, dtype, device
-        self.is_compiled = True
+        self.is_compiled, self.graphs = True, "auto"  # as its partners are loaded
         self.load_s = 0.0
         self.directory: Path | None = None  # its files, where it was loaded from some
         self.notes: list[str] = []  # of loading, for every result

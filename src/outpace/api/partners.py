@@ -51,8 +51,8 @@ class Partners:
                         continue
                     raise
                 if name not in self._models:
-                    backend = kernels if self._lm.is_compiled else None
-                    self._models[name] = open_model(name, self._lm.dtype, self._lm.device, backend)
+                    lm, backend = self._lm, kernels if self._lm.is_compiled else None
+                    self._models[name] = open_model(name, lm.dtype, lm.device, backend, graphs=lm.graphs)
                 other = self._models[name]
             check_partner(
                 role,
