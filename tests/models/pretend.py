@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 CUDA = torch.device("cuda", 0)
 MOVES = ("to", "copy_", "cpu", "cuda", "type_as", "new_tensor")  # what may take tensors of both devices
 HOST_INDEX = ("__getitem__", "__setitem__", "index_put_")  # indices may lie on the CPU
-FACTS = ("__get__", "__set__", "size", "dim", "numel", "stride", "element_size", "data_ptr", "__len__", "tolist", "item")
 
 
 class Pretended(Tensor):
@@ -45,40 +44,41 @@ class Pretended(Tensor):
 
 
 def call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Call a function of torch on the CPU; what it returns lies where its arguments lie, or where it is asked to."""
-    name = getattr(func, "__name__", "")
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    ours = [tensor for tensor in tensors if isinstance(tensor, Pretended)]
-    asked = kwargs.get("device")
-    if name in ("to", "tensor", "new_tensor"):
-        asked = asked or next((a for a in args if isinstance(a, (str, torch.device))), None)
-        other = next((a for a in args[1:] if isinstance(a, Tensor)), None) if name == "to" else None
-        asked = asked if other is None else other.device
-    goes = CUDA if asked is not None and torch.device(asked).type == "cuda" else None
-    if asked is None and ours and not (name == "cpu"):
-        goes = CUDA
-    if ours and name not in (*MOVES, *HOST_INDEX) and any(
-        tensor.dim() and not isinstance(tensor, Pretended) for tensor in tensors
-    ):
-        raise RuntimeError(f"{name}: expected all tensors to be on the same device, found cuda:0 and cpu")
-    if name in HOST_INDEX and not isinstance(args[0], Pretended) and ours:
-        raise RuntimeError(f"{name}: the indexed tensor lies on cpu, an index or a value on cuda:0")
+    """Call a function of torch on the CPU; what it returns lies where its arguments lie, or where it is asked to.
 
-    def plain(leaf: Any) -> Any:
-        if isinstance(leaf, Pretended):
-            return leaf.as_subclass(Tensor)
-        return torch.device("cpu") if isinstance(leaf, torch.device) or leaf in ("cuda", "cuda:0") else leaf
-
+    Raises:
+        RuntimeError: its tensors lie on both devices.
+    """
     with torch._C.DisableTorchFunction():
-        bare, named = tree_map(plain, args), tree_map(plain, kwargs)
-        named.pop("pin_memory", None)
-        found = func(*bare, **named)
-        in_place = name.endswith("_") and not name.startswith("__") and args and isinstance(args[0], Tensor)
-        if in_place:
+        name = getattr(func, "__name__", "")
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        is_ours = any(isinstance(tensor, Pretended) for tensor in tensors)
+        strangers = [tensor for tensor in tensors if tensor.dim() and not isinstance(tensor, Pretended)]
+        if name in HOST_INDEX:
+            strangers = [args[0]] if not isinstance(args[0], Pretended) else []
+        if is_ours and strangers and name not in MOVES:
+            raise RuntimeError(f"{name}: expected all tensors to be on the same device, found cuda:0 and cpu")
+        asked = kwargs.get("device")
+        if name in ("to", "tensor", "new_tensor"):
+            places = [a.device if isinstance(a, Tensor) else a for a in args[1:]]
+            asked = asked or next((a for a in places if isinstance(a, torch.device) or a in ("cpu", "cuda")), None)
+        is_there = is_ours and name != "cpu" if asked is None else torch.device(asked).type == "cuda"
+        named = {key: tree_map(_plain, value) for key, value in kwargs.items() if key != "pin_memory"}
+        found = func(*tree_map(_plain, args), **named)
+        if name.endswith("_") and not name.endswith("__") and isinstance(args[0], Tensor):
             return args[0]
-        if goes is None:
-            return found
-        return tree_map(lambda leaf: leaf.as_subclass(Pretended) if type(leaf) is Tensor else leaf, found)
+        return tree_map(_pretended, found) if is_there else found
+
+
+def _plain(leaf: Any) -> Any:
+    if isinstance(leaf, Pretended):
+        return leaf.as_subclass(Tensor)
+    is_place = isinstance(leaf, torch.device) or (isinstance(leaf, str) and leaf.startswith("cuda"))
+    return torch.device("cpu") if is_place else leaf
+
+
+def _pretended(leaf: Any) -> Any:
+    return leaf.as_subclass(Pretended) if type(leaf) is Tensor else leaf
 
 
 class Placing(TorchFunctionMode):
@@ -95,5 +95,9 @@ class Placing(TorchFunctionMode):
 @contextlib.contextmanager
 def cuda() -> Iterator[None]:
     """Have a CUDA device, in this thread."""
-    with patch("torch.cuda.is_available", lambda: True), Placing():
+    with (
+        patch("torch.cuda.is_available", lambda: True),
+        patch("torch.cuda.get_device_name", lambda *_: "none"),
+        Placing(),
+    ):
         yield

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -47,17 +48,20 @@ class Graph(Protocol):
 Recorder = Callable[[Callable[[], tuple[Tensor, ...]], Any], tuple[Graph, tuple[Tensor, ...]]]
 
 
-def record_on_cuda(function: Callable[[], tuple[Tensor, ...]], pool: Any) -> tuple[Graph, tuple[Tensor, ...]]:
-    """Record a function on the current CUDA device; return the graph, and the tensors that each replay fills.
+def record_on_cuda(
+    device: torch.device, function: Callable[[], tuple[Tensor, ...]], pool: Any
+) -> tuple[Graph, tuple[Tensor, ...]]:
+    """Record a function on a CUDA device; return the graph, and the tensors that each replay fills.
 
     Other threads may use the device meanwhile.
 
     Args:
+        device: where it runs.
         function: launches kernels only; it allocates in the graph's own memory.
         pool: of another graph, to share its memory; None = a new one.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         found = function()
     return graph, found
 
@@ -83,8 +87,8 @@ class Graphs:
         fault: why recording was given up, "" = it was not.
     """
 
-    mode: str = "auto"
-    record: Recorder = record_on_cuda
+    mode: str
+    record: Recorder
     num_recorded: int = 0
     num_replayed: int = 0
     num_plain: int = 0
@@ -110,21 +114,26 @@ class Graphs:
             given: its arguments.
             kept: what a graph reads beside them and the caller's cache; it lives as long as the graph.
         """
-        with torch.no_grad():
-            if self.fault or not self._is_due(key):
-                self.num_plain += 1
-                return forward(*given)
-            with self._lock:  # the graph's tensors are shared by all threads
-                recording = self._known.get(key)
-                if recording is None:
-                    return self._first(key, forward, given, kept)
-                self._known.move_to_end(key)
+        if self.fault or not self._is_due(key):
+            return self._plain(forward, given)
+        with self._lock:  # the graph's tensors are shared by all threads
+            recording = self._known.get(key)
+            if recording is None:
+                return self._first(key, forward, given, kept)
+            self._known.move_to_end(key)
+            with torch.inference_mode():
                 for own, new in zip(recording.given, given, strict=True):
                     if own is not None and new is not None:
                         own.copy_(new, non_blocking=True)
                 recording.graph.replay()
-                self.num_replayed += 1
-                return tuple(tensor.clone() for tensor in recording.found)
+            self.num_replayed += 1
+            return _own(recording.found)
+
+    def _plain(self, forward: Forward, given: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        with torch.inference_mode():
+            found = forward(*given)
+        self.num_plain += 1
+        return _own(found)
 
     def _is_due(self, key: Hashable) -> bool:
         """Return whether a forward of this key is to be recorded or replayed."""
@@ -140,13 +149,13 @@ class Graphs:
         self, key: Hashable, forward: Forward, given: Sequence[Tensor | None], kept: Sequence[object]
     ) -> tuple[Tensor, ...]:
         """Run a forward plainly, which also loads the kernels that it takes, then record it for the next time."""
-        own = [None if tensor is None else tensor.clone() for tensor in given]
-        found = forward(*own)
-        self.num_plain += 1
+        found = self._plain(forward, given)
         try:
-            graph, filled = self.record(lambda: forward(*own), self._pool)
-            graph.replay()
-            is_right = all(_agree(*pair) for pair in zip(filled, found, strict=True))
+            with torch.inference_mode():
+                own = [None if tensor is None else tensor.clone() for tensor in given]
+                graph, filled = self.record(lambda: forward(*own), self._pool)
+                graph.replay()
+                is_right = all(_agree(*pair) for pair in zip(filled, found, strict=True))
         except RuntimeError as error:
             self.fault = f"CUDA graphs were given up: {(str(error).strip().splitlines() or ['?'])[0]}"
             return found
@@ -158,6 +167,12 @@ class Graphs:
         while len(self._known) > MOST_GRAPHS:
             self._known.popitem(last=False)
         return found
+
+
+def _own(found: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return copies made outside inference mode: callers may write into what they get."""
+    with torch.no_grad():
+        return tuple(tensor.clone() for tensor in found)
 
 
 def _agree(ours: Tensor, plain: Tensor) -> bool:
@@ -182,4 +197,4 @@ def make_graphs(mode: str, device: torch.device) -> Graphs | None:
         raise ConfigError(f"graphs is {mode!r}.", f"Use one of {', '.join(MODES)}.")
     if device.type != "cuda" and mode == "on":
         raise ConfigError(f"There are no CUDA graphs on {device.type}.", "Use graphs=auto, or a CUDA device.")
-    return Graphs(mode) if device.type == "cuda" and mode != "off" else None
+    return Graphs(mode, partial(record_on_cuda, device)) if device.type == "cuda" and mode != "off" else None
