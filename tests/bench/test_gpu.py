@@ -74,7 +74,14 @@ def test_what_does_not_fit_is_skipped_and_written_down(tmp_path: Path) -> None:
     assert any("skipped for want of time" in line for line in told)
 
 
-def test_checks_that_fail_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_leaves_time_for_the_next() -> None:
+    budget = gpu.Budget(1000.0, lambda text: None)
+    with budget.within(0.5), budget.within(0.5):
+        assert budget.affords("less", 200.0) and not budget.affords("more", 300.0)
+    assert budget.affords("the rest", 900.0) and budget.skipped == ["more"]
+
+
+def test_checks_that_fail_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def check_nothing(device: str) -> None:
         raise AssertionError(f"Nothing holds on {device}.")
 

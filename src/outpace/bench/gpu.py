@@ -17,6 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,15 @@ class Budget:
         """Seconds left."""
         return self.seconds - (time.monotonic() - self._began)
 
+    @contextmanager
+    def within(self, share: float) -> Iterator[None]:
+        """While in the block, let no more than this share of the time that is left be spent."""
+        whole, self.seconds = self.seconds, self.seconds - (1 - share) * self.left_s
+        try:
+            yield
+        finally:
+            self.seconds = whole
+
     def affords(self, what: str, seconds: float) -> bool:
         """Return whether something that takes about so long still fits; if not, note that it is left out."""
         if self.left_s >= seconds:
@@ -95,17 +105,13 @@ def run(folder: Path, device: str, seconds: float, size: str, tell: Callable[[st
         "exactness": lambda: _exactness(device, size, budget),
         "speed": lambda: _speed(device, size, budget),
     }
-    # Shares of the time behind which a part may not begin anything new, so that the next ones have theirs.
-    for (name, part), share in zip(parts.items(), (0.25, 0.7, 1.0), strict=True):
+    for (name, part), share in zip(parts.items(), (0.25, 0.6, 1.0), strict=True):
         tell(f"== {name}, {budget.left_s:.0f} s left")
-        found[name], whole = [], budget.seconds
-        budget.seconds = share * whole
-        try:
+        found[name] = []
+        with budget.within(share):
             for entry in part():
                 found[name].append(entry)
                 _write(folder, found, budget)
-        finally:
-            budget.seconds = whole
     found["took_s"] = round(seconds - budget.left_s, 1)
     _write(folder, found, budget)
     return found
@@ -154,19 +160,23 @@ def _told(error: Exception) -> str:
 
 
 def _exactness(device: str, size: str, budget: Budget) -> Iterator[dict[str, Any]]:
-    zoo = [("stories", "float64"), ("stories-mask", "float64"), ("stories-block", "float64")]
-    for name, dtype in (*zoo, ("stories", "bfloat16"), ("stories", "float32"), (size, "bfloat16"), (size, "float32")):
-        label = name if name != size else f"random {size}"
-        if not budget.affords(f"exactness on {label} in {dtype}", 8):
+    """Compare on every model and precision, those that tell most first, none at the cost of all others."""
+    wanted = [("stories", "float64"), (size, "bfloat16"), ("stories", "bfloat16"), ("stories-mask", "float64")]
+    wanted += [("stories-block", "float64"), (size, "float32"), ("stories", "float32")]
+    for number, (name, dtype) in enumerate(wanted):
+        if not budget.affords(f"exactness on {name} in {dtype}", 8):
             continue
-        if name != size:
-            lm = load(name, dtype=dtype, device=device, is_compiled=False)
-            prompts = [lm.encode(text) for text in PROMPTS[:4]]
-        else:
-            lm = LanguageModel(random_decoder(size, dtype, device), name=label, dtype=dtype, device=device)
-            lm.target.graphs = make_graphs("auto", torch.device(device))  # type: ignore[attr-defined]
-            prompts = _random_prompts(lm)
-        yield from compare_exact(lm, prompts, dtype, budget)
+        with budget.within(min(1.0, 1.6 / (len(wanted) - number))):
+            if name == size:
+                lm = LanguageModel(
+                    random_decoder(size, dtype, device), name=f"random {size}", dtype=dtype, device=device
+                )
+                lm.target.graphs = make_graphs("auto", torch.device(device))  # type: ignore[attr-defined]
+                prompts = _random_prompts(lm)
+            else:
+                lm = load(name, dtype=dtype, device=device, is_compiled=False)
+                prompts = [lm.encode(text) for text in PROMPTS[:4]]
+            yield from compare_exact(lm, prompts, dtype, budget)
 
 
 def _random_prompts(lm: LanguageModel) -> list[list[int]]:
