@@ -12,7 +12,7 @@ import torch
 from outpace.api.engine import LanguageModel
 from outpace.bench import gpu
 from outpace.bench.prompts import Prompt
-from outpace.bench.random_llama import hf_twin, random_decoder
+from outpace.bench.random_llama import first_layers, hf_twin, random_decoder
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,8 @@ def test_exact_methods_are_compared_with_plain_decoding(lm: LanguageModel, monke
     assert all(line["tokens"] == 16 and not line["flips"] and not line["fault"] for line in ours)
     assert [line["method"] for line in lines if "No drafter" in line.get("not_run", "")] == ["draft-model"] * 2
     assert not gpu.faults({"exactness": lines})
+    drafted = list(gpu.compare_exact(lm, [[5, 6, 7]], "float64", budget, ["draft-model"], first_layers(lm.target)))
+    assert all(line["tokens"] == 8 and not line["flips"] for line in drafted)
 
 
 def test_a_text_that_leaves_plain_decoding_is_a_fault(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

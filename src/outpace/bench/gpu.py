@@ -30,7 +30,7 @@ from outpace.bench.arms import Arm, OurArm, Request
 from outpace.bench.options import BenchOptions
 from outpace.bench.peers import HfArm
 from outpace.bench.prompts import Prompt, read_prompts
-from outpace.bench.random_llama import hf_twin, random_decoder
+from outpace.bench.random_llama import first_layers, hf_twin, random_decoder
 from outpace.bench.speed import measure
 from outpace.errors import OutpaceError
 from outpace.methods.base import Method
@@ -41,7 +41,7 @@ from outpace.models.transformer import Transformer
 from outpace.testing.certificate import Flip
 from outpace.testing.certify import PROMPTS, logit_drift
 from outpace.testing.device import DEVICE_CHECKS
-from outpace.types import Guarantee
+from outpace.types import Adapter, Guarantee
 
 __all__ = ["Budget", "compare_exact", "main", "run", "time_arms"]
 
@@ -167,16 +167,17 @@ def _exactness(device: str, size: str, budget: Budget) -> Iterator[dict[str, Any
         if not budget.affords(f"exactness on {name} in {dtype}", 8):
             continue
         with budget.within(min(1.0, 1.6 / (len(wanted) - number))):
+            draft = None
             if name == size:
-                lm = LanguageModel(
-                    random_decoder(size, dtype, device), name=f"random {size}", dtype=dtype, device=device
-                )
-                lm.target.graphs = make_graphs("auto", torch.device(device))  # type: ignore[attr-defined]
+                target = random_decoder(size, dtype, device)
+                target.graphs = make_graphs("auto", torch.device(device))
+                draft = first_layers(target)
+                lm = LanguageModel(target, name=f"random {size}", dtype=dtype, device=device)
                 prompts = _random_prompts(lm)
             else:
                 lm = load(name, dtype=dtype, device=device, is_compiled=False)
                 prompts = [lm.encode(text) for text in PROMPTS[:4]]
-            yield from compare_exact(lm, prompts, dtype, budget)
+            yield from compare_exact(lm, prompts, dtype, budget, draft=draft)
 
 
 def _random_prompts(lm: LanguageModel) -> list[list[int]]:
@@ -187,7 +188,12 @@ def _random_prompts(lm: LanguageModel) -> list[list[int]]:
 
 
 def compare_exact(
-    lm: LanguageModel, prompts: Sequence[list[int]], dtype: str, budget: Budget, names: Sequence[str] = ()
+    lm: LanguageModel,
+    prompts: Sequence[list[int]],
+    dtype: str,
+    budget: Budget,
+    names: Sequence[str] = (),
+    draft: Adapter | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield, per exact method and law, where its texts leave those of its reference: never in float64.
 
@@ -200,6 +206,7 @@ def compare_exact(
         dtype: its name.
         budget: the time.
         names: of the methods; empty = all.
+        draft: for methods that need a draft model; None = the one that is known for the model.
     """
     tolerance = 0.0 if dtype == "float64" else 2 * logit_drift(lm.target, prompts)
     written: dict[tuple[str, str], list[Result]] = {}
@@ -213,21 +220,25 @@ def compare_exact(
         seen: list[dict[str, Any]] = []
         for law, arguments in _LAWS.items():
             given: dict[str, Any] = {"max_tokens": _TOKENS, "ignore_eos": True, "seed": 3, **arguments}
+            given |= {"is_cancelled": lambda: budget.left_s <= 0, "models": {} if draft is None else {"draft": draft}}
             line: dict[str, Any] = {"model": lm.name, "dtype": dtype, "method": name, "law": law, "fault": ""}
             flips: list[dict[str, Any]] = []
             line |= {"flips": flips, "tokens": 0, "kept": 0}
             try:
                 key = repr(method.reference()), law
                 if key not in written:
-                    more = {} if dtype == "float64" else {"record": ("margins",)}
+                    more: dict[str, Any] = {} if dtype == "float64" else {"record": ("margins",)}
                     written[key] = lm.generate(list(prompts), method=method.reference(), **given, **more)
                 ours = lm.generate(list(prompts), method=method, **given)
-                allowed = tolerance / arguments.get("temperature", 1.0)
-                flips += [dataclasses.asdict(flip) for flip in _flips(written[key], ours, allowed)]
-                line["tokens"] = sum(len(result.tokens) for result in ours)
-                line["kept"] = sum(result.usage.num_accepted for result in ours)
-                if dtype == "bfloat16" and law == "greedy" and not method.needs.has_tree:
-                    line["batch_invariant"], line["fault"] = _invariant(lm, method, prompts[0], given)
+                if budget.affords(f"the rest of {name} on {lm.name} in {dtype}", 0):
+                    allowed = tolerance / arguments.get("temperature", 1.0)
+                    flips += [dataclasses.asdict(flip) for flip in _flips(written[key], ours, allowed)]
+                    line["tokens"] = sum(len(result.tokens) for result in ours)
+                    line["kept"] = sum(result.usage.num_accepted for result in ours)
+                    if dtype == "bfloat16" and law == "greedy" and not method.needs.has_tree:
+                        line["batch_invariant"], line["fault"] = _invariant(lm, method, prompts[0], given, budget)
+                else:  # texts were broken off
+                    line["not_run"] = "There was no time."
             except OutpaceError as error:  # another model is needed, say
                 line["not_run"] = str(error)
             except Exception as error:
@@ -248,16 +259,21 @@ def _flips(plain: Sequence[Result], ours: Sequence[Result], allowed: float) -> I
             yield Flip(row, at, margin, allowed)
 
 
-def _invariant(lm: LanguageModel, method: Method, ids: list[int], given: dict[str, Any]) -> tuple[bool, str]:
+def _invariant(
+    lm: LanguageModel, method: Method, ids: list[int], given: dict[str, Any], budget: Budget
+) -> tuple[bool | None, str]:
+    """Return whether both texts are the same in batch-invariant mode (None = there was no time), and what is wrong."""
     plain, ours = (
         lm.generate(ids, method=each, is_batch_invariant=True, **given) for each in (method.reference(), method)
     )
+    if budget.left_s <= 0:
+        return None, ""
     is_same = plain.tokens == ours.tokens
     return is_same, "" if is_same else "the text differs in batch-invariant mode."
 
 
 def _verdict(lines: Sequence[dict[str, Any]]) -> str:
-    told = [line["fault"] or line.get("not_run", "") for line in lines]
+    told: list[str] = [line["fault"] or line.get("not_run", "") for line in lines]
     if any(told):
         return next(text for text in told if text)
     flips = [flip for line in lines for flip in line["flips"]]
@@ -319,10 +335,9 @@ def time_arms(
         target.graphs = make_graphs("auto" if mode == "on" else "off", torch.device(device))
         bare = LanguageModel(target, None, name=lm.name, dtype=lm.dtype, device=lm.device)
         for name in names:
-            arm = OurArm(bare, load_method(name)(), f"graphs {mode}", name)
-            arms.append(arm)
+            arms.append(OurArm(bare, load_method(name)(), f"graphs {mode}", name))
             if target.graphs is not None:
-                recorders[arm.name] = target.graphs
+                recorders[arms[-1].name] = target.graphs
     try:
         twin = hf_twin(lm.target)
         arms += [HfArm(twin, mode, "", device) for mode in ("plain", "prompt-lookup")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from outpace.models.spec import Spec
 from outpace.models.transformer import Transformer
 from outpace.models.weights import LayerWeights, Matrix, Norm, Weights
 
-__all__ = ["SHAPES", "hf_twin", "random_decoder"]
+__all__ = ["SHAPES", "first_layers", "hf_twin", "random_decoder"]
 
 _COMMON = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
 # 1,104,152,576 parameters in the larger one: the layers of Llama 3.2 1B under a vocabulary of 32,000.
@@ -80,6 +81,15 @@ def random_decoder(size: str, dtype: str, device: str, seed: int = 0) -> Transfo
 
 def _spec(size: str) -> Spec:
     return make_spec({**_COMMON, **SHAPES[size]})
+
+
+def first_layers(model: Transformer, count: int = 1) -> Transformer:
+    """Return a drafter made of a decoder's first layers; its weights are the decoder's own."""
+    spec = model.spec
+    kept = replace(spec, num_layers=count, windows=spec.windows[:count], rope_index=spec.rope_index[:count])
+    drafter = Transformer(kept, replace(model.weights, layers=model.weights.layers[:count]), pack=False)
+    drafter.graphs = None if model.graphs is None else model.graphs.fresh()
+    return drafter
 
 
 def hf_twin(model: Transformer) -> Any:
