@@ -21,12 +21,12 @@ from torch import Tensor
 
 from outpace.errors import ConfigError
 
-__all__ = ["MODES", "Graph", "Graphs", "Recorder", "extent_for", "make_graphs", "record_on_cuda"]
+__all__ = ["FIRST_EXTENT", "MODES", "Graph", "Graphs", "Recorder", "extent_for", "make_graphs", "record_on_cuda"]
 
 MODES = ("auto", "on", "off")
 MOST_GRAPHS = 64  # kept; the one that was replayed longest ago goes first
 PATIENCE = 4  # in "auto" mode, a shape is recorded when it comes for this time
-FIRST_EXTENT = 256  # slots; more are looked at in powers of two, so that few graphs serve a growing text
+FIRST_EXTENT = 256  # slots; more are looked at in powers of two, so that few graphs serve a growing text; see new_cache
 # What a first replay may differ by from the same forward run plainly, relative to the largest value.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from outpace.cache import FIRST_SLOTS, Cache
 from outpace.errors import ConfigError
 from outpace.models.attention import additive, attend, chain_mask, window_mask
-from outpace.models.graphs import Graphs, extent_for
+from outpace.models.graphs import FIRST_EXTENT, Graphs, extent_for
 from outpace.models.rotation import Rotation, Tables, turn
 from outpace.models.spec import Spec
 from outpace.models.weights import LayerWeights, Matrix, Norm, Weights, can_pack
@@ -186,10 +186,12 @@ class Transformer(Adapter):
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return an empty cache: per layer a key and a value buffer, each [rows, K, slots, D], slots up to capacity."""
         spec = self.spec
+        if self.graphs is not None:  # a graph serves caches of one size that lie in one place, so few sizes are used
+            capacity = -(-capacity // FIRST_EXTENT) * FIRST_EXTENT
         shape = (rows, spec.num_kv_heads, min(capacity, FIRST_SLOTS), spec.head_dim)
         if self.graphs is None:
             buffers = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2 * spec.num_layers)]
-        else:  # one piece of memory, which the next text is likely to get again, and with it the graphs
+        else:  # one piece of memory, which the next text is likely to get again
             buffers = list(torch.zeros((2 * spec.num_layers, *shape), dtype=self.dtype, device=self.device))
         return Cache(buffers, 2, counter, [0] * rows, limit=capacity)
 
