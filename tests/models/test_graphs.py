@@ -40,7 +40,8 @@ def pair(more: dict[str, object], mode: str = "on") -> tuple[Transformer, Transf
         if spec.positions == "learned":
             weights.positions = torch.randn(spec.max_positions, spec.hidden_size)
         models.append(Transformer(spec, weights, pack=False))
-    models[1].graphs = Graphs(mode, tape.record)
+    models[1].use_graphs(Graphs(mode, tape.record))
+    assert [model.path for model in models] == ["torch", "graphs"]  # measured costs are kept apart
     return models[0], models[1]
 
 
@@ -211,7 +212,9 @@ def test_a_tape_finds_what_depends_on_values() -> None:
 def test_recorded_forwards_never_look_at_values(name: str) -> None:
     with FakeTensorMode():
         model = pair(SPECS[name])[1]
-        model.graphs = Graphs("auto", tape.record)  # fake tensors cannot be recorded: the forward that would be is run
+        model.use_graphs(
+            Graphs("auto", tape.record)
+        )  # fake tensors cannot be recorded: the forward that would be is run
         for lengths in ([5], [3, 8]):
             cache = model.new_cache(len(lengths), 32)
             cache.lengths = lengths

@@ -164,15 +164,16 @@ def _exactness(device: str, size: str, budget: Budget) -> Iterator[dict[str, Any
     wanted = [("stories", "float64"), (size, "bfloat16"), ("stories", "bfloat16"), ("stories-mask", "float64")]
     wanted += [("stories-block", "float64"), (size, "float32"), ("stories", "float32")]
     for number, (name, dtype) in enumerate(wanted):
-        if not budget.affords(f"exactness on {name} in {dtype}", 8):
+        label = name if name != size else f"random {size}"
+        if not budget.affords(f"exactness on {label} in {dtype}", 8):
             continue
         with budget.within(min(1.0, 1.6 / (len(wanted) - number))):
             draft = None
             if name == size:
                 target = random_decoder(size, dtype, device)
-                target.graphs = make_graphs("auto", torch.device(device))
+                target.use_graphs(make_graphs("auto", torch.device(device)))
                 draft = first_layers(target)
-                lm = LanguageModel(target, name=f"random {size}", dtype=dtype, device=device)
+                lm = LanguageModel(target, name=label, dtype=dtype, device=device)
                 prompts = _random_prompts(lm)
             else:
                 lm = load(name, dtype=dtype, device=device, is_compiled=False)
@@ -219,6 +220,8 @@ def compare_exact(
             return
         seen: list[dict[str, Any]] = []
         for law, arguments in _LAWS.items():
+            if seen and budget.left_s <= 0:  # what was broken off is on record
+                break
             given: dict[str, Any] = {"max_tokens": _TOKENS, "ignore_eos": True, "seed": 3, **arguments}
             given |= {"is_cancelled": lambda: budget.left_s <= 0, "models": {} if draft is None else {"draft": draft}}
             line: dict[str, Any] = {"model": lm.name, "dtype": dtype, "method": name, "law": law, "fault": ""}
@@ -332,7 +335,7 @@ def time_arms(
     recorders: dict[str, Graphs] = {}
     for mode in ("off", "on") if device == "cuda" else ("off",):
         target = copy.copy(lm.target)
-        target.graphs = make_graphs("auto" if mode == "on" else "off", torch.device(device))
+        target.use_graphs(make_graphs("auto" if mode == "on" else "off", torch.device(device)))
         bare = LanguageModel(target, None, name=lm.name, dtype=lm.dtype, device=lm.device)
         for name in names:
             arms.append(OurArm(bare, load_method(name)(), f"graphs {mode}", name))

@@ -88,7 +88,7 @@ def first_layers(model: Transformer, count: int = 1) -> Transformer:
     spec = model.spec
     kept = replace(spec, num_layers=count, windows=spec.windows[:count], rope_index=spec.rope_index[:count])
     drafter = Transformer(kept, replace(model.weights, layers=model.weights.layers[:count]), pack=False)
-    drafter.graphs = None if model.graphs is None else model.graphs.fresh()
+    drafter.use_graphs(None if model.graphs is None else model.graphs.fresh())
     return drafter
 
 

@@ -78,7 +78,8 @@ def load_model(
         model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed), pack=is_packed)
     if compiler is not None:
         model.compile(compiler, pack)
-    model.graphs = recorder
+    if recorder is not None:
+        model.use_graphs(recorder)
     model.notes += loading_notes(directory, config, dtype, kind)
     return model
 

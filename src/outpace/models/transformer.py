@@ -141,7 +141,7 @@ class Transformer(Adapter):
         self._chains: dict[int | None, Tensor] = {}
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.dtype, device=self.device)
         self._compiled: CompiledDecoder | None = None
-        self.graphs: Graphs | None = None  # set by who loads the model; None = every forward is run plainly
+        self.graphs: Graphs | None = None
 
     def compile(self, kernels: Kernels, pack: bool | None = None) -> bool:
         """Hand the weights to compiled kernels, if they can serve this model; return whether they do.
@@ -157,6 +157,10 @@ class Transformer(Adapter):
             self.path = "compiled"
             self.notes += kernels.warnings()
         return self.is_invariant
+
+    def use_graphs(self, graphs: Graphs | None) -> None:
+        """Record and replay small forwards from now on; None = run every forward plainly."""
+        self.graphs, self.path = graphs, "torch" if graphs is None else "graphs"
 
     def _pack(self, wanted: bool | None) -> None:
         self.is_packed = can_pack(self.dtype, self.device) if wanted is None else wanted

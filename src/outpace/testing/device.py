@@ -131,8 +131,9 @@ def check_graphs(device: str, graphs: Graphs | None = None) -> None:
     for kind in (torch.float32, torch.bfloat16):
         plain = load_model("stories-draft", kind, device, graphs="off", pack=False)
         recorded = load_model("stories-draft", kind, device, graphs="off", pack=False)
-        recorded.graphs = found = graphs.fresh() if graphs is not None else make_graphs("on", torch.device(device))
+        found = graphs.fresh() if graphs is not None else make_graphs("on", torch.device(device))
         assert found is not None  # asked for
+        recorded.use_graphs(found)
         caches = [plain.new_cache(2, 80), recorded.new_cache(2, 80)]
         source = torch.Generator().manual_seed(6)
         for step in range(6):
