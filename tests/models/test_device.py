@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pretend
 import pytest
@@ -38,6 +39,40 @@ def test_on_a_device_that_is_not_there(check: Callable[[str], None]) -> None:
 def test_forwards_on_a_device_that_is_not_there() -> None:
     with pretend.cuda():
         checks.check_forwards("cuda", ["stories-block"], [torch.float64])
+
+
+def test_checks_of_texts_run() -> None:
+    checks.check_texts("cpu", 3)
+    checks.check_canvases("cpu", 3)
+
+
+def test_checks_find_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise that is another the second time, a forward that is off, a graph whose replay does nothing."""
+    calls: list[int] = []
+
+    def later(function: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            calls.append(1)
+            return function(*args) if len(calls) % 2 else change(function(*args))
+
+        return wrapped
+
+    monkeypatch.setattr(checks, "uniform", later(checks.uniform, lambda drawn: drawn + 2.0**-52))
+    with pytest.raises(AssertionError, match="uniform noise has other bits"):
+        checks.check_noise("cpu")
+    calls.clear()
+    off = later(checks._forwards, lambda found: {**found, "a tree": found["a tree"] * (1 + 1e-6)})
+    monkeypatch.setattr(checks, "_forwards", off)
+    with pytest.raises(AssertionError, match=r"stories-block in torch\.float64, a tree"):
+        checks.check_forwards("cpu", ["stories-block"], [torch.float64])
+
+    def record_nothing(function: Callable[[], tuple[torch.Tensor, ...]], pool: Any) -> Any:
+        recorded, found = tape.record(function, pool)
+        recorded.notes.clear()
+        return recorded, found
+
+    with pytest.raises(AssertionError, match=r"recorded forward in torch\.float32 is off"):
+        checks.check_graphs("cpu", Graphs("on", record_nothing))
 
 
 def test_a_pretended_device_refuses_what_a_device_refuses() -> None:

@@ -360,6 +360,7 @@ def time_arms(
             "prefill_s": round(statistics.median(sample.prefill_s for sample in samples), 4),
             "tokens": [len(sample.tokens) for sample in samples],
             "tokens_per_forward": round(statistics.median(len(s.tokens) / max(1, s.forwards) for s in samples), 2),
+            "weights_bytes": lm.target.weights.num_bytes,
             "peak_memory_bytes": peaks[arm.name],
             "repeats": len(samples),
             "is_cut_short": is_cut,

@@ -41,11 +41,11 @@ _PROMPTS = ("Once upon a time there was a cat. The cat", "One day, Tom and")
 def check_noise(device: str) -> None:
     """Uniform noise has the same bits; Gumbel noise, which takes logarithms, differs in the last places at most."""
     position, ids = torch.arange(40).view(2, 20) * 977, torch.arange(500)
-    drawn = {}
+    drawn = []
     for place in ("cpu", device):
         key = node_key([row_key(1, 0), row_key(1, 1)], Stream.TARGET, position.to(place), 3)
-        drawn[place] = key.cpu(), uniform(key, ids.to(place)).cpu(), gumbel(key, ids.to(place)).cpu()
-    (keys, plain, noise), (others, ours, shaped) = drawn["cpu"], drawn[device]
+        drawn.append((key.cpu(), uniform(key, ids.to(place)).cpu(), gumbel(key, ids.to(place)).cpu()))
+    (keys, plain, noise), (others, ours, shaped) = drawn
     assert torch.equal(keys, others), "The keys of the noise have other bits than on the CPU."
     assert torch.equal(plain, ours), "The uniform noise has other bits than on the CPU."
     off = float((noise - shaped).abs().max())
@@ -153,25 +153,25 @@ def check_graphs(device: str, graphs: Graphs | None = None) -> None:
         assert counts == (2, 4), f"{counts[0]} forwards were recorded and {counts[1]} replayed, not 2 and 4."
 
 
-def check_texts(device: str) -> None:
+def check_texts(device: str, max_tokens: int = 24) -> None:
     """In float64 the texts are the CPU's, greedy and sampled, plainly decoded and drafted."""
     plain = _language_model("stories", "cpu")
     ours = _language_model("stories", device)
     for temperature in (0.0, 0.8):
-        wanted = plain.generate(list(_PROMPTS), max_tokens=24, temperature=temperature)
+        wanted = plain.generate(list(_PROMPTS), max_tokens=max_tokens, temperature=temperature)
         for method in ("autoregressive", "suffix", "token-recycling", "draft-model"):
-            found = ours.generate(list(_PROMPTS), method=method, max_tokens=24, temperature=temperature)
+            found = ours.generate(list(_PROMPTS), method=method, max_tokens=max_tokens, temperature=temperature)
             is_same = [result.tokens for result in found] == [result.tokens for result in wanted]
             assert is_same, f"{method} at temperature {temperature} writes another text than the CPU does."
 
 
-def check_canvases(device: str) -> None:
+def check_canvases(device: str, max_tokens: int = 16) -> None:
     """In float64 a masked and a block model fill a canvas as on the CPU."""
     for name in ("stories-mask", "stories-block"):
         texts = []
         for place in ("cpu", device):
             lm = _language_model(name, place)
-            found = lm.generate(list(_PROMPTS), method="masked-diffusion", max_tokens=16, temperature=0.7)
+            found = lm.generate(list(_PROMPTS), method="masked-diffusion", max_tokens=max_tokens, temperature=0.7)
             texts.append([result.tokens for result in found])
         assert texts[0] == texts[1], f"{name} writes another text than on the CPU."
 
