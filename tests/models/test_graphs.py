@@ -235,7 +235,9 @@ def test_folded_heads_are_the_same_attention() -> None:
         torch.testing.assert_close(attend_folded(query, key, value, mask, 0.3), wanted, rtol=0, atol=1e-12)
 
 
-def test_graphs_are_refused_where_there_are_none() -> None:
+def test_graphs_are_refused_where_there_are_none(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match="no CUDA graphs on cpu"):
+        outpace.load(tiny, device="cpu", graphs="on")
     with pytest.raises(ConfigError, match="no CUDA graphs on cpu"):
         make_graphs("on", torch.device("cpu"))
     with pytest.raises(ConfigError, match="graphs is 'always'"):

@@ -23,9 +23,11 @@ from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import ConfigError
 from outpace.models.generation import GenerationConfig, read_generation
-from outpace.models.loading import read_end_tokens
+from outpace.models.graphs import make_graphs
+from outpace.models.loading import pick_device, read_end_tokens
 from outpace.models.opening import locate, open_model
 from outpace.models.tensors import TensorFiles
+from outpace.models.transformer import Transformer
 from outpace.models.unmasking import check_unmasking
 from outpace.run.threads import begin
 from outpace.text.chat import Message, is_chat
@@ -81,9 +83,14 @@ def load(
     if context is not None and (context := whole("context", context)) < 1:
         raise ConfigError(f"context is {context}.", "context must be 1 or more.")
     begin(threads)
+    recorder = make_graphs(graphs, pick_device(place))  # it may be refused too
     directory, _ = locate(name)
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
-    target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0, graphs)
+    target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0)
+    if isinstance(target, Transformer):
+        target.use_graphs(recorder)
+    elif graphs == "on":
+        raise ConfigError(f"CUDA graphs were asked for, but transformers runs {name}.", "Use graphs=auto.")
     lm = LanguageModel(
         target,
         Tokenizer.from_directory(directory),

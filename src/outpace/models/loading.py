@@ -14,7 +14,6 @@ from outpace.models.assemble import assemble
 from outpace.models.card import CARD_TABLE, read_card
 from outpace.models.checkpoint import check_checkpoint, check_file, has_adapter
 from outpace.models.config_values import token_ids
-from outpace.models.graphs import make_graphs
 from outpace.models.lookup import find_family, make_spec
 from outpace.models.tensors import TensorFiles, find_tensor_files
 from outpace.models.transformer import Kernels, Transformer, spec_capabilities
@@ -47,7 +46,6 @@ def load_model(
     pack: bool | None = None,
     revision: str | None = None,
     card: Mapping[str, Any] | None = None,
-    graphs: str = "auto",
 ) -> Transformer:
     """Load a decoder.
 
@@ -60,10 +58,7 @@ def load_model(
         pack: on the eager path, reorder matrices for oneDNN; None = where that exists, False = plain torch only.
         revision: commit, branch or tag on the hub.
         card: fields of the capability card that replace what the files and the table of families say.
-        graphs: on a CUDA device, "auto" = forwards whose shapes come again are recorded and replayed, "on" = all small
-            ones are, "off" = none.
     """
-    recorder = make_graphs(graphs, pick_device(device))  # before weights are read: it may be refused
     directory = resolve(name, revision)
     check_checkpoint(directory)
     config = read_config(directory)
@@ -78,8 +73,6 @@ def load_model(
         model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed), pack=is_packed)
     if compiler is not None:
         model.compile(compiler, pack)
-    if recorder is not None:
-        model.use_graphs(recorder)
     model.notes += loading_notes(directory, config, dtype, kind)
     return model
 

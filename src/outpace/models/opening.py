@@ -44,7 +44,6 @@ def open_model(
     kernels: Kernels | None = None,
     card: Mapping[str, Any] | None = None,
     context: int = 0,
-    graphs: str = "auto",
 ) -> Adapter:
     """Load a model by name through the right door; arguments as those of `outpace.load` and `load_model`.
 
@@ -55,18 +54,13 @@ def open_model(
     directory, has_loader = locate(name)
     _check_card(name, has_loader, card)
     if has_loader:
-        asked: dict[str, Any] = {"dtype": dtype, "device": device, "card": card, "context": context, "graphs": graphs}
-        return load_model(directory, kernels=kernels, **asked)
+        return load_model(directory, dtype=dtype, device=device, kernels=kernels, card=card, context=context)
     from outpace.models.hf import load_transformers
 
     if context:
         raise ConfigError(
             f"A context was asked for, but transformers runs {name} in its own way.",
             "Leave it out.",
-        )
-    if graphs == "on":
-        raise ConfigError(
-            f"CUDA graphs were asked for, but transformers runs {name} in its own way.", "Use graphs=auto."
         )
     adapter = load_transformers(str(directory), dtype=dtype, device=device)
     if not name.startswith(_PREFIX):

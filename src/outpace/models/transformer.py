@@ -160,7 +160,9 @@ class Transformer(Adapter):
 
     def use_graphs(self, graphs: Graphs | None) -> None:
         """Record and replay small forwards from now on; None = run every forward plainly."""
-        self.graphs, self.path = graphs, "torch" if graphs is None else "graphs"
+        self.graphs = graphs
+        if self._compiled is None and not self.is_packed:
+            self.path = "torch" if graphs is None else "graphs"
 
     def _pack(self, wanted: bool | None) -> None:
         self.is_packed = can_pack(self.dtype, self.device) if wanted is None else wanted

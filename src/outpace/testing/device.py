@@ -118,7 +118,7 @@ def _forwards(model: Transformer) -> dict[str, Tensor]:
 def check_adapters(device: str) -> None:
     """The contract of adapters holds on the device: a token is told the same however a text is cut."""
     for graphs in ("off", "auto"):
-        check_adapter(load_model("stories-draft", "float32", device, graphs=graphs, pack=False))
+        check_adapter(load("stories-draft", dtype="float32", device=device, is_compiled=False, graphs=graphs).target)
 
 
 def check_graphs(device: str, graphs: Graphs | None = None) -> None:
@@ -129,8 +129,8 @@ def check_graphs(device: str, graphs: Graphs | None = None) -> None:
         graphs: made otherwise than the device makes them.
     """
     for kind in (torch.float32, torch.bfloat16):
-        plain = load_model("stories-draft", kind, device, graphs="off", pack=False)
-        recorded = load_model("stories-draft", kind, device, graphs="off", pack=False)
+        plain = load_model("stories-draft", kind, device, pack=False)
+        recorded = load_model("stories-draft", kind, device, pack=False)
         found = graphs.fresh() if graphs is not None else make_graphs("on", torch.device(device))
         assert found is not None  # asked for
         recorded.use_graphs(found)
