@@ -93,7 +93,7 @@ def run(folder: Path, device: str, seconds: float, size: str, tell: Callable[[st
     Args:
         folder: where to write.
         device: "cuda"; on "cpu" the same runs without graphs, which shows that it runs.
-        seconds: most of them.
+        seconds: after which nothing new is begun.
         size: of the random Llama, see `outpace.bench.random_llama`.
         tell: takes lines on the progress.
     """
@@ -393,7 +393,7 @@ def main() -> int:
         help="to write gpu.json into (default: $OUT, or build/gpu)",
         default=Path(os.environ.get("OUT") or "build/gpu"),
     )
-    parser.add_argument("--seconds", type=float, default=220.0, help="most of them, loading included (default: 220)")
+    parser.add_argument("--seconds", type=float, default=220.0, help="after which nothing new is begun (default: 220)")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--size", default="1b", choices=("tiny", "1b"), help="of the random Llama")
     given = parser.parse_args()
