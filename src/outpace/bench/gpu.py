@@ -119,8 +119,8 @@ def run(folder: Path, device: str, seconds: float, size: str, tell: Callable[[st
 
 def _write(folder: Path, found: dict[str, Any], budget: Budget) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    told = {**found, "skipped": budget.skipped, "faults": faults(found)}
-    (folder / "gpu.json").write_text(json.dumps(told, indent=1, default=str) + "\n", encoding="utf-8")
+    found |= {"skipped": budget.skipped, "faults": faults(found)}
+    (folder / "gpu.json").write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def faults(found: dict[str, Any]) -> list[str]:
@@ -409,7 +409,8 @@ def main() -> int:
         lambda text: print(f"{time.monotonic() - began:6.1f} s  {text}", flush=True),
     )
     wrong = faults(found)
-    print("\n".join([f"WRONG: {text}" for text in wrong] or ["All that was run holds."]))
+    left_out = f" {len(found['skipped'])} things were skipped." if found["skipped"] else ""
+    print("\n".join([f"WRONG: {text}" for text in wrong] or [f"All that was run holds.{left_out}"]))
     print(f"written: {given.folder / 'gpu.json'}")
     return 1 if wrong else 0
 
