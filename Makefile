@@ -14,9 +14,10 @@ METHODS ?= autoregressive,suffix,token-recycling,opt-tree,auto
 CERTIFY ?=
 WORKERS ?= 2
 ARGS ?=
+GPU_PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test certify bench mutants plugin catalogue docs serve-docs lint format types check clean
+.PHONY: help demo test certify bench gpu mutants plugin catalogue docs serve-docs lint format types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -52,6 +53,9 @@ certify: $(VENV)/.installed-dev ## prove the guarantee of every method on the sh
 
 bench: $(VENV)/.installed-dev ## measure speed beside transformers
 	$(BIN)/outpace bench --model $(MODEL) --methods $(METHODS) --peers hf $(ARGS)
+
+gpu: ## check and time everything on this machine's GPU, installing nothing: make gpu OUT=folder GPU_PYTHON=python3
+	PYTHONPATH=src "$(GPU_PYTHON)" -m outpace.bench.gpu $(ARGS)
 
 mutants: $(VENV)/.installed-dev ## show that each deliberate fault is caught
 	OMP_NUM_THREADS=1 $(BIN)/python -m outpace.testing.mutants $(ARGS)

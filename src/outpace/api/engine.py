@@ -22,8 +22,10 @@ from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import ConfigError
 from outpace.models.generation import GenerationConfig, read_generation
-from outpace.models.loading import count_parameters, read_end_tokens
+from outpace.models.graphs import make_graphs
+from outpace.models.loading import count_parameters, pick_device, read_end_tokens
 from outpace.models.opening import locate, open_model
+from outpace.models.transformer import Transformer
 from outpace.models.unmasking import check_unmasking
 from outpace.run.threads import begin
 from outpace.text import gguf_file
@@ -46,6 +48,7 @@ def load(
     generation_config: str = "model",
     context: int | None = None,
     adapter: str | Path | None = None,
+    graphs: str = "auto",
 ) -> LanguageModel:
     """Load a model by zoo name, directory, GGUF file or hub id.
 
@@ -66,10 +69,12 @@ def load(
             on beyond that, learned ones do not.
         adapter: the directory of a LoRA, as PEFT saves them, to merge into the weights; None = none, unless `model` is
             the directory of one, whose model lies in a local directory.
+        graphs: on a CUDA device, "auto" = forwards whose shapes come again are recorded as CUDA graphs and replayed;
+            "on" = all small ones are, from their first time on; "off" = none. Drafters follow.
 
     Raises:
         ModelError: it cannot be found, read or trusted, or the adapter is of another model.
-        ConfigError: the card contradicts itself, or fewer threads than one are asked for.
+        ConfigError: the card contradicts itself, fewer threads than one are asked for, or graphs without a CUDA device.
     """
     began, name = time.perf_counter(), path("model", model)
     kind, place = _named("dtype", dtype), _named("device", device)
@@ -80,10 +85,15 @@ def load(
     if context is not None and (context := whole("context", context)) < 1:
         raise ConfigError(f"context is {context}.", "context must be 1 or more.")
     begin(threads)
+    recorder = make_graphs(graphs, pick_device(place))  # it may be refused too
     directory, _ = locate(name)
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
     merged = None if adapter is None else path("adapter", adapter)
     target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0, merged)
+    if isinstance(target, Transformer):
+        target.use_graphs(recorder)
+    elif graphs == "on":
+        raise ConfigError(f"CUDA graphs were asked for, but transformers runs {name}.", "Use graphs=auto.")
     lm = LanguageModel(
         target,
         Tokenizer.from_directory(directory),
@@ -96,7 +106,7 @@ def load(
     lm.generation, lm.directory = generation, directory
     if is_checked and lm.tokenizer is not None and (note := check_unmasking(target, lm.tokenizer)):
         lm.notes.append(note)
-    lm.is_compiled = is_compiled
+    lm.is_compiled, lm.graphs = is_compiled, graphs
     gguf_file.forget()
     lm.load_s = time.perf_counter() - began
     return lm
@@ -125,7 +135,7 @@ class LanguageModel:
     ) -> None:
         self.target, self.tokenizer, self.end_tokens = target, tokenizer, tuple(end_tokens)
         self.name, self.dtype, self.device = name, dtype, device
-        self.is_compiled = True
+        self.is_compiled, self.graphs = True, "auto"  # as its partners are loaded
         self.load_s = 0.0
         self.directory: Path | None = None  # its files, where it was loaded from some
         self.notes: list[str] = []  # of loading, for every result

@@ -9,7 +9,9 @@ from outpace import kernels
 from outpace.errors import ConfigError
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
+from outpace.models.graphs import make_graphs
 from outpace.models.opening import locate, open_model
+from outpace.models.transformer import Transformer
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter
 from outpace.zoo import drafter_of
@@ -52,7 +54,9 @@ class Partners:
                     raise
                 if name not in self._models:
                     backend = kernels if self._lm.is_compiled else None
-                    self._models[name] = open_model(name, self._lm.dtype, self._lm.device, backend)
+                    self._models[name] = opened = open_model(name, self._lm.dtype, self._lm.device, backend)
+                    if isinstance(opened, Transformer):
+                        opened.use_graphs(make_graphs(self._lm.graphs, opened.device))
                 other = self._models[name]
             check_partner(
                 role,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["additive", "attend", "chain_mask", "window_mask"]
+__all__ = ["additive", "attend", "attend_folded", "chain_mask", "window_mask"]
 
 # On a CPU, half precision attention of very few queries is 3-4 times slower than widening the keys and values first.
 WIDENED = 4
@@ -78,10 +78,26 @@ def attend(
         folded = query.view(rows, key.shape[1], groups, dim)
         out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
         return out.reshape(rows, heads * dim)
+    if groups > 1 and mask is not None and query.device.type == "cuda":
+        return attend_folded(query, key, value, mask, scale)
     out = F.scaled_dot_product_attention(
         query.transpose(1, 2), key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=groups > 1
     )
     return out.transpose(1, 2).reshape(rows * size, heads * dim)
+
+
+def attend_folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Return what `attend` does, with the heads of a group as further queries of its key head.
+
+    No fused CUDA kernel takes both a mask and grouped heads, and what is left would copy every key.
+    """
+    rows, size, heads, dim = query.shape
+    kv_heads = key.shape[1]
+    groups = heads // kv_heads
+    folded = query.view(rows, size, kv_heads, groups, dim).permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, -1, dim)
+    mask = mask.unsqueeze(-3).expand(*mask.shape[:-2], groups, *mask.shape[-2:]).flatten(-3, -2)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
+    return out.view(rows, kv_heads, groups, size, dim).permute(0, 3, 1, 2, 4).reshape(rows * size, heads * dim)
 
 
 def _attend_plainly(

@@ -10,7 +10,7 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.models.spec import Spec, rope_tables
 
-__all__ = ["Rotation", "turn"]
+__all__ = ["Rotation", "Tables", "turn"]
 
 FIRST_POSITIONS = 512
 MOST_PHASES = 8  # kept; under dynamic scaling each long prompt has its own

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from outpace.cache import FIRST_SLOTS, Cache
 from outpace.errors import ConfigError
 from outpace.models.attention import additive, attend, chain_mask, window_mask
-from outpace.models.rotation import Rotation, turn
+from outpace.models.graphs import FIRST_EXTENT, Graphs, extent_for
+from outpace.models.rotation import Rotation, Tables, turn
 from outpace.models.spec import Spec
 from outpace.models.weights import LayerWeights, Norm, Packer, Weights, can_pack
 from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
@@ -110,6 +111,7 @@ class Layout:
         slots: [B, T] slots when rows differ, with `row_index` [B, 1].
         extent: slots in use after staging, over all rows.
         rotation: per frequency set, (cos, sin) broadcast to [B, T, 1, D].
+        tables: what `rotation` was gathered from.
         masks: per window size, (first slot looked at, additive mask or None, is_causal).
     """
 
@@ -120,6 +122,7 @@ class Layout:
     slots: Tensor | None = None
     row_index: Tensor | None = None
     rotation: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    tables: list[Tables] = field(default_factory=list)
     masks: dict[int | None, tuple[int, Tensor | None, bool]] = field(default_factory=dict)
 
 
@@ -146,6 +149,7 @@ class Transformer(Adapter):
         self._chains: dict[int | None, Tensor] = {}
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.dtype, device=self.device)
         self._compiled: CompiledDecoder | None = None
+        self.graphs: Graphs | None = None
 
     def compile(self, kernels: Kernels, pack: bool | None = None) -> bool:
         """Hand the weights to compiled kernels, if they can serve this model; return whether they do.
@@ -165,6 +169,12 @@ class Transformer(Adapter):
             self.notes += kernels.warnings()
         return self.is_invariant
 
+    def use_graphs(self, graphs: Graphs | None) -> None:
+        """Record and replay small forwards from now on; None = run every forward plainly."""
+        self.graphs = graphs
+        if self._compiled is None and not self.is_packed:
+            self.path = "torch" if graphs is None else "graphs"
+
     def _pack(self, wanted: bool | None) -> None:
         self.is_packed = can_pack(self.dtype, self.device) if wanted is None else wanted
         self.path = "packed" if self.is_packed else "torch"
@@ -179,6 +189,7 @@ class Transformer(Adapter):
         """
         trimmed = copy.copy(self)
         trimmed.spec = replace(self.spec, vocab_size=len(ids))
+        trimmed.graphs = None if self.graphs is None else self.graphs.fresh()
         if self._compiled is not None:
             trimmed._compiled = self._compiled.trim_head(ids)
             return trimmed
@@ -191,8 +202,13 @@ class Transformer(Adapter):
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return an empty cache: per layer a key and a value buffer, each [rows, K, slots, D], slots up to capacity."""
         spec = self.spec
+        if self.graphs is not None:  # a graph serves caches of one size that lie in one place, so few sizes are used
+            capacity = -(-capacity // FIRST_EXTENT) * FIRST_EXTENT
         shape = (rows, spec.num_kv_heads, min(capacity, FIRST_SLOTS), spec.head_dim)
-        buffers = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2 * spec.num_layers)]
+        if self.graphs is None:
+            buffers = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2 * spec.num_layers)]
+        else:  # one piece of memory, which the next text is likely to get again
+            buffers = list(torch.zeros((2 * spec.num_layers, *shape), dtype=self.dtype, device=self.device))
         return Cache(buffers, 2, counter, [0] * rows, limit=capacity)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -235,19 +251,90 @@ class Transformer(Adapter):
         cache.counter.add(rows * size, self.spec.num_layers - len(skip))
         if self._compiled is not None:
             return self._compiled.score(tokens, position, visible, cache, ask, outputs, inputs, skip)
+        if self.graphs is not None and inputs is None and self._can_record(size):
+            return self._run_recorded(self.graphs, tokens, position, visible, cache, ask, outputs, skip)
         with torch.inference_mode():
             # Where tokens go and what they see is laid out once; every layer then only reads it.
             layout = self._layout(position, visible, cache)
-            x = self.embed(tokens) if inputs is None else inputs.to(self.dtype)
-            x = self._add_positions(x, position, layout)
-            x, tapped = self._run_layers(x.reshape(rows * size, -1), layout, cache.buffers, skip, outputs.layers)
-            # The head is the largest matrix of a small model: only what is asked goes through it.
-            x = self._norm(self._select(x, rows, size, ask, self.spec.logits_shift), self.weights.final_norm)
+            x, tapped = self._run(tokens, position, layout, cache.buffers, ask, outputs, inputs, skip)
         with torch.no_grad():  # outside inference mode: callers may write into what they get
-            logits = self.head(x)
-            kept = {i: self._select(h, rows, size, ask).clone().view(rows, -1, h.shape[-1]) for i, h in tapped.items()}
-            last = x.clone().view(rows, -1, x.shape[-1]) if outputs.has_last else None
+            return self._scores(x, tapped, layout, ask, outputs)
+
+    def _run(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        layout: Layout,
+        buffers: list[Tensor],
+        ask: Tensor | None,
+        outputs: Outputs,
+        inputs: Tensor | None,
+        skip: Sequence[int],
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return what the head reads, [B * A, hidden], and what enters the tapped layers, [B * T, hidden] each."""
+        rows, size = tokens.shape
+        x = self.embed(tokens) if inputs is None else inputs.to(self.dtype)
+        x = self._add_positions(x, position, layout)
+        x, tapped = self._run_layers(x.reshape(rows * size, -1), layout, buffers, skip, outputs.layers)
+        # The head is the largest matrix of a small model: only what is asked goes through it.
+        return self._norm(self._select(x, rows, size, ask, self.spec.logits_shift), self.weights.final_norm), tapped
+
+    def _scores(
+        self, x: Tensor, tapped: dict[int, Tensor], layout: Layout, ask: Tensor | None, outputs: Outputs
+    ) -> Scores:
+        rows, size = layout.rows, layout.size
+        logits = self.head(x)
+        kept = {i: self._select(h, rows, size, ask).clone().view(rows, -1, h.shape[-1]) for i, h in tapped.items()}
+        last = x.clone().view(rows, -1, x.shape[-1]) if outputs.has_last else None
         return Scores(logits.view(rows, -1, logits.shape[-1]), kept, {}, last)
+
+    # Forwards that can be recorded
+
+    def _can_record(self, size: int) -> bool:
+        """Return whether a forward is one of those that are laid out on the device, by tensors alone.
+
+        This is a matter of its shape, never of what was recorded before, so that a text is rounded the same each time.
+        """
+        return size <= SMALL_CHAIN and not self.spec.turns_at
+
+    def _run_recorded(
+        self,
+        graphs: Graphs,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None,
+        outputs: Outputs,
+        skip: Sequence[int],
+    ) -> Scores:
+        """Run a forward through `graphs`: it looks at a set number of slots, and masks those that hold nothing."""
+        rows, size = tokens.shape
+        used = max(cache.lengths) + size
+        extent = cache.slots if cache.has_fixed_extent else extent_for(used, cache.slots)
+        buffers, tables = list(cache.buffers), list[Tables]()  # a graph reads both: the former are in its key
+
+        def forward(
+            tokens: Tensor, position: Tensor, held: Tensor, visible: Tensor | None, ask: Tensor | None
+        ) -> tuple[Tensor, ...]:
+            layout = Layout(rows, size, -1, extent)
+            self._lay_rows(layout, position, visible, cache, held)
+            tables.extend(layout.tables)
+            scores = self._scores(
+                *self._run(tokens, position, layout, buffers, ask, outputs, None, skip), layout, ask, outputs
+            )
+            last = () if scores.last is None else (scores.last,)
+            return scores.logits, *(scores.taps[index] for index in outputs.layers), *last
+
+        lies = tuple(buffer.data_ptr() for buffer in buffers)
+        asked = None if ask is None else ask.shape[1]
+        shape = (rows, size, extent, self._turning(cache), asked, visible is None, buffers[0].shape)
+        key = (shape, outputs, tuple(skip), lies)
+        given = (tokens, position, upload(cache.lengths, self.device), visible, ask)
+        logits, *rest = graphs.run(key, forward, given, tables)
+        if graphs.fault and graphs.fault not in self.notes:
+            self.notes.append(graphs.fault)
+        return Scores(logits, dict(zip(outputs.layers, rest, strict=False)), {}, rest[-1] if outputs.has_last else None)
 
     def _check(self, rows: int, size: int, visible: Tensor | None, cache: Cache) -> None:
         lengths = cache.lengths
@@ -281,7 +368,8 @@ class Transformer(Adapter):
         if is_chain and self.spec.attention == "causal" and (rows == 1 or size == 1):
             self._lay_chain(layout, cache)
         else:
-            self._lay_rows(layout, position, visible, cache)
+            held = upload(cache.lengths, position.device)
+            self._lay_rows(layout, position, visible, cache, held)
         return layout
 
     def _lay_chain(self, layout: Layout, cache: Cache) -> None:
@@ -312,12 +400,16 @@ class Transformer(Adapter):
         base = table.shape[1] - SMALL_CHAIN
         return table[:size, base - start + first : base + size]
 
-    def _lay_rows(self, layout: Layout, position: Tensor, visible: Tensor | None, cache: Cache) -> None:
-        """Rows of different lengths, trees, canvases: masks are computed, one per window size."""
+    def _lay_rows(self, layout: Layout, position: Tensor, visible: Tensor | None, cache: Cache, held: Tensor) -> None:
+        """Rows of different lengths, trees, canvases: masks are computed, one per window size, by tensors alone.
+
+        Args:
+            layout, position, visible, cache: of the forward; of the cache its size and its rows' phases are read.
+            held: [B] int64, valid entries per row.
+        """
         spec, rows, size = self.spec, layout.rows, layout.size
         device = position.device
-        held = upload(cache.lengths, device)
-        layout.rotation = self._turns(position, cache)
+        layout.rotation = self._turns(layout, position, cache)
         if layout.start < 0:
             layout.slots = held[:, None] + torch.arange(size, device=device)
             layout.row_index = torch.arange(rows, device=device)[:, None]
@@ -330,14 +422,13 @@ class Transformer(Adapter):
                 seen = is_seen & (position[:, :, None] - key_position[:, None, :] < window)
             layout.masks[window] = (0, additive(seen, like)[:, None], False)
 
-    def _turns(self, position: Tensor, cache: Cache) -> list[tuple[Tensor, Tensor]]:
+    def _turns(self, layout: Layout, position: Tensor, cache: Cache) -> list[tuple[Tensor, Tensor]]:
         """Return cos and sin [B, T, 1, D] per frequency set, each row's by its phase."""
         if not self.spec.ropes:
             return []
-        # A canvas holds positions far beyond its cached slots. Values are not looked at: a device would have to wait.
-        end = cache.slots if self.spec.attention == "causal" else min(cache.capacity, self.spec.max_positions)
+        end = self._turning(cache)  # values are not looked at: a device would have to wait
         reach, phases = position.clamp(0, end - 1), list(dict.fromkeys(cache.phases))
-        found = [self._rotation.tables(end, phase) for phase in phases]
+        layout.tables = found = [self._rotation.tables(end, phase) for phase in phases]
         turned = [[(cos[reach][:, :, None], sin[reach][:, :, None]) for cos, sin in tables] for tables in found]
         if len(phases) == 1:
             return turned[0]
@@ -350,6 +441,10 @@ class Transformer(Adapter):
             )
             for part in parts
         ]
+
+    def _turning(self, cache: Cache) -> int:
+        """Return how many positions may turn; a canvas holds some far beyond its cached slots."""
+        return cache.slots if self.spec.attention == "causal" else min(cache.capacity, self.spec.max_positions)
 
     def _tree(self, position: Tensor, visible: Tensor | None) -> Tensor:
         """Return [B, T, T] bool, node sees node; a padded node sees itself, so that no row of a mask is empty."""
