@@ -1,7 +1,7 @@
 """A checkpoint in the form of compressed-tensors, `pack-quantized`: what vLLM and transformers read.
 
-Codes lie in 32-bit words along the inputs, the first in the lowest bits; a scale per group in the checkpoint's own type;
-the embedding and the head stay as they are. Matrices with groups of several sizes make several `config_groups`.
+Codes lie in 32-bit words along the inputs, the first in the lowest bits; scales have the checkpoint's own type; the
+embedding and the head stay as they are. Matrices with groups of several sizes make several `config_groups`.
 """
 
 from __future__ import annotations

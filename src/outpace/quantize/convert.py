@@ -1,4 +1,4 @@
-"""From a checkpoint to a quantised file or folder: what is needed is known beforehand, and nothing is left half-written."""
+"""From a checkpoint to a quantised file or folder: its size is known before, and nothing is left half-written."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How many inputs share a scale, chosen for each matrix from its weights alone.
 
-FineQuant (Kim et al., 2023, arXiv 2308.09723): a matrix begins with one scale per row, and its groups are cut as long as
-that shrinks the range that a scale has to cover, so that matrices with outliers get small groups and calm ones large
+FineQuant (Kim et al., 2023, arXiv 2308.09723): a matrix begins with one scale per row, and its groups are cut as long
+as that shrinks the range that a scale has to cover, so that matrices with outliers get small groups and calm ones large
 groups. No data and no training are needed. The full text was not at hand, so the measure of "enough" is ours: a cut has
 to shrink the range by more than the same bits would if codes had them. A code of one bit more halves the step, so with
 groups of g inputs and scales of 16 bits a cut to h pays while

@@ -21,13 +21,13 @@ from torch import Tensor
 from outpace.errors import ConfigError, ModelError
 from outpace.models.quantised import Quantised
 from outpace.models.rope import rope_settings
-from outpace.quantize.source import SMALLEST, Source
+from outpace.quantize.source import SMALLEST, Source, open_source
 from outpace.quantize.vocabulary import write_vocabulary
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-__all__ = ["Stored", "block_type", "check_architecture", "encode", "plan_tensors", "write_gguf"]
+__all__ = ["Stored", "block_type", "check_architecture", "encode", "plan_tensors", "write_gguf", "write_plain"]
 
 _ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 _PLAIN = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -158,13 +158,36 @@ def write_gguf(
     return notes
 
 
+def write_plain(model: str | Path, path: Path, dtype: torch.dtype) -> Path:
+    """Write a model without its tokenizer, matrices in `dtype`, norms in float32: ids in, ids out.
+
+    Args:
+        model: a shipped model, a directory or a hub id.
+        path: the file to write.
+        dtype: float32, bfloat16 or float16.
+
+    Raises:
+        ModelError: the model has no place in a GGUF file, or the dtype is another one.
+    """
+    if dtype not in _PLAIN:
+        raise ModelError(f"GGUF files are not written in {dtype}.", f"Use {', '.join(map(str, _PLAIN))}.")
+    source, kind = open_source(str(model)), _PLAIN[dtype]
+    check_architecture(source)
+
+    def read(stored: Stored) -> Tensor:
+        return source.files.read(stored.name, stored.shape)
+
+    write_gguf(source, path, plan_tensors(source, kind, kind, kind), read, has_text=False)
+    return path
+
+
 def encode(matrix: Quantised, stored: str) -> Tensor:
     """Return the blocks [out, bytes] uint8 of a matrix, in layout Q8_0, Q4_0 or Q4_1.
 
     Each block is its scale in float16, for Q4_1 its shift, and its codes; of 4 bits, input j and input j + 16 of the
     block share a byte, the first in its lower half.
     """
-    rows, columns = matrix.shape
+    rows = matrix.shape[0]
     codes = matrix.codes.view(rows, -1, SMALLEST)
     scale = matrix.scale.repeat_interleave(matrix.group // SMALLEST, dim=1)
     parts = [scale.half().unsqueeze(-1).view(torch.uint8)]

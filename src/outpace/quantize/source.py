@@ -12,17 +12,18 @@ import torch
 
 from outpace.errors import ModelError
 from outpace.models.card import kind_of
-from outpace.models.checkpoint import check_checkpoint, quantization
+from outpace.models.checkpoint import check_checkpoint
 from outpace.models.families import CAUSAL, Family
 from outpace.models.loading import read_config, read_end_tokens, resolve
 from outpace.models.lookup import make_spec
 from outpace.models.spec import Spec
-from outpace.models.tensors import TensorFiles, find_tensor_files
+from outpace.models.tensors import FLOATS, TensorFiles, find_tensor_files
 from outpace.text.tokenizer import Tokenizer
 
 __all__ = ["SMALLEST", "Source", "open_source"]
 
 SMALLEST = 32  # inputs per scale, at the least; rows that it does not divide are left as they are
+_QUANTISED = ("quantization_config", "compression_config", "quantization")  # keys of config.json that say so
 _MATRICES = ("q", "k", "v", "o", "qkv", "gate", "up", "gate_up", "down")
 
 
@@ -82,8 +83,8 @@ def open_source(name: str) -> Source:
             f"{name} is no directory.", "Give the checkpoint: a directory with config.json and safetensors."
         )
     config = read_config(directory)
-    if kind := quantization(directory, config):
-        raise ModelError(f"{name} is quantised already ({kind}).", "Give the checkpoint that it was made from.")
+    if any(config.get(key) for key in _QUANTISED):
+        raise _quantised(name)
     check_checkpoint(directory)
     family = CAUSAL.get(kind_of(config))
     if family is None or family.is_transposed or family.is_interleaved or family.text_key:
@@ -93,9 +94,14 @@ def open_source(name: str) -> Source:
             f"Causal decoders are: {', '.join(known)}.",
         )
     files, spec = TensorFiles(find_tensor_files(directory)), make_spec(config)
-    if spec.attention != "causal":
-        raise ModelError(f"{name} writes on a canvas, and only causal decoders are quantised.", "Use stories, say.")
-    return Source(directory, config, family, spec, files, _kinds(files, family, spec), read_end_tokens(directory))
+    kinds = _kinds(files, family, spec)
+    if any(files.entries[tensor].dtype not in FLOATS for tensor in kinds):
+        raise _quantised(name)
+    return Source(directory, config, family, spec, files, kinds, read_end_tokens(directory))
+
+
+def _quantised(name: str) -> ModelError:
+    return ModelError(f"{name} is quantised already.", "Give the checkpoint that it was made from.")
 
 
 def _kinds(files: TensorFiles, family: Family, spec: Spec) -> dict[str, str]:

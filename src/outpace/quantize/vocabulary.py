@@ -69,8 +69,8 @@ def write_vocabulary(
     begins, stops = _framing(tokenizer, start, ends)
     writer.add_add_bos_token(begins)
     writer.add_add_eos_token(stops)
-    for name, template in tokenizer.templates.items():
-        writer.add_string("tokenizer.chat_template" + ("" if name == "default" else f".{name}"), template)
+    if tokenizer.templates:
+        writer.add_chat_template([{"name": name, "template": text} for name, text in tokenizer.templates.items()])
     notes = []
     cuts = _CUTS.get(tuple(_steps(told.get("pre_tokenizer"))), "")
     if cuts and (cuts == "llama-bpe") == bool(model.get("ignore_merges")):
@@ -90,7 +90,8 @@ def _write_specials(
         ends = [tokenizer.eos_id, *(token for token in ends if token != tokenizer.eos_id)]
     stated = config.get("bos_token_id")
     start = tokenizer.bos_id if tokenizer.bos_id is not None else stated if isinstance(stated, int) else None
-    for write, token in zip((writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), ends):
+    writers = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for write, token in zip(writers, ends, strict=False):  # a file has room for three
         write(token)
     if start is not None or ends:  # where no start token is named, llama.cpp takes one of another vocabulary
         writer.add_bos_token_id(ends[0] if start is None else start)
