@@ -23,9 +23,8 @@ from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import ConfigError
 from outpace.models.generation import GenerationConfig, read_generation
-from outpace.models.loading import read_end_tokens
+from outpace.models.loading import open_tensors, read_end_tokens
 from outpace.models.opening import locate, open_model
-from outpace.models.tensors import TensorFiles
 from outpace.models.unmasking import check_unmasking
 from outpace.run.threads import begin
 from outpace.text.chat import Message, is_chat
@@ -47,11 +46,11 @@ def load(
     generation_config: str = "model",
     context: int | None = None,
 ) -> LanguageModel:
-    """Load a model by zoo name, directory or hub id.
+    """Load a model by zoo name, directory, GGUF file or hub id.
 
     Args:
-        model: e.g. "stories", "./my-llama", "org/name"; "hf:NAME" goes through transformers, as do architectures that
-            have no native loader.
+        model: e.g. "stories", "./my-llama", "model.gguf", "org/name"; "hf:NAME" goes through transformers, as do
+            architectures that have no native loader.
         dtype: "auto" (as stored), "float32", "bfloat16", "float16" or "float64".
         device: "auto", "cpu" or "cuda".
         is_compiled: use compiled kernels where a compiler is found and the model fits them.
@@ -131,8 +130,11 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         offered, target = self.target.capabilities, self.target
-        files = [] if self.directory is None else sorted(self.directory.glob("*.safetensors"))
-        count = sum(prod(entry.shape) for entry in TensorFiles(files).entries.values())
+        has_files = self.directory is not None and (
+            self.directory.is_file() or next(self.directory.glob("*.safetensors"), None) is not None
+        )
+        entries = open_tensors(self.directory).entries if self.directory is not None and has_files else {}
+        count = sum(prod(entry.shape) for entry in entries.values())
         facts = {
             "parameters": f"{count / 1e6:,.2f}M" if count else "",
             "dtype": str(target.dtype).removeprefix("torch."),

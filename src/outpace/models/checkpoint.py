@@ -103,24 +103,21 @@ def check_file(path: Path) -> None:
     """
     if not path.is_file():
         return
-    if path.suffix == ".gguf":
-        raise _gguf(path)
-    raise ModelError(f"{path} is a file, not a model directory.", "Give the directory that holds config.json.")
+    raise ModelError(
+        f"{path} is neither a model directory nor a GGUF file.", "Give the directory that holds config.json."
+    )
 
 
 def check_checkpoint(directory: Path) -> None:
     """Refuse a directory whose files say that they are no model of plain weights.
 
     Raises:
-        ModelError: an adapter without its model, GGUF alone, or quantised weights.
+        ModelError: an adapter without its model, or quantised weights.
     """
     weights = [*directory.glob("*.safetensors")]
     is_whole = any(path.name.startswith(("model", "pytorch_model")) for path in weights)
     if has_adapter(directory) and not is_whole:
         raise _adapter(directory)
-    gguf = next(iter(sorted(directory.glob("*.gguf"))), None)
-    if gguf is not None and not weights:
-        raise _gguf(gguf)
     config = _read(directory / "config.json")
     kind = quantization(directory, config) if isinstance(config, Mapping) else ""
     if kind:
@@ -138,11 +135,4 @@ def _adapter(directory: Path) -> ModelError:
     return ModelError(
         f"{directory} holds a {kind} adapter{f' for {base}' if base else ''}, not a model.",
         "Merge it into its model first (peft: merge_and_unload, then save_pretrained).",
-    )
-
-
-def _gguf(path: Path) -> ModelError:
-    return ModelError(
-        f"{path} is a GGUF file, which is not read here.",
-        "Use the checkpoint that it was made from: a directory with config.json and safetensors.",
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 from outpace.errors import ConfigError, ModelError
 from outpace.text.files import read_object
+from outpace.text.gguf_file import Gguf, read_gguf
 
 __all__ = ["GenerationConfig", "read_generation"]
 
@@ -349,6 +350,8 @@ def read_generation(directory: str | os.PathLike[str], wanted: str = "model") ->
         raise ConfigError(f"generation_config is {wanted!r}.", "Use 'model' (as the files say) or 'none'.")
     if wanted == "none":
         return GenerationConfig()
+    if Path(directory).is_file():
+        return _of_gguf(read_gguf(Path(directory)))
     own, config = Path(directory) / _FILE, Path(directory) / "config.json"
     if own.is_file():
         return GenerationConfig.read(read_object(own))
@@ -360,6 +363,22 @@ def read_generation(directory: str | os.PathLike[str], wanted: str = "model") ->
     if found.get("force_bos_token_to_be_generated"):  # how the first BART checkpoints say it
         keys["forced_bos_token_id"] = found.get("bos_token_id")
     return GenerationConfig.read(keys, "config.json")
+
+
+# What GGUF files say of sampling, by its names here; the rest is named in a note.
+_GGUF = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+_GGUF_PREFIX = "general.sampling."
+
+
+def _of_gguf(gguf: Gguf) -> GenerationConfig:
+    """Return what a GGUF file asks for: only sampling has keys there."""
+    stated = {
+        key.removeprefix(_GGUF_PREFIX): value for key, value in gguf.metadata.items() if key.startswith(_GGUF_PREFIX)
+    }
+    found = {_GGUF.get(key, key): value for key, value in stated.items()}
+    if set(_GGUF.values()) & set(found):
+        found = {"do_sample": True, "top_k": 0} | found
+    return GenerationConfig.read(found, gguf.path.name)
 
 
 def _asks(key: str, value: Any) -> bool:

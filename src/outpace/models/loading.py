@@ -14,15 +14,19 @@ from outpace.models.assemble import assemble
 from outpace.models.card import CARD_TABLE, read_card
 from outpace.models.checkpoint import check_checkpoint, check_file, has_adapter
 from outpace.models.config_values import token_ids
+from outpace.models.gguf import GgufTensors
+from outpace.models.gguf_config import gguf_config
 from outpace.models.lookup import find_family, make_spec
 from outpace.models.tensors import TensorFiles, find_tensor_files
 from outpace.models.transformer import Kernels, Transformer, spec_capabilities
 from outpace.models.weights import can_pack
 from outpace.text.files import read_object
+from outpace.text.gguf_file import find_gguf, read_gguf
 from outpace.types import Capabilities
 
 __all__ = [
     "load_model",
+    "open_tensors",
     "pick_device",
     "pick_dtype",
     "read_capabilities",
@@ -50,7 +54,7 @@ def load_model(
     """Load a decoder.
 
     Args:
-        name: a directory, or an id on the Hugging Face hub.
+        name: a directory, a GGUF file, or an id on the Hugging Face hub.
         dtype: "auto" (as stored, but bfloat16 or float32 on a CPU), or a name or torch dtype.
         device: "auto" (cuda where there is one), "cpu", "cuda", or a torch device.
         context: the longest text wanted, 0 = what the model was made for.
@@ -60,11 +64,12 @@ def load_model(
         card: fields of the capability card that replace what the files and the table of families say.
     """
     directory = resolve(name, revision)
-    check_checkpoint(directory)
+    if not directory.is_file():
+        check_checkpoint(directory)
     config = read_config(directory)
     spec, family = make_spec(config, context, card), find_family(config)
     place = pick_device(device)
-    files = TensorFiles(find_tensor_files(directory))
+    files = open_tensors(directory)
     kind = pick_dtype(dtype, config, place, files.stored_dtype())
     is_served = place.type == "cpu" and kind in (torch.float32, torch.bfloat16)
     compiler = kernels if kernels is not None and is_served and kernels.supports(spec) else None
@@ -73,15 +78,20 @@ def load_model(
         model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed), pack=is_packed)
     if compiler is not None:
         model.compile(compiler, pack)
-    model.notes += loading_notes(directory, config, dtype, kind)
+    model.notes += [*loading_notes(directory, config, dtype, kind), *files.notes]
     return model
+
+
+def open_tensors(path: Path) -> TensorFiles:
+    """Return the tensors of a model directory or GGUF file, by their Hugging Face names."""
+    return GgufTensors(read_gguf(path), read_config(path)) if path.is_file() else TensorFiles(find_tensor_files(path))
 
 
 def loading_notes(directory: Path, config: Mapping[str, Any], asked: str | torch.dtype, kind: torch.dtype) -> list[str]:
     """Return what a result should say of files that are not followed to the letter.
 
     Args:
-        directory: the model's.
+        directory: the model's, or its GGUF file.
         config: its parsed config.json.
         asked: the dtype that the caller asked for.
         kind: the dtype that is computed in.
@@ -105,16 +115,18 @@ def stated_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """Return the local directory of a model: one of the zoo by name, a directory, or fetched from the hub."""
+    """Return where a model lies: one of the zoo by name, a directory, a GGUF file, or fetched from the hub."""
     text, path = os.fspath(name), Path(name).expanduser()
     zoo = {folder.name: folder for folder in ZOO.glob("*") if (folder / "config.json").is_file()}
     if text in zoo:
         return zoo[text]
+    if (gguf := find_gguf(path)) is not None:
+        return gguf
     if path.is_dir():
         return path
     check_file(path)
     if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
-        hint = nearest(text, zoo, "model") + " Or give a directory, or a hub id like org/name."
+        hint = nearest(text, zoo, "model") + " Or give a directory, a GGUF file, or a hub id like org/name."
         raise ModelError(f"There is no model {text!r}: neither a directory nor one of ours.", hint=hint)
     return _fetch(text, revision)
 
@@ -138,7 +150,9 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the parsed config.json of a model directory."""
+    """Return the parsed config.json of a model directory, or what a GGUF file says in place of one."""
+    if Path(directory).is_file():
+        return gguf_config(read_gguf(Path(directory)))
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise ModelError(f"{directory} has no config.json.", hint="Give the directory that holds a model's files.")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from outpace.errors import ConfigError
+from outpace.errors import ConfigError, ModelError
 from outpace.models.checkpoint import check_checkpoint
 from outpace.models.loading import load_model, read_capabilities, read_config, resolve
 from outpace.models.lookup import is_native
@@ -19,12 +19,16 @@ _PREFIX = "hf:"
 
 
 def locate(name: str) -> tuple[Path, bool]:
-    """Return a model's directory, and whether the native decoder serves it.
+    """Return a model's directory or GGUF file, and whether the native decoder serves it.
 
     Args:
-        name: a zoo name, directory or hub id; "hf:NAME" asks for the transformers adapter.
+        name: a zoo name, directory, GGUF file or hub id; "hf:NAME" asks for the transformers adapter.
     """
     directory = resolve(name.removeprefix(_PREFIX))
+    if directory.is_file():
+        if name.startswith(_PREFIX):
+            raise ModelError(f"transformers is not asked to read {directory}.", "Leave hf: out.")
+        return directory, True
     if not name.startswith(_PREFIX):  # asked for by name, transformers may read more formats
         check_checkpoint(directory)
     return directory, not name.startswith(_PREFIX) and is_native(read_config(directory))

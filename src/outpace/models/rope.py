@@ -80,6 +80,12 @@ def _linear(s: Settings, dim: int, trained: int) -> Rope:
     return Rope(tuple(f / s["factor"] for f in _plain(s["rope_theta"], dim)))
 
 
+def _divided(s: Settings, dim: int, trained: int) -> Rope:
+    """Every frequency by a number of its own, as GGUF states the Llama 3 scaling."""
+    del trained
+    return Rope(tuple(f / divisor for f, divisor in zip(_plain(s["rope_theta"], dim), s["divisors"], strict=True)))
+
+
 def _dynamic(s: Settings, dim: int, trained: int) -> Rope:
     """NTK: beyond the trained length the base grows with the text."""
     theta = s["rope_theta"]
@@ -146,6 +152,7 @@ def _longrope(s: Settings, dim: int, trained: int) -> Rope:
 SCALINGS = {
     "default": _default,
     "linear": _linear,
+    "divided": _divided,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from outpace.errors import ModelError
+from outpace.models.quantised import Quantised
 
-__all__ = ["TensorFiles", "check_stored", "find_tensor_files"]
+__all__ = ["Entry", "TensorFiles", "check_stored", "find_tensor_files", "read_bytes"]
 
 DTYPES = {
     "F64": torch.float64,
@@ -185,6 +186,23 @@ class TensorFiles:
         if entry.num_bytes:
             _fill(tensor, entry)
         return tensor
+
+    def read_quantised(self, name: str, shape: tuple[int, ...]) -> Quantised | None:
+        """Return a quantised matrix of this shape as it is stored, or None where `read` gives all there is to it."""
+        del name, shape
+        return None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a result should say of these files."""
+        return []
+
+
+def read_bytes(entry: Entry) -> Tensor:
+    """Return the bytes of one tensor [num_bytes] uint8."""
+    raw = torch.empty(entry.num_bytes, dtype=torch.uint8)
+    _fill(raw, entry)
+    return raw
 
 
 def _fill(tensor: Tensor, entry: Entry) -> None:

@@ -17,6 +17,8 @@ from outpace.text.added_tokens import add_tokens, said_beside
 from outpace.text.byte_pairs import has_byte_pairs, read_byte_pairs
 from outpace.text.chat import ROLES, Message, choose_template, read_templates, render_chat, unread
 from outpace.text.files import AGAIN
+from outpace.text.gguf_file import read_gguf
+from outpace.text.gguf_tokenizer import gguf_engine, gguf_settings, gguf_templates
 
 __all__ = ["Tokenizer", "spell"]
 
@@ -48,12 +50,15 @@ class Tokenizer:
         """Read tokenizer.json, and tokenizer_config.json and chat templates where they exist.
 
         Tokens and roles that other files add are read as transformers reads them (`said_beside`). Where there is no
-        tokenizer.json, vocab.json and merges.txt of the Qwen2 line take its place.
+        tokenizer.json, vocab.json and merges.txt of the Qwen2 line take its place. A GGUF file holds all of it.
 
         Raises:
             ModelError: there is no tokenizer of these kinds, or a file cannot be read.
         """
         folder = Path(directory)
+        if folder.is_file():
+            gguf = read_gguf(folder)
+            return cls(gguf_engine(gguf), gguf_settings(gguf), gguf_templates(gguf))
         path = folder / "tokenizer.json"
         settings, added = said_beside(folder)
         if path.is_file():
