@@ -28,7 +28,8 @@ __all__ = ["FORMATS", "GROUPS", "Plan", "Written", "check_output", "convert", "n
 FORMATS = ("gguf", "compressed-tensors")
 GROUPS = ("32", "64", "128", "row", "adaptive")
 _HEADER = 4 << 20  # bytes for what stands beside the tensors, over the tokenizer's
-_PLAIN = {torch.float32: "F32", torch.float16: "F16"}  # bfloat16 otherwise
+_ODD_GROUP = 16  # of rows that 32 does not divide, where the format allows it
+_PLAIN = {"bfloat16": "BF16", "float16": "F16"}  # float32 otherwise
 Tell = Callable[[str, int, int], None]
 
 
@@ -68,7 +69,7 @@ class Written:
     Attributes:
         path: file or folder.
         groups: how many matrices have so many inputs per scale, by that number.
-        kept: matrices of layers that were left as they were, since 32 does not divide their inputs.
+        kept: matrices of layers that were left as they were, since no group of the format divides their inputs.
         num_bytes: of the file, or of all files of the folder.
         bits_per_weight: of the quantised matrices of the layers, scales included.
         notes: what a user should know.
@@ -115,8 +116,8 @@ def needed_bytes(source: Source, plan: Plan) -> int:
         for name, kind in source.kinds.items():
             entry = source.files.entries[name]
             num = torch.Size(entry.shape).numel()
-            is_rounded = kind == "matrix" and entry.shape[-1] % SMALLEST == 0
-            data += num * plan.bits // 8 + num // SMALLEST * 4 if is_rounded else entry.num_bytes
+            is_rounded = kind == "matrix" and entry.shape[-1] % _ODD_GROUP == 0
+            data += num * plan.bits // 8 + num // _ODD_GROUP * 4 if is_rounded else entry.num_bytes
     texts = sum(path.stat().st_size for path in source.directory.glob("*.json"))
     return data + texts + _HEADER
 
@@ -156,16 +157,16 @@ def convert(source: Source, plan: Plan, out: Path, tell: Tell = lambda what, don
         written.notes.append("A GGUF file holds a scale for every 32 inputs: larger groups make it no smaller.")
     if written.kept:
         more = f" and {len(written.kept) - 1} more" if len(written.kept) > 1 else ""
-        written.notes.append(f"32 does not divide the inputs of {written.kept[0]}{more}: kept as stored.")
+        written.notes.append(f"No group of the format divides the inputs of {written.kept[0]}{more}: kept as stored.")
     return written
 
 
 def _check_groups(source: Source, plan: Plan) -> None:
     if not plan.group.isdecimal():
         return
-    for name in _rounded(source):
+    for name in _rounded(source, plan):
         columns = source.files.entries[name].shape[-1]
-        if columns % int(plan.group):
+        if columns % int(plan.group) and columns % SMALLEST == 0:
             fitting = [group for group in GROUPS if not group.isdecimal() or columns % int(group) == 0]
             raise ModelError(
                 f"Groups of {plan.group} do not divide the {columns} inputs of {name}.",
@@ -173,16 +174,16 @@ def _check_groups(source: Source, plan: Plan) -> None:
             )
 
 
-def _rounded(source: Source) -> list[str]:
+def _rounded(source: Source, plan: Plan) -> list[str]:
     """Return the matrices of layers that are quantised."""
     shapes = {name: source.files.entries[name].shape for name, kind in source.kinds.items() if kind == "matrix"}
-    return [name for name, shape in shapes.items() if shape[-1] % SMALLEST == 0]
+    least = SMALLEST if plan.format == "gguf" else _ODD_GROUP
+    return [name for name, shape in shapes.items() if shape[-1] % least == 0]
 
 
 def _tensors(source: Source, plan: Plan) -> list[Stored]:
     """Return the tensors of a GGUF file; the embedding and the head, which llama.cpp too spares, have 8 bits."""
-    stored = source.files.stored_dtype()
-    plain = _PLAIN.get(getattr(torch, stored), "BF16")
+    plain = _PLAIN.get(source.files.stored_dtype(), "F32")
     return plan_tensors(source, block_type(plan.bits, plan.is_shifted), block_type(8), plain)
 
 
@@ -205,7 +206,9 @@ class _Rounder:
         """Return a matrix of a layer with its group size."""
         weight, plan = self.read(name), self.plan
         columns = weight.shape[-1]
-        if plan.group == "adaptive":
+        if columns % SMALLEST:
+            group = _ODD_GROUP
+        elif plan.group == "adaptive":
             group = choose_group(weight)
         else:
             group = columns if plan.group == "row" else int(plan.group)
@@ -239,7 +242,7 @@ class _Rounder:
         dtype = torch.float32 if dtype == torch.float64 else dtype
         tensors: dict[str, Tensor] = {}
         groups: dict[str, int] = {}
-        rounded, plain = set(_rounded(self.source)), []
+        rounded, plain = set(_rounded(self.source, self.plan)), list[str]()
         for name, kind in self.source.kinds.items():
             if name not in rounded:
                 if kind in ("matrix", "head"):

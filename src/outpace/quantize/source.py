@@ -22,7 +22,7 @@ from outpace.text.tokenizer import Tokenizer
 
 __all__ = ["SMALLEST", "Source", "open_source"]
 
-SMALLEST = 32  # inputs per scale, at the least; rows that it does not divide are left as they are
+SMALLEST = 32  # inputs per scale, at the least
 _QUANTISED = ("quantization_config", "compression_config", "quantization")  # keys of config.json that say so
 _MATRICES = ("q", "k", "v", "o", "qkv", "gate", "up", "gate_up", "down")
 
