@@ -114,7 +114,7 @@ def _measure(
     if has_speed:
         found["tokens_per_s"] = _speeds(before, after, text, teller.at("tokens per second"))
     teller.close()
-    return found | {"notes": after.notes + after.target.notes}
+    return found | {"notes": [*after.notes, *after.target.notes]}
 
 
 def _library_text() -> str:
