@@ -90,7 +90,7 @@ def open_source(name: str) -> Source:
     if family is None or family.is_transposed or family.is_interleaved or family.text_key:
         known = [key for key, one in CAUSAL.items() if not (one.is_transposed or one.is_interleaved or one.text_key)]
         raise ModelError(
-            f"{name} is a model of kind {kind_of(config) or 'unnamed'!r}, which is not quantised here.",
+            f"{name} is a model of kind {kind_of(config) or 'unnamed'!r}, which is not converted here.",
             f"Causal decoders are: {', '.join(known)}.",
         )
     files, spec = TensorFiles(find_tensor_files(directory)), make_spec(config)
