@@ -93,10 +93,10 @@ def test_gguf_and_other_files_say_what_they_are(copy: Path, tmp_path: Path) -> N
     (tmp_path / "gguf").mkdir()
     file = tmp_path / "gguf" / "model-q4_0.gguf"
     file.write_bytes(b"GGUF")
-    assert "GGUF" in refused(file) and "GGUF" in refused(file.parent)
+    assert "too short to be a GGUF file" in refused(file) and "GGUF" in refused(file.parent)
     (file.parent / "config.json").write_text('{"model_type": "llama"}')
     assert "GGUF" in refused(file.parent)
-    assert "is a file" in refused(copy / "model.safetensors")
+    assert "neither a model directory nor a GGUF file" in refused(copy / "model.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool, torch.float8_e4m3fn])

@@ -19,7 +19,7 @@ PANELS = ("", RUN, CHAT, LAW, OUT)  # of a command's help, in order
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": float, "Sequence[int]": list[int]}
 
-ModelName = Annotated[str, typer.Option("--model", help="A shipped model, a directory or a hub id.")]
+ModelName = Annotated[str, typer.Option("--model", help="A shipped model, a directory, a GGUF file or a hub id.")]
 Cards = Annotated[
     list[str] | None,
     typer.Option("--card", metavar="KEY=VALUE", help="What the model's capability card should say instead."),

@@ -59,6 +59,7 @@ _LAYERS: dict[str, dict[str, str]] = {
 }
 _OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _GPT2_OUTER = {"transformer.wte": "token_embd", "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm"}
+_NEIGHBOURS = ("llama", "smollm3")  # architectures whose query and key rows the converter reorders
 _ROTATIONS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # read with the config
 
 
@@ -93,7 +94,7 @@ class GgufTensors(TensorFiles):
         return str(PLAIN.get(most, torch.bfloat16)).removeprefix("torch.")
 
     def quantised_kinds(self) -> list[str]:
-        """Return the types of the quantised tensors, by how much they hold."""
+        """Return the types of quantised tensors, that of most bytes first."""
         size: dict[str, int] = {}
         for entry in self.entries.values():
             if entry.dtype not in PLAIN:
@@ -152,7 +153,7 @@ class GgufTensors(TensorFiles):
     def _rows(self, name: str, count: int) -> Tensor | None:
         """Return which row of the file each row is: llama.cpp turns neighbours, Hugging Face the halves of a head."""
         part = name.rsplit(".", 2)[-2]
-        if self.architecture != "llama" or part not in ("q_proj", "k_proj"):
+        if self.architecture not in _NEIGHBOURS or part not in ("q_proj", "k_proj"):
             return None
         heads = self.heads[part[0]] or self.heads["q"]
         assert heads is not None and count % (2 * heads) == 0  # the shape was checked against the config

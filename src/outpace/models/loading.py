@@ -79,6 +79,11 @@ def load_model(
     if compiler is not None:
         model.compile(compiler, pack)
     model.notes += [*loading_notes(directory, config, dtype, kind), *files.notes]
+    if dtype == "auto" and (kinds := files.quantised_kinds()):
+        name = str(kind).removeprefix("torch.")
+        model.notes.append(
+            f"The file's weights ({', '.join(kinds)}) are decoded to {name}; --dtype float32 rounds none."
+        )
     return model
 
 

