@@ -263,6 +263,23 @@ def test_a_gguf_file_is_what_was_rounded(model: Path, tmp_path: Path, to: str, g
     assert bits_per_byte(lm, TEXT) == pytest.approx(bits_per_byte(ours, TEXT), rel=0.2 if to == "int4" else 0.02)
 
 
+def test_llama_cpp_reads_the_file(model: Path, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    for bits in (4, 8):
+        out = tmp_path / f"out{bits}.gguf"
+        convert(open_source(str(model)), Plan(bits=bits), out)
+        theirs = llama_cpp.Llama(str(out), n_ctx=256, n_threads=1, logits_all=True, verbose=False)
+        ours = outpace.load(out, dtype="float32", is_compiled=False)
+        assert ours.tokenizer is not None
+        ids = ours.tokenizer.encode(TEXT)[:48]
+        assert theirs.tokenize(TEXT.encode(), add_bos=True, special=True)[:48] == ids
+        theirs.eval(ids)
+        cache = ours.target.new_cache(1, 64)
+        logits = ours.target.score(torch.tensor([ids]), torch.arange(48)[None], None, cache).logits[0]
+        pair = torch.stack([logits.flatten(), torch.from_numpy(theirs.scores[:48].copy()).flatten()])
+        assert torch.corrcoef(pair)[0, 1] > 0.999  # its activations have 8 bits
+
+
 def test_a_tokenizer_that_no_name_describes_comes_along(tmp_path: Path, tokenizer: Tokenizer) -> None:
     other = Tokenizer.from_str(tokenizer.to_str())
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

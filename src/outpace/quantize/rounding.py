@@ -2,8 +2,8 @@
 
 Scales are rounded first, to the type that the file stores, and codes are chosen under the rounded scale. A group's
 largest value sets its scale, as in GGUF's simple types. With 4 bits and more than 32 inputs that leaves most codes to
-few values: there finer steps are tried too, and the scale is kept that has the least squared error, each weighted by the
-value's size. Unweighted, the error is lower and the model worse: large weights shrink.
+few values: there finer steps are tried too, and the scale is kept that has the least squared error, weighted by the
+values' sizes. Unweighted, the error is lower and the model worse: large weights shrink.
 """
 
 from __future__ import annotations
