@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, dequantize, quantize
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from torch import Tensor
@@ -424,13 +425,16 @@ def test_a_run_that_ends_early_leaves_what_was_there(
 
 
 def test_a_disk_that_fills_up_is_said_so(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(28, os.strerror(28))
+    # The last two as numpy and safetensors say it.
+    for error in (OSError(28, os.strerror(28)), OSError("9 requested and 5 written"), SafetensorError("No space left")):
 
-    monkeypatch.setattr(converting, "write_folder", full)
-    with pytest.raises(StorageError, match="disk is full"):
-        convert(open_source(str(model)), Plan(bits=8, format="compressed-tensors"), tmp_path / "out")
-    assert not list(tmp_path.iterdir())
+        def full(*arguments: object, error: Exception = error, **more: object) -> None:
+            raise error
+
+        monkeypatch.setattr(converting, "write_folder", full)
+        with pytest.raises(StorageError, match="could not be written whole"):
+            convert(open_source(str(model)), Plan(bits=8, format="compressed-tensors"), tmp_path / "out")
+        assert not list(tmp_path.iterdir())
 
 
 def test_places_that_would_lose_something_are_refused(model: Path, tmp_path: Path) -> None:

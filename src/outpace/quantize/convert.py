@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from outpace.errors import ConfigError, ModelError, StorageError
@@ -292,13 +293,22 @@ def _replacing(out: Path, is_folder: bool) -> Iterator[Path]:
         if out.is_dir():  # a folder is not replaced in one step
             old = out.with_name(f"{out.name}.{os.getpid()}.old")
             out.rename(old)
-            part.rename(out)
+            try:
+                part.rename(out)
+            except OSError:
+                old.rename(out)
+                raise
             shutil.rmtree(old)
         else:
             part.replace(out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(f"The disk is full: {out} could not be written.", "Free some, or use --out.") from error
+    except (OSError, SafetensorError) as error:
+        # numpy and safetensors hide the number of the error: what they say is all there is.
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT, None):
+            reason = "the disk is full" if number else str(error)
+            raise StorageError(
+                f"{out} could not be written whole: {reason}.", "Is there space left? Free some, or use --out."
+            ) from error
         raise
     finally:
         if part.is_dir():
