@@ -28,7 +28,7 @@ __all__ = ["FORMATS", "GROUPS", "Plan", "Written", "check_output", "convert", "n
 
 FORMATS = ("gguf", "compressed-tensors")
 GROUPS = ("32", "64", "128", "row", "adaptive")
-_HEADER = 4 << 20  # bytes for what stands beside the tensors, over the tokenizer's
+_HEADER = 1 << 20  # bytes for what else stands beside the tensors
 _ODD_GROUP = 16  # of rows that 32 does not divide, where the format allows it
 _PLAIN = {"bfloat16": "BF16", "float16": "F16"}  # float32 otherwise
 Tell = Callable[[str, int, int], None]
@@ -120,7 +120,7 @@ def needed_bytes(source: Source, plan: Plan) -> int:
             is_rounded = kind == "matrix" and entry.shape[-1] % _ODD_GROUP == 0
             data += num * plan.bits // 8 + num // _ODD_GROUP * 4 if is_rounded else entry.num_bytes
     texts = sum(path.stat().st_size for path in source.directory.glob("*.json"))
-    return data + texts + _HEADER
+    return data + 2 * texts + _HEADER  # a GGUF file may hold the tokenizer in two forms
 
 
 def convert(source: Source, plan: Plan, out: Path, tell: Tell = lambda what, done, total: None) -> Written:
