@@ -116,11 +116,11 @@ def down(path: Path) -> Tensor:
 # Rounding
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "slack"), [(torch.float16, 0.07), (torch.bfloat16, 0.0)])
 @pytest.mark.parametrize(("bits", "is_shifted"), [(8, False), (4, False), (4, True)])
 @pytest.mark.parametrize("group", [16, 32, 96, 192])
 def test_codes_are_nearest_under_scales_that_the_file_can_hold(
-    bits: int, is_shifted: bool, group: int, dtype: torch.dtype
+    bits: int, is_shifted: bool, group: int, dtype: torch.dtype, slack: float
 ) -> None:
     weight = matrix()
     found = round_matrix(weight, bits, group, dtype, is_shifted=is_shifted)
@@ -130,21 +130,21 @@ def test_codes_are_nearest_under_scales_that_the_file_can_hold(
         assert torch.equal(found.shift, found.shift.to(dtype).float())
     else:
         assert torch.equal(found.shift, found.scale * -(2 ** (bits - 1)))
-    # No other code comes closer.
+    # No other code comes closer, but for what rounding the scale after the codes were chosen may do (in steps).
     levels = torch.arange(2**bits).float()
     places = found.scale[..., None] * levels + found.shift[..., None]
     gaps = (weight.view(*found.scale.shape, group, 1) - places[..., None, :]).abs()
     chosen = gaps.gather(-1, found.codes.view(*found.scale.shape, group, 1).long())[..., 0]
-    assert torch.allclose(chosen, gaps.amin(-1), atol=1e-6)
+    steps = slack if not is_shifted else 0.02 if dtype == torch.float16 else 0.1
+    assert (chosen <= gaps.amin(-1) + 1e-6 + 2 * steps * found.scale.abs()[..., None]).all()
 
 
 @pytest.mark.parametrize(("kind", "bits", "is_shifted"), [("Q8_0", 8, False), ("Q4_0", 4, False), ("Q4_1", 4, True)])
-def test_groups_of_32_are_rounded_as_gguf_does(kind: str, bits: int, is_shifted: bool) -> None:
-    weight, type_ = matrix(64), GGMLQuantizationType[kind]
-    theirs = torch.from_numpy(dequantize(quantize(weight.numpy(), type_), type_))
-    ours = round_matrix(weight, bits, 32, is_shifted=is_shifted).dense()
-    assert (ours - weight).square().sum() <= 1.0001 * (theirs - weight).square().sum()
-    assert (ours == theirs).float().mean() > 0.97  # they choose codes under the scale before it is rounded
+def test_groups_of_32_are_rounded_as_gguf_does_bit_for_bit(kind: str, bits: int, is_shifted: bool) -> None:
+    weight, type_ = matrix(256).bfloat16().float(), GGMLQuantizationType[kind]
+    weight[:, 40:48] = torch.tensor([2.5, -2.5, 0.5, -0.5, 7.5, -7.5, 8.0, 0.0]) / 8  # halves between two codes
+    theirs = quantize(weight.numpy(), type_)
+    assert np.array_equal(encode(round_matrix(weight, bits, 32, is_shifted=is_shifted), kind).numpy(), theirs)
 
 
 def test_a_long_group_spends_its_codes_on_most_values() -> None:

@@ -1,9 +1,10 @@
 """Rounding a matrix to integer codes with one scale per group of inputs.
 
-Scales are rounded first, to the type that the file stores, and codes are chosen under the rounded scale. A group's
-largest value sets its scale, as in GGUF's simple types. With 4 bits and more than 32 inputs that leaves most codes to
-few values: there finer steps are tried too, and the scale is kept that has the least squared error, weighted by the
-values' sizes. Unweighted, the error is lower and the model worse: large weights shrink.
+A group's largest value sets its scale. In GGUF's types, whose scales are float16, codes are chosen before the scale is
+rounded: bit for bit as llama.cpp does it. Scales of bfloat16 are so coarse that they are rounded first. With 4 bits and
+more than 32 inputs the largest value leaves most codes to few values: there finer steps are tried too, and the scale is
+kept that has the least squared error, weighted by the values' sizes. Unweighted, the error is lower and the model
+worse: large weights shrink.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ def round_matrix(
         values = weight[part].float().view(-1, columns // group, group)
         if not torch.isfinite(values).all():
             raise ModelError("A weight is infinite or not a number.", "Fetch the model again.")
-        if bits == 8:
-            found = _centred(values, _stored(values.abs().amax(-1, keepdim=True) / 127, scale_dtype), 8)
-        elif is_shifted:
+        if is_shifted:
             found = _shifted(values, scale_dtype)
+        elif bits == 8:
+            found = _centred(values, values.abs().amax(-1, keepdim=True) / 127, 8, scale_dtype)
         else:
-            is_simple = group <= _SIMPLE
-            scale_of = _stored(_most(values), scale_dtype) if is_simple else _search(values, scale_dtype)
-            found = _centred(values, scale_of, 4)
+            found = _centred(
+                values, _most(values) if group <= _SIMPLE else _search(values, scale_dtype), 4, scale_dtype
+            )
         if not all(bool(torch.isfinite(factors).all()) for factors in found[1:]):
             raise ModelError(f"Weights hold values that no scale in {str(scale_dtype)[6:]} can reach.")
         codes[part] = found[0].view(-1, columns).to(torch.uint8)
@@ -60,10 +61,15 @@ def round_matrix(
     return Quantised(codes, bits, scale, shift)
 
 
-def _centred(values: Tensor, scale: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return codes, scale and shift of codes around zero."""
-    half = 1 << (bits - 1)
-    return (values * _inverse(scale)).round_().clamp_(-half, half - 1).add_(half), scale, scale * -half
+def _centred(values: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes, scale and shift of codes around zero; what lies between two codes goes as in GGUF."""
+    half, stored = 1 << (bits - 1), _stored(scale, dtype)
+    levels = values * _inverse(scale if dtype == torch.float16 else stored)
+    if bits == 8:  # away from zero
+        codes = levels.abs().add_(0.5).floor_().mul_(levels.sign()).add_(half)
+    else:  # up
+        codes = levels.add_(half + 0.5).floor_()
+    return codes.clamp_(0, 2 * half - 1), stored, stored * -half
 
 
 def _search(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,8 +95,9 @@ def _most(values: Tensor) -> Tensor:
 def _shifted(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Return codes, scale and shift of 4 bits, from the least value to the largest."""
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
-    scale, shift = _stored((high - low) / 15, dtype), _stored(low, dtype)
-    return ((values - shift) * _inverse(scale)).round_().clamp_(0, 15), scale, shift
+    scale = (high - low) / 15
+    codes = ((values - low) * _inverse(scale) + 0.5).floor().clamp_(0, 15)
+    return codes, _stored(scale, dtype), _stored(low, dtype)
 
 
 def _inverse(scale: Tensor) -> Tensor:
