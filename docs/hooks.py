@@ -27,6 +27,7 @@ COMMANDS = (
     "models",
     "certify",
     "bench",
+    "quantize",
     "tune",
     "trace",
     "index",

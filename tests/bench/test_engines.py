@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from outpace.bench import BenchOptions, child, run
 from outpace.bench.child import Child, ChildError
 from outpace.bench.children.outpace_peer.base import Request, finish
-from outpace.bench.gguf import write_gguf
 from outpace.errors import ModelError
+from outpace.quantize.gguf_file import write_plain
 
 FAKE = """
 import json, os, sys, time
@@ -171,7 +171,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...],
 
 
 def test_the_file_for_llama_cpp(tiny: Path, tmp_path: Path) -> None:
-    values, tensors = _parse(write_gguf(tiny, tmp_path / "tiny.gguf", torch.bfloat16))
+    values, tensors = _parse(write_plain(tiny, tmp_path / "tiny.gguf", torch.bfloat16))
     weights = load_file(tiny / "model.safetensors")
     assert values["general.architecture"] == "llama"
     assert values["llama.attention.head_count_kv"] == 2
@@ -189,12 +189,12 @@ def test_the_file_for_llama_cpp(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_what_gguf_is_not_written_for(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="float16"):
-        write_gguf(tiny, tmp_path / "a.gguf", torch.float16)
+    with pytest.raises(ModelError, match="float64"):
+        write_plain(tiny, tmp_path / "a.gguf", torch.float64)
     config = (tiny / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"llama"', '"gpt2"'))
-    with pytest.raises(ModelError, match="Only Llamas"):
-        write_gguf(tmp_path, tmp_path / "a.gguf", torch.float32)
+    with pytest.raises(ModelError, match="kind 'gpt2', which is not converted"):
+        write_plain(tmp_path, tmp_path / "a.gguf", torch.float32)
 
 
 @pytest.mark.slow

@@ -29,12 +29,12 @@ from outpace.bench.arms import Arm, OurArm, Request
 from outpace.bench.child import ChildError
 from outpace.bench.command import new_parser, run_command, words
 from outpace.bench.engines import EngineArm, Workplace
-from outpace.bench.gguf import write_gguf
 from outpace.bench.machine import describe, lock
 from outpace.bench.report import Table, new_report
 from outpace.errors import OutpaceError
 from outpace.methods.registry import load_method
 from outpace.models.loading import resolve
+from outpace.quantize.gguf_file import write_plain
 
 __all__ = ["STATES", "State", "measure", "neighbours", "summarise"]
 
@@ -151,7 +151,7 @@ def _llama_cpp(lm: LanguageModel, model: str, capacity: int, folder: Path, stack
     """Return plain decoding of llama.cpp on the same weights, in a process of its own."""
     dtype = lm.target.dtype
     place = Workplace(resolve(model), folder, dtype, torch.get_num_threads(), capacity)
-    write_gguf(place.source, place.converted("llama.cpp", place.precision), dtype)
+    write_plain(place.source, place.converted("llama.cpp", place.precision), dtype)
     try:
         arm = EngineArm("llama.cpp", "plain", "", place.job("llama.cpp", "plain", place.precision))
     except ChildError as error:

@@ -16,10 +16,10 @@ import torch
 
 from outpace.bench.arms import Request, Sample
 from outpace.bench.child import Child, ChildError
-from outpace.bench.gguf import write_gguf
 from outpace.bench.report import Skipped
-from outpace.errors import ModelError
+from outpace.errors import ConfigError, ModelError
 from outpace.models.loading import read_config
+from outpace.quantize.gguf_file import write_plain
 
 __all__ = [
     "ENGINES",
@@ -176,7 +176,7 @@ def make_engine_arms(
         names = [" ".join(filter(None, [f"{engine}:{mode}", precision])) for mode in modes]
         try:
             _convert(engine, place, precision, tell)
-        except (ChildError, ModelError) as error:
+        except (ChildError, ConfigError, ModelError) as error:
             skipped += [Skipped(name, f"The conversion failed: {error}") for name in names]
             if not precision:
                 break  # the small ones are made from this one
@@ -197,7 +197,7 @@ def _convert(engine: str, place: Workplace, precision: str, tell: Callable[[str]
     tell(f"Converting for {engine}, {precision or place.precision}.")
     part = target.with_name(f"part-{target.name}")  # a conversion that was cut off is not taken for a whole one
     if engine == "llama.cpp" and not precision:
-        write_gguf(source, part, place.dtype)
+        write_plain(source, part, place.dtype)
     else:
         with Child(engine, place.threads) as child:
             child.ask("convert", source=str(source), target=str(part), precision=precision or place.precision)

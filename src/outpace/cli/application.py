@@ -19,6 +19,7 @@ from outpace.cli import (
     models,
     new_method,
     papers,
+    quantize,
     score,
     trace,
     train,
@@ -60,6 +61,7 @@ app.command("models")(models.models)
 app.command("certify")(certify.certify)
 app.command("bench")(bench.bench)
 app.command("train")(train.train)
+app.command("quantize")(quantize.quantize)
 app.command("index")(index.index)
 app.command("tune")(tune.tune)
 app.command("trace")(trace.trace)

@@ -93,10 +93,25 @@ def gguf_engine(gguf: Gguf) -> Tokenizer:
             "Read are gpt2 (byte-level pairs) and llama (sentencepiece).",
         )
     tokens, types = _tokens(gguf), _types(gguf)
+    whole = gguf.get("tokenizer.huggingface.json", str)
+    if whole and gguf.get("tokenizer.ggml.pre", str) is None:  # no name says how it cuts: it came along as it is
+        return _whole(gguf, whole, tokens)
     cut = _cut(gguf) if kind == "gpt2" else None
     engine = _byte_level(gguf, tokens, cut) if cut else _sentencepiece(gguf, tokens, types)
     engine.add_tokens(_added(gguf, tokens, types))
     _surround(gguf, engine, tokens, cut is None or cut.has_start)
+    return engine
+
+
+def _whole(gguf: Gguf, text: str, tokens: list[str]) -> Tokenizer:
+    try:
+        engine = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(f"{gguf.path} holds a tokenizer.json that is not readable.", AGAIN) from error
+    if any(index >= len(tokens) or tokens[index] != token for token, index in engine.get_vocab().items()):
+        raise ModelError(f"{gguf.path} holds a tokenizer.json of other tokens than its own.", AGAIN)
+    engine.no_padding()
+    engine.no_truncation()
     return engine
 
 
