@@ -76,6 +76,7 @@ def load_model(
     if compiler is not None:
         model.compile(compiler, pack)
     model.notes += loading_notes(directory, config, dtype, kind)
+    model.is_quantised = files.is_quantised
     if files.is_quantised and dtype == "auto" and model.path != "compiled":
         name = str(kind).removeprefix("torch.")
         model.notes.append(f"The quantised weights are decoded to {name}: no compiled kernels serve them here.")
