@@ -201,6 +201,7 @@ class Adapter(ABC):
         notes: what a result should say about this model.
         path: what runs the forward, e.g. "compiled", "packed" or "torch"; models of one path and shape cost the same.
         is_invariant: a token's logits have the same bits whatever its window and its batch.
+        is_quantised: its files hold quantised weights, which dtype "auto" keeps where it can.
         tokenizer: what turns text into its tokens, where it carries one.
         start_token: of an encoder-decoder, the first decoder token, which the model never writes.
         shape: the sizes of the model as one text, by which measured costs are kept; "" = its capabilities tell.
@@ -214,6 +215,7 @@ class Adapter(ABC):
     notes: Sequence[str] = ()
     path: str = "torch"
     is_invariant: bool = False
+    is_quantised: bool = False
     tokenizer: Tokenizer | None = None
     start_token: int | None = None
     shape: str = ""

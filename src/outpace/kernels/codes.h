@@ -371,15 +371,21 @@ inline void pack_column(const Coded& from, int64_t row, uint8_t* panel, int colu
       }
       return;
     }
-    const uint8_t* codes = from.codes + row * from.inputs + rows.index * kBlock;
-    for (int64_t k = 0; k < std::min<int64_t>(kBlock, from.inputs - rows.index * kBlock); k++) {
-      const Place place = place_of(coding.bits, k / 4);
-      if (coding.bits == 8) {
-        rows.entry(panel, column, place.row[0])[k % 4] = codes[k];
-        continue;
-      }
-      rows.entry(panel, column, place.row[0])[k % 4] |= (codes[k] & 15) << place.shift[0];
-      if (coding.bits > 4) rows.entry(panel, column, place.row[1])[k % 4] |= (codes[k] >> 4) << place.shift[1];
+    const int64_t begin = rows.index * kBlock, steps = std::min<int64_t>(kBlock, from.inputs - begin) / 4;
+    for (int64_t step = 0; step < steps; step++) {
+      uint32_t codes;
+      memcpy(&codes, from.codes + row * from.inputs + begin + 4 * step, sizeof codes);
+      const Place place = place_of(coding.bits, step);
+      const auto add = [&](int field, uint32_t bits) {
+        uint8_t* entry = rows.entry(panel, column, place.row[field]);
+        uint32_t held;
+        memcpy(&held, entry, sizeof held);
+        held |= bits << place.shift[field];
+        memcpy(entry, &held, sizeof held);
+      };
+      add(0, coding.bits == 8 ? codes : codes & 0x0f0f0f0f);
+      if (coding.bits == 5) add(1, codes >> 4 & 0x01010101);
+      if (coding.bits == 6) add(1, codes >> 4 & 0x03030303);
     }
   });
 }

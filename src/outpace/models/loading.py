@@ -90,7 +90,9 @@ def load_model(
     if compiler is not None:
         model.compile(compiler, pack)
     model.notes += [*loading_notes(directory, config, dtype, kind), *files.notes]
-    if dtype == "auto" and model.path != "compiled" and (kinds := files.quantised_kinds()):
+    kinds = files.quantised_kinds()
+    model.is_quantised = bool(kinds)
+    if dtype == "auto" and model.path != "compiled" and kinds:
         name = str(kind).removeprefix("torch.")
         model.notes.append(
             f"The quantised weights ({', '.join(kinds)}) are decoded to {name}: no compiled kernels serve them here. "

@@ -71,17 +71,18 @@ def certify(
         model: zoo name, directory or hub id.
         method: with its settings.
         prompts: texts; None = `own_prompts`.
-        dtype: the working precision in which flips are listed; "float64" leaves that part out, "auto" = bfloat16.
+        dtype: the working precision in which flips are listed; "float64" leaves that part out, "auto" = bfloat16, or
+            quantised as the files are.
         device: where to compute.
         seed: of every draw.
         plan: the time limit, loading included, and who is told about progress; None = five minutes.
     """
-    lower = "bfloat16" if dtype == "auto" else dtype
     if method.guarantee is Guarantee.APPROXIMATE:
         return Certificate(model, method.name, method.to_dict(), method.guarantee.value)
     plan = plan or Plan()
     lm = load(model, dtype="float64", device=device)
     plan.guess("loading", plan.elapsed_s)
+    lower = ("auto" if lm.target.is_quantised else "bfloat16") if dtype == "auto" else dtype
     # The second copy is loaded when the proof is done, and not at all if there is no time for it.
     rounded = (lambda: load(model, dtype=lower, device=device)) if lower != "float64" else None
     return certify_model(lm, method, prompts, rounded=rounded, seed=seed, plan=plan)
