@@ -168,6 +168,12 @@ def test_what_a_conversation_cannot_bring(cli: Command, tiny: Path, option: str,
 # Damaged models
 
 
+def test_a_gguf_file_that_is_cut_off(cli: Command, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF\3\0\0\0" + bytes([5]) + bytes(23))
+    check(cli("generate", "x", "--model", str(path)), 2, "is truncated", "Fetch")
+
+
 def test_a_directory_without_anything(cli: Command, tmp_path: Path) -> None:
     check(cli("generate", "x", "--model", tmp_path), 2, "config.json")
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
-from gguf_layouts import CASES, dequantised, divisors, write_gguf
+from gguf import GGUFWriter
+from gguf_layouts import CASES, byte_tokenizer, dequantised, divisors, write_gguf
 from shapes import lifted, make_model, reference_logits
 from torch import Tensor
 
+import outpace
 from outpace.errors import ModelError
 from outpace.models.loading import load_model, open_tensors, read_config, resolve
-from outpace.models.opening import locate
+from outpace.models.opening import locate, offered_by
 from outpace.models.transformer import Transformer
 from outpace.text.gguf_file import read_gguf
 
@@ -82,10 +85,11 @@ def test_codes_are_handed_over_in_the_order_of_the_plain_rows(
     path = write_gguf(wide if case == "llama" else make_model(config), tmp_path / "model.gguf", "Q5_1")
     files, seen = open_tensors(path), 0
     for name, entry in files.entries.items():
-        found = files.read_quantised(name, entry.shape)
+        is_turned = ".c_" in name  # GPT-2's plain matrices lie [in, out]
+        found = files.read_quantised(name, entry.shape[::-1] if is_turned else entry.shape)
         if found is not None:
             plain = files.read(name, entry.shape)
-            assert torch.equal(found.dense(), plain.t() if ".c_" in name else plain), name
+            assert torch.equal(found.dense(), plain.t() if is_turned else plain), name
             seen += 1
     assert seen == (16 if case == "llama" else 6)
 
@@ -118,6 +122,7 @@ def refuses(path: Path, words: str) -> None:
     with pytest.raises(ModelError, match=words) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
+    assert caught.value.hint
 
 
 CONTRADICTIONS = {
@@ -166,6 +171,33 @@ def test_the_config_is_the_one_that_the_file_was_made_from(wide: hf.PreTrainedMo
         assert found[key] == theirs[key]
     assert found["dtype"] == "bfloat16"
     assert load_model(tmp_path / "model.gguf", device="cpu").dtype == torch.bfloat16
+
+
+def test_one_file_answers_as_the_directory_that_it_was_made_from(tiny: Path, tmp_path: Path) -> None:
+    """Weights, tokenizer, chat template and end tokens, all out of one file."""
+    state = json.loads((tiny / "tokenizer.json").read_text())["model"]
+    settings = json.loads((tiny / "tokenizer_config.json").read_text())
+    tokens = sorted(state["vocab"], key=state["vocab"].get)
+    end = tokens.index(settings["eos_token"])
+
+    def more(writer: GGUFWriter) -> None:
+        merges = [" ".join(pair) for pair in state["merges"]]
+        byte_tokenizer(writer, tokens, merges, [3 if index == end else 1 for index in range(len(tokens))])
+        writer.add_eos_token_id(end)
+        writer.add_chat_template(settings["chat_template"])
+
+    model = hf.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    path = write_gguf(model, tmp_path / "model.gguf", more=more)
+    theirs, ours = (outpace.load(where, dtype="float64", is_compiled=False) for where in (tiny, path))
+    assert ours.end_tokens == theirs.end_tokens == (end,)
+    asked = [{"role": "user", "content": "the quick brown fox"}]
+    for method in ("autoregressive", "prompt-lookup"):
+        found = ours.generate([asked, "the lazy dog"], max_tokens=12, method=method)
+        wanted = theirs.generate([asked, "the lazy dog"], max_tokens=12)
+        assert [one.prompt_tokens for one in found] == [one.prompt_tokens for one in wanted]
+        assert [one.text for one in found] == [one.text for one in wanted]
+    assert repr(ours).splitlines()[1:] == repr(theirs).splitlines()[1:]
+    assert offered_by(str(path)) == ours.target.capabilities
 
 
 def test_dtypes_and_notes(wide: hf.PreTrainedModel, tmp_path: Path) -> None:

@@ -170,6 +170,7 @@ def test_a_damaged_head_is_refused_in_a_sentence(case: str, file: Path, tmp_path
         read_gguf(path)
     assert str(caught.value).endswith(".")
     assert "\n" not in str(caught.value)
+    assert caught.value.hint
 
 
 def test_no_damage_ends_in_anything_else(file: Path, tmp_path: Path) -> None:

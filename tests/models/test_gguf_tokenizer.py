@@ -96,6 +96,9 @@ def test_texts_begin_and_end_as_the_file_asks(pairs: dict[str, Any]) -> None:
         ("llama-bpe", ggml(add_bos_token=False), plain),
     ):
         assert gguf_engine(facts(**pairs | ids | ggml(pre=pre) | keys)).encode("the fox").ids == wanted
+    odd = [*pairs["tokenizer__ggml__tokens"][:-1], "$a:1"]
+    spelled = ggml(tokens=odd, bos_token_id=len(odd) - 1, add_bos_token=True)
+    assert gguf_engine(facts(**pairs | spelled)).encode("the fox").ids == [len(odd) - 1, *plain]
     no_start = gguf_engine(facts(**pairs | ggml(add_bos_token=True)))  # asked for, but the file has none
     assert no_start.encode("the fox").ids == plain
 
@@ -186,12 +189,17 @@ def test_a_tokenizer_that_contradicts_itself_is_refused(case: str, pairs: dict[s
     with pytest.raises(ModelError, match=words) as caught:
         gguf_engine(facts(**pairs | keys))
     assert "\n" not in str(caught.value)
+    assert caught.value.hint
 
 
 def test_sampling_is_what_the_file_asks_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.touch()
-    asked = {"general.sampling.temp": 0.5, "general.sampling.top_p": 0.9, "general.sampling.mirostat": 2}
+    asked = {
+        "general.sampling.temp": 0.5,
+        "general.sampling.top_p": float(np.float32(0.9)),
+        "general.sampling.mirostat": 2,
+    }
     monkeypatch.setattr("outpace.models.generation.read_gguf", lambda _: Gguf(path, asked, {}))
     found = read_generation(path)
     assert found.is_sampled

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -23,10 +22,11 @@ from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import ConfigError
 from outpace.models.generation import GenerationConfig, read_generation
-from outpace.models.loading import open_tensors, read_end_tokens
+from outpace.models.loading import count_parameters, read_end_tokens
 from outpace.models.opening import locate, open_model
 from outpace.models.unmasking import check_unmasking
 from outpace.run.threads import begin
+from outpace.text import gguf_file
 from outpace.text.chat import Message, is_chat
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter
@@ -93,6 +93,7 @@ def load(
     if is_checked and lm.tokenizer is not None and (note := check_unmasking(target, lm.tokenizer)):
         lm.notes.append(note)
     lm.is_compiled = is_compiled
+    gguf_file.forget()
     lm.load_s = time.perf_counter() - began
     return lm
 
@@ -130,11 +131,7 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         offered, target = self.target.capabilities, self.target
-        has_files = self.directory is not None and (
-            self.directory.is_file() or next(self.directory.glob("*.safetensors"), None) is not None
-        )
-        entries = open_tensors(self.directory).entries if self.directory is not None and has_files else {}
-        count = sum(prod(entry.shape) for entry in entries.values())
+        count = 0 if self.directory is None else count_parameters(self.directory)
         facts = {
             "parameters": f"{count / 1e6:,.2f}M" if count else "",
             "dtype": str(target.dtype).removeprefix("torch."),

@@ -3,14 +3,17 @@
     python -m outpace.bench.gguf_chat model.gguf --prompts questions.jsonl --limit 20
 
 Each prompt is framed by the file's chat template and written to both in the same ids. Where texts part, the margin is
-how much likelier our token was here than theirs: llama.cpp rounds activations to 8 bits where weights are quantised, and
-its float32 sums run in another order. It needs llama-cpp-python.
+how much likelier our token was here than theirs: llama.cpp rounds activations to 8 bits where weights are quantised,
+and its float32 sums run in another order. With `--expanded` llama.cpp reads the same numbers from a float32 copy that
+its own tool makes, so that only the order of sums is left. It needs llama-cpp-python.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ from outpace.bench.command import new_parser, run_command
 from outpace.bench.gguf_text import llama_cpp
 from outpace.bench.prompts import read_prompts
 from outpace.bench.report import Table
+from outpace.errors import ConfigError
 
 __all__ = ["Answer", "answers", "main"]
 
@@ -74,8 +78,8 @@ def answers(lm: LanguageModel, peer: Any, prompts: Sequence[tuple[str, str]], ma
         mine, other = (text[at] if at < len(text) else lm.end_tokens[0] for text in (ours, theirs))
         scored = [lm.score([*ids, *ours[:at], token]).log_probs[-1] for token in (mine, other)]
         margin = (scored[0] or 0.0) - (scored[1] or 0.0)
-        spelled = [lm.tokenizer.decode([token], skip_special=False) for token in (mine, other)]
-        found.append(Answer(name, is_cut_alike, at, len(ours), *map(repr, spelled), margin))
+        spelled = [repr(lm.tokenizer.decode([token], skip_special=False)) for token in (mine, other)]
+        found.append(Answer(name, is_cut_alike, at, len(ours), spelled[0], spelled[1], margin))
     return found
 
 
@@ -92,16 +96,35 @@ def _written(peer: Any, ids: Sequence[int], max_tokens: int, ends: Sequence[int]
     return tokens
 
 
+def _expanded(source: Path, target: Path) -> Path:
+    """Let llama.cpp write a file's numbers as float32."""
+    library = llama_cpp()
+    settings = library.llama_model_quantize_default_params()
+    settings.ftype, settings.allow_requantize = library.LLAMA_FTYPE_ALL_F32, True
+    failed = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings))
+    if failed or not target.is_file():
+        raise ConfigError(f"llama.cpp could not expand {source}.", "Leave --expanded out.")
+    return target
+
+
 def _work(given: argparse.Namespace) -> None:
     lm = load(given.file, dtype=given.dtype, generation_config="none")
     prompts = [(prompt.id, prompt.text) for prompt in read_prompts(given.prompts, given.limit)]
     threads = {"n_threads": given.threads, "n_threads_batch": given.threads} if given.threads else {}
     cache = {"type_k": _FLOAT32, "type_v": _FLOAT32}
-    peer = llama_cpp().Llama(str(given.file), n_ctx=given.context, verbose=False, **threads, **cache)
-    found = answers(lm, peer, prompts, given.max_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        file = _expanded(given.file, Path(folder) / "float32.gguf") if given.expanded else given.file
+        peer = llama_cpp().Llama(str(file), n_ctx=given.context, verbose=False, **threads, **cache)
+        found = answers(lm, peer, prompts, given.max_tokens)
     cells = [
-        [one.prompt, "yes" if one.is_cut_alike else "no", f"{one.length} of {one.total}", one.ours, one.theirs]
-        + [f"{one.margin:.4f}" if one.ours else ""]
+        [
+            one.prompt,
+            "yes" if one.is_cut_alike else "no",
+            f"{one.length} of {one.total}",
+            one.ours,
+            one.theirs,
+            f"{one.margin:.4f}" if one.ours else "",
+        ]
         for one in found
     ]
     heads = ["prompt", "same ids", "same tokens", "ours", "theirs", "margin"]
@@ -119,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--context", type=int, default=2048, help="tokens that llama.cpp makes room for")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--expanded", action="store_true", help="llama.cpp reads the same numbers as float32")
     return run_command(parser, _work, arguments)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from outpace.errors import ConfigError, ModelError
 from outpace.text.files import read_object
-from outpace.text.gguf_file import Gguf, read_gguf
+from outpace.text.gguf_file import Gguf, read_gguf, shortest
 
 __all__ = ["GenerationConfig", "read_generation"]
 
@@ -375,7 +375,7 @@ def _of_gguf(gguf: Gguf) -> GenerationConfig:
     stated = {
         key.removeprefix(_GGUF_PREFIX): value for key, value in gguf.metadata.items() if key.startswith(_GGUF_PREFIX)
     }
-    found = {_GGUF.get(key, key): value for key, value in stated.items()}
+    found = {_GGUF.get(key, key): shortest(it) if isinstance(it, float) else it for key, it in stated.items()}
     if set(_GGUF.values()) & set(found):
         found = {"do_sample": True, "top_k": 0} | found
     return GenerationConfig.read(found, gguf.path.name)

@@ -16,6 +16,7 @@ from outpace.errors import ModelError
 from outpace.models.gguf_blocks import PLAIN, unpack
 from outpace.models.quantised import Quantised
 from outpace.models.tensors import Entry, TensorFiles, read_bytes
+from outpace.text.files import AGAIN
 from outpace.text.gguf_file import Gguf, Stored
 
 __all__ = ["GgufTensors", "read_plain"]
@@ -119,9 +120,9 @@ class GgufTensors(TensorFiles):
 
         Args:
             name: of the tensor.
-            shape: as `read` takes it, so [in, out] for GPT-2.
+            shape: [out, in], for GPT-2 too, whose plain matrices lie the other way round.
         """
-        entry = self._entry(name, shape)
+        entry = self._entry(name, shape[::-1] if self._is_turned(name) else shape)
         return None if entry.dtype in PLAIN else self._unpacked(name, entry)
 
     def _unpacked(self, name: str, entry: Entry) -> Quantised:
@@ -135,11 +136,9 @@ class GgufTensors(TensorFiles):
         if entry is None or entry.shape != shape:
             spelled = name if entry is None else self._theirs[name]
             found = "lacks" if entry is None else f"has the shape {list(entry.shape)} for"
-            raise ModelError(
-                f"{self.path} {found} {spelled}, where its metadata ask for {list(shape)}.", "Fetch the model again."
-            )
+            raise ModelError(f"{self.path} {found} {spelled}, where its metadata ask for {list(shape)}.", AGAIN)
         if entry.dtype not in PLAIN and len(shape) != 2:
-            raise ModelError(f"{self.path} stores {self._theirs[name]} as {entry.dtype}, but it is no matrix.")
+            raise ModelError(f"{self.path} stores {self._theirs[name]} as {entry.dtype}, but it is no matrix.", AGAIN)
         self.used.add(name)
         return entry
 
@@ -176,6 +175,6 @@ def read_plain(gguf: Gguf, name: str) -> list[float] | None:
     if stored is None:
         return None
     if stored.kind not in PLAIN or len(stored.shape) != 1:
-        raise ModelError(f"{gguf.path} stores {name} as {stored.kind} {list(stored.shape)}, not as a list of numbers.")
+        raise ModelError(f"{gguf.path} stores {name} as {stored.kind} {list(stored.shape)}, not as a list.", AGAIN)
     raw = read_bytes(Entry(stored.path, stored.offset, stored.num_bytes, stored.kind, stored.shape))
     return [float(number) for number in raw.view(PLAIN[stored.kind])]

@@ -75,8 +75,9 @@ def _split(b: Bytes, run: int, bits: int) -> Bytes:
 
 def _made(codes: Bytes, bits: int, scale: Floats, shift: Floats, table: tuple[int, ...] = ()) -> Quantised:
     rows = len(codes)
-    parts = [torch.from_numpy(part.reshape(rows, -1)) for part in (codes, scale, shift)]
-    return Quantised(parts[0], bits, *parts[1:], torch.tensor(table, dtype=torch.int8) if table else None)
+    factors = [torch.from_numpy(part.reshape(rows, -1)) for part in (scale, shift)]
+    looked_up = torch.tensor(table, dtype=torch.int8) if table else None
+    return Quantised(torch.from_numpy(codes.reshape(rows, -1)), bits, factors[0], factors[1], looked_up)
 
 
 # Blocks of 32
@@ -128,7 +129,8 @@ def _mxfp4(b: Bytes) -> Quantised:
 
 
 def _q2_k(b: Bytes) -> Quantised:
-    return _with_minima(_split(b[..., 16:80], 32, 2), 4, b[..., :16] & 15, b[..., :16] >> 4, b, 80)
+    scales, minima = b[..., :16] & np.uint8(15), b[..., :16] >> np.uint8(4)
+    return _with_minima(_split(b[..., 16:80], 32, 2), 4, scales, minima, b, 80)
 
 
 def _q4_k(b: Bytes) -> Quantised:
@@ -171,8 +173,7 @@ def _centred(codes: Bytes, bits: int, scales: NDArray[np.int8], factor: Floats, 
     """Return codes that stand for their distance from a middle."""
     scale = factor[..., None] * scales
     made = _made(codes, bits, scale, -middle * scale)
-    if scales.size and scales.min() > -128:  # one more than kernels hold; files written well have none
-        made.coarse = (torch.from_numpy(factor), torch.from_numpy(-middle * factor))
+    made.coarse = (torch.from_numpy(factor), torch.from_numpy(-middle * factor))
     return made
 
 

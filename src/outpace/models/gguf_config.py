@@ -15,11 +15,12 @@ import numpy as np
 from outpace.errors import ModelError
 from outpace.models.gguf import read_plain
 from outpace.text.files import AGAIN
-from outpace.text.gguf_file import Gguf
+from outpace.text.gguf_file import Gguf, shortest
 from outpace.text.gguf_tokenizer import end_ids
 
 __all__ = ["gguf_config"]
 
+_OTHERS = "Use a directory with safetensors, which transformers reads where nothing here does."
 _TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -60,11 +61,10 @@ class _Keys:
         value = self.gguf.metadata.get(name)
         if isinstance(value, np.ndarray) and kind is int and len(value):
             if np.any(value != value[0]):
-                raise ModelError(f"{self.gguf.path} says {name} layer by layer, which is not read here.")
+                raise ModelError(f"{self.gguf.path} says {name} layer by layer, which is not read here.", _OTHERS)
             return int(value[0])
         found = self.gguf.get(name, kind, default)
-        # A float32 as the shortest decimal that means it: what config.json had.
-        return float(str(np.float32(found))) if kind is float and found is not None else found
+        return shortest(found) if kind is float and found is not None else found
 
     def need(self, key: str, kind: type[Any]) -> Any:
         value = self.find(key, kind)
@@ -108,7 +108,7 @@ class _Keys:
         heads, size = self.count("attention.head_count"), self.count("embedding_length")
         head_dim = self.count("attention.key_length", size // heads)
         if self.count("attention.value_length", head_dim) != head_dim:
-            raise ModelError(f"{self.gguf.path} has values of another size than keys, which is not read here.")
+            raise ModelError(f"{self.gguf.path} has values of another size than keys, which is not read here.", _OTHERS)
         return {
             "model_type": self.architecture,
             "hidden_size": size,
@@ -148,7 +148,7 @@ class _Keys:
         elif kind == "yarn":
             found |= self._yarn(factor)
         elif kind not in ("none", "longrope"):
-            raise ModelError(f"{self.gguf.path} scales rotations by {kind!r}, which is not known here.")
+            raise ModelError(f"{self.gguf.path} scales rotations by {kind!r}, which is not known here.", _OTHERS)
         if original := self.find("rope.scaling.original_context_length", int):
             found["original_max_position_embeddings"] = original
         return found

@@ -25,6 +25,7 @@ from outpace.text.gguf_file import find_gguf, read_gguf
 from outpace.types import Capabilities
 
 __all__ = [
+    "count_parameters",
     "load_model",
     "open_tensors",
     "pick_device",
@@ -90,6 +91,14 @@ def load_model(
 def open_tensors(path: Path) -> TensorFiles:
     """Return the tensors of a model directory or GGUF file, by their Hugging Face names."""
     return GgufTensors(read_gguf(path), read_config(path)) if path.is_file() else TensorFiles(find_tensor_files(path))
+
+
+def count_parameters(path: Path) -> int:
+    """Return how many numbers a model's tensors hold; 0 = they cannot be read here."""
+    try:
+        return open_tensors(path).num_values()
+    except ModelError:  # of a model that transformers runs
+        return 0
 
 
 def loading_notes(directory: Path, config: Mapping[str, Any], asked: str | torch.dtype, kind: torch.dtype) -> list[str]:

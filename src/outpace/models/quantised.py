@@ -33,8 +33,8 @@ class Quantised:
         shift: [out, groups] float32.
         table: [2 ** bits] int8 that codes stand for, or None where they stand for themselves.
         coarse: how the factors were stored, where they are products, so that kernels can store them so too: float32
-            [out, in / 256] factors of `scale` and of `shift`, with which each is a whole number (|n| < 128 or n < 256)
-            times its factor; None = factors of their own.
+            [out, in / 256] factors of `scale` and of `shift`, with which each is a whole number of 8 bits (-128 to 127
+            or 0 to 255) times its factor; None = factors of their own.
 
     Raises:
         ModelError: shapes, types or group sizes do not agree.

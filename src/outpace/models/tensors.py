@@ -163,6 +163,10 @@ class TensorFiles:
         found = [kind for kind in sorted(size, key=lambda kind: -size[kind]) if kind in names]
         return names[found[0]] if found else "float32"
 
+    def num_values(self) -> int:
+        """Return how many numbers the tensors stand for."""
+        return sum(prod(entry.shape) for entry in self.entries.values())
+
     def quantised_kinds(self) -> list[str]:
         """Return how quantised matrices are stored, that of most bytes first; empty where all are plain."""
         return []

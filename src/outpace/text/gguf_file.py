@@ -21,7 +21,7 @@ import numpy as np
 from outpace.errors import ModelError
 from outpace.text.files import AGAIN
 
-__all__ = ["BLOCKS", "Gguf", "Stored", "find_gguf", "is_gguf", "read_gguf"]
+__all__ = ["BLOCKS", "Gguf", "Stored", "find_gguf", "forget", "is_gguf", "read_gguf", "shortest"]
 
 _MAGIC, _VERSIONS, _ALIGNMENT = b"GGUF", (2, 3), 32
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -118,6 +118,11 @@ def _short(value: Any) -> str:
     return repr(value) if len(repr(value)) < 60 else f"of {len(value)} entries"
 
 
+def shortest(number: float) -> float:
+    """Return a float32 as the shortest decimal that means it: 1e-05, as the model's config said, of 9.9999997e-06."""
+    return float(str(np.float32(number)))
+
+
 def is_gguf(path: Path) -> bool:
     """Return whether a path is a file that is called GGUF, or begins as one does (other programs' stores)."""
     if not path.is_file():
@@ -154,7 +159,7 @@ def find_gguf(path: Path) -> Path | None:
 
 
 def read_gguf(path: Path) -> Gguf:
-    """Return the head of a model, of all its parts; read once while the files stay as they are.
+    """Return the head of a model, of all its parts; read once while the files stay as they are, until `forget`.
 
     Args:
         path: the file, of several the first one.
@@ -180,6 +185,11 @@ def read_gguf(path: Path) -> Gguf:
                 raise ModelError(f"{name} is in {tensors[name].path.name} and in {stored.path.name}.", AGAIN)
             tensors[name] = stored
     return Gguf(path, heads[0].metadata, tensors)
+
+
+def forget() -> None:
+    """Let go of the heads that were read: a vocabulary's texts take tens of megabytes."""
+    _read_marked.cache_clear()
 
 
 def _mark(path: Path) -> tuple[int, int]:

@@ -266,16 +266,18 @@ def _added(gguf: Gguf, tokens: list[str], types: np.ndarray[Any, Any]) -> list[A
 
 def _surround(gguf: Gguf, engine: Tokenizer, tokens: list[str], has_start: bool) -> None:
     """Put the start and end tokens around texts that the file asks for."""
-    sides = []
+    named, sides = [], []
     for role, default in (("bos", has_start), ("eos", False)):
         index = gguf.get(f"tokenizer.ggml.{role}_token_id", int)
         wanted = gguf.get(f"tokenizer.ggml.add_{role}_token", bool, default)
         is_there = wanted and index is not None and 0 <= index < len(tokens)
-        sides.append((tokens[index], index) if is_there and index is not None else None)
-    if any(sides):
-        start, end = ([f"{side[0]}:0"] if side else [] for side in sides)
+        if is_there and index is not None:  # under a name of its own: a token's text may be no name there
+            named.append({"id": role, "ids": [index], "tokens": [tokens[index]]})
+        sides.append([f"{role}:0"] if is_there else [])
+    if named:
+        start, end = sides
         engine.post_processor = processors.TemplateProcessing(
             single=[*start, "$A:0", *end],
             pair=[*start, "$A:0", *end, *start, "$B:1", *end],
-            special_tokens=[side for side in sides if side],
+            special_tokens=named,
         )
