@@ -20,7 +20,7 @@ from outpace.models.hfquant_files import QuantisedFiles
 from outpace.models.hfquant_settings import read_quantisation
 from outpace.models.lookup import find_family, make_spec
 from outpace.models.lora import AdaptedFiles, has_adapter
-from outpace.models.tensors import TensorFiles, find_tensor_files
+from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
 from outpace.models.transformer import Kernels, Transformer, spec_capabilities
 from outpace.models.weights import can_pack
 from outpace.text.files import read_object
@@ -85,10 +85,10 @@ def load_model(
     is_packed = compiler is None and (can_pack(kind, place) if pack is None else pack)
     # Codes are kept where the dtype is left to us and kernels read them; else they are decoded to what is computed in.
     packer = compiler.new_packer(spec, kind) if compiler is not None and dtype == "auto" else None
-    with torch.no_grad():
+    with torch.no_grad(), one_thread():
         model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed, packer), pack=is_packed)
-    if compiler is not None:
-        model.compile(compiler, pack)
+        if compiler is not None:
+            model.compile(compiler, pack)
     model.notes += [*loading_notes(directory, config, dtype, kind), *files.notes]
     kinds = files.quantised_kinds()
     model.is_quantised = bool(kinds)

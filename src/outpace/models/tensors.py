@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from outpace.errors import ModelError
 from outpace.models.quantised import Quantised
 
-__all__ = ["Entry", "TensorFiles", "check_stored", "find_tensor_files", "read_bytes"]
+__all__ = ["Entry", "TensorFiles", "check_stored", "find_tensor_files", "one_thread", "read_bytes"]
 
 DTYPES = {
     "F64": torch.float64,
@@ -52,6 +53,21 @@ class Entry:
     num_bytes: int
     dtype: str
     shape: tuple[int, ...]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread while in the block.
+
+    Steps on single matrices are so short that threads wait for each other, and for long where cores are busy: loading
+    takes a fifth of the CPU time so, and a tenth of the time beside other processes.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def find_tensor_files(directory: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from outpace.errors import ConfigError, ModelError, StorageError
 from outpace.models.quantised import Quantised
+from outpace.models.tensors import one_thread
 from outpace.quantize.compressed import entries, quantization_config, write_folder
 from outpace.quantize.finequant import choose_group
 from outpace.quantize.gguf_file import Stored, block_type, check_architecture, plan_tensors, write_gguf
@@ -146,7 +147,7 @@ def convert(source: Source, plan: Plan, out: Path, tell: Tell = lambda what, don
         )
     written = Written(out)
     rounder = _Rounder(source, plan, written, tell)
-    with _one_thread(), _replacing(out, is_folder=plan.format != "gguf") as part:
+    with one_thread(), _replacing(out, is_folder=plan.format != "gguf") as part:
         if plan.format == "gguf":
             written.notes += write_gguf(source, part, _tensors(source, plan), rounder.stored, has_text=True)
         else:
@@ -269,17 +270,6 @@ class _Rounder:
     def _count(self, matrix: Quantised, num_bytes: int) -> None:
         self.num_weights += matrix.codes.numel()
         self.num_bytes += num_bytes
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute in one thread: the steps are so short that threads wait for each other, long where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager
