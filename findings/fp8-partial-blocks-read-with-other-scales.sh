@@ -4,7 +4,7 @@
 # other blocks: weights are silently multiplied by a neighbour's scale.
 #
 # Expected: a weight's scale is that of block [row // 128, column // 128], the last block being smaller where 128 does not
-# divide a side. Its own FP8Linear rounds the number of blocks up so, and multiplies that way on a GPU.
+# divide a side. The scales of its own FP8Linear are made so: the number of blocks is rounded up.
 # Seen: 192 rows in two blocks are read as 2 x 96 rows: rows 96 to 127 (of down_proj: columns) take the second block's
 # scale, here half of the right one, without a word. 576 rows in five blocks raise a RuntimeError (the report before it
 # says "not divisible by scale grid"), though the file is as valid. 256 rows are read exactly.
