@@ -23,7 +23,7 @@ COMMANDS = [
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
 --presence-penalty --frequency-penalty --logit-bias --bad-word --min-tokens --regex --json-schema --grammar --seed
 --num-samples --stop --dtype --device --ignore-eos --json --chat --trace --logprobs --batch-invariant --no-compile
---card --infill --threads --system --tools --documents --template --chat-variable --stop-token --keep-special
+--card --adapter --infill --threads --system --tools --documents --template --chat-variable --stop-token --keep-special
 --sampling --generation-config --prefix --prompt-file --batch --out --batch-size --top-log-probs --help""".split()
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import outpace
+from outpace.cache import Cache
 from outpace.errors import ConfigError
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
@@ -23,7 +26,7 @@ from outpace.run.row import Row
 from outpace.sampling import Sampler, Sampling, row_key
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PROMPTS, drive, make_rows, make_run, target_for, write
-from outpace.types import Context, Counter, FinishReason, View
+from outpace.types import NO_OUTPUTS, Context, Counter, FinishReason, Outputs, Scores, View
 
 SOURCE = Path(outpace.__file__).parent
 
@@ -109,6 +112,27 @@ def test_masked_rows_end_at_their_length() -> None:
     assert all(row.finish is FinishReason.LENGTH and len(row.written) == 7 for row in rows)
 
 
+class DeviceModel(ToyModel):
+    """A forward in PyTorch alone, as on a device; each token sees itself, since no value matters here."""
+
+    def score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        outputs: Outputs = NO_OUTPUTS,
+        inputs: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        cache.counter.add(tokens.shape[1], self.capabilities.num_layers - len({*skip}))
+        state = self.embed(tokens) if inputs is None else inputs
+        if ask is not None:
+            state = state.gather(1, ask.unsqueeze(-1).expand(-1, -1, state.shape[-1]))
+        return Scores(self.head(state))
+
+
 @pytest.mark.parametrize(
     "settings", [Sampling(), Sampling(temperature=0.8, top_k=5, top_p=0.9)], ids=["greedy", "top-k"]
 )
@@ -116,7 +140,7 @@ def test_masked_rows_end_at_their_length() -> None:
 def test_a_step_never_waits_for_the_device(method: Any, settings: Sampling) -> None:
     """Propose, lay out, score and accept on tensors without values: reading one would fail."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        target, drafter = ToyModel(), ToyModel(seed=1)
+        target, drafter = DeviceModel(), DeviceModel(seed=1)
         texts = [[1, 2, 3], [4, 5, 6]]
         sampler = Sampler(settings, [row_key(1, i) for i in range(2)])
         cache = target.new_cache(2, 32)
