@@ -74,8 +74,8 @@ struct Tiles {
 };
 
 // Round a block of inputs to whole numbers of -127..127 times a scale; what is not finite makes the scale so. Behind the
-// scale stand the sums of all, the first and the second half, as a matrix stored like `coding` wants them: what a sum of
-// products begins with, or, as floats, what shifts are multiplied with.
+// scale stands the sum of all, or two places hold those of the halves, as a matrix stored like `coding` wants them: what
+// a sum of products begins with, or, as floats, what shifts are multiplied with.
 inline void encode_block(const Coding& coding, const Floats (&values)[kBlock / kLanes], uint32_t* to) {
   constexpr int kParts = kBlock / kLanes;
   Ints largest{};
@@ -93,13 +93,15 @@ inline void encode_block(const Coding& coding, const Floats (&values)[kBlock / k
     narrow_bytes(codes + i * kLanes, code);
     sum[2 * i / kParts] += code;
   }
-  const int32_t first = sum_lanes(sum[0]), second = sum_lanes(sum[1]);
-  const int32_t sums[] = {first + second, first, second}, zero = static_cast<int32_t>(coding.zero);
   to[kSteps] = bits<uint32_t>(scale);
-  for (int i = 0; i < 3; i++) {
-    const float weight = scale * static_cast<float>(sums[i]);
-    to[kSteps + 1 + i] = coding.has_shift ? bits<uint32_t>(weight) : static_cast<uint32_t>(-zero * sums[i]);
-  }
+  const auto tell = [&](int which, int32_t total) {
+    const float weight = scale * static_cast<float>(total);
+    const int32_t start = static_cast<int32_t>(-coding.zero) * total;
+    to[kSteps + which] = coding.has_shift ? bits<uint32_t>(weight) : static_cast<uint32_t>(start);
+  };
+  if (coding.halves() == 1) return tell(1, sum_lanes(sum[0] + sum[1]));
+  tell(2, sum_lanes(sum[0]));
+  tell(3, sum_lanes(sum[1]));
 }
 
 // `width` floats, padded with zeros to whole blocks.
