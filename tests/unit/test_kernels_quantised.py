@@ -269,12 +269,13 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exact_methods_write_the_same_text_from_quantised_weights() -> None:
     lm = load("stories")
     assert lm.target.path == "compiled"
-    prompts = ["Once upon a time", "One day, a little cat found a big red ball. The cat"]
+    prompts = ["Once upon a time", "One day, a little cat found a big red ball. One day, a little cat found a"]
     for told in ({}, {"temperature": 0.8, "seed": 3}):
         plain = lm.generate(prompts, max_tokens=24, **told)
         for method in ("suffix", "token-recycling"):
             found = lm.generate(prompts, max_tokens=24, method=method, **told)
             assert [one.tokens for one in found] == [one.tokens for one in plain]
+            assert sum(one.usage.num_accepted for one in found) > 0
 
 
 @pytest.mark.usefixtures("stored")
