@@ -299,7 +299,21 @@ def test_fused_matrices_may_be_stored_in_different_ways() -> None:
     assert same.bits == 4 and same.coarse is not None and same.coarse[0].shape == (140, 2)
 
 
+def test_factors_that_do_not_fit_are_stored_in_full() -> None:
+    """Coarse factors of another width, too large a count, or of more digits than a float16."""
+    fits = products(4, 32, True)
+    assert fits.coarse is not None
+    short, fine = fits.coarse[0][:, :1], fits.coarse[0] * 1.0001
+    many = dataclasses.replace(fits, scale=fits.coarse[0].repeat_interleave(8, 1) * 200)
+    wrong = [dataclasses.replace(fits, coarse=(coarse, coarse)) for coarse in (short, fine)]
+    for matrix in (*wrong, many):
+        assert code(matrix).coded.coding.factors == FLOAT
+        assert torch.equal(head_of(matrix).embed(torch.arange(70)), matrix.dense())
+
+
 def test_what_cannot_be_quantised_is_refused() -> None:
+    with pytest.raises(ModelError, match="16 numbers"):
+        dataclasses.replace(tabled(32), table=torch.zeros(8, dtype=torch.int8))
     for weight, bits, group in ((draw(2, 40), 4, 32), (draw(2, 32), 3, 32), (draw(2, 32) * 1e9, 8, 32)):
         with pytest.raises(ModelError):
             quantise(weight, bits, group)
