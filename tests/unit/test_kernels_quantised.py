@@ -15,7 +15,7 @@ from torch import Tensor
 from outpace import kernels
 from outpace.api.engine import load
 from outpace.cache import Cache
-from outpace.errors import ModelError
+from outpace.errors import ConfigError, ModelError
 from outpace.kernels import build as building
 from outpace.kernels.coding import FLOAT, HALF, WHOLE, code
 from outpace.kernels.decoder import CompiledDecoder, compile_decoder
@@ -108,6 +108,9 @@ def test_products_are_those_of_the_slow_reading(name: str) -> None:
     assert torch.equal(decoder.trim_head(ids).head(x), y[:, ids])
     assert torch.equal(decoder.embed(ids), matrix.dense()[ids])
     assert torch.equal(decoder.head_rows(ids), matrix.dense()[ids])
+    for read in (decoder.embed, decoder.head_rows, decoder.trim_head):
+        with pytest.raises(ConfigError, match="vocabulary"):
+            read(torch.tensor([70]))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="an x86 architecture level")
