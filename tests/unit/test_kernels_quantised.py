@@ -314,6 +314,11 @@ def test_factors_that_do_not_fit_are_stored_in_full() -> None:
         assert torch.equal(head_of(matrix).embed(torch.arange(70)), matrix.dense())
 
 
+def test_a_table_may_have_shifts() -> None:
+    matrix, x = dataclasses.replace(tabled(32), shift=shifted(4, 32).shift), draw(3, INPUTS)
+    assert error(head_of(matrix).head(x), matrix.product(x)) < 1e-6
+
+
 def test_what_cannot_be_quantised_is_refused() -> None:
     with pytest.raises(ModelError, match="16 numbers"):
         dataclasses.replace(tabled(32), table=torch.zeros(8, dtype=torch.int8))

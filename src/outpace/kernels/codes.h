@@ -31,11 +31,11 @@ enum Factors : int64_t { kHalf, kFloat, kWhole };
 
 // How a matrix is stored; mirrored by `Coding` of `library.py`.
 struct Coding {
-  int64_t bits;    // 4, 5, 6 or 8; 0 = not quantised
-  int64_t group;   // inputs per factor: 16, or a multiple of 32
+  int64_t bits;   // 4, 5, 6 or 8; 0 = not quantised
+  int64_t group;  // inputs per factor: 16, or a multiple of 32
   int64_t factors;
   int64_t has_shift;
-  int64_t zero;            // 0 with shifts
+  int64_t zero;          // 0 with shifts
   const uint8_t* table;  // 16 codes of 8 bits that codes of 4 bits stand for; or null
 
   int64_t halves() const { return group < kBlock ? 2 : 1; }
@@ -368,7 +368,8 @@ inline void pack_column(const Coded& from, int64_t row, uint8_t* panel, int colu
       for (int64_t r = 0; r < rows.count; r++) {
         const uint8_t* source = rows.kind == Rows::kWholes
                                     ? from.whole[r] + rows.size * (row * wholes + rows.index)
-                                    : from.factors[r % kinds] + rows.size * (row * groups + rows.index * halves + r / kinds);
+                                    : from.factors[r % kinds] +
+                                          rows.size * (row * groups + rows.index * halves + r / kinds);
         memcpy(rows.entry(panel, column, r), source, rows.size);
       }
       return;

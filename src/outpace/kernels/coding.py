@@ -39,9 +39,11 @@ def code(matrix: Quantised) -> Plan:
     Shifts that are one and the same multiple of the scales are a zero point. Factors are float16 where that holds them
     all; else whole numbers of 8 bits with a float16 per 256 inputs, if the file had them so; else float32.
     """
-    codes, bits, table = matrix.codes.contiguous(), matrix.bits, None
+    codes, bits, shift, table = matrix.codes.contiguous(), matrix.bits, matrix.shift, None
     if matrix.table is not None:
-        zero, has_shift = TABLE_ZERO, bool((matrix.shift != 0).any())
+        zero, has_shift = TABLE_ZERO, bool((shift != 0).any())
+        if has_shift:  # no format has both; kernels take one or the other
+            zero, shift = 0, shift - TABLE_ZERO * matrix.scale
         table = (matrix.table.to(torch.int16) + TABLE_ZERO).to(torch.uint8)
         if bits != 4:
             codes, bits, table = table[codes.long()], 8, None
@@ -54,7 +56,7 @@ def code(matrix: Quantised) -> Plan:
     if table is not None:
         coding.table = plan.keep(table)
     plan.coded.codes = plan.keep(codes)
-    factors = [matrix.scale, matrix.shift] if has_shift else [matrix.scale]
+    factors = [matrix.scale, shift] if has_shift else [matrix.scale]
     is_coarse = matrix.coarse is not None and all(f.shape == (rows, columns / WIDE) for f in matrix.coarse)
     coding.factors, stored, whole = _store(factors, matrix.coarse if is_coarse else None)
     for index, factor in enumerate(stored):

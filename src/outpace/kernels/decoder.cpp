@@ -583,7 +583,8 @@ void outpace_pack_head(void* handle, const int64_t* ids, int64_t count, uint8_t*
     for (int column = 0; column < outpace::kColumns; column++) {
       if (const int64_t row = row_of(column); row >= 0) {
         const int64_t id = ids[row];
-        outpace::copy_column(head.coding, head.steps, head.panel(id / outpace::kColumns), id % outpace::kColumns, at, column);
+        const uint8_t* from = head.panel(id / outpace::kColumns);
+        outpace::copy_column(head.coding, head.steps, from, id % outpace::kColumns, at, column);
       }
     }
   });
