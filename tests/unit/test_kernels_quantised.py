@@ -15,7 +15,7 @@ from torch import Tensor
 from outpace import kernels
 from outpace.api.engine import load
 from outpace.cache import Cache
-from outpace.errors import ModelError
+from outpace.errors import ConfigError, ModelError
 from outpace.kernels import build as building
 from outpace.kernels.coding import FLOAT, HALF, WHOLE, code
 from outpace.kernels.decoder import CompiledDecoder, compile_decoder
@@ -108,6 +108,9 @@ def test_products_are_those_of_the_slow_reading(name: str) -> None:
     assert torch.equal(decoder.trim_head(ids).head(x), y[:, ids])
     assert torch.equal(decoder.embed(ids), matrix.dense()[ids])
     assert torch.equal(decoder.head_rows(ids), matrix.dense()[ids])
+    for read in (decoder.embed, decoder.head_rows, decoder.trim_head):
+        with pytest.raises(ConfigError, match="vocabulary"):
+            read(torch.tensor([70]))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="an x86 architecture level")
@@ -269,12 +272,13 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exact_methods_write_the_same_text_from_quantised_weights() -> None:
     lm = load("stories")
     assert lm.target.path == "compiled"
-    prompts = ["Once upon a time", "One day, a little cat found a big red ball. The cat"]
+    prompts = ["Once upon a time", "One day, a little cat found a big red ball. One day, a little cat found a"]
     for told in ({}, {"temperature": 0.8, "seed": 3}):
         plain = lm.generate(prompts, max_tokens=24, **told)
         for method in ("suffix", "token-recycling"):
             found = lm.generate(prompts, max_tokens=24, method=method, **told)
             assert [one.tokens for one in found] == [one.tokens for one in plain]
+            assert sum(one.usage.num_accepted for one in found) > 0
 
 
 @pytest.mark.usefixtures("stored")
@@ -298,7 +302,26 @@ def test_fused_matrices_may_be_stored_in_different_ways() -> None:
     assert same.bits == 4 and same.coarse is not None and same.coarse[0].shape == (140, 2)
 
 
+def test_factors_that_do_not_fit_are_stored_in_full() -> None:
+    """Coarse factors of another width, too large a count, or of more digits than a float16."""
+    fits = products(4, 32, True)
+    assert fits.coarse is not None
+    short, fine = fits.coarse[0][:, :1], fits.coarse[0] * 1.0001
+    many = dataclasses.replace(fits, scale=fits.coarse[0].repeat_interleave(8, 1) * 200)
+    wrong = [dataclasses.replace(fits, coarse=(coarse, coarse)) for coarse in (short, fine)]
+    for matrix in (*wrong, many):
+        assert code(matrix).coded.coding.factors == FLOAT
+        assert torch.equal(head_of(matrix).embed(torch.arange(70)), matrix.dense())
+
+
+def test_a_table_may_have_shifts() -> None:
+    matrix, x = dataclasses.replace(tabled(32), shift=shifted(4, 32).shift), draw(3, INPUTS)
+    assert error(head_of(matrix).head(x), matrix.product(x)) < 1e-6
+
+
 def test_what_cannot_be_quantised_is_refused() -> None:
+    with pytest.raises(ModelError, match="16 numbers"):
+        dataclasses.replace(tabled(32), table=torch.zeros(8, dtype=torch.int8))
     for weight, bits, group in ((draw(2, 40), 4, 32), (draw(2, 32), 3, 32), (draw(2, 32) * 1e9, 8, 32)):
         with pytest.raises(ModelError):
             quantise(weight, bits, group)

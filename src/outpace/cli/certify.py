@@ -75,9 +75,8 @@ def _certify_all(model: str, names: list[str], dtype: str, seed: int, limit_s: f
     from outpace.testing.certify_all import certifiable, certify_all
 
     entries, began, teller = list[Any](), time.monotonic(), Teller()
-    lower = "bfloat16" if dtype == "auto" else dtype
     count = len(names) or sum(method is not None for method, _ in certifiable(model))
-    for entry in certify_all(model, names, dtype=lower, seed=seed, limit_s=limit_s, jobs=jobs):
+    for entry in certify_all(model, names, dtype=dtype, seed=seed, limit_s=limit_s, jobs=jobs):
         entries.append(entry)
         teller.close()
         if not is_json:

@@ -31,11 +31,11 @@ enum Factors : int64_t { kHalf, kFloat, kWhole };
 
 // How a matrix is stored; mirrored by `Coding` of `library.py`.
 struct Coding {
-  int64_t bits;    // 4, 5, 6 or 8; 0 = not quantised
-  int64_t group;   // inputs per factor: 16, or a multiple of 32
+  int64_t bits;   // 4, 5, 6 or 8; 0 = not quantised
+  int64_t group;  // inputs per factor: 16, or a multiple of 32
   int64_t factors;
   int64_t has_shift;
-  int64_t zero;            // 0 with shifts
+  int64_t zero;          // 0 with shifts
   const uint8_t* table;  // 16 codes of 8 bits that codes of 4 bits stand for; or null
 
   int64_t halves() const { return group < kBlock ? 2 : 1; }
@@ -74,8 +74,8 @@ struct Tiles {
 };
 
 // Round a block of inputs to whole numbers of -127..127 times a scale; what is not finite makes the scale so. Behind the
-// scale stand the sums of all, the first and the second half, as a matrix stored like `coding` wants them: what a sum of
-// products begins with, or, as floats, what shifts are multiplied with.
+// scale stands the sum of all, or two places hold those of the halves, as a matrix stored like `coding` wants them: what
+// a sum of products begins with, or, as floats, what shifts are multiplied with.
 inline void encode_block(const Coding& coding, const Floats (&values)[kBlock / kLanes], uint32_t* to) {
   constexpr int kParts = kBlock / kLanes;
   Ints largest{};
@@ -93,13 +93,15 @@ inline void encode_block(const Coding& coding, const Floats (&values)[kBlock / k
     narrow_bytes(codes + i * kLanes, code);
     sum[2 * i / kParts] += code;
   }
-  const int32_t first = sum_lanes(sum[0]), second = sum_lanes(sum[1]);
-  const int32_t sums[] = {first + second, first, second}, zero = static_cast<int32_t>(coding.zero);
   to[kSteps] = bits<uint32_t>(scale);
-  for (int i = 0; i < 3; i++) {
-    const float weight = scale * static_cast<float>(sums[i]);
-    to[kSteps + 1 + i] = coding.has_shift ? bits<uint32_t>(weight) : static_cast<uint32_t>(-zero * sums[i]);
-  }
+  const auto tell = [&](int which, int32_t total) {
+    const float weight = scale * static_cast<float>(total);
+    const int32_t start = static_cast<int32_t>(-coding.zero) * total;
+    to[kSteps + which] = coding.has_shift ? bits<uint32_t>(weight) : static_cast<uint32_t>(start);
+  };
+  if (coding.halves() == 1) return tell(1, sum_lanes(sum[0] + sum[1]));
+  tell(2, sum_lanes(sum[0]));
+  tell(3, sum_lanes(sum[1]));
 }
 
 // `width` floats, padded with zeros to whole blocks.
@@ -366,7 +368,8 @@ inline void pack_column(const Coded& from, int64_t row, uint8_t* panel, int colu
       for (int64_t r = 0; r < rows.count; r++) {
         const uint8_t* source = rows.kind == Rows::kWholes
                                     ? from.whole[r] + rows.size * (row * wholes + rows.index)
-                                    : from.factors[r % kinds] + rows.size * (row * groups + rows.index * halves + r / kinds);
+                                    : from.factors[r % kinds] +
+                                          rows.size * (row * groups + rows.index * halves + r / kinds);
         memcpy(rows.entry(panel, column, r), source, rows.size);
       }
       return;

@@ -14,6 +14,7 @@ __all__ = ["Plan", "code"]
 
 HALF, FLOAT, WHOLE = 0, 1, 2  # `Factors` in codes.h
 BLOCK = 32
+WIDE = 256  # inputs that share a float16 where factors are whole numbers
 TABLE_ZERO = 128  # what is added to the signed entries of a table
 LARGEST_ZERO = 255
 
@@ -38,9 +39,11 @@ def code(matrix: Quantised) -> Plan:
     Shifts that are one and the same multiple of the scales are a zero point. Factors are float16 where that holds them
     all; else whole numbers of 8 bits with a float16 per 256 inputs, if the file had them so; else float32.
     """
-    codes, bits, table = matrix.codes.contiguous(), matrix.bits, None
+    codes, bits, shift, table = matrix.codes.contiguous(), matrix.bits, matrix.shift, None
     if matrix.table is not None:
-        zero, has_shift = TABLE_ZERO, bool((matrix.shift != 0).any())
+        zero, has_shift = TABLE_ZERO, bool((shift != 0).any())
+        if has_shift:  # no format has both; kernels take one or the other
+            zero, shift = 0, shift - TABLE_ZERO * matrix.scale
         table = (matrix.table.to(torch.int16) + TABLE_ZERO).to(torch.uint8)
         if bits != 4:
             codes, bits, table = table[codes.long()], 8, None
@@ -53,8 +56,9 @@ def code(matrix: Quantised) -> Plan:
     if table is not None:
         coding.table = plan.keep(table)
     plan.coded.codes = plan.keep(codes)
-    factors = [matrix.scale, matrix.shift] if has_shift else [matrix.scale]
-    coding.factors, stored, whole = _store(factors, matrix.coarse)
+    factors = [matrix.scale, shift] if has_shift else [matrix.scale]
+    is_coarse = matrix.coarse is not None and all(f.shape == (rows, columns / WIDE) for f in matrix.coarse)
+    coding.factors, stored, whole = _store(factors, matrix.coarse if is_coarse else None)
     for index, factor in enumerate(stored):
         if matrix.group < BLOCK and factor.shape[1] % 2:
             factor = torch.nn.functional.pad(factor, (0, 1))
@@ -93,11 +97,11 @@ def _store(factors: list[Tensor], coarse: tuple[Tensor, Tensor] | None) -> tuple
 def _whole(factor: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return numbers of 8 bits and float16 with number * float16 = factor exactly, or None."""
     half = coarse.half()
-    repeats = factor.shape[1] // max(1, coarse.shape[1])
+    repeats = factor.shape[1] // coarse.shape[1]
     if repeats * coarse.shape[1] != factor.shape[1] or not torch.equal(half.float(), coarse):
         return None
     spread = coarse.repeat_interleave(repeats, 1)
     number = torch.where(spread == 0, 0.0, factor / spread).round()
-    if number.abs().max() > 127 or not torch.equal(number * spread, factor):
+    if number.min() < -128 or number.max() > 127 or not torch.equal(number * spread, factor):
         return None
     return number.to(torch.int8), half

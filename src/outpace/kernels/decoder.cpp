@@ -173,8 +173,8 @@ class Forward {
   // Write rows of a product's inputs. Few: every thread writes all of them into memory of its own, found by
   // `words_in` or `codes_in`; many: shared, with a barrier.
   template <class One>
-  void prepare(int64_t rows, const One& one) {
-    if (rows <= kPrivateRows) {
+  void prepare(int64_t rows, bool is_coded, const One& one) {
+    if (rows <= (is_coded ? kPrivateCodes : kPrivateRows)) {
       for (int64_t m = 0; m < rows; m++) one(m);
     } else {
       worker_.share(rows, one);
@@ -182,13 +182,13 @@ class Forward {
     }
   }
 
-  Inputs words_in(int64_t rows) const {
-    const int64_t first = rows <= kPrivateRows ? worker_.thread * kPrivateRows : 0;
+  Inputs words_in(int64_t rows, bool is_coded) const {
+    const int64_t first = rows <= (is_coded ? kPrivateCodes : kPrivateRows) ? worker_.thread * kPrivateRows : 0;
     return {decoder_.normed.as<uint32_t>() + first * sizes_.normed_row, sizes_.normed_row, rows};
   }
 
   Inputs codes_in(int64_t rows) const {
-    const int64_t first = rows <= kPrivateRows ? worker_.thread * sizes_.coded(kPrivateRows) : 0;
+    const int64_t first = rows <= kPrivateCodes ? worker_.thread * sizes_.coded(kPrivateCodes) : 0;
     return {decoder_.coded.as<uint32_t>() + first, 0, rows};
   }
 
@@ -196,10 +196,10 @@ class Forward {
 
   // The residual stream of all tokens, normalised, and rounded to what the product with `to` reads.
   Inputs normalise(const float* weight, const Matrix& to) {
-    const Inputs words = words_in(num_tokens());
+    const Inputs words = words_in(num_tokens(), to.is_coded());
     const Inputs coded = codes_in(num_tokens());
     const Tiles tiles = tiles_of(num_tokens(), to);
-    prepare(num_tokens(), [&](int64_t m) {
+    prepare(num_tokens(), to.is_coded(), [&](int64_t m) {
       uint32_t* row = to.is_coded() ? tiles.place(coded.data, m) : words.data + m * words.stride;
       normalise_row(residual(m), weight, [&](int64_t at, const Floats(&values)[kVectors]) {
         if (to.is_coded()) encode_block(to.coding, values, row + at / kBlock * kTileBlock);
@@ -240,7 +240,7 @@ class Forward {
     if (!to.is_coded()) return {from.as<uint32_t>(), stride, num_tokens()};
     const Inputs coded = codes_in(num_tokens());
     const Tiles tiles = tiles_of(num_tokens(), to);
-    prepare(num_tokens(), [&](int64_t m) {
+    prepare(num_tokens(), true, [&](int64_t m) {
       encode_row(to.coding, from.as<float>() + m * stride, width, tiles.place(coded.data, m));
     });
     return coded;
@@ -250,10 +250,10 @@ class Forward {
     const Answer* answers = decoder_.answers.data() + chunk_->answers.begin;
     const Matrix head = decoder_.head();
     const int64_t count = chunk_->answers.size();
-    const Inputs words = words_in(count);
+    const Inputs words = words_in(count, head.is_coded());
     const Inputs coded = codes_in(count);
     const Tiles tiles = tiles_of(count, head);
-    prepare(count, [&](int64_t i) {
+    prepare(count, head.is_coded(), [&](int64_t i) {
       uint32_t* row = words.data + i * words.stride;
       normalise_row(residual(answers[i].token - chunk_->tokens.begin), model_.final_norm,
                     [&](int64_t at, const Floats(&values)[kVectors]) { write_words(row, at, values); });
@@ -584,7 +584,8 @@ void outpace_pack_head(void* handle, const int64_t* ids, int64_t count, uint8_t*
     for (int column = 0; column < outpace::kColumns; column++) {
       if (const int64_t row = row_of(column); row >= 0) {
         const int64_t id = ids[row];
-        outpace::copy_column(head.coding, head.steps, head.panel(id / outpace::kColumns), id % outpace::kColumns, at, column);
+        const uint8_t* from = head.panel(id / outpace::kColumns);
+        outpace::copy_column(head.coding, head.steps, from, id % outpace::kColumns, at, column);
       }
     }
   });

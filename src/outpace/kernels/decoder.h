@@ -66,6 +66,7 @@ enum Status : int64_t { kOk, kNoMemory, kBadToken, kBadPosition, kNoCapacity, kB
 
 constexpr int64_t kChunk = 256;       // tokens of a long causal forward that run together
 constexpr int64_t kPrivateRows = 16;  // up to here every thread normalises all rows itself: cheaper than a barrier
+constexpr int64_t kPrivateCodes = 4;  // the same for rows that are encoded, which takes longer
 
 struct Token {
   int64_t row, index, slot, position, id;

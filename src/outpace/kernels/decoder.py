@@ -229,15 +229,19 @@ class CompiledDecoder:
         """Return the embeddings [..., hidden] of tokens: the numbers that a forward begins with."""
         if self._table is not None:
             return torch.nn.functional.embedding(tokens, self._table)
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.spec.vocab_size:
-            raise ConfigError(FAILURES[2])
         return self._rows(tokens.flatten(), is_head=False).view(*tokens.shape, -1)
 
     def _rows(self, ids: Tensor, is_head: bool) -> Tensor:
-        ids, rows = ids.contiguous(), torch.empty(len(ids), self.spec.hidden_size)
+        ids, rows = self._known(ids), torch.empty(len(ids), self.spec.hidden_size)
         self._library.outpace_rows(self._handle, int(is_head), ids.data_ptr(), len(ids), rows.data_ptr())
         view = self._view.head if is_head or not self._view.embedding.data else self._view.embedding
         return rows if view.coding.bits else rows.to(self.dtype)
+
+    def _known(self, ids: Tensor) -> Tensor:
+        """Return tokens [K] as C reads them, if all are of this vocabulary."""
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.spec.vocab_size:
+            raise ConfigError(FAILURES[2])
+        return ids.to(torch.int64).contiguous()
 
     def trim_head(self, ids: Tensor) -> TrimmedDecoder:
         """Return a decoder whose logits are those of some tokens; layers are shared, the head is packed anew.
@@ -262,7 +266,7 @@ class CompiledDecoder:
         return other
 
     def _trim_codes(self, ids: Tensor) -> Panels:
-        ids, coding = ids.contiguous(), self._view.head.coding
+        ids, coding = self._known(ids), self._view.head.coding
         size = self._library.outpace_panel_bytes(ctypes.byref(coding), self.spec.hidden_size)
         buffer = empty_buffer(self._library, _num_panels(len(ids)) * size + ALIGNMENT)
         address = _round_up(buffer.data_ptr(), ALIGNMENT)

@@ -116,7 +116,7 @@ inline void reserve(Decoder& decoder, int64_t threads) {
   reserve_sights(decoder, items, tokens);
   decoder.residual.reserve(4 * rows * sizes.hidden);
   decoder.normed.reserve(4 * std::max(rows, threads * kPrivateRows) * sizes.normed_row);
-  decoder.coded.reserve(4 * std::max(sizes.coded(rows), threads * sizes.coded(kPrivateRows)));
+  decoder.coded.reserve(4 * std::max(sizes.coded(rows), threads * sizes.coded(kPrivateCodes)));
   decoder.projected.reserve(4 * rows * sizes.projected_row);
   decoder.attended.reserve(4 * rows * sizes.attended_row);
   decoder.activated.reserve(4 * rows * sizes.activated_row);

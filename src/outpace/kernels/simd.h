@@ -153,7 +153,8 @@ inline int32_t sum_lanes(Ints value) {
 #endif
 }
 
-#if !defined(__AVX512VNNI__) && !defined(__AVXVNNI__) && (defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__)))
+#if !defined(__AVX512VNNI__) && !defined(__AVXVNNI__) && \
+    (defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__)))
 #define OUTPACE_BYTE_PAIRS 1
 // Products of bytes, added in pairs to 16 bits (the caller sees to it that they fit), then in pairs to 32.
 inline Ints add_fours(Words codes, Words input) {

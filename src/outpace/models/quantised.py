@@ -56,6 +56,8 @@ class Quantised:
             raise ModelError("Codes have to be uint8 of 4, 5, 6 or 8 bits, and scales float32.")
         if self.scale.shape != (rows, groups) or self.shift.shape != (rows, groups) or not groups or columns % groups:
             raise ModelError(f"Scales of {list(self.scale.shape)} do not fit codes of {[rows, columns]}.")
+        if self.table is not None and (self.table.shape != (2**self.bits,) or self.table.dtype != torch.int8):
+            raise ModelError(f"A table of codes of {self.bits} bits holds {2**self.bits} numbers of 8 bits.")
         if self.group != SMALLEST_GROUP and self.group % 32:
             raise ModelError(f"Groups of {self.group} inputs are not known here: 16, or a multiple of 32.")
 

@@ -52,6 +52,7 @@ __all__ = [
     "certify_model",
     "logit_drift",
     "own_prompts",
+    "working_dtype",
 ]
 
 
@@ -82,10 +83,15 @@ def certify(
     plan = plan or Plan()
     lm = load(model, dtype="float64", device=device)
     plan.guess("loading", plan.elapsed_s)
-    lower = ("auto" if lm.target.is_quantised else "bfloat16") if dtype == "auto" else dtype
+    lower = working_dtype(lm, dtype)
     # The second copy is loaded when the proof is done, and not at all if there is no time for it.
     rounded = (lambda: load(model, dtype=lower, device=device)) if lower != "float64" else None
     return certify_model(lm, method, prompts, rounded=rounded, seed=seed, plan=plan)
+
+
+def working_dtype(lm: LanguageModel, dtype: str) -> str:
+    """Return the working precision that "auto" means for a model: bfloat16, or quantised as its files are ("auto")."""
+    return "bfloat16" if dtype == "auto" and not lm.target.is_quantised else dtype
 
 
 def certify_model(

@@ -15,7 +15,7 @@ from outpace.errors import OutpaceError
 from outpace.methods.base import Method
 from outpace.methods.misfit import misfits
 from outpace.methods.registry import load_method, method_names
-from outpace.testing.certify import Certificate, Plan, certify_model
+from outpace.testing.certify import Certificate, Plan, certify_model, working_dtype
 from outpace.types import Guarantee
 from outpace.zoo import drafter_of
 
@@ -113,7 +113,7 @@ def certify_all(
     Args:
         model: zoo name, directory or hub id.
         names: which; empty = all that are registered.
-        dtype: the working precision in which flips are listed.
+        dtype: the working precision in which flips are listed; "auto" as `certify` takes it.
         seed: of every draw.
         limit_s: seconds per method.
         jobs: processes side by side.
@@ -142,7 +142,8 @@ _loaded: dict[str, LanguageModel] = {}  # of a worker process
 
 def _set_up(model: str, dtype: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    _loaded["exact"], _loaded["rounded"] = load(model, dtype="float64"), load(model, dtype=dtype)
+    _loaded["exact"] = load(model, dtype="float64")
+    _loaded["rounded"] = load(model, dtype=working_dtype(_loaded["exact"], dtype))
 
 
 def _certify(method: Method, seed: int, limit_s: float) -> Certificate:
