@@ -46,7 +46,7 @@ demo: $(VENV)/.installed ## ask SmolLM2 (fetched once, 93 MB), or the shipped mo
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the tests on two cores
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 certify: $(VENV)/.installed-dev ## prove the guarantee of every method on the shipped model: make certify CERTIFY=suffix,rsd
 	$(BIN)/outpace certify --model $(MODEL) $(if $(CERTIFY),--method $(CERTIFY),--all) $(ARGS)
