@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -173,10 +175,17 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def close(self) -> int:
+        """Press Ctrl-D until it ends: one that comes before readline has the terminal is lost too."""
         try:
-            return self.process.wait(LIMIT_S)
+            for _ in range(int(LIMIT_S)):
+                with contextlib.suppress(OSError):
+                    self.type("\x04")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return self.process.wait(1)
+            raise AssertionError(f"it did not end after: {self.seen!r}")
         finally:
             self.process.kill()
+            self.process.wait()
             os.close(self.master)
 
 
@@ -198,7 +207,6 @@ def test_a_session_in_a_terminal(cycle: Path, tmp_path: Path) -> None:
         terminal.interrupt_until("Ctrl-D or /quit ends.")
         terminal.type(f"/save {path}\n")
         terminal.until("Saved:")
-        terminal.type("\x04")
         assert terminal.close() == 0
     except BaseException:
         terminal.process.kill()
