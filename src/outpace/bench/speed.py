@@ -27,6 +27,7 @@ from outpace.bench.rows import Record, make_rows
 from outpace.errors import ConfigError
 from outpace.models.generation import read_generation
 from outpace.models.loading import read_config, resolve
+from outpace.run.threads import fixed
 
 __all__ = ["measure", "model_facts", "prepared", "run"]
 
@@ -58,9 +59,8 @@ def run(options: BenchOptions, tell: Tell | None = None) -> Report:
 @contextmanager
 def prepared(options: CommonOptions, tell: Tell) -> Iterator[tuple[Path, dict[str, Any], Path]]:
     """Hold the machine's lock and yield the model's directory, inflated if asked, the machine, and a scratch folder."""
-    with machine.lock(options.wait_s), tempfile.TemporaryDirectory() as scratch:
-        if options.threads:
-            torch.set_num_threads(options.threads)
+    threads = options.threads or torch.get_num_threads()
+    with machine.lock(options.wait_s), fixed(threads), tempfile.TemporaryDirectory() as scratch:
         directory = resolve(options.model)
         facts = machine.describe()
         if facts["is_busy"]:

@@ -22,7 +22,7 @@ import torch
 
 from outpace.errors import ConfigError
 
-__all__ = ["Account", "Steering", "begin", "read_account", "shared"]
+__all__ = ["Account", "Steering", "begin", "fixed", "read_account", "shared"]
 
 INTERVAL_S = 0.25  # between two looks at the accounts, which count in hundredths of a second
 STALE_S = 5.0  # an account this old says little about now, unless it is the only one
@@ -168,3 +168,19 @@ def begin(threads: int | None = None) -> None:
         raise ConfigError(f"threads is {threads}.", "Use 1 or more.")
     torch.set_num_threads(threads)
     _is_fixed = True
+
+
+@contextlib.contextmanager
+def fixed(threads: int) -> Iterator[None]:
+    """Use this many threads while in the block, whatever else runs: for measurements that take turns with others.
+
+    Who has just waited for another process to compute would see its cores as taken.
+    """
+    global _is_fixed
+    before = _is_fixed, torch.get_num_threads()
+    begin(threads)
+    try:
+        yield
+    finally:
+        _is_fixed = before[0]
+        torch.set_num_threads(before[1])
