@@ -37,3 +37,12 @@ export OMP_NUM_THREADS=2
 # How cost grows, at 350M. 3 minutes.
 "$OUTPACE" bench --growth --inflate 350M --paths compiled --threads 2 --repeats 2 --max-tokens 32 \
   --json "$OUT/growth.json" --markdown "$OUT/growth.md" --plot "$OUT/growth.png"
+
+# A published model from GGUF files, beside engines that read the same: 6 minutes. GGUF names a folder with these files.
+for kind in bf16 q8-0 q4-0 q4-k-m; do
+  if [ -f "${GGUF:-build/gguf}/$kind.gguf" ]; then
+    "$OUTPACE" bench --model "${GGUF:-build/gguf}/$kind.gguf" --peers llama.cpp,openvino --prompts ask-code,ask-text,ask-open \
+      --num-prompts 4 --repeats 1 --max-tokens 64 --methods autoregressive,auto --temperatures 0 --paths compiled --no-memory \
+      --json "$OUT/smollm2-$kind.json" --markdown "$OUT/smollm2-$kind.md"
+  fi
+done
