@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script, and children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 END = "<|end|>"
 CYCLE = " 日語é🙂ж"  # every byte occurs once, so that each token can decide the next
