@@ -66,9 +66,9 @@ Four of them publish a reading list; [the surveys' own lists](surveys.md) place 
 say that it is not built. Of 60 (with additions up to 2026) every title has a line. Of 337 (of July 2025) all have one
 but applications, other surveys, the foundations of continuous diffusion, attacks, and studies that propose no method.
 284 and 32 list systems, applications and analyses beside methods; those without a line are not built. No list by the
-authors of 110 and 173 was found, and the full texts were not at hand, so a method that only a text names may be
-missing. *Of the field of* marks systems of our catalogue that belong to a survey's field and that its list does not
-name.
+authors of 110 and 173 was found, and their full texts were not gone through, so a method that only a text names
+may be missing. *Of the field of* marks systems of our catalogue that belong to a survey's field and that its list does
+not name.
 
 Made from `docs/taxonomy.tsv` by `python docs/taxonomy.py`, which fails where a module does not import.
 """

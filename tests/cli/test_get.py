@@ -57,6 +57,16 @@ def test_before_it_is_fetched_its_name_says_how_to(cli: Command, command: str) -
     assert ended.err == "error: smollm2 is not here yet: `outpace get smollm2` fetches it (93 MB).\n"
 
 
+@pytest.mark.usefixtures("given")
+def test_a_directory_of_the_same_name_is_told_apart(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "smollm2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "is not here yet" in cli("generate", "hello", "--model", "smollm2").err
+    assert "config.json" in cli("generate", "hello", "--model", "./smollm2").err
+
+
 def test_mistakes(cli: Command, given: Path, tmp_path: Path) -> None:
     assert "Did you mean 'smollm2'?" in cli("get", "smolm2").err
     assert "--from was given without a model" in cli("get", "--from", given).err

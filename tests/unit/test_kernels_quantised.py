@@ -20,7 +20,7 @@ from outpace.kernels import build as building
 from outpace.kernels.coding import FLOAT, HALF, WHOLE, code
 from outpace.kernels.decoder import CompiledDecoder, compile_decoder
 from outpace.models.loading import load_model
-from outpace.models.quantised import Quantised, join, quantise, round_inputs
+from outpace.models.quantised import Quantised, join, round_inputs
 from outpace.models.spec import Spec
 from outpace.models.tensors import TensorFiles
 from outpace.models.transformer import Transformer
@@ -34,6 +34,18 @@ INPUTS = 512
 
 def draw(*shape: int, seed: int = 5) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def quantise(weight: Tensor, bits: int, group: int) -> Quantised:
+    """Symmetric codes with one float16 scale per group: the largest value falls on the outermost code."""
+    rows, zero = len(weight), 2 ** (bits - 1)
+    values = weight.float().view(rows, -1, group)
+    exact = values.gather(-1, values.abs().argmax(-1, keepdim=True)).squeeze(-1) / -zero
+    if bits == 8:
+        exact = values.abs().amax(-1) / 127
+    codes = (values / exact.unsqueeze(-1)).nan_to_num().round().add_(zero).clamp_(0, 2 * zero - 1)
+    scale = exact.half().float()
+    return Quantised(codes.to(torch.uint8).view(rows, -1), bits, scale, -zero * scale)
 
 
 def shifted(bits: int, group: int) -> Quantised:
@@ -295,7 +307,8 @@ def test_codes_are_kept_where_the_dtype_is_left_open(monkeypatch: pytest.MonkeyP
 def test_fused_matrices_may_be_stored_in_different_ways() -> None:
     parts = [build() for build, _, _ in FORMS.values()]
     parts = [part for part in parts if part.group in (16, 32)]
-    for pair in pairwise(parts):
+    wide = [quantise(draw(64, 192), 4, 64), quantise(draw(32, 192), 4, 96)]  # neither group divides the other
+    for pair in (*pairwise(parts), wide):
         both = join(pair)
         assert error(both.dense(), torch.cat([part.dense() for part in pair])) < 1e-6
     same = join([products(4, 32, True), products(4, 32, True)])
@@ -322,6 +335,7 @@ def test_a_table_may_have_shifts() -> None:
 def test_what_cannot_be_quantised_is_refused() -> None:
     with pytest.raises(ModelError, match="16 numbers"):
         dataclasses.replace(tabled(32), table=torch.zeros(8, dtype=torch.int8))
-    for weight, bits, group in ((draw(2, 40), 4, 32), (draw(2, 32), 3, 32), (draw(2, 32) * 1e9, 8, 32)):
-        with pytest.raises(ModelError):
-            quantise(weight, bits, group)
+    codes, scale = torch.zeros(2, 40, dtype=torch.uint8), torch.ones(2, 1)
+    for change in ({"bits": 3}, {"codes": codes.int()}, {"scale": scale.double()}, {"scale": torch.ones(2, 3)}, {}):
+        with pytest.raises(ModelError):  # without a change, 40 inputs are the group
+            Quantised(**{"codes": codes, "bits": 4, "scale": scale, "shift": scale} | change)  # type: ignore[arg-type]

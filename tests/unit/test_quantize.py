@@ -364,12 +364,7 @@ def test_odd_rows_have_small_groups_in_a_folder_and_stay_plain_in_a_file(tmp_pat
 
 def test_the_engine_reads_its_folders(model: Path, tmp_path: Path) -> None:
     convert(open_source(str(model)), Plan(bits=4, format="compressed-tensors", group="adaptive"), tmp_path / "out")
-    try:
-        found = down(tmp_path / "out")
-    except ModelError as error:
-        if "cannot be loaded yet" not in str(error):
-            raise
-        pytest.skip("compressed-tensors folders have no loader yet")
+    found = down(tmp_path / "out")
     name, plain = "model.layers.1.mlp.down_proj.weight", load_file(model / "model.safetensors")
     wanted = round_matrix(plain[name], 4, choose_group(plain[name]), torch.bfloat16).dense()
     assert torch.equal(found, wanted)

@@ -157,14 +157,14 @@ def resolve(name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """Return where a model lies: one of the zoo by name, a directory, a GGUF file, or fetched from the hub."""
     text, path = os.fspath(name), Path(name).expanduser()
     zoo = {folder.name: folder for folder in ZOO.glob("*") if (folder / "config.json").is_file()}
-    if text in zoo:
+    if text in zoo:  # names of ours come before directories, which "./" tells apart
         return zoo[text]
+    if (fetched := published.local(text)) is not None:
+        return fetched
     if (gguf := find_gguf(path)) is not None:
         return gguf
     if path.is_dir():
         return path
-    if (fetched := published.local(text)) is not None:
-        return fetched
     check_file(path)
     if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
         known = [*zoo, *(model.name for model in published.published())]

@@ -8,6 +8,7 @@ same numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from outpace.errors import ModelError
 
-__all__ = ["Quantised", "join", "quantise", "round_inputs"]
+__all__ = ["Quantised", "join", "round_inputs"]
 
 BITS = (4, 5, 6, 8)
 SMALLEST_GROUP = 16
@@ -106,7 +107,7 @@ def join(parts: Sequence[Quantised]) -> Quantised:
     """Return matrices of equal inputs as one, rows after rows; what differs is brought to the wider form, exactly."""
     first, *rest = parts
     if any(not _is_alike(first, part) for part in rest):
-        group = min(part.group for part in parts)
+        group = math.gcd(*(part.group for part in parts))  # 64 and 96 meet in 32
         parts = [_without_table(part) for part in parts]
         bits = max(part.bits for part in parts)
         parts = [_in_form(part, bits, group) for part in parts]
@@ -136,32 +137,3 @@ def _without_table(matrix: Quantised) -> Quantised:
         return matrix
     codes = (matrix.table.to(torch.int16) + 128).to(torch.uint8)[matrix.codes.long()]
     return Quantised(codes, 8, matrix.scale, matrix.shift - 128 * matrix.scale)
-
-
-def quantise(weight: Tensor, bits: int, group: int) -> Quantised:
-    """Return a matrix rounded to symmetric codes with one float16 scale per group, as GGUF's Q4_0, Q5_0 and Q8_0 are.
-
-    The largest value of a group, whatever its sign, falls on the outermost code; of 8 bits, 127 codes lie on each side.
-
-    Args:
-        weight: [out, in], of any floating dtype.
-        bits: 4, 5, 6 or 8.
-        group: inputs per scale: 16, or a multiple of 32, that divides `in`.
-
-    Raises:
-        ModelError: the sizes do not fit, or a group's scale is beyond float16.
-    """
-    rows, columns = weight.shape
-    if bits not in BITS or group <= 0 or columns % group:
-        raise ModelError(f"{[rows, columns]} cannot be cut into groups of {group} inputs with codes of {bits} bits.")
-    values, zero = weight.float().view(rows, -1, group), 2 ** (bits - 1)
-    if bits == 8:
-        exact = values.abs().amax(-1) / 127
-    else:
-        exact = values.gather(-1, values.abs().argmax(-1, keepdim=True)).squeeze(-1) / -zero
-    scale = exact.half().float()
-    if not scale.isfinite().all():
-        raise ModelError("A weight is too large for float16 scales, or is not a number.")
-    inverse = torch.where(exact == 0, 0.0, 1 / exact)
-    codes = (values * inverse.unsqueeze(-1)).round().add_(zero).clamp_(0, 2 * zero - 1)
-    return Quantised(codes.to(torch.uint8).view(rows, columns), bits, scale, -zero * scale)
