@@ -15,7 +15,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Ask": "outpace.engine.face",
     "Conversation": "outpace.api.conversation",
+    "Engine": "outpace.engine.core",
     "LanguageModel": "outpace.api.engine",
     "Result": "outpace.api.result",
     "Run": "outpace.run.loop",
@@ -32,7 +34,9 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Ask",
     "Conversation",
+    "Engine",
     "LanguageModel",
     "LayerMemory",
     "OutpaceError",

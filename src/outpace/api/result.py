@@ -37,6 +37,10 @@ class Result:
         settings: the method's settings.
         filled: the text written in each gap, where gaps were to be filled.
         guarantee: what the method promises of the text: "exact", "greedy-exact" or "approximate".
+        cached_tokens: prompt tokens that an engine found in its cache.
+        steps: of an engine's result, per step what was drafted and what of it was kept.
+        prompt_log_probs: where an engine was asked: per prompt token its log-probability after those before it (None
+            for the first), and the likeliest tokens in its place with theirs.
     """
 
     model: str
@@ -57,6 +61,9 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     filled: list[str] = field(default_factory=list)
     guarantee: str = ""
+    cached_tokens: int = 0
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    prompt_log_probs: list[tuple[float | None, list[tuple[int, float]]]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= _SHOWN else self.text[: _SHOWN - 3] + "..."
