@@ -7,9 +7,11 @@ import torch
 from outpace.draft.likeliest import likeliest
 from outpace.draft.recycling import RecyclingMemory, RecyclingTable, tree_shape
 from outpace.errors import ConfigError
-from outpace.methods.speculative.token_recycling import TokenRecycling
+from outpace.methods.speculative import token_recycling
+from outpace.methods.speculative.token_recycling import Recycled, TokenRecycling
 from outpace.run.loop import Run
 from outpace.sampling import Sampling
+from outpace.schedule.cost import CostCurve
 from outpace.testing import check_method
 from outpace.testing.world import PeriodicModel, drive, make_rows, make_run, write
 from outpace.types import Outcome, Proposal, Scores
@@ -36,7 +38,7 @@ def test_the_matrix_after_a_known_step() -> None:
     scores = scores_of((5, 4), (7, 6), (1, 2), (8, 9), (0, 3))
     view.texts[0] += [5, 7, 8]
     outcome = Outcome([[5, 7, 8]], [2], [[0, 2, -1]], proposal, scores=scores)
-    assert method.observe(outcome, view, [table]) == [table]
+    assert method.observe(outcome, view, Recycled([table], 4)).tables == [table]
     assert {token: table.ids[token].tolist() for token in (3, 5, 7)} == {3: [5, 4], 5: [7, 6], 7: [8, 9]}
     assert (table.ids[[0, 1, 2, 4, 6, 8, 9, 10]] == -1).all()  # padding was not learnt, and 8 is not scored yet
 
@@ -47,9 +49,9 @@ def test_the_matrix_after_a_prompt() -> None:
     run.join(make_rows([[4, 6, 4, 9]], 20))
     view, table = run.batch.view(0, None), RecyclingTable(10, 2)
     chunk = Outcome([[]], [0], scores=scores_of((1, 2), (3, 5), (6, 7)), chunk=[range(3)])
-    method.observe(chunk, view, [table])
+    method.observe(chunk, view, Recycled([table], 4))
     assert table.ids[4].tolist() == [6, 7] and table.ids[6].tolist() == [3, 5]  # the later 4 counts
-    method.observe(Outcome([[]], [0], chunk=[range(3)]), view, [table])  # no logits: nothing to learn
+    method.observe(Outcome([[]], [0], chunk=[range(3)]), view, Recycled([table], 4))  # no logits: nothing to learn
 
 
 def test_the_shape_holds_the_likeliest_paths() -> None:
@@ -139,10 +141,23 @@ def test_a_wrong_memory_is_named() -> None:
         run(memory)
 
 
+def test_the_tree_follows_the_cost_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {}
+    for slope in (0.0, 0.05, 0.3, 9.0):
+        curve = CostCurve((1, 64), (1.0, 1 + 63 * slope))
+        monkeypatch.setattr(token_recycling, "likely_curve", lambda _, curve=curve: curve)
+        run = make_run(TokenRecycling())
+        run.join(make_rows([[1, 2]], 20))
+        sizes[slope] = run.batch.state.nodes
+    assert sizes[0.0] == 32 > sizes[0.05] > sizes[0.3] >= sizes[9.0] == 1
+    expected = tree_shape(32, 8, 6).expected  # by hand: what a size brings over what it costs, at 0.05 per token
+    assert max(range(1, 33), key=lambda n: expected[n] / (1 + 0.05 * n)) == sizes[0.05]
+
+
 @pytest.mark.parametrize("name", ["nodes", "candidates", "depth"])
 def test_bad_settings(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is 0|{name} 0"):
-        TokenRecycling(**{name: 0})
+    with pytest.raises(ConfigError, match=f"{name} is -1|{name} 0|{name} is 0"):
+        TokenRecycling(**{name: -1 if name == "nodes" else 0})
 
 
 @pytest.mark.parametrize(

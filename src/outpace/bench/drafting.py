@@ -152,7 +152,7 @@ def _logits(rows: int, vocab_size: int, text: list[int]) -> torch.Tensor:
 
 def _held(state: Any) -> int:
     """Return the bytes of arrays and tensors that a state holds."""
-    parts = state.laws if isinstance(state, AlignmentState) else state
+    parts = state.laws if isinstance(state, AlignmentState) else getattr(state, "tables", state)
     return sum(getattr(part, "num_bytes", 0) for part in parts)
 
 

@@ -36,11 +36,13 @@ class TreeShape:
         parent: [N] index of each node's parent, -1 = the root.
         rank: [N] which of its parent's candidates a node is.
         levels: how many nodes the first 0, 1, 2, ... levels hold.
+        expected: tokens that a step is expected to write with trees of 0, 1, 2, ... nodes of this kind.
     """
 
     parent: Ids
     rank: Ids
     levels: tuple[int, ...]
+    expected: tuple[float, ...]
 
 
 @lru_cache(maxsize=32)
@@ -56,9 +58,11 @@ def tree_shape(nodes: int, width: int, depth: int) -> TreeShape:
     heap: list[tuple[float, tuple[int, ...]]] = [(-odds[rank], (rank,)) for rank in range(width)]
     heapq.heapify(heap)
     paths: list[tuple[int, ...]] = []
+    expected = [1.0]
     while heap and len(paths) < nodes:
         negative, path = heapq.heappop(heap)
         paths.append(path)
+        expected.append(expected[-1] - negative)
         if len(path) < depth:
             for rank in range(width):
                 heapq.heappush(heap, (negative * odds[rank], (*path, rank)))
@@ -67,7 +71,7 @@ def tree_shape(nodes: int, width: int, depth: int) -> TreeShape:
     parent = np.array([index.get(path[:-1], -1) for path in paths], dtype=np.int64)
     ranks = np.array([path[-1] for path in paths], dtype=np.int64)
     sizes = [sum(len(path) <= level for path in paths) for level in range(len(paths[-1]) + 1)]
-    return TreeShape(parent, ranks, tuple(sizes))
+    return TreeShape(parent, ranks, tuple(sizes), tuple(expected))
 
 
 class RecyclingTable:

@@ -9,6 +9,9 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#include <arm_neon.h>
+#define OUTPACE_NEON 1  // a vector is two registers there
 #endif
 
 namespace outpace {
@@ -53,11 +56,30 @@ inline To bits(From value) {
 inline Floats splat(float value) { return value - Floats{}; }
 inline Words splat_word(uint32_t value) { return value - Words{}; }
 
+#if defined(OUTPACE_NEON)
+template <class Register>
+struct Two {
+  Register half[2];
+};
+
+// `part(a, b, c)` of vectors taken for registers, half by half.
+template <class Result, class A, class B, class C, class Part>
+inline Result by_halves(Result a, Words b, Words c, const Part& part) {
+  const Two<A> first = bits<Two<A>>(a);
+  const Two<B> second = bits<Two<B>>(b);
+  const Two<C> third = bits<Two<C>>(c);
+  return bits<Result>(Two<A>{{part(first.half[0], second.half[0], third.half[0]),
+                              part(first.half[1], second.half[1], third.half[1])}});
+}
+#endif
+
 inline Floats fma(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
 #elif defined(__FMA__)
   return _mm256_fmadd_ps(a, b, c);
+#elif defined(OUTPACE_NEON)
+  return by_halves<Floats, float32x4_t, float32x4_t, float32x4_t>(c, bits<Words>(a), bits<Words>(b), vfmaq_f32);
 #else
   return a * b + c;
 #endif
@@ -65,7 +87,7 @@ inline Floats fma(Floats a, Floats b, Floats c) {
 
 // One lane of the above: the same rounding.
 inline float fma(float a, float b, float c) {
-#if defined(__AVX512F__) || defined(__FMA__)
+#if defined(__AVX512F__) || defined(__FMA__) || defined(OUTPACE_NEON)
   return __builtin_fmaf(a, b, c);
 #else
   return a * b + c;
@@ -108,6 +130,9 @@ inline Floats from_half(const uint8_t* from) {
   return _mm512_cvtph_ps((__m256i)half);
 #elif defined(__F16C__)
   return _mm256_cvtph_ps((__m128i)half);
+#elif defined(OUTPACE_NEON)
+  const Two<float16x4_t> parts = bits<Two<float16x4_t>>(half);
+  return bits<Floats>(Two<float32x4_t>{{vcvt_f32_f16(parts.half[0]), vcvt_f32_f16(parts.half[1])}});
 #else
   const Words word = __builtin_convertvector(half, Words);
   const Floats size = bits<Floats>((word & 0x7fff) << 13) * splat(0x1p112f);
@@ -166,6 +191,13 @@ inline Ints add_fours(Words codes, Words input) {
 }
 #endif
 
+#if defined(__ARM_FEATURE_DOTPROD) && defined(OUTPACE_NEON)
+// The same where codes, of 7 bits at most, may be taken for signed bytes.
+inline Ints add_signed(Ints sum, Words codes, Words input) {
+  return by_halves<Ints, int32x4_t, int8x16_t, int8x16_t>(sum, codes, input, vdotq_s32);
+}
+#endif
+
 // Add to each lane the products of its four unsigned bytes, of kBits bits, and four signed ones of at most +-127: exact.
 template <int kBits>
 inline Ints dot(Ints sum, Words codes, Words input) {
@@ -177,6 +209,12 @@ inline Ints dot(Ints sum, Words codes, Words input) {
   if constexpr (kBits < 8) return sum + add_fours(codes, input);
   sum += add_fours(codes & 0x7f7f7f7f, input);  // a pair is at most 2 * 128 * 127: 16 bits hold it
   return sum + add_fours(codes & 0x80808080, input);
+#elif defined(__ARM_FEATURE_MATMUL_INT8) && defined(OUTPACE_NEON)
+  return by_halves<Ints, int32x4_t, uint8x16_t, int8x16_t>(sum, codes, input, vusdotq_s32);
+#elif defined(__ARM_FEATURE_DOTPROD) && defined(OUTPACE_NEON)
+  if constexpr (kBits < 8) return add_signed(sum, codes, input);
+  sum = add_signed(sum, codes & 0x7f7f7f7f, input);
+  return sum + (add_signed(Ints{}, codes >> 7 & 0x01010101, input) << 7);
 #else
 #pragma GCC unroll 4
   for (int byte = 0; byte < 4; byte++) {
@@ -202,6 +240,9 @@ inline Words look_up(Words table, Words index) {
   return (Words)_mm512_shuffle_epi8((__m512i)table, (__m512i)index);
 #elif defined(__AVX2__) && !defined(__AVX512F__)
   return (Words)_mm256_shuffle_epi8((__m256i)table, (__m256i)index);
+#elif defined(OUTPACE_NEON)
+  const auto part = [](uint8x16_t from, uint8x16_t at, uint8x16_t) { return vqtbl1q_u8(from, at); };
+  return by_halves<Words, uint8x16_t, uint8x16_t, uint8x16_t>(table, index, index, part);
 #else
   uint8_t from[sizeof table], at[sizeof index];
   memcpy(from, &table, sizeof table);
@@ -271,6 +312,8 @@ struct Bfloat16 {
   static Floats step(Floats sum, Words weight, Words input) {
 #if defined(__AVX512BF16__)
     return _mm512_dpbf16_ps(sum, (__m512bh)weight, (__m512bh)input);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && defined(OUTPACE_NEON)
+    return by_halves<Floats, float32x4_t, bfloat16x8_t, bfloat16x8_t>(sum, weight, input, vbfdotq_f32);
 #else
     sum = fma(bits<Floats>(weight << 16), bits<Floats>(input << 16), sum);
     return fma(bits<Floats>(weight & 0xffff0000u), bits<Floats>(input & 0xffff0000u), sum);

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from outpace.errors import ConfigError
 
-__all__ = ["CostCurve", "StepCost"]
+__all__ = ["CostCurve", "StepCost", "best_size"]
 
 _KNEE = 0.75  # of the tokens that take as long to compute as a plain forward: so many cost nothing extra
 _LEAST_KNEE = 8  # tokens that are taken to cost nothing extra before any slope was seen
@@ -55,6 +55,16 @@ class CostCurve:
     def ratio(self, size: int) -> float:
         """Return T(size) / T(1)."""
         return self.seconds_for(size) / self.seconds[0]
+
+
+def best_size(expected: Sequence[float], ratio: Callable[[int], float]) -> int:
+    """Return how many drafts bring the most tokens per time, 1 at least.
+
+    Args:
+        expected: tokens that a step writes with 0, 1, 2, ... drafts.
+        ratio: T(k) / T(1) of a forward of k tokens, as `CostCurve.ratio`.
+    """
+    return max(range(1, len(expected)), key=lambda size: expected[size] / ratio(size + 1), default=1)
 
 
 @dataclass
