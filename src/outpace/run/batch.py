@@ -73,7 +73,7 @@ class Batch:
         assert self.cache is not None  # a run without rows takes no step
         follow(self.rows, source)
         self.state = trees.rows(self.state, source)
-        self.cache = self.cache.rows(source)
+        self.cache.follow(source)
         self.sampler = bind(self.sampler.settings, self.rows)
         return self.cache
 
