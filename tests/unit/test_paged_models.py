@@ -53,9 +53,8 @@ class Pair:
         assert pool is not None
         for buffer in pool.buffers:
             buffer.fill_(float("nan"))  # whoever reads what nobody wrote shows it
-        free = pool.take(40)  # so that neighbouring pages of a row are no neighbours in memory
-        self.draw.shuffle(free)
-        pool.drop(free)
+        others = pool.take(60)  # every other page is another's, so that a row's are no neighbours in memory
+        pool.drop(self.draw.sample(others, 40))
         self.caches: list[Cache] = [model.new_cache(rows, CAPACITY), pool.new_cache(rows, Counter(), CAPACITY)]
         self.pool = pool
 
