@@ -403,7 +403,7 @@ class CompiledDecoder:
         is_regular = strides[2:] == (spec.head_dim, 1) and not any(stride % spec.head_dim for stride in strides[:2])
         for buffer in cache.buffers:
             if buffer.shape != shape or buffer.dtype != self.dtype or buffer.stride() != strides or not is_regular:
-                raise ConfigError(f"Every cache buffer has to be {self.dtype} {list(shape)}, a head's slots contiguous.")
+                raise ConfigError(f"Every cache buffer has to be {self.dtype} {list(shape)}, heads contiguous.")
         if any(length > len(table) * size for length, table in zip(cache.lengths, tables, strict=True)):
             raise ConfigError("The cache claims more entries than it has slots.")
 
