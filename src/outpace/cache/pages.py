@@ -9,6 +9,7 @@ A pool belongs to one thread; only the tables that the garbage collector finds m
 
 from __future__ import annotations
 
+import heapq
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +54,7 @@ class Pages:
             )
         self.evict: Callable[[int], object] | None = None
         self._uses = [0] * self.num_pages
-        self._free = list(range(self.num_pages - 1, -1, -1))
+        self._free = list(range(self.num_pages))  # a heap: rows lie together, in what memory was touched before
         self._dropped: deque[array[int]] = deque()
 
     @property
@@ -91,7 +92,7 @@ class Pages:
             self.evict(count - self.num_free)
         if count > self.num_free:
             raise NoPages(count, self.num_free)
-        pages = [self._free.pop() for _ in range(count)]
+        pages = [heapq.heappop(self._free) for _ in range(count)]
         for page in pages:
             self._uses[page] = 1
         return pages
@@ -106,7 +107,7 @@ class Pages:
         for page in pages:
             self._uses[page] -= 1
             if not self._uses[page]:
-                self._free.append(page)
+                heapq.heappush(self._free, page)
 
     def drop_later(self, pages: array[int]) -> None:
         """As `drop`, when the pool is next asked; from any thread."""
