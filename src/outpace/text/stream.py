@@ -203,7 +203,7 @@ class TextStream:
         return piece
 
     def release_each(self, places: range, is_final: bool = False) -> list[str]:
-        """Return what `release` would, cut into what became final with each of some tokens; nothing where there is none.
+        """Return what `release` would, cut into what became final with each of some tokens; [] for none.
 
         Args:
             places: of the tokens among those pushed, up to the last one; those behind were never pushed (an end token).
