@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from outpace.api.result import Result
 from outpace.api.running import Plan
@@ -17,6 +17,7 @@ __all__ = ["Entry", "Scored", "Sink", "step_of"]
 Scored = list[tuple[float | None, list[tuple[int, float]]]]
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where an ask's answers go. Called in the engine's thread, but for `taken` and `refused`."""
 
