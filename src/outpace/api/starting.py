@@ -15,20 +15,22 @@ from outpace.arguments import flag, given
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_fit
+from outpace.methods.mixed import Mixed
 from outpace.methods.registry import load_method
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.text.chat import is_chat
 from outpace.text.stream import TextStream
-from outpace.types import Capabilities
+from outpace.types import Capabilities, Wanted
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
 
-__all__ = ["CHUNK", "new_run", "new_text", "prepare", "start"]
+__all__ = ["CHUNK", "new_run", "new_text", "own", "prepare", "shared_run", "start"]
 
 CHUNK = 256  # prompt tokens per prefill forward
+_WIDEST = 256  # window nodes of any method, beside others
 _INVARIANT_WIDTH = 16  # window nodes of every forward in batch-invariant mode on the eager path
 
 
@@ -204,3 +206,18 @@ def new_run(lm: LanguageModel, plan: Plan, longest: int) -> Run:
         tokenizers=plan.tokenizers,
         watch=request.watch,
     )
+
+
+def shared_run(lm: LanguageModel) -> Run:
+    """Return a run, without rows, whose rows bring settings and methods of their own: see `own`."""
+    longest, method = lm.target.capabilities.max_positions, Mixed(load_method("autoregressive")())
+    given = {"capacity": longest + _WIDEST, "chunk": CHUNK, "device": lm.target.device}
+    return Run(lm.target, method, Sampling(), **given)
+
+
+def own(plan: Plan) -> None:
+    """Let the rows of a plan bring what it asks for along, for a run that is shared."""
+    request, wanted = plan.request, Wanted(plan.method, plan.models, plan.tokenizers, plan.request.memory)
+    for row in plan.rows:
+        row.wanted, row.settings = wanted, plan.settings
+        row.record, row.num_top = request.record, request.top_log_probs

@@ -79,9 +79,9 @@ class Entry:
     def __post_init__(self) -> None:
         self.waiting, self.left = list(self.plan.rows), len(self.plan.rows)
         self.handed = dict.fromkeys(self.plan.rows, 0)
-        has_forks = self.plan.method.needs.has_forks
-        for row in self.plan.rows:
-            row.group = self.arrival if has_forks else None
+        plan, has_forks = self.plan, self.plan.method.needs.has_forks
+        for row in plan.rows:
+            row.group, row.steps = self.arrival if has_forks else None, []
 
     def piece(self, row: Row, step: dict[str, Any] | None = None) -> Piece | None:
         """Return what is new of a row since the last time; None = nothing.
@@ -106,7 +106,7 @@ class Entry:
             row.tokens[row.num_prompt + at],
             text,
             row.sources[at],
-            "",
+            row.drafters[at],
             row.log_probs[at] if at < len(row.log_probs) else None,
             row.top_log_probs[at] if at < len(row.top_log_probs) else [],
         )

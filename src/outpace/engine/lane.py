@@ -12,7 +12,7 @@ from outpace.types import Outcome
 
 __all__ = ["Lane"]
 
-_LISTS = ("tokens", "sources", "log_probs", "top_log_probs", "margins")  # of a row, which a step appends to
+_LISTS = ("tokens", "sources", "drafters", "log_probs", "top_log_probs", "margins", "steps")  # that a step appends to
 
 
 class Lane:
@@ -21,14 +21,13 @@ class Lane:
     Args:
         new_run: returns the run, without rows.
         new_text: returns a row's text stream as it was before anything was written; None = rows have no text.
-        wants: what the rows of several asks have in common that it writes; none of them forks. None = all its rows are
-            of one ask.
+        is_shared: its rows are of several asks, and none of them forks.
     """
 
     def __init__(
-        self, new_run: Callable[[], Run], new_text: Callable[[Row], TextStream | None], wants: object = None
+        self, new_run: Callable[[], Run], new_text: Callable[[Row], TextStream | None], is_shared: bool = True
     ) -> None:
-        self._new_run, self._new_text, self.wants = new_run, new_text, wants
+        self._new_run, self._new_text, self.is_shared = new_run, new_text, is_shared
         self.run = new_run()
 
     @property
@@ -36,12 +35,16 @@ class Lane:
         """The rows being written."""
         return self.run.rows
 
-    def step(self) -> tuple[list[Row], Outcome | None, dict[Row, Exception]]:
-        """Advance every row by one step.
+    def join(self, rows: Sequence[Row]) -> None:
+        """Add rows; those that were written on before go on where they stood."""
+        self.run.join(rows, in_line=self.is_shared)
+
+    def step(self, budget: int) -> tuple[list[Row], Outcome | None, dict[Row, Exception]]:
+        """Advance every row by one step, and read up to `budget` tokens of prompts beside it.
 
         Returns:
-            The rows that took part, in the order of the outcome; the outcome, None where rows were stepped apart; and
-            the rows that failed, with why. Those have left, as have all that ended.
+            The rows that took part, in the order of the outcome; the outcome, None where there was none, or where rows
+            were stepped apart; and the rows that failed, with why. Those have left, as have all that ended.
 
         Raises:
             NoPages: pages do not suffice for all rows; nothing has changed.
@@ -49,15 +52,15 @@ class Lane:
         rows = list(self.rows)
         sizes = [[len(getattr(row, name)) for name in _LISTS] for row in rows]
         try:
-            self.run.step()
+            stepped = [row for row, _ in self.run.step(budget)]
         except NoPages:
             raise
         except Exception as error:
-            if self.wants is None:
+            if not self.is_shared:
                 self._renew()
                 return rows, None, dict.fromkeys(rows, error)
             return rows, None, self._step_apart(rows, sizes, error)
-        return rows, self.run.last, {}
+        return stepped, self.run.last if stepped else None, {}
 
     def _step_apart(self, rows: list[Row], sizes: list[list[int]], error: Exception) -> dict[Row, Exception]:
         """Step each row in a run of its own: those that fail again are at fault, the others go on together."""
@@ -80,7 +83,7 @@ class Lane:
             sentence = f"A step failed ({type(error).__name__}: {error}), and no text by itself is to blame."
             blame = OutpaceError(sentence, "Ask again; if it comes back, report it.")
             return dict.fromkeys((row for row in rows if row.finish is None), blame)
-        self.run.join([row for row in rows if row not in failed and row.finish is None])
+        self.join([row for row in rows if row not in failed and row.finish is None])
         return failed
 
     def _renew(self) -> None:

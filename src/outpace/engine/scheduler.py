@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from outpace.api.running import Plan, finish
-from outpace.api.starting import new_run, new_text
+from outpace.api.starting import new_run, new_text, own, shared_run
 from outpace.engine.entry import Entry, step_of
 from outpace.engine.lane import Lane
 from outpace.engine.meter import Meter
 from outpace.engine.reading import read_prompt
 from outpace.errors import NoPages
+from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.text.stream import TextStream
 from outpace.types import FinishReason, Guarantee, Outcome
@@ -73,6 +74,8 @@ class Scheduler:
     def add(self, entry: Entry) -> None:
         """Take an ask into the queue."""
         entry.seen = self._num_rows_begun
+        if _may_share(entry.plan, self.lm):
+            own(entry.plan)
         if entry.ask.prompt_log_probs is not None:
             ids = entry.plan.rows[0].tokens[: entry.plan.rows[0].num_prompt]
             entry.reading = read_prompt(self.lm.target, ids, entry.ask.prompt_log_probs, self.limits.step_tokens)
@@ -87,7 +90,7 @@ class Scheduler:
         self._admit()
         for lane in self._lanes:
             self._step(lane)
-        self._lanes = [lane for lane in self._lanes if lane.rows]
+        self._lanes = [lane for lane in self._lanes if lane.rows or lane.is_shared]
         self.meter.load.running = len(self._at)
         self.meter.load.waiting = sum(not entry.running for entry in self.entries)
 
@@ -151,9 +154,9 @@ class Scheduler:
     def _join(self, lane: Lane, rows: Sequence[Row]) -> None:
         """Let rows join; if they cannot do so together, each does by itself, or fails."""
         try:
-            lane.run.join(rows)
+            lane.join(rows)
         except Exception as error:
-            if len(rows) > 1 and lane.wants is not None:
+            if len(rows) > 1 and lane.is_shared:
                 for row in rows:
                     self._join(lane, [row])
                 return
@@ -163,17 +166,17 @@ class Scheduler:
     def _lane(self, entry: Entry) -> Lane:
         """Return where an ask's rows are written: beside others that want the same, or by themselves."""
         plan = entry.plan
-        held = next((lane for owner, lane in self._at.values() if owner is entry), None)
-        if held is None and _is_shared(plan, self.lm):
-            held = next((lane for lane in self._lanes if lane.wants == _wants(plan)), None)
-        if held is not None:
-            return held
-        is_shared = _is_shared(plan, self.lm)
-        most = max(row.num_prompt + row.max_tokens for row in plan.rows)
-        longest = self.lm.target.capabilities.max_positions if is_shared else most
-        lane = Lane(partial(new_run, self.lm, plan, longest), self._new_text, _wants(plan) if is_shared else None)
-        self._lanes.append(lane)
-        return lane
+        if _may_share(plan, self.lm):
+            held = next((lane for lane in self._lanes if lane.is_shared), None)
+            new: Callable[[], Run] = partial(shared_run, self.lm)
+        else:
+            held = next((lane for owner, lane in self._at.values() if owner is entry), None)
+            longest = max(row.num_prompt + row.max_tokens for row in plan.rows)
+            new = partial(new_run, self.lm, plan, longest)
+        if held is None:
+            held = Lane(new, self._new_text, _may_share(plan, self.lm))
+            self._lanes.append(held)
+        return held
 
     def _new_text(self, row: Row) -> TextStream | None:
         return new_text(self.lm, self._at[row][0].plan.request, row.tokens[: row.num_prompt])
@@ -181,7 +184,7 @@ class Scheduler:
     def _step(self, lane: Lane) -> None:
         run, before = lane.run, dict(lane.run.seconds)
         try:
-            rows, outcome, failed = lane.step()
+            rows, outcome, failed = lane.step(self.limits.step_tokens)
         except NoPages as error:
             self._preempt(lane, error)
             return
@@ -245,18 +248,14 @@ class Scheduler:
         except Exception as error:
             entry.sink.end(None, error)
             return
-        for result in results:
+        for result, row in zip(results, entry.plan.rows, strict=True):
             result.cached_tokens, result.prompt_log_probs = entry.cached_tokens, entry.scored
+            result.steps = row.steps or []
         entry.sink.end(results)
 
 
-def _is_shared(plan: Plan, lm: LanguageModel) -> bool:
+def _may_share(plan: Plan, lm: LanguageModel) -> bool:
     """Return whether rows of other asks may be written in one run with those of this one."""
-    offered, request = lm.target.capabilities, plan.request
-    has_own = request.watch is not None or request.memory is not None or request.models or plan.is_fixed
-    return not (has_own or offered.is_canvas or offered.is_encoder_decoder or plan.method.needs.has_forks)
-
-
-def _wants(plan: Plan) -> tuple[Any, ...]:
-    """Return what rows of one run have in common."""
-    return plan.method, plan.settings, tuple(plan.request.record), plan.request.top_log_probs
+    offered = lm.target.capabilities
+    is_whole = offered.is_canvas or offered.is_encoder_decoder or plan.is_fixed
+    return not (is_whole or plan.request.watch is not None or plan.method.needs.has_forks)
