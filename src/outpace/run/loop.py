@@ -52,6 +52,7 @@ class Run:
         pages: where the target's entries lie, of its `new_pool`; None = each row has slots of its own.
         watch: called after every step with the rows that took part and its Outcome, reports included (traces); it may
             only read.
+        on_leave: called with every row that leaves, the cache and its place there, while its entries are still held.
     """
 
     def __init__(
@@ -71,11 +72,12 @@ class Run:
         tokenizers: Mapping[str, Tokenizer] | None = None,
         watch: Callable[[Sequence[Row], Outcome], None] | None = None,
         pages: Pages | None = None,
+        on_leave: Callable[[Row, Cache, int], None] | None = None,
     ) -> None:
         self.target, self.method, self.settings = target, method, settings
         self.capacity, self.models, self.memory = capacity, dict(models or {}), memory
         self.record, self.chunk, self.width, self.device = tuple(record), chunk, width, torch.device(device)
-        self.num_top = num_top
+        self.num_top, self.on_leave = num_top, on_leave
         self.tokenizers, self.watch, self.pages = dict(tokenizers or {}), watch, pages
         self.counters = {"target": Counter(), "draft": Counter()}
         self.seconds = {"prefill": 0.0, "draft": 0.0, "score": 0.0, "accept": 0.0, "total": 0.0}
@@ -151,6 +153,11 @@ class Run:
 
     def leave(self, gone: Sequence[Row]) -> None:
         """Take rows out between two steps; each keeps its tokens and may join a run again."""
+        if self.on_leave is not None and self.batch.cache is not None:
+            leaving = set(gone)
+            for place, row in enumerate(self.rows):
+                if row in leaving:
+                    self.on_leave(row, self.batch.cache, place)
         self.batch.leave(gone)
         if self._is_mixed:
             self._sum_needs()
