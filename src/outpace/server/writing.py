@@ -1,4 +1,4 @@
-"""What the routes that write texts have in common: from a body to running asks, and what every chunk and answer holds."""
+"""What routes that write texts have in common: from a body to running asks, and what every chunk and answer holds."""
 
 from __future__ import annotations
 
