@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from outpace.constrain.grammar import Grammar
 from outpace.constrain.reading import Asked, read_asked
@@ -92,7 +92,7 @@ def read_tools(
     format: str = "auto",
     reasoning: str = "auto",
     template: str | None = None,
-    answer: Asked | None = None,
+    answer: Mapping[str, Any] | None = None,
 ) -> Reading:
     """Return how the answer to a chat is written and read.
 
@@ -125,7 +125,7 @@ def read_tools(
     elif answer:
         form = None
         if tags is not None and "grammar" not in answer:
-            asked = read_asked(answer)
+            asked = read_asked(cast(Asked, answer))
             arguments = {"grammar": _Writer(special, source).answer(asked[1], tags, is_open)}
     if needs_special(form, tags, special):
         arguments["keep_special"] = True
