@@ -76,7 +76,6 @@ def serve(
     load_method(method).from_settings(settings.options)  # a mistake there is told before anything is loaded
     from outpace.server.listening import bind, run
 
-    socket = bind(host, port)
     loading = {
         "dtype": dtype.value,
         "device": device.value,
@@ -85,9 +84,10 @@ def serve(
         "is_compiled": not no_compile,
         "threads": threads,
     }
-    engines = _engines(served, loading)
-    with interruptible(signal.SIGINT, signal.SIGTERM):  # uvicorn hands them on when it has ended what ran
-        run(engines, settings, socket, is_logged=log or log_requests)
+    with bind(host, port) as bound:  # a port that is taken is told before anything is loaded
+        engines = _engines(served, loading)
+        with interruptible(signal.SIGINT, signal.SIGTERM):  # uvicorn hands them on when it has ended what ran
+            run(engines, settings, bound, is_logged=log or log_requests)
 
 
 def _names(given: list[str]) -> dict[str, str]:

@@ -92,7 +92,7 @@ def _take(work: Writing, sample: _Sample, piece: Piece) -> list[Delta]:
         work.tickets[0].cancel()  # the one call that was wanted is there
     if piece.finish is not None:
         ids = [token.id for token in sample.tokens]
-        sample.end, stop = work.ending(0, ids, "".join(sample.text), piece.finish)
+        sample.end, stop = work.ending(0, ids, sample.text, piece.finish)
         deltas += parser.push(stop) + parser.finish()
         if parser.message.calls and piece.finish in ("eos", "stop", "cancelled"):
             sample.end["finish_reason"] = "tool_calls"
