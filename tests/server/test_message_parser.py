@@ -162,7 +162,7 @@ def test_random_rubbish_is_read_in_one_way_and_nothing_is_lost() -> None:
         "<|python_tag|>",
         "tru",
     ]
-    parts += [*'{}"add,[]\\1\n ;:', '"name"', "<think>", "</think>", '{"name": "add", "parameters": {"a": 1']
+    parts += ["tru", *'{}"add,[]\\1\n ;:', '"name"', "<think>", "</think>", '{"name": "add", "parameters": {"a": 1']
     source = random.Random(1)
     num_plain = 0
     for number in range(400):
