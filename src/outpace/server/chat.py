@@ -45,7 +45,6 @@ class Heard:
     tokens: list[Token] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     steps: list[Any] = field(default_factory=list)
-    num_reasoning: int = 0
     end: dict[str, Any] | None = None
 
 
@@ -91,7 +90,7 @@ def hear(work: Writing, sample: Heard, piece: Piece) -> list[Delta]:
     for token in piece.tokens:
         was_reasoning = parser.is_reasoning
         deltas += parser.push(token.text)
-        sample.num_reasoning += was_reasoning or parser.is_reasoning
+        work.num_reasoning += was_reasoning or parser.is_reasoning
     sample.tokens += piece.tokens
     sample.text += [*(token.text for token in piece.tokens), piece.rest]
     sample.steps.append(piece.step)
@@ -117,7 +116,6 @@ async def _answer(work: Writing, reading: Reading) -> dict[str, Any]:
     results = await work.results()
     choices = [_choice(work, *both) for both in zip(samples, results, strict=True)]
     told = work.frame(_KIND, choices, **work.cost(results))
-    told["usage"]["completion_tokens_details"] = {"reasoning_tokens": sum(it.num_reasoning for it in samples)}
     body = _body(work)
     if body.prompt_logprobs is not None:
         told["prompt_logprobs"] = prompt_log_probs(work.engine.tokenizer, results[0])
