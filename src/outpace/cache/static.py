@@ -143,6 +143,24 @@ class Cache:
         extra = [tensor.index_select(0, gather) for tensor in self.extra]
         return self._derive(buffers, index, extra)
 
+    def part(self, index: Sequence[int]) -> Cache:
+        """Return a cache that reads the entries of some rows, in that order, and stages its own behind them.
+
+        Nothing becomes valid in this one through it. Neighbours in order share their entries; of others a copy is made.
+        """
+        first = index[0] if index else 0
+        if list(index) != list(range(first, first + len(index))):
+            return self.rows(index)
+        buffers, extra = (
+            [values[first : first + len(index)] for values in held] for held in (self.buffers, self.extra)
+        )
+        return self._derive(buffers, index, extra)
+
+    def outline(self, index: Sequence[int]) -> Cache:
+        """Return a cache that tells of some rows what this one does (lengths, capacity, device), without entries."""
+        lengths = [self.lengths[i] for i in index]
+        return Cache([buffer[:0] for buffer in self.buffers[:1]], self.slot_axis, self.counter, lengths, (), self.limit)
+
     def leave(self, stay: Sequence[int]) -> None:
         """Keep the given rows, in that order, in place; a row that stays where it is costs nothing.
 
