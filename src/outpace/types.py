@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from outpace.cache import Cache, Counter
+from outpace.cache import Cache, Counter, Pages
 from outpace.errors import CapabilityError
 from outpace.sampling import Sampler, Stream
 
@@ -262,6 +262,16 @@ class Adapter(ABC):
     @abstractmethod
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return an empty preallocated cache for `rows` rows of up to `capacity` entries (scratch included)."""
+
+    def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
+        """Return memory for paged caches of this model; None = its caches cannot be paged.
+
+        Args:
+            num_pages: pages in all; they take memory once they are written to.
+            page_size: slots of a page, a multiple of 16.
+        """
+        del num_pages, page_size
+        return None
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:

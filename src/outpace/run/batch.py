@@ -116,7 +116,7 @@ class Batch:
         follow(self.rows, source)
         self.state = trees.rows(self.state, source)
         count = len(self.rows)
-        self.cache = self.cache.rows([*source, *range(count, count + len(self.waiting))])
+        self.cache.follow([*source, *range(count, count + len(self.waiting))])
         self.sampler = bind(self.settings, self.rows)
         return self.cache
 
