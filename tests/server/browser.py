@@ -18,7 +18,7 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 KEYS = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowRight": 39, "ArrowLeft": 37, "End": 35, "Home": 36, " ": 32}
-LONGEST_S = 60.0  # before a test is given up; nothing waits this long unless it hangs
+LONGEST_S = float(os.environ.get("LS","60"))  # before a test is given up; nothing waits this long unless it hangs
 
 
 def find() -> str | None:

@@ -26,7 +26,7 @@ export async function watch(key, told) {
         const { models } = await get("outpace/load", key());
         show(Object.values(models));
         $("load").classList.remove("away");
-        told(true);
+        await told(true);
       } catch {
         $("load").classList.add("away");
         before = null;

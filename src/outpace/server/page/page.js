@@ -283,5 +283,5 @@ document.addEventListener("keydown", (event) => {
 
 theme(stored());
 startSteps();
-meet();
-watch(() => $("key").value, (isThere) => isThere && !facts.models.length && !running && meet());
+await meet();
+watch(() => $("key").value, (isThere) => isThere && !facts.models.length && meet());

@@ -27,7 +27,7 @@ export async function get(path, key) {
 }
 
 /**
- * Post a request and yield what each step made final: {tokens, step, finish, at}, `at` in milliseconds of this
+ * Post a request and yield what each step made final: {tokens, rest, step, finish, at}, `at` in milliseconds of this
  * browser's clock. Ends early, without an error, when `signal` aborts; throws Trouble.
  */
 export async function* write(path, body, key, signal) {
@@ -71,10 +71,10 @@ function read(chunk) {
   if (chunk.error) throw new Trouble(sentence(chunk.error), "refused");
   const choice = chunk.choices?.[0];
   if (!choice) return null;
-  const { tokens, step = null } = choice.outpace ?? {};
+  const { tokens, step = null, rest = "" } = choice.outpace ?? {};
   const text = choice.text ?? choice.delta?.content ?? "";
   const plain = text ? [{ id: null, text, source: "plain", drafter: "", log_prob: null }] : [];
-  return { tokens: tokens ?? plain, step, finish: choice.finish_reason ?? null, at: performance.now() };
+  return { tokens: tokens ?? plain, rest, step, finish: choice.finish_reason ?? null, at: performance.now() };
 }
 
 async function refusal(answer) {

@@ -50,6 +50,8 @@ export class Output {
   add(piece) {
     const step = this.steps.length;
     for (const token of piece.tokens) this.#put({ ...token, step });
+    const last = this.tokens[this.next - 1];
+    if (piece.rest && last) last.element.textContent = last.text += piece.rest; // behind an open end of the text
     if (piece.tokens.length) this.steps.push({ ...piece, ...shape(piece), number: step });
     this.finish = piece.finish ?? this.finish;
     this.tell();
