@@ -18,7 +18,7 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 KEYS = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowRight": 39, "ArrowLeft": 37, "End": 35, "Home": 36, " ": 32}
-LONGEST_S = float(os.environ.get("LS","60"))  # before a test is given up; nothing waits this long unless it hangs
+LONGEST_S = 60.0  # before a test is given up; nothing waits this long unless it hangs
 
 
 def find() -> str | None:
@@ -36,7 +36,7 @@ class Browser:
 
     def __init__(self, process: subprocess.Popen[bytes], reads: int, writes: int) -> None:
         self._process, self._reads, self._writes = process, reads, writes
-        self._open, self._numbers, self._session = b"", itertools.count(1), ""
+        self._open, self._numbers, self._session, self._num_loaded = b"", itertools.count(1), "", 0
         self.log: list[str] = []
         self.addresses: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -75,6 +75,8 @@ class Browser:
     def _note(self, event: dict[str, Any]) -> None:
         params = event.get("params", {})
         match event.get("method"):
+            case "Page.loadEventFired":
+                self._num_loaded += 1
             case "Network.requestWillBeSent":
                 self.addresses.append(params["request"]["url"])
             case "Runtime.exceptionThrown":
@@ -87,9 +89,12 @@ class Browser:
                 self.log.append(json.dumps(params["issue"]))
 
     def go(self, address: str) -> None:
-        """Open a page, with nothing kept from the one before."""
+        """Open a page and wait until it is there."""
+        before = self._num_loaded
         self.call("Page.navigate", url=address)
-        self.wait("document.readyState === 'complete'")
+        messages = self._messages()
+        while self._num_loaded == before:
+            self._note(next(messages))
 
     def run(self, script: str) -> Any:
         """Return what an expression is in the page; promises are waited for."""
@@ -98,10 +103,10 @@ class Browser:
         return done["result"].get("value")
 
     def wait(self, condition: str) -> None:
-        """Wait until an expression holds in the page, which says so itself with each frame that it would draw."""
+        """Wait until an expression holds in the page, which looks again and again by itself."""
         end = time.monotonic() + LONGEST_S
-        while time.monotonic() < end:  # a navigation ends what is being evaluated: ask again
-            with contextlib.suppress(AssertionError):
+        while time.monotonic() < end:
+            with contextlib.suppress(AssertionError):  # a navigation ends what is being evaluated
                 if self.run(
                     "new Promise(done => { let left = 200; const look = () => { "
                     f"if ({condition}) done(true); else if (left--) setTimeout(look, 10); else done(false) }}; look() }})"

@@ -16,7 +16,15 @@ from outpace.server.route import new_router
 from outpace.server.schemas import CompletionBody
 from outpace.server.serving import Served, Serving, json_response
 from outpace.server.stream import Events, event
-from outpace.server.telling import Top, completion_log_probs, finish_reason, prompt_log_probs, spelled, traced, traced_piece
+from outpace.server.telling import (
+    Top,
+    completion_log_probs,
+    finish_reason,
+    prompt_log_probs,
+    spelled,
+    traced,
+    traced_piece,
+)
 from outpace.server.writing import Sample, Writing, begin
 
 __all__ = ["router"]

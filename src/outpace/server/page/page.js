@@ -119,8 +119,10 @@ async function answer() {
     quiet();
     output.rewind();
     const speak = speaker();
+    let said = "";
     try {
       const isWhole = await run(body, output, (piece) => {
+        said += piece.said;
         explain([output]);
         showSteps(output);
         for (const token of piece.tokens) speak(token.text);
@@ -130,7 +132,7 @@ async function answer() {
         speak("", true);
         say(`Done: ${count(output.count, "token")}, ${rate(output.rate())} per second.`);
       }
-      if (chat && output.count) turn(prompt, output);
+      if (chat && output.count) turn(prompt, said);
     } catch (trouble) {
       complain(trouble, attempt, output.tokens.length);
     }
@@ -164,8 +166,8 @@ function follow(output) {
 }
 
 /** An answer is there: it belongs to the conversation, and what is said next stands below it. */
-function turn(prompt, output) {
-  messages.push({ role: "user", content: prompt }, { role: "assistant", content: output.text });
+function turn(prompt, said) {
+  messages.push({ role: "user", content: prompt }, { role: "assistant", content: said });
   $("fresh").hidden = false;
   $("steps").before($("ask"));
   $("prompt").value = "";

@@ -27,11 +27,12 @@ export async function get(path, key) {
 }
 
 /**
- * Post a request and yield what each step made final: {tokens, rest, step, finish, at}, `at` in milliseconds of this
- * browser's clock. Ends early, without an error, when `signal` aborts; throws Trouble.
+ * Post a request and yield what each step made final: {tokens, rest, step, finish, said, at}: `said` is what
+ * counts as the answer, `at` is in milliseconds of this browser's clock. Ends early, without an error, when `signal` aborts; throws Trouble.
  */
 export async function* write(path, body, key, signal) {
   let isWhole = false;
+  let isTraced = false;
   try {
     const answer = await fetch(path, { method: "POST", headers: headers(key), body: JSON.stringify(body), signal });
     if (!answer.ok) throw await refusal(answer);
@@ -40,7 +41,8 @@ export async function* write(path, body, key, signal) {
         isWhole = true;
         break;
       }
-      const piece = read(JSON.parse(data));
+      const piece = read(JSON.parse(data), isTraced);
+      isTraced ||= Boolean(piece?.isTraced);
       if (piece) yield piece;
     }
   } catch (error) {
@@ -66,15 +68,19 @@ async function* events(stream) {
   }
 }
 
-/** One chunk as a piece; null where it says nothing of the text. */
-function read(chunk) {
+/**
+ * One chunk as a piece; null where it says nothing of the text. Its tokens are the trace's; a server that gives none
+ * has its text taken for one token. A traced step may need several chunks: only the first holds its tokens.
+ */
+function read(chunk, isTraced) {
   if (chunk.error) throw new Trouble(sentence(chunk.error), "refused");
   const choice = chunk.choices?.[0];
   if (!choice) return null;
   const { tokens, step = null, rest = "" } = choice.outpace ?? {};
   const text = choice.text ?? choice.delta?.content ?? "";
-  const plain = text ? [{ id: null, text, source: "plain", drafter: "", log_prob: null }] : [];
-  return { tokens: tokens ?? plain, rest, step, finish: choice.finish_reason ?? null, at: performance.now() };
+  const plain = text && !isTraced ? [{ id: null, text, source: "plain", drafter: "", log_prob: null }] : [];
+  const finish = choice.finish_reason ?? null;
+  return { tokens: tokens ?? plain, rest, step, finish, said: text, isTraced: Boolean(tokens), at: performance.now() };
 }
 
 async function refusal(answer) {

@@ -57,10 +57,6 @@ export class Output {
     this.tell();
   }
 
-  get text() {
-    return this.tokens.map((token) => token.text).join("");
-  }
-
   /** Tokens per second from the first step's end on; `until`: a time in place of the last step's. */
   rate(until) {
     if (this.steps.length < 2) return NaN;
