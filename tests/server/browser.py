@@ -1,4 +1,4 @@
-"""Headless Chromium over its DevTools pipe: enough to drive a page as a person does, and to see what it complains of."""
+"""Headless Chromium over its DevTools pipe: enough to drive a page as a person does, and to hear its complaints."""
 
 from __future__ import annotations
 
@@ -108,8 +108,9 @@ class Browser:
         while time.monotonic() < end:
             with contextlib.suppress(AssertionError):  # a navigation ends what is being evaluated
                 if self.run(
-                    "new Promise(done => { let left = 200; const look = () => { "
-                    f"if ({condition}) done(true); else if (left--) setTimeout(look, 10); else done(false) }}; look() }})"
+                    "new Promise(done => { let left = 200; const look = () => {"
+                    f" if ({condition}) done(true); else if (left--) setTimeout(look, 10); else done(false)"
+                    " }; look() })"
                 ):
                     return
         raise AssertionError(f"It never came true that {condition}; the page: {self.run('document.body.innerText')}")
@@ -121,8 +122,9 @@ class Browser:
     def click(self, selector: str) -> None:
         """Click in the middle of an element, wherever it is."""
         at = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}}); "
-            "const r = e.getClientRects()[0]; return [r.x + r.width / 2, r.y + r.height / 2] })()"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            " e.scrollIntoView({block: 'center'}); const r = e.getClientRects()[0];"
+            " return [r.x + r.width / 2, r.y + r.height / 2] })()"
         )
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             pressed = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
@@ -160,7 +162,8 @@ class Browser:
 
     def picture(self) -> bytes:
         """Return the whole page as a PNG."""
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        whole = self.call("Page.getLayoutMetrics")["cssContentSize"] | {"scale": 1}
+        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=whole)
         return base64.b64decode(shot["data"])
 
 
@@ -171,7 +174,14 @@ def browse(program: str) -> Iterator[Browser]:
     # Its ends of the pipes have to be its files 3 and 4; those numbers may be taken here, so bash puts them there.
     high = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out)]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--hide-scrollbars",
+        ]
         options += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "--disable-background-networking"]
         handed = ["bash", "-c", f'exec "$@" 3<&{high[0]} 4>&{high[1]}', "bash", program, *options]
         process = subprocess.Popen(handed, pass_fds=high, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

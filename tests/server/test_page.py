@@ -294,7 +294,7 @@ def test_a_race_of_a_real_model_ends_in_equal_texts(page: Browser, addresses: di
         page.wait("document.querySelector('#replay').hidden")
         page.wait("!document.querySelector('#replay').hidden")
         assert page.text("#same") == "✓ Identical texts: all 40 tokens are equal."
-        assert page.text("#factor").endswith("×") and float(page.text("#factor")[:-1]) > 0
+        assert page.text("#factor").endswith("\N{MULTIPLICATION SIGN}") and float(page.text("#factor")[:-1]) > 0
         assert ("2 races so far" in page.text("#measured")) == (races == 2)
     texts = [written(page, f".lane:nth-child({lane}) .text") for lane in (1, 2)]
     alone = engine.lm.generate("Tim had a ball. Tim had a", max_tokens=40, seed=5, temperature=0.7)
@@ -325,7 +325,7 @@ def test_a_lost_connection_is_told_and_trying_again_goes_on(page: Browser, scrip
     scripted.is_cut = True  # and what runs breaks off
     page.wait("!document.querySelector('#notice').hidden")
     assert page.text("#notice-text").startswith(
-        "The connection to the server was lost. 6 tokens were written and stay;"
+        "The connection to the server was lost. What was written stays (6 tokens);"
     )
     assert counted(page, ".text .t") == 6
     page.click("#retry")

@@ -29,6 +29,19 @@ export const rate = (value) => number(value, value < 10 ? 2 : value < 100 ? 1 : 
 
 export const count = (value, one, many = `${one}s`) => `${number(value)} ${value === 1 ? one : many}`;
 
+/** A function that runs at most once per frame that is drawn, however often it is asked for. */
+export function oncePerFrame(work) {
+  let isDue = false;
+  return () => {
+    if (isDue) return;
+    isDue = true;
+    requestAnimationFrame(() => {
+      isDue = false;
+      work();
+    });
+  };
+}
+
 /** White space as signs that can be seen. */
 export const visible = (text) =>
   text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "·") || "∅";

@@ -12,7 +12,8 @@ function show(loads) {
   const [at, written, pages] = [performance.now(), sum("written_tokens"), sum("pages")];
   $("load-running").textContent = number(sum("running"));
   $("load-waiting").textContent = number(sum("waiting"));
-  $("load-rate").textContent = before ? number(Math.max(0, written - before.written) / ((at - before.at) / 1000)) : "–";
+  const speed = before ? Math.max(0, written - before.written) / ((at - before.at) / 1000) : NaN;
+  $("load-rate").textContent = number(speed);
   $("load-cache").textContent = pages ? `${number((100 * sum("pages_used")) / pages)}%` : "–";
   before = { at, written };
 }

@@ -1,6 +1,6 @@
 // The page: what is asked, what is written, and who said what in a conversation.
 
-import { $, count, make, rate } from "./dom.js";
+import { $, count, make, oncePerFrame, rate } from "./dom.js";
 import { watch } from "./load.js";
 import { race } from "./race.js";
 import { hideSteps, showSteps, startSteps } from "./steps.js";
@@ -20,7 +20,8 @@ const isChat = () => Boolean(model()?.has_chat) && $("ask").elements.kind.value 
 
 async function meet() {
   try {
-    const [models, methods] = [await get("v1/models", $("key").value), await get(new URL("methods.json", import.meta.url))];
+    const models = await get("v1/models", $("key").value);
+    const methods = await get(new URL("methods.json", import.meta.url));
     facts = { models: models.data.map(({ id, outpace = {} }) => ({ name: id, ...outpace })), methods };
   } catch (trouble) {
     complain(trouble, meet);
@@ -115,6 +116,11 @@ async function answer() {
   if ($("log-probs").checked) Object.assign(body, isChat() ? { logprobs: true } : { logprobs: 1 });
   const output = place(prompt);
   const chat = isChat();
+  const show = () => {
+    explain([output]);
+    showSteps(output);
+  };
+  const showSoon = oncePerFrame(() => running && show());
   const attempt = async () => {
     quiet();
     output.rewind();
@@ -123,11 +129,11 @@ async function answer() {
     try {
       const isWhole = await run(body, output, (piece) => {
         said += piece.said;
-        explain([output]);
-        showSteps(output);
+        showSoon();
         for (const token of piece.tokens) speak(token.text);
         follow(output);
       });
+      show();
       if (isWhole) {
         speak("", true);
         say(`Done: ${count(output.count, "token")}, ${rate(output.rate())} per second.`);
@@ -169,13 +175,19 @@ function follow(output) {
 function turn(prompt, said) {
   messages.push({ role: "user", content: prompt }, { role: "assistant", content: said });
   $("fresh").hidden = false;
-  $("steps").before($("ask"));
+  moveForm(true);
   $("prompt").value = "";
   $("prompt").focus();
 }
 
+/** Below what was said, or above everything else. */
+function moveForm(isBelow) {
+  if (isBelow) $("steps").before($("ask"));
+  else $("notice").before($("ask"));
+}
+
 function fresh() {
-  $("notice").before($("ask"));
+  moveForm(false);
   messages = [];
   $("thread").replaceChildren();
   $("text-view").hidden = $("race-view").hidden = $("legend").hidden = $("fresh").hidden = true;
@@ -188,12 +200,12 @@ async function compete() {
   const method = $("method").value === "autoregressive" ? "auto" : $("method").value;
   quiet();
   hideSteps();
+  moveForm(false);
   $("text-view").hidden = true;
-  const { outpace: _, ...same } = request(method, prompt);
-  const key = JSON.stringify([same, method]);
+  const asked = request(method, prompt);
   const write = (one, output, onPiece) => run(request(one, prompt), output, onPiece);
   try {
-    const lanes = await race(method, same.max_tokens, key, write, showSteps);
+    const lanes = await race(method, asked.max_tokens, JSON.stringify(asked), write, showSteps);
     if (!lanes) return;
     if (messages.length && isChat()) $("measured").textContent += " The conversation so far is part of the prompt.";
     explain(lanes.map((lane) => lane.output));
@@ -223,8 +235,8 @@ function speaker() {
 const say = (text) => ($("status").textContent = text);
 
 function complain(trouble, retry, written = 0) {
-  const kept = trouble.kind === "lost" && written ? ` ${count(written, "token")} were written and stay; “Try again” goes on with the same seed.` : "";
-  $("notice-text").textContent = `${trouble.message}${kept}`;
+  const kept = `What was written stays (${count(written, "token")}); “Try again” goes on with the same seed.`;
+  $("notice-text").textContent = trouble.kind === "lost" && written ? `${trouble.message} ${kept}` : trouble.message;
   $("notice").hidden = false;
   again = retry;
   if (trouble.kind !== "key") return;

@@ -41,8 +41,9 @@ export async function race(method, goal, key, run, pick) {
   $("lanes").replaceChildren(...lanes.map((lane) => lane.element));
   $("race-view").scrollIntoView({ block: "nearest" });
   $("measured").textContent =
-    "Measured one after the other on the same engine, so that neither slows the other; the order alternates. The " +
-    "clock is this browser’s and runs from a text’s first step to its last, so the time to read the prompt is left out.";
+    "Measured one after the other on the same engine, so that neither slows the other; the order alternates. " +
+    "The clock is this browser’s and runs from a text’s first step to its last, so that the time to read the prompt " +
+    "is left out.";
   for (const i of order) {
     $("same").textContent = `${lanes[i].title} is running, ${i === order[0] ? "first" : "second"}.`;
     lanes[i].element.classList.add("running");

@@ -47,7 +47,8 @@ function inWords(step, of) {
   const text = (tokens) => `“${tokens.map((token) => token.text).join("").trim()}”`;
   if (!step.proposed) return { title, detail: `Nothing was drafted; the model wrote ${text(step.tokens)}.` };
   const who = step.step?.drafter || "The drafter";
-  const kept = `${who} drafted ${count(step.proposed, "token")}; ${step.accepted} ${step.accepted === 1 ? "was" : "were"} kept`;
+  const were = step.accepted === 1 ? "was" : "were";
+  const kept = `${who} drafted ${count(step.proposed, "token")}; ${step.accepted} ${were} kept`;
   const rest = own.length ? `, and the model added ${text(own)} (${own[0].source})` : "";
   return { title, detail: `${kept}${rest}.` };
 }
@@ -64,7 +65,8 @@ function spark(steps, chosen) {
     const column = draw("g", { class: step.number === chosen ? "column now" : "column" });
     column.append(draw("rect", { class: "hit", x, y: 0, width: bar + gap, height: 48 }));
     column.append(draw("rect", { class: "kept", x, y: 46 - kept * unit, width: bar, height: kept * unit }));
-    column.append(draw("rect", { class: "own", x, y: 46 - (kept + own) * unit, width: bar, height: Math.max(0, own * unit - 1) }));
+    const rest = { y: 46 - (kept + own) * unit, height: Math.max(0, own * unit - 1) };
+    column.append(draw("rect", { class: "own", x, width: bar, ...rest }));
     column.addEventListener("click", () => choose(step.number));
     picture.append(column);
   }
@@ -85,7 +87,8 @@ function tree(step, words) {
   const low = isFree ? y(end) : Math.max(lanes, 1) * h;
   const reach = Math.max(...depth, (depth[end] ?? -1) + own.length) + 2;
   const size = { width: reach * w, height: Math.max(lanes * h, low + h) };
-  const picture = draw("svg", { ...size, viewBox: `0 0 ${size.width} ${size.height}`, role: "img", "aria-label": words });
+  const view = { viewBox: `0 0 ${size.width} ${size.height}`, role: "img", "aria-label": words };
+  const picture = draw("svg", { ...size, ...view });
   const node = (left, top, label, kind) => {
     const short = label.length > 11 ? `${label.slice(0, 10)}…` : label;
     const box = draw("g", { class: `node ${kind}` }, draw("title", {}, label));
@@ -101,11 +104,16 @@ function tree(step, words) {
   };
   const from = (parent) => [parent < 0 ? 0 : x(parent), y(parent)];
   const order = parents.map((_, i) => i).sort((a, b) => kept.includes(a) - kept.includes(b));
-  for (const i of order) link(...from(parents[i]), x(i), y(i), kept.includes(i) ? "kept" : "refused");
-  own.forEach((_, k) => link(...(k ? [from(end)[0] + k * w, low] : from(end)), from(end)[0] + (k + 1) * w, low, "kept"));
+  const kind = (i) => (kept.includes(i) ? "kept" : "refused");
+  for (const i of order) link(...from(parents[i]), x(i), y(i), kind(i));
   node(0, 0, "text so far", "root");
-  parents.forEach((_, i) => node(x(i), y(i), visible(texts[i] ?? `${tokens[i]}`), kept.includes(i) ? "kept" : "refused"));
-  own.forEach((token, k) => node(from(end)[0] + (k + 1) * w, low, visible(token.text), token.source));
+  parents.forEach((_, i) => node(x(i), y(i), visible(texts[i] ?? `${tokens[i]}`), kind(i)));
+  let [left, top] = from(end);
+  for (const token of own) {
+    link(left, top, left + w, low, "kept");
+    [left, top] = [left + w, low];
+    node(left, top, visible(token.text), token.source);
+  }
   return picture;
 }
 

@@ -27,8 +27,9 @@ export async function get(path, key) {
 }
 
 /**
- * Post a request and yield what each step made final: {tokens, rest, step, finish, said, at}: `said` is what
- * counts as the answer, `at` is in milliseconds of this browser's clock. Ends early, without an error, when `signal` aborts; throws Trouble.
+ * Post a request and yield what each step made final: {tokens, rest, step, finish, said, at}. `said` is what counts as
+ * the answer, `at` is in milliseconds of this browser's clock. Ends early, without an error, when `signal` aborts;
+ * throws Trouble.
  */
 export async function* write(path, body, key, signal) {
   let isWhole = false;
@@ -80,7 +81,8 @@ function read(chunk, isTraced) {
   const text = choice.text ?? choice.delta?.content ?? "";
   const plain = text && !isTraced ? [{ id: null, text, source: "plain", drafter: "", log_prob: null }] : [];
   const finish = choice.finish_reason ?? null;
-  return { tokens: tokens ?? plain, rest, step, finish, said: text, isTraced: Boolean(tokens), at: performance.now() };
+  const made = { tokens: tokens ?? plain, rest, step, finish, said: text };
+  return { ...made, isTraced: Boolean(tokens), at: performance.now() };
 }
 
 async function refusal(answer) {

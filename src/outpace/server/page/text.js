@@ -35,6 +35,7 @@ export class Output {
     Object.assign(this, { box, footer, pick, tokens: [], steps: [], begun: performance.now(), finish: null, next: 0 });
     box.tabIndex = 0;
     box.role = "group";
+    box.dir = "auto";
     box.addEventListener("keydown", (event) => this.#walk(event));
     box.addEventListener("pointerover", (event) => this.#point(event.target));
     box.addEventListener("pointerleave", () => this.#leave());
@@ -80,6 +81,7 @@ export class Output {
     ];
     if (drafted) lines.push(`${number(sum("accepted"))} of ${count(drafted, "draft")} kept`);
     lines.push(`first after ${number(this.steps[0].at - this.begun)} ms`);
+    if (this.finish === "length") lines.push("ended by the number of tokens");
     this.footer.textContent = lines.join(" · ");
   }
 
@@ -175,7 +177,8 @@ export function explain(outputs) {
     const kind = mark(token);
     if (!marks.has(kind)) marks.set(kind, token.source === "draft" ? `drafted by ${token.drafter}` : token.source);
   }
-  const entries = [...marks].sort(([, a], [, b]) => a.localeCompare(b));
+  const order = ["plain", "draft d0", "draft d1", "draft d2", "recovered", "bonus"];
+  const entries = [...marks].sort(([a], [b]) => order.indexOf(a) - order.indexOf(b));
   $("legend").replaceChildren(
     ...entries.map(([kind, name]) =>
       make("li", {}, make("span", { className: `t ${kind}` }, name), KINDS[kind] ? ` ${KINDS[kind]}` : ""),
