@@ -18,7 +18,7 @@ from outpace.server.schemas import ChatBody
 from outpace.server.serving import Served, json_response
 from outpace.server.stream import Events, event
 from outpace.server.structure import CONSTRAINTS
-from outpace.server.telling import Top, chat_log_probs, prompt_log_probs, traced
+from outpace.server.telling import Top, chat_log_probs, prompt_log_probs, traced, traced_piece
 from outpace.server.tools import MessageParser
 from outpace.server.tools_choice import Reading, read_tools, tools_told
 from outpace.server.tools_message import Delta, Message
@@ -197,7 +197,7 @@ def _beside(work: Writing, piece: Piece) -> dict[str, Any]:
     if body.return_token_ids and tokens:
         told["token_ids"] = [it.id for it in tokens]
     if work.extra.trace:
-        told["outpace"] = {"tokens": traced(tokens), "step": piece.step}
+        told["outpace"] = traced_piece(work.engine.tokenizer, piece)
     return told
 
 

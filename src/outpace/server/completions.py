@@ -16,7 +16,15 @@ from outpace.server.route import new_router
 from outpace.server.schemas import CompletionBody
 from outpace.server.serving import Served, Serving, json_response
 from outpace.server.stream import Events, event
-from outpace.server.telling import Top, completion_log_probs, finish_reason, prompt_log_probs, spelled, traced
+from outpace.server.telling import (
+    Top,
+    completion_log_probs,
+    finish_reason,
+    prompt_log_probs,
+    spelled,
+    traced,
+    traced_piece,
+)
 from outpace.server.writing import Sample, Writing, begin
 
 __all__ = ["router"]
@@ -214,7 +222,7 @@ def _piece(work: Writing, prompt: int, index: int, piece: Piece, sample: Sample)
         if is_first:
             told["prompt_token_ids"] = work.prompts[prompt]
     if work.extra.trace:
-        told["outpace"] = {"tokens": traced(piece.tokens), "step": piece.step}
+        told["outpace"] = traced_piece(work.engine.tokenizer, piece)
     is_silent = not told["text"] and piece.finish is None and told["logprobs"] is None and not body.return_token_ids
     return None if is_silent and not work.extra.trace else told
 
