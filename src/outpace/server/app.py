@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 import outpace
 from outpace.engine.face import Face
 from outpace.errors import ConfigError, OutpaceError
-from outpace.server import chat, completions, listing, prometheus, tokens
+from outpace.server import chat, completions, embeddings, listing, messages, prometheus, responses, tokens
 from outpace.server.errors import Refused, error_body, refusal
 from outpace.server.gate import WARNINGS, Gate
 from outpace.server.serving import Serving, json_response
@@ -21,7 +21,16 @@ from outpace.server.settings import ServerSettings
 
 __all__ = ["create_app"]
 
-ROUTERS: tuple[APIRouter, ...] = (chat.router, completions.router, tokens.router, listing.router, prometheus.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    chat.router,
+    completions.router,
+    responses.router,
+    messages.router,
+    embeddings.router,
+    tokens.router,
+    listing.router,
+    prometheus.router,
+)
 
 
 def create_app(
