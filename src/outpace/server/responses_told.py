@@ -74,9 +74,9 @@ class Telling:
         }
         return told | more
 
-    def event(self, name: str, **data: Any) -> bytes:
+    def event(self, kind: str, **data: Any) -> bytes:
         """Return the next event."""
-        told = event({"type": name, "sequence_number": self._number, **data}, name)
+        told = event({"type": kind, "sequence_number": self._number, **data}, kind)
         self._number += 1
         return told
 
