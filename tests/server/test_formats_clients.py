@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import anthropic
 import httpx
 import openai
 import pytest
+from scripted import PATIENCE_S, Scripted, listening
 from tokenizers import Tokenizer as Library
 
 import outpace
-from conftest import PATIENCE_S, Scripted, listening
 from outpace.engine.face import Ask, Piece, Ticket, Token
 from outpace.server.settings import ServerSettings
 from outpace.text.tokenizer import Tokenizer
@@ -29,11 +31,14 @@ THOUGHT = ["<th", "ink>", "Let ", "me", " see.</thi", "nk>\n\nI"]
 CALLS = [' look.\n<tool_call>{"name": "look_up", ', '"argum', 'ents": {"q": "a', '"}}</tool_call>\n<tool_call>']
 CALLS += ['{"name": "add", "arguments": {}}', "</tool_call>"]
 STEPS = [THOUGHT[:3], THOUGHT[3:] + CALLS[:3], CALLS[3:]]  # what one step each made final
+ONLY = {"additionalProperties": False}
 SCHEMA = {"type": "object", "properties": {"q": {"type": "string"}}}
 TOOLS: Any = [
     {"type": "function", "function": {"name": "look_up", "parameters": SCHEMA}},
     {"type": "function", "function": {"name": "add"}},
 ]
+WORD = {"type": "object", "properties": {"q": {"type": "string", "maxLength": 12}}, "required": ["q"]}
+STRICT: Any = [{"type": "function", "function": {"name": "look_up", "parameters": {**WORD, **ONLY}}}]
 FLAT: Any = [{"type": "function", **tool["function"]} for tool in TOOLS]
 CLAUDES: Any = [{"name": tool["function"]["name"], "input_schema": SCHEMA} for tool in TOOLS]
 ASKED: Any = {"model": "agent", "input": "hi", "tools": FLAT, "stream": True}
@@ -75,8 +80,14 @@ def face(tokenizer: Library) -> Steps:
 
 
 @pytest.fixture(scope="module")
-def url(face: Steps, stories: outpace.LanguageModel) -> Iterator[str]:
-    with listening({"agent": face, "stories": outpace.Engine(stories)}, ServerSettings(drain_s=0)) as found:
+def url(face: Steps, stories: outpace.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of the scripted engine, of the shipped model, and of that with a chat template that knows tools."""
+    folder = tmp_path_factory.mktemp("real") / "real"
+    shutil.copytree(Path(outpace.__file__).parent / "zoo" / "stories", folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
+    engines = {"agent": face, "stories": outpace.Engine(stories), "real": outpace.Engine(str(folder))}
+    with listening(engines, ServerSettings(drain_s=0)) as found:
         yield found
 
 
@@ -137,6 +148,33 @@ def test_one_call_is_enough_and_no_tool_is_called_where_none_may_be(client: open
     assert '"add' in grammar.replace("\\", "") and "look_up" not in grammar
     with pytest.raises(openai.BadRequestError, match="look_op"):
         client.chat.completions.create(**asked, tool_choice={"type": "function", "function": {"name": "look_op"}})
+
+
+def test_what_is_drafted_changes_neither_calls_nor_where_a_text_stops(client: openai.OpenAI) -> None:
+    """Blocks of several tokens, with a stop string or the end within them, from a real engine."""
+    said = '<tool_call>\n{"name": "look_up", "arguments": {"q": "a cat"}}\n</tool_call>'
+    messages: Any = [{"role": "user", "content": f"Once upon a time there was a cat. {said}\n{said}"}]
+    named: Any = {"type": "function", "function": {"name": "look_up"}}
+    forced: Any = {"tools": STRICT, "tool_choice": named, "max_tokens": 60}
+    free: Any = {"max_tokens": 40, "stop": [" the", "."]}
+    for asked in (forced, free):
+        seen, drafted = [], 0
+        for how in ({"draft": 0}, {"method": "prompt-lookup"}, {"method": "jacobi"}):
+            common: Any = {"model": "real", "messages": messages, "seed": 5, "extra_body": {"outpace": how}, **asked}
+            whole = client.chat.completions.create(**common)
+            drafted += whole.usage.model_extra["outpace"]["accepted"]  # type: ignore[index, union-attr]
+            choice = whole.choices[0]
+            calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()]
+            with client.chat.completions.stream(**common) as stream:
+                final = stream.get_final_completion().choices[0]
+            assert calls == [(call.function.name, call.function.arguments) for call in final.message.tool_calls or ()]
+            assert final.message.content == choice.message.content
+            seen.append((calls, choice.message.content, choice.finish_reason))
+        assert seen[0] == seen[1] == seen[2] and drafted > 0, seen
+        if asked is forced:
+            assert seen[0][0][0][0] == "look_up" and set(json.loads(seen[0][0][0][1])) == {"q"}
+        else:
+            assert seen[0][2] == "stop" and not seen[0][0]
 
 
 # Responses

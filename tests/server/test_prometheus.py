@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
+from scripted import Scripted
 
-from conftest import Scripted
 from outpace.engine.face import Gone, Histogram, Load
 from outpace.server.prometheus import metrics_text
 

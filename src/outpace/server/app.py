@@ -13,7 +13,17 @@ from starlette.middleware.cors import CORSMiddleware
 import outpace
 from outpace.engine.face import Face
 from outpace.errors import ConfigError, OutpaceError
-from outpace.server import chat, completions, embeddings, listing, messages, prometheus, responses, tokens
+from outpace.server import (
+    chat,
+    completions,
+    embeddings,
+    listing,
+    messages,
+    page,
+    prometheus,
+    responses,
+    tokens,
+)
 from outpace.server.errors import Refused, error_body, refusal
 from outpace.server.gate import WARNINGS, Gate
 from outpace.server.serving import Serving, json_response
@@ -30,6 +40,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     tokens.router,
     listing.router,
     prometheus.router,
+    page.router,
 )
 
 

@@ -19,7 +19,7 @@ from outpace.server.schemas import ChatBody
 from outpace.server.serving import Served, Serving, json_response
 from outpace.server.stream import Events, event
 from outpace.server.structure import CONSTRAINTS
-from outpace.server.telling import Top, chat_log_probs, prompt_log_probs, traced
+from outpace.server.telling import Top, chat_log_probs, prompt_log_probs, traced, traced_piece
 from outpace.server.tools import MessageParser
 from outpace.server.tools_choice import Reading, read_tools, tools_told
 from outpace.server.tools_message import Delta, Message
@@ -115,7 +115,7 @@ def hear(work: Writing, sample: Heard, piece: Piece) -> list[Delta]:
         work.tickets[0].cancel()  # the one call that was wanted is there
     if piece.finish is not None:
         ids = [token.id for token in sample.tokens]
-        sample.end, stop = work.ending(0, ids, "".join(sample.text), piece.finish)
+        sample.end, stop = work.ending(0, ids, sample.text, piece.finish)
         deltas += parser.push(stop) + parser.finish()
         if parser.message.calls and piece.finish in ("eos", "stop", "cancelled"):
             sample.end["finish_reason"] = "tool_calls"
@@ -213,7 +213,7 @@ def _beside(work: Writing, piece: Piece) -> dict[str, Any]:
     if body.return_token_ids and tokens:
         told["token_ids"] = [it.id for it in tokens]
     if work.extra.trace:
-        told["outpace"] = {"tokens": traced(tokens), "step": piece.step}
+        told["outpace"] = traced_piece(work.engine.tokenizer, piece)
     return told
 
 
