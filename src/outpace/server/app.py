@@ -14,7 +14,17 @@ from starlette.middleware.cors import CORSMiddleware
 import outpace
 from outpace.engine.face import Face
 from outpace.errors import ConfigError, OutpaceError
-from outpace.server import chat, completions, listing, page, prometheus, tokens
+from outpace.server import (
+    chat,
+    completions,
+    embeddings,
+    listing,
+    messages,
+    page,
+    prometheus,
+    responses,
+    tokens,
+)
 from outpace.server.errors import Refused, error_body, refusal
 from outpace.server.gate import WARNINGS, Gate
 from outpace.server.serving import Serving, json_response
@@ -27,6 +37,9 @@ _KINDS = ("str", "list[str]")  # what pydantic calls the first kind of a field t
 ROUTERS: tuple[APIRouter, ...] = (
     chat.router,
     completions.router,
+    responses.router,
+    messages.router,
+    embeddings.router,
     tokens.router,
     listing.router,
     prometheus.router,
