@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+import torch
 
 import outpace
 from outpace.constrain import Compiler
@@ -54,6 +55,14 @@ def written(lm: outpace.LanguageModel, how: Reading, seed: int, alias: str = "")
     parser.finish()
     assert result.finish_reason == "eos" and not parser.message.content, text
     return text, [(call.name, json.loads(call.arguments)) for call in parser.message.calls]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
