@@ -45,7 +45,8 @@ function changeModel() {
     ...group("The same text", isExact),
     ...group("May change the text", (method) => !isExact(method)),
   );
-  if (fitting.some(({ name }) => name === "auto")) $("method").value = "auto";
+  $("method").value = is_canvas ? "masked-diffusion" : "auto";
+  $("log-probs-box").hidden = is_canvas; // what is filled in any order has none
   changeKind();
 }
 
@@ -113,12 +114,12 @@ function busy(isBusy) {
 async function answer() {
   const prompt = $("prompt").value;
   const body = request($("method").value, prompt);
-  if ($("log-probs").checked) Object.assign(body, isChat() ? { logprobs: true } : { logprobs: 1 });
+  if ($("log-probs").checked && !model()?.is_canvas) Object.assign(body, isChat() ? { logprobs: true } : { logprobs: 1 });
   const output = place(prompt);
   const chat = isChat();
   const show = () => {
     explain([output]);
-    showSteps(output);
+    output.pick?.(output);
   };
   const showSoon = oncePerFrame(() => running && show());
   const attempt = async () => {
@@ -162,7 +163,7 @@ function place(prompt) {
   }
   hideSteps();
   article.scrollIntoView({ block: "nearest" });
-  return new Output(box, footer, showSteps);
+  return new Output(box, footer, model()?.is_canvas ? null : showSteps); // a canvas is filled without trees of drafts
 }
 
 /** Keep the end of what is written in view, unless the reader has gone elsewhere. */
