@@ -68,8 +68,13 @@ const nameOf = (method) => (method === "autoregressive" ? "plain" : method);
 function request(method, prompt) {
   const number = (id) => Number($(id).value);
   const asked = isChat()
-    ? { messages: [...($("system").value ? [{ role: "system", content: $("system").value }] : []), ...messages,
-        { role: "user", content: prompt }] }
+    ? {
+        messages: [
+          ...($("system").value ? [{ role: "system", content: $("system").value }] : []),
+          ...messages,
+          { role: "user", content: prompt },
+        ],
+      }
     : { prompt };
   return {
     model: $("model").value,
@@ -114,7 +119,8 @@ function busy(isBusy) {
 async function answer() {
   const prompt = $("prompt").value;
   const body = request($("method").value, prompt);
-  if ($("log-probs").checked && !model()?.is_canvas) Object.assign(body, isChat() ? { logprobs: true } : { logprobs: 1 });
+  if ($("log-probs").checked && !model()?.is_canvas)
+    Object.assign(body, isChat() ? { logprobs: true } : { logprobs: 1 });
   const output = place(prompt);
   const chat = isChat();
   const show = () => {
@@ -142,6 +148,7 @@ async function answer() {
       if (chat && output.count) turn(prompt, said);
     } catch (trouble) {
       complain(trouble, attempt, output.tokens.length);
+      if (trouble.kind === "refused") output.box.parentElement.remove();
     }
   };
   await attempt();
@@ -239,6 +246,7 @@ function complain(trouble, retry, written = 0) {
   const kept = `What was written stays (${count(written, "token")}); “Try again” goes on with the same seed.`;
   $("notice-text").textContent = trouble.kind === "lost" && written ? `${trouble.message} ${kept}` : trouble.message;
   $("notice").hidden = false;
+  $("retry").hidden = trouble.kind === "refused";
   again = retry;
   if (trouble.kind !== "key") return;
   $("more").open = true;
@@ -282,6 +290,7 @@ $("ask").addEventListener("submit", (event) => {
 });
 $("race").addEventListener("click", unless(compete));
 $("stop").addEventListener("click", () => running?.abort());
+$("more").addEventListener("invalid", () => ($("more").open = true), true); // else it could not be pointed at
 $("fresh").addEventListener("click", fresh);
 $("retry").addEventListener("click", () => again?.());
 $("model").addEventListener("change", changeModel);
@@ -299,4 +308,7 @@ document.addEventListener("keydown", (event) => {
 theme(stored());
 startSteps();
 await meet();
-watch(() => $("key").value, (isThere) => isThere && !facts.models.length && meet());
+watch(
+  () => $("key").value,
+  (isThere) => isThere && !facts.models.length && meet(),
+);
