@@ -360,8 +360,13 @@ def test_a_refusal_is_shown_as_the_sentence_that_the_server_said(page: Browser) 
     page.wait("!document.querySelector('#notice').hidden")
     assert "top_p" in page.text("#notice-text") and page.text("#notice-text").endswith(".")
     assert page.run("document.querySelector('#notice').getAttribute('role')") == "alert"
-    page.fill("#seed", "")  # a form that is not in order asks nothing
-    page.run("document.querySelector('#seed').required = true")
+    assert page.run("document.querySelector('#retry').hidden")  # it would be refused again
+    page.click("#more summary")
+    asked = len(page.addresses)
+    page.fill("#top-p", "")
+    page.click("#write")  # a form that is not in order asks nothing, and points at what is missing
+    page.wait("document.activeElement.id === 'top-p'")
+    assert not [address for address in page.addresses[asked:] if "completions" in address]
     only_the_network_complained(page)
 
 
