@@ -1,9 +1,9 @@
 """lm-evaluation-harness's model "outpace": its tasks, answered by our methods in its own process.
 
-    python -m outpace.doors.lm_eval run --model outpace --model_args pretrained=stories,method=auto --tasks lambada_openai
+    python -m outpace.doors.lm_eval run --model outpace --model_args pretrained=stories,method=auto --tasks piqa
 
 The command is lm-eval's own with one model more: lm-eval 0.4 looks for models in no entry point, so they have to be
-registered by an import. From Python, import this module and give `simple_evaluate` a `HarnessModel`.
+registered by an import. From Python, `register()` returns the class, for `simple_evaluate(model=...)`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from outpace.errors import ConfigError
 from outpace.failures import guarded
 from outpace.run.prefill import catch_up
 
-__all__ = ["HarnessModel", "main", "score_continuations"]
+__all__ = ["main", "register", "score_continuations"]
 
 _CHUNK = 64  # positions per row and forward, all of which may ask for logits
 
@@ -261,12 +261,6 @@ def register() -> Any:
     if "outpace" not in registry:
         registry.register("outpace", target=_make())
     return registry.get("outpace")
-
-
-def __getattr__(name: str) -> Any:
-    if name != "HarnessModel":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return register()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
