@@ -21,6 +21,7 @@ from outpace.cli import (
     papers,
     quantize,
     score,
+    serve,
     trace,
     train,
     tune,
@@ -55,6 +56,7 @@ def outpace_command(
 app.command("generate")(generate.generate)
 app.command("score")(score.score)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("get")(get.get)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)

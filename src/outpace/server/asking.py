@@ -15,7 +15,7 @@ from outpace.engine.face import Face
 from outpace.methods.registry import load_method
 from outpace.server.errors import Refused
 from outpace.server.gate import warn
-from outpace.server.schemas import Body, Extra, TextBody
+from outpace.server.schemas import Body, Extra, Message, TextBody
 from outpace.server.settings import ServerSettings
 from outpace.server.structure import constraint
 
@@ -102,62 +102,66 @@ async def encode(engine: Face, text: str, is_special: bool = True) -> list[int]:
     return await asyncio.to_thread(engine.tokenizer.encode, text, is_special)
 
 
-async def encode_chat(engine: Face, messages: Sequence[Mapping[str, Any]], chat: Mapping[str, Any]) -> list[int]:
-    """Return the ids of a conversation; `chat_arguments` makes `chat`.
+async def encode_chat(engine: Face, messages: Sequence[Message], chat: Mapping[str, Any]) -> tuple[str, list[int]]:
+    """Return the text and the ids of a conversation; `chat_arguments` makes `chat`.
 
     Raises:
         Refused: the model has no tokenizer.
         ConfigError: it has no chat template, or that refuses the messages.
     """
-    if engine.tokenizer is None:
+    if (tokenizer := engine.tokenizer) is None:
         raise Refused(400, "The model has no tokenizer, hence no chat template.", param="messages")
     if not messages:
         raise Refused(400, "The conversation is empty. Give at least one message.", param="messages")
-    return await asyncio.to_thread(engine.tokenizer.encode_chat, _messages(engine, messages), **chat)
+    text = await asyncio.to_thread(tokenizer.render_chat, _messages(engine, messages), **chat)
+    return text, await encode(engine, text, False)
 
 
-def _messages(engine: Face, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the messages; a developer's are the system's for a template that does not know of developers."""
+def _messages(engine: Face, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as templates read them; a developer's are the system's where the template knows no developers."""
     templates = engine.tokenizer.templates if engine.tokenizer else {}
-    if any("developer" in text for text in templates.values()):
-        return list(messages)
-    return [{**it, "role": "system"} if it.get("role") == "developer" else it for it in messages]
+    has_developers = any("developer" in text for text in templates.values())
+    told = [message.model_dump(exclude_unset=True) for message in messages]
+    return [it if has_developers or it["role"] != "developer" else {**it, "role": "system"} for it in told]
 
 
-def chat_arguments(body: Any, engine: Face, scope: Scope) -> dict[str, Any]:
-    """Return what `Tokenizer.encode_chat` takes beside messages.
+def chat_arguments(body: Any, engine: Face, scope: Scope, tools: Any = None) -> dict[str, Any]:
+    """Return what `Tokenizer.render_chat` takes beside messages.
 
     Args:
         body: a ChatBody or TokenizeBody.
         engine: whose template it is.
         scope: of the request; what the template does not look at is named in the answer's header.
+        tools: that it is told of.
 
     Raises:
         Refused: a variable that would be something else, or two wishes that exclude each other.
     """
-    variables = dict(body.chat_template_kwargs or {})
-    if (effort := getattr(body, "reasoning_effort", None)) is not None:
-        variables = {"reasoning_effort": effort, "enable_thinking": effort != "none", **variables}
+    variables, tools = dict(body.chat_template_kwargs or {}), tools or None
     taken = next((name for name in variables if name in _TEMPLATES_OWN), None)
     if taken is not None:
         raise Refused(400, f"chat_template_kwargs may not hold {taken}.", param="chat_template_kwargs")
     if body.continue_final_message and body.add_generation_prompt:
         message = "continue_final_message and add_generation_prompt exclude each other. Give one."
         raise Refused(400, message, param="continue_final_message")
-    found = {"tools": body.tools or None, "documents": getattr(body, "documents", None) or None}
-    if engine.tokenizer is not None and engine.tokenizer.templates:
-        asked = [name for name, value in (found | variables).items() if value is not None]
-        unread = engine.tokenizer.unread_by_chat(asked, None, found["tools"], found["documents"])
-        unread = [name for name in unread if name != "enable_thinking" or "enable_thinking" in body_variables(body)]
-        if unread:
-            warn(scope, f"The chat template does not look at {', '.join(unread)}.")
+    documents = getattr(body, "documents", None) or None
+    given = {"tools": tools, "documents": documents, **variables}
+    unread = _unread(engine, [name for name, value in given.items() if value is not None], tools, documents)
+    if (effort := getattr(body, "reasoning_effort", None)) is not None:  # templates know it by one name or the other
+        thinking = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        unread += ["reasoning_effort"] if len(_unread(engine, list(thinking), tools, documents)) == 2 else []
+        variables = {**thinking, **variables}
+    if unread:
+        warn(scope, f"The chat template does not look at {', '.join(unread)}.")
     is_open = body.add_generation_prompt is not False
-    return {**variables, **found, "is_open": is_open, "is_continued": bool(body.continue_final_message)}
+    asked = {"tools": tools, "documents": documents, "is_open": is_open}
+    return {**variables, **asked, "is_continued": bool(body.continue_final_message)}
 
 
-def body_variables(body: Any) -> Mapping[str, Any]:
-    """Return the variables of the chat template that a request itself holds."""
-    return body.chat_template_kwargs or {}
+def _unread(engine: Face, names: list[str], tools: Any, documents: Any) -> list[str]:
+    if engine.tokenizer is None or not engine.tokenizer.templates:
+        return []
+    return engine.tokenizer.unread_by_chat(names, None, tools, documents)
 
 
 def stop_strings(body: TextBody, settings: ServerSettings) -> list[str]:

@@ -42,14 +42,15 @@ async def completions(body: CompletionBody, served: Served, request: Request) ->
 def _check(body: CompletionBody) -> None:
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise Refused(400, "best_of is not served. Ask for n samples, and choose.", param="best_of")
-    if (body.max_tokens == 0 and not (body.echo or body.prompt_logprobs is not None)) or (
-        body.max_tokens == 0 and body.stream
-    ):
+    if body.max_tokens == 0 and (body.stream or not (body.echo or body.prompt_logprobs is not None)):
         raise Refused(400, "max_tokens is 0. Ask for 1 or more; 0 goes with echo alone.", param="max_tokens")
     if body.echo and body.stream and body.logprobs is not None:
         raise Refused(400, "echo with logprobs is not streamed. Leave out stream.", param="echo")
     if body.suffix is not None and (body.echo or body.logprobs is not None or body.response_format):
         raise Refused(400, "suffix goes without echo, logprobs and response_format.", param="suffix")
+    is_traced = body.outpace is not None and body.outpace.trace
+    if body.suffix is not None and body.stream and (body.return_token_ids or is_traced):
+        raise Refused(400, "A stream that fills a gap tells of no tokens. Leave out stream.", param="stream")
 
 
 async def _prompts(body: CompletionBody, engine: Face, served: Serving) -> list[list[int]]:

@@ -1,5 +1,7 @@
-"""Bodies of requests, as OpenAI's clients and those of vLLM send them. Values are checked by kind; unknown fields stay
-in `model_extra`, and are refused by name or named in the answer's header (see `asking`).
+"""Bodies of requests, as OpenAI's clients and those of vLLM send them.
+
+Values are checked by kind; unknown fields stay in `model_extra`, and are refused by name or named in the answer's
+header (see `asking`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ __all__ = [
     "CompletionBody",
     "DetokenizeBody",
     "Extra",
+    "Message",
     "StreamOptions",
     "TextBody",
     "TokenizeBody",
@@ -101,6 +104,15 @@ class TextBody(Body):
     outpace: Extra | None = None
 
 
+class Message(BaseModel):
+    """One message of a conversation, with whatever its chat template reads."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: Annotated[str, Field(min_length=1, max_length=100)]
+    content: str | list[str | dict[str, Any]] | None = None
+
+
 class CompletionBody(TextBody):
     """Body of /v1/completions."""
 
@@ -114,7 +126,7 @@ class CompletionBody(TextBody):
 class ChatBody(TextBody):
     """Body of /v1/chat/completions."""
 
-    messages: list[dict[str, Any]]
+    messages: list[Message]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Count | None = None
@@ -134,7 +146,7 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: list[Message] | None = None
     content: str | None = None
     add_special_tokens: bool | None = None
     add_special: bool | None = None

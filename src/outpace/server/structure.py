@@ -10,7 +10,9 @@ import orjson
 
 from outpace.server.errors import Refused
 
-__all__ = ["constraint"]
+__all__ = ["CONSTRAINTS", "constraint"]
+
+CONSTRAINTS = ("regex", "json_schema", "grammar")  # by our names
 
 _MOST_CHARACTERS = 100_000  # of a schema, an expression or a grammar
 _MOST_CHOICES = 1000

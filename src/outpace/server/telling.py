@@ -149,7 +149,7 @@ def chat_log_probs(
 
     def one(token: int, value: float | None) -> dict[str, Any]:
         text, raw = spelled(tokenizer, token, as_id)
-        return {"token": text, "logprob": _finite(value or 0.0), "bytes": raw}
+        return {"token": text, "logprob": None if value is None else _finite(value), "bytes": raw}
 
     told = [
         {**one(token, value), "top_logprobs": [one(*pair) for pair in top]}

@@ -1,4 +1,4 @@
-"""What the routes that write texts have in common: from a body to running asks, and what every chunk and answer holds."""
+"""What routes that write texts have in common: from a body to running asks, and what every chunk and answer holds."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class Writing:
         tickets: one per prompt.
         id: of the answer.
         created: seconds since 1970.
+        num_reasoning: tokens of reasoning text so far, of all samples.
     """
 
     served: Serving
@@ -53,7 +54,7 @@ class Writing:
     tickets: list[Ticket]
     id: str
     created: int = field(default_factory=lambda: int(time.time()))
-    is_stop_shown: bool = False
+    num_reasoning: int = 0
 
     @property
     def num_samples(self) -> int:
@@ -116,7 +117,9 @@ class Writing:
 
     def cost(self, results: Sequence[Result], num_written: int | None = None) -> dict[str, Any]:
         """Return usage, and metrics where they are asked for."""
-        told: dict[str, Any] = {"usage": usage(results, self.num_prompt, num_written)}
+        spent = usage(results, self.num_prompt, num_written)
+        spent["completion_tokens_details"] = {"reasoning_tokens": self.num_reasoning}
+        told: dict[str, Any] = {"usage": spent}
         if self.extra.metrics is not None:
             told["metrics"] = speculative_metrics(results[0], self.extra.metrics == "detailed")
         return told
