@@ -145,3 +145,77 @@ def test_gaps_are_filled_on_masked_models(client: openai.OpenAI) -> None:
     assert found.usage.completion_tokens == 8
     with pytest.raises(openai.BadRequestError, match="suffix needs a masked model"):
         client.completions.create(**{**settings, "model": "stories"})
+
+
+@pytest.mark.parametrize("method", ["autoregressive", "prompt-lookup"])
+def test_likelihoods_as_lm_eval_asks_for_them(
+    client: openai.OpenAI, stories: outpace.LanguageModel, method: str
+) -> None:
+    texts = ["Once upon a time, there was a cat.", "The dog and the dog and the dog"]
+    prompts = [stories.encode(text) for text in texts]
+    found = client.completions.create(
+        model="stories",
+        prompt=prompts,
+        echo=True,
+        max_tokens=1,
+        logprobs=1,
+        temperature=0,
+        extra_body={"outpace": {"method": method}},
+    )
+    for choice, ids, text in zip(found.choices, prompts, texts, strict=True):
+        told = choice.logprobs
+        assert choice.text.startswith(text) and len(told.tokens) == len(ids) + 1
+        assert "".join(told.tokens) == choice.text
+        assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
+        assert told.token_logprobs[1:-1] == pytest.approx(stories.score(ids).log_probs[1:], abs=2e-2)  # bfloat16
+        likeliest = [max(top, key=lambda name: top[name]) for top in told.top_logprobs[1:]]
+        assert likeliest[-1] == told.tokens[-1]  # greedy
+        assert [len(top) for top in told.top_logprobs[1:]] == [
+            1 if name == best else 2 for name, best in zip(told.tokens[1:], likeliest, strict=True)
+        ]
+    alone = client.completions.create(model="stories", prompt=texts[0], echo=True, max_tokens=0, logprobs=1)
+    assert alone.choices[0].text == texts[0] and alone.usage.completion_tokens == 0
+    assert alone.choices[0].logprobs.tokens == found.choices[0].logprobs.tokens[:-1]
+
+
+def test_a_stream_tells_what_the_whole_answer_tells(client: openai.OpenAI) -> None:
+    settings = {"model": "chat", "messages": ASKED, "max_tokens": 20, "temperature": 0.9, "seed": 4}
+    settings |= {"logprobs": True, "top_logprobs": 2}
+    extra = {"return_token_ids": True, "prompt_logprobs": 1, "outpace": {"method": "suffix", "trace": True}}
+    whole = client.chat.completions.create(**settings, extra_body=extra).model_dump()
+    choice = whole["choices"][0]
+    chunks = [
+        chunk.model_dump()
+        for chunk in client.chat.completions.create(
+            **settings, stream=True, extra_body={**extra, "prompt_logprobs": None}
+        )
+    ]
+    parts = [chunk["choices"][0] for chunk in chunks]
+    logs = [one for part in parts for one in (part["logprobs"] or {"content": []})["content"]]
+    assert logs == choice["logprobs"]["content"] and len(logs) == 20
+    assert all(len(one["top_logprobs"]) == 2 and one["logprob"] <= 0 for one in logs)
+    assert [token for part in parts for token in part.get("token_ids", ())] == choice["token_ids"]
+    assert chunks[0]["prompt_token_ids"] == whole["prompt_token_ids"]
+    assert len(whole["prompt_logprobs"]) == len(whole["prompt_token_ids"]) and whole["prompt_logprobs"][0] is None
+    ranked = whole["prompt_logprobs"][1]
+    assert str(whole["prompt_token_ids"][1]) in ranked and 1 in [one["rank"] for one in ranked.values()]
+    traced = [token for part in parts for token in part.get("outpace", {"tokens": []})["tokens"]]
+    assert [token["id"] for token in traced] == choice["token_ids"]
+    assert "".join(token["text"] for token in traced) == choice["message"]["content"]
+    assert {token["source"] for token in traced} <= {"plain", "draft", "recovered", "bonus"}
+
+
+def test_what_drafting_did_is_told_in_vllms_form(client: openai.OpenAI) -> None:
+    settings = {"model": "stories", "prompt": "the cat and the dog, " * 6, "max_tokens": 40, "temperature": 0}
+    extra = {"outpace": {"method": "prompt-lookup", "metrics": "detailed"}}
+    whole = client.completions.create(**settings, extra_body=extra).model_dump()
+    told, spent = whole["metrics"]["speculative_decoding"], whole["usage"]["outpace"]
+    assert told["num_draft_tokens"] == spent["drafted"] == sum(told["per_step_drafted"]) > 0
+    assert told["num_accepted_draft_tokens"] == spent["accepted"] == sum(told["per_step_accepted"]) > 0
+    assert sum(told["acceptance_histogram"]) == told["num_spec_steps"] == len(told["per_step_drafted"])
+    assert told["mean_acceptance_length"] == 1 + spent["accepted"] / told["num_spec_steps"]
+    plain = client.completions.create(**settings, extra_body={"outpace": {"draft": 0}}).model_dump()
+    assert plain["choices"] == whole["choices"] and plain["usage"]["outpace"]["drafted"] == 0
+    assert plain["usage"]["outpace"]["forwards"] > spent["forwards"]
+    last = list(client.completions.create(**settings, stream=True, extra_body=extra))[-1].model_dump()
+    assert last["choices"] == [] and last["metrics"] == whole["metrics"]
