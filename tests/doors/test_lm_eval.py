@@ -38,7 +38,7 @@ def test_without_lm_eval_one_sentence_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
-    assert door.main(["run", "--model", "outpace"]) != 0
+    assert door.harness(["run", "--model", "outpace"]) != 0
     assert "lm-eval cannot be imported" in capsys.readouterr().err
 
 

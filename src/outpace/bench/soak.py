@@ -29,7 +29,7 @@ from outpace.bench.report import Report, Table, new_report, read_report
 from outpace.bench.serving.client import Answer, Client, LostError
 from outpace.bench.serving.load import run_threads
 from outpace.bench.serving.probes import read_metrics
-from outpace.bench.serving.servers import serve_ours
+from outpace.bench.serving.servers import serve_ours, served_name
 from outpace.bench.serving.traffic import COMPLETIONS
 from outpace.errors import ConfigError, OutpaceError
 
@@ -284,7 +284,7 @@ def _resumed(given: argparse.Namespace) -> Soak:
 
 def _work(given: argparse.Namespace) -> None:
     facts, state = describe(), _resumed(given)
-    questions = make_questions(load(given.model, threads=given.threads or None))
+    questions = make_questions(load(given.model, threads=given.threads or None), given.questions)
     with ExitStack() as stack:
         url, held = given.url, lambda: 0
         if not url:
@@ -296,7 +296,7 @@ def _work(given: argparse.Namespace) -> None:
             _report(given, facts, found).write(given.json)
 
         sizes = {"requests": given.requests, "clients": given.clients}
-        state = soak(url, given.model, questions, so_far=state, held=held, told=told, **sizes)
+        state = soak(url, served_name(url, given.model), questions, so_far=state, held=held, told=told, **sizes)
     report = _report(given, facts, state)
     print(report.markdown())
     report.write(given.json)
@@ -314,6 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="stories", help="a shipped model, a directory, a GGUF file or a hub id")
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--clients", type=int, default=64, help="side by side")
+    parser.add_argument("--questions", type=int, default=60, help="with known answers, drawn from at random")
     parser.add_argument("--url", default="", help="a server that runs already, with the same model")
     parser.add_argument("--serve", nargs="*", default=[], help="further arguments of `outpace serve`")
     parser.add_argument("--growth", type=float, default=0.05, help="share by which memory may grow")

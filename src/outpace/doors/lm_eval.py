@@ -23,7 +23,7 @@ from outpace.errors import ConfigError
 from outpace.failures import guarded
 from outpace.run.prefill import catch_up
 
-__all__ = ["main", "register", "score_continuations"]
+__all__ = ["harness", "register", "score_continuations"]
 
 _CHUNK = 64  # positions per row and forward, all of which may ask for logits
 
@@ -263,7 +263,7 @@ def register() -> Any:
     return registry.get("outpace")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def harness(arguments: Sequence[str] | None = None) -> int:
     """Run lm-eval's command line with the model "outpace" registered; return the exit status."""
 
     def run(given: list[str]) -> int:
@@ -280,4 +280,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(harness())

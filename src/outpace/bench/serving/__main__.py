@@ -1,11 +1,11 @@
 """What a server gives its clients: throughput and waiting along the number of clients, drafting on and off, in pairs.
 
     python -m outpace.bench.serving --model stories --clients 1,4 --rounds 2
-    python -m outpace.bench.serving --model smollm2 --peers llama.cpp,llama.cpp:lookup --json serving.json --plot serving.svg
+    python -m outpace.bench.serving --model smollm2 --peers llama.cpp,transformers --json out.json --plot out.svg
 
 Requests are a mix of code, summaries and open questions; half are sampled, each with its own seed, law and length. In
 every round each side answers the same requests, one side after the other, in turning order; sides are compared round
-by round. The server is started here unless --url names one. docs/serving.md tells what each figure means.
+by round. The server is started here unless --url names one. docs/measuring.md tells what each figure means.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from outpace.bench.machine import describe, lock
 from outpace.bench.report import Report, Skipped, new_report
 from outpace.bench.serving.compare import Side, measure_sides, summarise_sides
 from outpace.bench.serving.probes import measure_arrivals, measure_overhead, measure_pages, measure_prefix
-from outpace.bench.serving.servers import PEERS, Server, serve_ours, serve_peer
+from outpace.bench.serving.servers import PEERS, serve_ours, serve_peer, served_name
 from outpace.bench.serving.tables import make_tables
 from outpace.errors import OutpaceError
 
@@ -45,17 +45,20 @@ def _work(given: argparse.Namespace) -> None:
             url = stack.enter_context(serve_ours(given.model, threads=given.threads, arguments=given.serve)).url
         found: dict[str, Any] = {}
         skipped: list[Skipped] = []
+        name = served_name(url, given.model)
         if "load" in given.parts:
-            sides = [Side(method, url, given.model, method) for method in given.methods]
+            sides = [Side(method, url, name, method) for method in given.methods]
             found["load"] = _load(sides, given, lm, given.clients)
         for part in ("arrivals", "prefix", "overhead", "memory"):
             if part in given.parts:
                 try:
-                    found[part] = _probe(part, url, given, lm)
+                    found[part] = _probe(part, url, name, given, lm)
                 except OutpaceError as error:
                     skipped.append(Skipped(part, f"{error} {error.hint}".strip()))
         if given.peers:
-            found["peers"] = _peers(url, given, lm, skipped)
+            found["peers"] = _peers(
+                Side(given.methods[-1], url, name, given.methods[-1], streams=False), given, lm, skipped
+            )
     report = _report(given, facts, found, skipped)
     for table in report.tables():
         print(table.markdown(), end="\n\n")
@@ -86,8 +89,8 @@ def _load(
     return rows
 
 
-def _probe(part: str, url: str, given: argparse.Namespace, lm: LanguageModel) -> Any:
-    offered, name = lm.target.capabilities, given.model
+def _probe(part: str, url: str, name: str, given: argparse.Namespace, lm: LanguageModel) -> Any:
+    offered = lm.target.capabilities
     half = offered.max_positions // 2
     if part == "arrivals":
         room = offered.max_positions - 1
@@ -102,27 +105,19 @@ def _probe(part: str, url: str, given: argparse.Namespace, lm: LanguageModel) ->
     return measure_pages(url, name, offered.vocab_size, rows=_ROWS, **sizes)
 
 
-def _peers(url: str, given: argparse.Namespace, lm: LanguageModel, skipped: list[Skipped]) -> list[dict[str, Any]]:
-    """Return all sides beside each peer, one peer's server at a time."""
+def _peers(own: Side, given: argparse.Namespace, lm: LanguageModel, skipped: list[Skipped]) -> list[dict[str, Any]]:
+    """Return our side beside each peer, one peer's server at a time. Nothing is streamed: not all tell usage then."""
     rows: list[dict[str, Any]] = []
     context = lm.target.capabilities.max_positions
+    numbers = [number for number in _PEER_CLIENTS if number <= max(given.clients)]
     with tempfile.TemporaryDirectory() as folder:
         for name in given.peers:
             try:
                 with serve_peer(name, given.model, Path(folder), lm.target.dtype, context, given.threads) as peer:
-                    rows += _beside(peer, url, given, lm)
+                    rows += _load([Side(peer.name, peer.url, peer.model, streams=False), own], given, lm, numbers)
             except OutpaceError as error:
                 skipped.append(Skipped(name, f"{error} {error.hint}".strip()))
     return rows
-
-
-def _beside(peer: Server, url: str, given: argparse.Namespace, lm: LanguageModel) -> list[dict[str, Any]]:
-    method = given.methods[-1]
-    sides = [
-        Side(peer.name, peer.url, peer.model, streams=False),
-        Side(method, url, given.model, method, streams=False),
-    ]
-    return _load(sides, given, lm, [number for number in _PEER_CLIENTS if number <= max(given.clients)])
 
 
 def _report(

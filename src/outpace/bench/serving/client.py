@@ -91,6 +91,7 @@ class Client:
         if parts.scheme != "http" or not parts.hostname or not port:
             raise ConfigError(f"{url!r} is no address of a server.", "Write it like http://127.0.0.1:8000.")
         self._connection = HTTPConnection(parts.hostname, port, timeout=timeout_s)
+        self._response: HTTPResponse | None = None  # it holds the socket, too
 
     def get(self, path: str) -> tuple[int, str]:
         """Return status and body of a page.
@@ -128,6 +129,7 @@ class Client:
 
     def send_half(self, path: str, body: bytes) -> None:
         """Send the beginning of a request, and go away."""
+        self.close()
         with suppress(OSError):
             self._connection.connect()
             head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2 * len(body) + 2}\r\n\r\n"
@@ -136,6 +138,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
+        if self._response is not None:
+            self._response.close()
         self._connection.close()
 
     def _request(self, verb: str, path: str, body: bytes | None) -> HTTPResponse:
@@ -143,7 +147,8 @@ class Client:
         is_kept = self._connection.sock is not None
         try:
             self._connection.request(verb, path, body, head)
-            return self._connection.getresponse()
+            self._response = self._connection.getresponse()
+            return self._response
         except (OSError, HTTPException) as error:
             self.close()
             # A server may close an idle connection just as it is used again: nothing was answered, so ask once more.

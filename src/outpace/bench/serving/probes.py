@@ -12,7 +12,7 @@ from typing import Any
 
 from outpace.api.engine import LanguageModel
 from outpace.bench.serving.client import Client
-from outpace.bench.serving.load import run_load, run_threads
+from outpace.bench.serving.load import Load, run_load, run_threads
 from outpace.bench.serving.traffic import COMPLETIONS, METHODS, make_traffic, with_method
 from outpace.bench.stats import ratio_of_pairs
 from outpace.errors import OutpaceError
@@ -23,6 +23,7 @@ _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 _BLOCKS = re.compile(r'num_gpu_blocks="(\d+)"')
 _BLOCK_SIZE = re.compile(r'block_size="(\d+)"')
 _TAIL = 16  # tokens behind a shared prefix
+_ARRIVALS = 8  # prompts at least, or loads at most, of a measurement
 
 
 def _ids(count: int, vocab_size: int, rng: random.Random) -> list[int]:
@@ -47,32 +48,32 @@ def measure_arrivals(
         prompt_tokens: of each arriving prompt, of which nothing is cached.
         max_tokens: of each text.
     """
-    rng, ended, prompts = random.Random(1), threading.Event(), 0
-
-    def arrive() -> None:
-        nonlocal prompts
-        client = Client(url)
-        while not ended.is_set():
-            client.post(COMPLETIONS, {"model": model, **_greedy(_ids(prompt_tokens, vocab_size, rng), 1)})
-            prompts += 1
-        client.close()
-
-    thread = threading.Thread(target=arrive, daemon=True)
+    rng, ended = random.Random(1), threading.Event()
+    arrived, loads = list[int](), list[Load]()
     writers = random.Random(2)
     bodies = [with_method(_greedy(_ids(_TAIL, vocab_size, writers), max_tokens), method) for _ in range(clients)]
+
+    def arrive() -> None:
+        while not ended.is_set():
+            run_load(url, model, [_greedy(_ids(prompt_tokens, vocab_size, rng), 1)], 1)
+            arrived.append(prompt_tokens)
+
+    def write() -> None:
+        try:
+            while len(arrived) < _ARRIVALS and len(loads) < _ARRIVALS:
+                loads.append(run_load(url, model, bodies, clients))
+        finally:
+            ended.set()
+
     quiet = run_load(url, model, bodies, clients).figures()
-    thread.start()
-    try:
-        load = run_load(url, model, bodies, clients)
-    finally:
-        ended.set()
-        thread.join()
+    run_threads([arrive, write])
+    load = Load([answer for one in loads for answer in one.answers], sum(one.seconds for one in loads))
     found = load.figures()
     return {
         "method": method,
         "clients": clients,
         "prompt_tokens": prompt_tokens,
-        "prompts": prompts,
+        "prompts": len(arrived),
         "gap_p50_ms": found["gap_p50_ms"],
         "gap_p99_ms": found["gap_p99_ms"],
         "p99_over_p50": found["gap_p99_ms"] / found["gap_p50_ms"],

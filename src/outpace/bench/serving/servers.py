@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from outpace.errors import OutpaceError
 from outpace.models.opening import locate
 from outpace.quantize.gguf_file import write_plain
 
-__all__ = ["PEERS", "Server", "serve_ours", "serve_peer", "wait_for"]
+__all__ = ["PEERS", "Server", "serve_ours", "serve_peer", "served_name", "wait_for"]
 
 PEERS = ("llama.cpp", "llama.cpp:lookup", "transformers", "transformers:batching")
 _START_S = 300.0
@@ -125,6 +126,28 @@ def serve_ours(model: str, *, threads: int = 0, arguments: Sequence[str] = ()) -
     """Start `outpace serve` with a model; `arguments` are further ones of its command line."""
     command = [sys.executable, "-m", "outpace", "serve", "--model", model, "--port", "{port}", *arguments]
     return Server("outpace", command, model, environment=_threads(threads))
+
+
+def served_name(url: str, model: str) -> str:
+    """Return what a server calls a model: what was loaded from a directory is served by the directory's name.
+
+    Raises:
+        OutpaceError: it serves several models, none of that name, or does not list them.
+    """
+    client = Client(url)
+    try:
+        status, text = client.get("/v1/models")
+        names = [str(found["id"]) for found in json.loads(text)["data"]] if status == 200 else []
+    except (LostError, ValueError, KeyError, TypeError) as error:
+        raise OutpaceError(f"{url} lists no models: {error}.", "Check that the server runs.") from None
+    finally:
+        client.close()
+    for name in (model, Path(model).name, Path(model).stem):
+        if name in names:
+            return name
+    if len(names) == 1:
+        return names[0]
+    raise OutpaceError(f"{url} serves no {model}.", f"It serves {', '.join(names) or 'nothing'}.")
 
 
 def serve_peer(name: str, model: str, folder: Path, dtype: torch.dtype, context: int, threads: int = 0) -> Server:
