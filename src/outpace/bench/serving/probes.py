@@ -13,7 +13,7 @@ from typing import Any
 from outpace.api.engine import LanguageModel
 from outpace.bench.serving.client import Client
 from outpace.bench.serving.load import Load, run_load, run_threads
-from outpace.bench.serving.traffic import COMPLETIONS, METHODS, make_traffic, with_method
+from outpace.bench.serving.traffic import METHODS, make_traffic, with_method
 from outpace.bench.stats import ratio_of_pairs
 from outpace.errors import OutpaceError
 
