@@ -17,7 +17,7 @@ import torch
 
 from outpace.errors import OutpaceError
 
-__all__ = ["BUSY", "describe", "lock", "lock_file", "peak_memory", "synchronise"]
+__all__ = ["BUSY", "describe", "lock", "lock_file", "peak_memory", "process_memory", "synchronise"]
 
 BUSY = 0.5  # load average above which the machine was not quiet
 _WANTED_FLAGS = ("avx2", "avx512", "amx", "fma", "f16c", "asimd", "sve", "bf16", "i8mm")
@@ -109,6 +109,21 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
+
+
+def process_memory(pid: int) -> int:
+    """Return the bytes in memory of a process and of all that it started; 0 where the system does not tell."""
+    held, waiting = 0, [pid]
+    while waiting:
+        place = Path(f"/proc/{waiting.pop()}")
+        try:
+            pages = int((place / "statm").read_text(encoding="ascii").split()[1])
+            held += pages * os.sysconf("SC_PAGE_SIZE")
+            for task in (place / "task").iterdir():
+                waiting += map(int, (task / "children").read_text(encoding="ascii").split())
+        except (OSError, ValueError, IndexError):  # no such system, or it ended meanwhile
+            continue
+    return held
 
 
 def synchronise(device: str) -> None:

@@ -11,7 +11,7 @@ from outpace.errors import ConfigError
 if TYPE_CHECKING:
     from outpace.bench.canvas import SweepPoint
 
-__all__ = ["draw_growth", "draw_speed", "draw_sweeps"]
+__all__ = ["draw_growth", "draw_serving", "draw_speed", "draw_sweeps"]
 
 _COLOURS = ("#555555", "#1b6ca8", "#c9803a", "#3a8f5c", "#8a4fa3", "#b03a48")
 _SWEEP_COLOURS = (
@@ -62,6 +62,33 @@ def draw_growth(curves: Sequence[dict[str, Any]], title: str, path: Path) -> Non
         ratio.set_ylabel("ratio to plain decoding")
         ratio.set_xlabel(_LABELS[axis])
         speed.legend(fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def draw_serving(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw tokens per second and the time per token along the number of clients, a curve per side.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or there is nothing to draw.
+    """
+    if not rows:
+        raise ConfigError("There is nothing to draw.", "Measure the load.")
+    figure = _figure(10.4, 4.2)
+    speed, waiting = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    for side, colour in zip(dict.fromkeys(row["side"] for row in rows), _COLOURS * len(rows), strict=False):
+        own = [row for row in rows if row["side"] == side]
+        style = {"color": colour, "marker": "o", "markersize": 4, "label": side}
+        speed.plot([row["clients"] for row in own], [row["tokens_per_s"] for row in own], **style)
+        waiting.plot([row["clients"] for row in own], [row["token_ms"] for row in own], **style)
+    for axes, label in ((speed, "tokens per second, all clients"), (waiting, "milliseconds per token, each client")):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("clients")
+        axes.set_ylabel(label)
+        axes.legend(fontsize=8)
+        _open(axes)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 

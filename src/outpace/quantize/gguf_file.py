@@ -158,13 +158,14 @@ def write_gguf(
     return notes
 
 
-def write_plain(model: str | Path, path: Path, dtype: torch.dtype) -> Path:
-    """Write a model without its tokenizer, matrices in `dtype`, norms in float32: ids in, ids out.
+def write_plain(model: str | Path, path: Path, dtype: torch.dtype, *, has_text: bool = False) -> Path:
+    """Write a model, matrices in `dtype`, norms in float32; without its tokenizer (ids in, ids out) unless asked.
 
     Args:
         model: a shipped model, a directory or a hub id.
         path: the file to write.
         dtype: float32, bfloat16 or float16.
+        has_text: write the tokenizer too.
 
     Raises:
         ModelError: the model has no place in a GGUF file, or the dtype is another one.
@@ -177,7 +178,7 @@ def write_plain(model: str | Path, path: Path, dtype: torch.dtype) -> Path:
     def read(stored: Stored) -> Tensor:
         return source.files.read(stored.name, stored.shape)
 
-    write_gguf(source, path, plan_tensors(source, kind, kind, kind), read, has_text=False)
+    write_gguf(source, path, plan_tensors(source, kind, kind, kind), read, has_text=has_text)
     return path
 
 

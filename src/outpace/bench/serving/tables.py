@@ -1,0 +1,90 @@
+"""Figures of a server as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from outpace.bench.report import Table, show_ratio
+
+__all__ = ["make_tables"]
+
+_LOAD = (
+    "side",
+    "clients",
+    "tokens/s",
+    "x [95%]",
+    "requests/s",
+    "x [95%]",
+    "first token p50, p99 ms",
+    "between pieces p50, p99 ms",
+    "ms/token",
+    "equal texts",
+)
+
+
+def make_tables(found: Mapping[str, Any]) -> list[Table]:
+    """Return a table for each part that was measured.
+
+    Args:
+        found: by part: "load" and "peers" as rows of `summarise_sides`, others as `probes` returns them.
+    """
+    tables = []
+    if found.get("load"):
+        tables.append(Table("Mixed traffic", _LOAD, [_load_cells(row) for row in found["load"]]))
+    if found.get("peers"):
+        tables.append(Table("Beside other servers", _LOAD, [_load_cells(row) for row in found["peers"]]))
+    if "arrivals" in found:
+        head = ("method", "clients", "arriving prompt", "prompts", "p50 ms", "p99 ms", "p99/p50", "alone p50, p99 ms")
+        tables.append(
+            Table("Between pieces while long prompts arrive", head, [_arrival_cells(row) for row in found["arrivals"]])
+        )
+    if "prefix" in found:
+        tables.append(Table("Time to the first token behind a prefix", *_prefix(found["prefix"]), left=0))
+    if "overhead" in found:
+        head = ("method", "served / own time [95%]", "added ms", "pairs", "equal texts")
+        tables.append(Table("The way over HTTP, at batch 1", head, [_overhead_cells(row) for row in found["overhead"]]))
+    if "memory" in found:
+        row = found["memory"]
+        head = ("rows", "seen running", "tokens per page", "pages", "needed", "ratio")
+        cells = [f"{row[key]:g}" for key in ("rows", "running", "page_size", "pages", "needed")] + [
+            f"{row['ratio']:.2f}"
+        ]
+        tables.append(Table("Pages of rows that share a prefix", head, [cells], left=0))
+    return tables
+
+
+def _load_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        str(row["side"]),
+        str(row["clients"]),
+        f"{row['tokens_per_s']:.1f}",
+        show_ratio(row["tokens_per_s_ratio"]),
+        f"{row['requests_per_s']:.2f}",
+        show_ratio(row["requests_per_s_ratio"]),
+        _pair(row["first_p50_ms"], row["first_p99_ms"]),
+        _pair(row["gap_p50_ms"], row["gap_p99_ms"]),
+        "" if row["token_ms"] is None else f"{row['token_ms']:.2f}",
+        f"{row['equal']}/{row['compared']}",
+    ]
+
+
+def _arrival_cells(row: Mapping[str, Any]) -> list[str]:
+    sizes = [str(row[key]) for key in ("method", "clients", "prompt_tokens", "prompts")]
+    times = [f"{row[key]:.1f}" for key in ("gap_p50_ms", "gap_p99_ms")]
+    return [*sizes, *times, f"{row['p99_over_p50']:.2f}", _pair(row["quiet_p50_ms"], row["quiet_p99_ms"])]
+
+
+def _overhead_cells(row: Mapping[str, Any]) -> list[str]:
+    ratio = f"{row['ratio']['median']:.3f} [{row['ratio']['low']:.3f}, {row['ratio']['high']:.3f}]"
+    return [row["method"], ratio, f"{row['added_ms']:.2f}", str(row["pairs"]), f"{row['equal']}/{row['compared']}"]
+
+
+def _prefix(row: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    head = ("prefix", "cold ms", "warm ms", "tail alone ms", "step ms", "steps beyond the tail", "cached tokens")
+    times = [f"{row[key]:.2f}" for key in ("cold_ms", "warm_ms", "tail_ms", "step_ms", "steps_beyond_tail")]
+    return head, [[str(row["prefix_tokens"]), *times, f"{row['cached_tokens']:g}"]]
+
+
+def _pair(first: float | None, second: float | None) -> str:
+    return "" if first is None or second is None else f"{first:.1f}, {second:.1f}"

@@ -1,0 +1,73 @@
+"""What measuring tools send, body for body: lm-eval, vllm bench serve and guidellm get what they read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+import outpace
+from outpace.doors.lm_eval import score_continuations
+
+
+def _events(http: httpx.Client, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    with http.stream("POST", path, json=body) as response:
+        assert response.status_code == 200, response.read()
+        lines = [line[6:] for line in response.iter_lines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_lm_eval_reads_likelihoods(http: httpx.Client, stories: outpace.LanguageModel) -> None:
+    """`local-completions`: prompts as ids, echoed with log-probabilities; what lies between context and end counts."""
+    pairs = [("Once upon a", " time"), ("Once upon a", " stone of doom"), ("The dog", " ran home.")]
+    ids = [(stories.encode(context), stories.encode(text)) for context, text in pairs]
+    body = {"model": "stories", "prompt": [[*context, *text] for context, text in ids], "temperature": 0}
+    body |= {"max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    choices = http.post("/v1/completions", json=body).json()["choices"]
+    wanted = score_continuations(stories, ids)
+    for choice, (context, _), (value, is_greedy) in zip(choices, ids, wanted, strict=True):
+        told = choice["logprobs"]
+        tokens, tops = (told[name][len(context) : -1] for name in ("token_logprobs", "top_logprobs"))
+        assert sum(tokens) == pytest.approx(value, abs=1e-4)
+        assert all(token == max(top.values()) for token, top in zip(tokens, tops, strict=True)) == is_greedy
+
+
+def test_lm_eval_reads_texts(http: httpx.Client, stories: outpace.LanguageModel, chatty: outpace.LanguageModel) -> None:
+    asked = {"max_tokens": 24, "temperature": 0, "stop": [".", "<|endoftext|>"], "seed": 1234}
+    prompts = [stories.encode(text) for text in ("Once upon a time", "The dog")]
+    found = http.post("/v1/completions", json={"prompt": prompts, "model": "stories", **asked}).json()
+    wanted = stories.generate(prompts, max_tokens=24, stop=asked["stop"])
+    texts = sorted((choice["index"], choice["text"]) for choice in found["choices"])
+    assert [text for _, text in texts] == [result.text for result in wanted]
+    messages = [{"role": "user", "content": "Tell me a story."}]
+    found = http.post("/v1/chat/completions", json={"messages": messages, "model": "chat", **asked}).json()
+    said = chatty.chat(messages, max_tokens=24, stop=asked["stop"]).text
+    assert found["choices"][0]["message"]["content"] == said
+
+
+def test_vllm_bench_serve(http: httpx.Client) -> None:
+    """Streams with the usage at their end; lengths are fixed by ignore_eos."""
+    told = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
+    body = {"model": "stories", "prompt": "Once upon a time", "repetition_penalty": 1.0, "max_tokens": 20}
+    frames = _events(http, "/v1/completions", {**body, "logprobs": None, **told})
+    assert frames[-1]["choices"] == [] and frames[-1]["usage"]["completion_tokens"] == 20
+    assert "".join(choice["text"] for frame in frames for choice in frame["choices"])
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Tell me a story."}]}]
+    frames = _events(
+        http, "/v1/chat/completions", {"model": "chat", "messages": parts, "max_completion_tokens": 12, **told}
+    )
+    assert frames[-1]["usage"]["completion_tokens"] == 12
+    assert "".join(choice["delta"].get("content") or "" for frame in frames for choice in frame["choices"])
+
+
+def test_guidellm(http: httpx.Client) -> None:
+    """It asks for health first, and reads the usage of every piece."""
+    assert http.get("/health").status_code == 200
+    told = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    body = {"model": "stories", "prompt": "Once upon a time", "max_tokens": 16, "stop": None, "ignore_eos": True}
+    frames = _events(http, "/v1/completions", {**body, **told})
+    counts = [frame["usage"]["completion_tokens"] for frame in frames]
+    assert counts == sorted(counts) and counts[-1] == 16 and len(set(counts)) > 1
