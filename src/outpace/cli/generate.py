@@ -12,7 +12,7 @@ import typer
 
 from outpace.api.infill import read_gaps
 from outpace.api.request import Request
-from outpace.cli.batch import Job, read_jobs, refuse_lines, run_jobs
+from outpace.cli.jobs import Job, read_jobs, refuse_lines, run_jobs
 from outpace.cli.options import (
     CHAT,
     LAW,
