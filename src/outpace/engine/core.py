@@ -146,16 +146,16 @@ class Engine(Face):
         except Exception as error:
             taken.set_exception(error)
             return
-        ticket.prompt_tokens = job.rows[0].source or job.rows[0].tokens[: job.rows[0].num_prompt]
+        ticket.prompt_tokens = job.plan.rows[0].source or job.plan.rows[0].tokens[: job.plan.rows[0].num_prompt]
         taken.set_result(None)
         try:
             self._step(job, ticket)
-            ticket.end(finish(self.lm, job))
+            ticket.end(finish(self.lm, job.plan, job.run.seconds))
         except Exception as error:
             ticket.end(None, error)
 
     def _step(self, job: Job, ticket: _Ticket) -> None:
-        load, number = self._load, {id(row): index for index, row in enumerate(job.rows)}
+        load, number = self._load, {id(row): index for index, row in enumerate(job.plan.rows)}
         load.prompt_tokens += len(ticket.prompt_tokens)
         while job.run.rows:
             load.running = len(job.run.rows)
