@@ -123,7 +123,8 @@ def test_a_parquet_file_is_read_like_lines(cli: Command, tiny: Path, tmp_path: P
     arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [{"prompt": "the fox", "seed": 3, "id": "a"}, {"messages": [{"role": "user", "content": "hello"}]}]
-    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "in.parquet")
+    columns = {name: [row.get(name) for row in rows] for name in ("prompt", "seed", "id", "messages")}
+    parquet.write_table(arrow.table(columns), tmp_path / "in.parquet")
     write(tmp_path / "in.jsonl", rows)
     for kind in ("parquet", "jsonl"):
         assert cli("batch", tmp_path / f"in.{kind}", tmp_path / kind, "--model", tiny, "--max-tokens", 3).status == 0

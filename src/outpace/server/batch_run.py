@@ -18,6 +18,7 @@ __all__ = ["Answerer", "Plan", "Tally", "answer_all", "failed", "here"]
 
 _TRIES = 1000  # of an engine that is busy, before a line is given up
 _LOOK_S = 0.25  # between two looks at whether the run is to end
+_LONG_S, _LARGE = 7 * 86400.0, 1 << 30  # what a line of one's own may take: seconds, bytes
 _APART = ("prompt", "text", "messages", "id", "priority", "chat")
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -163,7 +164,19 @@ def _make_app(engine: Face, plan: Plan) -> App:
     Raises:
         ConfigError: what the server is made of is not installed.
     """
-    raise ConfigError("No app yet.")
+    try:
+        from outpace.server.app import create_app
+        from outpace.server.settings import ServerSettings
+    except ImportError:
+        raise ConfigError("Lines of OpenAI's form need the server's packages.", "pip install 'outpace[serve]'.") from None
+    settings = ServerSettings(
+        method=plan.defaults.get("method", "auto"),
+        options=plan.defaults.get("options", {}),
+        max_requests=2 * plan.rows,
+        timeout_s=_LONG_S,
+        max_body=_LARGE,
+    )
+    return create_app({plan.model: engine}, settings, closes_engines=False)
 
 
 def failed(line: Line, message: str, hint: str, kind: str) -> dict[str, Any]:
