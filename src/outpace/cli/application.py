@@ -22,6 +22,7 @@ from outpace.cli import (
     papers,
     quantize,
     score,
+    serve,
     trace,
     train,
     tune,
@@ -57,6 +58,7 @@ app.command("generate")(generate.generate)
 app.command("batch")(batch.batch)
 app.command("score")(score.score)
 app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
 app.command("get")(get.get)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHAT",
     "LAW",
+    "LIMITS",
     "OUT",
     "RUN",
     "AdapterName",
@@ -37,8 +38,8 @@ __all__ = [
     "read_settings",
 ]
 
-RUN, CHAT, LAW, OUT = "Run", "Conversation", "Law of the next token", "Output"
-PANELS = ("", RUN, CHAT, LAW, OUT)  # of a command's help, in order
+RUN, CHAT, LAW, OUT, LIMITS = "Run", "Conversation", "Law of the next token", "Output", "Limits"
+PANELS = ("", RUN, CHAT, LAW, OUT, LIMITS)  # of a command's help, in order
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _READERS: dict[str, Callable[[Any], Any]] = {"logit_bias": biases, "json_schema": json_schema, "grammar": text_file}
 _KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": float, "Sequence[int]": list[int]}

@@ -57,7 +57,7 @@ class ServerSettings:
     max_output: int = _limit(0, "Most tokens to write per sample; 0 = the context.", least=0)
     max_samples: int = _limit(16, "Most samples per prompt (n).", least=1)
     max_prompts: int = _limit(256, "Most prompts per request.", least=1)
-    max_stops: int = _limit(64, "Most stop strings, and most stop tokens, per request.", least=0)
+    max_stops: int = _limit(32, "Most stop strings, and most stop tokens, per request.", least=0)
     max_body: int = _limit(8 << 20, "Most bytes of a request.", least=1024)
     max_requests: int = _limit(256, "Most requests at a time; others get 429.", least=1)
     timeout_s: float = _limit(600.0, "Seconds that a request may take.", above=0, is_finite=True)

@@ -1,0 +1,125 @@
+"""`outpace serve`: models behind a port, for OpenAI's clients and Anthropic's, and a page to watch them."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outpace.cli.options import LIMITS, RUN, Cards, DeviceName, DtypeName, MethodOptions, NoCompile, Threads, declares
+from outpace.cli.values import Device, Dtype, model_card, options
+from outpace.errors import ConfigError
+from outpace.failures import interruptible
+from outpace.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from outpace.engine.face import Face
+
+__all__ = ["serve"]
+
+
+@declares((ServerSettings, LIMITS, {}))
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="[NAME=]MODEL", help="What to serve, and under which name (repeatable)."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where to listen.", show_default=True)] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any that is free.", show_default=True)] = 8000,
+    api_key_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Only who sends one of its keys (one a line) may ask.")
+    ] = None,
+    no_key: Annotated[bool, typer.Option("--no-key", help="Let everybody ask, on an address that others can reach.")] = False,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Pages from there may ask (repeatable).")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="One more name of this server (repeatable).")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="How to decode where a request does not say.", show_default=True)
+    ] = "auto",
+    option: MethodOptions = None,
+    dtype: DtypeName = Dtype.AUTO,
+    device: DeviceName = Device.AUTO,
+    card: Cards = None,
+    context: Annotated[int | None, typer.Option(min=1, help="The longest text.", rich_help_panel=RUN)] = None,
+    no_compile: NoCompile = False,
+    threads: Threads = None,
+    log: Annotated[bool, typer.Option("--log", help="Log a line per request on standard error.")] = False,
+    log_requests: Annotated[bool, typer.Option("--log-requests", help="Log what requests hold, too.")] = False,
+    **limits: Any,
+) -> None:
+    """Serve models over HTTP until Ctrl-C or SIGTERM, which lets running requests end first.
+
+    The interface is OpenAI's (/v1/chat/completions, /v1/completions, /v1/models and others); the page is at /.
+    """
+    served = _names(model or ["stories"])
+    from outpace.server.settings import read_keys
+
+    keys = () if api_key_file is None else read_keys(api_key_file)
+    hosts = _hosts(host, bool(keys), no_key, allow_host or [])
+    settings = ServerSettings(
+        method=method,
+        options=options(option or []),
+        keys=keys,
+        hosts=hosts,
+        origins=tuple(allow_origin or ()),
+        logs_requests=log_requests,
+        **limits,
+    )
+    from outpace.methods.registry import load_method
+
+    load_method(method).from_settings(settings.options)  # a mistake there is told before anything is loaded
+    from outpace.server.listening import bind, run
+
+    socket = bind(host, port)
+    loading = {
+        "dtype": dtype.value,
+        "device": device.value,
+        "card": model_card(card or []),
+        "context": context,
+        "is_compiled": not no_compile,
+        "threads": threads,
+    }
+    engines = _engines(served, loading)
+    with interruptible(signal.SIGINT, signal.SIGTERM):  # uvicorn hands them on when it has ended what ran
+        run(engines, settings, socket, is_logged=log or log_requests)
+
+
+def _names(given: list[str]) -> dict[str, str]:
+    """Return what to load by the name that it is served under."""
+    found: dict[str, str] = {}
+    for item in given:
+        name, equals, path = item.partition("=")
+        name, path = (name, path) if equals else (item.rstrip("/").rpartition("/")[2] or item, item)
+        if not name or not path:
+            raise ConfigError(f"--model {item!r} has no name or no model.", "Write it as in --model chat=./my-model.")
+        if name in found:
+            raise ConfigError(f"Two models are called {name!r}.", "Name them, as in --model one=stories.")
+        found[name] = path
+    return found
+
+
+def _hosts(host: str, has_keys: bool, is_open: bool, more: list[str]) -> tuple[str, ...]:
+    """Return the names that requests may call the server by; empty = any.
+
+    Raises:
+        ConfigError: others could reach it, and everybody might ask.
+    """
+    is_local = host in ("localhost", "::1") or host.startswith("127.")
+    if not is_local and not has_keys:
+        if not is_open:
+            raise ConfigError(
+                f"Other machines may reach {host}, and there are no keys.",
+                "Give --api-key-file FILE, or --no-key if everybody may ask.",
+            )
+        typer.echo(f"warning: everybody who reaches {host} may ask: there are no keys.", err=True)
+    return ("localhost", "127.0.0.1", "[::1]", host.lower(), *map(str.lower, more)) if is_local or more else ()
+
+
+def _engines(served: dict[str, str], loading: dict[str, Any]) -> dict[str, Face]:
+    from outpace.engine.core import Engine
+
+    return {name: Engine(path, **loading) for name, path in served.items()}

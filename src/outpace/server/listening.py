@@ -1,0 +1,96 @@
+"""A port, and uvicorn on it: says where it listens, and ends when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import sys
+from collections.abc import Mapping
+
+import uvicorn
+
+from outpace.engine.face import Face
+from outpace.errors import ConfigError
+from outpace.server.app import create_app
+from outpace.server.settings import ServerSettings
+
+__all__ = ["address", "bind", "run", "server"]
+
+_CONNECTIONS = 4  # times the requests at a time: idle ones count, too
+_KEEP_ALIVE_S = 30
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket at an address, which nobody can connect to yet.
+
+    Raises:
+        ConfigError: the address is none of this machine's, or is taken.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, place = found[0]
+        made = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"There is no address {host}: {error.strerror}.", "Use 127.0.0.1.") from None
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(place)
+    except OSError as error:
+        made.close()
+        raise ConfigError(f"{host}:{port} cannot be had: {error.strerror}.", "Choose another --port.") from None
+    return made
+
+
+def address(bound: socket.socket) -> str:
+    """Return the URL that a socket is reached by."""
+    host, port = bound.getsockname()[:2]
+    place = ipaddress.ip_address(host)
+    if place.is_unspecified:
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens as soon as it does."""
+
+    ready_line = ""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.ready_line:
+            sys.stdout.write(self.ready_line + "\n")
+            sys.stdout.flush()
+
+
+def server(engines: Mapping[str, Face], settings: ServerSettings) -> _Server:
+    """Return a server that is not started; `await serve(sockets=[socket])` runs it, `should_exit = True` ends it."""
+    config = uvicorn.Config(
+        create_app(engines, settings),
+        log_config=None,
+        access_log=False,
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        limit_concurrency=_CONNECTIONS * settings.max_requests,
+    )
+    return _Server(config)
+
+
+def run(engines: Mapping[str, Face], settings: ServerSettings, bound: socket.socket, is_logged: bool = False) -> None:
+    """Serve until a signal ends it; what runs then is let finish.
+
+    Args:
+        engines: by name.
+        settings: limits and keys.
+        bound: of `bind`.
+        is_logged: a line per request goes to standard error.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("outpace.server").setLevel(logging.INFO if is_logged else logging.WARNING)
+    made = server(engines, settings)
+    made.ready_line = f"Serving {', '.join(engines)} at {address(bound)}"
+    asyncio.run(made.serve(sockets=[bound]))
