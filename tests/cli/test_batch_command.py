@@ -45,7 +45,10 @@ def test_lines_own_their_settings_and_their_errors(cli: Command, tiny: Path, tmp
         {"lines": 8, "before": 0, "written": 8, "errors": 5, "open": 0, "tokens": 24, "out": str(out)},
     )
     found, lm = records(out), outpace.load(tiny)
-    assert found[1]["id"] == "a" and found[1]["outputs"][0]["text"] == lm.generate(LINES[0]["prompt"], max_tokens=9, ignore_eos=True).text  # type: ignore[index]
+    assert (
+        found[1]["id"] == "a"
+        and found[1]["outputs"][0]["text"] == lm.generate(LINES[0]["prompt"], max_tokens=9, ignore_eos=True).text
+    )  # type: ignore[index]
     samples = lm.generate("the lazy dog", temperature=0.9, seed=3, num_samples=2, max_tokens=5, ignore_eos=True)
     assert [one["tokens"] for one in found[2]["outputs"]] == [result.tokens for result in samples]
     assert found[4]["outputs"][0]["tokens"] == lm.chat(LINES[3]["messages"], max_tokens=5, ignore_eos=True).tokens  # type: ignore[index]

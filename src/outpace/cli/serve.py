@@ -30,7 +30,9 @@ def serve(
     api_key_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Only who sends one of its keys (one a line) may ask.")
     ] = None,
-    no_key: Annotated[bool, typer.Option("--no-key", help="Let everybody ask, on an address that others can reach.")] = False,
+    no_key: Annotated[
+        bool, typer.Option("--no-key", help="Let everybody ask, on an address that others can reach.")
+    ] = False,
     allow_origin: Annotated[
         list[str] | None, typer.Option(metavar="URL", help="Pages from there may ask (repeatable).")
     ] = None,

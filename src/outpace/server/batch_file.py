@@ -91,7 +91,8 @@ def _read_parquet(path: Path, settings: str) -> Iterator[Line]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise ConfigError("A Parquet file is read through pyarrow, which is not installed.", "pip install pyarrow"
+        raise ConfigError(
+            "A Parquet file is read through pyarrow, which is not installed.", "pip install pyarrow"
         ) from None
     try:
         opened = parquet.ParquetFile(path)

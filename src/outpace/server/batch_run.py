@@ -168,7 +168,9 @@ def _make_app(engine: Face, plan: Plan) -> App:
         from outpace.server.app import create_app
         from outpace.server.settings import ServerSettings
     except ImportError:
-        raise ConfigError("Lines of OpenAI's form need the server's packages.", "pip install 'outpace[serve]'.") from None
+        raise ConfigError(
+            "Lines of OpenAI's form need the server's packages.", "pip install 'outpace[serve]'."
+        ) from None
     settings = ServerSettings(
         method=plan.defaults.get("method", "auto"),
         options=plan.defaults.get("options", {}),
