@@ -131,8 +131,8 @@ def test_a_parquet_file_is_read_like_lines(cli: Command, tiny: Path, tmp_path: P
     write(tmp_path / "in.jsonl", rows)
     for kind in ("parquet", "jsonl"):
         assert cli("batch", tmp_path / f"in.{kind}", tmp_path / kind, "--model", tiny, "--max-tokens", 3).status == 0
-    read = [records(tmp_path / kind) for kind in ("parquet", "jsonl")]
-    assert [[r["outputs"] for r in found.values()] for found in read][0] == [r["outputs"] for r in read[1].values()]
+    columns_read, lines_read = (records(tmp_path / kind) for kind in ("parquet", "jsonl"))
+    assert [one["outputs"] for one in columns_read.values()] == [one["outputs"] for one in lines_read.values()]
     (tmp_path / "in.parquet").write_bytes(b"PAR1 nothing of the kind PAR1")
     ended = cli("batch", tmp_path / "in.parquet", tmp_path / "new")
     assert ended.status == 2 and "no Parquet file that can be read" in ended.err

@@ -19,7 +19,7 @@ import pytest
 import outpace
 from outpace.engine.face import Ask, Gone
 from outpace.errors import ConfigError
-from outpace.server.batch_file import Answers, Line, read_lines
+from outpace.server.batch_file import Answers, read_lines
 from outpace.server.batch_run import Plan, Tally, answer_all, here
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'outpace[scale]'")

@@ -1,4 +1,4 @@
-"""Which replica an ask goes to: the one that probably holds its prompt's beginning, unless that one has much more to do.
+"""Which replica an ask goes to: one that probably holds its prompt's beginning, unless it has much more to do.
 
 Each beginning orders the replicas by a hash of both (rendezvous hashing: Thaler & Ravishankar 1998), so that routers
 agree without talking to each other, and a replica that comes or goes moves only its own share of the beginnings.
