@@ -1,4 +1,4 @@
-"""How many machines: a fleet of replicas simulated from measured cost curves, by arrivals, lengths, drafting and routing.
+"""How many machines: a fleet simulated from measured cost curves, by arrivals, lengths, drafting and routing.
 
     python -m outpace.bench.fleet --curve curve.json --arrivals poisson:20 --replicas 1,2,4,8
 
