@@ -263,7 +263,8 @@ def together(size: int, work: Callable[..., Any], *arguments: Any) -> Iterator[S
         OutpaceError: the others do not come, or end early.
     """
     spawn = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // size)  # the cores are shared out, too
+    before = torch.get_num_threads()
+    threads = max(1, before // size)  # the cores are shared out, too
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         place = (Path(folder) / "meet").as_uri()
@@ -276,7 +277,9 @@ def together(size: int, work: Callable[..., Any], *arguments: Any) -> Iterator[S
         try:
             yield _meet(0, size, place)
         finally:
-            dist.destroy_process_group()
+            torch.set_num_threads(before)
+            with contextlib.suppress(AssertionError, ValueError):  # they never met
+                dist.destroy_process_group()
             for other in others:
                 other.join(_END_S)
                 if other.is_alive():
