@@ -40,7 +40,7 @@ def texts(model: Transformer, is_plain: bool = False) -> list[list[int]]:
     found = []
     for law in LAWS:
         arguments = {**law, "method": "autoregressive"} if is_plain else law
-        results = LanguageModel(model).generate(PROMPT, max_tokens=12, ignore_eos=True, **arguments)
+        results = LanguageModel(model).generate(PROMPT, max_tokens=8, ignore_eos=True, **arguments)
         found += [result.tokens for result in (results if isinstance(results, list) else [results])]
     return found
 

@@ -15,7 +15,7 @@ from outpace.models.opening import open_model
 from outpace.models.parallel import Split, join, together
 
 TOLERANCE = 1e-12  # of the largest logit: sums over heads and columns are taken in another order
-FAMILIES = ["llama", "llama-biased-tied", "qwen3", "gpt2", "gpt_neox", "opt-350m", "gemma2"]
+FAMILIES = ["llama", "qwen3", "gpt2", "gpt_neox", "opt-350m", "gemma2"]
 
 
 @pytest.fixture(scope="module")

@@ -135,6 +135,7 @@ async def _answer(
 ) -> None:
     """Answer what is open, and say how far it is."""
     from outpace.server.batch_run import answer_all, here
+    from outpace.server.ray_batch import on_ray
 
     teller, began = Teller(), time.monotonic()
 
@@ -145,12 +146,8 @@ async def _answer(
         speed = f", {now.tokens / elapsed:.0f} tokens/s" if elapsed > 0 else ""
         teller.tell(f"{done} of {now.total} lines{errors}{speed}", elapsed, left)
 
-    if is_on_ray:
-        from outpace.server.ray_batch import on_ray as begin
-    else:
-        begin = here
     try:
-        async with begin(plan) as answer:
+        async with on_ray(plan) if is_on_ray else here(plan) as answer:
             most = plan.rows * (plan.workers if is_on_ray else 1)
             await answer_all(lines, answer, answers, tally, most=most, is_wished=is_wished, tell=told)
     finally:

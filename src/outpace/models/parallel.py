@@ -226,9 +226,9 @@ class _Gathered(Matrix):
 def _explained() -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError):
         raise OutpaceError(
-            f"The processes of a split model lost each other ({str(error).splitlines()[0]}).", "Start them again."
+            "The processes of a split model lost each other.", "One of them ended, or never came: start them again."
         ) from None
 
 

@@ -252,7 +252,13 @@ async def _post(app: App, url: str, body: bytes) -> tuple[int, bytes, float]:
 
     path, _, query = url.partition("?")
     headers = [(b"host", b"batch"), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+    }
     scope |= {"path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": ""}
     scope |= {"headers": headers, "client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0), "state": {}}
     await app(scope, receive, send)

@@ -138,11 +138,10 @@ def _builder(models: Mapping[str, str], settings: Any) -> Any:
     """Return a function that builds the application within an ingress."""
 
     def build() -> Any:
-        from ray import serve
-
         from outpace.server.app import create_app
         from outpace.server.ray_engine import RayEngine
 
+        serve = importlib.import_module("ray.serve")
         engines = {
             name: RayEngine(model, serve.get_deployment_handle(_deployment(index), app_name=_APP))
             for index, (name, model) in enumerate(models.items())
