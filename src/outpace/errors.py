@@ -5,6 +5,7 @@
     ├── CapabilityError     exit status 2: the method needs what this model does not offer
     ├── ModelError          exit status 2: a model cannot be found, read or trusted
     ├── NumericalError      exit status 1: the model produced NaN or infinite logits
+    ├── NoPages             exit status 1: a pool of cache pages has too few free ones
     ├── PluginError         exit status 1: an entry point is broken or named twice
     └── StorageError        exit status 1: writing to disk failed
 
@@ -20,6 +21,7 @@ __all__ = [
     "CapabilityError",
     "ConfigError",
     "ModelError",
+    "NoPages",
     "NumericalError",
     "OutpaceError",
     "PluginError",
@@ -59,6 +61,20 @@ class ModelError(OutpaceError):
 
 class NumericalError(OutpaceError):
     """The model produced NaN or infinite logits for a row."""
+
+
+class NoPages(OutpaceError):
+    """A pool has too few free pages for what was asked of it. Nothing has changed: free some, and ask again.
+
+    Attributes:
+        needed, free: pages.
+    """
+
+    def __init__(self, needed: int, free: int) -> None:
+        super().__init__(
+            f"{needed} cache pages are needed and {free} are free.", "Serve fewer rows at a time, or give more pages."
+        )
+        self.needed, self.free = needed, free
 
 
 class PluginError(OutpaceError):

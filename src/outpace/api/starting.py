@@ -15,21 +15,22 @@ from outpace.arguments import flag, given
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_fit
+from outpace.methods.mixed import Mixed
 from outpace.methods.registry import load_method
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.text.chat import is_chat
 from outpace.text.stream import TextStream
-from outpace.text.tokenizer import Tokenizer
-from outpace.types import Capabilities
+from outpace.types import Capabilities, Wanted
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
 
-__all__ = ["new_run", "prepare", "start"]
+__all__ = ["CHUNK", "new_run", "new_text", "own", "prepare", "shared_run", "start"]
 
-_CHUNK = 256  # prompt tokens per prefill forward
+CHUNK = 256  # prompt tokens per prefill forward
+_WIDEST = 256  # window nodes of any method, beside others
 _INVARIANT_WIDTH = 16  # window nodes of every forward in batch-invariant mode on the eager path
 
 
@@ -154,14 +155,19 @@ def _row(lm: LanguageModel, ids: list[int], key: int, request: Request, first: S
     """Return a fresh row; `first` is what an encoder-decoder's decoder begins with, `group` its prompt's number."""
     ends = () if request.ignore_eos else lm.end_tokens
     tokens, source = (list(first), ids) if first else (list(ids), None)
-    text = None if lm.tokenizer is None else _text(lm.tokenizer, request, tokens)
+    text = new_text(lm, request, tokens)
     held, stops, canvas = len(tokens), tuple(request.stop_tokens), list(request.canvas)
     most = len(canvas) or min(request.room(held), lm.target.capabilities.max_positions - held)
     return Row(tokens, held, key, most, ends, text, source=source, canvas=canvas, stop_tokens=stops, group=group)
 
 
-def _text(tokenizer: Tokenizer, request: Request, context: Sequence[int]) -> TextStream:
-    """Return a row's text stream; special tokens show, or only stop strings see them, or nobody does."""
+def new_text(lm: LanguageModel, request: Request, context: Sequence[int]) -> TextStream | None:
+    """Return the text stream of a row whose prompt is `context`; None = there is no tokenizer.
+
+    Special tokens show, or only stop strings see them, or nobody does.
+    """
+    if (tokenizer := lm.tokenizer) is None:
+        return None
     if request.keep_special:
         return TextStream(partial(tokenizer.decode, skip_special=False), request.stop, context, byte=tokenizer.byte)
     names = tokenizer.special_ids if request.stop else {}
@@ -194,9 +200,24 @@ def new_run(lm: LanguageModel, plan: Plan, longest: int) -> Run:
         memory=request.memory,
         record=request.record,
         num_top=request.top_log_probs,
-        chunk=_CHUNK,
+        chunk=CHUNK,
         width=_INVARIANT_WIDTH if plan.is_fixed else 0,
         device=lm.target.device,
         tokenizers=plan.tokenizers,
         watch=request.watch,
     )
+
+
+def shared_run(lm: LanguageModel) -> Run:
+    """Return a run, without rows, whose rows bring settings and methods of their own: see `own`."""
+    longest, method = lm.target.capabilities.max_positions, Mixed(load_method("autoregressive")())
+    given = {"capacity": longest + _WIDEST, "chunk": CHUNK, "device": lm.target.device}
+    return Run(lm.target, method, Sampling(), **given)
+
+
+def own(plan: Plan) -> None:
+    """Let the rows of a plan bring what it asks for along, for a run that is shared."""
+    request, wanted = plan.request, Wanted(plan.method, plan.models, plan.tokenizers, plan.request.memory)
+    for row in plan.rows:
+        row.wanted, row.settings = wanted, plan.settings
+        row.record, row.num_top = request.record, request.top_log_probs

@@ -4,18 +4,23 @@ Slot = logical position for valid entries: row b holds entries 0..lengths[b]-1. 
 slots lengths[b]..lengths[b]+T-1 without touching valid ones; `keep` makes some of them valid. A chain is kept without
 a copy, a tree path with one gather. Buffers may begin smaller than the capacity and double as texts grow, so that a
 long context costs memory only once it is used.
+
+To a model every cache looks alike: `stage` makes room for a forward, then entries are found by `tables` (compiled
+kernels) or lie side by side in `dense` (all others).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from outpace.cache.counter import Counter
 
-__all__ = ["FIRST_SLOTS", "Cache"]
+__all__ = ["FIRST_SLOTS", "Cache", "stacked"]
 
 
 FIRST_SLOTS = 1024  # per row, of a cache that grows
@@ -84,6 +89,59 @@ class Cache:
         """Forget a row's entries, to read its text anew in another phase."""
         self.lengths[row], self.phases[row] = 0, phase
 
+    def stage(self, position: Tensor) -> None:
+        """Make room for a forward's tokens behind the valid entries.
+
+        Args:
+            position: [B, T] int64 of the forward, -1 = padding, whose entries nobody reads.
+
+        Raises:
+            NoPages: of a cache on pages, none of which is free; nothing has changed then.
+        """
+        self.reserve(max(self.lengths, default=0) + position.shape[1])
+
+    def staged_end(self, row: int, size: int) -> int:
+        """Return the slot behind what a forward of `size` tokens stages for a row."""
+        return self.lengths[row] + size
+
+    @property
+    def page_size(self) -> int:
+        """Slots that lie side by side; of a static cache, all of a row."""
+        return self.slots
+
+    def tables(self) -> list[array[int]]:
+        """Return per row the indices on axis 0 of the buffers where its slots lie, `page_size` slots each.
+
+        They are int64, to be read in place, and hold until the cache changes.
+        """
+        return [array("q", (row,)) for row in range(len(self.lengths))]
+
+    @contextmanager
+    def dense(self, size: int) -> Iterator[Cache]:
+        """Lend a cache with these rows whose buffers are [B, ...], for a forward of `size` tokens.
+
+        What the forward stages there is staged here when the block ends. A static cache lends itself.
+        """
+        del size
+        yield self
+
+    @contextmanager
+    def aside(self, lengths: Sequence[int], size: int, counter: Counter) -> Iterator[Cache]:
+        """Lend the first `lengths[b]` entries of each row, for one forward of `size` tokens behind them.
+
+        Valid entries that the forward writes over are as they were when the block ends.
+        """
+        self.reserve(max(self.lengths) + size)  # before it is shared
+        fork = self.fork(counter)
+        fork.truncate(lengths)
+        low, high = min(fork.lengths), max(fork.lengths) + size
+        kept = [buffer.narrow(self.slot_axis, low, high - low).clone() for buffer in self.buffers]
+        try:
+            yield fork
+        finally:
+            for buffer, own in zip(self.buffers, kept, strict=True):
+                buffer.narrow(self.slot_axis, low, high - low).copy_(own)
+
     @property
     def num_bytes(self) -> int:
         """Memory of the buffers in bytes."""
@@ -143,6 +201,42 @@ class Cache:
         extra = [tensor.index_select(0, gather) for tensor in self.extra]
         return self._derive(buffers, index, extra)
 
+    def follow(self, source: Sequence[int]) -> None:
+        """Let row i go on from row `source[i]`, in place (rows may repeat); staged entries go with their rows."""
+        vars(self).update(vars(self.rows(source)))
+
+    def part(self, index: Sequence[int]) -> Cache:
+        """Return a view of some rows, none twice: what is staged and kept there is staged and kept here.
+
+        It holds as long as no row joins or leaves. Where the rows are neighbours a forward on it copies nothing, nor
+        does one by compiled kernels; others copy the rows' entries.
+        """
+        from outpace.cache.part import Part
+
+        return Part(self, index)
+
+    def lend(self, buffers: Sequence[Tensor], index: Sequence[int]) -> Cache:
+        """Return a static cache of some rows over other buffers, which hold their entries."""
+        return self._derive(buffers, index, [tensor[list(index)] for tensor in self.extra])
+
+    def take_back(self, lent: Cache, index: Sequence[int]) -> None:
+        """Take over what a forward on a cache from `lend` changed beside the buffers."""
+
+    def read(self, row: int, slots: Sequence[int]) -> list[Tensor]:
+        """Return copies of entries of a row, slots first: per buffer [len(slots), ...]."""
+        chosen, axis = torch.tensor(slots, dtype=torch.int64, device=self.device), self.slot_axis - 1
+        return [buffer[row].index_select(axis, chosen).movedim(axis, 0) for buffer in self.buffers]
+
+    def write(self, row: int, first: int, entries: Sequence[Tensor]) -> None:
+        """Write entries, as `read` returns them, to the slots of a row from `first` on."""
+        for buffer, new in zip(self.buffers, entries, strict=True):
+            buffer[row].movedim(self.slot_axis - 1, 0)[first : first + len(new)] = new
+
+    def outline(self, index: Sequence[int]) -> Cache:
+        """Return a cache that tells of some rows what this one does (lengths, capacity, device), without entries."""
+        lengths = [self.lengths[i] for i in index]
+        return Cache([buffer[:0] for buffer in self.buffers[:1]], self.slot_axis, self.counter, lengths, (), self.limit)
+
     def leave(self, stay: Sequence[int]) -> None:
         """Keep the given rows, in that order, in place; a row that stays where it is costs nothing.
 
@@ -175,10 +269,15 @@ class Cache:
     @staticmethod
     def join(caches: Sequence[Cache]) -> Cache:
         """Stack the rows of several caches of one adapter; capacities may differ."""
-        caches = [cache for cache in caches if cache.lengths] or list(caches[:1])
-        first = caches[0]
-        if len(caches) == 1:
-            return first
+        caches = [cache.owned() for cache in [cache for cache in caches if cache.lengths] or caches[:1]]
+        return caches[0] if len(caches) == 1 else caches[0]._joined(caches)
+
+    def owned(self) -> Cache:
+        """Return a cache whose rows are its own: this one, or of a view a copy."""
+        return self
+
+    def _joined(self, caches: Sequence[Cache]) -> Cache:
+        first = self
         slots = max(cache.slots for cache in caches)
         buffers = []
         for parts in zip(*(cache.buffers for cache in caches), strict=True):
@@ -189,7 +288,7 @@ class Cache:
                 joined[row : row + part.shape[0]].narrow(first.slot_axis, 0, part.shape[first.slot_axis]).copy_(part)
                 row += part.shape[0]
             buffers.append(joined)
-        extra = [_stack(parts) for parts in zip(*(cache.extra for cache in caches), strict=True)]
+        extra = [stacked(parts) for parts in zip(*(cache.extra for cache in caches), strict=True)]
         joined = first._derive(buffers, (), extra)
         joined.lengths = [length for cache in caches for length in cache.lengths]
         joined.phases = [phase for cache in caches for phase in cache.phases]
@@ -201,7 +300,7 @@ class Cache:
         """Take over what joined caches hold beside buffers."""
 
 
-def _stack(parts: Sequence[Tensor]) -> Tensor:
+def stacked(parts: Sequence[Tensor]) -> Tensor:
     """Concatenate on axis 0, padding axis 1 with zeros to the longest."""
     longest = max(part.shape[1] for part in parts)
     padded = [torch.nn.functional.pad(p, [0, 0] * (p.dim() - 2) + [0, longest - p.shape[1]]) for p in parts]

@@ -49,6 +49,22 @@ def serve(
     context: Annotated[int | None, typer.Option(min=1, help="The longest text.", rich_help_panel=RUN)] = None,
     no_compile: NoCompile = False,
     threads: Threads = None,
+    process: Annotated[
+        bool,
+        typer.Option(
+            "--process/--in-process",
+            help="Each model in a process of its own, which is started again if it dies.",
+            rich_help_panel=RUN,
+        ),
+    ] = True,
+    max_rows: Annotated[int, typer.Option(min=1, help="Samples written side by side.", rich_help_panel=RUN)] = 32,
+    max_queue: Annotated[
+        int, typer.Option(min=0, help="Requests that wait beside them; others get 429.", rich_help_panel=RUN)
+    ] = 256,
+    step_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Most prompt tokens read in one step, beside what is written.", rich_help_panel=RUN),
+    ] = 256,
     log: Annotated[bool, typer.Option("--log", help="Log a line per request on standard error.")] = False,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Log what requests hold, too.")] = False,
     **limits: Any,
@@ -74,9 +90,10 @@ def serve(
     from outpace.methods.registry import load_method
 
     load_method(method).from_settings(settings.options)  # a mistake there is told before anything is loaded
+    from outpace.engine.scheduler import Limits
+    from outpace.models.opening import locate
     from outpace.server.listening import bind, run
 
-    socket = bind(host, port)
     loading = {
         "dtype": dtype.value,
         "device": device.value,
@@ -85,9 +102,16 @@ def serve(
         "is_compiled": not no_compile,
         "threads": threads,
     }
-    engines = _engines(served, loading)
-    with interruptible(signal.SIGINT, signal.SIGTERM):  # uvicorn hands them on when it has ended what ran
-        run(engines, settings, socket, is_logged=log or log_requests)
+    for path in served.values():  # models that are not there, and a port that is taken, before anything is loaded
+        locate(path)
+    with bind(host, port) as bound:
+        engines = _engines(
+            served,
+            process,
+            {**loading, "limits": Limits(max_rows=max_rows, max_queue=max_queue, step_tokens=step_tokens)},
+        )
+        with interruptible(signal.SIGINT, signal.SIGTERM):  # uvicorn hands them on when it has ended what ran
+            run(engines, settings, bound, is_logged=log or log_requests)
 
 
 def _names(given: list[str]) -> dict[str, str]:
@@ -121,7 +145,9 @@ def _hosts(host: str, has_keys: bool, is_open: bool, more: list[str]) -> tuple[s
     return ("localhost", "127.0.0.1", "[::1]", host.lower(), *map(str.lower, more)) if is_local or more else ()
 
 
-def _engines(served: dict[str, str], loading: dict[str, Any]) -> dict[str, Face]:
+def _engines(served: dict[str, str], is_separate: bool, options: dict[str, Any]) -> dict[str, Face]:
     from outpace.engine.core import Engine
+    from outpace.engine.process import EngineProcess
 
-    return {name: Engine(path, **loading) for name, path in served.items()}
+    kind = EngineProcess if is_separate else Engine
+    return {name: kind(path, **options) for name, path in served.items()}

@@ -253,8 +253,7 @@ class SearchPlan:
 def match_rates(target: Adapter, counter: Counter, view: View, skip: Sequence[int], context: int) -> list[float]:
     """Return per row the share of its last `context` tokens that the target writes again with layers left out.
 
-    One forward, with the noise that the tokens were drawn with: it is the share that would have been accepted. The
-    target's own entries at those tokens are in the way of the fork's and are put back.
+    One forward, with the noise that the tokens were drawn with: it is the share that would have been accepted.
 
     Args:
         target: the model.
@@ -263,19 +262,14 @@ def match_rates(target: Adapter, counter: Counter, view: View, skip: Sequence[in
         skip: layers left out.
         context: tokens looked at; fewer in a text that is shorter.
     """
-    # 1 Step back by `context` tokens on a fork, so that these are forwarded again without the layers.
+    # 1 Step back by `context` tokens, so that these are forwarded again without the layers.
     size = [min(context, length - 1) for length in view.lengths]
-    view.cache.reserve(max(view.lengths) + max(size))  # before it is shared
-    fork = view.cache.fork(counter)
-    fork.truncate([length - 1 - n for length, n in zip(view.lengths, size, strict=True)])
-    low, high = min(fork.lengths), max(fork.lengths) + max(size)
-    # 2 The fork writes over the target's own entries of those tokens: copy them, and put them back behind the forward.
-    kept = [buffer.narrow(fork.slot_axis, low, high - low).clone() for buffer in fork.buffers]
+    starts = [length - 1 - n for length, n in zip(view.lengths, size, strict=True)]
     pieces = [text[-n - 1 : -1] for text, n in zip(view.texts, size, strict=True)]
-    layout = lay_out(pieces, fork.lengths, no_nodes(len(pieces), fork.device))
-    logits = target.score(layout.tokens, layout.position, layout.visible, fork, skip=skip).logits
-    for buffer, own in zip(fork.buffers, kept, strict=True):
-        buffer.narrow(fork.slot_axis, low, high - low).copy_(own)
+    # 2 The forward would write over the target's own entries of those tokens.
+    with view.cache.aside(starts, max(size), counter) as fork:
+        layout = lay_out(pieces, fork.lengths, no_nodes(len(pieces), fork.device))
+        logits = target.score(layout.tokens, layout.position, layout.visible, fork, skip=skip).logits
     # 3 A hit is what would have been accepted: the same token under the noise that it was drawn with.
     drawn = view.sampler.pick(view.sampler.process(logits, None), layout.position + 1).tolist()
     rates = []

@@ -51,6 +51,13 @@ class Method:
     drafts_together: ClassVar[bool] = False
     """Rows of a batch share choices, so that a row's drafts (never its text) depend on its neighbours."""
 
+    is_mixed: ClassVar[bool] = False
+    """Rows may bring methods and settings of their own."""
+    reads: ClassVar[frozenset[str]] = frozenset({"law", "cache", "scores"})
+    """What it looks at beside texts, lengths and noise: "law", what the rows' settings make of logits, anywhere but in
+    `Method.accept`; "cache", entries of the target's cache; "scores", in `observe`. What it does not look at need not
+    be brought together, where rows of several methods stand side by side."""
+
     def __post_init__(self) -> None:
         """Hold the settings to the ranges that they declare; what ties two settings together, a method adds here.
 

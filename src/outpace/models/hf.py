@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outpace.cache import Cache
+from outpace.cache import Cache, Pages
 from outpace.errors import CapabilityError, ConfigError, ModelError
 from outpace.models.hf_forward import Forward, head_only, joined, prepare, staged_cache, stored_cache
 from outpace.models.hf_own import OwnCache, OwnState
@@ -177,6 +177,17 @@ class TransformersAdapter(Adapter):
         ]
         return Cache(buffers, 2, counter, [0] * rows)
 
+    def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
+        """Return memory for paged caches, [k0, v0, ...], each [num_pages, H, page_size, D]; None without slots."""
+        if self.mode in ("own", "plain"):
+            return None
+        return Pages(
+            [
+                torch.empty(num_pages, heads, page_size, size, dtype=dtype, device=self.device)
+                for heads, size, dtype in self._shapes
+            ]
+        )
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
         embedded: Tensor = self._table(tokens)
@@ -212,6 +223,21 @@ class TransformersAdapter(Adapter):
         self._check(tokens, position, visible, cache)
         if inputs is not None and not self._reads_soft:
             raise CapabilityError("This model cannot read soft embeddings.", NATIVE)
+        cache.stage(position)
+        with cache.dense(tokens.shape[1]) as dense:
+            return self._score(tokens, position, visible, dense, ask, outputs, inputs)
+
+    def _score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None,
+        outputs: Outputs,
+        inputs: Tensor | None,
+    ) -> Scores:
+        """Run one forward on rows that lie side by side."""
         if self.mode in ("own", "plain"):
             self._note(tokens, cache)
             if ask is not None and not ask.shape[1]:  # prefill: what was noted is read with the first that is asked

@@ -98,6 +98,16 @@ class OwnCache(Cache):
         del extra
         return OwnCache(buffers[0], counter or self.counter, [self.lengths[i] for i in index])
 
+    def lend(self, buffers: Sequence[Tensor], index: Sequence[int]) -> OwnCache:
+        """Return a cache of some rows' tokens, and their states."""
+        return OwnCache(buffers[0], self.counter, [self.lengths[i] for i in index], [self.states[i] for i in index])
+
+    def take_back(self, lent: Cache, index: Sequence[int]) -> None:
+        """Take over the states that a forward made."""
+        assert isinstance(lent, OwnCache)  # from `lend`
+        for row, state in zip(index, lent.states, strict=True):
+            self.states[row] = state
+
     def _adopt(self, parts: Sequence[Cache]) -> None:
         self.states = [state for part in parts if isinstance(part, OwnCache) for state in part.states]
 

@@ -57,6 +57,8 @@ class Rotation:
 def turn(spec: Spec, position: Tensor, cache: Cache) -> None:
     """Set the phase of rows whose whole text comes in this forward; `run.prefill` does it for texts in chunks."""
     if spec.turns_at and 0 in cache.lengths:
-        for row, last in enumerate(position.amax(1).tolist()):
-            if last >= spec.turns_at and not cache.lengths[row] and not cache.phases[row]:
-                cache.phases[row] = 1 if spec.turns_anew else last + 1
+        held = zip(position.amax(1).tolist(), cache.lengths, cache.phases, strict=True)
+        cache.phases = [
+            (1 if spec.turns_anew else last + 1) if last >= spec.turns_at and not length and not phase else phase
+            for last, length, phase in held
+        ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from outpace.cache import FIRST_SLOTS, Cache
+from outpace.cache import FIRST_SLOTS, Cache, Pages
 from outpace.errors import ConfigError
 from outpace.models.attention import additive, attend, chain_mask, window_mask
 from outpace.models.graphs import FIRST_EXTENT, Graphs, extent_for
@@ -211,6 +211,18 @@ class Transformer(Adapter):
             buffers = list(torch.zeros((2 * spec.num_layers, *shape), dtype=self.dtype, device=self.device))
         return Cache(buffers, 2, counter, [0] * rows, limit=capacity)
 
+    def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
+        """Return memory for paged caches, per layer keys and values [num_pages, K, page_size, D].
+
+        None while forwards are recorded: a recorded forward reads static caches, at one address.
+        """
+        if self.graphs is not None:
+            return None
+        shape = (num_pages, self.spec.num_kv_heads, page_size, self.spec.head_dim)
+        return Pages(
+            [torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2 * self.spec.num_layers)]
+        )
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
         if self._compiled is not None:
@@ -244,19 +256,22 @@ class Transformer(Adapter):
         """
         rows, size = tokens.shape
         self._check(rows, size, visible, cache)
-        cache.reserve(max(cache.lengths) + size)
+        cache.stage(position)
         turn(self.spec, position, cache)
         if outputs or skip:
             self.check(outputs, skip)
         cache.counter.add(rows * size, self.spec.num_layers - len(skip))
         if self._compiled is not None:
-            return self._compiled.score(tokens, position, visible, cache, ask, outputs, inputs, skip)
-        if self.graphs is not None and inputs is None and self._can_record(size):
-            return self._run_recorded(self.graphs, tokens, position, visible, cache, ask, outputs, skip)
-        with torch.inference_mode():
-            # Where tokens go and what they see is laid out once; every layer then only reads it.
-            layout = self._layout(position, visible, cache)
-            x, tapped = self._run(tokens, position, layout, cache.buffers, ask, outputs, inputs, skip)
+            with cache.dense(size) as dense:
+                return self._compiled.score(tokens, position, visible, dense, ask, outputs, inputs, skip)
+        with cache.dense(size) as dense:
+            # A recorded forward is found by where its cache lies, so one on a lent copy is run plainly.
+            if self.graphs is not None and inputs is None and dense is cache and self._can_record(size):
+                return self._run_recorded(self.graphs, tokens, position, visible, dense, ask, outputs, skip)
+            with torch.inference_mode():
+                # Where tokens go and what they see is laid out once; every layer then only reads it.
+                layout = self._layout(position, visible, dense)
+                x, tapped = self._run(tokens, position, layout, dense.buffers, ask, outputs, inputs, skip)
         with torch.no_grad():  # outside inference mode: callers may write into what they get
             return self._scores(x, tapped, layout, ask, outputs)
 

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 import outpace
 from outpace.engine.face import Face
 from outpace.errors import ConfigError, OutpaceError
-from outpace.server import chat, completions, listing, tokens
+from outpace.server import chat, completions, listing, page, prometheus, tokens
 from outpace.server.errors import Refused, error_body, refusal
 from outpace.server.gate import WARNINGS, Gate
 from outpace.server.serving import Serving, json_response
@@ -21,7 +21,14 @@ from outpace.server.settings import ServerSettings
 
 __all__ = ["create_app"]
 
-ROUTERS: tuple[APIRouter, ...] = (chat.router, completions.router, tokens.router, listing.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    chat.router,
+    completions.router,
+    tokens.router,
+    listing.router,
+    prometheus.router,
+    page.router,
+)
 
 
 def create_app(

@@ -206,9 +206,13 @@ def arguments(
     found["stop_tokens"] = body.stop_token_ids or []
     if len(found["stop_tokens"]) > settings.max_stops:
         raise _wrong("stop_token_ids", f"stop_token_ids holds more than {settings.max_stops} tokens.")
+    for name, ids in (("stop_token_ids", found["stop_tokens"]), ("logit_bias", _biased(body))):
+        if max(ids, default=0) >= engine.traits.vocab_size:
+            raise _wrong(name, f"{name} holds an id outside the vocabulary. Ids end at {engine.traits.vocab_size - 1}.")
     if body.skip_special_tokens is False:
         found["keep_special"] = True
-    found |= _biases(body)
+    if body.logit_bias:
+        found["logit_bias"] = dict(zip(_biased(body), body.logit_bias.values(), strict=True))
     found |= _words(body, engine)
     found |= constraint(body.response_format, body.structured_outputs, body.model_extra or {})
     found |= _room(engine, settings, scope, num_prompt, max_tokens)
@@ -223,13 +227,14 @@ def _num_samples(body: TextBody, settings: ServerSettings) -> int:
     return body.n or 1
 
 
-def _biases(body: TextBody) -> dict[str, Any]:
+def _biased(body: TextBody) -> list[int]:
+    """Return the tokens whose logits are biased."""
     biases = body.logit_bias or {}
     if len(biases) > _MOST_BIASES:
         raise _wrong("logit_bias", f"logit_bias names {len(biases)} tokens; at most {_MOST_BIASES} are taken.")
-    if any(not token.isdecimal() for token in biases):
+    if any(not (token.isascii() and token.isdigit()) for token in biases):
         raise _wrong("logit_bias", "A key of logit_bias is no token id. Give ids as decimal numbers.")
-    return {"logit_bias": {int(token[:20]): float(bias) for token, bias in biases.items()}} if biases else {}
+    return [int(token[:20]) for token in biases]
 
 
 def _words(body: TextBody, engine: Face) -> dict[str, Any]:

@@ -18,27 +18,33 @@ from outpace.server.schemas import ChatBody
 from outpace.server.serving import Served, json_response
 from outpace.server.stream import Events, event
 from outpace.server.structure import CONSTRAINTS
-from outpace.server.telling import Top, chat_log_probs, prompt_log_probs, traced
+from outpace.server.telling import Top, chat_log_probs, prompt_log_probs, traced, traced_piece
 from outpace.server.tools import MessageParser
 from outpace.server.tools_choice import Reading, read_tools, tools_told
 from outpace.server.tools_message import Delta, Message
 from outpace.server.writing import Writing, begin
 
-__all__ = ["router"]
+__all__ = ["Heard", "hear", "router"]
 
 router = new_router()
 _KIND, _CHUNK = "chat.completion", "chat.completion.chunk"
 
 
 @dataclass(slots=True)
-class _Sample:
-    """A sample as it is read: its message, and what is told of its tokens."""
+class Heard:
+    """A sample as it is read.
+
+    Attributes:
+        parser: tells its message.
+        tokens, text, steps: as they came.
+        num_reasoning: tokens of reasoning.
+        end: finish_reason and stop_reason; None while it goes on.
+    """
 
     parser: MessageParser
     tokens: list[Token] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     steps: list[Any] = field(default_factory=list)
-    num_reasoning: int = 0
     end: dict[str, Any] | None = None
 
 
@@ -77,14 +83,14 @@ async def chat_completions(body: ChatBody, served: Served, request: Request) -> 
     return json_response(await served.finish(request, _answer(work, reading)))
 
 
-def _take(work: Writing, sample: _Sample, piece: Piece) -> list[Delta]:
+def hear(work: Writing, sample: Heard, piece: Piece) -> list[Delta]:
     """Let a sample's parser read a piece token by token; return what became known."""
     deltas: list[Delta] = []
     parser = sample.parser
     for token in piece.tokens:
         was_reasoning = parser.is_reasoning
         deltas += parser.push(token.text)
-        sample.num_reasoning += was_reasoning or parser.is_reasoning
+        work.num_reasoning += was_reasoning or parser.is_reasoning
     sample.tokens += piece.tokens
     sample.text += [*(token.text for token in piece.tokens), piece.rest]
     sample.steps.append(piece.step)
@@ -93,7 +99,7 @@ def _take(work: Writing, sample: _Sample, piece: Piece) -> list[Delta]:
         work.tickets[0].cancel()  # the one call that was wanted is there
     if piece.finish is not None:
         ids = [token.id for token in sample.tokens]
-        sample.end, stop = work.ending(0, ids, "".join(sample.text), piece.finish)
+        sample.end, stop = work.ending(0, ids, sample.text, piece.finish)
         deltas += parser.push(stop) + parser.finish()
         if parser.message.calls and piece.finish in ("eos", "stop", "cancelled"):
             sample.end["finish_reason"] = "tool_calls"
@@ -104,13 +110,12 @@ def _take(work: Writing, sample: _Sample, piece: Piece) -> list[Delta]:
 
 
 async def _answer(work: Writing, reading: Reading) -> dict[str, Any]:
-    samples = [_Sample(reading.parser()) for _ in range(work.num_samples)]
+    samples = [Heard(reading.parser()) for _ in range(work.num_samples)]
     async for _, index, piece in work.pieces():
-        _take(work, samples[index], piece)
+        hear(work, samples[index], piece)
     results = await work.results()
     choices = [_choice(work, *both) for both in zip(samples, results, strict=True)]
     told = work.frame(_KIND, choices, **work.cost(results))
-    told["usage"]["completion_tokens_details"] = {"reasoning_tokens": sum(it.num_reasoning for it in samples)}
     body = _body(work)
     if body.prompt_logprobs is not None:
         told["prompt_logprobs"] = prompt_log_probs(work.engine.tokenizer, results[0])
@@ -119,7 +124,7 @@ async def _answer(work: Writing, reading: Reading) -> dict[str, Any]:
     return told
 
 
-def _choice(work: Writing, sample: _Sample, result: Result) -> dict[str, Any]:
+def _choice(work: Writing, sample: Heard, result: Result) -> dict[str, Any]:
     body = _body(work)
     told: dict[str, Any] = {"index": result.sample, "message": _message(sample.parser.message), "logprobs": None}
     told |= sample.end or {"finish_reason": "stop", "stop_reason": None}
@@ -160,7 +165,7 @@ def _body(work: Writing) -> ChatBody:
 
 async def _frames(work: Writing, reading: Reading) -> AsyncIterator[bytes]:
     body = _body(work)
-    samples = [_Sample(reading.parser()) for _ in range(work.num_samples)]
+    samples = [Heard(reading.parser()) for _ in range(work.num_samples)]
     more: dict[str, Any] = {"prompt_token_ids": work.prompts[0]} if body.return_token_ids else {}
     for index in range(work.num_samples):
         opening = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
@@ -168,7 +173,7 @@ async def _frames(work: Writing, reading: Reading) -> AsyncIterator[bytes]:
     written = 0
     async for _, index, piece in work.pieces():
         sample, written = samples[index], written + len(piece.tokens)
-        deltas = [_delta(delta) for delta in _take(work, sample, piece)]
+        deltas = [_delta(delta) for delta in hear(work, sample, piece)]
         beside = _beside(work, piece)
         if beside and not deltas:
             deltas = [{}]
@@ -192,7 +197,7 @@ def _beside(work: Writing, piece: Piece) -> dict[str, Any]:
     if body.return_token_ids and tokens:
         told["token_ids"] = [it.id for it in tokens]
     if work.extra.trace:
-        told["outpace"] = {"tokens": traced(tokens), "step": piece.step}
+        told["outpace"] = traced_piece(work.engine.tokenizer, piece)
     return told
 
 

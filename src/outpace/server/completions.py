@@ -16,7 +16,15 @@ from outpace.server.route import new_router
 from outpace.server.schemas import CompletionBody
 from outpace.server.serving import Served, Serving, json_response
 from outpace.server.stream import Events, event
-from outpace.server.telling import Top, completion_log_probs, finish_reason, prompt_log_probs, spelled, traced
+from outpace.server.telling import (
+    Top,
+    completion_log_probs,
+    finish_reason,
+    prompt_log_probs,
+    spelled,
+    traced,
+    traced_piece,
+)
 from outpace.server.writing import Sample, Writing, begin
 
 __all__ = ["router"]
@@ -134,7 +142,7 @@ def _num_written(work: Writing, result: Result) -> int:
 def _choice(work: Writing, index: int, result: Result) -> dict[str, Any]:
     body, prompt = _body(work), index // work.num_samples
     tokens, text = result.tokens, result.text
-    end, stop = work.ending(prompt, tokens, text, result.finish_reason)
+    end, stop = work.ending(prompt, tokens, [text], result.finish_reason)
     if body.max_tokens == 0:
         tokens, text, stop, end = [], "", "", {"finish_reason": "length", "stop_reason": None}
     elif body.suffix is not None:
@@ -194,11 +202,10 @@ def _chunk(work: Writing, choice: dict[str, Any], written: int) -> dict[str, Any
 def _piece(work: Writing, prompt: int, index: int, piece: Piece, sample: Sample) -> dict[str, Any] | None:
     """Return a chunk's choice; None where the step made nothing to tell."""
     body, is_first = _body(work), not sample.tokens
-    offset = sum(len(spelled(work.engine.tokenizer, token)[0]) for token in sample.tokens) if body.logprobs else 0
     text = "".join(token.text for token in piece.tokens) + piece.rest
     sample.tokens += [token.id for token in piece.tokens]
     sample.text.append(text)
-    end, stop = work.ending(prompt, sample.tokens, "".join(sample.text), piece.finish)
+    end, stop = work.ending(prompt, sample.tokens, sample.text, piece.finish)
     told: dict[str, Any] = {"index": index, "text": text + stop, "logprobs": None, **end}
     if body.logprobs is not None and piece.tokens:
         told["logprobs"] = completion_log_probs(
@@ -206,15 +213,16 @@ def _piece(work: Writing, prompt: int, index: int, piece: Piece, sample: Sample)
             [token.id for token in piece.tokens],
             [token.log_prob for token in piece.tokens],
             [token.top for token in piece.tokens],
-            offset,
+            sample.offset,
             bool(body.return_tokens_as_token_ids),
         )
+        sample.offset += sum(len(spelled(work.engine.tokenizer, token.id)[0]) for token in piece.tokens)
     if body.return_token_ids:
         told["token_ids"] = [token.id for token in piece.tokens]
         if is_first:
             told["prompt_token_ids"] = work.prompts[prompt]
     if work.extra.trace:
-        told["outpace"] = {"tokens": traced(piece.tokens), "step": piece.step}
+        told["outpace"] = traced_piece(work.engine.tokenizer, piece)
     is_silent = not told["text"] and piece.finish is None and told["logprobs"] is None and not body.return_token_ids
     return None if is_silent and not work.extra.trace else told
 

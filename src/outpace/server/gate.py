@@ -30,7 +30,7 @@ _OPEN = (
     "/favicon.ico",
 )  # without a key: whether it lives, and the page, which holds nothing of anybody
 _OPEN_BELOW = "/page/"
-_UNCOUNTED = ("/health", "/metrics", "/version")
+_UNCOUNTED = ("/health", "/metrics", "/outpace/load", "/version")
 _WASTE_S, _WASTE = 5.0, 256 << 20  # how long, and how many bytes, a refused body is still taken in and dropped
 WARNINGS = "x-outpace-warning"
 

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import uvicorn
 
@@ -53,19 +53,26 @@ def address(bound: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens as soon as it does."""
-
-    ready_line = ""
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started and self.ready_line:
-            sys.stdout.write(self.ready_line + "\n")
-            sys.stdout.flush()
+        if self.started:
+            self._on_ready()
 
 
-def server(engines: Mapping[str, Face], settings: ServerSettings) -> _Server:
-    """Return a server that is not started; `await serve(sockets=[socket])` runs it, `should_exit = True` ends it."""
+def server(
+    engines: Mapping[str, Face], settings: ServerSettings, on_ready: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
+    """Return a server that is not started: `await serve(sockets=[socket])` runs it, `should_exit = True` ends it.
+
+    Args:
+        engines: by name.
+        settings: limits and keys.
+        on_ready: called when it listens.
+    """
     config = uvicorn.Config(
         create_app(engines, settings),
         log_config=None,
@@ -77,7 +84,7 @@ def server(engines: Mapping[str, Face], settings: ServerSettings) -> _Server:
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         limit_concurrency=_CONNECTIONS * settings.max_requests,
     )
-    return _Server(config)
+    return _Server(config, on_ready)
 
 
 def run(engines: Mapping[str, Face], settings: ServerSettings, bound: socket.socket, is_logged: bool = False) -> None:
@@ -91,6 +98,9 @@ def run(engines: Mapping[str, Face], settings: ServerSettings, bound: socket.soc
     """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("outpace.server").setLevel(logging.INFO if is_logged else logging.WARNING)
-    made = server(engines, settings)
-    made.ready_line = f"Serving {', '.join(engines)} at {address(bound)}"
-    asyncio.run(made.serve(sockets=[bound]))
+
+    def say() -> None:
+        sys.stdout.write(f"Serving {', '.join(engines)} at {address(bound)}\n")
+        sys.stdout.flush()
+
+    asyncio.run(server(engines, settings, say).serve(sockets=[bound]))

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from outpace.api.result import Result
-from outpace.engine.face import Token
+from outpace.engine.face import Piece, Token
 from outpace.run.row import BROKEN
 from outpace.server.errors import Refused
 from outpace.text.stream import TextStream
@@ -24,6 +24,7 @@ __all__ = [
     "spelled",
     "stopped_by",
     "traced",
+    "traced_piece",
     "usage",
 ]
 
@@ -226,7 +227,16 @@ def speculative_metrics(result: Result, is_detailed: bool) -> dict[str, Any]:
 
 def traced(tokens: Iterable[Token]) -> list[dict[str, Any]]:
     """Return where tokens came from."""
-    return [{"id": it.id, "text": it.text, "source": it.source, "drafter": it.drafter} for it in tokens]
+    told = ("id", "text", "source", "drafter", "log_prob")
+    return [{name: getattr(token, name) for name in told} for token in tokens]
+
+
+def traced_piece(tokenizer: Tokenizer | None, piece: Piece) -> dict[str, Any]:
+    """Return where a step's tokens came from, the text behind the last one, and what was drafted, spelled out too."""
+    step = piece.step
+    if step is not None:
+        step = {**step, "texts": [spelled(tokenizer, token)[0] for token in step.get("tokens", ())]}
+    return {"tokens": traced(piece.tokens), "rest": piece.rest, "step": step}
 
 
 def _finite(value: float) -> float:

@@ -30,7 +30,7 @@ class Sample:
 
     tokens: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
-    parser: Any = None
+    offset: int = 0  # characters of the tokens, each spelled alone
 
 
 @dataclass(slots=True)
@@ -43,6 +43,7 @@ class Writing:
         tickets: one per prompt.
         id: of the answer.
         created: seconds since 1970.
+        num_reasoning: tokens of reasoning text so far, of all samples.
     """
 
     served: Serving
@@ -53,7 +54,7 @@ class Writing:
     tickets: list[Ticket]
     id: str
     created: int = field(default_factory=lambda: int(time.time()))
-    is_stop_shown: bool = False
+    num_reasoning: int = 0
 
     @property
     def num_samples(self) -> int:
@@ -91,12 +92,14 @@ class Writing:
                 await self.results()
             yield prompt, prompt * self.num_samples + piece.sample, piece
 
-    def ending(self, prompt: int, tokens: Sequence[int], text: str, finish: str | None) -> tuple[dict[str, Any], str]:
+    def ending(
+        self, prompt: int, tokens: Sequence[int], text: Sequence[str], finish: str | None
+    ) -> tuple[dict[str, Any], str]:
         """Return finish_reason and stop_reason of a sample, and the text of the stop where it is to show.
 
         Args:
             prompt: its prompt's number.
-            tokens, text: what it wrote.
+            tokens, text: what it wrote, the text in pieces.
             finish: why it ended, in our words; None = it goes on.
         """
         reason: str | int | None = None
@@ -105,7 +108,8 @@ class Writing:
             stops = stop_strings(self.body, self.served.settings)
             keep = self.body.skip_special_tokens is False
             stop_ids = self.body.stop_token_ids or []
-            reason, cut = stopped_by(self.engine.tokenizer, self.prompts[prompt], tokens, text, stops, stop_ids, keep)
+            whole, tokenizer = "".join(text), self.engine.tokenizer
+            reason, cut = stopped_by(tokenizer, self.prompts[prompt], tokens, whole, stops, stop_ids, keep)
             shown = cut if self.body.include_stop_str_in_output else ""
         return {"finish_reason": finish_reason(finish), "stop_reason": reason}, shown
 
@@ -116,7 +120,9 @@ class Writing:
 
     def cost(self, results: Sequence[Result], num_written: int | None = None) -> dict[str, Any]:
         """Return usage, and metrics where they are asked for."""
-        told: dict[str, Any] = {"usage": usage(results, self.num_prompt, num_written)}
+        spent = usage(results, self.num_prompt, num_written)
+        spent["completion_tokens_details"] = {"reasoning_tokens": self.num_reasoning}
+        told: dict[str, Any] = {"usage": spent}
         if self.extra.metrics is not None:
             told["metrics"] = speculative_metrics(results[0], self.extra.metrics == "detailed")
         return told

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from outpace.cache import Cache
+from outpace.cache import Cache, Pages
 from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
 __all__ = ["ToyEncoderDecoder", "ToyModel"]
@@ -81,6 +81,12 @@ class ToyModel(Adapter):
         places = torch.full((rows, capacity, 1), -1, dtype=torch.float64)
         return Cache([*values, places], 1, counter)
 
+    def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
+        """Return memory for paged caches, laid out as `new_cache` does."""
+        sizes = [self.hidden] * self.capabilities.num_layers + [1]
+        buffers = [torch.full((num_pages, page_size, size), float("nan"), dtype=torch.float64) for size in sizes]
+        return Pages(buffers, 1)
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
         return self.weights[0][tokens]
@@ -102,6 +108,21 @@ class ToyModel(Adapter):
     ) -> Scores:
         """Run one forward; see `outpace.types.Adapter`."""
         self.check(outputs, skip)
+        cache.stage(position)
+        with cache.dense(position.shape[1]) as dense:
+            return self._score(tokens, position, visible, dense, ask, outputs, inputs, skip)
+
+    def _score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None,
+        outputs: Outputs,
+        inputs: Tensor | None,
+        skip: Sequence[int],
+    ) -> Scores:
         rows, count = tokens.shape
         num_layers = self.capabilities.num_layers
         cache.counter.add(rows * count, num_layers - len({*skip}))

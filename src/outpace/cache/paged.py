@@ -1,0 +1,325 @@
+"""The paged cache: rows of pages out of one pool, shared where rows have entries in common.
+
+It does what the static cache does, entry for entry, but a row takes memory only for what it holds, a copy of a row
+takes none until one of the two writes, and rows join and leave without moving anything. Memory may run out: whatever
+needs pages raises `NoPages` before it writes.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter as Count
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from outpace.cache.counter import Counter
+from outpace.cache.pages import Pages, Table
+from outpace.cache.part import copied
+from outpace.cache.static import Cache, stacked
+from outpace.errors import ConfigError
+
+__all__ = ["PagedCache", "Saved"]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A row's entries in host memory.
+
+    Attributes:
+        entries: per buffer [length, ...].
+        length: valid entries.
+        phase: how its positions turn.
+    """
+
+    entries: list[Tensor]
+    length: int
+    phase: int
+
+
+class PagedCache(Cache):
+    """Entries of several rows in pages; made by `Pages.new_cache`.
+
+    Args:
+        pages: the pool.
+        rows: a table per row.
+        counter: where forwards on this cache are counted.
+        lengths: valid entries per row.
+        extra: tensors per row that never grow.
+        limit: most slots per row; 0 = as many as the pool has.
+
+    Attributes:
+        row_tables: per row, its pages.
+    """
+
+    def __init__(
+        self,
+        pages: Pages,
+        rows: Sequence[Table],
+        counter: Counter | None = None,
+        lengths: Sequence[int] = (),
+        extra: Sequence[Tensor] = (),
+        limit: int = 0,
+    ) -> None:
+        limit = limit or pages.num_pages * pages.page_size
+        super().__init__(pages.buffers, pages.slot_axis, counter, list(lengths) or [0] * len(rows), extra, limit)
+        self.pages, self.row_tables = pages, list(rows)
+        self._is_overlay, self._ends = False, list(self.lengths)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pages lie."""
+        return self.pages.device
+
+    @property
+    def capacity(self) -> int:
+        """Most slots per row; the pool may have fewer free."""
+        return self.limit
+
+    @property
+    def slots(self) -> int:
+        """Most slots per row: there is nothing to grow."""
+        return self.limit
+
+    @property
+    def page_size(self) -> int:
+        """Slots of a page."""
+        return self.pages.page_size
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the pages that the rows hold, each counted once."""
+        return len({page for table in self.row_tables for page in table}) * self.pages.page_bytes
+
+    def tables(self) -> list[array[int]]:
+        """Return the pages of each row."""
+        return [table.numbers for table in self.row_tables]
+
+    def reserve(self, slots: int) -> None:
+        """Do nothing: pages are taken when they are staged in."""
+        del slots
+
+    def needed(self, sizes: Sequence[int], is_forked: bool = False) -> int:
+        """Return how many pages have to be free so that each row can stage `sizes[b]` entries.
+
+        Args:
+            sizes: entries per row.
+            is_forked: rows are to go on from each other (`follow`), so that each may have to copy what is staged.
+        """
+        plan = self._plan(self.lengths, [length + size for length, size in zip(self.lengths, sizes, strict=True)])
+        if not is_forked:
+            return len(plan)
+        ends = zip(self.lengths, sizes, strict=True)
+        return len(plan) + sum(-(-(length + n) // self.page_size) - length // self.page_size for length, n in ends)
+
+    def stage(self, position: Tensor) -> None:
+        """Make room for the real tokens of a forward, and pages that others hold too this row's own.
+
+        Raises:
+            NoPages: there are too few free pages; nothing has changed.
+        """
+        steps = torch.arange(1, position.shape[1] + 1, device=position.device)
+        sizes = ((position >= 0) * steps).amax(1).tolist() if position.shape[1] else [0] * len(self.lengths)
+        ends = [length + size for length, size in zip(self.lengths, sizes, strict=True)]
+        self._own(self.lengths, ends)
+        self._ends = ends
+
+    def staged_end(self, row: int, size: int) -> int:
+        """Return the slot behind the row's last real token of the last forward."""
+        del size
+        return self._ends[row]
+
+    @contextmanager
+    def dense(self, size: int) -> Iterator[Cache]:
+        """Lend a static cache with copies of all entries."""
+        with copied(self, range(len(self.lengths)), size) as lent:
+            yield lent
+
+    def lend(self, buffers: Sequence[Tensor], index: Sequence[int]) -> Cache:
+        """Return a static cache of some rows over buffers that hold their entries."""
+        lengths, extra = [self.lengths[row] for row in index], [tensor[list(index)] for tensor in self.extra]
+        lent = Cache(buffers, self.slot_axis, self.counter, lengths, extra, self.limit)
+        lent.phases, lent.has_fixed_extent = [self.phases[row] for row in index], self.has_fixed_extent
+        return lent
+
+    @contextmanager
+    def aside(self, lengths: Sequence[int], size: int, counter: Counter) -> Iterator[Cache]:
+        """Lend the first entries of each row on pages that are copied where they are written to."""
+        del size
+        copy = self.rows(range(len(self.lengths)))
+        copy.counter = counter
+        copy.truncate(lengths)
+        yield copy
+
+    def restart(self, row: int, phase: int) -> None:
+        """Forget a row's entries, to read its text anew in another phase."""
+        super().restart(row, phase)
+        self._trim()
+
+    def keep(self, staged: Sequence[Sequence[int]]) -> None:
+        """Make staged entries valid, in the given order.
+
+        Raises:
+            NoPages: entries move within pages that other rows hold too, and there are too few free ones to copy them;
+                nothing has changed. `needed` tells beforehand.
+        """
+        still = [next((i for i, offset in enumerate(chosen) if offset != i), len(chosen)) for chosen in staged]
+        rows = list(zip(self.lengths, staged, still, strict=True))
+        tails = [[length + offset for offset in chosen[same:]] for length, chosen, same in rows]
+        self._move([length + same for length, _, same in rows], tails)
+
+    def retain(self, slots: Sequence[Sequence[int]]) -> None:
+        """Make the given slots valid, in that order, and forget all others.
+
+        Raises:
+            NoPages: as of `keep`.
+        """
+        still = [next((i for i, slot in enumerate(chosen) if slot != i), len(chosen)) for chosen in slots]
+        self._move(still, [list(chosen[same:]) for chosen, same in zip(slots, still, strict=True)])
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget entries at and beyond `lengths[b]`."""
+        super().truncate(lengths)
+        self._trim()
+
+    def fork(self, counter: Counter | None = None) -> PagedCache:
+        """Return an overlay on the same tables: it stages in the pages that the base's next forward will use."""
+        overlay = self._made(self.row_tables, range(len(self.lengths)), counter or Counter())
+        overlay._is_overlay = True
+        return overlay
+
+    def rows(self, index: Sequence[int]) -> PagedCache:
+        """Return a copy with the given rows, in that order (rows may repeat), that shares all pages."""
+        return self._made([self.row_tables[row].shared() for row in index], index, self.counter)
+
+    def follow(self, source: Sequence[int]) -> None:
+        """Let row i go on from row `source[i]`, in place."""
+        self._become([self.row_tables[row].shared() for row in source], source)
+
+    def leave(self, stay: Sequence[int]) -> None:
+        """Keep the given rows, in that order; nothing is moved."""
+        self._become([self.row_tables[row] for row in stay], stay)
+
+    def attach(self, row: int, table: Iterable[int], length: int) -> None:
+        """Begin an empty row with entries that others hold too; a partly filled last page is copied when written to.
+
+        Args:
+            row: which holds nothing.
+            table: pages that somebody holds, e.g. what `Prefixes.match` found; as many as the entries need are taken.
+            length: valid entries in them.
+
+        Raises:
+            ConfigError: the row is not empty, or the pages are too few.
+        """
+        numbers = list(table)[: self.pages.needed(length)]
+        if self.lengths[row] or len(numbers) < self.pages.needed(length):
+            raise ConfigError(f"{length} entries in {len(numbers)} pages cannot begin row {row}.")
+        self.pages.hold(numbers)
+        self.row_tables[row] = Table(self.pages, numbers)
+        self.lengths = [length if at == row else old for at, old in enumerate(self.lengths)]
+
+    def save(self, row: int) -> Saved:
+        """Return a row's entries in host memory; let the row leave, and its pages are free for others."""
+        length = self.lengths[row]
+        return Saved([entries.cpu() for entries in self.read(row, range(length))], length, self.phases[row])
+
+    def load(self, row: int, saved: Saved) -> None:
+        """Fill an empty row with what was saved of one.
+
+        Raises:
+            ConfigError: the row is not empty.
+            NoPages: there are too few free pages; nothing has changed.
+        """
+        if self.lengths[row]:
+            raise ConfigError(f"Row {row} of the cache is not empty.")
+        ends = [saved.length if at == row else length for at, length in enumerate(self.lengths)]
+        self._own(self.lengths, ends)
+        self.write(row, 0, [entries.to(self.device) for entries in saved.entries])
+        self.lengths = ends
+        self.phases = [saved.phase if at == row else phase for at, phase in enumerate(self.phases)]
+
+    def read(self, row: int, slots: Sequence[int]) -> list[Tensor]:
+        """Return copies of entries of a row, slots first."""
+        places = self.pages.places(self.row_tables[row].numbers, slots)
+        return [buffer.movedim(self.slot_axis, 1)[places] for buffer in self.buffers]
+
+    def write(self, row: int, first: int, entries: Sequence[Tensor]) -> None:
+        """Write entries to the slots of a row from `first` on, whose pages are its own."""
+        places = self.pages.places(self.row_tables[row].numbers, range(first, first + len(entries[0])))
+        for buffer, new in zip(self.buffers, entries, strict=True):
+            buffer.movedim(self.slot_axis, 1)[places] = new
+
+    # Pages
+
+    def _plan(self, starts: Sequence[int], ends: Sequence[int]) -> list[tuple[int, int]]:
+        """Return (row, place in its table) of every page to be taken for slots starts[b]..ends[b]-1 to be its own."""
+        plan, left = [], Count[int]()  # left: pages that rows before this one will have left to the others
+        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            table = self.row_tables[row].numbers
+            for at in range(start // self.page_size, -(-end // self.page_size) if end > start else 0):
+                if at >= len(table):
+                    plan.append((row, at))
+                elif self.pages.uses(table[at]) - left[table[at]] > 1:
+                    left[table[at]] += 1
+                    plan.append((row, at))
+        return plan
+
+    def _own(self, starts: Sequence[int], ends: Sequence[int]) -> None:
+        """Make the slots starts[b]..ends[b]-1 writable, with what lies before them."""
+        plan = self._plan(starts, ends)
+        if not plan:
+            return
+        fresh, moves = self.pages.take(len(plan)), list[tuple[int, int]]()
+        for (row, at), page in zip(plan, fresh, strict=True):
+            table = self.row_tables[row].numbers
+            if at == len(table):
+                table.append(page)
+                continue
+            if at * self.page_size < starts[row]:
+                moves.append((table[at], page))
+            self.pages.drop([table[at]])
+            table[at] = page
+        self.pages.copy([old for old, _ in moves], [new for _, new in moves])
+
+    def _move(self, starts: list[int], tails: list[list[int]]) -> None:
+        """Make the entries before starts[b], and behind them those at slots tails[b], the valid ones of each row."""
+        ends = [start + len(tail) for start, tail in zip(starts, tails, strict=True)]
+        # Gathered before anything is written, as slots may cross.
+        moved = {row: self.read(row, tail) for row, tail in enumerate(tails) if tail}
+        self._own(starts, ends)
+        for row, entries in moved.items():
+            self.write(row, starts[row], entries)
+        self.lengths = ends
+        self._trim()
+
+    def _trim(self) -> None:
+        """Drop scratch pages. An overlay has none of its own: its base stages in them next."""
+        if not self._is_overlay:
+            for table, length in zip(self.row_tables, self.lengths, strict=True):
+                table.trim(self.pages.needed(length))
+
+    def _made(self, tables: Sequence[Table], index: Sequence[int], counter: Counter) -> PagedCache:
+        extra = [tensor[list(index)] for tensor in self.extra]
+        cache = PagedCache(self.pages, tables, counter, [self.lengths[row] for row in index], extra, self.limit)
+        cache.phases = [self.phases[row] for row in index]
+        cache.has_fixed_extent = self.has_fixed_extent
+        return cache
+
+    def _become(self, tables: list[Table], index: Sequence[int]) -> None:
+        self.row_tables = tables
+        self.extra = [tensor[list(index)] for tensor in self.extra]
+        self.lengths, self.phases = [self.lengths[row] for row in index], [self.phases[row] for row in index]
+
+    def _joined(self, caches: Sequence[Cache]) -> Cache:
+        parts = [cache for cache in caches if isinstance(cache, PagedCache) and cache.pages is self.pages]
+        if len(parts) < len(caches):
+            raise ConfigError("Rows on different pages cannot join.", "Make their caches from one pool.")
+        joined = self._made([table for part in parts for table in part.row_tables], (), self.counter)
+        joined.extra = [stacked(each) for each in zip(*(part.extra for part in parts), strict=True)]
+        joined.lengths = [length for part in parts for length in part.lengths]
+        joined.phases = [phase for part in parts for phase in part.phases]
+        joined.limit = max(part.limit for part in parts)
+        return joined
