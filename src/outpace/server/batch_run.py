@@ -48,8 +48,9 @@ class Plan:
             ConfigError, ModelError: see `outpace.load`.
         """
         from outpace.engine.core import Engine
+        from outpace.engine.scheduler import Limits
 
-        engine = Engine(self.model, **self.load)
+        engine = Engine(self.model, limits=Limits(max_rows=self.rows), **self.load)
         return Answerer(engine, self.model, self.defaults, lambda: _make_app(engine, self))
 
 

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import signal
+import sys
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from outpace.errors import ConfigError
+from outpace.failures import interruptible
+from outpace.models.opening import locate
 from outpace.server.ray_batch import connect
 
-__all__ = ["Fleet", "serve_on_ray", "start_on_ray"]
+__all__ = ["Fleet", "read_replicas", "serve_on_ray", "start_on_ray"]
 
 _APP = "outpace"
+_LOOK_S = 0.2  # between two looks at whether it is to end
 _TARGET = 0.7  # of a replica's rows, on average, before another replica is wanted
 
 
@@ -59,6 +65,19 @@ class Fleet:
             raise ConfigError("There is no model to serve.", "Name one, such as --model stories.")
 
 
+def read_replicas(text: str) -> tuple[int, int]:
+    """Read N or LEAST:MOST.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    least, _, most = text.partition(":")
+    try:
+        return int(least), int(most or least)
+    except ValueError:
+        raise ConfigError(f"{text!r} is no number of replicas.", "Write 4, or 1:8.") from None
+
+
 def start_on_ray(fleet: Fleet, settings: Any = None) -> None:
     """Start the fleet and return once it answers.
 
@@ -69,6 +88,10 @@ def start_on_ray(fleet: Fleet, settings: Any = None) -> None:
     Raises:
         ConfigError: Ray, or Ray Serve, is not installed, or there is no cluster.
     """
+    if not fleet.port:
+        raise ConfigError("Ray does not choose a port.", "Give --port, above 0.")
+    for model in fleet.models.values():  # before anything is started
+        locate(model)
     connect()
     try:
         serve = importlib.import_module("ray.serve")
@@ -76,7 +99,7 @@ def start_on_ray(fleet: Fleet, settings: Any = None) -> None:
         raise ConfigError("Ray Serve is not installed.", "pip install 'outpace[scale]'.") from None
     serve.start(http_options={"host": fleet.host, "port": fleet.port})
     replicas = [
-        _replicas(serve, fleet, index).bind(name, model, dict(fleet.load))
+        _replicas(serve, fleet, index).bind(name, model, dict(fleet.load), fleet.rows)
         for index, (name, model) in enumerate(fleet.models.items())
     ]
     ingress = serve.deployment(serve.ingress(_builder(dict(fleet.models), settings))()).options(
@@ -85,23 +108,18 @@ def start_on_ray(fleet: Fleet, settings: Any = None) -> None:
     serve.run(ingress.bind(*replicas), name=_APP, route_prefix="/", blocking=False)
 
 
-def serve_on_ray(fleet: Fleet, settings: Any = None) -> int:
-    """Serve until SIGINT or SIGTERM; return the exit status.
+def serve_on_ray(fleet: Fleet, settings: Any = None) -> None:
+    """Serve until SIGINT or SIGTERM, which lets running requests end first.
 
     Raises:
         ConfigError: as `start_on_ray`.
     """
-    import signal
-    import threading
-
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    start_on_ray(fleet, settings)
-    while not ended.wait(1.0):  # without a time limit, signals would wait too
-        pass
-    importlib.import_module("ray.serve").shutdown()
-    return 0
+    with interruptible(signal.SIGINT, signal.SIGTERM) as is_wished:
+        start_on_ray(fleet, settings)
+        print(f"Serving {', '.join(fleet.models)} at http://{fleet.host}:{fleet.port}", file=sys.stderr, flush=True)
+        while not is_wished():
+            time.sleep(_LOOK_S)
+        importlib.import_module("ray.serve").shutdown()
 
 
 def _replicas(serve: Any, fleet: Fleet, index: int) -> Any:

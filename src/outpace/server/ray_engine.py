@@ -28,12 +28,14 @@ class Replica:
         name: of the model, as clients call it.
         model: as `outpace.load` takes it.
         load: arguments of `outpace.load`.
+        rows: samples side by side.
     """
 
-    def __init__(self, name: str, model: str, load: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, model: str, load: Mapping[str, Any], rows: int) -> None:
         from outpace.engine.core import Engine
+        from outpace.engine.scheduler import Limits
 
-        self._engine: Face = Engine(model, **load)
+        self._engine: Face = Engine(model, limits=Limits(max_rows=rows), **load)
         self._tickets = dict[str, Ticket]()
         gauge = importlib.import_module("ray.util.metrics").Gauge
         self._gauges = {
