@@ -114,8 +114,8 @@ def serve_on_ray(fleet: Fleet, settings: Any = None) -> None:
     Raises:
         ConfigError: as `start_on_ray`.
     """
-    with interruptible(signal.SIGINT, signal.SIGTERM) as is_wished:
-        start_on_ray(fleet, settings)
+    start_on_ray(fleet, settings)
+    with interruptible(signal.SIGINT, signal.SIGTERM) as is_wished:  # not before: Ray listens for SIGTERM in its way
         print(f"Serving {', '.join(fleet.models)} at http://{fleet.host}:{fleet.port}", file=sys.stderr, flush=True)
         while not is_wished():
             time.sleep(_LOOK_S)
