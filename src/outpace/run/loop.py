@@ -131,7 +131,7 @@ class Run:
         given = (self.models, self.counters, self.memory, cache, self.tokenizers, sources)
         canvases = [row.canvas or [-1] * row.room for row in rows] if offered.is_canvas else []
         wanted = [row.wanted for row in rows] if self._is_mixed else []
-        context = Context(self.target, texts, slots, sampler, *given, canvases, wanted)
+        context = Context(self.target, texts, slots, sampler, *given, canvases, wanted, self._is_mixed)
         self.batch.join(rows, cache, self.method.start(context), in_line=in_line)
         if self._is_mixed:
             self._sum_needs()
@@ -246,7 +246,8 @@ class Run:
             cache.retain(decision.keep)
         # 8 observe, emit, count
         seconds = {"draft": t1 - t0, "score": t2 - t1, "accept": t3 - t2}
-        self.last = Outcome(emitted, accepted, path, proposal, decision, scores, seconds=seconds)
+        read = sum(map(len, pieces)) if pieces else 0
+        self.last = Outcome(emitted, accepted, path, proposal, decision, scores, seconds=seconds, read=read)
         if self._has_records:
             record(self.record, self.num_top, rows, self.last, view)
         self._observe(rows, self.last)
