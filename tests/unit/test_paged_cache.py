@@ -18,7 +18,7 @@ CAPACITY = 80
 
 def new_pool(num_pages: int = 200) -> Pages:
     """Two stored tensors of different shapes, NaN where nothing was written."""
-    return Pages([torch.full((num_pages, heads, SIZE, 2), float("nan")) for heads in (3, 1)])
+    return Pages([torch.full((1, num_pages, heads, SIZE, 2), float("nan")) for heads in (3, 1)])
 
 
 def new_static(rows: int) -> Cache:
@@ -318,7 +318,7 @@ def test_running_out_changes_nothing(full: tuple[Pages, PagedCache], what: str) 
 
 
 def test_what_cannot_be_done_is_refused() -> None:
-    for shape in ((4, 1, 24, 2), (0, 1, 16, 2)):
+    for shape in ((2, 4, 1, 24, 2), (2, 0, 1, 16, 2)):
         with pytest.raises(ConfigError, match="cannot be made") as caught:
             Pages([torch.empty(shape)])
         assert "multiple of 16" in caught.value.hint

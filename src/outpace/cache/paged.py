@@ -256,14 +256,14 @@ class PagedCache(Cache):
 
     def read(self, row: int, slots: Sequence[int]) -> list[Tensor]:
         """Return copies of entries of a row, slots first."""
-        places = self.pages.places(self.row_tables[row].numbers, slots)
-        return [buffer.movedim(self.slot_axis, 1)[places] for buffer in self.buffers]
+        table = self.row_tables[row].numbers
+        return [buffer for stack in self.pages.read([(table, slot) for slot in slots]) for buffer in stack]
 
     def write(self, row: int, first: int, entries: Sequence[Tensor]) -> None:
         """Write entries to the slots of a row from `first` on, whose pages are its own."""
-        places = self.pages.places(self.row_tables[row].numbers, range(first, first + len(entries[0])))
-        for buffer, new in zip(self.buffers, entries, strict=True):
-            buffer.movedim(self.slot_axis, 1)[places] = new
+        table, rest = self.row_tables[row].numbers, iter(entries)
+        stacked = [torch.stack([next(rest) for _ in range(count)]) for count in self.pages.counts]
+        self.pages.write([(table, slot) for slot in range(first, first + len(entries[0]))], stacked)
 
     # Pages
 
@@ -304,13 +304,14 @@ class PagedCache(Cache):
 
     def _move(self, rows: Sequence[int], starts: Sequence[int], tails: Sequence[Sequence[int]]) -> None:
         """Make the entries before starts[i], and behind them those at slots tails[i], the valid ones of row rows[i]."""
-        places = list(zip(rows, starts, tails, strict=True))
-        # Gathered before anything is written, as slots may cross.
-        moved = [(row, start, self.read(row, tail)) for row, start, tail in places if tail]
+        tables = [self.row_tables[row].numbers for row in rows]
         ends = [start + len(tail) for start, tail in zip(starts, tails, strict=True)]
+        sources = [(table, slot) for table, tail in zip(tables, tails, strict=True) for slot in tail]
+        entries = self.pages.read(sources) if sources else []  # before anything is written, as slots may cross
         self._own(starts, ends, rows)
-        for row, start, entries in moved:
-            self.write(row, start, entries)
+        if sources:
+            places = zip(tables, starts, ends, strict=True)
+            self.pages.write([(table, slot) for table, start, end in places for slot in range(start, end)], entries)
         self._set_lengths(rows, ends)
 
     def _set_lengths(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
