@@ -46,9 +46,10 @@ class Pages:
     """
 
     def __init__(self, stacks: Sequence[Tensor], slot_axis: int = 2) -> None:
-        self.buffers, self.slot_axis = [buffer for stack in stacks for buffer in stack], slot_axis
+        self.buffers: list[Tensor] = [buffer for stack in stacks for buffer in stack]
+        self.slot_axis = slot_axis
         self._entries = [stack.movedim(slot_axis + 1, 2) for stack in stacks]  # each [count, pages, page_size, ...]
-        self.num_pages, self.page_size = self.buffers[0].shape[0], self.buffers[0].shape[slot_axis]
+        self.num_pages, self.page_size = int(self.buffers[0].shape[0]), int(self.buffers[0].shape[slot_axis])
         if self.num_pages < 1 or self.page_size < 1 or self.page_size % PAGE_GRAIN:
             raise ConfigError(
                 f"A cache of {self.num_pages} pages of {self.page_size} slots cannot be made.",
