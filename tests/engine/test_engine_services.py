@@ -77,7 +77,10 @@ def test_tokens_come_with_their_log_probabilities_and_steps(lm: LanguageModel, e
 
 def test_approximate_methods_and_fixed_widths_stand_beside_others(lm: LanguageModel, engine: Engine) -> None:
     asks = [
-        Ask(prompt=PROMPT, arguments={"method": "typical", "max_tokens": 16, "num_samples": 2, "temperature": 1.0}),
+        Ask(
+            prompt=PROMPT,
+            arguments={"method": "typical-acceptance", "max_tokens": 16, "num_samples": 2, "temperature": 1.0},
+        ),
         Ask(prompt=PROMPT, arguments={"max_tokens": 8, "is_batch_invariant": True}),
         Ask(prompt=PROMPT, arguments={"max_tokens": 8}),
     ]
