@@ -68,7 +68,7 @@ class Memory:
         if not self._is_free:
             length -= length % self._chunk
         if length:
-            row.cached = (table, length)
+            row.cached = (table, length)  # the table holds the pages until the row does
         return length
 
     def store(self, row: Row, cache: Cache, place: int) -> None:

@@ -276,8 +276,8 @@ class Scheduler:
                 self._seconds[name] += value - before[name]
         if outcome is not None:
             self.meter.stepped(outcome)
-        for row, error in failed.items():
-            self._fail(row, error)
+        for row, why in failed.items():
+            self._fail(row, why)
         for index, row in enumerate(rows):
             if row in self._at:
                 self._keep_prompt(lane, row, index)
