@@ -42,6 +42,7 @@ __all__ = [
     "Scores",
     "Stream",
     "View",
+    "Wanted",
 ]
 
 
@@ -168,6 +169,28 @@ class Needs:
     outputs: Outputs = NO_OUTPUTS
     has_forks: bool = False
 
+    def __or__(self, other: Needs) -> Needs:
+        """Return what two causal methods need that write rows of one run side by side."""
+        mine, others = self.outputs, other.outputs
+        outputs = Outputs(
+            tuple(sorted({*mine.layers, *others.layers})),
+            mine.has_last or others.has_last,
+            tuple(dict.fromkeys((*mine.heads, *others.heads))),
+        )
+        return Needs(
+            self.attention,
+            **{name: getattr(self, name) or getattr(other, name) for name in _FLAGS},
+            width=max(self.width, other.width),
+            models=tuple(dict.fromkeys((*self.models, *other.models))),
+            optional_models=tuple(dict.fromkeys((*self.optional_models, *other.optional_models))),
+            copies=max(self.copies, other.copies),
+            model_attention={**self.model_attention, **other.model_attention},
+            outputs=outputs,
+        )
+
+
+_FLAGS = ("has_tree", "has_rollback", "has_skip", "has_mask", "has_text", "has_prefill_logits", "has_forks")
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -187,6 +210,20 @@ class Scores:
     taps: Mapping[int, Tensor] = field(default_factory=dict)
     heads: Mapping[str, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
+
+    def part(self, index: Sequence[int], asked: int) -> Scores:
+        """Return the scores of some rows at the first `asked` of their places; neighbours in order cost no copy."""
+        first = index[0] if index else 0
+        is_range = list(index) == list(range(first, first + len(index)))
+        gather = torch.tensor([] if is_range else list(index), dtype=torch.int64, device=self.logits.device)
+
+        def take(values: Tensor) -> Tensor:
+            values = values[:, :asked]
+            return values[first : first + len(index)] if is_range else values.index_select(0, gather)
+
+        taps = {layer: take(values) for layer, values in self.taps.items()}
+        heads = {name: take(values) for name, values in self.heads.items()}
+        return Scores(take(self.logits), taps, heads, None if self.last is None else take(self.last))
 
 
 class Adapter(ABC):
@@ -424,6 +461,8 @@ class Outcome:
         chunk: of a prefill chunk, per row the positions that were forwarded.
         seconds: time per phase of this step: draft, score, accept.
         reports: one per row, where somebody watches; empty otherwise.
+        beside: rows of other methods in the same forward, and the tokens proposed for them.
+        read: tokens of prompts that were read in it.
     """
 
     emitted: list[list[int]]
@@ -435,6 +474,8 @@ class Outcome:
     chunk: list[range] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     reports: list[Report] = field(default_factory=list)
+    beside: tuple[int, int] = (0, 0)
+    read: int = 0
 
 
 @dataclass(slots=True)
@@ -450,6 +491,7 @@ class View:
         sampler: `law`, `pick` and `noise`, bound to the rows' keys.
         last: the last Outcome.
         groups: the rows by group; rows may continue others of their own group only. A row that came alone is a group.
+        beside: rows of other methods that share the forward.
     """
 
     texts: list[list[int]]
@@ -460,6 +502,7 @@ class View:
     sampler: Sampler
     last: Outcome | None = None
     groups: list[list[int]] = field(default_factory=list)
+    beside: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -470,6 +513,38 @@ class View:
     def lengths(self) -> list[int]:
         """Final tokens per row."""
         return [len(text) for text in self.texts]
+
+    def part(self, index: Sequence[int], cache: Cache, sampler: Sampler | None = None) -> View:
+        """Return what is to be read of some rows, in that order; groups are told by their rows among these.
+
+        Args:
+            index: the rows.
+            cache: of these rows.
+            sampler: of these rows; None = taken from this one.
+        """
+        at = {row: place for place, row in enumerate(index)}
+        groups = [[at[row] for row in group if row in at] for group in self.groups]
+        texts, prompts = [self.texts[i] for i in index], [self.prompts[i] for i in index]
+        room, kept = [self.room[i] for i in index], [group for group in groups if group]
+        chosen, beside = sampler or self.sampler.rows(index), self.beside + len(self.texts) - len(index)
+        return View(texts, prompts, room, self.step, cache, chosen, self.last, kept, beside)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How a row wants to be written, where rows of one run differ.
+
+    Attributes:
+        method: an `outpace.methods.Method`.
+        models: other models by role.
+        tokenizers: by role, for methods that work on text.
+        memory: what outlives the run, for methods that keep one.
+    """
+
+    method: Any
+    models: Mapping[str, Adapter] = field(default_factory=dict)
+    tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
+    memory: Any = None
 
 
 @dataclass(slots=True)
@@ -489,6 +564,9 @@ class Context:
         sources: the joining rows' source tokens, for encoder-decoder models.
         canvases: per joining row of a canvas model, what follows its text up to its greatest length: given tokens, and
             -1 where one is to be written.
+        wanted: per joining row that brings a method of its own: the method, its models and their tokenizers by role;
+            None = as the run. Empty = no row does. For a method that serves several.
+        is_served: rows come and go, so that a run does not end with its last row.
     """
 
     target: Adapter
@@ -502,6 +580,8 @@ class Context:
     tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
     sources: list[list[int]] = field(default_factory=list)
     canvases: list[list[int]] = field(default_factory=list)
+    wanted: list[Wanted | None] = field(default_factory=list)
+    is_served: bool = False
 
     def cache_for(self, role: str) -> Cache:
         """Return an empty cache of another model for the joining rows, its encoder run where it has one."""

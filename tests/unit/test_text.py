@@ -179,6 +179,44 @@ def test_a_stream_stops_where_decoding_everything_first_shows_the_stop(kind: Kin
     assert num_stopped > 40
 
 
+def test_what_each_token_made_final_is_the_same_however_tokens_are_grouped(kind: Kind) -> None:
+    chance, decode, num_stopped = random.Random(5), kind.tokenizer.decode, 0
+    for _ in range(120):
+        prompt, written = kind.tokens(chance, 8), kind.tokens(chance, 20)
+        shown = behind(decode, prompt, written)
+        at = chance.randrange(len(shown) + 1)
+        stops = [stop for stop in (shown[at : at + chance.randint(1, 4)], "never") if stop and BROKEN not in stop]
+        alone, together = TextStream(decode, stops, prompt), TextStream(decode, stops, prompt)
+        single = run(alone, written)
+        single[-2:] = ["".join(single[-2:])] if len(single) > 1 else single[-2:]  # an open end goes with the last token
+        size, grouped = len(alone.ends), list[str]()
+        while len(grouped) < size:
+            first = len(grouped)
+            count = min(chance.randint(1, 6), size - first)
+            for token in written[first : first + count]:
+                together.push(token)
+            is_final = first + count == size
+            if is_final:
+                together.flush()
+            grouped += together.release_each(range(first, first + count), is_final)
+        assert grouped == single[: len(grouped)] and "".join(grouped) == "".join(single) * bool(size), (prompt, written)
+        assert "".join(grouped) == together.text
+        num_stopped += together.is_stopped
+    assert num_stopped > 20
+
+
+def test_an_end_token_that_is_not_pushed_takes_the_open_end_along() -> None:
+    kind = Kind("byte fallback, nothing stripped")
+    stream, (first, *rest) = TextStream(kind.tokenizer.decode, ("the dog",)), kind.spell("日")
+    the = kind.tokenizer.token_id("the") or 0
+    for token in (the, first):
+        stream.push(token)
+    assert stream.release_each(range(2)) == ["", ""]
+    stream.push(rest[0])
+    stream.flush()
+    assert stream.release_each(range(2, 5), is_final=True) == ["", "", "the" + 2 * BROKEN]
+
+
 def test_characters_leave_whole_wherever_the_prompt_ends(kind: Kind) -> None:
     chance, decode = random.Random(3), kind.tokenizer.decode
     for _ in range(150):

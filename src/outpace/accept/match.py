@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from outpace.accept.nodes import is_real, parents
+from outpace.run.beside import merge
 from outpace.run.tree import ancestors
 from outpace.sampling import Sampler
 from outpace.types import Decision, Proposal, Scores, View
@@ -28,9 +29,22 @@ def sample_and_match(proposal: Proposal, scores: Scores, view: View) -> Decision
         scores: logits [B, 1 + W, V], root first.
         view: whose sampler draws.
     """
+    if view.sampler.parts:
+        return _by_parts(proposal, scores, view)
     if proposal.parent is None and view.sampler.is_parallel:
         return _match_chain(proposal, picks(proposal, scores, view))
     return _walk(proposal, scores, view)
+
+
+def _by_parts(proposal: Proposal, scores: Scores, view: View) -> Decision:
+    """Decide the rows of equal settings together."""
+    places, asked, decisions = [index for index, _ in view.sampler.parts], scores.logits.shape[1], []
+    for index in places:
+        parent = None if proposal.parent is None else proposal.parent[index]
+        own = Proposal(proposal.tokens[index], [proposal.length[i] for i in index], parent)
+        seen = view.part(index, view.cache.part(index))
+        decisions.append(sample_and_match(own, scores.part(index, asked), seen))
+    return merge(decisions, places)
 
 
 def picks(proposal: Proposal, scores: Scores, view: View) -> Tensor:

@@ -200,8 +200,8 @@ class LanguageModel:
         for index, piece in advance(job, is_cancelled):
             if on_text is not None:
                 on_text(index, piece)
-        results = finish(self, job)
-        return results[0] if job.is_single else results
+        results = finish(self, job.plan, job.run.seconds)
+        return results[0] if job.plan.is_single else results
 
     def stream(
         self, prompt: Prompt, *, is_cancelled: Callable[[], bool] | None = None, **arguments: Unpack[Options]
@@ -211,11 +211,11 @@ class LanguageModel:
         Takes the arguments of `generate`, for one prompt and one sample. The run advances as the iterator is read.
         """
         job = start(self, prompt, arguments)
-        if not job.is_single:
+        if not job.plan.is_single:
             raise ConfigError("A stream writes one text.", "Use generate with on_text for several.")
         for _, piece in advance(job, is_cancelled):
             yield piece
-        return finish(self, job)[0]
+        return finish(self, job.plan, job.run.seconds)[0]
 
     def chat(
         self,

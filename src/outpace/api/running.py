@@ -13,12 +13,14 @@ from outpace.api.result import Result
 from outpace.methods.base import Method
 from outpace.run.loop import Run
 from outpace.run.row import Row
-from outpace.types import FinishReason
+from outpace.sampling import Sampling
+from outpace.text.tokenizer import Tokenizer
+from outpace.types import Adapter, FinishReason
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
 
-__all__ = ["Job", "advance", "finish"]
+__all__ = ["Job", "Plan", "advance", "finish"]
 
 _NO_CHAT = (
     "The text ended at once: this model was made for conversations. Frame the prompt with --chat, or give messages in "
@@ -28,32 +30,45 @@ _AT_ONCE = 3  # tokens, the end among them, of a text that ended before it began
 
 
 @dataclass(slots=True)
-class Job:
-    """A run and what its results will say.
+class Plan:
+    """What was asked for, checked against the model and set up; a run of its own or a shared one writes the rows.
 
     Attributes:
-        run: what steps.
-        rows: prompt by prompt, sample by sample; `run.rows` are those that have not ended.
+        rows: prompt by prompt, sample by sample.
         method: as it runs on this model.
+        settings: sampling settings of all rows, their constraint among them.
         request: what was asked for.
+        models, tokenizers: other models by role, and what the method needs to read text.
+        is_fixed: every forward has one width (batch-invariant mode on a path that gives no equal rows by itself).
         is_single: one prompt and one sample, hence one result and no list.
         is_text: the prompts were plain text.
         notes: of the start.
     """
 
-    run: Run
     rows: list[Row]
     method: Method
+    settings: Sampling
     request: Request
+    models: dict[str, Adapter]
+    tokenizers: dict[str, Tokenizer]
+    is_fixed: bool
     is_single: bool
     is_text: bool
     notes: list[str]
 
 
+@dataclass(slots=True)
+class Job:
+    """A run of its own for what was asked; `run.rows` are the rows that have not ended."""
+
+    run: Run
+    plan: Plan
+
+
 def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple[int, str]]:
     """Step until every row has ended, yielding (row index, text) as text becomes final."""
-    number = {id(row): index for index, row in enumerate(job.rows)}
-    has_forks = job.method.needs.has_forks  # asked once: a method of many parts adds theirs up each time
+    number = {id(row): index for index, row in enumerate(job.plan.rows)}
+    has_forks = job.plan.method.needs.has_forks  # asked once: a method of many parts adds theirs up each time
     while job.run.rows:
         if is_cancelled is not None and is_cancelled():
             stepped = list(job.run.rows)
@@ -71,40 +86,40 @@ def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple
                 yield number[id(row)], piece
 
 
-def finish(lm: LanguageModel, job: Job) -> list[Result]:
-    """Return the result of each row."""
-    timing = _timing(lm.load_s, job.run.seconds)
+def finish(lm: LanguageModel, plan: Plan, seconds: Mapping[str, float]) -> list[Result]:
+    """Return the result of each row; `seconds` are those of the run that wrote them, by phase."""
+    timing = _timing(lm.load_s, seconds)
     return [
         Result(
             model=lm.name,
-            method=job.method.name,
+            method=plan.method.name,
             prompt_tokens=list(row.source) if row.source is not None else row.tokens[: row.num_prompt],
             tokens=row.written,
             text=row.text.text if row.text is not None else "",
             finish_reason=row.finish.value if row.finish is not None else "",
             usage=row.usage,
             timing=dict(timing),
-            seed=job.request.seed,
-            sample=index % job.request.num_samples,
-            notes=_notes(lm, row, job),
+            seed=plan.request.seed,
+            sample=index % plan.request.num_samples,
+            notes=_notes(lm, row, plan),
             log_probs=row.log_probs,
             top_log_probs=row.top_log_probs,
             margins=row.margins,
             sources=row.sources,
-            settings=job.method.to_dict(),
-            filled=_filled(lm, row, job.request.keep_special),
-            guarantee=job.method.guarantee.value,
+            settings=plan.method.to_dict(),
+            filled=_filled(lm, row, plan.request.keep_special),
+            guarantee=plan.method.guarantee.value,
         )
-        for index, row in enumerate(job.rows)
+        for index, row in enumerate(plan.rows)
     ]
 
 
-def _notes(lm: LanguageModel, row: Row, job: Job) -> list[str]:
-    known = (*lm.target.notes, *lm.notes, *job.notes, *row.notes)
+def _notes(lm: LanguageModel, row: Row, plan: Plan) -> list[str]:
+    known = (*lm.target.notes, *lm.notes, *plan.notes, *row.notes)
     notes = [str(note) for note in known]
-    if job.is_text and _wants_chat(lm, row, job.request):
+    if plan.is_text and _wants_chat(lm, row, plan.request):
         notes.append(_NO_CHAT)
-    if row.max_tokens < job.request.room(row.num_prompt):
+    if row.max_tokens < plan.request.room(row.num_prompt):
         notes.append("max_tokens was cut to what the model's context holds.")
     is_cut = row.finish in (FinishReason.LENGTH, FinishReason.STOP)
     if is_cut and row.state is not None and not row.state.is_complete:

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from outpace.api.prompt import check_tokens, read_prompts
 from outpace.api.request import Request, split
-from outpace.api.running import Job
+from outpace.api.running import Job, Plan
 from outpace.api.scoring import check_top
 from outpace.arguments import flag, given
+from outpace.cache import Cache, Pages
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_fit
+from outpace.methods.mixed import Mixed
 from outpace.methods.registry import load_method
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.text.chat import is_chat
 from outpace.text.stream import TextStream
-from outpace.text.tokenizer import Tokenizer
-from outpace.types import Adapter, Capabilities
+from outpace.types import Capabilities, Wanted
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
 
-__all__ = ["start"]
+__all__ = ["CHUNK", "new_run", "new_text", "own", "prepare", "shared_run", "start"]
 
-_CHUNK = 256  # prompt tokens per prefill forward
+CHUNK = 256  # prompt tokens per prefill forward
+_WIDEST = 256  # window nodes of any method, beside others
 _INVARIANT_WIDTH = 16  # window nodes of every forward in batch-invariant mode on the eager path
 
 
 def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Job:
-    """Check everything that was asked for, the cheapest first, then set up the run.
+    """Check what was asked for, and set up a run of its own; arguments and errors are those of `prepare`."""
+    plan = prepare(lm, prompt, arguments)
+    run = new_run(lm, plan, max(row.num_prompt + row.max_tokens for row in plan.rows))
+    run.join(plan.rows)
+    return Job(run, plan)
+
+
+def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Plan:
+    """Check everything that was asked for, the cheapest first, and set up the rows.
 
     Args:
         lm: what writes.
@@ -70,15 +80,17 @@ def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Job:
     settings = lm.constraints.apply(settings, request, lm.end_tokens, offered.is_canvas)
     first = _decoder_start(lm, request, settings)
     models = lm.partners.models(method, request.models or {})
+    tokenizers = lm.partners.tokenizers(method, request.models or {})
     rows = [
         _row(lm, ids, row_key(request.seed, sample), request, first, group)
         for group, ids in enumerate(prompts)
         for sample in range(request.num_samples)
     ]
-    run = _run(lm, method, settings, rows, models, request, is_fixed)
+    _check_width(offered, method, is_fixed)
     is_text = isinstance(prompt, str) or (isinstance(prompt, list | tuple) and isinstance(prompt[0], str))
     notes = [*notes, note] if note else notes
-    return Job(run, rows, method, request, is_single and request.num_samples == 1, is_text, notes)
+    is_single = is_single and request.num_samples == 1
+    return Plan(rows, method, settings, request, models, tokenizers, is_fixed, is_single, is_text, notes)
 
 
 def _framed(lm: LanguageModel, prompt: Any) -> Any:
@@ -144,14 +156,19 @@ def _row(lm: LanguageModel, ids: list[int], key: int, request: Request, first: S
     """Return a fresh row; `first` is what an encoder-decoder's decoder begins with, `group` its prompt's number."""
     ends = () if request.ignore_eos else lm.end_tokens
     tokens, source = (list(first), ids) if first else (list(ids), None)
-    text = None if lm.tokenizer is None else _text(lm.tokenizer, request, tokens)
+    text = new_text(lm, request, tokens)
     held, stops, canvas = len(tokens), tuple(request.stop_tokens), list(request.canvas)
     most = len(canvas) or min(request.room(held), lm.target.capabilities.max_positions - held)
     return Row(tokens, held, key, most, ends, text, source=source, canvas=canvas, stop_tokens=stops, group=group)
 
 
-def _text(tokenizer: Tokenizer, request: Request, context: Sequence[int]) -> TextStream:
-    """Return a row's text stream; special tokens show, or only stop strings see them, or nobody does."""
+def new_text(lm: LanguageModel, request: Request, context: Sequence[int]) -> TextStream | None:
+    """Return the text stream of a row whose prompt is `context`; None = there is no tokenizer.
+
+    Special tokens show, or only stop strings see them, or nobody does.
+    """
+    if (tokenizer := lm.tokenizer) is None:
+        return None
     if request.keep_special:
         return TextStream(partial(tokenizer.decode, skip_special=False), request.stop, context, byte=tokenizer.byte)
     names = tokenizer.special_ids if request.stop else {}
@@ -159,19 +176,7 @@ def _text(tokenizer: Tokenizer, request: Request, context: Sequence[int]) -> Tex
     return TextStream(tokenizer.decode, request.stop, context, special)
 
 
-def _run(
-    lm: LanguageModel,
-    method: Method,
-    settings: Sampling,
-    rows: list[Row],
-    models: dict[str, Adapter],
-    request: Request,
-    is_fixed: bool,
-) -> Run:
-    longest = max(row.num_prompt + row.max_tokens for row in rows)
-    width, offered = max(method.needs.width, _INVARIANT_WIDTH) + 1, lm.target.capabilities
-    if offered.is_canvas:  # whole copies of what is not cached, side by side
-        width += method.needs.copies * min(longest, 4 * offered.block_size or longest)
+def _check_width(offered: Capabilities, method: Method, is_fixed: bool) -> None:
     if is_fixed and offered.is_canvas:
         raise ConfigError("A canvas has a batch-invariant mode on compiled kernels only.", "Leave it out.")
     if is_fixed and method.needs.has_tree:
@@ -179,20 +184,56 @@ def _run(
             "Batch-invariant mode drafts chains here: a tree's siblings change how sums are rounded.",
             "Set tree_width=1, or use compiled kernels.",
         )
-    run = Run(
+
+
+def new_run(lm: LanguageModel, plan: Plan, longest: int) -> Run:
+    """Return a run, without rows, for texts of up to `longest` tokens with what the plan asks for."""
+    method, request, offered = plan.method, plan.request, lm.target.capabilities
+    width = max(method.needs.width, _INVARIANT_WIDTH) + 1
+    if offered.is_canvas:  # whole copies of what is not cached, side by side
+        width += method.needs.copies * min(longest, 4 * offered.block_size or longest)
+    return Run(
         lm.target,
         method,
-        settings,
+        plan.settings,
         capacity=longest + width,
-        models=models,
+        models=plan.models,
         memory=request.memory,
         record=request.record,
         num_top=request.top_log_probs,
-        chunk=_CHUNK,
-        width=_INVARIANT_WIDTH if is_fixed else 0,
+        chunk=CHUNK,
+        width=_INVARIANT_WIDTH if plan.is_fixed else 0,
         device=lm.target.device,
-        tokenizers=lm.partners.tokenizers(method, request.models or {}),
+        tokenizers=plan.tokenizers,
         watch=request.watch,
     )
-    run.join(rows)
-    return run
+
+
+def shared_run(
+    lm: LanguageModel, pages: Pages | None = None, on_leave: Callable[[Row, Cache, int], None] | None = None
+) -> Run:
+    """Return a run, without rows, whose rows bring settings and methods of their own: see `own`.
+
+    Args:
+        lm: what writes.
+        pages, on_leave: as of a `Run`.
+    """
+    longest, method = lm.target.capabilities.max_positions, Mixed(load_method("autoregressive")())
+    return Run(
+        lm.target,
+        method,
+        Sampling(),
+        capacity=longest + _WIDEST,
+        chunk=CHUNK,
+        device=lm.target.device,
+        pages=pages,
+        on_leave=on_leave,
+    )
+
+
+def own(plan: Plan) -> None:
+    """Let the rows of a plan bring what it asks for along, for a run that is shared."""
+    request, wanted = plan.request, Wanted(plan.method, plan.models, plan.tokenizers, plan.request.memory)
+    for row in plan.rows:
+        row.wanted, row.settings = wanted, plan.settings
+        row.record, row.num_top = request.record, request.top_log_probs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from outpace.api.result import Result
 from outpace.errors import OutpaceError
 from outpace.text.tokenizer import Tokenizer
 
-__all__ = ["Ask", "Busy", "Face", "Gone", "Load", "Piece", "Ticket", "Token", "Traits"]
+__all__ = ["Ask", "Busy", "Face", "Gone", "Histogram", "Load", "Piece", "Ticket", "Token", "Traits"]
 
 
 class Busy(OutpaceError):
@@ -40,6 +41,7 @@ class Ask:
         prompt_log_probs: None = not wanted; else the log-probability of every prompt token after those before it, with
             this many of the likeliest in its place.
         is_traced: pieces say what each step did.
+        salt: asks share what the cache holds of their prompts only where their salts are equal.
     """
 
     prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -49,6 +51,7 @@ class Ask:
     chat: Mapping[str, Any] = field(default_factory=dict)
     prompt_log_probs: int | None = None
     is_traced: bool = False
+    salt: str = ""
 
 
 @dataclass(slots=True)
@@ -83,12 +86,14 @@ class Piece:
         finish: why the sample ended ("eos", "stop", "length", "cancelled", "error"); None while it runs.
         step: where traced: {"proposed": nodes, "accepted": drafts kept, "drafter": name, "tokens": drafted ids,
             "parents": of each, -1 = the root}.
+        rest: text behind an open end, where the sample ended without a further token (cancelled, or an error).
     """
 
     sample: int
     tokens: list[Token]
     finish: str | None = None
     step: dict[str, Any] | None = None
+    rest: str = ""
 
 
 class Ticket(ABC):
@@ -155,6 +160,29 @@ class Traits:
 
 
 @dataclass(slots=True)
+class Histogram:
+    """How often a number of seconds was seen.
+
+    Attributes:
+        bounds: of the buckets, ascending; a bucket holds what is at most its bound and above the one before it.
+        counts: per bucket, the last one without a bound; not added up.
+        total: sum of all seconds.
+    """
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
+
+    def add(self, seconds: float, times: int = 1) -> None:
+        """Count a number of seconds."""
+        self.counts[bisect_left(self.bounds, seconds)] += times
+        self.total += seconds * times
+
+
+@dataclass(slots=True)
 class Load:
     """What an engine holds and has done since it began.
 
@@ -168,6 +196,10 @@ class Load:
         accepted_at: by depth, drafts kept.
         finished: samples by how they ended.
         is_alive: it answers.
+        seconds: "queue" (until an ask's first sample is begun), "first_token" (since the ask came), "between_tokens"
+            (a step's seconds over the tokens that it wrote, once per token), "prefill" (from begin to first token),
+            "decode" (from first token to end) and "whole" (an ask, from its coming to its end).
+        restarts: of an engine in a process of its own.
     """
 
     running: int = 0
@@ -186,6 +218,8 @@ class Load:
     accepted_at: list[int] = field(default_factory=list)
     finished: dict[str, int] = field(default_factory=dict)
     is_alive: bool = True
+    seconds: dict[str, Histogram] = field(default_factory=dict)
+    restarts: int = 0
 
 
 class Face(ABC):

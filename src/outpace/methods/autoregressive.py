@@ -22,4 +22,5 @@ class Autoregressive(Method):
 
     name: ClassVar[str] = "autoregressive"
     family: ClassVar[str] = "autoregressive"
+    reads: ClassVar[frozenset[str]] = frozenset()
     summary: ClassVar[str] = "One token per forward: the reference for every exact method."

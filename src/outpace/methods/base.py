@@ -51,6 +51,12 @@ class Method:
     drafts_together: ClassVar[bool] = False
     """Rows of a batch share choices, so that a row's drafts (never its text) depend on its neighbours."""
 
+    is_mixed: ClassVar[bool] = False
+    """Rows may bring methods and settings of their own."""
+    reads: ClassVar[frozenset[str]] = frozenset({"law", "scores"})
+    """What it looks at where rows of several methods stand side by side, and what costs time there: "law", what the
+    rows' settings make of logits, anywhere but in `Method.accept`; "scores", in `observe`."""
+
     def __post_init__(self) -> None:
         """Hold the settings to the ranges that they declare; what ties two settings together, a method adds here.
 

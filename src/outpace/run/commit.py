@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from outpace.run.row import Row
 from outpace.sampling.truncation import likeliest_of
-from outpace.types import Decision, Outcome, Proposal, View
+from outpace.types import Decision, Outcome, Proposal, Sampled, View
 
-__all__ = ["HostDecision", "append", "fit", "kept", "read_back", "record", "sound", "together"]
+__all__ = [
+    "HostDecision",
+    "append",
+    "fit",
+    "kept",
+    "read_back",
+    "record",
+    "sound",
+    "together",
+    "void_laws",
+]
 
+T = TypeVar("T")
 _UNSOUND = "The drafter proposed ids outside the vocabulary or laws that are none; those drafts were ignored."
 
 
@@ -27,7 +38,7 @@ class HostDecision:
     is_recovered: list[bool]
     source: list[int] | None = None
 
-    def follow(self, values: list[int]) -> list[int]:
+    def follow(self, values: list[T]) -> list[T]:
         """Return what was said of each row in the forward for the rows that continue it."""
         return values if self.source is None else [values[i] for i in self.source]
 
@@ -69,8 +80,7 @@ def sound(proposal: Proposal, rows: Sequence[Row], vocab_size: int) -> Proposal:
     low, high = (int(value) for value in torch.aminmax(proposal.tokens))
     is_bad = None if low >= 0 and high < vocab_size else (proposal.tokens < 0) | (proposal.tokens >= vocab_size)
     if proposal.law is not None:
-        mass = proposal.law.probs.sum(-1)
-        is_void = ~(torch.isfinite(mass) & (mass > 0)) | (proposal.law.probs.amin(-1) < 0)
+        is_void = void_laws(proposal.law)
         is_bad = is_void if is_bad is None else is_bad | is_void
     if is_bad is None or not bool(is_bad.any()):
         return proposal
@@ -81,6 +91,12 @@ def sound(proposal: Proposal, rows: Sequence[Row], vocab_size: int) -> Proposal:
         if new < old and _UNSOUND not in row.notes:
             row.notes.append(_UNSOUND)
     return replace(proposal, tokens=proposal.tokens.clamp(0, vocab_size - 1), length=length)
+
+
+def void_laws(law: Sampled) -> Tensor:
+    """Return [B, W] bool, true where a law is none."""
+    mass = law.probs.sum(-1)
+    return ~(torch.isfinite(mass) & (mass > 0)) | (law.probs.amin(-1) < 0)
 
 
 def fit(proposal: Proposal, limit: int, pad_to: int) -> Proposal:
@@ -115,8 +131,10 @@ def _cut(value: Any, width: int) -> Any:
     return None if value is None else value[:, :width]
 
 
-def append(row: Row, tokens: list[int], path: list[int], is_recovered: bool, num_proposed: int) -> int:
-    """Write decided tokens to a row until it ends, and count them.
+def append(
+    row: Row, tokens: list[int], path: list[int], is_recovered: bool, num_proposed: int, origin: str = ""
+) -> int:
+    """Write decided tokens, drafted by `origin`, to a row until it ends, and count them.
 
     Returns:
         How many were written: nothing after an end token, a stop string, the length limit, a NaN pick (-1) or a token
@@ -129,8 +147,12 @@ def append(row: Row, tokens: list[int], path: list[int], is_recovered: bool, num
     count = len(row.tokens) - size
     row.stopped_inside = row.finish is not None and count < len(tokens)
     last = "recovered" if is_recovered else "bonus" if num_proposed else "plain"
-    row.sources += ["draft" if node >= 0 else last for node in path[:count]]
-    accepted = sum(node >= 0 for node in path[:count])
+    is_draft = [node >= 0 for node in path[:count]]
+    row.sources += ["draft" if one else last for one in is_draft]
+    row.drafters += [origin if one else "" for one in is_draft]
+    accepted = sum(is_draft)
+    if row.steps is not None:
+        row.steps.append((num_proposed, accepted))
     usage.num_accepted += accepted
     usage.num_recovered += count - accepted if last == "recovered" else 0
     usage.num_bonus += count - accepted if last == "bonus" else 0
@@ -158,13 +180,18 @@ def kept(starts: Sequence[int], path: Sequence[Sequence[int]], counts: Sequence[
 def record(names: Sequence[str], num_top: int, rows: Sequence[Row], outcome: Outcome, view: View) -> None:
     """Note log-probabilities, `num_top` likeliest tokens and margins of what was just written, by `view.texts` too.
 
-    A method that draws tokens before it writes them tells their log-probabilities, and has no margins.
+    A row's own wishes come before `names` and `num_top`. A method that draws tokens before it writes them tells their
+    log-probabilities, and has no margins.
     """
     proposal, decision, scores = outcome.proposal, outcome.decision, outcome.scores
-    if (not names and not num_top) or proposal is None or decision is None or scores is None:
+    wishes = [
+        (names if row.record is None else row.record, num_top if row.num_top is None else row.num_top) for row in rows
+    ]
+    if proposal is None or decision is None or scores is None:
         return
     path, source = outcome.path, range(len(rows)) if decision.source is None else decision.source.tolist()
-    for index, (row, tokens) in enumerate(zip(rows, outcome.emitted, strict=True)):
+    for index, (row, tokens, wish) in enumerate(zip(rows, outcome.emitted, wishes, strict=True)):
+        names, num_top = wish
         if decision.log_probs is not None:
             if "log_probs" in names:
                 row.log_probs += decision.log_probs[index, : len(tokens)].tolist()
@@ -182,7 +209,7 @@ def record(names: Sequence[str], num_top: int, rows: Sequence[Row], outcome: Out
             if num_top:
                 row.top_log_probs.append(likeliest_of(logits, num_top))
             if "margins" in names:
-                text = [row.tokens[: first + offset]]
-                history = view.sampler.rows([at]).history(text, [row.num_prompt], logits.shape[-1])
-                processed = view.sampler.process(logits.unsqueeze(0), history)[0]
-                row.margins.append(view.sampler.margin(processed, first + offset, at))
+                own, text = view.sampler.rows([at]), [row.tokens[: first + offset]]
+                history = own.history(text, [row.num_prompt], logits.shape[-1])
+                processed = own.process(logits.unsqueeze(0), history)[0]
+                row.margins.append(own.margin(processed, first + offset, 0))

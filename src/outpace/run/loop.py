@@ -7,22 +7,25 @@ method: what is proposed and what is kept is the method's. Rows join and leave b
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from outpace.cache import Cache
+from outpace.cache import Cache, Pages
 from outpace.errors import ConfigError
 from outpace.run.batch import Batch, bind
+from outpace.run.beside import padded
 from outpace.run.commit import append, fit, kept, read_back, record, sound
 from outpace.run.layout import lay_out, soften
-from outpace.run.prefill import catch_up
+from outpace.run.prefill import catch_up, next_pieces, read_pieces
 from outpace.run.row import Row
 from outpace.run.threads import shared
 from outpace.sampling import Sampler, Sampling
-from outpace.types import Adapter, Context, Counter, Needs, Outcome, Proposal
+from outpace.types import Adapter, Context, Counter, Needs, Outcome, Proposal, Scores
 
 if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
@@ -46,8 +49,10 @@ class Run:
         width: every scoring forward has exactly this many window nodes (batch-invariant mode); 0 = as proposed.
         device: where tokens are laid out.
         tokenizers: by role, for methods that work on text.
+        pages: where the target's entries lie, of its `new_pool`; None = each row has slots of its own.
         watch: called after every step with the rows that took part and its Outcome, reports included (traces); it may
             only read.
+        on_leave: called with every row that leaves, the cache and its place there, while its entries are still held.
     """
 
     def __init__(
@@ -66,12 +71,14 @@ class Run:
         device: torch.device | str = "cpu",
         tokenizers: Mapping[str, Tokenizer] | None = None,
         watch: Callable[[Sequence[Row], Outcome], None] | None = None,
+        pages: Pages | None = None,
+        on_leave: Callable[[Row, Cache, int], None] | None = None,
     ) -> None:
         self.target, self.method, self.settings = target, method, settings
         self.capacity, self.models, self.memory = capacity, dict(models or {}), memory
         self.record, self.chunk, self.width, self.device = tuple(record), chunk, width, torch.device(device)
-        self.num_top = num_top
-        self.tokenizers, self.watch = dict(tokenizers or {}), watch
+        self.num_top, self.on_leave = num_top, on_leave
+        self.tokenizers, self.watch, self.pages = dict(tokenizers or {}), watch, pages
         self.counters = {"target": Counter(), "draft": Counter()}
         self.seconds = {"prefill": 0.0, "draft": 0.0, "score": 0.0, "accept": 0.0, "total": 0.0}
         self.num_steps = 0
@@ -79,43 +86,81 @@ class Run:
         self.last: Outcome | None = None
         self.batch = Batch(settings)
         self._needs: Needs = method.needs
+        self._is_mixed = getattr(method, "is_mixed", False)  # rows may have settings and methods of their own
+        self._reading: list[Row] = []  # rows in line, in the step at hand
+        self._has_records = bool(record or num_top)
 
     @property
     def rows(self) -> list[Row]:
-        """The rows still being written."""
-        return self.batch.rows
+        """The rows still being written, and those whose prompts are still to be read."""
+        return [*self.batch.rows, *self.batch.waiting] if self.batch.line else self.batch.rows
 
-    def join(self, rows: Sequence[Row]) -> None:
-        """Add rows; their prompts are prefilled in the next step.
+    def join(self, rows: Sequence[Row], *, in_line: bool = False) -> None:
+        """Add rows; their prompts are prefilled in the next step, or beside the steps of others.
+
+        Args:
+            rows: what is to be written; those that come together begin to be written together.
+            in_line: let their prompts be read behind those that came before, as far as the budget of each step goes.
+                Only a causal target with one way to turn positions, outside batch-invariant mode, reads beside steps.
 
         Raises:
-            ConfigError: a row is empty or does not fit the run's capacity.
+            ConfigError: a row is empty or does not fit the run's capacity, or wants what the run's method cannot do.
         """
         rows = [row for row in rows if row.finish is None]
         if any(not row.tokens for row in rows):
             raise ConfigError("The prompt is empty.", "Give at least one token.")
         if any(row.num_prompt + row.max_tokens > self.capacity for row in rows):
             raise ConfigError("A row does not fit the run's cache.", "Give the run a larger capacity.")
+        if not self._is_mixed and any(row.wanted is not None or row.settings is not None for row in rows):
+            raise ConfigError("A row has a method or settings of its own.", "Run it with the method `mixed`.")
         if not rows:
             return
+        self._has_records |= any(row.record or row.num_top for row in rows)
+        offered = self.target.capabilities
+        in_line = in_line and offered.attention == "causal" and not (offered.turns_at or self.width)
         # Side by side, every row stages as many entries as the widest one, prefill chunks included.
-        slots = self.capacity + (self.chunk if len(rows) + len(self.rows) > 1 else 0)
-        cache = self.target.new_cache(len(rows), slots, self.counters["target"])
+        slots = self.capacity + (self.chunk if in_line or len(rows) + len(self.rows) > 1 else 0)
+        cache = self._new_cache(rows, slots)
         if self.width:  # every slot is summed over, from the first step on
             cache.has_fixed_extent = True
             cache.reserve(slots)
         sources = [row.source or [] for row in rows]
-        if self.target.capabilities.is_encoder_decoder:
+        if offered.is_encoder_decoder:
             self.target.encode(sources, cache)
         texts, sampler = [row.tokens for row in rows], bind(self.settings, rows)
         given = (self.models, self.counters, self.memory, cache, self.tokenizers, sources)
-        canvases = [row.canvas or [-1] * row.room for row in rows] if self.target.capabilities.is_canvas else []
-        context = Context(self.target, texts, slots, sampler, *given, canvases)
-        self.batch.join(rows, cache, self.method.start(context))
+        canvases = [row.canvas or [-1] * row.room for row in rows] if offered.is_canvas else []
+        wanted = [row.wanted for row in rows] if self._is_mixed else []
+        context = Context(self.target, texts, slots, sampler, *given, canvases, wanted, self._is_mixed)
+        self.batch.join(rows, cache, self.method.start(context), in_line=in_line)
+        if self._is_mixed:
+            self._sum_needs()
+
+    def _new_cache(self, rows: Sequence[Row], slots: int) -> Cache:
+        """Return a cache for joining rows, on pages where there are any: those that hold what a row begins with too."""
+        if self.pages is None:
+            return self.target.new_cache(len(rows), slots, self.counters["target"])
+        cache = self.pages.new_cache(len(rows), self.counters["target"], slots)
+        for at, row in enumerate(rows):
+            if row.cached is not None:
+                cache.attach(at, *row.cached)
+                row.cached = None
+        return cache
+
+    def _sum_needs(self) -> None:
+        methods = {id(row.wanted): row.wanted.method for row in self.rows if row.wanted is not None}
+        self._needs = functools.reduce(lambda needs, one: needs | one.needs, methods.values(), self.method.needs)
 
     def leave(self, gone: Sequence[Row]) -> None:
         """Take rows out between two steps; each keeps its tokens and may join a run again."""
+        if self.on_leave is not None and self.batch.cache is not None:
+            leaving = set(gone)
+            for place, row in enumerate(self.rows):
+                if row in leaving:
+                    self.on_leave(row, self.batch.cache, place)
         self.batch.leave(gone)
+        if self._is_mixed:
+            self._sum_needs()
 
     def sync(self, prefix: Sequence[Sequence[int]], sampler: Sampler | None = None) -> None:
         """Make the rows hold these texts; of the cache stays what a row's old text and its new one have in common.
@@ -142,31 +187,43 @@ class Run:
         other.batch = self.batch.part(index)
         return other
 
-    def step(self) -> list[tuple[Row, list[int]]]:
+    def step(self, budget: int | None = None) -> list[tuple[Row, list[int]]]:
         """Advance every row by one step; return what each emitted. Finished rows have left when it returns.
+
+        Args:
+            budget: most prompt tokens of rows in line that are read with it; None = all, before it. Where a target's
+                results depend on how a prompt is cut, whole chunks are read, one at least.
 
         Raises:
             ConfigError: the run has no rows.
         """
         with shared(self.target.is_invariant):
-            return self._step()
+            return self._step(budget)
 
-    def _step(self) -> list[tuple[Row, list[int]]]:
+    def _step(self, budget: int | None) -> list[tuple[Row, list[int]]]:
         began = time.perf_counter()
         before = [(counter.nfe, counter.positions) for counter in self.counters.values()]
-        batch, cache = self.batch, self._prefill()
+        self._reading = []
+        batch, (cache, pieces) = self.batch, self._prefill(budget)
+        if not batch.rows:  # prompts are still being read
+            self._count(self._reading, before, {"total": time.perf_counter() - began})
+            return []
         rows, view = list(batch.rows), batch.view(self.num_steps, self.last)
         # 1 propose, 2 gather pending, 3 lay out and pad
         t0 = time.perf_counter()
         proposal = self.method.propose(view, batch.state)
-        pending = [[] if proposal.is_whole else row.tokens[n:] for row, n in zip(rows, cache.lengths, strict=True)]
+        pending = [[] if proposal.is_whole else row.tokens[n:] for row, n in zip(rows, cache.lengths, strict=False)]
+        pending += pieces
         proposal = self._fit(proposal, pending, cache)
         t1 = time.perf_counter()
-        layout = lay_out(pending, cache.lengths, proposal)
+        window = padded(proposal, len(pieces)) if pieces else proposal
+        layout = lay_out(pending, cache.lengths, window)
         # 4 score
         given = (layout.tokens, layout.position, layout.visible, cache, layout.ask)
-        inputs = soften(self.target, layout, proposal.inputs, batch.prompts, cache.lengths)
+        inputs = soften(self.target, layout, window.inputs, batch.all_prompts, cache.lengths)
         scores = self.target.score(*given, outputs=self._needs.outputs, inputs=inputs)
+        if pieces:
+            scores = scores.part(range(len(rows)), scores.logits.shape[1])
         t2 = time.perf_counter()
         # 5 accept, and the step's one synchronisation
         decision = self.method.accept(proposal, scores, view, batch.state)
@@ -175,23 +232,30 @@ class Run:
         # 6 continue other rows, cut token by token
         if host.source is not None:
             cache = self._fork(host.source)
-        lengths, starts = host.follow(proposal.length), host.follow(layout.start)
-        counts = [append(*one) for one in zip(rows, host.tokens, host.path, host.is_recovered, lengths, strict=True)]
+        lengths, starts = host.follow(proposal.length), host.follow(layout.start[: len(rows)])
+        origins = repeat(proposal.origin) if isinstance(proposal.origin, str) else host.follow(proposal.origin)
+        decided = zip(rows, host.tokens, host.path, host.is_recovered, lengths, origins, strict=False)
+        counts = [append(*one) for one in decided]
         emitted = [tokens[:count] for tokens, count in zip(host.tokens, counts, strict=True)]
         path = [nodes[:count] for nodes, count in zip(host.path, counts, strict=True)]
-        accepted = [sum(n >= 0 for n in nodes) for nodes in path]
+        accepted = [sum([n >= 0 for n in nodes]) for nodes in path]
         # 7 keep
         if decision.keep is None:
-            cache.keep(kept(starts, host.path, counts))
+            cache.keep([*kept(starts, host.path, counts), *(range(len(piece)) for piece in pieces)])
         else:
             cache.retain(decision.keep)
         # 8 observe, emit, count
         seconds = {"draft": t1 - t0, "score": t2 - t1, "accept": t3 - t2}
-        self.last = Outcome(emitted, accepted, path, proposal, decision, scores, seconds=seconds)
-        record(self.record, self.num_top, rows, self.last, view)
+        read = sum(map(len, pieces)) if pieces else 0
+        self.last = Outcome(emitted, accepted, path, proposal, decision, scores, seconds=seconds, read=read)
+        if self._has_records:
+            record(self.record, self.num_top, rows, self.last, view)
         self._observe(rows, self.last)
-        batch.leave([row for row in rows if row.finish is not None])
-        self._count(rows, before, {**seconds, "total": time.perf_counter() - began})
+        if pieces:
+            self._has_read(pieces, None)
+        if gone := [row for row in rows if row.finish is not None]:
+            self.leave(gone)
+        self._count(rows + self._reading, before, {**seconds, "total": time.perf_counter() - began})
         return list(zip(rows, emitted, strict=True))
 
     def _fork(self, source: list[int]) -> Cache:
@@ -213,28 +277,83 @@ class Run:
         if self.watch is not None:
             self.watch(rows, last)
 
-    def _prefill(self) -> Cache:
-        """Forward pending tokens but the last, chunk by chunk. Under full attention nothing is final until all is."""
-        batch = self.batch
+    def _prefill(self, budget: int | None) -> tuple[Cache, list[list[int]]]:
+        """Read prompts: of the rows all, of those in line what the budget allows; return what is left to the step.
+
+        Where there are rows to decode, a piece of a prompt in line is forwarded together with them.
+        """
+        batch, needs, began = self.batch, self._needs, time.perf_counter()
         if batch.cache is None:
             raise ConfigError("The run has no rows.", "Call join first.")
-        began = time.perf_counter()
-        offered = self.target.capabilities
-        behind = max(len(row.tokens) - n for row, n in zip(batch.rows, batch.cache.lengths, strict=True))
+        if batch.line:
+            self._seat(everybody=budget is None)
+        self._catch_up(batch.cache)
+        pieces: list[list[int]] = []
+        if batch.line:
+            first = len(batch.rows)
+            texts, held = [row.tokens for row in batch.waiting], batch.cache.lengths[first:]
+            most = max(budget or 0, 0 if first else 1)
+            pieces = next_pieces(texts, held, most, self.chunk, is_free=self.target.is_invariant)
+            self._reading = [row for row, piece in zip(batch.waiting, pieces, strict=True) if piece]
+            if needs.outputs or needs.has_prefill_logits or not first:
+                given = (self.target, batch.cache, first, pieces, batch.all_prompts)
+                self._has_read(pieces, read_pieces(*given, has_logits=needs.has_prefill_logits, outputs=needs.outputs))
+                pieces = [[] for _ in batch.waiting]
+        self.seconds["prefill"] += time.perf_counter() - began
+        return batch.cache, pieces
+
+    def _catch_up(self, cache: Cache) -> None:
+        """Forward pending tokens but the last, chunk by chunk. Under full attention nothing is final until all is."""
+        batch, offered = self.batch, self.target.capabilities
+        behind = max([len(row.tokens) - n for row, n in zip(batch.rows, cache.lengths, strict=False)], default=0)
         # After most steps the last token alone is pending, and there is nothing to do.
         is_due = (offered.turns_at or behind > 1) and not 1 < behind <= self.tail
-        if is_due and offered.attention != "full":
-            texts, needs = [row.tokens for row in batch.rows], self._needs
-            has_logits, prompts = needs.has_prefill_logits, batch.prompts
-            t0 = began
-            given = (self.target, batch.cache, texts, self.chunk)
-            for places, scores in catch_up(*given, has_logits=has_logits, outputs=needs.outputs, prompts=prompts):
-                took = {"score": time.perf_counter() - t0}
-                chunk = Outcome([[] for _ in texts], [0] * len(texts), scores=scores, chunk=places, seconds=took)
-                batch.state = self.method.observe(chunk, batch.view(self.num_steps, self.last), batch.state)
-                t0 = time.perf_counter()
-        self.seconds["prefill"] += time.perf_counter() - began
-        return batch.cache
+        if not is_due or offered.attention == "full":
+            return
+        size, held = len(batch.rows), cache.lengths[len(batch.rows) :]
+        texts = [row.tokens for row in batch.rows] + [
+            row.tokens[: n + 1] for row, n in zip(batch.waiting, held, strict=True)
+        ]
+        given, began = (self.target, cache, texts, self.chunk), time.perf_counter()
+        needs, prompts = self._needs, batch.all_prompts
+        for places, scores in catch_up(
+            *given, has_logits=needs.has_prefill_logits, outputs=needs.outputs, prompts=prompts
+        ):
+            took, empty = {"score": time.perf_counter() - began}, [0] * size
+            part = scores.part(range(size), scores.logits.shape[1])
+            chunk = Outcome([[] for _ in empty], empty, scores=part, chunk=places[:size], seconds=took)
+            batch.state = self.method.observe(chunk, batch.view(self.num_steps, self.last), batch.state)
+            began = time.perf_counter()
+
+    def _has_read(self, pieces: list[list[int]], scores: Scores | None) -> None:
+        """Show the method what was read of rows in line, and let those begin whose prompts were read to the end."""
+        batch, done = self.batch, 0
+        assert batch.cache is not None
+        ends = batch.cache.lengths[len(batch.rows) :]
+        places = [range(end - len(piece), end) for end, piece in zip(ends, pieces, strict=True)]
+        for arrived, view in zip(batch.line, batch.views_in_line(self.num_steps, self.last), strict=True):
+            index = range(done, done + len(arrived.rows))
+            done = index.stop
+            if not any(pieces[i] for i in index):
+                continue
+            part = None if scores is None else scores.part(index, scores.logits.shape[1])
+            empty = [0] * len(index)
+            chunk = Outcome([[] for _ in empty], empty, scores=part, chunk=[places[i] for i in index])
+            arrived.state = self.method.observe(chunk, view, arrived.state)
+        self._seat()
+
+    def _seat(self, *, everybody: bool = False) -> None:
+        """Let rows in line begin whose prompts are read, in the order of arrival."""
+        batch, at = self.batch, len(self.batch.rows)
+        assert batch.cache is not None
+        count = len(batch.line) if everybody else 0
+        for arrived in batch.line[count:]:
+            held = batch.cache.lengths[at : at + len(arrived.rows)]
+            if any(len(row.tokens) - n > 1 for row, n in zip(arrived.rows, held, strict=True)):
+                break
+            at += len(arrived.rows)
+            count += 1
+        batch.seat(count)
 
     def _fit(self, proposal: Proposal, pending: list[list[int]], cache: Cache) -> Proposal:
         """Cut a proposal to what cache, context and remaining length can take; pad it in batch-invariant mode.
@@ -243,15 +362,18 @@ class Run:
         """
         if proposal.is_whole:
             return proposal
-        proposal = sound(proposal, self.rows, self.target.capabilities.vocab_size)
-        longest = max(len(tokens) + length for tokens, length in zip(pending, cache.lengths, strict=True))
+        rows = self.batch.rows
+        proposal = sound(proposal, rows, self.target.capabilities.vocab_size)
+        longest = max([len(tokens) + n for _, tokens, n in zip(rows, pending, cache.lengths, strict=False)])
         slots = cache.capacity - longest
+        if len(pending) > len(rows):  # every row stages as many entries as the widest one
+            slots = cache.capacity - max(map(len, pending)) - max(cache.lengths)
         limit = min(slots, self.target.capabilities.max_positions - longest)
         if self.target.capabilities.turns_anew:  # what lies behind the turn is for the new reading
-            left = [self.target.capabilities.turns_at - len(row.tokens) for row in self.rows]
+            left = [self.target.capabilities.turns_at - len(row.tokens) for row in rows]
             limit = min([limit, *(n for n, phase in zip(left, cache.phases, strict=True) if not phase)])
         if proposal.parent is None:
-            limit = min(limit, max(row.room for row in self.rows) - 1, self.width or limit)
+            limit = min(limit, max([row.room for row in rows]) - 1, self.width or limit)
         return fit(proposal, limit, min(self.width, slots))
 
     def _count(self, rows: list[Row], before: list[tuple[int, int]], seconds: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from outpace.cache import Cache
 from outpace.run.layout import lay_out, soften
 from outpace.types import NO_OUTPUTS, Adapter, Outputs, Proposal, Scores
 
-__all__ = ["catch_up", "no_nodes"]
+__all__ = ["catch_up", "next_pieces", "no_nodes", "read_pieces"]
 
 
 def catch_up(
@@ -75,3 +75,61 @@ def _turn(adapter: Adapter, cache: Cache, texts: Sequence[Sequence[int]]) -> Non
 def no_nodes(rows: int, device: torch.device) -> Proposal:
     """Return an empty window for `rows` rows."""
     return Proposal(torch.zeros(rows, 0, dtype=torch.int64, device=device), [0] * rows)
+
+
+def next_pieces(
+    texts: Sequence[Sequence[int]], held: Sequence[int], budget: int, chunk: int, *, is_free: bool
+) -> list[list[int]]:
+    """Return what is forwarded next of texts that are read one behind the other; the last token of each stays pending.
+
+    Args:
+        texts: final tokens per row, the first in line first.
+        held: per row, how many are in its cache.
+        budget: most tokens of all rows together.
+        chunk: most tokens of a row.
+        is_free: pieces may end anywhere; else at multiples of `chunk`, and a budget that is not 0 pays for the first.
+    """
+    pieces: list[list[int]] = []
+    left, is_blocked = budget, False
+    for text, at in zip(texts, held, strict=True):
+        due = len(text) - 1 - at
+        take = min(due, chunk, left) if is_free else min(due, chunk - at % chunk)
+        if is_blocked or (take > left and (left <= 0 or any(pieces))):
+            take = 0
+        is_blocked |= take < due
+        left -= take
+        pieces.append(list(text[at : at + take]))
+    return pieces
+
+
+def read_pieces(
+    adapter: Adapter,
+    cache: Cache,
+    first: int,
+    pieces: Sequence[Sequence[int]],
+    prompts: Sequence[Tensor | None] = (),
+    *,
+    has_logits: bool = False,
+    outputs: Outputs = NO_OUTPUTS,
+) -> Scores | None:
+    """Forward pieces of texts for the last rows of a cache, and make them valid; return their scores where asked for.
+
+    Args:
+        adapter: the model.
+        cache: of all rows.
+        first: the first row that is read.
+        pieces: per row from there on, its next tokens; some may be empty.
+        prompts: per row of the cache, as `catch_up` takes them.
+        has_logits: ask for logits at every token.
+        outputs: ask for these at every token.
+    """
+    sizes = [len(piece) for piece in pieces]
+    if not any(sizes):
+        return None
+    part = cache.part(range(first, len(cache.lengths)))
+    layout = lay_out(pieces, part.lengths, no_nodes(len(pieces), cache.device))
+    ask = None if has_logits or outputs else torch.zeros(len(pieces), 0, dtype=torch.int64, device=cache.device)
+    inputs = soften(adapter, layout, None, prompts[first:], part.lengths)
+    scores = adapter.score(layout.tokens, layout.position, layout.visible, part, ask, outputs=outputs, inputs=inputs)
+    part.keep([range(size) for size in sizes])
+    return scores

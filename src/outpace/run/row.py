@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from outpace.errors import ConfigError
-from outpace.sampling import fork_key
+from outpace.sampling import Sampling, fork_key
 from outpace.text.stream import TextStream
-from outpace.types import FinishReason
+from outpace.types import FinishReason, Wanted
 
 if TYPE_CHECKING:
     from outpace.constrain.protocol import Constraint, ConstraintState
@@ -84,6 +84,13 @@ class Row:
         group: rows of one number may continue each other's texts: they have one prompt, one greatest length and one
             way to end, and join a run together. None = this row is alone.
         score: how good the method thinks the row is; None = it does not say.
+        settings: how its tokens are drawn; None = as the run's.
+        wanted: the method that writes it, in a run whose method serves several; None = as the run's.
+        record, num_top: as of a `Run`; None = as the run's.
+        drafters: per written token, who drafted it; "" where it is no draft.
+        cached: pages that hold the first entries of its text, and how many these are, where the run's caches lie on
+            pages: read when it joins.
+        steps: drafts and accepted ones of each step; None = not kept.
     """
 
     tokens: list[int]
@@ -108,6 +115,13 @@ class Row:
     inputs: Tensor | None = None
     group: int | None = None
     score: float | None = None
+    settings: Sampling | None = None
+    wanted: Wanted | None = None
+    record: Sequence[str] | None = None
+    num_top: int | None = None
+    drafters: list[str] = field(default_factory=list)
+    steps: list[tuple[int, int]] | None = None
+    cached: tuple[Iterable[int], int] | None = None
 
     def __post_init__(self) -> None:
         self.usage.num_prompt = self.num_prompt
@@ -179,7 +193,10 @@ class Row:
 
 
 # What a row takes over with a text: all that tells of the text, not what the caller asked of the row.
-_TOLD = ("tokens", "usage", "log_probs", "top_log_probs", "margins", "sources", "notes", "text", "state")
+_TOLD = (
+    *("tokens", "usage", "log_probs", "top_log_probs", "margins", "sources", "drafters", "steps", "notes"),
+    *("text", "state"),
+)
 
 
 def follow(rows: Sequence[Row], source: Sequence[int]) -> None:

@@ -61,6 +61,9 @@ class Sampler:
         limits: per row, the greatest length of its text, prompt included; 0 = none is known.
     """
 
+    parts: Sequence[tuple[list[int], Sampler]] = ()
+    """Where settings differ between rows: the rows of each, and their sampler."""
+
     def __init__(
         self,
         settings: Sampling,

@@ -221,5 +221,8 @@ def likeliest_of(logits: Tensor, num: int) -> list[tuple[int, float]]:
         num: how many.
     """
     law = logits.double().log_softmax(-1)
-    values, ids = torch.sort(law, descending=True, stable=True)
+    # Only those that can be among them are sorted; of NaN, which nothing is above, all are.
+    ids = (~(law < law.topk(min(num, len(law))).values[-1])).nonzero().squeeze(-1)
+    values, order = torch.sort(law[ids], descending=True, stable=True)
+    ids = ids[order]
     return list(zip(ids[:num].tolist(), values[:num].tolist(), strict=True))

@@ -31,6 +31,9 @@ class TextStream:
             ByteFallback decoder): their text waits for the end of the run, stop strings do not. None = what the
             object says that `decode` is a method of; if it says nothing, no token is of this kind.
         special: names of tokens that `decode` does not show, for stop strings that hold such a name.
+
+    Attributes:
+        ends: per token pushed, how many characters of the text no later token can change or take back.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class TextStream:
         self._is_shown: list[bool] = []  # its letters that are no name's
         self._pieces: list[str] = []
         self._held = ""  # behind the pieces: what may become a stop string
-        self._num_released = 0  # pieces
+        self._num_released, self._num_out = 0, 0  # pieces, and characters
+        self._size = 0  # characters of the pieces
+        self.ends: list[int] = []
         self.is_stopped = False
         self._window = self._tail(list(context))  # the last tokens, enough of them to decode what follows
         self._prompt = decode(self._window)  # emptied when the text has left it behind
@@ -65,26 +70,31 @@ class TextStream:
     def fork(self) -> TextStream:
         """Return an independent copy, to go on with another text."""
         other = copy.copy(self)
-        for name in ("_is_silent", "_is_shown", "_pieces", "_window", "_run"):
+        for name in ("_is_silent", "_is_shown", "_pieces", "_window", "_run", "ends"):
             setattr(other, name, copy.copy(getattr(self, name)))
         return other
 
     def push(self, token: int) -> bool:
         """Add one token; return whether a stop string is now complete. Tokens after a stop are ignored."""
+        self._push(token)
+        self.ends.append(self._size)
+        return self.is_stopped
+
+    def _push(self, token: int) -> None:
         if self._naming and token in self._special and not self.is_stopped:
             self._pass_name(self._special[token])
         if self.is_stopped or self._is_never_seen(token):
-            return self.is_stopped
+            return
         self._window.append(token)
         if self._enter(token):
-            return self._stop_within_run()
+            self._stop_within_run()
+            return
         whole = self._decode(self._window)
         self._take(whole, self._certain(whole))
         if len(self._window) > self._most and not self._prompt:
             self._window, open_end = self._tail(self._window), len(whole) - self._known
             self._known = len(self._decode(self._window)) - open_end
             self._most = 2 * max(_LONGEST_CHARACTER, len(self._window))
-        return self.is_stopped
 
     def _is_never_seen(self, token: int) -> bool:
         if token not in self._is_silent:
@@ -137,14 +147,13 @@ class TextStream:
     def _start(self, whole: str) -> int:
         return max(self._known, len(commonprefix([self._prompt, whole])))  # noqa: RUF071  letters are meant
 
-    def _stop_within_run(self) -> bool:
-        """Return whether the bytes so far complete a stop string; then the run ends here."""
+    def _stop_within_run(self) -> None:
+        """End the run here if the bytes so far complete a stop string."""
         if self._run is not None and self._run.endswith(self._stop_bytes):
             whole = self._decode(self._window)
             fresh = self._held + whole[self._start(whole) :]
             if any(stop in fresh for stop in self._stops):
                 self._take(whole, len(whole))
-        return self.is_stopped
 
     def _pass_name(self, name: str) -> None:
         """Let a token's name stand for it where a stop string holds it."""
@@ -174,6 +183,7 @@ class TextStream:
         end = min(found, default=end)
         if end > 0:
             self._pieces.append(text[:end])
+            self._size += end
         self._held = "" if found else text[end:]
 
     def flush(self) -> None:
@@ -189,7 +199,24 @@ class TextStream:
             self._held = ""
         piece = "".join(self._pieces[self._num_released :])
         self._num_released = len(self._pieces)
+        self._num_out += len(piece)
         return piece
+
+    def release_each(self, places: range, is_final: bool = False) -> list[str]:
+        """Return what `release` would, cut into what became final with each of some tokens; [] for none.
+
+        Args:
+            places: of the tokens among those pushed, up to the last one; those behind were never pushed (an end token).
+            is_final: no more tokens come: the text behind an open end goes with the last one.
+        """
+        if not places:
+            return []
+        began = self._num_out
+        piece = self.release(is_final)
+        ends = [max(0, end - began) for end in self.ends[places.start : places.stop]]
+        ends += [ends[-1] if ends else 0] * (len(places) - len(ends))
+        ends[-1] = len(piece)
+        return [piece[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def _held_back(self, text: str, stops: Sequence[str]) -> int:
         """Return how many trailing characters could be the start of a stop string."""

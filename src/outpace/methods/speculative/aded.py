@@ -43,6 +43,7 @@ class Aded(Method):
 
     name: ClassVar[str] = "aded"
     family: ClassVar[str] = "speculative"
+    reads: ClassVar[frozenset[str]] = frozenset()
     summary: ClassVar[str] = "Searches a tri-gram law, updated as text is written, for a tree of drafts."
     paper: ClassVar[Paper] = Paper(
         "Adaptive Draft-Verification for Efficient Large Language Model Decoding",

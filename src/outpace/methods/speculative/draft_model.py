@@ -54,6 +54,7 @@ class DraftModel(RuledDraft):
 
     name: ClassVar[str] = "draft-model"
     family: ClassVar[str] = "speculative"
+    reads: ClassVar[frozenset[str]] = frozenset({"law"})
     summary: ClassVar[str] = "A small model of the same vocabulary drafts a chain or a tree; the target checks it."
     paper: ClassVar[Paper] = Paper(
         "Fast Inference from Transformers via Speculative Decoding",

@@ -38,6 +38,7 @@ class PromptLookup(Method):
 
     name: ClassVar[str] = "prompt-lookup"
     family: ClassVar[str] = "speculative"
+    reads: ClassVar[frozenset[str]] = frozenset()
     summary: ClassVar[str] = "Drafts what followed the same tokens earlier in prompt or output."
     paper: ClassVar[Paper] = Paper("Prompt Lookup Decoding", "Saxena", 2023)
 

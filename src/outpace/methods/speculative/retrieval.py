@@ -61,6 +61,7 @@ class Retrieval(Method):
 
     name: ClassVar[str] = "retrieval"
     family: ClassVar[str] = "speculative"
+    reads: ClassVar[frozenset[str]] = frozenset()
     summary: ClassVar[str] = "Drafts a tree of what followed the same tokens in a corpus, or in the text itself."
     paper: ClassVar[Paper] = Paper(
         "REST: Retrieval-Based Speculative Decoding",

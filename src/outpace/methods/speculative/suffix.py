@@ -49,6 +49,7 @@ class Suffix(Method):
 
     name: ClassVar[str] = "suffix"
     family: ClassVar[str] = "speculative"
+    reads: ClassVar[frozenset[str]] = frozenset()
     summary: ClassVar[str] = "Drafts from counts of what followed the longest matching end of the text."
     paper: ClassVar[Paper] = Paper(
         "SuffixDecoding: Extreme Speculative Decoding for Emerging AI Applications",

@@ -44,6 +44,7 @@ class TokenRecycling(Method):
 
     name: ClassVar[str] = "token-recycling"
     family: ClassVar[str] = "speculative"
+    reads: ClassVar[frozenset[str]] = frozenset({"scores"})
     harvests: ClassVar[bool] = True
     summary: ClassVar[str] = "Drafts a tree of the candidates last scored after each token."
     paper: ClassVar[Paper] = Paper(

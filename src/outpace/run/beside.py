@@ -1,0 +1,161 @@
+"""Rows of several methods side by side: proposals laid into one, what came of it told apart, decisions put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from outpace.types import Decision, Outcome, Proposal
+
+__all__ = ["lay_beside", "merge", "outcome_of", "padded", "part_of", "pick"]
+
+Index = Sequence[int]
+
+
+def lay_beside(proposals: Sequence[Proposal], places: Sequence[Index]) -> Proposal:
+    """Lay chains and trees of several groups of rows into one proposal; chains become trees where a tree stands beside.
+
+    Laws stay with the groups' own proposals: what is laid beside each other is what is forwarded.
+
+    Args:
+        proposals: one per group, none with positions, sights or inputs of its own.
+        places: per group, its rows; together all rows, each once.
+    """
+    count, width = sum(map(len, places)), max(proposal.tokens.shape[1] for proposal in proposals)
+    device = proposals[0].tokens.device
+    tokens = torch.zeros(count, width, dtype=torch.int64, device=device)
+    parent = torch.full_like(tokens, -1) if any(proposal.parent is not None for proposal in proposals) else None
+    length, origin = [0] * count, [""] * count
+    for proposal, index in zip(proposals, places, strict=True):
+        own, rows = proposal.tokens.shape[1], torch.tensor(list(index), device=device)
+        tokens[rows, :own] = proposal.tokens
+        if parent is not None:
+            chain = torch.arange(-1, own - 1, device=device)
+            parent[rows, :own] = chain if proposal.parent is None else proposal.parent
+        names = [proposal.origin] * len(index) if isinstance(proposal.origin, str) else proposal.origin
+        for row, nodes, name in zip(index, proposal.length, names, strict=True):
+            length[row], origin[row] = nodes, name
+    notes = dict.fromkeys(proposal.note for proposal in proposals if proposal.note)
+    return Proposal(tokens, length, parent, origin=origin, note="; ".join(notes))
+
+
+def padded(proposal: Proposal, count: int) -> Proposal:
+    """Return a proposal with `count` rows more that propose nothing, as `lay_out` reads it."""
+
+    def grow(values: Tensor | None, value: float = 0) -> Tensor | None:
+        if values is None:
+            return None
+        return torch.cat([values, values.new_full((count, *values.shape[1:]), value)])
+
+    tokens, visible = grow(proposal.tokens), grow(proposal.visible)
+    assert tokens is not None
+    return replace(
+        proposal,
+        tokens=tokens,
+        length=[*proposal.length, *[0] * count],
+        parent=grow(proposal.parent, -1),
+        position=grow(proposal.position, -1),
+        visible=visible,
+        ask=grow(proposal.ask, -1),
+        inputs=grow(proposal.inputs),
+        law=None,
+    )
+
+
+def part_of(laid: Proposal, own: Proposal, index: Index) -> Proposal:
+    """Return a group's own proposal as it was forwarded: cut where the one that it was laid into was.
+
+    Args:
+        laid: the proposal of all rows.
+        own: the group's, before.
+        index: the group's rows.
+    """
+    width = min(own.tokens.shape[1], laid.tokens.shape[1])
+    rows = torch.tensor(list(index), device=laid.tokens.device)
+    return replace(
+        own,
+        tokens=laid.tokens[rows, :width],
+        length=[laid.length[i] for i in index],
+        parent=None if own.parent is None else own.parent[:, :width],
+        law=None if own.law is None else replace(own.law, probs=own.law.probs[:, :width]),
+    )
+
+
+def pick(decision: Decision, index: Index) -> Decision:
+    """Return what was decided of some rows; nobody among them continues another."""
+    rows = torch.tensor(list(index), device=decision.tokens.device)
+
+    def take(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[rows]
+
+    flags, chances = take(decision.is_recovered), take(decision.log_probs)
+    return Decision(
+        decision.tokens[rows], decision.num[rows], take(decision.path), is_recovered=flags, log_probs=chances
+    )
+
+
+def merge(decisions: Sequence[Decision], places: Sequence[Index]) -> Decision:
+    """Put the decisions of several groups of rows together; rows continue others of their group only.
+
+    Args:
+        decisions: one per group, none that lists what its cache keeps.
+        places: per group, its rows; together all rows, each once.
+    """
+    if len(decisions) == 1 and list(places[0]) == list(range(len(places[0]))):
+        return decisions[0]
+    first, count = decisions[0], sum(map(len, places))
+    width, device = max(decision.tokens.shape[1] for decision in decisions), first.tokens.device
+    tokens = torch.full((count, width), -1, dtype=torch.int64, device=device)
+    num, is_recovered = torch.zeros_like(tokens[:, 0]), torch.zeros(count, dtype=torch.bool, device=device)
+    has_paths = any(decision.path is not None for decision in decisions)
+    path = torch.full_like(tokens, -1) if has_paths else None
+    source = torch.arange(count, device=device) if any(one.source is not None for one in decisions) else None
+    for decision, index in zip(decisions, places, strict=True):
+        rows, own = torch.tensor(list(index), device=device), decision.tokens.shape[1]
+        tokens[rows, :own], num[rows] = decision.tokens, decision.num
+        if decision.is_recovered is not None:
+            is_recovered[rows] = decision.is_recovered
+        if path is not None:
+            path[rows, :own] = _paths(decision)
+        if source is not None and decision.source is not None:
+            source[rows] = rows[decision.source]
+    return Decision(tokens, num, path, source=source, is_recovered=is_recovered)
+
+
+def _paths(decision: Decision) -> Tensor:
+    """Return [B, N] the node of every token; behind the last one that counts there may be anything."""
+    if decision.path is not None:
+        return decision.path
+    order = torch.arange(decision.tokens.shape[1], device=decision.tokens.device)
+    return torch.where(order < decision.num.unsqueeze(1) - 1, order, -1)
+
+
+def outcome_of(
+    outcome: Outcome, index: Index, proposal: Proposal | None, decision: Decision | None, *, has_scores: bool = True
+) -> Outcome:
+    """Return what a step came to for some rows, with a group's own proposal and decision; its scores where wanted."""
+    asked = 0 if outcome.scores is None else outcome.scores.logits.shape[1]
+    if proposal is not None:
+        asked = 1 + proposal.tokens.shape[1]
+    return Outcome(
+        [outcome.emitted[i] for i in index],
+        [outcome.accepted[i] for i in index],
+        [outcome.path[i] for i in index] if outcome.path else [],
+        proposal,
+        decision,
+        outcome.scores.part(index, asked) if has_scores and outcome.scores is not None else None,
+        [outcome.chunk[i] for i in index] if outcome.chunk else [],
+        outcome.seconds,
+        beside=_beside(outcome, index),
+        read=outcome.read,
+    )
+
+
+def _beside(outcome: Outcome, index: Index) -> tuple[int, int]:
+    rows, nodes = outcome.beside
+    if outcome.proposal is not None:
+        nodes += sum(outcome.proposal.length) - sum(outcome.proposal.length[i] for i in index)
+    return rows + len(outcome.emitted) - len(index), nodes
