@@ -97,6 +97,7 @@ def read_traits(lm: LanguageModel) -> Traits:
         is_encoder_decoder=offered.is_encoder_decoder,
         has_chat=lm.tokenizer is not None and lm.tokenizer.has_chat,
         created=int(time.time()),
+        defaults={**lm.generation.law, **lm.generation.sampling},
         end_tokens=lm.end_tokens,
         has_hidden=offered.has_hidden and not offered.is_encoder_decoder,
     )
