@@ -20,7 +20,7 @@ _PUBLIC = {
     "Engine": "outpace.engine.core",
     "EngineProcess": "outpace.engine.process",
     "LanguageModel": "outpace.api.engine",
-    "Limits": "outpace.engine.scheduler",
+    "Limits": "outpace.engine.limits",
     "Result": "outpace.api.result",
     "Run": "outpace.run.loop",
     "Row": "outpace.run.row",

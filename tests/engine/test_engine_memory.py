@@ -11,7 +11,7 @@ from asking import answer, run, told, wanted
 
 import outpace
 from outpace import Ask, Engine, LanguageModel
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 from outpace.errors import ConfigError
 
 PREFIX = "Once upon a time there was a little girl who liked to play in the garden with her dog. " * 3

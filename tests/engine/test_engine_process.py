@@ -14,8 +14,8 @@ from asking import answer, arguments, told, wanted
 import outpace
 from outpace import Ask, LanguageModel
 from outpace.engine.face import Gone
+from outpace.engine.limits import Limits
 from outpace.engine.process import EngineProcess
-from outpace.engine.scheduler import Limits
 from outpace.errors import ConfigError, ModelError
 
 PROMPTS = ["Once upon a time", "Tom had a red ball.", "A"]

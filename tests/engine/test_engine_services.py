@@ -12,7 +12,7 @@ from asking import answer, run, told, wanted
 
 import outpace
 from outpace import Ask, Engine, LanguageModel
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 from outpace.errors import CapabilityError, ConfigError
 from outpace.types import Outputs
 

@@ -11,7 +11,7 @@ from asking import METHODS, answer, arguments, run, told, wanted
 
 import outpace
 from outpace import Ask, Engine, LanguageModel
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 
 PROMPTS = ["the quick brown fox", "the lazy dog and then the", "x", "sleeps " * 30]
 

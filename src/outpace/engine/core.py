@@ -12,7 +12,7 @@ from outpace.api.engine import LanguageModel, load
 from outpace.api.result import Result
 from outpace.engine.entry import Sink
 from outpace.engine.face import Ask, Face, Load, Ticket, Traits
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 from outpace.engine.tickets import LoopTicket, Outbox
 from outpace.engine.worker import Worker
 
