@@ -59,7 +59,7 @@ class Scripted(Face):
         return _Scripted(self)
 
     async def embed(self, texts: Sequence[Sequence[int]], pooling: str = "mean") -> list[list[float]]:
-        raise NotImplementedError
+        return [[1.0] for _ in texts]
 
     async def load(self) -> Load:
         return Load(is_alive=self.is_alive)

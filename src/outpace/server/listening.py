@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -68,7 +69,8 @@ class _Protocol(H11Protocol):
     def _look(self) -> None:
         if self.transport.is_closing():
             return
-        is_idle = self.cycle is None or self.cycle.response_complete
+        cycle: Any = self.cycle  # None until a request's head is whole
+        is_idle = cycle is None or cycle.response_complete
         if is_idle and self._is_waiting:  # twice in a row
             self.transport.close()
             return
