@@ -30,7 +30,7 @@ from outpace.bench.report import Table, new_report
 from outpace.errors import ConfigError
 from outpace.schedule.cost import CostCurve
 
-__all__ = ["length_law", "poisson", "read_curve", "read_trace", "summarise"]
+__all__ = ["draw_jobs", "length_law", "poisson", "read_curve", "read_trace", "summarise"]
 
 _WARM = 0.1  # of the requests, the first ones: they find an empty fleet, and are not counted
 _SHARES = (50, 90, 99)
@@ -165,7 +165,12 @@ def summarise(jobs: Sequence[Job], busy: float, replicas: int, price: float) -> 
     return found
 
 
-def _jobs(given: argparse.Namespace) -> list[Job]:
+def draw_jobs(given: argparse.Namespace) -> list[Job]:
+    """Return the requests that a command line asks for.
+
+    Raises:
+        ConfigError: its arrivals or lengths cannot be read.
+    """
     kind, _, value = given.arrivals.partition(":")
     if kind == "trace" and value:
         return read_trace(value)
@@ -194,7 +199,7 @@ def _work(given: argparse.Namespace) -> None:
         draft_cost=given.draft_cost,
         is_adaptive=given.draft == "auto",
     )
-    jobs, rows = _jobs(given), list[dict[str, Any]]()
+    jobs, rows = draw_jobs(given), list[dict[str, Any]]()
     for replicas in given.replicas:
         settings = replace(base, replicas=replicas)
         ended, busy = simulate([replace(job) for job in jobs], times, settings, random.Random(given.seed + 1))
