@@ -2,9 +2,9 @@
 
     python -m outpace.bench.fleet_check --model stories --arrivals poisson:4 --requests 60
 
-Step costs are measured before and after, as `outpace tune` does, with 1 row and with as many as the engine writes side by
-side; in between the engine is asked, and then the same requests are simulated. Prompts are random tokens, and texts are as long as
-their requests say, so nothing but costs and queues decides. Texts are written plainly.
+Step costs are measured before and after, as `outpace tune` does, with 1 row and with as many as the engine writes side
+by side; in between the engine is asked, and then the same requests are simulated. Prompts are random tokens, and texts
+are as long as their requests say, so nothing but costs and queues decides. Texts are written plainly.
 """
 
 from __future__ import annotations
