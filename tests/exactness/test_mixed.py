@@ -72,13 +72,14 @@ def alone(method: Method, given: tuple[Any, ...]) -> list[int]:
     return row.written
 
 
-def mixed_run() -> Run:
-    return Run(TARGET, Mixed(Autoregressive()), Sampling(), capacity=160, chunk=4)
+def mixed_run(is_paged: bool = False) -> Run:
+    pages = TARGET.new_pool(400, 16) if is_paged else None
+    return Run(TARGET, Mixed(Autoregressive()), Sampling(), capacity=160, chunk=4, pages=pages)
 
 
-def write_beside(rows: Sequence[Row], chance: random.Random, budget: int | None) -> None:
+def write_beside(run: Run, rows: Sequence[Row], chance: random.Random, budget: int | None) -> None:
     """Write rows that join, and now and then leave and join again, at random steps."""
-    run, late = mixed_run(), list(rows)
+    late = list(rows)
     for _ in range(10_000):
         while late and (not run.rows or chance.random() < 0.5):
             run.join([late.pop()], in_line=budget is not None)
@@ -92,15 +93,16 @@ def write_beside(rows: Sequence[Row], chance: random.Random, budget: int | None)
     raise AssertionError("It does not end.")
 
 
+@pytest.mark.parametrize("is_paged", [False, True], ids=["slots", "pages"])
 @pytest.mark.parametrize("budget", [None, 3])
-@pytest.mark.parametrize("seed", range(4))
-def test_every_mixture_writes_what_its_rows_write_alone(seed: int, budget: int | None) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_every_mixture_writes_what_its_rows_write_alone(seed: int, budget: int | None, is_paged: bool) -> None:
     chance, rows, drawn = random.Random(seed), [], []
     for number, method in enumerate(chance.sample(EXACT, len(EXACT))):
         law, prompt = chance.choice(list(SETTINGS)), chance.choice(PROMPTS)
         stop = chance.choice(["", "", "dDeE", "cCbB"])
         drawn.append((method, prompt, law, number % 3, chance.randint(1, 20), stop))
     rows = [make_row(*given) for given in drawn]
-    write_beside(rows, chance, budget)
+    write_beside(mixed_run(is_paged), rows, chance, budget)
     for given, row in zip(drawn, rows, strict=True):
         assert row.written == alone(Autoregressive(), given), given

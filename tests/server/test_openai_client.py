@@ -137,6 +137,19 @@ def test_stops_end_a_text_and_may_show(client: openai.OpenAI) -> None:
         assert "".join(chunk.choices[0].text for chunk in chunks) == before + (stop if shown else "")
 
 
+def test_stop_tokens_end_a_text_and_may_show(client: openai.OpenAI, stories: outpace.LanguageModel) -> None:
+    settings = {"model": "stories", "prompt": "Once upon a time", "max_tokens": 20, "temperature": 0}
+    whole = client.completions.create(**settings, extra_body={"return_token_ids": True}).choices[0]
+    token = whole.token_ids[9]
+    for shown in (False, True):
+        extra = {"stop_token_ids": [token], "include_stop_str_in_output": shown, "return_token_ids": True}
+        choice = client.completions.create(**settings, extra_body=extra).choices[0]
+        first = whole.token_ids.index(token)
+        assert choice.token_ids == whole.token_ids[: first + 1]
+        assert (choice.finish_reason, choice.stop_reason) == ("stop", token)
+        assert choice.text == stories.tokenizer.decode(whole.token_ids[: first + shown])
+
+
 def test_gaps_are_filled_on_masked_models(client: openai.OpenAI) -> None:
     settings = {"model": "mask", "prompt": "Once upon a time", "suffix": " and they slept.", "max_tokens": 8}
     found = client.completions.create(**settings, temperature=0)

@@ -232,11 +232,6 @@ class Cache:
         for buffer, new in zip(self.buffers, entries, strict=True):
             buffer[row].movedim(self.slot_axis - 1, 0)[first : first + len(new)] = new
 
-    def outline(self, index: Sequence[int]) -> Cache:
-        """Return a cache that tells of some rows what this one does (lengths, capacity, device), without entries."""
-        lengths = [self.lengths[i] for i in index]
-        return Cache([buffer[:0] for buffer in self.buffers[:1]], self.slot_axis, self.counter, lengths, (), self.limit)
-
     def leave(self, stay: Sequence[int]) -> None:
         """Keep the given rows, in that order, in place; a row that stays where it is costs nothing.
 

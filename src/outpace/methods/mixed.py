@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from outpace.accept import sample_and_match
-from outpace.cache import Cache
 from outpace.errors import ConfigError
 from outpace.methods.base import Method
 from outpace.run import state as trees
@@ -78,8 +77,7 @@ class Group:
         if self._bound is not view.sampler:  # rows keep their samplers until some join or leave
             self._bound, self.sampler = view.sampler, view.sampler.rows(self.rows)
         assert self.sampler is not None
-        held = view.cache.part if "cache" in self.method.reads else view.cache.outline
-        return view.part(self.rows, held(self.rows), self.sampler)
+        return view.part(self.rows, view.cache.part(self.rows), self.sampler)
 
 
 class Groups:
@@ -227,15 +225,14 @@ class Mixed(Method):
 
 def _context_of(context: Context, group: Group, wanted: Wanted | None) -> Context:
     """Return what a group's method gets as its rows join."""
-    rows, cache = group.rows, context.cache
-    held: Cache | None = None if cache is None else cache.outline(rows)
+    rows = group.rows
     return replace(
         context,
         texts=[context.texts[i] for i in rows],
         sampler=context.sampler.rows(rows),
         models=group.models,
         memory=group.memory,
-        cache=held,
+        cache=None if context.cache is None else context.cache.part(rows),
         tokenizers=context.tokenizers if wanted is None else wanted.tokenizers,
         sources=[context.sources[i] for i in rows] if context.sources else [],
         canvases=[context.canvases[i] for i in rows] if context.canvases else [],
@@ -261,7 +258,7 @@ def _match(proposal: Proposal, scores: Scores, view: View, rows: list[int]) -> D
     parent = None if proposal.parent is None else proposal.parent[rows]
     own = Proposal(proposal.tokens[rows], [proposal.length[i] for i in rows], parent)
     part = scores.part(rows, scores.logits.shape[1])
-    return sample_and_match(own, part, view.part(rows, view.cache.outline(rows)))
+    return sample_and_match(own, part, view.part(rows, view.cache.part(rows)))
 
 
 def _outcomes(outcome: Outcome, groups: Sequence[Group]) -> list[Outcome]:

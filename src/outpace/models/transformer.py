@@ -262,8 +262,7 @@ class Transformer(Adapter):
             self.check(outputs, skip)
         cache.counter.add(rows * size, self.spec.num_layers - len(skip))
         if self._compiled is not None:
-            with cache.dense(size) as dense:
-                return self._compiled.score(tokens, position, visible, dense, ask, outputs, inputs, skip)
+            return self._compiled.score(tokens, position, visible, cache, ask, outputs, inputs, skip)
         with cache.dense(size) as dense:
             # A recorded forward is found by where its cache lies, so one on a lent copy is run plainly.
             if self.graphs is not None and inputs is None and dense is cache and self._can_record(size):

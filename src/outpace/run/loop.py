@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from outpace.cache import Cache
+from outpace.cache import Cache, Pages
 from outpace.errors import ConfigError
 from outpace.run.batch import Batch, bind
 from outpace.run.beside import padded
@@ -48,8 +48,10 @@ class Run:
         width: every scoring forward has exactly this many window nodes (batch-invariant mode); 0 = as proposed.
         device: where tokens are laid out.
         tokenizers: by role, for methods that work on text.
+        pages: where the target's entries lie, of its `new_pool`; None = each row has slots of its own.
         watch: called after every step with the rows that took part and its Outcome, reports included (traces); it may
             only read.
+        on_leave: called with every row that leaves, the cache and its place there, while its entries are still held.
     """
 
     def __init__(
@@ -68,12 +70,14 @@ class Run:
         device: torch.device | str = "cpu",
         tokenizers: Mapping[str, Tokenizer] | None = None,
         watch: Callable[[Sequence[Row], Outcome], None] | None = None,
+        pages: Pages | None = None,
+        on_leave: Callable[[Row, Cache, int], None] | None = None,
     ) -> None:
         self.target, self.method, self.settings = target, method, settings
         self.capacity, self.models, self.memory = capacity, dict(models or {}), memory
         self.record, self.chunk, self.width, self.device = tuple(record), chunk, width, torch.device(device)
-        self.num_top = num_top
-        self.tokenizers, self.watch = dict(tokenizers or {}), watch
+        self.num_top, self.on_leave = num_top, on_leave
+        self.tokenizers, self.watch, self.pages = dict(tokenizers or {}), watch, pages
         self.counters = {"target": Counter(), "draft": Counter()}
         self.seconds = {"prefill": 0.0, "draft": 0.0, "score": 0.0, "accept": 0.0, "total": 0.0}
         self.num_steps = 0
@@ -113,7 +117,7 @@ class Run:
         in_line = in_line and offered.attention == "causal" and not (offered.turns_at or self.width)
         # Side by side, every row stages as many entries as the widest one, prefill chunks included.
         slots = self.capacity + (self.chunk if in_line or len(rows) + len(self.rows) > 1 else 0)
-        cache = self.target.new_cache(len(rows), slots, self.counters["target"])
+        cache = self._new_cache(rows, slots)
         if self.width:  # every slot is summed over, from the first step on
             cache.has_fixed_extent = True
             cache.reserve(slots)
@@ -129,12 +133,28 @@ class Run:
         if self._is_mixed:
             self._sum_needs()
 
+    def _new_cache(self, rows: Sequence[Row], slots: int) -> Cache:
+        """Return a cache for joining rows, on pages where there are any: those that hold what a row begins with too."""
+        if self.pages is None:
+            return self.target.new_cache(len(rows), slots, self.counters["target"])
+        cache = self.pages.new_cache(len(rows), self.counters["target"], slots)
+        for at, row in enumerate(rows):
+            if row.cached is not None:
+                cache.attach(at, *row.cached)
+                row.cached = None
+        return cache
+
     def _sum_needs(self) -> None:
         methods = {id(row.wanted): row.wanted.method for row in self.rows if row.wanted is not None}
         self._needs = functools.reduce(lambda needs, one: needs | one.needs, methods.values(), self.method.needs)
 
     def leave(self, gone: Sequence[Row]) -> None:
         """Take rows out between two steps; each keeps its tokens and may join a run again."""
+        if self.on_leave is not None and self.batch.cache is not None:
+            leaving = set(gone)
+            for place, row in enumerate(self.rows):
+                if row in leaving:
+                    self.on_leave(row, self.batch.cache, place)
         self.batch.leave(gone)
         if self._is_mixed:
             self._sum_needs()

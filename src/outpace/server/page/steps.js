@@ -35,6 +35,8 @@ function choose(index) {
   $("step").value = index;
   shown.select(index);
   $("spark").replaceChildren(spark(shown.steps, index));
+  const [at, box] = [$("spark").querySelector(".now").getBoundingClientRect(), $("spark").getBoundingClientRect()];
+  if (at.left < box.left || at.right > box.right) $("spark").scrollLeft += at.left - box.left - box.width / 2;
   const { title, detail } = inWords(step, shown.steps.length);
   $("step-facts").replaceChildren(make("strong", {}, title), ` ${detail}`);
   $("step").setAttribute("aria-valuetext", `${title} ${detail}`);
