@@ -42,7 +42,7 @@ def check(lm: LanguageModel, seed: int, count: int, limits: Limits, prompts: lis
     run(lambda: Engine(lm, limits=limits), use)
 
 
-@pytest.mark.parametrize(("max_rows", "count"), [(1, 5), (7, 20), (32, 40)])
+@pytest.mark.parametrize(("max_rows", "count"), [(1, 4), (7, 12), (32, 32)])
 def test_a_full_batch_writes_what_each_ask_alone_writes(lm: LanguageModel, max_rows: int, count: int) -> None:
     check(lm, max_rows, count, Limits(max_rows=max_rows, step_tokens=40), PROMPTS)
 

@@ -42,7 +42,7 @@ def _by_parts(proposal: Proposal, scores: Scores, view: View) -> Decision:
     for index in places:
         parent = None if proposal.parent is None else proposal.parent[index]
         own = Proposal(proposal.tokens[index], [proposal.length[i] for i in index], parent)
-        seen = view.part(index, view.cache.outline(index))
+        seen = view.part(index, view.cache.part(index))
         decisions.append(sample_and_match(own, scores.part(index, asked), seen))
     return merge(decisions, places)
 

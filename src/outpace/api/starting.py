@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from outpace.api.request import Request, split
 from outpace.api.running import Job, Plan
 from outpace.api.scoring import check_top
 from outpace.arguments import flag, given
+from outpace.cache import Cache, Pages
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_fit
@@ -208,11 +209,26 @@ def new_run(lm: LanguageModel, plan: Plan, longest: int) -> Run:
     )
 
 
-def shared_run(lm: LanguageModel) -> Run:
-    """Return a run, without rows, whose rows bring settings and methods of their own: see `own`."""
+def shared_run(
+    lm: LanguageModel, pages: Pages | None = None, on_leave: Callable[[Row, Cache, int], None] | None = None
+) -> Run:
+    """Return a run, without rows, whose rows bring settings and methods of their own: see `own`.
+
+    Args:
+        lm: what writes.
+        pages, on_leave: as of a `Run`.
+    """
     longest, method = lm.target.capabilities.max_positions, Mixed(load_method("autoregressive")())
-    given = {"capacity": longest + _WIDEST, "chunk": CHUNK, "device": lm.target.device}
-    return Run(lm.target, method, Sampling(), **given)
+    return Run(
+        lm.target,
+        method,
+        Sampling(),
+        capacity=longest + _WIDEST,
+        chunk=CHUNK,
+        device=lm.target.device,
+        pages=pages,
+        on_leave=on_leave,
+    )
 
 
 def own(plan: Plan) -> None:

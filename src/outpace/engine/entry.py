@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from outpace.api.result import Result
 from outpace.api.running import Plan
 from outpace.engine.face import Ask, Piece, Token
 from outpace.run.row import Row
-from outpace.types import Outcome
+from outpace.types import Guarantee, Outcome
 
 __all__ = ["Entry", "Scored", "Sink", "step_of"]
 
 Scored = list[tuple[float | None, list[tuple[int, float]]]]
 
 
-@runtime_checkable
-class Sink(Protocol):
-    """Where an ask's answers go. Called in the engine's thread, but for `taken` and `refused`."""
+class Sink:
+    """Where an ask's answers go; here, nowhere. Called in the engine's thread, but for `taken` and `refused`."""
 
     def taken(self, prompt_tokens: Sequence[int]) -> None:
-        """The ask is in the queue."""
+        """Hear that the ask is in the queue."""
 
     def refused(self, error: Exception) -> None:
-        """It cannot be taken in; nothing follows."""
+        """Hear that it cannot be taken in; nothing follows."""
 
     def put(self, piece: Piece) -> None:
-        """Something became final."""
+        """Take what became final."""
 
     def end(self, results: list[Result] | None, error: Exception | None = None) -> None:
-        """All samples have ended, or the ask has failed as a whole; nothing follows."""
+        """Take the results of all samples, or why the ask has failed as a whole; nothing follows."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +52,11 @@ class Entry:
         scored: the prompt's log-probabilities, once they are known.
         seconds: of the run that writes it when its first row was begun.
         is_cancelled: the caller wants no more.
-        error: what failed the ask as a whole.
+        may_share: its rows are written in one run with those of others.
+        is_kept: what was read of its prompt is in the cache for others.
+        has_forks, width, may_wait: of its method, asked once: rows continue each other; window nodes, the root among
+            them; and a text may be taken up again from what is written.
+        key: whose entries it may begin with; None = nobody's.
     """
 
     ask: Ask
@@ -74,14 +77,21 @@ class Entry:
     scored: Scored = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     is_cancelled: bool = False
-    error: Exception | None = None
+    may_share: bool = False
+    is_kept: bool = False
+    has_forks: bool = False
+    width: int = 1
+    may_wait: bool = True
+    key: Hashable = None
 
     def __post_init__(self) -> None:
         self.waiting, self.left = list(self.plan.rows), len(self.plan.rows)
         self.handed = dict.fromkeys(self.plan.rows, 0)
-        plan, has_forks = self.plan, self.plan.method.needs.has_forks
-        for row in plan.rows:
-            row.group, row.steps = self.arrival if has_forks else None, []
+        needs, is_exact = self.plan.method.needs, self.plan.method.guarantee is Guarantee.EXACT
+        self.has_forks, self.width, self.may_wait = needs.has_forks, needs.width + 1, is_exact and not needs.has_forks
+        self.key = ("", self.ask.salt) if is_exact else None  # the name of an adapter, once rows may have one
+        for row in self.plan.rows:
+            row.group, row.steps = self.arrival if needs.has_forks else None, []
 
     def piece(self, row: Row, step: dict[str, Any] | None = None) -> Piece | None:
         """Return what is new of a row since the last time; None = nothing.
@@ -91,7 +101,7 @@ class Entry:
             step: what its step did, where the ask is traced.
         """
         first, written, is_final = self.handed[row], len(row.tokens) - row.num_prompt, row.finish is not None
-        if not is_final and ((first == written and step is None) or self.plan.method.needs.has_forks):
+        if not is_final and ((first == written and step is None) or self.has_forks):
             return None  # another's text may replace that of a row that forks
         places = range(first, written)
         texts = [""] * len(places) if row.text is None else row.text.release_each(places, is_final)

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from outpace.api.running import Plan, finish
-from outpace.api.starting import new_run, new_text, own, shared_run
+from outpace.api.running import finish
+from outpace.api.starting import CHUNK, new_run, new_text, own, shared_run
 from outpace.engine.entry import Entry, step_of
 from outpace.engine.lane import Lane
+from outpace.engine.memory import new_memory
 from outpace.engine.meter import Meter
+from outpace.engine.pace import Pace
 from outpace.engine.reading import read_prompt
-from outpace.errors import NoPages
+from outpace.errors import ConfigError, NoPages
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.text.stream import TextStream
-from outpace.types import FinishReason, Guarantee, Outcome
+from outpace.types import Capabilities, FinishReason, Outcome
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
@@ -33,13 +35,17 @@ class Limits:
     Attributes:
         max_rows: samples written side by side.
         max_queue: asks that wait beside those being written; more are refused.
-        step_tokens: most prompt tokens read in one step, beside what is being written.
+        step_tokens: most prompt tokens read in one step, beside what is being written; 0 = as many as make a step that
+            writes for others some 2.5 times as long, by what steps were measured to cost here.
+        cache_tokens: tokens whose entries the cache holds; 0 = as many as all samples may have, within half of the free
+            memory.
         age: after this many samples were begun before an ask that waits, it counts as one priority more urgent.
     """
 
     max_rows: int = 32
     max_queue: int = 256
-    step_tokens: int = 256
+    step_tokens: int = 0
+    cache_tokens: int = 0
     age: int = 64
 
 
@@ -64,6 +70,11 @@ class Scheduler:
         self._lanes: list[Lane] = []
         self._at: dict[Row, tuple[Entry, Lane]] = {}  # where the rows are that are being written
         self.num_begun, self._num_rows_begun = 0, 0
+        self._pace = Pace(limits.step_tokens)
+        self._memory = new_memory(lm.target, limits.cache_tokens, limits.max_rows, CHUNK)
+        if self._memory is not None:
+            self.meter.load.pages = self._memory.pages.num_pages
+            self.meter.load.page_size = self._memory.pages.page_size
         self._seconds = dict.fromkeys(("prefill", "draft", "score", "accept", "total"), 0.0)  # of all runs, by phase
 
     @property
@@ -74,13 +85,31 @@ class Scheduler:
     def add(self, entry: Entry) -> None:
         """Take an ask into the queue."""
         entry.seen = self._num_rows_begun
-        if _may_share(entry.plan, self.lm):
+        if _may_share(entry, self.lm.target.capabilities):
+            entry.may_share = True
             own(entry.plan)
         if entry.ask.prompt_log_probs is not None:
             ids = entry.plan.rows[0].tokens[: entry.plan.rows[0].num_prompt]
-            entry.reading = read_prompt(self.lm.target, ids, entry.ask.prompt_log_probs, self.limits.step_tokens)
+            entry.reading = read_prompt(self.lm.target, ids, entry.ask.prompt_log_probs, CHUNK)
         self.entries.append(entry)
         self.meter.taken(entry)
+
+    def check(self, entry: Entry) -> None:
+        """Refuse what can never be written here.
+
+        Raises:
+            ConfigError: the cache does not hold so long a text.
+        """
+        row = entry.plan.rows[0]
+        if self._memory is None or not _may_share(entry, self.lm.target.capabilities):
+            return
+        most = row.num_prompt + row.max_tokens + entry.width
+        if self._memory.pages.needed(most) > self._memory.pages.num_pages:
+            held = self._memory.pages.num_pages * self._memory.pages.page_size
+            raise ConfigError(
+                f"The text may have {most} tokens with its drafts, but the cache holds {held}.",
+                "Ask for fewer tokens, or give the engine a larger cache.",
+            )
 
     def turn(self) -> None:
         """End what is cancelled, begin what has room, and advance everything by one step."""
@@ -91,6 +120,8 @@ class Scheduler:
         for lane in self._lanes:
             self._step(lane)
         self._lanes = [lane for lane in self._lanes if lane.rows or lane.is_shared]
+        shared = next((lane.run for lane in self._lanes if lane.is_shared), None)
+        self.meter.load.pages_used = 0 if self._memory is None else self._memory.count(shared)
         self.meter.load.running = len(self._at)
         self.meter.load.waiting = sum(not entry.running for entry in self.entries)
 
@@ -131,13 +162,27 @@ class Scheduler:
         return entry.ask.priority - age, entry.running, entry.arrival
 
     def _admit(self) -> None:
+        """Begin what has room, the most urgent first; nobody overtakes who waits for pages."""
         joining: dict[Lane, list[Row]] = {}
-        while due := [entry for entry in self.entries if entry.waiting and entry.reading is None]:
+        passed, promised = set[Entry](), 0
+        while due := [one for one in self.entries if one.waiting and one.reading is None and one not in passed]:
             entry = min(due, key=self._order)
             # Rows that may continue each other's texts join together.
-            rows = list(entry.waiting) if entry.plan.method.needs.has_forks else entry.waiting[:1]
+            rows = list(entry.waiting) if entry.has_forks else entry.waiting[:1]
             if self._at and len(self._at) + len(rows) > self.limits.max_rows:
                 break
+            known = 0
+            if entry.may_share and self._memory is not None:
+                known = self._memory.begin(rows[0], entry.key)
+                if self._is_being_read(entry, rows[0], known):
+                    rows[0].cached = None
+                    passed.add(entry)
+                    continue
+                pages = self._pages_for(entry, rows[0], known)
+                if self._at and not self._memory.has(promised + pages + self._outstanding()):
+                    rows[0].cached = None
+                    break
+                promised += pages
             lane = self._lane(entry)
             entry.waiting = entry.waiting[len(rows) :]
             entry.running += len(rows)
@@ -147,15 +192,46 @@ class Scheduler:
             if entry.begun is None:
                 entry.seconds = dict(self._seconds)
                 self.num_begun += 1
-                self.meter.begun(entry, self._clock(), 0)
+                self.meter.begun(entry, self._clock(), min(known, rows[0].num_prompt))
         for lane, rows in joining.items():
             self._join(lane, rows)
+
+    def _is_being_read(self, entry: Entry, row: Row, known: int) -> bool:
+        """Return whether a row is being read whose prompt another one begins with, which then finds it in the cache."""
+        if self._memory is None or entry.key is None:
+            return False
+        reading = [one for one, (owner, _) in self._at.items() if owner.may_share and not one.written]
+        return any(self._memory.is_shared(row, one, entry.key, known) for one in reading)
+
+    def _pages_for(self, entry: Entry, row: Row, known: int) -> int:
+        """Return how many pages a row takes to begin; all it may ever need where it could not leave and come again."""
+        assert self._memory is not None  # asked for where there are pages
+        size = self._memory.pages.page_size
+        most = len(row.tokens) if entry.may_wait else row.num_prompt + row.max_tokens
+        return self._memory.pages.needed(most + entry.width, known // size) + 1
+
+    def _outstanding(self) -> int:
+        """Return how many pages the running rows have been promised and not taken yet, one more for each."""
+        lane = next((lane for lane in self._lanes if lane.is_shared), None)
+        if lane is None or self._memory is None or not lane.rows:
+            return 0
+        most = []
+        for row in lane.run.rows:
+            entry, _ = self._at[row]
+            most.append((len(row.tokens) if entry.may_wait else row.num_prompt + row.max_tokens) + entry.width)
+        return self._memory.missing(lane.run, most) + len(most)
 
     def _join(self, lane: Lane, rows: Sequence[Row]) -> None:
         """Let rows join; if they cannot do so together, each does by itself, or fails."""
         try:
             lane.join(rows)
+            if lane.is_shared and self._memory is not None:
+                for row in rows:
+                    self._memory.restore(row, lane.run)
+        except NoPages:
+            self._put_back(rows)
         except Exception as error:
+            lane.run.leave([row for row in rows if row in lane.rows])
             if len(rows) > 1 and lane.is_shared:
                 for row in rows:
                     self._join(lane, [row])
@@ -166,51 +242,92 @@ class Scheduler:
     def _lane(self, entry: Entry) -> Lane:
         """Return where an ask's rows are written: beside others that want the same, or by themselves."""
         plan = entry.plan
-        if _may_share(plan, self.lm):
+        if entry.may_share:
             held = next((lane for lane in self._lanes if lane.is_shared), None)
-            new: Callable[[], Run] = partial(shared_run, self.lm)
+            new: Callable[[], Run] = self._new_shared
         else:
             held = next((lane for owner, lane in self._at.values() if owner is entry), None)
             longest = max(row.num_prompt + row.max_tokens for row in plan.rows)
             new = partial(new_run, self.lm, plan, longest)
         if held is None:
-            held = Lane(new, self._new_text, _may_share(plan, self.lm))
+            held = Lane(new, self._new_text, entry.may_share)
             self._lanes.append(held)
         return held
+
+    def _new_shared(self) -> Run:
+        memory = self._memory
+        if memory is None:
+            return shared_run(self.lm)
+        return shared_run(self.lm, memory.pages, memory.store)
 
     def _new_text(self, row: Row) -> TextStream | None:
         return new_text(self.lm, self._at[row][0].plan.request, row.tokens[: row.num_prompt])
 
     def _step(self, lane: Lane) -> None:
-        run, before = lane.run, dict(lane.run.seconds)
+        budget = self._pace.budget(len(lane.run.batch.rows))
+        self._make_room(lane, budget)
+        if not lane.rows:
+            return
+        run, before, unread = lane.run, dict(lane.run.seconds), lane.unread
         try:
-            rows, outcome, failed = lane.step(self.limits.step_tokens)
-        except NoPages as error:
-            self._preempt(lane, error)
+            rows, outcome, failed = lane.step(budget)
+        except NoPages as error:  # one more has to wait, or cannot go on
+            if not self._preempt(lane):
+                self._fail(lane.rows[-1], error)
             return
         finally:
             for name, value in run.seconds.items():
                 self._seconds[name] += value - before[name]
+        self._pace.add(run.seconds["total"] - before["total"], len(rows), unread - lane.unread)
         if outcome is not None:
             self.meter.stepped(outcome)
-        for row, error in failed.items():
-            self._fail(row, error)
+        for row, why in failed.items():
+            self._fail(row, why)
         for index, row in enumerate(rows):
             if row in self._at:
+                self._keep_prompt(lane, row, index)
                 self._hand_over(self._at[row][0], row, outcome, index)
 
-    def _preempt(self, lane: Lane, error: NoPages) -> None:
-        """Let the row that is wanted last wait until there are pages again; it goes on where it stood."""
-        may_wait = [row for row in lane.rows if self._at[row][0].plan.method.guarantee is Guarantee.EXACT]
-        if len(lane.rows) < 2 or not may_wait:  # there is nobody to wait for, or no way to go on
-            self._fail(lane.rows[-1], error)
+    def _keep_prompt(self, lane: Lane, row: Row, index: int) -> None:
+        """Let others begin with a prompt that was just read; what is written is kept when the row leaves."""
+        entry, cache = self._at[row][0], lane.run.batch.cache
+        if entry.is_kept or self._memory is None or cache is None or row.finish is not None:
             return
+        entry.is_kept = True
+        if row in lane.run.batch.rows:
+            self._memory.store(row, cache, lane.run.batch.rows.index(row))
+
+    def _make_room(self, lane: Lane, budget: int) -> None:
+        """Let rows wait until the pages suffice for the others; before a step, so that none is begun in vain."""
+        memory = self._memory
+        while memory is not None and lane.is_shared and lane.rows:
+            width = max(self._at[row][0].width for row in lane.rows)
+            if memory.has(memory.needed(lane.run, width, budget)):
+                return
+            if not self._preempt(lane):
+                return
+
+    def _preempt(self, lane: Lane) -> bool:
+        """Let the row that is wanted last wait until there are pages again; return whether there was one that may."""
+        may_wait = [row for row in lane.rows if self._at[row][0].may_wait]
+        if len(lane.rows) < 2 or not may_wait:
+            return False
         row = max(may_wait, key=lambda row: (self._at[row][0].ask.priority, self._at[row][0].arrival))
-        entry, _ = self._at.pop(row)
+        cache = lane.run.batch.cache
+        if self._memory is not None and cache is not None:
+            self._memory.save(row, cache, lane.rows.index(row))
         lane.run.leave([row])
-        entry.running -= 1
-        entry.waiting.insert(0, row)
+        self._put_back([row])
         self.meter.load.preempted += 1
+        return True
+
+    def _put_back(self, rows: Sequence[Row]) -> None:
+        """Let rows wait that have left, before those of their asks that were not begun."""
+        for row in rows:
+            entry, lane = self._at.pop(row)
+            lane.run.leave([row])
+            entry.running -= 1
+            entry.waiting.insert(0, row)
 
     def _hand_over(self, entry: Entry, row: Row, outcome: Outcome | None = None, index: int = 0) -> None:
         """Give the caller what is new of a row, and the results once all rows have ended."""
@@ -222,6 +339,8 @@ class Scheduler:
         if row.finish is not None:
             entry.left -= 1
             entry.running -= self._at.pop(row, None) is not None
+            if self._memory is not None:
+                self._memory.forget(row)
             if not entry.left:
                 self._end(entry)
 
@@ -254,8 +373,8 @@ class Scheduler:
         entry.sink.end(results)
 
 
-def _may_share(plan: Plan, lm: LanguageModel) -> bool:
+def _may_share(entry: Entry, offered: Capabilities) -> bool:
     """Return whether rows of other asks may be written in one run with those of this one."""
-    offered = lm.target.capabilities
-    is_whole = offered.is_canvas or offered.is_encoder_decoder or plan.is_fixed
-    return not (is_whole or plan.request.watch is not None or plan.method.needs.has_forks)
+    plan = entry.plan
+    is_whole = offered.is_canvas or offered.is_encoder_decoder or plan.is_fixed or entry.has_forks
+    return not is_whole and plan.request.watch is None

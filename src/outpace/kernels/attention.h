@@ -18,16 +18,17 @@ constexpr int kTile = 4;      // queries whose sums are in registers together
 constexpr int kChains = 4;    // partial sums per score: dimension d goes to chain d % kChains, to hide latency
 constexpr float kHidden = -__builtin_inff();
 
-// Keys that are scored together: kLanes slots from `slot` on, of which those behind `count` are hidden.
+// Keys that are scored together: kLanes slots of one page, whose entries begin at `place` (of the first key head). Those
+// behind `count` are hidden.
 struct Block {
-  int64_t slot;
+  int64_t place;
   int32_t count;
   bool is_whole;  // every token of the item sees all kLanes
 };
 
-// Blocks that follow each other without a gap: `count` slots from `slot` on, whose scores begin at `rank`.
+// Blocks that follow each other in memory without a gap: `count` entries from `place` on, whose scores begin at `rank`.
 struct Run {
-  int64_t slot, rank, count;
+  int64_t place, rank, count;
 };
 
 // What the tokens of one work item see; slots that none of them sees are in no block.
@@ -78,6 +79,15 @@ inline void transpose_keys(const typename Type::Element* keys, int64_t count, in
   std::fill(to + head_dim * kLanes, to + bench.dims * kLanes, 0.0f);
 }
 
+// Ask for the entries of a block elsewhere in memory before they are read; a stream that goes on fetches itself.
+template <class Element>
+inline void fetch(const Element* entries, int64_t head_dim) {
+  const char* from = reinterpret_cast<const char*>(entries);
+  for (int64_t at = 0; at < static_cast<int64_t>(kLanes * head_dim * sizeof(Element)); at += 64) {
+    __builtin_prefetch(from + at, 0, 3);
+  }
+}
+
 template <int kCount>
 inline void score_block(const Bench& bench, int64_t query, int64_t slot) {
   Floats sums[kCount][kChains] = {};
@@ -112,7 +122,10 @@ inline void score(const Bench& bench, const Sight& sight, int64_t queries, int64
                   const typename Type::Element* keys, int64_t head_dim) {
   for (int64_t b = 0; b < sight.num_blocks; b++) {
     const Block& block = sight.blocks[b];
-    transpose_keys<Type>(keys + block.slot * head_dim, block.count, head_dim, bench);
+    if (b + 1 < sight.num_blocks && sight.blocks[b + 1].place != block.place + kLanes) {
+      fetch(keys + sight.blocks[b + 1].place * head_dim, head_dim);
+    }
+    transpose_keys<Type>(keys + block.place * head_dim, block.count, head_dim, bench);
     int64_t q = 0;
     for (; q + kTile <= queries; q += kTile) score_block<kTile>(bench, q, b * kLanes);
     for (; q < queries; q++) score_block<1>(bench, q, b * kLanes);
@@ -143,8 +156,9 @@ inline void average(const Bench& bench, const Sight& sight, int64_t query, const
   Floats sums[kCount][kWide] = {}, total[kCount] = {};
   for (int64_t r = 0; r < sight.num_runs; r++) {
     const Run run = sight.runs[r];
+    if (at == 0 && r + 1 < sight.num_runs) fetch(values + sight.runs[r + 1].place * head_dim, head_dim);
     const float* weights = bench.scores + query * bench.slots + run.rank;
-    const auto* from = values + run.slot * head_dim + at;
+    const auto* from = values + run.place * head_dim + at;
     for (int64_t slot = 0; slot < run.count; slot++) {
       Floats value[kWide];
 #pragma GCC unroll 4
@@ -178,7 +192,7 @@ inline void average_slowly(const Bench& bench, const Sight& sight, int64_t query
       for (int64_t slot = 0; slot < run.count; slot++) {
         if (weights[slot] == 0.0f) continue;
         total += weights[slot];
-        sum = fma(weights[slot], Type::read_one(values[(run.slot + slot) * head_dim + d]), sum);
+        sum = fma(weights[slot], Type::read_one(values[(run.place + slot) * head_dim + d]), sum);
       }
     }
     bench.outputs[query * bench.dims + d] = sum * (1.0f / total);

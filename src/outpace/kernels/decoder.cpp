@@ -332,9 +332,9 @@ class Forward {
 
   // --- attention -------------------------------------------------------------------------------------------------
 
-  Element* entry(int64_t layer, int which, int64_t row, int64_t head, int64_t slot) const {
+  Element* entry(int64_t layer, int which, int64_t head, int64_t place) const {
     Element* buffer = static_cast<Element*>(call_.buffers[2 * layer + which]);
-    return buffer + ((row * model_.kv_heads + head) * call_.capacity + slot) * model_.head_dim;
+    return buffer + (head * call_.head_stride + place) * model_.head_dim;
   }
 
   // Normalise and rotate queries and keys; write keys and values to the cache.
@@ -347,7 +347,7 @@ class Forward {
       const bool is_key = head < heads + kv_heads;
       if (is_key) turn(layer, layer.key_norm, token(m), values);
       const int64_t kv_head = head - heads - (is_key ? 0 : kv_heads);
-      write_row(entry(index, is_key ? 0 : 1, token(m).row, kv_head, token(m).slot), values, dim);
+      write_row(entry(index, is_key ? 0 : 1, kv_head, token(m).place), values, dim);
     });
     if (worker_.thread == 0 && chunk_ == decoder_.chunks.data()) clear_holes(index);
   }
@@ -356,7 +356,7 @@ class Forward {
     for (const Token& hole : decoder_.holes) {
       for (int64_t head = 0; head < model_.kv_heads; head++) {
         for (int which : {0, 1}) {
-          memset(entry(index, which, hole.row, head, hole.slot), 0, model_.head_dim * sizeof(Element));
+          memset(entry(index, which, head, hole.place), 0, model_.head_dim * sizeof(Element));
         }
       }
     }
@@ -402,13 +402,13 @@ class Forward {
   }
 
   void attend_item(int64_t index, const Item& item, const Sight& sight, int64_t kv_head) {
-    const int64_t group = sizes_.group, dim = model_.head_dim, row = decoder_.tokens[item.first].row;
+    const int64_t group = sizes_.group, dim = model_.head_dim;
     const int64_t queries = item.count * group;
     bench_.slots = sight.num_blocks * kLanes;
     for (int64_t q = 0; q < queries; q++) take_query(q, item.first + q / group, kv_head * group + q % group);
-    score<Type>(bench_, sight, queries, group, entry(index, 0, row, kv_head, 0), dim);
+    score<Type>(bench_, sight, queries, group, entry(index, 0, kv_head, 0), dim);
     for (int64_t q = 0; q < queries; q++) weigh(bench_.scores + q * bench_.slots, bench_.slots);
-    gather<Type>(bench_, sight, queries, entry(index, 1, row, kv_head, 0), dim);
+    gather<Type>(bench_, sight, queries, entry(index, 1, kv_head, 0), dim);
     const bool is_coded = decoder_.layers[index].output.coding.bits != 0;
     for (int64_t q = 0; q < queries; q++) give_output(q, item.first + q / group, kv_head * group + q % group, is_coded);
   }

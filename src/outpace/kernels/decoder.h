@@ -46,13 +46,17 @@ struct ModelView {
 };
 
 struct Call {
-  int64_t rows, width, asked, capacity, threads, ropes;
+  int64_t rows, width, asked, threads, ropes;
+  int64_t page_size, page_stride, head_stride;  // slots of a page; entries from a page, or a key head, to the next
   const int64_t* tokens;    // [rows, width]
   const int64_t* position;  // [rows, width]; -1 = padding
   const float* inputs;      // [rows, width, hidden] in place of embedded tokens, or null
   const uint8_t* visible;   // [rows, width, width] or null
   const int64_t* lengths;   // [rows] valid cache entries
-  void* const* buffers;     // keys and values per layer, each [rows, kv_heads, capacity, head_dim]
+  // [rows] the pages of each row, `held[row]` of them: its slots, `page_size` at a time. A static cache is one page a row.
+  const int64_t* const* tables;
+  const int64_t* held;
+  void* const* buffers;     // keys and values per layer, each [pages, kv_heads, page_size, head_dim] with these strides
   const int64_t* ask;       // [rows, asked] or null = all
   const uint8_t* skip;      // [layers] or null
   const float* const* turns;  // [rows, ropes, 2] cos and sin, each [positions of this call or more, head_dim / 2]
@@ -60,6 +64,11 @@ struct Call {
   // [layers + 2], or null: where to write the stream as it enters each layer, as it leaves the last one, and the normed
   // state that the head reads; each null or [rows, asked, hidden].
   void* const* taps;
+
+  // Where a slot of a row lies in every buffer, in entries, for the first key head.
+  int64_t place(int64_t row, int64_t slot) const {
+    return tables[row][slot / page_size] * page_stride + slot % page_size;
+  }
 };
 
 enum Status : int64_t { kOk, kNoMemory, kBadToken, kBadPosition, kNoCapacity, kBadAsk };
@@ -69,7 +78,7 @@ constexpr int64_t kPrivateRows = 16;  // up to here every thread normalises all 
 constexpr int64_t kPrivateCodes = 4;  // the same for rows that are encoded, which takes longer
 
 struct Token {
-  int64_t row, index, slot, position, id;
+  int64_t row, index, place, position, id;
 };
 
 struct Answer {  // one row of logits
@@ -170,6 +179,7 @@ struct Decoder {
   std::vector<int64_t> ends;  // per row, slots written or valid
   int64_t queries = 0;        // of the largest item
   int64_t row_slots = 0;      // of the longest row, padded to kLanes
+  int64_t row_blocks = 0;     // of keys in a row, at most
   int64_t bench_floats = 0;   // per thread
   std::vector<Sight> sights;  // [items of the largest chunk, windows]; filled in by the threads (see sight.h)
   Buffer blocks, runs, masks, residual, normed, coded, projected, attended, activated, bench;

@@ -303,7 +303,8 @@ class CompiledDecoder:
             tokens: [B, T] int64.
             position: [B, T] int64, -1 = padding, which writes nothing and whose logits are zero.
             visible: [B, T, T] bool or None.
-            cache: per layer keys and values, each [B, K, slots, D] in the model's dtype, contiguous.
+            cache: per layer keys and values, each [B, K, slots, D] or [pages, K, page_size, D], in the model's dtype,
+                the slots of a head contiguous; room for the forward's tokens has been made in it.
             ask: [B, A] int64 or None.
             outputs: hidden states wanted with the logits.
             inputs: [B, T, hidden] in place of embedded tokens, or None.
@@ -336,6 +337,9 @@ class CompiledDecoder:
         # Buffers are named anew in each call, since a cache that grew or lost rows has moved.
         buffers = (ctypes.c_void_p * len(cache.buffers))(*[buffer.data_ptr() for buffer in cache.buffers])
         lengths = (ctypes.c_int64 * rows)(*cache.lengths)
+        tables = cache.tables()
+        places = (ctypes.c_void_p * rows)(*[table.buffer_info()[0] for table in tables])
+        held = (ctypes.c_int64 * rows)(*map(len, tables))
         skipped = _flags(skip, self.spec.num_layers)
         # Rotary tables reach as far as this call's last position, each row's by the phase that its text is in.
         last = min(int(position.max()) + 1, self.spec.max_positions) if position.numel() else 0
@@ -345,12 +349,15 @@ class CompiledDecoder:
         # One call at a time: scratch memory, the team of threads and the filled-in structure are the decoder's own.
         with self._lock:
             call = self._call
-            call.rows, call.width, call.asked, call.capacity = rows, width, asked, cache.buffers[0].shape[2]
+            call.rows, call.width, call.asked = rows, width, asked
             call.threads = torch.get_num_threads()
             call.tokens, call.position = tokens.data_ptr(), position.data_ptr()
             call.visible = None if visible is None else visible.data_ptr()
             call.ask = None if ask is None else ask.data_ptr()
             call.lengths, call.buffers = ctypes.addressof(lengths), ctypes.addressof(buffers)
+            call.page_size, strides = cache.page_size, cache.buffers[0].stride()
+            call.page_stride, call.head_stride = (stride // self.spec.head_dim for stride in strides[:2])
+            call.tables, call.held = ctypes.addressof(places), ctypes.addressof(held)
             call.skip = None if skipped is None else ctypes.addressof(skipped)
             call.ropes, call.turns = len(self.spec.ropes), ctypes.addressof(turned)
             call.logits, call.inputs = logits.data_ptr(), None if inputs is None else inputs.data_ptr()
@@ -389,11 +396,15 @@ class CompiledDecoder:
         spec = self.spec
         if len(cache.buffers) != 2 * spec.num_layers or len(cache.lengths) != rows or min(cache.lengths, default=0) < 0:
             raise ConfigError("The cache has another number of layers or rows than this forward.")
-        shape = (rows, spec.num_kv_heads, cache.buffers[0].shape[2], spec.head_dim)
+        tables, size = cache.tables(), cache.page_size
+        pages = max([len(cache.buffers[0]), *(max(table) + 1 for table in tables if table)])
+        shape = (pages, spec.num_kv_heads, size, spec.head_dim)
+        strides = cache.buffers[0].stride()
+        is_regular = strides[2:] == (spec.head_dim, 1) and not any(stride % spec.head_dim for stride in strides[:2])
         for buffer in cache.buffers:
-            if buffer.shape != shape or buffer.dtype != self.dtype or not buffer.is_contiguous():
-                raise ConfigError(f"Every cache buffer has to be contiguous {self.dtype} {list(shape)}.")
-        if max(cache.lengths, default=0) > shape[2]:
+            if buffer.shape != shape or buffer.dtype != self.dtype or buffer.stride() != strides or not is_regular:
+                raise ConfigError(f"Every cache buffer has to be {self.dtype} {list(shape)}, heads contiguous.")
+        if any(length > len(table) * size for length, table in zip(cache.lengths, tables, strict=True)):
             raise ConfigError("The cache claims more entries than it has slots.")
 
 

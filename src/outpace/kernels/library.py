@@ -99,12 +99,13 @@ class CallView(Structure):
     """Mirror of the C++ `Call`."""
 
     _fields_ = [
-        *[(name, c_int64) for name in ("rows", "width", "asked", "capacity", "threads", "ropes")],
+        *[(name, c_int64) for name in ("rows", "width", "asked", "threads", "ropes")],
+        *[(name, c_int64) for name in ("page_size", "page_stride", "head_stride")],
         *[
             (name, c_void_p)
-            for name in ("tokens", "position", "inputs", "visible", "lengths", "buffers", "ask", "skip", "turns")
+            for name in ("tokens", "position", "inputs", "visible", "lengths", "tables", "held", "buffers")
         ],
-        *[(name, c_void_p) for name in ("logits", "taps")],
+        *[(name, c_void_p) for name in ("ask", "skip", "turns", "logits", "taps")],
     ]
 
 

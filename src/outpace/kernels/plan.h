@@ -17,10 +17,12 @@ inline Status list_tokens(Decoder& decoder, const Call& call) {
       if (call.position[at] < 0) continue;
       if (call.position[at] >= model.positions) return kBadPosition;
       if (call.tokens[at] < 0 || call.tokens[at] >= model.vocab) return kBadToken;
-      if (slot >= call.capacity) return kNoCapacity;
-      for (int64_t hole = decoder.ends[row]; hole < slot; hole++) decoder.holes.push_back({row, 0, hole, -1, 0});
+      if (slot >= call.held[row] * call.page_size) return kNoCapacity;
+      for (int64_t hole = decoder.ends[row]; hole < slot; hole++) {
+        decoder.holes.push_back({row, 0, call.place(row, hole), -1, 0});
+      }
       decoder.ends[row] = slot + 1;
-      decoder.tokens.push_back({row, index, slot, call.position[at], call.tokens[at]});
+      decoder.tokens.push_back({row, index, call.place(row, slot), call.position[at], call.tokens[at]});
     }
   }
   return kOk;
@@ -89,7 +91,7 @@ inline void cut_chunks(Decoder& decoder, const Call& call) {
 // Room for what the items of a chunk see, per window.
 inline void reserve_sights(Decoder& decoder, int64_t items, int64_t tokens) {
   const int64_t count = items * static_cast<int64_t>(decoder.windows.size());
-  const int64_t blocks = decoder.row_slots / kLanes;  // at most, since every block but the last takes kLanes slots
+  const int64_t blocks = decoder.row_blocks;
   decoder.blocks.reserve(count * blocks * sizeof(Block));
   decoder.runs.reserve(count * blocks * sizeof(Run));
   decoder.masks.reserve(count * blocks * tokens * sizeof(uint16_t));
@@ -100,8 +102,9 @@ inline void reserve_sights(Decoder& decoder, int64_t items, int64_t tokens) {
   }
 }
 
-inline void reserve(Decoder& decoder, int64_t threads) {
+inline void reserve(Decoder& decoder, const Call& call) {
   const Sizes& sizes = decoder.sizes;
+  const int64_t threads = call.threads;
   int64_t rows = 1, slots = 1, items = 0, tokens = 1;
   for (const Chunk& chunk : decoder.chunks) {
     rows = std::max({rows, chunk.tokens.size(), chunk.answers.size()});
@@ -110,9 +113,12 @@ inline void reserve(Decoder& decoder, int64_t threads) {
   for (int64_t end : decoder.ends) slots = std::max(slots, end);
   for (const Item& item : decoder.items) tokens = std::max(tokens, item.count);
   decoder.row_slots = round_up(slots, kLanes);
+  // Every block takes kLanes slots but the last one, and of every other page the last one.
+  decoder.row_blocks = decoder.row_slots / kLanes + (slots - 1) / call.page_size;
   decoder.queries = std::max<int64_t>(tokens * sizes.group, kQueries);
   decoder.bench_floats =
-      2 * decoder.row_slots + decoder.queries * (2 * sizes.head_dim + decoder.row_slots) + sizes.head_dim * kLanes;
+      2 * decoder.row_slots + decoder.queries * (2 * sizes.head_dim + decoder.row_blocks * kLanes) +
+      sizes.head_dim * kLanes;
   reserve_sights(decoder, items, tokens);
   decoder.residual.reserve(4 * rows * sizes.hidden);
   decoder.normed.reserve(4 * std::max(rows, threads * kPrivateRows) * sizes.normed_row);
@@ -128,7 +134,7 @@ inline Status plan(Decoder& decoder, const Call& call) {
   if (status == kOk) status = list_answers(decoder, call);
   if (status != kOk) return status;
   cut_chunks(decoder, call);
-  reserve(decoder, call.threads);
+  reserve(decoder, call);
   return kOk;
 }
 

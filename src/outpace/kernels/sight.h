@@ -37,19 +37,22 @@ inline void mark(const ModelView& model, const Call& call, const Token& token, i
   bits[token.index] |= bit;
 }
 
-// Cut the slots begin..end-1 into blocks, leaving out those that no token sees. `all` has the bits of all tokens.
-inline void cut_blocks(const uint64_t* bits, uint64_t all, int64_t tokens, int64_t begin, int64_t end, Sight& sight) {
+// Cut the slots begin..end-1 of a row into blocks within pages, leaving out slots that no token sees. `all` has the bits
+// of all tokens.
+inline void cut_blocks(const Call& call, int64_t row, const uint64_t* bits, uint64_t all, int64_t tokens, int64_t begin,
+                       int64_t end, Sight& sight) {
   sight.num_blocks = sight.num_runs = 0;
   for (int64_t slot = begin; slot < end;) {
     if (bits[slot] == 0) {
       slot++;
       continue;
     }
-    int64_t count = std::min<int64_t>(kLanes, end - slot);
+    const int64_t most = std::min<int64_t>(kLanes, call.page_size - slot % call.page_size);
+    int64_t count = std::min(most, end - slot);
     uint64_t common = all;
     for (int64_t i = 0; i < count; i++) common &= bits[slot + i];
     const bool is_whole = count == kLanes && common == all;
-    const int64_t block = sight.num_blocks++, rank = block * kLanes;
+    const int64_t block = sight.num_blocks++, rank = block * kLanes, place = call.place(row, slot);
     if (!is_whole) {
       while (bits[slot + count - 1] == 0) count--;
       for (int64_t token = 0; token < tokens; token++) {
@@ -58,15 +61,15 @@ inline void cut_blocks(const uint64_t* bits, uint64_t all, int64_t tokens, int64
         sight.masks[token * sight.stride + block] = static_cast<uint16_t>(mask);
       }
     }
-    sight.blocks[block] = {slot, static_cast<int32_t>(count), is_whole};
+    sight.blocks[block] = {place, static_cast<int32_t>(count), is_whole};
     Run* run = sight.runs + sight.num_runs;
-    if (sight.num_runs > 0 && run[-1].slot + rank - run[-1].rank == slot) {
+    if (sight.num_runs > 0 && run[-1].place + rank - run[-1].rank == place) {
       run[-1].count = rank - run[-1].rank + count;
     } else {
-      *run = {slot, rank, count};
+      *run = {place, rank, count};
       sight.num_runs++;
     }
-    slot += kLanes;
+    slot += most;
   }
 }
 
@@ -93,7 +96,7 @@ inline void look(const Decoder& decoder, const Call& call, const Item& item, int
   }
   const int64_t* position = call.position + row * call.width;
   for (int64_t slot = length; slot < end; slot++) bits[slot] = position[slot - length] < 0 ? 0 : bits[slot];
-  cut_blocks(bits, all, item.count, begin, end, sight);
+  cut_blocks(call, row, bits, all, item.count, begin, end, sight);
 }
 
 }  // namespace outpace

@@ -53,10 +53,9 @@ class Method:
 
     is_mixed: ClassVar[bool] = False
     """Rows may bring methods and settings of their own."""
-    reads: ClassVar[frozenset[str]] = frozenset({"law", "cache", "scores"})
-    """What it looks at beside texts, lengths and noise: "law", what the rows' settings make of logits, anywhere but in
-    `Method.accept`; "cache", entries of the target's cache; "scores", in `observe`. What it does not look at need not
-    be brought together, where rows of several methods stand side by side."""
+    reads: ClassVar[frozenset[str]] = frozenset({"law", "scores"})
+    """What it looks at where rows of several methods stand side by side, and what costs time there: "law", what the
+    rows' settings make of logits, anywhere but in `Method.accept`; "scores", in `observe`."""
 
     def __post_init__(self) -> None:
         """Hold the settings to the ranges that they declare; what ties two settings together, a method adds here.

@@ -218,10 +218,9 @@ class Transformer(Adapter):
         """
         if self.graphs is not None:
             return None
-        shape = (num_pages, self.spec.num_kv_heads, page_size, self.spec.head_dim)
-        return Pages(
-            [torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2 * self.spec.num_layers)]
-        )
+        # Heads lie outermost in memory: what a head reads of neighbouring pages is one stream, as in a static cache.
+        shape = (2 * self.spec.num_layers, self.spec.num_kv_heads, num_pages, page_size, self.spec.head_dim)
+        return Pages([torch.empty(shape, dtype=self.dtype, device=self.device).transpose(1, 2)])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
@@ -262,8 +261,7 @@ class Transformer(Adapter):
             self.check(outputs, skip)
         cache.counter.add(rows * size, self.spec.num_layers - len(skip))
         if self._compiled is not None:
-            with cache.dense(size) as dense:
-                return self._compiled.score(tokens, position, visible, dense, ask, outputs, inputs, skip)
+            return self._compiled.score(tokens, position, visible, cache, ask, outputs, inputs, skip)
         with cache.dense(size) as dense:
             # A recorded forward is found by where its cache lies, so one on a lent copy is run plainly.
             if self.graphs is not None and inputs is None and dense is cache and self._can_record(size):

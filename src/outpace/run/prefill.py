@@ -126,11 +126,10 @@ def read_pieces(
     sizes = [len(piece) for piece in pieces]
     if not any(sizes):
         return None
-    cache.reserve(max(cache.lengths) + max(sizes))  # before a part of it stages entries that this one keeps
     part = cache.part(range(first, len(cache.lengths)))
     layout = lay_out(pieces, part.lengths, no_nodes(len(pieces), cache.device))
     ask = None if has_logits or outputs else torch.zeros(len(pieces), 0, dtype=torch.int64, device=cache.device)
     inputs = soften(adapter, layout, None, prompts[first:], part.lengths)
     scores = adapter.score(layout.tokens, layout.position, layout.visible, part, ask, outputs=outputs, inputs=inputs)
-    cache.keep([*([] for _ in range(first)), *(range(size) for size in sizes)])
+    part.keep([range(size) for size in sizes])
     return scores

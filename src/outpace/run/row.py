@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,8 @@ class Row:
         wanted: the method that writes it, in a run whose method serves several; None = as the run's.
         record, num_top: as of a `Run`; None = as the run's.
         drafters: per written token, who drafted it; "" where it is no draft.
+        cached: pages that hold the first entries of its text, and how many these are, where the run's caches lie on
+            pages: read when it joins.
         steps: drafts and accepted ones of each step; None = not kept.
     """
 
@@ -119,6 +121,7 @@ class Row:
     num_top: int | None = None
     drafters: list[str] = field(default_factory=list)
     steps: list[tuple[int, int]] | None = None
+    cached: tuple[Iterable[int], int] | None = None
 
     def __post_init__(self) -> None:
         self.usage.num_prompt = self.num_prompt
