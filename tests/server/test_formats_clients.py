@@ -12,6 +12,7 @@ import anthropic
 import httpx
 import openai
 import pytest
+import torch
 from scripted import PATIENCE_S, Scripted, listening
 from tokenizers import Tokenizer as Library
 
@@ -72,6 +73,14 @@ class Steps(Scripted):
         """What the template made of the last request."""
         assert self.tokenizer is not None
         return self.tokenizer.decode(list(self.asks[-1].prompt))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -152,29 +161,32 @@ def test_one_call_is_enough_and_no_tool_is_called_where_none_may_be(client: open
 
 def test_what_is_drafted_changes_neither_calls_nor_where_a_text_stops(client: openai.OpenAI) -> None:
     """Blocks of several tokens, with a stop string or the end within them, from a real engine."""
-    said = '<tool_call>\n{"name": "look_up", "arguments": {"q": "a cat"}}\n</tool_call>'
-    messages: Any = [{"role": "user", "content": f"Once upon a time there was a cat. {said}\n{said}"}]
+    said = "Once upon a time there was a cat. The cat was big and the cat was happy. Once upon a time there was"
+    messages: Any = [{"role": "user", "content": said}]
     named: Any = {"type": "function", "function": {"name": "look_up"}}
     forced: Any = {"tools": STRICT, "tool_choice": named, "max_tokens": 60}
-    free: Any = {"max_tokens": 40, "stop": [" the", "."]}
+    free: Any = {"max_tokens": 60, "stop": ["its home. The", "zebra"]}
     for asked in (forced, free):
-        seen, drafted = [], 0
-        for how in ({"draft": 0}, {"method": "prompt-lookup"}, {"method": "jacobi"}):
-            common: Any = {"model": "real", "messages": messages, "seed": 5, "extra_body": {"outpace": how}, **asked}
-            whole = client.chat.completions.create(**common)
-            drafted += whole.usage.model_extra["outpace"]["accepted"]  # type: ignore[index, union-attr]
-            choice = whole.choices[0]
-            calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()]
-            with client.chat.completions.stream(**common) as stream:
-                final = stream.get_final_completion().choices[0]
-            assert calls == [(call.function.name, call.function.arguments) for call in final.message.tool_calls or ()]
-            assert final.message.content == choice.message.content
-            seen.append((calls, choice.message.content, choice.finish_reason))
-        assert seen[0] == seen[1] == seen[2] and drafted > 0, seen
+        common: Any = {"model": "real", "messages": messages, "seed": 0, "temperature": 1, **asked}
+        plain = client.chat.completions.create(**common, extra_body={"outpace": {"draft": 0}}).choices[0]
+        drafting: Any = {
+            "extra_body": {"outpace": {"method": "prompt-lookup"}},
+            "stream_options": {"include_usage": True},
+        }
+        with client.chat.completions.stream(**common, **drafting) as stream:
+            final = stream.get_final_completion()
+        drafted, usage = final.choices[0], final.usage
+        assert usage and usage.model_extra and usage.model_extra["outpace"]["accepted"] > 0
+        calls, others = (
+            [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()]  # type: ignore[union-attr]
+            for choice in (plain, drafted)
+        )
+        assert calls == others and (drafted.message.content or None) == plain.message.content
+        assert drafted.finish_reason == plain.finish_reason
         if asked is forced:
-            assert seen[0][0][0][0] == "look_up" and set(json.loads(seen[0][0][0][1])) == {"q"}
+            assert calls[0][0] == "look_up" and set(json.loads(calls[0][1])) == {"q"}
         else:
-            assert seen[0][2] == "stop" and not seen[0][0]
+            assert plain.finish_reason == "stop" and plain.message.content and plain.message.content.endswith("found ")
 
 
 # Responses
@@ -420,17 +432,18 @@ def test_embeddings_in_every_form(client: openai.OpenAI, stories: outpace.Langua
 # Metrics
 
 
-def test_metrics_are_read_as_vllm_bench_reads_them(url: str, client: openai.OpenAI) -> None:
+def test_metrics_of_a_real_engine_move(url: str, client: openai.OpenAI) -> None:
+    names = ("generation_tokens_total", "request_success_total", "time_to_first_token_seconds_count")
+    names += ("request_time_per_output_token_seconds_count", "e2e_request_latency_seconds_count")
+
     def read() -> dict[str, float]:
-        text = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text
-        lines = [line for line in text.splitlines() if line.startswith("vllm:spec_decode") and "_created" not in line]
-        found = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
-        return {name: value for name, value in found.items() if 'model_name="stories"' in name}
+        lines = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text.splitlines()
+        values = [line.rsplit(" ", 1) for line in lines if 'model_name="stories"' in line and not line.startswith("#")]
+        return {
+            name: sum(float(value) for label, value in values if label.startswith(f"vllm:{name}{{")) for name in names
+        }
 
     before = read()
-    labels = '{engine="0",model_name="stories"}'
-    assert f"vllm:spec_decode_num_drafts_total{labels}" in before
     client.completions.create(model="stories", prompt="Once upon a time", max_tokens=20, temperature=0)
-    text = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text
-    assert json.loads(text.split(f"outpace:written_tokens_total{labels} ")[1].split("\n")[0]) >= 20
-    assert 'vllm:request_success_total{engine="0",finished_reason="length",model_name="stories"} 1.0' in text
+    after = read()
+    assert {name: after[name] - before[name] for name in names} == dict(zip(names, (20, 1, 1, 1, 1), strict=True))

@@ -46,7 +46,11 @@ function choose(index) {
 function inWords(step, of) {
   const title = `Step ${step.number + 1} of ${of}.`;
   const own = step.tokens.filter((token) => token.source !== "draft");
-  const text = (tokens) => `“${tokens.map((token) => token.text).join("").trim()}”`;
+  const text = (tokens) =>
+    `“${tokens
+      .map((token) => token.text)
+      .join("")
+      .trim()}”`;
   if (!step.proposed) return { title, detail: `Nothing was drafted; the model wrote ${text(step.tokens)}.` };
   const who = step.step?.drafter || "The drafter";
   const were = step.accepted === 1 ? "was" : "were";
