@@ -109,9 +109,10 @@ def _make() -> Any:
         ) -> None:
             super().__init__()
             del max_batch_size  # of batch_size=auto
-            is_loaded = isinstance(pretrained, LanguageModel)
             place = device if device and (torch.cuda.is_available() or not device.startswith("cuda")) else "auto"
-            self.lm: LanguageModel = pretrained if is_loaded else load(pretrained, device=place, **arguments)
+            if not isinstance(pretrained, LanguageModel):
+                pretrained = load(pretrained, device=place, **arguments)
+            self.lm = pretrained
             check_causal(self.lm.target.capabilities)
             if self.lm.tokenizer is None:
                 raise ConfigError("The model has no tokenizer, but tasks are text.", "Give a directory that has one.")

@@ -24,7 +24,7 @@ __all__ = ["PEERS", "Server", "serve_ours", "serve_peer", "served_name", "wait_f
 PEERS = ("llama.cpp", "llama.cpp:lookup", "transformers", "transformers:batching")
 _START_S = 300.0
 _END_S = 60.0
-_LAST = 400  # characters of a log
+_LAST = 400  # characters of what a process said last
 
 
 class Server:
@@ -90,8 +90,8 @@ class Server:
         if self._process.poll() is None:
             return ""
         self._log.seek(0)
-        said = " ".join(self._log.read().split())[-_LAST:]
-        return f"it ended with status {self._process.returncode}: {said}"
+        said = [line.strip() for line in self._log.read().splitlines() if line.strip()]
+        return f"it ended with status {self._process.returncode}: {said[-1][:_LAST] if said else 'no output'}"
 
     def __enter__(self) -> Server:
         return self
@@ -171,7 +171,7 @@ def serve_peer(name: str, model: str, folder: Path, dtype: torch.dtype, context:
     if name.startswith("transformers"):
         place = f"{source.parent}:{source.name}" if source.is_file() else str(source)
         kind = str(dtype).removeprefix("torch.")
-        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", place, "--dtype", kind]
+        command = [python, "-m", "transformers.cli.transformers", "serve", place, "--dtype", kind]
         command += ["--host", "127.0.0.1", "--port", "{port}", "--device", "cpu"]
         extra = ["--continuous-batching"] if name.endswith(":batching") else []
         return Server(name, [*command, *extra], place, environment=environment)
