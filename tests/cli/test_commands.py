@@ -17,7 +17,7 @@ from outpace.errors import ConfigError, ModelError
 from outpace.methods import catalogue, registry
 
 COMMANDS = [
-    *("generate", "score", "chat", "get", "methods", "models", "certify", "bench", "train"),
+    *("generate", "score", "chat", "serve", "get", "methods", "models", "certify", "bench", "train"),
     *("index", "tune", "trace", "new-method", "papers", "cite"),
 ]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty

@@ -135,8 +135,18 @@ def test_unknown_fields_are_named_in_a_header(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'"text"', b"\xff\xfe", b'{"prompt": NaN}', b"[" * 100_000, b'{"prompt": "\\ud800"}'],
-    ids=["none", "half", "list", "text", "no-utf8", "nan", "deep", "surrogate"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"prompt": NaN}',
+        b"[" * 100_000,
+        b'{"prompt": "Once", "logit_bias": ' + b'{"5":' * 200 + b"1" + b"}" * 201,
+        b'{"prompt": "\\ud800"}',
+    ],
+    ids=["none", "half", "list", "text", "no-utf8", "nan", "deep", "deep-field", "surrogate"],
 )
 def test_what_is_no_json_object_is_refused(http: httpx.Client, content: bytes) -> None:
     refused(http.post(TEXT, content=content, headers={"content-type": "application/json"}))
@@ -191,6 +201,9 @@ def test_half_a_request_is_answered_and_forgotten(web: httpx.Client, serve: Serv
     with socket.create_connection(address_of(url), PATIENCE_S) as line:
         line.sendall(f"POST {TEXT} HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n\r\n{{".encode())
         assert b" 408 " in line.recv(1000)
+    with socket.create_connection(address_of(url), PATIENCE_S) as line:
+        line.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nhalf-of-a-hea")
+        assert line.recv(1000) == b""  # the server hangs up
     assert web.get(f"{url}/v1/models").status_code == 200
 
 
@@ -289,6 +302,20 @@ def test_a_request_is_aborted_by_its_id(web: httpx.Client, serve: Serve) -> None
         assert web.post(f"{url}/v1/requests/mine/abort").json() == {"id": "mine", "aborted": 1}
         assert '"finish_reason":"abort"' in "".join(lines)
     assert refused(web.post(f"{url}/v1/requests/mine/abort"), 404)["code"] == "request_not_found"
+
+
+def test_two_requests_of_one_id_do_not_end_each_other(web: httpx.Client, serve: Serve) -> None:
+    face, name = Scripted(["a "]), {"x-request-id": "same"}
+    url = serve(face)
+    with web.stream("POST", url + TEXT, json={"prompt": [1], "stream": True}, headers=name) as one:
+        lines = one.iter_lines()
+        assert "a " in next(lines)
+        face.ends = True
+        assert web.post(url + TEXT, json={"prompt": [1], "request_id": "same"}).headers["x-request-id"] == "same"
+        assert not face.cancelled.is_set()
+        assert web.post(f"{url}/v1/requests/same/abort").json()["aborted"] == 1
+        assert '"abort"' in "".join(lines)
+    assert refused(web.post(url + TEXT, json={"prompt": [1], "request_id": "a b"}))["param"] == "request_id"
 
 
 def test_a_text_that_takes_too_long_ends(web: httpx.Client, serve: Serve) -> None:

@@ -43,7 +43,7 @@ def test_it_says_where_it_listens_and_lets_what_runs_end(tmp_path: Path) -> None
             assert events[-1]["choices"][0]["finish_reason"] == "length"
             _, errors = child.communicate(timeout=PATIENCE_S)
             assert child.returncode == 0, errors
-            assert "POST /v1/completions 200" in errors
+            assert "POST '/v1/completions' 200" in errors
             assert "secret" not in errors and "a-long-key" not in errors
         finally:
             child.kill()

@@ -25,6 +25,7 @@ from outpace.models.generation import GenerationConfig, read_generation
 from outpace.models.graphs import make_graphs
 from outpace.models.loading import count_parameters, pick_device, read_end_tokens
 from outpace.models.opening import locate, open_model
+from outpace.models.parallel import Split
 from outpace.models.transformer import Transformer
 from outpace.models.unmasking import check_unmasking
 from outpace.run.threads import begin
@@ -49,6 +50,7 @@ def load(
     context: int | None = None,
     adapter: str | Path | None = None,
     graphs: str = "auto",
+    split: Split | None = None,
 ) -> LanguageModel:
     """Load a model by zoo name, directory, GGUF file or hub id.
 
@@ -71,10 +73,12 @@ def load(
             the directory of one, whose model lies in a local directory.
         graphs: on a CUDA device, "auto" = forwards whose shapes come again are recorded as CUDA graphs and replayed;
             "on" = all small ones are, from their first time on; "off" = none. Drafters follow.
+        split: this process's share of a model that several processes hold together; see `outpace.models.parallel`.
 
     Raises:
         ModelError: it cannot be found, read or trusted, or the adapter is of another model.
         ConfigError: the card contradicts itself, fewer threads than one are asked for, or graphs without a CUDA device.
+        CapabilityError: the model cannot be split so.
     """
     began, name = time.perf_counter(), path("model", model)
     kind, place = _named("dtype", dtype), _named("device", device)
@@ -89,7 +93,7 @@ def load(
     directory, _ = locate(name)
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
     merged = None if adapter is None else path("adapter", adapter)
-    target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0, merged)
+    target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0, merged, split)
     if isinstance(target, Transformer):
         target.use_graphs(recorder)
     elif graphs == "on":

@@ -11,7 +11,7 @@ from outpace.errors import ConfigError
 if TYPE_CHECKING:
     from outpace.bench.canvas import SweepPoint
 
-__all__ = ["draw_growth", "draw_serving", "draw_speed", "draw_sweeps"]
+__all__ = ["draw_fleet", "draw_growth", "draw_serving", "draw_speed", "draw_sweeps"]
 
 _COLOURS = ("#555555", "#1b6ca8", "#c9803a", "#3a8f5c", "#8a4fa3", "#b03a48")
 _SWEEP_COLOURS = (
@@ -146,6 +146,35 @@ def draw_sweeps(points: Sequence[SweepPoint], sets: Sequence[str], title: str, p
     # One legend beside all panels: an arm looks the same in each.
     shown = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=90)
+
+
+def draw_fleet(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw, by number of replicas, seconds to the first token and between tokens, and the price of tokens.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    figure = _figure(13.0, 3.8)
+    places = [row["replicas"] for row in rows]
+    panels = {"ttft_s": "ms to the first token", "tpot_s": "ms between tokens"}
+    for number, (name, label) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(1, 3, number)
+        for share, colour in zip(("p50", "p90", "p99"), _COLOURS[1:], strict=False):
+            axes.plot(places, [row[name][share] * 1e3 for row in rows], color=colour, marker="o", label=share)
+        axes.set_ylabel(label)
+        axes.set_yscale("log")
+        axes.legend(fontsize=8)
+    price = figure.add_subplot(1, 3, 3)
+    price.plot(places, [row["price_per_million"] for row in rows], color=_COLOURS[1], marker="o")
+    price.set_ylabel("price per million tokens")
+    price.set_ylim(bottom=0)
+    for axes in figure.axes:
+        axes.set_xlabel("replicas")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _open(axes)
     figure.suptitle(title)
     figure.savefig(path, dpi=90)
 

@@ -8,6 +8,7 @@ import typer
 
 import outpace
 from outpace.cli import (
+    batch,
     bench,
     certify,
     chat,
@@ -54,6 +55,7 @@ def outpace_command(
 
 
 app.command("generate")(generate.generate)
+app.command("batch")(batch.batch)
 app.command("score")(score.score)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)

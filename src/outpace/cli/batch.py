@@ -1,179 +1,169 @@
-"""Many prompts from a file: one JSON object a line comes out, and a run that broke off goes on where it stopped.
-
-A `.jsonl` file holds one object a line, with a "prompt" (or "text"), or "messages" of a chat, and perhaps an "id"; any
-other file holds one prompt a line. Empty lines are passed over. What comes out is what `--json` prints, with the
-number of the line as "line", and its "id" where it has one.
-"""
+"""`outpace batch`: answer every line of a file, in one process or by workers on Ray; a run that broke off goes on."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
+import asyncio
+import json as json_module
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from outpace.cli.output import json_line, write_text
+import typer
+
+from outpace.api.request import Request
+from outpace.cli.options import (
+    LAW,
+    OUT,
+    RUN,
+    AdapterName,
+    Cards,
+    DeviceName,
+    DtypeName,
+    GenerationConfigName,
+    MethodOptions,
+    ModelName,
+    NoCompile,
+    Threads,
+    declares,
+    read_settings,
+)
+from outpace.cli.output import print_json
 from outpace.cli.progress import Teller
-from outpace.cli.values import text_file
+from outpace.cli.values import Device, Dtype, model_card, options
 from outpace.errors import ConfigError
+from outpace.failures import FAILURE, INTERRUPTED, interruptible, tell
+from outpace.sampling.settings import Sampling
 
 if TYPE_CHECKING:
-    from outpace.api.result import Result
+    from outpace.server.batch_file import Answers, Line
+    from outpace.server.batch_run import Plan, Tally
 
-__all__ = ["Job", "read_jobs", "run_jobs"]
-
-_NAMED = 10  # bad lines told by number
+__all__ = ["batch"]
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A line of a batch.
+@declares(
+    (Sampling, LAW, {"bad_words": None}),
+    (
+        Request,
+        RUN,
+        {
+            **dict.fromkeys(("sampling", "regex", "json_schema", "grammar"), LAW),
+            **dict.fromkeys(("keep_special", "top_log_probs"), OUT),
+        },
+    ),
+)
+def batch(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Lines: .jsonl, or .parquet.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Answers, a JSON object a line; goes on with it.")],
+    model: ModelName = "stories",
+    method: Annotated[str, typer.Option(help="How to decode; `outpace methods` lists all.")] = "auto",
+    option: MethodOptions = None,
+    card: Cards = None,
+    adapter: AdapterName = None,
+    generation_config: GenerationConfigName = "model",
+    dtype: DtypeName = Dtype.AUTO,
+    device: DeviceName = Device.AUTO,
+    no_compile: NoCompile = False,
+    threads: Threads = None,
+    rows: Annotated[int, typer.Option(min=1, help="Lines under way per worker.", rich_help_panel=RUN)] = 32,
+    ray: Annotated[bool, typer.Option("--ray", help="Let workers on Ray answer.", rich_help_panel=RUN)] = False,
+    workers: Annotated[int, typer.Option(min=1, help="With --ray: how many.", rich_help_panel=RUN)] = 1,
+    ordered: Annotated[
+        bool, typer.Option("--ordered", help="At the end, sort OUT by line.", rich_help_panel=OUT)
+    ] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Ask lines of OUT that are errors again.", rich_help_panel=OUT)
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the counts as an object.", rich_help_panel=OUT)] = False,
+    **declared: Any,
+) -> int:
+    """Answer every line of a file.
 
-    Attributes:
-        line: its number, from 1.
-        prompt: text, or the messages of a chat.
-        id: what the file calls it, None = nothing.
+    A line has a "prompt" or "messages", and any argument of generate by its name; the options of this command hold
+    where it says nothing. Or it has the form of OpenAI's batches: custom_id, method, url, body. An error stays with its
+    line. Run again with the same OUT, only what is not answered yet is asked; a killed run loses and doubles nothing.
+
+    The exit status is 1 if a line has an error, 130 after Ctrl-C.
     """
+    from outpace.cli.checks import check_method
+    from outpace.server.batch_file import Answers, read_lines
+    from outpace.server.batch_run import Plan, Tally
 
-    line: int
-    prompt: str | list[dict[str, Any]]
-    id: Any = None
+    run, law, _ = read_settings(declared)
+    Request(**run)  # refuses what is out of range
+    told, replaced = options(option or []), model_card(card or [])
+    check_method(model, method, told, law, replaced)
+    load = {
+        "dtype": dtype.value,
+        "device": device.value,
+        "is_compiled": not no_compile,
+        "threads": threads,
+        "card": replaced,
+        "generation_config": generation_config,
+        "adapter": adapter,
+    }
+    defaults = {"method": method, **({"options": told} if told else {}), **run, **law}
+    read, held = Path(source), Path(out)
+    if held.exists() and read.exists() and held.samefile(read):
+        raise ConfigError("IN and OUT are one file.", "Give another OUT.")
+    settings = json_module.dumps([model, adapter, replaced, dtype.value, defaults], sort_keys=True, default=str)
+    tally = Tally()
 
+    def count(line: Line) -> None:
+        tally.total += 1
 
-def read_jobs(name: str) -> list[Job]:
-    """Return the prompts of a batch file.
-
-    Raises:
-        ConfigError: no such file, no prompt in it, or lines that are none, by number.
-    """
-    jobs, bad = [], []
-    for number, line in enumerate(text_file(name).removeprefix("\ufeff").split("\n"), 1):
-        line = line.removesuffix("\r")
-        if line.strip():
-            try:
-                jobs.append(_parse(line, number) if name.endswith(".jsonl") else Job(number, line))
-            except (ValueError, KeyError, TypeError):
-                bad.append(number)
-    if bad:
-        refuse_lines(name, bad, "no prompt", 'Write {"prompt": "..."}, one object a line.')
-    if not jobs:
-        raise ConfigError(f"{name} holds no prompt.", "Write one a line.")
-    return jobs
-
-
-def refuse_lines(name: str, lines: Sequence[int], what: str, hint: str) -> None:
-    """Raise an error that names lines of a file."""
-    shown = ", ".join(map(str, lines[:_NAMED])) + (", ..." if len(lines) > _NAMED else "")
-    verb = f"Line {shown} of {name} is" if len(lines) == 1 else f"Lines {shown} of {name} are"
-    raise ConfigError(f"{verb} {what}.", hint)
-
-
-def _parse(line: str, number: int) -> Job:
-    """Read a line of JSON; anything that is no prompt raises ValueError, KeyError or TypeError."""
-    fields = json.loads(line)
-    if not isinstance(fields, dict):
-        raise TypeError
-    given = fields["messages"] if "messages" in fields else fields["prompt"] if "prompt" in fields else fields["text"]
-    is_chat = isinstance(given, list) and all(isinstance(message, dict) for message in given)
-    if not given or not (isinstance(given, str) or is_chat):
-        raise TypeError
-    if isinstance(given, str):
-        given.encode()  # half a surrogate pair is no text
-    return Job(number, given, fields.get("id"))
+    if next(read_lines(read, settings), None) is None:
+        raise ConfigError(f"{source} holds no line.", 'Write {"prompt": "..."}, one object a line.')
+    answers = Answers(held, retry_errors)
+    try:
+        answers.check(read_lines(read, settings), count)
+        tally.before, tally.errors = len(answers.done), answers.errors
+        if tally.before < tally.total:
+            plan = Plan(model, load, defaults, rows, workers)
+            with interruptible() as is_wished:
+                asyncio.run(_answer(plan, ray, read_lines(read, settings), answers, tally, is_wished))
+        if ordered and not tally.is_cut:
+            answers.sort()
+    finally:
+        answers.close()
+    return _tell_end(tally, out, json)
 
 
-def run_jobs(
-    jobs: Sequence[tuple[Job, list[int]]],
-    write: Callable[[list[list[int]]], list[Result]],
-    out: str | None,
-    size: int,
-    num_samples: int,
-) -> list[Result]:
-    """Write the texts of a batch, `size` prompts side by side, each appended to a file as soon as it is done.
+async def _answer(
+    plan: Plan, is_on_ray: bool, lines: Iterator[Line], answers: Answers, tally: Tally, is_wished: Callable[[], bool]
+) -> None:
+    """Answer what is open, and say how far it is."""
+    from outpace.server.batch_run import answer_all, here
+    from outpace.server.ray_batch import on_ray
 
-    Args:
-        jobs: the prompts and their ids.
-        write: returns the texts of some prompts, prompt by prompt and sample by sample.
-        out: the file, whose complete lines are kept and not written again; None = standard output.
-        size: prompts side by side.
-        num_samples: texts per prompt.
-
-    Returns:
-        The results of this run; those of a step that was cancelled are left out, but for what ended before.
-
-    Raises:
-        ConfigError: the file holds something else than a part of this batch.
-    """
-    done = set[tuple[int, int]]() if out is None else _done(out, {job.line: ids for job, ids in jobs})
-    due = [one for one in jobs if any((one[0].line, sample) not in done for sample in range(num_samples))]
     teller, began = Teller(), time.monotonic()
-    results: list[Result] = []
-    if len(due) < len(jobs):
-        teller.tell(f"{len(jobs) - len(due)} of {len(jobs)} prompts were done before", 0.0, None, is_done=True)
-    with _opened(out) as say:
-        for at in range(0, len(due), size):
-            part = due[at : at + size]
-            found = write([ids for _, ids in part])
-            for index, result in enumerate(found):
-                job = part[index // num_samples][0]
-                if result.finish_reason != "cancelled" and (job.line, result.sample) not in done:
-                    named = {"line": job.line} | ({} if job.id is None else {"id": job.id})
-                    say(json_line(named | result.to_dict()) + "\n")
-            results += found
-            num, elapsed = min(at + size, len(due)), time.monotonic() - began
-            told = f"{len(jobs) - len(due) + num} of {len(jobs)} prompts"
-            teller.tell(told, elapsed, elapsed / num * (len(due) - num), is_done=num == len(due))
-            if any(result.finish_reason == "cancelled" for result in found):
-                break
-    teller.close()
-    return results
+
+    def told(now: Tally) -> None:
+        elapsed, done = time.monotonic() - began, now.before + now.written
+        left = elapsed / now.written * (now.total - done)
+        errors = f", {now.errors} with errors" if now.errors else ""
+        speed = f", {now.tokens / elapsed:.0f} tokens/s" if elapsed > 0 else ""
+        teller.tell(f"{done} of {now.total} lines{errors}{speed}", elapsed, left)
+
+    try:
+        async with on_ray(plan) if is_on_ray else here(plan) as answer:
+            most = plan.rows * (plan.workers if is_on_ray else 1)
+            await answer_all(lines, answer, answers, tally, most=most, is_wished=is_wished, tell=told)
+    finally:
+        teller.close()
 
 
-@contextlib.contextmanager
-def _opened(out: str | None) -> Iterator[Callable[[str], None]]:
-    """Yield what writes a line, to a file at its end or to standard output."""
-    if out is None:
-        yield write_text
-        return
-    file: IO[str]
-    with open(out, "a", encoding="utf-8") as file:
-
-        def say(text: str) -> None:
-            file.write(text)
-            file.flush()
-
-        yield say
-
-
-def _done(out: str, prompts: dict[int, list[int]]) -> set[tuple[int, int]]:
-    """Return which (line, sample) a file holds already; cut off what a run that broke off left of its last line.
-
-    Raises:
-        ConfigError: a line of it is no result, or one of another prompt.
-    """
-    path = Path(out)
-    if not path.exists():
-        return set()
-    if not path.is_file():
-        return set()  # a pipe, or /dev/null
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    found, bad = set(), []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            record = json.loads(line)
-            key, tokens = (int(record["line"]), int(record["sample"])), record["prompt_tokens"]
-        except (ValueError, KeyError, TypeError):
-            key, tokens = (0, 0), None
-        if tokens is None or prompts.get(key[0]) != tokens:
-            bad.append(number)
-        found.add(key)
-    if bad:
-        refuse_lines(out, bad, "not from this batch", "Give another --out, or remove the file.")
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
-    return found
+def _tell_end(tally: Tally, out: str, is_json: bool) -> int:
+    """Say what came of it; return the exit status."""
+    done = tally.before + tally.written
+    counts = {"lines": tally.total, "before": tally.before, "written": tally.written, "errors": tally.errors}
+    if is_json:
+        print_json({**counts, "open": tally.total - done, "tokens": tally.tokens, "out": out})
+    else:
+        before = f", {tally.before} of them before" if tally.before else ""
+        typer.echo(f"{done} of {tally.total} lines answered{before}; {tally.errors} with an error; in {out}", err=True)
+    if tally.is_cut:
+        tell("Interrupted.", "Run it again: it goes on where it stopped.")
+        return INTERRUPTED
+    return FAILURE if tally.errors else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 
 from outpace.api.infill import read_gaps
 from outpace.api.request import Request
-from outpace.cli.batch import Job, read_jobs, refuse_lines, run_jobs
+from outpace.cli.jobs import Job, read_jobs, refuse_lines, run_jobs
 from outpace.cli.options import (
     CHAT,
     LAW,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
     from outpace.api.result import Result
     from outpace.methods.base import Method
+    from outpace.models.parallel import Split
     from outpace.trace import Recorder
 
 __all__ = ["generate"]
@@ -75,6 +77,7 @@ class _Asked:
     jobs: list[Job] = field(default_factory=list)
     out: str | None = None
     batch_size: int = 8
+    processes: int = 1
     trace: str | None = None
     run: dict[str, Any] = field(default_factory=dict)
     law: dict[str, Any] = field(default_factory=dict)
@@ -116,6 +119,9 @@ def generate(
     no_compile: NoCompile = False,
     batch_size: Annotated[int, typer.Option(help="Prompts of --batch side by side.", rich_help_panel=RUN)] = 8,
     threads: Threads = None,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, help="Processes that hold the model together, each a share.", rich_help_panel=RUN)
+    ] = 1,
     chat: Annotated[
         bool, typer.Option("--chat", help="Frame the prompt with the model's chat template.", rich_help_panel=CHAT)
     ] = False,
@@ -166,6 +172,7 @@ def generate(
         jobs=[] if batch is None else read_jobs(batch),
         out=out,
         batch_size=batch_size,
+        processes=tensor_parallel,
         model=model,
         method=method,
         options=options(option or []),
@@ -200,9 +207,35 @@ def generate(
 def _write(request: _Asked) -> int:
     """Check what can be checked before weights load, load, generate, print; return the exit status."""
     method = _check(request)
+    if request.processes > 1:
+        return _write_together(request, method)
+    return _write_with(request, method, None)
+
+
+def _write_together(request: _Asked, method: Method) -> int:
+    """Write with a model that several processes hold: those that torchrun started, or others on this machine."""
+    from outpace.models.parallel import join, together
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == request.processes:
+        with contextlib.ExitStack() as stack:
+            split = join()
+            if split.rank:
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            return _share(split, request, method)
+    with together(request.processes, _share, request, method) as split:
+        return _share(split, request, method)
+
+
+def _share(split: Split, request: _Asked, method: Method) -> int:
+    return _write_with(request, method, split)
+
+
+def _write_with(request: _Asked, method: Method, split: Split | None) -> int:
+    """Load, generate, print; return the exit status."""
     from outpace.api.engine import load
 
-    lm = load(request.model, **request.load)
+    lm = load(request.model, split=split, **request.load)
     law = {**request.law, "bad_words": bad_word_ids(request.bad_words, lm) or None}
     is_json = request.is_json or request.batch is not None
     record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if is_json else []
@@ -221,7 +254,7 @@ def _write(request: _Asked) -> int:
             method=method,
             record=record,
             on_text=(lambda _, text: write_text(text)) if is_streamed else None,
-            is_cancelled=is_wished,
+            is_cancelled=is_wished if split is None else lambda: split.agree(is_wished()),
             watch=recorder,
             **request.run,
             **law,
@@ -303,6 +336,13 @@ def _check(request: _Asked) -> Method:
         raise ConfigError("--out is for --batch.", "Redirect standard output instead.")
     if is_batch and (request.is_infill or request.trace is not None):
         raise ConfigError("--batch goes with neither --infill nor --trace.", "Leave one out.")
+    if request.processes > 1:
+        if is_batch or request.trace is not None:
+            raise ConfigError("--tensor-parallel goes with neither --batch nor --trace.", "Leave one out.")
+        if request.method == "auto":
+            raise ConfigError(
+                "auto weighs by the clock, which differs between processes.", "Name a method, or leave --method out."
+            )
     if any(not word for word in request.bad_words):
         raise ConfigError("A bad word is empty.", "Give each bad word at least one character.")
     method, vocab_size = check_method(request.model, request.method, request.options, request.law, request.load["card"])

@@ -65,6 +65,13 @@ def serve(
         int,
         typer.Option(min=1, help="Most prompt tokens read in one step, beside what is written.", rich_help_panel=RUN),
     ] = 256,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve by replicas on Ray, on one machine or many.", rich_help_panel=RUN)
+    ] = False,
+    replicas: Annotated[
+        str,
+        typer.Option(metavar="N|LEAST:MOST", help="With --ray: engines per model, by their load.", rich_help_panel=RUN),
+    ] = "1",
     log: Annotated[bool, typer.Option("--log", help="Log a line per request on standard error.")] = False,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Log what requests hold, too.")] = False,
     **limits: Any,
@@ -102,6 +109,14 @@ def serve(
         "is_compiled": not no_compile,
         "threads": threads,
     }
+    if ray:
+        from outpace.server.ray_app import Fleet, read_replicas, serve_on_ray
+
+        fleet = Fleet(
+            models=served, load=loading, replicas=read_replicas(replicas), rows=max_rows, host=host, port=port
+        )
+        serve_on_ray(fleet, settings)
+        return
     for path in served.values():  # models that are not there, and a port that is taken, before anything is loaded
         locate(path)
     with bind(host, port) as bound:

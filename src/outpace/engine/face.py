@@ -198,7 +198,8 @@ class Load:
         is_alive: it answers.
         seconds: "queue" (until an ask's first sample is begun), "first_token" (since the ask came), "between_tokens"
             (a step's seconds over the tokens that it wrote, once per token), "prefill" (from begin to first token),
-            "decode" (from first token to end) and "whole" (an ask, from its coming to its end).
+            "decode" (from first token to end), "per_token" (that over the tokens behind the first one, of the longest
+            sample) and "whole" (an ask, from its coming to its end).
         restarts: of an engine in a process of its own.
     """
 

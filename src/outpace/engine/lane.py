@@ -97,9 +97,18 @@ class Lane:
             for name, size in zip(_LISTS, sizes, strict=True):
                 del getattr(row, name)[size:]
             row.finish = None
+            _recount(row)
             if row.text is not None and (text := self._new_text(row)) is not None:
                 for token in row.written:
                     text.push(token)
                 text.release()
                 row.text = text
         row.constraint = row.state = None  # told anew from the text when the row joins
+
+
+def _recount(row: Row) -> None:
+    """Count what a row has cost anew, from what is noted of its tokens and steps."""
+    usage, sources = row.usage, row.sources
+    usage.num_accepted, usage.num_recovered, usage.num_bonus = map(sources.count, ("draft", "recovered", "bonus"))
+    usage.num_emitted = len(sources)
+    usage.num_proposed, usage.num_steps = sum(drafted for drafted, _ in row.steps or ()), len(row.steps or ())

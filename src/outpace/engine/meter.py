@@ -19,7 +19,7 @@ _BETWEEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 
 _WHOLE = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0)
 _WHOLE += (1920.0, 7680.0)
 _BOUNDS = {"queue": _WHOLE, "first_token": _FIRST, "between_tokens": _BETWEEN, "prefill": _WHOLE, "decode": _WHOLE}
-_BOUNDS["whole"] = _WHOLE
+_BOUNDS |= {"per_token": _BETWEEN, "whole": _WHOLE}
 _RECENT = 32  # ends of asks that the rate is told from
 
 
@@ -82,6 +82,9 @@ class Meter:
         self.load.seconds["whole"].add(now - entry.arrived)
         if entry.first is not None:
             self.load.seconds["decode"].add(now - entry.first)
+            more = max(len(row.written) for row in entry.plan.rows) - 1
+            if more > 0:
+                self.load.seconds["per_token"].add((now - entry.first) / more)
 
     def retry_s(self) -> float:
         """Return after how many seconds a place in a full queue should be free, from when the last asks ended."""

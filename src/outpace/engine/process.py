@@ -65,6 +65,11 @@ class EngineProcess(Face):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    @property
+    def process_id(self) -> int | None:
+        """Of the process as the system knows it; None while there is none."""
+        return self._process.pid if self._is_up else None
+
     async def submit(self, ask: Ask) -> Ticket:
         """As `Face.submit`."""
         for name in ("watch", "memory", "models"):
@@ -146,11 +151,13 @@ class EngineProcess(Face):
         try:
             channel.send([self._setup])
             ((kind, given),) = channel.receive()
-        except (EOFError, OSError) as error:
-            process.kill()
-            raise OutpaceError("The engine's process died while it loaded the model.", "See its messages.") from error
+        except (EOFError, OSError):
+            sentence = "The engine's process died while it loaded the model."
+            kind, given = "failed", OutpaceError(sentence, "See what it printed.")
         if kind == "failed":
+            process.kill()
             process.wait()
+            channel.close()
             raise given
         self.traits = given if not self._restarts else self.traits
         with self._lock:

@@ -15,7 +15,7 @@ from outpace.engine.lane import Lane
 from outpace.engine.memory import new_memory
 from outpace.engine.meter import Meter
 from outpace.engine.reading import read_prompt
-from outpace.errors import NoPages
+from outpace.errors import ConfigError, NoPages
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.text.stream import TextStream
@@ -90,6 +90,23 @@ class Scheduler:
             entry.reading = read_prompt(self.lm.target, ids, entry.ask.prompt_log_probs, self.limits.step_tokens)
         self.entries.append(entry)
         self.meter.taken(entry)
+
+    def check(self, entry: Entry) -> None:
+        """Refuse what can never be written here.
+
+        Raises:
+            ConfigError: the cache does not hold so long a text.
+        """
+        row = entry.plan.rows[0]
+        if self._memory is None or not _may_share(entry, self.lm.target.capabilities):
+            return
+        most = row.num_prompt + row.max_tokens + entry.width
+        if self._memory.pages.needed(most) > self._memory.pages.num_pages:
+            held = self._memory.pages.num_pages * self._memory.pages.page_size
+            raise ConfigError(
+                f"The text may have {most} tokens with its drafts, but the cache holds {held}.",
+                "Ask for fewer tokens, or give the engine a larger cache.",
+            )
 
     def turn(self) -> None:
         """End what is cancelled, begin what has room, and advance everything by one step."""

@@ -129,6 +129,7 @@ class Worker:
     def _prepare(self, ask: Ask, handle: _Handle, arrival: int, arrived: float) -> None:
         try:
             entry = Entry(ask, _plan(self.lm, ask), handle, arrival, arrived)
+            self._scheduler.check(entry)
         except Exception as error:
             handle.refused(error)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,18 @@ __all__ = ["assemble"]
 Shuffle = Callable[[Tensor], Tensor]
 
 
+class Split(Protocol):
+    """Cuts a model's weights into shares, one per process; see `outpace.models.parallel`."""
+
+    def layer(self, layer: LayerWeights, spec: Spec) -> LayerWeights:
+        """Return a layer's share; `spec` is the whole model's."""
+        ...
+
+    def head(self, weights: Weights) -> Weights:
+        """Return what lies outside the layers, with this share's part of the head."""
+        ...
+
+
 def assemble(
     files: TensorFiles,
     spec: Spec,
@@ -28,6 +41,7 @@ def assemble(
     device: torch.device,
     pack: bool,
     packer: Packer | None = None,
+    split: Split | None = None,
 ) -> Weights:
     """Read all weights; every tensor of the files is used, every parameter is filled, or `ModelError`.
 
@@ -39,11 +53,12 @@ def assemble(
         device: where to put them.
         pack: reorder the layers' matrices for oneDNN.
         packer: keeps quantised matrices as they are stored; None = they are read as plain ones.
+        split: keeps a process's share of each layer, as soon as it is read; None = all of it.
     """
     reader = _Reader(files, spec, family, dtype, device, packer)
-    weights = reader.outer()
+    weights = reader.outer() if split is None else split.head(reader.outer())
     for index in range(spec.num_layers):
-        layer = reader.layer(index)
+        layer = reader.layer(index) if split is None else split.layer(reader.layer(index), spec)
         for matrix in layer.matrices():  # at once, so that one matrix exists twice, never the model
             if pack:
                 matrix.pack()

@@ -20,6 +20,7 @@ from outpace.models.hfquant_files import QuantisedFiles
 from outpace.models.hfquant_settings import read_quantisation
 from outpace.models.lookup import find_family, make_spec
 from outpace.models.lora import AdaptedFiles, has_adapter
+from outpace.models.parallel import Split, SplitTransformer
 from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
 from outpace.models.transformer import Kernels, Transformer, spec_capabilities
 from outpace.models.weights import can_pack
@@ -56,6 +57,7 @@ def load_model(
     revision: str | None = None,
     card: Mapping[str, Any] | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    split: Split | None = None,
 ) -> Transformer:
     """Load a decoder.
 
@@ -69,6 +71,7 @@ def load_model(
         revision: commit, branch or tag on the hub.
         card: fields of the capability card that replace what the files and the table of families say.
         adapter: the directory of a LoRA to merge into the weights.
+        split: which share of the model this process holds; None = all of it. A share runs on the eager path.
     """
     directory = resolve(name, revision)
     if not directory.is_file():
@@ -76,6 +79,9 @@ def load_model(
     config = read_config(directory)
     spec, family = make_spec(config, context, card), find_family(config)
     place = pick_device(device)
+    if split is not None:
+        split.check(spec)
+        kernels, pack = None, False
     files = open_tensors(directory)
     if adapter is not None:
         files = AdaptedFiles(files, Path(adapter).expanduser(), family, spec.tie_embeddings)
@@ -86,7 +92,11 @@ def load_model(
     # Codes are kept where the dtype is left to us and kernels read them; else they are decoded to what is computed in.
     packer = compiler.new_packer(spec, kind) if compiler is not None and dtype == "auto" else None
     with torch.no_grad(), one_thread():
-        model = Transformer(spec, assemble(files, spec, family, kind, place, is_packed, packer), pack=is_packed)
+        weights = assemble(files, spec, family, kind, place, is_packed, packer, split)
+        if split is None:
+            model = Transformer(spec, weights, pack=is_packed)
+        else:
+            model = SplitTransformer(spec, weights, split)
         if compiler is not None:
             model.compile(compiler, pack)
     model.notes += [*loading_notes(directory, config, dtype, kind), *files.notes]

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from outpace.errors import ConfigError, ModelError
+from outpace.errors import CapabilityError, ConfigError, ModelError
 from outpace.models.checkpoint import check_checkpoint
 from outpace.models.loading import load_model, read_capabilities, read_config, resolve
 from outpace.models.lookup import is_native
 from outpace.models.lora import base_directory
+from outpace.models.parallel import Split
 from outpace.models.transformer import Kernels
 from outpace.types import Adapter, Capabilities
 
@@ -60,12 +61,14 @@ def open_model(
     card: Mapping[str, Any] | None = None,
     context: int = 0,
     adapter: str | None = None,
+    split: Split | None = None,
 ) -> Adapter:
     """Load a model by name through the right door; arguments as those of `outpace.load` and `load_model`.
 
     Raises:
         ModelError: it cannot be found, read or trusted.
         ConfigError: a card that contradicts itself, or a card or adapter for a model that transformers runs.
+        CapabilityError: the model cannot be split as `split` says.
     """
     directory, has_loader, named = _find(name)
     _check_card(name, has_loader, card)
@@ -74,13 +77,15 @@ def open_model(
     lora = named or adapter
     if has_loader:
         return load_model(
-            directory, dtype=dtype, device=device, kernels=kernels, card=card, context=context, adapter=lora
+            directory, dtype, device, kernels=kernels, card=card, context=context, adapter=lora, split=split
         )
     if lora is not None:
         raise ConfigError(
             f"An adapter was given for {name}, but transformers runs that model in its own way.",
             "Merge it into its model first (peft: merge_and_unload, then save_pretrained).",
         )
+    if split is not None:
+        raise CapabilityError(f"{name} is not split: transformers runs it in its own way.", "Load it in one process.")
     from outpace.models.hf import load_transformers
 
     if context:

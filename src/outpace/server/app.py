@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +14,17 @@ from starlette.middleware.cors import CORSMiddleware
 import outpace
 from outpace.engine.face import Face
 from outpace.errors import ConfigError, OutpaceError
-from outpace.server import chat, completions, listing, page, prometheus, tokens
+from outpace.server import (
+    chat,
+    completions,
+    embeddings,
+    listing,
+    messages,
+    page,
+    prometheus,
+    responses,
+    tokens,
+)
 from outpace.server.errors import Refused, error_body, refusal
 from outpace.server.gate import WARNINGS, Gate
 from outpace.server.serving import Serving, json_response
@@ -21,9 +32,14 @@ from outpace.server.settings import ServerSettings
 
 __all__ = ["create_app"]
 
+_KINDS = ("str", "list[str]")  # what pydantic calls the first kind of a field that may be of several
+
 ROUTERS: tuple[APIRouter, ...] = (
     chat.router,
     completions.router,
+    responses.router,
+    messages.router,
+    embeddings.router,
     tokens.router,
     listing.router,
     prometheus.router,
@@ -87,12 +103,21 @@ async def _tell(request: Request, error: Exception) -> Response:
 
 def _invalid(error: RequestValidationError) -> Refused:
     """Return the first thing that is wrong with a body, in a sentence."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    errors = error.errors()
+    first, place = errors[0], _place(errors[0])
     if first["type"] in ("json_invalid", "missing") and not place:
         return Refused(400, "The request's body has to be a JSON object.", code="invalid_json")
+    if first["type"] == "json_invalid":
+        return Refused(400, f"The request's body is no JSON: {first['ctx']['error']}.", code="invalid_json")
     if first["type"] in ("model_attributes_type", "dict_type") and not place:
         said = "Send a JSON object, with Content-Type: application/json."
         return Refused(400, f"The request's body is no JSON object. {said}", code="invalid_json")
+    if place[1:] and place[1] in _KINDS:  # one error for each kind that a field may be of: none alone says it
+        message = f"{place[0]} is of none of the kinds that belong there."
+        return Refused(400, message, param=place[0], code="invalid_value")
     where = ".".join(place)
     return Refused(400, f"{where}: {first['msg']}."[:500], param=where or None, code="invalid_value")
+
+
+def _place(error: Mapping[str, Any]) -> list[str]:
+    return [str(part) for part in error["loc"] if part != "body"]

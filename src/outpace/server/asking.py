@@ -18,6 +18,7 @@ from outpace.server.gate import warn
 from outpace.server.schemas import Body, Extra, Message, TextBody
 from outpace.server.settings import ServerSettings
 from outpace.server.structure import constraint
+from outpace.server.tools_history import with_objects
 
 __all__ = ["arguments", "chat_arguments", "check_fields", "encode", "encode_chat", "stop_strings"]
 
@@ -118,10 +119,13 @@ async def encode_chat(engine: Face, messages: Sequence[Message], chat: Mapping[s
 
 
 def _messages(engine: Face, messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages as templates read them; a developer's are the system's where the template knows no developers."""
+    """Return messages as templates read them: calls' arguments, which clients send as text, are objects.
+
+    A developer's messages are the system's where the template knows no developers.
+    """
     templates = engine.tokenizer.templates if engine.tokenizer else {}
     has_developers = any("developer" in text for text in templates.values())
-    told = [message.model_dump(exclude_unset=True) for message in messages]
+    told = [with_objects(message.model_dump(exclude_unset=True)) for message in messages]
     return [it if has_developers or it["role"] != "developer" else {**it, "role": "system"} for it in told]
 
 
@@ -159,7 +163,7 @@ def chat_arguments(body: Any, engine: Face, scope: Scope, tools: Any = None) -> 
 
 
 def _unread(engine: Face, names: list[str], tools: Any, documents: Any) -> list[str]:
-    if engine.tokenizer is None or not engine.tokenizer.templates:
+    if not names or engine.tokenizer is None or not engine.tokenizer.templates:
         return []
     return engine.tokenizer.unread_by_chat(names, None, tools, documents)
 

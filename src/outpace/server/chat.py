@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +16,7 @@ from outpace.server.errors import Refused
 from outpace.server.gate import warn
 from outpace.server.route import new_router
 from outpace.server.schemas import ChatBody
-from outpace.server.serving import Served, json_response
+from outpace.server.serving import Served, Serving, json_response
 from outpace.server.stream import Events, event
 from outpace.server.structure import CONSTRAINTS
 from outpace.server.telling import Top, chat_log_probs, prompt_log_probs, traced, traced_piece
@@ -24,7 +25,7 @@ from outpace.server.tools_choice import Reading, read_tools, tools_told
 from outpace.server.tools_message import Delta, Message
 from outpace.server.writing import Writing, begin
 
-__all__ = ["Heard", "hear", "router"]
+__all__ = ["Heard", "begin_chat", "hear", "router"]
 
 router = new_router()
 _KIND, _CHUNK = "chat.completion", "chat.completion.chunk"
@@ -37,7 +38,6 @@ class Heard:
     Attributes:
         parser: tells its message.
         tokens, text, steps: as they came.
-        num_reasoning: tokens of reasoning.
         end: finish_reason and stop_reason; None while it goes on.
     """
 
@@ -51,8 +51,25 @@ class Heard:
 @router.post("/v1/chat/completions")
 async def chat_completions(body: ChatBody, served: Served, request: Request) -> Response:
     """Answer a conversation."""
-    engine = served.engine(body.model)
     check_fields(body, request.scope, "echo")
+    work, reading = await begin_chat(body, served, request, "chatcmpl")
+    if body.stream:
+        return Events(_frames(work, reading), served, request)
+    return json_response(await served.finish(request, _answer(work, reading)))
+
+
+async def begin_chat(body: ChatBody, served: Serving, request: Request, prefix: str) -> tuple[Writing, Reading]:
+    """Start the answer to a conversation; return what writes it and how it is read.
+
+    Args:
+        body: the conversation, and what is wanted; other routes bring theirs into this form.
+        served, request: what it is about.
+        prefix: of the answer's id.
+
+    Raises:
+        Refused, OutpaceError: see the message.
+    """
+    engine = served.engine(body.model)
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if wanted == 0:
         raise Refused(400, "max_tokens is 0. Ask for 1 or more.", param="max_tokens", code="invalid_value")
@@ -63,7 +80,8 @@ async def chat_completions(body: ChatBody, served: Served, request: Request) -> 
     asked = arguments(body, engine, served.settings, request.scope, len(ids), wanted)
     answer = {name: asked.pop(name) for name in CONSTRAINTS if name in asked}
     assert engine.tokenizer is not None  # or there had been no ids
-    reading = read_tools(
+    reading = await asyncio.to_thread(
+        read_tools,
         engine.tokenizer,
         body.tools,
         body.tool_choice,
@@ -77,10 +95,8 @@ async def chat_completions(body: ChatBody, served: Served, request: Request) -> 
         reading = replace(reading, hidden=frozenset())
     shown = (body.top_logprobs or 0) if body.logprobs else None
     made = [{**asked, **reading.arguments}]
-    work = await begin(served, request, body, engine, [ids], made, shown, body.prompt_logprobs, "chatcmpl")
-    if body.stream:
-        return Events(_frames(work, reading), served, request)
-    return json_response(await served.finish(request, _answer(work, reading)))
+    work = await begin(served, request, body, engine, [ids], made, shown, body.prompt_logprobs, prefix)
+    return work, reading
 
 
 def hear(work: Writing, sample: Heard, piece: Piece) -> list[Delta]:

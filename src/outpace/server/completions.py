@@ -122,10 +122,10 @@ async def _answer(work: Writing) -> dict[str, Any]:
             steps.setdefault(choice, []).append(piece.step)
     results = await work.results()
     choices = [_choice(work, index, result) for index, result in enumerate(results)]
-    for choice in choices:
+    for told in choices:
         if work.extra.trace:
-            index = choice["index"]
-            choice["outpace"] = {"tokens": traced(traces.get(index, [])), "steps": steps.get(index, [])}
+            index = told["index"]
+            told["outpace"] = {"tokens": traced(traces.get(index, [])), "steps": steps.get(index, [])}
     written = sum(_num_written(work, result) for result in results)
     return work.frame(_KIND, choices, **work.cost(results, written))
 

@@ -89,6 +89,8 @@ def refusal(error: BaseException) -> Refused:
         named = _NAMED.match(message)
         param = None if named is None else _FIELDS.get(named[1], named[1])
         return Refused(400, message, param=param, code="invalid_value")
+    if isinstance(error, RecursionError):
+        return Refused(400, "The request is nested too deeply. Simplify it.", code="invalid_value")
     if isinstance(error, OutpaceError):
         return Refused(500, message, code=type(error).__name__)
     return Refused(500, "The server made a mistake; its log says more.", code="internal_error")

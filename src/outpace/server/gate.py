@@ -20,15 +20,12 @@ from outpace.server.errors import Refused, error_body, refusal
 if TYPE_CHECKING:
     from outpace.server.settings import ServerSettings
 
-__all__ = ["WARNINGS", "Gate", "warn"]
+__all__ = ["REQUEST_ID", "WARNINGS", "Gate", "warn"]
 
 _LOG = logging.getLogger("outpace.server")
-_ID = re.compile(r"[\w.:/=+-]{1,128}", re.ASCII)
-_OPEN = (
-    "/health",
-    "/",
-    "/favicon.ico",
-)  # without a key: whether it lives, and the page, which holds nothing of anybody
+REQUEST_ID = re.compile(r"[\w.:/=+-]{1,128}", re.ASCII)
+# Open without a key: whether it lives, and the page, which holds nothing of anybody.
+_OPEN = ("/health", "/", "/favicon.ico")
 _OPEN_BELOW = "/page/"
 _UNCOUNTED = ("/health", "/metrics", "/outpace/load", "/version")
 _WASTE_S, _WASTE = 5.0, 256 << 20  # how long, and how many bytes, a refused body is still taken in and dropped
@@ -63,14 +60,15 @@ class Gate:
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
         state = scope.setdefault("state", {})
-        state["request_id"] = name = asked if _ID.fullmatch(asked) else f"req-{uuid.uuid4().hex}"
+        state["request_id"] = asked if REQUEST_ID.fullmatch(asked) else f"req-{uuid.uuid4().hex}"
+        state["tickets"] = []
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 told = MutableHeaders(scope=message)
-                told["x-request-id"] = name
+                told["x-request-id"] = state["request_id"]
                 told["x-content-type-options"] = "nosniff"
                 if state.get("warnings"):
                     told[WARNINGS] = _header(state["warnings"])
@@ -82,19 +80,20 @@ class Gate:
             self._check(scope, headers)
             body = await self._read(headers, receive)
             if self._settings.logs_requests and body:
-                _LOG.info("%s asks %s", name, body.decode(errors="replace"))
+                _LOG.info("%s asks %r", state["request_id"], body.decode(errors="replace"))
             await self._app(scope, _replay(body, receive), answer)
         except Exception as error:
             if status:
                 raise
-            if not isinstance(error, Refused):
-                _LOG.exception("%s failed", name)
-            await self._refuse(refusal(error), path, name, answer)
+            if refusal(error).status_code == 500:
+                _LOG.exception("%s failed", state["request_id"])
+            await self._refuse(refusal(error), path, state["request_id"], answer)
             if isinstance(error, Refused) and error.status_code in (408, 413):
                 await _waste(receive)
         finally:
             self._num_open -= is_counted
-            _LOG.info("%s %s %s %d %.3fs", name, scope["method"], path, status, time.perf_counter() - began)
+            spent = time.perf_counter() - began
+            _LOG.info("%s %s %r %d %.3fs", state["request_id"], scope["method"], path, status, spent)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         settings, path = self._settings, scope["path"]

@@ -8,8 +8,10 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from outpace.engine.face import Face
 from outpace.errors import ConfigError
@@ -18,7 +20,6 @@ from outpace.server.settings import ServerSettings
 
 __all__ = ["address", "bind", "run", "server"]
 
-_CONNECTIONS = 4  # times the requests at a time: idle ones count, too
 _KEEP_ALIVE_S = 30
 
 
@@ -52,6 +53,31 @@ def address(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class _Protocol(H11Protocol):
+    """Ends connections that ask nothing for long, or never send the whole head of a request."""
+
+    patience_s = 60.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._is_waiting = False
+        self._look_later()
+
+    def _look_later(self) -> None:
+        self.loop.call_later(self.patience_s, self._look)
+
+    def _look(self) -> None:
+        if self.transport.is_closing():
+            return
+        cycle: Any = self.cycle  # None until a request's head is whole
+        is_idle = cycle is None or cycle.response_complete
+        if is_idle and self._is_waiting:  # twice in a row
+            self.transport.close()
+            return
+        self._is_waiting = is_idle
+        self._look_later()
+
+
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -82,7 +108,7 @@ def server(
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-        limit_concurrency=_CONNECTIONS * settings.max_requests,
+        http=type("Protocol", (_Protocol,), {"patience_s": settings.body_timeout_s}),
     )
     return _Server(config, on_ready)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import Response
 
 import outpace
-from outpace.engine.face import Face
+from outpace.engine.face import Face, Gone
 from outpace.server.errors import Refused
 from outpace.server.route import new_router
 from outpace.server.serving import Served, json_response
@@ -15,15 +16,25 @@ from outpace.server.serving import Served, json_response
 __all__ = ["router"]
 
 router = new_router()
+_PATIENCE_S = 10.0  # an engine that says nothing for so long counts as dead
 
 
 @router.get("/health")
 async def health(served: Served) -> Response:
     """Say whether every engine answers; 503 with their names where one does not."""
-    dead = [name for name, engine in served.engines.items() if not (await engine.load()).is_alive]
+    alive = await asyncio.gather(*map(_is_alive, served.engines.values()))
+    dead = [name for name, is_alive in zip(served.engines, alive, strict=True) if not is_alive]
     if dead:
         raise Refused(503, f"Not answering: {', '.join(dead)}.", code="engine_gone", retry_s=5)
     return json_response({"status": "ok"})
+
+
+async def _is_alive(engine: Face) -> bool:
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            return (await engine.load()).is_alive
+    except (Gone, TimeoutError):
+        return False
 
 
 @router.get("/version")
@@ -61,7 +72,7 @@ def _model(name: str, engine: Face) -> dict[str, Any]:
         "object": "model",
         "created": traits.created,
         "owned_by": "outpace",
-        "root": traits.name,
+        "root": name,
         "parent": None,
         "max_model_len": traits.context,
         "outpace": {

@@ -75,8 +75,8 @@ class TextBody(Body):
     seed: int | None = None
     temperature: Annotated[Number, Field(ge=0)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    frequency_penalty: Number | None = None
-    presence_penalty: Number | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-100, le=100)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-100, le=100)] | None = None
     logit_bias: dict[str, Number] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -87,7 +87,7 @@ class TextBody(Body):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=100)] | None = None
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[Id] | None = None

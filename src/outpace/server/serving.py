@@ -54,24 +54,28 @@ class Serving:
             ConfigError, CapabilityError, Busy, Gone: as `Face.submit`; the app tells the client.
         """
         ticket = await engine.submit(ask)
+        request.state.tickets.append(ticket)
         self._running.setdefault(request.state.request_id, []).append(ticket)
         return ticket
 
     async def submit_all(self, engine: Face, asks: Sequence[Ask], request: Request) -> list[Ticket]:
         """Hand over several asks; all of them, or none runs on."""
-        taken: list[Ticket] = []
-        try:
-            for ask in asks:
-                taken.append(await self.submit(engine, ask, request))
-        except BaseException:
-            self.release(request)
-            raise
-        return taken
+        submitting = (self.submit(engine, ask, request) for ask in asks)
+        taken = await asyncio.gather(*submitting, return_exceptions=True)
+        for one in taken:
+            if isinstance(one, BaseException):
+                self.release(request)
+                raise one
+        return [one for one in taken if isinstance(one, Ticket)]
 
     def release(self, request: Request) -> None:
-        """Forget a request; what still runs of it is cancelled."""
-        for ticket in self._running.pop(request.state.request_id, []):
+        """Forget a request; what still runs of it is cancelled, and nothing of another that has the same id."""
+        name, own = request.state.request_id, request.state.tickets
+        for ticket in own:
             ticket.cancel()
+        others = [ticket for ticket in self._running.pop(name, ()) if ticket not in own]
+        if others:
+            self._running[name] = others
 
     def abort(self, request_id: str) -> int:
         """Cancel what runs under a request's id; return how many asks that were."""

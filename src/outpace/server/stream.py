@@ -110,6 +110,10 @@ class Events(Response):
 
 async def pieces(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Piece]]:
     """Yield the pieces of several tickets as they come, each with its ticket's number."""
+    if len(tickets) == 1:
+        async for piece in tickets[0]:
+            yield 0, piece
+        return
     waiting = {asyncio.ensure_future(anext(found)): (index, found) for index, found in enumerate(map(aiter, tickets))}
     try:
         while waiting:

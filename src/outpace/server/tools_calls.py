@@ -53,6 +53,7 @@ class CallReader:
         self.tape = tape
         self._telling, self._tools, self._begin, self._is_parallel = telling, tools, begin, is_parallel
         self._from: int | None = None  # where arguments begin that are told as they come
+        self._is_broken = False  # they are no JSON
         self.safe: int | None = None
 
     def start(self) -> None:
@@ -62,7 +63,7 @@ class CallReader:
     def drain(self) -> None:
         """Tell what arrived of arguments, and forget it."""
         if self._from is not None:
-            self._telling.arguments(self.tape.text[self._from : self.tape.at])
+            self._telling.arguments(self.tape.text[self._from : self.tape.at], self._is_broken)
             self.tape.cut()
             self._from = 0
 
@@ -94,9 +95,11 @@ class CallReader:
         except Ended:
             tape.at = len(tape.text)
         except Fault:
+            self.drain()
+            self._is_broken = True
             yield from self._pass_until(end)
         self.drain()
-        self._from, self.safe = None, tape.at
+        self._from, self._is_broken, self.safe = None, False, tape.at
 
     def _pass_until(self, end: str) -> Walk[None]:
         marks = Marks([end])

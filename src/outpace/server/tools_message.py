@@ -17,6 +17,7 @@ class Delta:
         call: number of a tool call, from 0; None = it is about no call.
         id, name: of the call; only its first delta has them.
         arguments: text to append to the call's arguments.
+        is_broken: these arguments stand where their JSON breaks off, or behind that.
     """
 
     content: str = ""
@@ -25,6 +26,7 @@ class Delta:
     id: str = ""
     name: str = ""
     arguments: str = ""
+    is_broken: bool = False
 
 
 @dataclass(slots=True)
@@ -68,12 +70,14 @@ class Telling:
         self._deltas.append(Delta(call=len(self.message.calls), id=id, name=name))
         self.message.calls.append(Call(id, name))
 
-    def arguments(self, text: str) -> None:
+    def arguments(self, text: str, is_broken: bool = False) -> None:
         """Append to the last call's arguments."""
         if text:
             number = len(self.message.calls) - 1
             self.message.calls[-1].arguments += text
-            self._last(Delta(call=number), lambda it: it.call == number and not it.name).arguments += text
+            fresh = Delta(call=number, is_broken=is_broken)
+            like = (number, "", is_broken)
+            self._last(fresh, lambda it: (it.call, it.name, it.is_broken) == like).arguments += text
 
     def take(self) -> list[Delta]:
         """Return the deltas since the last time."""

@@ -14,6 +14,7 @@ from outpace.api.result import Result
 from outpace.engine.face import Ask, Face, Piece, Ticket
 from outpace.server.asking import check_top, stop_strings
 from outpace.server.errors import Refused
+from outpace.server.gate import REQUEST_ID
 from outpace.server.schemas import Extra, StreamOptions, TextBody
 from outpace.server.serving import Serving
 from outpace.server.stream import DONE, event, pieces
@@ -181,7 +182,11 @@ async def begin(
         raise Refused(400, "priority is no number of 62 bits.", param="priority")
     if body.stream and body.prompt_logprobs is not None:
         raise Refused(400, "prompt_logprobs is not streamed. Leave out stream.", param="prompt_logprobs")
-    name = body.request_id or request.state.request_id
+    if body.request_id is not None:
+        if not REQUEST_ID.fullmatch(body.request_id):
+            raise Refused(400, "request_id holds other signs than letters, digits and _.:/=+-.", param="request_id")
+        request.state.request_id = body.request_id
+    name = request.state.request_id
     told = {} if log_probs is None else {"record": ("log_probs",), "top_log_probs": log_probs}
     asks = [
         Ask(

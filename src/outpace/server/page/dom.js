@@ -43,5 +43,4 @@ export function oncePerFrame(work) {
 }
 
 /** White space as signs that can be seen. */
-export const visible = (text) =>
-  text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "·") || "∅";
+export const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "·") || "∅";

@@ -45,7 +45,8 @@ function changeModel() {
     ...group("The same text", isExact),
     ...group("May change the text", (method) => !isExact(method)),
   );
-  if (fitting.some(({ name }) => name === "auto")) $("method").value = "auto";
+  $("method").value = is_canvas ? "masked-diffusion" : "auto";
+  $("log-probs-box").hidden = is_canvas; // what is filled in any order has none
   changeKind();
 }
 
@@ -67,8 +68,13 @@ const nameOf = (method) => (method === "autoregressive" ? "plain" : method);
 function request(method, prompt) {
   const number = (id) => Number($(id).value);
   const asked = isChat()
-    ? { messages: [...($("system").value ? [{ role: "system", content: $("system").value }] : []), ...messages,
-        { role: "user", content: prompt }] }
+    ? {
+        messages: [
+          ...($("system").value ? [{ role: "system", content: $("system").value }] : []),
+          ...messages,
+          { role: "user", content: prompt },
+        ],
+      }
     : { prompt };
   return {
     model: $("model").value,
@@ -113,12 +119,13 @@ function busy(isBusy) {
 async function answer() {
   const prompt = $("prompt").value;
   const body = request($("method").value, prompt);
-  if ($("log-probs").checked) Object.assign(body, isChat() ? { logprobs: true } : { logprobs: 1 });
+  if ($("log-probs").checked && !model()?.is_canvas)
+    Object.assign(body, isChat() ? { logprobs: true } : { logprobs: 1 });
   const output = place(prompt);
   const chat = isChat();
   const show = () => {
     explain([output]);
-    showSteps(output);
+    output.pick?.(output);
   };
   const showSoon = oncePerFrame(() => running && show());
   const attempt = async () => {
@@ -141,6 +148,7 @@ async function answer() {
       if (chat && output.count) turn(prompt, said);
     } catch (trouble) {
       complain(trouble, attempt, output.tokens.length);
+      if (trouble.kind === "refused") output.box.parentElement.remove();
     }
   };
   await attempt();
@@ -162,7 +170,7 @@ function place(prompt) {
   }
   hideSteps();
   article.scrollIntoView({ block: "nearest" });
-  return new Output(box, footer, showSteps);
+  return new Output(box, footer, model()?.is_canvas ? null : showSteps); // a canvas is filled without trees of drafts
 }
 
 /** Keep the end of what is written in view, unless the reader has gone elsewhere. */
@@ -238,6 +246,7 @@ function complain(trouble, retry, written = 0) {
   const kept = `What was written stays (${count(written, "token")}); “Try again” goes on with the same seed.`;
   $("notice-text").textContent = trouble.kind === "lost" && written ? `${trouble.message} ${kept}` : trouble.message;
   $("notice").hidden = false;
+  $("retry").hidden = trouble.kind === "refused";
   again = retry;
   if (trouble.kind !== "key") return;
   $("more").open = true;
@@ -281,6 +290,7 @@ $("ask").addEventListener("submit", (event) => {
 });
 $("race").addEventListener("click", unless(compete));
 $("stop").addEventListener("click", () => running?.abort());
+$("more").addEventListener("invalid", () => ($("more").open = true), true); // else it could not be pointed at
 $("fresh").addEventListener("click", fresh);
 $("retry").addEventListener("click", () => again?.());
 $("model").addEventListener("change", changeModel);
@@ -298,4 +308,7 @@ document.addEventListener("keydown", (event) => {
 theme(stored());
 startSteps();
 await meet();
-watch(() => $("key").value, (isThere) => isThere && !facts.models.length && meet());
+watch(
+  () => $("key").value,
+  (isThere) => isThere && !facts.models.length && meet(),
+);

@@ -35,6 +35,8 @@ function choose(index) {
   $("step").value = index;
   shown.select(index);
   $("spark").replaceChildren(spark(shown.steps, index));
+  const [at, box] = [$("spark").querySelector(".now").getBoundingClientRect(), $("spark").getBoundingClientRect()];
+  if (at.left < box.left || at.right > box.right) $("spark").scrollLeft += at.left - box.left - box.width / 2;
   const { title, detail } = inWords(step, shown.steps.length);
   $("step-facts").replaceChildren(make("strong", {}, title), ` ${detail}`);
   $("step").setAttribute("aria-valuetext", `${title} ${detail}`);
@@ -44,7 +46,11 @@ function choose(index) {
 function inWords(step, of) {
   const title = `Step ${step.number + 1} of ${of}.`;
   const own = step.tokens.filter((token) => token.source !== "draft");
-  const text = (tokens) => `“${tokens.map((token) => token.text).join("").trim()}”`;
+  const text = (tokens) =>
+    `“${tokens
+      .map((token) => token.text)
+      .join("")
+      .trim()}”`;
   if (!step.proposed) return { title, detail: `Nothing was drafted; the model wrote ${text(step.tokens)}.` };
   const who = step.step?.drafter || "The drafter";
   const were = step.accepted === 1 ? "was" : "were";

@@ -1,7 +1,7 @@
 // Asking the server: one request in, pieces of text out; every failure becomes one sentence.
 
 export class Trouble extends Error {
-  /** kind: "lost" = no connection; "key" = not let in; "refused" = anything else that the server says. */
+  /** kind: "lost" = no connection; "key" = not let in; "busy" = may go well later; "refused" = asked wrongly. */
   constructor(message, kind) {
     super(message);
     this.kind = kind;
@@ -40,14 +40,14 @@ export async function* write(path, body, key, signal) {
     for await (const data of events(answer.body)) {
       if (data === "[DONE]") {
         isWhole = true;
-        break;
+        continue; // to the answer's end, so that its connection serves again
       }
       const piece = read(JSON.parse(data), isTraced);
       isTraced ||= Boolean(piece?.isTraced);
       if (piece) yield piece;
     }
   } catch (error) {
-    if (signal.aborted) return;
+    if (signal.aborted || isWhole) return;
     throw error instanceof Trouble ? error : new Trouble(LOST, "lost");
   }
   if (!isWhole && !signal.aborted) throw new Trouble(LOST, "lost");
@@ -74,7 +74,7 @@ async function* events(stream) {
  * has its text taken for one token. A traced step may need several chunks: only the first holds its tokens.
  */
 function read(chunk, isTraced) {
-  if (chunk.error) throw new Trouble(sentence(chunk.error), "refused");
+  if (chunk.error) throw new Trouble(sentence(chunk.error), "busy");
   const choice = chunk.choices?.[0];
   if (!choice) return null;
   const { tokens, step = null, rest = "" } = choice.outpace ?? {};
@@ -91,7 +91,8 @@ async function refusal(answer) {
   const message = error ? sentence(error) : `The server answered ${answer.status} ${answer.statusText}.`;
   if (answer.status === 401 || answer.status === 403) return new Trouble(message, "key");
   const wait = answer.headers.get("retry-after");
-  return new Trouble(wait ? `${message} It asks to wait ${wait} s.` : message, "refused");
+  const kind = answer.status === 429 || answer.status >= 500 ? "busy" : "refused";
+  return new Trouble(wait ? `${message} It asks to wait ${wait} s.` : message, kind);
 }
 
 function sentence(error) {

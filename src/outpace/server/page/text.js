@@ -30,9 +30,10 @@ function facts(token) {
 
 /** One text while it is written, and after. */
 export class Output {
-  /** box: where the text goes; footer: where its figures go; pick(output, step): a step was chosen. */
+  /** box: where the text goes; footer: where its figures go; pick(output, step): shows steps; null = there are none. */
   constructor(box, footer, pick) {
-    Object.assign(this, { box, footer, pick, tokens: [], steps: [], begun: performance.now(), finish: null, next: 0 });
+    Object.assign(this, { box, footer, pick, tokens: [] });
+    this.rewind();
     box.tabIndex = 0;
     box.role = "group";
     box.dir = "auto";
@@ -43,7 +44,7 @@ export class Output {
     box.addEventListener("click", (event) => this.#choose(event.target));
   }
 
-  /** Ask again from the start: the same seed writes the same tokens, so those that are here stay. */
+  /** It is asked now, perhaps again: the same seed writes the same tokens, so those that are here stay. */
   rewind() {
     Object.assign(this, { steps: [], begun: performance.now(), finish: null, next: 0 });
   }
@@ -74,12 +75,12 @@ export class Output {
     if (!this.steps.length) return;
     const sum = (name) => this.steps.reduce((total, step) => total + step[name], 0);
     const drafted = sum("proposed");
-    const lines = [
-      `${rate(this.rate())} tokens/s`,
-      `${count(this.count, "token")} in ${count(this.steps.length, "step")}`,
-      `${number(this.count / this.steps.length, 2)} per step`,
-    ];
-    if (drafted) lines.push(`${number(sum("accepted"))} of ${count(drafted, "draft")} kept`);
+    const lines = [`${rate(this.rate())} tokens/s`, count(this.count, "token")];
+    if (this.pick) {
+      lines[1] += ` in ${count(this.steps.length, "step")}`;
+      lines.push(`${number(this.count / this.steps.length, 2)} per step`);
+    }
+    if (this.pick && drafted) lines.push(`${number(sum("accepted"))} of ${count(drafted, "draft")} kept`);
     lines.push(`first after ${number(this.steps[0].at - this.begun)} ms`);
     if (this.finish === "length") lines.push("ended by the number of tokens");
     this.footer.textContent = lines.join(" · ");
@@ -130,7 +131,7 @@ export class Output {
 
   #choose(target) {
     const token = this.#token(target);
-    if (token) this.pick(this, token.step);
+    if (token) this.pick?.(this, token.step);
   }
 
   /** Arrow keys go from token to token, Home and End to the ends; Enter shows the step. */
