@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from outpace.errors import ConfigError
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
 from outpace.methods.misfit import misfits
@@ -20,6 +21,7 @@ from outpace.testing.spelling import respelled, toy_tokenizers
 from outpace.testing.world import (
     PROMPTS,
     SETTINGS,
+    Watched,
     drafter_for,
     drive,
     ends_under,
@@ -43,7 +45,6 @@ def methods() -> list[Method]:
 
 
 METHODS = methods()
-EXACT = [method for method in METHODS if method.guarantee is Guarantee.EXACT]
 
 
 def wanted(method: Method) -> Wanted:
@@ -93,16 +94,76 @@ def write_beside(run: Run, rows: Sequence[Row], chance: random.Random, budget: i
     raise AssertionError("It does not end.")
 
 
-@pytest.mark.parametrize("is_paged", [False, True], ids=["slots", "pages"])
-@pytest.mark.parametrize("budget", [None, 3])
-@pytest.mark.parametrize("seed", range(2))
-def test_every_mixture_writes_what_its_rows_write_alone(seed: int, budget: int | None, is_paged: bool) -> None:
-    chance, rows, drawn = random.Random(seed), [], []
-    for number, method in enumerate(chance.sample(EXACT, len(EXACT))):
+ORDER = random.Random(5).sample(METHODS, len(METHODS))
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_every_mixture_writes_what_its_rows_write_alone(number: int) -> None:
+    """All methods in four mixtures: on slots and on pages, prompts read before steps or beside them."""
+    chance, drawn = random.Random(number), []
+    for at, method in enumerate(ORDER[number::4]):
         law, prompt = chance.choice(list(SETTINGS)), chance.choice(PROMPTS)
         stop = chance.choice(["", "", "dDeE", "cCbB"])
-        drawn.append((method, prompt, law, number % 3, chance.randint(1, 20), stop))
+        drawn.append((method, prompt, law, at % 3, chance.randint(4, 16), stop))
     rows = [make_row(*given) for given in drawn]
-    write_beside(mixed_run(is_paged), rows, chance, budget)
+    write_beside(mixed_run(is_paged=number > 1), rows, chance, [None, 3][number % 2])
     for given, row in zip(drawn, rows, strict=True):
-        assert row.written == alone(Autoregressive(), given), given
+        is_exact = given[0].guarantee is Guarantee.EXACT
+        assert row.written == alone(Autoregressive() if is_exact else given[0], given), given
+
+
+def test_rows_of_several_laws_share_the_choice_of_a_drafter() -> None:
+    method = next(method for method in METHODS if method.name == "auto")
+    given = [(method, PROMPTS[i % 4], law, i % 3, 24, "") for i, law in enumerate(SETTINGS)]
+    rows, run = [make_row(*one) for one in given], mixed_run()
+    run.join(rows)
+    drafters: set[str] = set()
+    while run.rows:
+        assert len(run.batch.state.groups) == 1
+        run.step()
+        drafters |= {name for row in rows for name in row.drafters}
+    assert len(drafters) > 2  # none, and two at least
+    for one, row in zip(given, rows, strict=True):
+        assert row.written == alone(Autoregressive(), one), one
+
+
+@pytest.mark.parametrize("method", ["suffix", "draft-model"])
+def test_each_row_has_records_and_counts_of_its_own(method: str) -> None:
+    given = [(WANTED[name].method, PROMPTS[0], "top-p", 1, 12, "") for name in (method, "autoregressive", "jacobi")]
+    rows, run = [make_row(*one) for one in given], mixed_run()
+    rows[0].record, rows[0].num_top, rows[0].steps = ("log_probs", "margins"), 3, []
+    drive(run, rows)
+    lone = make_row(*given[0])
+    lone.wanted = lone.settings = None
+    drive(make_run(Autoregressive(), SETTINGS["top-p"], target=TARGET, record=("log_probs", "margins")), [lone])
+    assert rows[0].log_probs == pytest.approx(lone.log_probs, abs=1e-9)
+    assert rows[0].margins == pytest.approx(lone.margins, abs=1e-9)
+    assert [len(top) for top in rows[0].top_log_probs] == [3] * 12 and not rows[1].log_probs
+    assert rows[0].steps is not None and rows[1].steps is None
+    assert sum(kept for _, kept in rows[0].steps) == rows[0].usage.num_accepted == rows[0].drafters.count(method)
+    assert sum(drafts for drafts, _ in rows[0].steps) == rows[0].usage.num_proposed
+    assert [name for name in rows[0].drafters if name] == [method] * rows[0].sources.count("draft")
+
+
+def test_what_cannot_be_mixed_is_named() -> None:
+    with pytest.raises(ConfigError, match="of its own"):
+        make_run(Autoregressive(), target=TARGET).join([make_row(METHODS[0], PROMPTS[0], "greedy", 0, 4)])
+
+
+@pytest.mark.parametrize("is_paged", [False, True], ids=["slots", "pages"])
+def test_prompts_are_read_within_the_budget_in_the_forward_of_others(is_paged: bool) -> None:
+    run, seen, plain = mixed_run(is_paged), Watched(TARGET), METHODS[0]
+    run.target = seen
+    first = make_row(plain, [5], "greedy", 0, 30)
+    others = [make_row(plain, [at] * 9, "greedy", 0, 3) for at in range(3)]
+    run.join([first])
+    run.step(6)
+    for other in others:
+        run.join([other], in_line=True)
+    read = []
+    while not others[-1].written:
+        calls, before = seen.calls.num, len(first.written)
+        run.step(6)
+        assert run.last is not None and seen.calls.num == calls + 1 and len(first.written) == before + 1
+        read.append(run.last.read)
+    assert sum(read) == 3 * 8 and max(read) == 4 and read[-1] == 0  # chunks of 4 are read whole

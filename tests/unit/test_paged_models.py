@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from outpace.kernels import build as building
 from outpace.methods.registry import load_method
 from outpace.models.spec import Rope, Spec
 from outpace.models.transformer import Transformer
+from outpace.testing.mutants import MUTANTS
+from outpace.testing.page_checks import page_checks
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import inhabited, make_rows, make_run, write
 from outpace.types import Adapter, Outputs
@@ -31,6 +34,15 @@ SHAPES = {
     "block": {"attention": "block", "block_size": 4},
 }
 CAPACITY = 200
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small are these models that threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def make(path: str, **changes: object) -> Transformer:
@@ -52,9 +64,8 @@ class Pair:
         assert pool is not None
         for buffer in pool.buffers:
             buffer.fill_(float("nan"))  # whoever reads what nobody wrote shows it
-        free = pool.take(40)  # so that neighbouring pages of a row are no neighbours in memory
-        self.draw.shuffle(free)
-        pool.drop(free)
+        others = pool.take(60)  # every other page is another's, so that a row's are no neighbours in memory
+        pool.drop(self.draw.sample(others, 40))
         self.caches: list[Cache] = [model.new_cache(rows, CAPACITY), pool.new_cache(rows, Counter(), CAPACITY)]
         self.pool = pool
 
@@ -93,8 +104,13 @@ def _ancestors(parent: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("page_size", [16, 48])
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("path", "page_size"),
+    [
+        ("eager", 16),
+        *(pytest.param(name, size, marks=needs_kernels) for name in COMPILED for size in (16, 48)),
+    ],
+)
 def test_logits_are_those_of_a_static_cache(path: str, page_size: int, shape: str) -> None:
     pair = Pair(make(path, **SHAPES[shape]), page_size, 3, seed=page_size)
     tree = torch.tensor([-1, 0, 0, 1, 1, 2, 5, -1])
@@ -205,6 +221,25 @@ def test_an_encoder_decoder_keeps_its_source(paged: list[PagedCache]) -> None:
 
 
 static_cache = ToyModel.new_cache
+
+
+@pytest.mark.parametrize("check", page_checks(), ids=lambda check: check.__name__)
+def test_nothing_fails_without_a_fault(check: Callable[[], None]) -> None:
+    check()
+
+
+@pytest.mark.parametrize("name", ["shared-page-written", "hold-not-counted", "hit-too-long"])
+def test_a_fault_is_caught(name: str) -> None:
+    (mutant,) = (mutant for mutant in MUTANTS if mutant.name == name)
+    caught = list[str]()
+    with mutant.applied():
+        for check in page_checks():
+            try:
+                check()
+            except Exception as error:
+                mutant.check_crash(error)
+                caught.append(check.__name__)
+    assert caught, f"Nothing noticed that {mutant.fault}."
 
 
 def test_recorded_forwards_have_no_pages() -> None:

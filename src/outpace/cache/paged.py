@@ -19,7 +19,7 @@ from torch import Tensor
 from outpace.cache.counter import Counter
 from outpace.cache.pages import Pages, Table
 from outpace.cache.part import copied
-from outpace.cache.static import Cache, stacked
+from outpace.cache.static import Cache, spread, stacked
 from outpace.errors import ConfigError
 
 __all__ = ["PagedCache", "Saved"]
@@ -157,7 +157,7 @@ class PagedCache(Cache):
     def restart(self, row: int, phase: int) -> None:
         """Forget a row's entries, to read its text anew in another phase."""
         super().restart(row, phase)
-        self._trim()
+        self._trim([row])
 
     def keep(self, staged: Sequence[Sequence[int]]) -> None:
         """Make staged entries valid, in the given order.
@@ -166,10 +166,16 @@ class PagedCache(Cache):
             NoPages: entries move within pages that other rows hold too, and there are too few free ones to copy them;
                 nothing has changed. `needed` tells beforehand.
         """
-        still = [next((i for i, offset in enumerate(chosen) if offset != i), len(chosen)) for chosen in staged]
-        rows = list(zip(self.lengths, staged, still, strict=True))
-        tails = [[length + offset for offset in chosen[same:]] for length, chosen, same in rows]
-        self._move([length + same for length, _, same in rows], tails)
+        self.keep_rows(range(len(self.lengths)), staged)
+
+    def keep_rows(self, rows: Sequence[int], staged: Sequence[Sequence[int]]) -> None:
+        """As `keep`, of some rows."""
+        starts, tails = [], []
+        for row, offsets in zip(rows, staged, strict=True):
+            still = next((i for i, offset in enumerate(offsets) if offset != i), len(offsets))
+            starts.append(self.lengths[row] + still)
+            tails.append([self.lengths[row] + offset for offset in offsets[still:]])
+        self._move(rows, starts, tails)
 
     def retain(self, slots: Sequence[Sequence[int]]) -> None:
         """Make the given slots valid, in that order, and forget all others.
@@ -177,13 +183,20 @@ class PagedCache(Cache):
         Raises:
             NoPages: as of `keep`.
         """
+        self.retain_rows(range(len(self.lengths)), slots)
+
+    def retain_rows(self, rows: Sequence[int], slots: Sequence[Sequence[int]]) -> None:
+        """As `retain`, of some rows."""
         still = [next((i for i, slot in enumerate(chosen) if slot != i), len(chosen)) for chosen in slots]
-        self._move(still, [list(chosen[same:]) for chosen, same in zip(slots, still, strict=True)])
+        self._move(rows, still, [list(chosen[same:]) for chosen, same in zip(slots, still, strict=True)])
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget entries at and beyond `lengths[b]`."""
-        super().truncate(lengths)
-        self._trim()
+        self.truncate_rows(range(len(self.lengths)), lengths)
+
+    def truncate_rows(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """As `truncate`, of some rows."""
+        self._set_lengths(rows, [min(self.lengths[row], new) for row, new in zip(rows, lengths, strict=True)])
 
     def fork(self, counter: Counter | None = None) -> PagedCache:
         """Return an overlay on the same tables: it stages in the pages that the base's next forward will use."""
@@ -243,63 +256,73 @@ class PagedCache(Cache):
 
     def read(self, row: int, slots: Sequence[int]) -> list[Tensor]:
         """Return copies of entries of a row, slots first."""
-        places = self.pages.places(self.row_tables[row].numbers, slots)
-        return [buffer.movedim(self.slot_axis, 1)[places] for buffer in self.buffers]
+        table = self.row_tables[row].numbers
+        return [buffer for stack in self.pages.read([(table, slot) for slot in slots]) for buffer in stack]
 
     def write(self, row: int, first: int, entries: Sequence[Tensor]) -> None:
         """Write entries to the slots of a row from `first` on, whose pages are its own."""
-        places = self.pages.places(self.row_tables[row].numbers, range(first, first + len(entries[0])))
-        for buffer, new in zip(self.buffers, entries, strict=True):
-            buffer.movedim(self.slot_axis, 1)[places] = new
+        table, rest = self.row_tables[row].numbers, iter(entries)
+        stacked = [torch.stack([next(rest) for _ in range(count)]) for count in self.pages.counts]
+        self.pages.write([(table, slot) for slot in range(first, first + len(entries[0]))], stacked)
 
     # Pages
 
-    def _plan(self, starts: Sequence[int], ends: Sequence[int]) -> list[tuple[int, int]]:
-        """Return (row, place in its table) of every page to be taken for slots starts[b]..ends[b]-1 to be its own."""
+    def _plan(
+        self, starts: Sequence[int], ends: Sequence[int], rows: Sequence[int] = ()
+    ) -> list[tuple[int, int, bool]]:
+        """Return every page to be taken so that slots starts[i]..ends[i]-1 are the own ones of row rows[i] (() = all).
+
+        Each as (row, place in its table, whether something before the slots is in it).
+        """
         plan, left = [], Count[int]()  # left: pages that rows before this one will have left to the others
-        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        for row, start, end in zip(rows or range(len(starts)), starts, ends, strict=True):
             table = self.row_tables[row].numbers
             for at in range(start // self.page_size, -(-end // self.page_size) if end > start else 0):
                 if at >= len(table):
-                    plan.append((row, at))
+                    plan.append((row, at, at * self.page_size < start))
                 elif self.pages.uses(table[at]) - left[table[at]] > 1:
                     left[table[at]] += 1
-                    plan.append((row, at))
+                    plan.append((row, at, at * self.page_size < start))
         return plan
 
-    def _own(self, starts: Sequence[int], ends: Sequence[int]) -> None:
-        """Make the slots starts[b]..ends[b]-1 writable, with what lies before them."""
-        plan = self._plan(starts, ends)
+    def _own(self, starts: Sequence[int], ends: Sequence[int], rows: Sequence[int] = ()) -> None:
+        """Make slots writable, as `_plan` takes them; what lies before them stays."""
+        plan = self._plan(starts, ends, rows)
         if not plan:
             return
         fresh, moves = self.pages.take(len(plan)), list[tuple[int, int]]()
-        for (row, at), page in zip(plan, fresh, strict=True):
+        for (row, at, is_begun), page in zip(plan, fresh, strict=True):
             table = self.row_tables[row].numbers
             if at == len(table):
                 table.append(page)
                 continue
-            if at * self.page_size < starts[row]:
+            if is_begun:
                 moves.append((table[at], page))
             self.pages.drop([table[at]])
             table[at] = page
         self.pages.copy([old for old, _ in moves], [new for _, new in moves])
 
-    def _move(self, starts: list[int], tails: list[list[int]]) -> None:
-        """Make the entries before starts[b], and behind them those at slots tails[b], the valid ones of each row."""
+    def _move(self, rows: Sequence[int], starts: Sequence[int], tails: Sequence[Sequence[int]]) -> None:
+        """Make the entries before starts[i], and behind them those at slots tails[i], the valid ones of row rows[i]."""
+        tables = [self.row_tables[row].numbers for row in rows]
         ends = [start + len(tail) for start, tail in zip(starts, tails, strict=True)]
-        # Gathered before anything is written, as slots may cross.
-        moved = {row: self.read(row, tail) for row, tail in enumerate(tails) if tail}
-        self._own(starts, ends)
-        for row, entries in moved.items():
-            self.write(row, starts[row], entries)
-        self.lengths = ends
-        self._trim()
+        sources = [(table, slot) for table, tail in zip(tables, tails, strict=True) for slot in tail]
+        entries = self.pages.read(sources) if sources else []  # before anything is written, as slots may cross
+        self._own(starts, ends, rows)
+        if sources:
+            places = zip(tables, starts, ends, strict=True)
+            self.pages.write([(table, slot) for table, start, end in places for slot in range(start, end)], entries)
+        self._set_lengths(rows, ends)
 
-    def _trim(self) -> None:
+    def _set_lengths(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        self.lengths = spread(rows, lengths, self.lengths)
+        self._trim(rows)
+
+    def _trim(self, rows: Sequence[int]) -> None:
         """Drop scratch pages. An overlay has none of its own: its base stages in them next."""
         if not self._is_overlay:
-            for table, length in zip(self.row_tables, self.lengths, strict=True):
-                table.trim(self.pages.needed(length))
+            for row in rows:
+                self.row_tables[row].trim(self.pages.needed(self.lengths[row]))
 
     def _made(self, tables: Sequence[Table], index: Sequence[int], counter: Counter) -> PagedCache:
         extra = [tensor[list(index)] for tensor in self.extra]

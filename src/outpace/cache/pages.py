@@ -9,6 +9,7 @@ A pool belongs to one thread; only the tables that the garbage collector finds m
 
 from __future__ import annotations
 
+import heapq
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -32,19 +33,21 @@ class Pages:
     """A pool of pages.
 
     Args:
-        buffers: one per stored tensor, pages on axis 0 and slots on axis `slot_axis`, e.g. two per layer of
-            [num_pages, K, page_size, D]; uninitialised.
-        slot_axis: the axis of every buffer that counts the slots of a page.
+        stacks: stored tensors of one shape in one piece, uninitialised: e.g. for two per layer
+            [2 * layers, num_pages, K, page_size, D]. Entries of all that are in a stack move at once.
+        slot_axis: the axis of each tensor, as `buffers` holds them, that counts the slots of a page.
 
     Attributes:
+        buffers: every stored tensor by itself, pages on axis 0.
         evict: called with a number of pages that are short, to give back pages that nobody needs at the moment.
 
     Raises:
         ConfigError: there is no page, or the page size is no multiple of `PAGE_GRAIN`.
     """
 
-    def __init__(self, buffers: Sequence[Tensor], slot_axis: int = 2) -> None:
-        self.buffers, self.slot_axis = list(buffers), slot_axis
+    def __init__(self, stacks: Sequence[Tensor], slot_axis: int = 2) -> None:
+        self.buffers, self.slot_axis = [buffer for stack in stacks for buffer in stack], slot_axis
+        self._entries = [stack.movedim(slot_axis + 1, 2) for stack in stacks]  # each [count, pages, page_size, ...]
         self.num_pages, self.page_size = self.buffers[0].shape[0], self.buffers[0].shape[slot_axis]
         if self.num_pages < 1 or self.page_size < 1 or self.page_size % PAGE_GRAIN:
             raise ConfigError(
@@ -53,13 +56,18 @@ class Pages:
             )
         self.evict: Callable[[int], object] | None = None
         self._uses = [0] * self.num_pages
-        self._free = list(range(self.num_pages - 1, -1, -1))
+        self._free = list(range(self.num_pages))  # a heap: rows lie together, in what memory was touched before
         self._dropped: deque[array[int]] = deque()
 
     @property
     def device(self) -> torch.device:
         """Where the pages lie."""
         return self.buffers[0].device
+
+    @property
+    def counts(self) -> list[int]:
+        """Stored tensors per stack."""
+        return [len(entries) for entries in self._entries]
 
     @property
     def num_free(self) -> int:
@@ -91,7 +99,7 @@ class Pages:
             self.evict(count - self.num_free)
         if count > self.num_free:
             raise NoPages(count, self.num_free)
-        pages = [self._free.pop() for _ in range(count)]
+        pages = [heapq.heappop(self._free) for _ in range(count)]
         for page in pages:
             self._uses[page] = 1
         return pages
@@ -106,7 +114,7 @@ class Pages:
         for page in pages:
             self._uses[page] -= 1
             if not self._uses[page]:
-                self._free.append(page)
+                heapq.heappush(self._free, page)
 
     def drop_later(self, pages: array[int]) -> None:
         """As `drop`, when the pool is next asked; from any thread."""
@@ -116,14 +124,24 @@ class Pages:
         """Copy the entries of pages to others."""
         if old:
             source, target = (torch.tensor(pages, device=self.device) for pages in (old, new))
-            for buffer in self.buffers:
-                buffer.index_copy_(0, target, buffer.index_select(0, source))
+            for entries in self._entries:
+                entries[:, target] = entries[:, source]
 
-    def places(self, table: Sequence[int], slots: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return for slots of a row in which page each lies, and where in it: two of [len(slots)] int64."""
-        pages = torch.tensor([table[slot // self.page_size] for slot in slots], dtype=torch.int64, device=self.device)
-        offsets = torch.tensor([slot % self.page_size for slot in slots], dtype=torch.int64, device=self.device)
-        return pages, offsets
+    def read(self, slots: Sequence[tuple[Sequence[int], int]]) -> list[Tensor]:
+        """Return copies of entries, per stack [count, len(slots), ...]; of each the table of its row, and its slot."""
+        pages, offsets = self._places(slots)
+        return [entries[:, pages, offsets] for entries in self._entries]
+
+    def write(self, slots: Sequence[tuple[Sequence[int], int]], new: Sequence[Tensor]) -> None:
+        """Write entries, as `read` returns them; nobody else holds the pages."""
+        pages, offsets = self._places(slots)
+        for entries, values in zip(self._entries, new, strict=True):
+            entries[:, pages, offsets] = values
+
+    def _places(self, slots: Sequence[tuple[Sequence[int], int]]) -> tuple[Tensor, Tensor]:
+        pages = [table[slot // self.page_size] for table, slot in slots]
+        offsets = [slot % self.page_size for _, slot in slots]
+        return torch.tensor(pages, device=self.device).long(), torch.tensor(offsets, device=self.device).long()
 
     def new_cache(self, rows: int, counter: Counter | None = None, capacity: int = 0) -> PagedCache:
         """Return an empty cache on these pages; rows hold pages only for what is in them.

@@ -5,17 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from outpace.cache.counter import Counter
-from outpace.cache.static import Cache
+from outpace.cache.static import Cache, Each, spread
 
 __all__ = ["Part", "copied"]
-
-Each = TypeVar("Each")
 
 
 class Part(Cache):
@@ -124,15 +121,15 @@ class Part(Cache):
 
     def keep(self, staged: Sequence[Sequence[int]]) -> None:
         """Make staged entries valid."""
-        self._base.keep(self._spread(staged, [()] * len(self._base.lengths)))
+        self._base.keep_rows(self._index, staged)
 
     def retain(self, slots: Sequence[Sequence[int]]) -> None:
         """Make the given slots of these rows valid, and forget all others of theirs."""
-        self._base.retain(self._spread(slots, [range(length) for length in self._base.lengths]))
+        self._base.retain_rows(self._index, slots)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget entries at and beyond `lengths[b]`."""
-        self._base.truncate(self._spread(lengths, self._base.lengths))
+        self._base.truncate_rows(self._index, lengths)
 
     def restart(self, row: int, phase: int) -> None:
         """Forget a row's entries."""
@@ -171,11 +168,7 @@ class Part(Cache):
         return self.rows(range(len(self._index)))
 
     def _spread(self, values: Sequence[Each], others: Sequence[Each]) -> list[Each]:
-        """Return a value for every row of the whole cache: ours, and of the others what is given."""
-        whole = list(others)
-        for row, value in zip(self._index, values, strict=True):
-            whole[row] = value
-        return whole
+        return spread(self._index, values, others)
 
 
 @contextmanager

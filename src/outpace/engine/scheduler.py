@@ -14,6 +14,7 @@ from outpace.engine.entry import Entry, step_of
 from outpace.engine.lane import Lane
 from outpace.engine.memory import new_memory
 from outpace.engine.meter import Meter
+from outpace.engine.pace import Pace
 from outpace.engine.reading import read_prompt
 from outpace.errors import ConfigError, NoPages
 from outpace.run.loop import Run
@@ -34,7 +35,8 @@ class Limits:
     Attributes:
         max_rows: samples written side by side.
         max_queue: asks that wait beside those being written; more are refused.
-        step_tokens: most prompt tokens read in one step, beside what is being written.
+        step_tokens: most prompt tokens read in one step, beside what is being written; 0 = as many as make a step that
+            writes for others some 2.5 times as long, by what steps were measured to cost here.
         cache_tokens: tokens whose entries the cache holds; 0 = as many as all samples may have, within half of the free
             memory.
         age: after this many samples were begun before an ask that waits, it counts as one priority more urgent.
@@ -42,7 +44,7 @@ class Limits:
 
     max_rows: int = 32
     max_queue: int = 256
-    step_tokens: int = 256
+    step_tokens: int = 0
     cache_tokens: int = 0
     age: int = 64
 
@@ -68,6 +70,7 @@ class Scheduler:
         self._lanes: list[Lane] = []
         self._at: dict[Row, tuple[Entry, Lane]] = {}  # where the rows are that are being written
         self.num_begun, self._num_rows_begun = 0, 0
+        self._pace = Pace(limits.step_tokens)
         self._memory = new_memory(lm.target, limits.cache_tokens, limits.max_rows, CHUNK)
         if self._memory is not None:
             self.meter.load.pages = self._memory.pages.num_pages
@@ -87,7 +90,7 @@ class Scheduler:
             own(entry.plan)
         if entry.ask.prompt_log_probs is not None:
             ids = entry.plan.rows[0].tokens[: entry.plan.rows[0].num_prompt]
-            entry.reading = read_prompt(self.lm.target, ids, entry.ask.prompt_log_probs, self.limits.step_tokens)
+            entry.reading = read_prompt(self.lm.target, ids, entry.ask.prompt_log_probs, CHUNK)
         self.entries.append(entry)
         self.meter.taken(entry)
 
@@ -261,12 +264,13 @@ class Scheduler:
         return new_text(self.lm, self._at[row][0].plan.request, row.tokens[: row.num_prompt])
 
     def _step(self, lane: Lane) -> None:
-        self._make_room(lane)
+        budget = self._pace.budget(len(lane.run.batch.rows))
+        self._make_room(lane, budget)
         if not lane.rows:
             return
-        run, before = lane.run, dict(lane.run.seconds)
+        run, before, unread = lane.run, dict(lane.run.seconds), lane.unread
         try:
-            rows, outcome, failed = lane.step(self.limits.step_tokens)
+            rows, outcome, failed = lane.step(budget)
         except NoPages as error:  # one more has to wait, or cannot go on
             if not self._preempt(lane):
                 self._fail(lane.rows[-1], error)
@@ -274,10 +278,11 @@ class Scheduler:
         finally:
             for name, value in run.seconds.items():
                 self._seconds[name] += value - before[name]
+        self._pace.add(run.seconds["total"] - before["total"], len(rows), unread - lane.unread)
         if outcome is not None:
             self.meter.stepped(outcome)
-        for row, error in failed.items():
-            self._fail(row, error)
+        for row, why in failed.items():
+            self._fail(row, why)
         for index, row in enumerate(rows):
             if row in self._at:
                 self._keep_prompt(lane, row, index)
@@ -292,12 +297,12 @@ class Scheduler:
         if row in lane.run.batch.rows:
             self._memory.store(row, cache, lane.run.batch.rows.index(row))
 
-    def _make_room(self, lane: Lane) -> None:
+    def _make_room(self, lane: Lane, budget: int) -> None:
         """Let rows wait until the pages suffice for the others; before a step, so that none is begun in vain."""
         memory = self._memory
         while memory is not None and lane.is_shared and lane.rows:
             width = max(self._at[row][0].width for row in lane.rows)
-            if memory.has(memory.needed(lane.run, width, self.limits.step_tokens)):
+            if memory.has(memory.needed(lane.run, width, budget)):
                 return
             if not self._preempt(lane):
                 return

@@ -195,8 +195,8 @@ class _Handle(Sink):
     """A sink whose ask can be cancelled before it is taken, and is counted until it ends."""
 
     def __init__(self, worker: Worker, sink: Sink) -> None:
-        self._worker, self._sink, self._entry, self._is_cancelled = worker, sink, None, False
-        self._entry: Entry | None
+        self._worker, self._sink, self._is_cancelled = worker, sink, False
+        self._entry: Entry | None = None
 
     def cancel(self) -> None:
         self._is_cancelled = True

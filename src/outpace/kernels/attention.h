@@ -79,6 +79,15 @@ inline void transpose_keys(const typename Type::Element* keys, int64_t count, in
   std::fill(to + head_dim * kLanes, to + bench.dims * kLanes, 0.0f);
 }
 
+// Ask for the entries of a block elsewhere in memory before they are read; a stream that goes on fetches itself.
+template <class Element>
+inline void fetch(const Element* entries, int64_t head_dim) {
+  const char* from = reinterpret_cast<const char*>(entries);
+  for (int64_t at = 0; at < static_cast<int64_t>(kLanes * head_dim * sizeof(Element)); at += 64) {
+    __builtin_prefetch(from + at, 0, 3);
+  }
+}
+
 template <int kCount>
 inline void score_block(const Bench& bench, int64_t query, int64_t slot) {
   Floats sums[kCount][kChains] = {};
@@ -113,6 +122,9 @@ inline void score(const Bench& bench, const Sight& sight, int64_t queries, int64
                   const typename Type::Element* keys, int64_t head_dim) {
   for (int64_t b = 0; b < sight.num_blocks; b++) {
     const Block& block = sight.blocks[b];
+    if (b + 1 < sight.num_blocks && sight.blocks[b + 1].place != block.place + kLanes) {
+      fetch(keys + sight.blocks[b + 1].place * head_dim, head_dim);
+    }
     transpose_keys<Type>(keys + block.place * head_dim, block.count, head_dim, bench);
     int64_t q = 0;
     for (; q + kTile <= queries; q += kTile) score_block<kTile>(bench, q, b * kLanes);
@@ -144,6 +156,7 @@ inline void average(const Bench& bench, const Sight& sight, int64_t query, const
   Floats sums[kCount][kWide] = {}, total[kCount] = {};
   for (int64_t r = 0; r < sight.num_runs; r++) {
     const Run run = sight.runs[r];
+    if (at == 0 && r + 1 < sight.num_runs) fetch(values + sight.runs[r + 1].place * head_dim, head_dim);
     const float* weights = bench.scores + query * bench.slots + run.rank;
     const auto* from = values + run.place * head_dim + at;
     for (int64_t slot = 0; slot < run.count; slot++) {

@@ -334,7 +334,7 @@ class Forward {
 
   Element* entry(int64_t layer, int which, int64_t head, int64_t place) const {
     Element* buffer = static_cast<Element*>(call_.buffers[2 * layer + which]);
-    return buffer + (head * call_.page_size + place) * model_.head_dim;
+    return buffer + (head * call_.head_stride + place) * model_.head_dim;
   }
 
   // Normalise and rotate queries and keys; write keys and values to the cache.

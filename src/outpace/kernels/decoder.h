@@ -46,7 +46,8 @@ struct ModelView {
 };
 
 struct Call {
-  int64_t rows, width, asked, page_size, threads, ropes;
+  int64_t rows, width, asked, threads, ropes;
+  int64_t page_size, page_stride, head_stride;  // slots of a page; entries from a page, or a key head, to the next
   const int64_t* tokens;    // [rows, width]
   const int64_t* position;  // [rows, width]; -1 = padding
   const float* inputs;      // [rows, width, hidden] in place of embedded tokens, or null
@@ -55,7 +56,7 @@ struct Call {
   // [rows] the pages of each row, `held[row]` of them: its slots, `page_size` at a time. A static cache is one page a row.
   const int64_t* const* tables;
   const int64_t* held;
-  void* const* buffers;     // keys and values per layer, each [pages, kv_heads, page_size, head_dim]
+  void* const* buffers;     // keys and values per layer, each [pages, kv_heads, page_size, head_dim] with these strides
   const int64_t* ask;       // [rows, asked] or null = all
   const uint8_t* skip;      // [layers] or null
   const float* const* turns;  // [rows, ropes, 2] cos and sin, each [positions of this call or more, head_dim / 2]
@@ -64,9 +65,9 @@ struct Call {
   // state that the head reads; each null or [rows, asked, hidden].
   void* const* taps;
 
-  // Where a slot of a row lies in every buffer, in entries, for the first key head; others follow `page_size` entries on.
-  int64_t place(int64_t row, int64_t slot, int64_t kv_heads) const {
-    return tables[row][slot / page_size] * kv_heads * page_size + slot % page_size;
+  // Where a slot of a row lies in every buffer, in entries, for the first key head.
+  int64_t place(int64_t row, int64_t slot) const {
+    return tables[row][slot / page_size] * page_stride + slot % page_size;
   }
 };
 

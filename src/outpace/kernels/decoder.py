@@ -304,7 +304,7 @@ class CompiledDecoder:
             position: [B, T] int64, -1 = padding, which writes nothing and whose logits are zero.
             visible: [B, T, T] bool or None.
             cache: per layer keys and values, each [B, K, slots, D] or [pages, K, page_size, D], in the model's dtype,
-                contiguous; room for the forward's tokens has been made in it.
+                the slots of a head contiguous; room for the forward's tokens has been made in it.
             ask: [B, A] int64 or None.
             outputs: hidden states wanted with the logits.
             inputs: [B, T, hidden] in place of embedded tokens, or None.
@@ -349,12 +349,14 @@ class CompiledDecoder:
         # One call at a time: scratch memory, the team of threads and the filled-in structure are the decoder's own.
         with self._lock:
             call = self._call
-            call.rows, call.width, call.asked, call.page_size = rows, width, asked, cache.page_size
+            call.rows, call.width, call.asked = rows, width, asked
             call.threads = torch.get_num_threads()
             call.tokens, call.position = tokens.data_ptr(), position.data_ptr()
             call.visible = None if visible is None else visible.data_ptr()
             call.ask = None if ask is None else ask.data_ptr()
             call.lengths, call.buffers = ctypes.addressof(lengths), ctypes.addressof(buffers)
+            call.page_size, strides = cache.page_size, cache.buffers[0].stride()
+            call.page_stride, call.head_stride = (stride // self.spec.head_dim for stride in strides[:2])
             call.tables, call.held = ctypes.addressof(places), ctypes.addressof(held)
             call.skip = None if skipped is None else ctypes.addressof(skipped)
             call.ropes, call.turns = len(self.spec.ropes), ctypes.addressof(turned)
@@ -397,9 +399,11 @@ class CompiledDecoder:
         tables, size = cache.tables(), cache.page_size
         pages = max([len(cache.buffers[0]), *(max(table) + 1 for table in tables if table)])
         shape = (pages, spec.num_kv_heads, size, spec.head_dim)
+        strides = cache.buffers[0].stride()
+        is_regular = strides[2:] == (spec.head_dim, 1) and not any(stride % spec.head_dim for stride in strides[:2])
         for buffer in cache.buffers:
-            if buffer.shape != shape or buffer.dtype != self.dtype or not buffer.is_contiguous():
-                raise ConfigError(f"Every cache buffer has to be contiguous {self.dtype} {list(shape)}.")
+            if buffer.shape != shape or buffer.dtype != self.dtype or buffer.stride() != strides or not is_regular:
+                raise ConfigError(f"Every cache buffer has to be {self.dtype} {list(shape)}, heads contiguous.")
         if any(length > len(table) * size for length, table in zip(cache.lengths, tables, strict=True)):
             raise ConfigError("The cache claims more entries than it has slots.")
 

@@ -99,7 +99,8 @@ class CallView(Structure):
     """Mirror of the C++ `Call`."""
 
     _fields_ = [
-        *[(name, c_int64) for name in ("rows", "width", "asked", "page_size", "threads", "ropes")],
+        *[(name, c_int64) for name in ("rows", "width", "asked", "threads", "ropes")],
+        *[(name, c_int64) for name in ("page_size", "page_stride", "head_stride")],
         *[
             (name, c_void_p)
             for name in ("tokens", "position", "inputs", "visible", "lengths", "tables", "held", "buffers")

@@ -19,10 +19,10 @@ inline Status list_tokens(Decoder& decoder, const Call& call) {
       if (call.tokens[at] < 0 || call.tokens[at] >= model.vocab) return kBadToken;
       if (slot >= call.held[row] * call.page_size) return kNoCapacity;
       for (int64_t hole = decoder.ends[row]; hole < slot; hole++) {
-        decoder.holes.push_back({row, 0, call.place(row, hole, model.kv_heads), -1, 0});
+        decoder.holes.push_back({row, 0, call.place(row, hole), -1, 0});
       }
       decoder.ends[row] = slot + 1;
-      decoder.tokens.push_back({row, index, call.place(row, slot, model.kv_heads), call.position[at], call.tokens[at]});
+      decoder.tokens.push_back({row, index, call.place(row, slot), call.position[at], call.tokens[at]});
     }
   }
   return kOk;

@@ -39,8 +39,8 @@ inline void mark(const ModelView& model, const Call& call, const Token& token, i
 
 // Cut the slots begin..end-1 of a row into blocks within pages, leaving out slots that no token sees. `all` has the bits
 // of all tokens.
-inline void cut_blocks(const Call& call, int64_t row, int64_t kv_heads, const uint64_t* bits, uint64_t all, int64_t tokens,
-                       int64_t begin, int64_t end, Sight& sight) {
+inline void cut_blocks(const Call& call, int64_t row, const uint64_t* bits, uint64_t all, int64_t tokens, int64_t begin,
+                       int64_t end, Sight& sight) {
   sight.num_blocks = sight.num_runs = 0;
   for (int64_t slot = begin; slot < end;) {
     if (bits[slot] == 0) {
@@ -52,7 +52,7 @@ inline void cut_blocks(const Call& call, int64_t row, int64_t kv_heads, const ui
     uint64_t common = all;
     for (int64_t i = 0; i < count; i++) common &= bits[slot + i];
     const bool is_whole = count == kLanes && common == all;
-    const int64_t block = sight.num_blocks++, rank = block * kLanes, place = call.place(row, slot, kv_heads);
+    const int64_t block = sight.num_blocks++, rank = block * kLanes, place = call.place(row, slot);
     if (!is_whole) {
       while (bits[slot + count - 1] == 0) count--;
       for (int64_t token = 0; token < tokens; token++) {
@@ -96,7 +96,7 @@ inline void look(const Decoder& decoder, const Call& call, const Item& item, int
   }
   const int64_t* position = call.position + row * call.width;
   for (int64_t slot = length; slot < end; slot++) bits[slot] = position[slot - length] < 0 ? 0 : bits[slot];
-  cut_blocks(call, row, model.kv_heads, bits, all, item.count, begin, end, sight);
+  cut_blocks(call, row, bits, all, item.count, begin, end, sight);
 }
 
 }  // namespace outpace

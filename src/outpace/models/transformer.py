@@ -218,10 +218,9 @@ class Transformer(Adapter):
         """
         if self.graphs is not None:
             return None
-        shape = (num_pages, self.spec.num_kv_heads, page_size, self.spec.head_dim)
-        return Pages(
-            [torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2 * self.spec.num_layers)]
-        )
+        # Heads lie outermost in memory: what a head reads of neighbouring pages is one stream, as in a static cache.
+        shape = (2 * self.spec.num_layers, self.spec.num_kv_heads, num_pages, page_size, self.spec.head_dim)
+        return Pages([torch.empty(shape, dtype=self.dtype, device=self.device).transpose(1, 2)])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""

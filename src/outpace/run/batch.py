@@ -52,8 +52,8 @@ class Batch:
     def all_prompts(self) -> list[Tensor | None]:
         """The soft embeddings of all rows, those in line too; empty = no row has any."""
         parts = (self, *self.line)
-        if not any(part.prompts for part in parts):
-            return []
+        if not self.line or not any(part.prompts for part in parts):
+            return self.prompts
         return [prompt for part in parts for prompt in part.prompts or [None] * len(part.rows)]
 
     def join(self, rows: Sequence[Row], cache: Cache, state: Any, *, in_line: bool = False) -> None:
@@ -138,11 +138,15 @@ class Batch:
         other._gather()
         return other
 
-    def view(self, step: int, last: Outcome | None) -> View:
-        """Return what a method may read now."""
-        assert self.cache is not None  # a run without rows takes no step
-        cache = self.cache.part(range(len(self.rows))) if self.line else self.cache
-        return self._look(step, last, cache)
+    def view(self, step: int, last: Outcome | None, cache: Cache | None = None) -> View:
+        """Return what a method may read now; `cache` holds the entries where the batch has none of its own."""
+        held = self.cache if cache is None else cache
+        assert held is not None  # a run without rows takes no step
+        if self.line:
+            held = held.part(range(len(self.rows)))
+        texts, prompts = [row.tokens for row in self.rows], [row.num_prompt for row in self.rows]
+        room = [row.room for row in self.rows]
+        return View(texts, prompts, room, step, held, self.sampler, last, self.groups)
 
     def views_in_line(self, step: int, last: Outcome | None) -> list[View]:
         """Return what a method may read of each arrival."""
@@ -150,14 +154,9 @@ class Batch:
         first, views = len(self.rows), []
         for arrived in self.line:
             index = range(first, first + len(arrived.rows))
-            views.append(arrived._look(step, last, self.cache.part(index)))
+            views.append(arrived.view(step, last, self.cache.part(index)))
             first = index.stop
         return views
-
-    def _look(self, step: int, last: Outcome | None, cache: Cache) -> View:
-        texts, prompts = [row.tokens for row in self.rows], [row.num_prompt for row in self.rows]
-        room = [row.room for row in self.rows]
-        return View(texts, prompts, room, step, cache, self.sampler, last, self.groups)
 
 
 def bind(settings: Sampling, rows: Sequence[Row]) -> Sampler:

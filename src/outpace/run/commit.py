@@ -18,7 +18,6 @@ __all__ = [
     "append",
     "fit",
     "kept",
-    "origins_of",
     "read_back",
     "record",
     "sound",
@@ -148,9 +147,10 @@ def append(
     count = len(row.tokens) - size
     row.stopped_inside = row.finish is not None and count < len(tokens)
     last = "recovered" if is_recovered else "bonus" if num_proposed else "plain"
-    row.sources += ["draft" if node >= 0 else last for node in path[:count]]
-    row.drafters += [origin if node >= 0 else "" for node in path[:count]]
-    accepted = sum(node >= 0 for node in path[:count])
+    is_draft = [node >= 0 for node in path[:count]]
+    row.sources += ["draft" if one else last for one in is_draft]
+    row.drafters += [origin if one else "" for one in is_draft]
+    accepted = sum(is_draft)
     if row.steps is not None:
         row.steps.append((num_proposed, accepted))
     usage.num_accepted += accepted
@@ -160,12 +160,6 @@ def append(
     usage.num_emitted = len(row.tokens) - row.num_prompt
     usage.num_steps += 1
     return count
-
-
-def origins_of(proposal: Proposal) -> list[str]:
-    """Return who drafted, per row."""
-    origin = proposal.origin
-    return [origin] * len(proposal.length) if isinstance(origin, str) else origin
 
 
 def kept(starts: Sequence[int], path: Sequence[Sequence[int]], counts: Sequence[int]) -> list[list[int]]:
@@ -193,7 +187,7 @@ def record(names: Sequence[str], num_top: int, rows: Sequence[Row], outcome: Out
     wishes = [
         (names if row.record is None else row.record, num_top if row.num_top is None else row.num_top) for row in rows
     ]
-    if not any(map(any, wishes)) or proposal is None or decision is None or scores is None:
+    if proposal is None or decision is None or scores is None:
         return
     path, source = outcome.path, range(len(rows)) if decision.source is None else decision.source.tolist()
     for index, (row, tokens, wish) in enumerate(zip(rows, outcome.emitted, wishes, strict=True)):

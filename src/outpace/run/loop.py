@@ -10,6 +10,7 @@ import copy
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from outpace.cache import Cache, Pages
 from outpace.errors import ConfigError
 from outpace.run.batch import Batch, bind
 from outpace.run.beside import padded
-from outpace.run.commit import append, fit, kept, origins_of, read_back, record, sound
+from outpace.run.commit import append, fit, kept, read_back, record, sound
 from outpace.run.layout import lay_out, soften
 from outpace.run.prefill import catch_up, next_pieces, read_pieces
 from outpace.run.row import Row
@@ -87,6 +88,7 @@ class Run:
         self._needs: Needs = method.needs
         self._is_mixed = getattr(method, "is_mixed", False)  # rows may have settings and methods of their own
         self._reading: list[Row] = []  # rows in line, in the step at hand
+        self._has_records = bool(record or num_top)
 
     @property
     def rows(self) -> list[Row]:
@@ -113,6 +115,7 @@ class Run:
             raise ConfigError("A row has a method or settings of its own.", "Run it with the method `mixed`.")
         if not rows:
             return
+        self._has_records |= any(row.record or row.num_top for row in rows)
         offered = self.target.capabilities
         in_line = in_line and offered.attention == "causal" and not (offered.turns_at or self.width)
         # Side by side, every row stages as many entries as the widest one, prefill chunks included.
@@ -128,7 +131,7 @@ class Run:
         given = (self.models, self.counters, self.memory, cache, self.tokenizers, sources)
         canvases = [row.canvas or [-1] * row.room for row in rows] if offered.is_canvas else []
         wanted = [row.wanted for row in rows] if self._is_mixed else []
-        context = Context(self.target, texts, slots, sampler, *given, canvases, wanted)
+        context = Context(self.target, texts, slots, sampler, *given, canvases, wanted, self._is_mixed)
         self.batch.join(rows, cache, self.method.start(context), in_line=in_line)
         if self._is_mixed:
             self._sum_needs()
@@ -210,10 +213,11 @@ class Run:
         t0 = time.perf_counter()
         proposal = self.method.propose(view, batch.state)
         pending = [[] if proposal.is_whole else row.tokens[n:] for row, n in zip(rows, cache.lengths, strict=False)]
-        proposal = self._fit(proposal, pending + pieces, cache)
+        pending += pieces
+        proposal = self._fit(proposal, pending, cache)
         t1 = time.perf_counter()
         window = padded(proposal, len(pieces)) if pieces else proposal
-        layout = lay_out(pending + pieces, cache.lengths, window)
+        layout = lay_out(pending, cache.lengths, window)
         # 4 score
         given = (layout.tokens, layout.position, layout.visible, cache, layout.ask)
         inputs = soften(self.target, layout, window.inputs, batch.all_prompts, cache.lengths)
@@ -229,12 +233,12 @@ class Run:
         if host.source is not None:
             cache = self._fork(host.source)
         lengths, starts = host.follow(proposal.length), host.follow(layout.start[: len(rows)])
-        origins = host.follow(origins_of(proposal))
-        decided = zip(rows, host.tokens, host.path, host.is_recovered, lengths, origins, strict=True)
+        origins = repeat(proposal.origin) if isinstance(proposal.origin, str) else host.follow(proposal.origin)
+        decided = zip(rows, host.tokens, host.path, host.is_recovered, lengths, origins, strict=False)
         counts = [append(*one) for one in decided]
         emitted = [tokens[:count] for tokens, count in zip(host.tokens, counts, strict=True)]
         path = [nodes[:count] for nodes, count in zip(host.path, counts, strict=True)]
-        accepted = [sum(n >= 0 for n in nodes) for nodes in path]
+        accepted = [sum([n >= 0 for n in nodes]) for nodes in path]
         # 7 keep
         if decision.keep is None:
             cache.keep([*kept(starts, host.path, counts), *(range(len(piece)) for piece in pieces)])
@@ -242,8 +246,10 @@ class Run:
             cache.retain(decision.keep)
         # 8 observe, emit, count
         seconds = {"draft": t1 - t0, "score": t2 - t1, "accept": t3 - t2}
-        self.last = Outcome(emitted, accepted, path, proposal, decision, scores, seconds=seconds)
-        record(self.record, self.num_top, rows, self.last, view)
+        read = sum(map(len, pieces)) if pieces else 0
+        self.last = Outcome(emitted, accepted, path, proposal, decision, scores, seconds=seconds, read=read)
+        if self._has_records:
+            record(self.record, self.num_top, rows, self.last, view)
         self._observe(rows, self.last)
         if pieces:
             self._has_read(pieces, None)
@@ -299,7 +305,7 @@ class Run:
     def _catch_up(self, cache: Cache) -> None:
         """Forward pending tokens but the last, chunk by chunk. Under full attention nothing is final until all is."""
         batch, offered = self.batch, self.target.capabilities
-        behind = max((len(row.tokens) - n for row, n in zip(batch.rows, cache.lengths, strict=False)), default=0)
+        behind = max([len(row.tokens) - n for row, n in zip(batch.rows, cache.lengths, strict=False)], default=0)
         # After most steps the last token alone is pending, and there is nothing to do.
         is_due = (offered.turns_at or behind > 1) and not 1 < behind <= self.tail
         if not is_due or offered.attention == "full":
@@ -358,15 +364,16 @@ class Run:
             return proposal
         rows = self.batch.rows
         proposal = sound(proposal, rows, self.target.capabilities.vocab_size)
-        longest = max(len(tokens) + n for _, tokens, n in zip(rows, pending, cache.lengths, strict=False))
-        furthest = max(map(len, pending)) + max(cache.lengths) if len(pending) > len(rows) else longest
-        slots = cache.capacity - furthest
+        longest = max([len(tokens) + n for _, tokens, n in zip(rows, pending, cache.lengths, strict=False)])
+        slots = cache.capacity - longest
+        if len(pending) > len(rows):  # every row stages as many entries as the widest one
+            slots = cache.capacity - max(map(len, pending)) - max(cache.lengths)
         limit = min(slots, self.target.capabilities.max_positions - longest)
         if self.target.capabilities.turns_anew:  # what lies behind the turn is for the new reading
             left = [self.target.capabilities.turns_at - len(row.tokens) for row in rows]
             limit = min([limit, *(n for n, phase in zip(left, cache.phases, strict=True) if not phase)])
         if proposal.parent is None:
-            limit = min(limit, max(row.room for row in rows) - 1, self.width or limit)
+            limit = min(limit, max([row.room for row in rows]) - 1, self.width or limit)
         return fit(proposal, limit, min(self.width, slots))
 
     def _count(self, rows: list[Row], before: list[tuple[int, int]], seconds: dict[str, float]) -> None:

@@ -29,6 +29,7 @@ from outpace.testing.canvas_answers import canvas_answers
 from outpace.testing.checks import contract_checks
 from outpace.testing.enumeration import rule_checks
 from outpace.testing.faults import Change, Mutant, seeing, stand_in, text
+from outpace.testing.page_checks import page_checks
 
 __all__ = ["CANVAS_MUTANTS", "MUTANTS", "Mutant", "battery", "catch"]
 
@@ -76,6 +77,21 @@ def _neighbours_kept(retain: Any) -> Any:
         return [*slots[:still], *(slot - 1 for slot in slots[still:])]
 
     return lambda self, slots: retain(self, [shifted(chosen) for chosen in slots])
+
+
+def _shared_page_written(plan: Any) -> Any:
+    def faulty(self: Any, *given: Any) -> Any:
+        return plan(stand_in(self, pages=stand_in(self.pages, uses=lambda page: 1)), *given)
+
+    return faulty
+
+
+def _hit_one_longer(match: Any) -> Any:
+    def faulty(self: Any, *given: Any) -> Any:
+        length, table = match(self, *given)
+        return length + (length > 0), table
+
+    return faulty
 
 
 def _window_shifted(lay_out: Any) -> Any:
@@ -459,6 +475,19 @@ MUTANTS = (
         "cache entries of accepted tree nodes are stored one slot late",
         "cache.static:Cache.keep",
         _kept_late,
+    ),
+    Mutant(
+        "shared-page-written",
+        "a page that other rows hold too is written into instead of copied",
+        "cache.paged:PagedCache._plan",
+        _shared_page_written,
+    ),
+    Mutant("hold-not-counted", "a page is free while a row still holds it", "cache.pages:Pages.hold", _always(None)),
+    Mutant(
+        "hit-too-long",
+        "one token too many of a prefix counts as read",
+        "cache.prefixes:Prefixes.match",
+        _hit_one_longer,
     ),
     Mutant("window-shifted", "drafts are scored one position too far", "run.layout:lay_out", _window_shifted),
     Mutant(
@@ -1042,7 +1071,7 @@ def battery(is_canvas: bool = False) -> list[tuple[str, Callable[[], None]]]:
 
 
 def _cheap_checks() -> list[Callable[[], None]]:
-    return [*answer_checks(), *rule_checks()]
+    return [*answer_checks(), *page_checks(), *rule_checks()]
 
 
 def _short(method: Method) -> str:
