@@ -16,7 +16,7 @@ import outpace
 from outpace.bench.serving.__main__ import main as measure
 from outpace.bench.serving.load import percentile, run_load
 from outpace.bench.serving.probes import read_metrics
-from outpace.bench.serving.servers import Server, served_name
+from outpace.bench.serving.servers import Server, peer_versions, served_name
 from outpace.bench.serving.traffic import make_traffic
 from outpace.bench.soak import Soak, main, make_questions, soak
 from outpace.errors import ConfigError, OutpaceError
@@ -85,11 +85,11 @@ def test_every_part_of_a_server_is_measured(
 ) -> None:
     monkeypatch.setenv("OUTPACE_BENCH_LOCK", str(tmp_path / "lock"))
     files = {"json": tmp_path / "out.json", "markdown": tmp_path / "out.md", "plot": tmp_path / "out.svg"}
-    asked = ["--clients", "1,2", "--rounds", "1", "--requests", "2", "--max-tokens", "8", "--mix", "stories"]
+    asked = ["--clients", "2", "--rounds", "1", "--requests", "2", "--max-tokens", "8", "--mix", "stories"]
     told = [word for name, file in files.items() for word in (f"--{name}", str(file))]
     assert measure([*asked, "--url", url, *told]) == 0, capsys.readouterr().err
     document = json.loads(files["json"].read_text(encoding="utf-8"))
-    off, auto = [row for row in document["rows"] if row["clients"] == 2]
+    off, auto = document["rows"]
     assert off["tokens_per_s_ratio"] is None and auto["tokens_per_s_ratio"]["median"] > 0
     assert all(row["equal"] == row["compared"] > 0 for row in (auto, *document["overhead"]))
     assert auto["gap_p99_ms"] >= auto["gap_p50_ms"] > 0 and auto["token_ms"] > 0
@@ -97,6 +97,8 @@ def test_every_part_of_a_server_is_measured(
     assert document["prefix"]["cached_tokens"] >= 0.9 * document["prefix"]["prefix_tokens"]
     assert document["memory"]["running"] > 1 and document["memory"]["ratio"] < 1.2
     assert files["plot"].stat().st_size > 1000 and not document["skipped"]
+    assert peer_versions(["transformers", "transformers:batching"]).keys() == {"transformers"}
+    assert "![speed](out.svg)" in files["markdown"].read_text(encoding="utf-8")
     assert "Between pieces while long prompts arrive" in capsys.readouterr().out
 
 

@@ -21,6 +21,7 @@ from outpace.api.scoring import check_causal
 from outpace.arguments import whole
 from outpace.errors import ConfigError
 from outpace.failures import guarded
+from outpace.methods.registry import load_method
 from outpace.run.prefill import catch_up
 
 __all__ = ["harness", "register", "score_continuations"]
@@ -117,6 +118,7 @@ def _make() -> Any:
             if self.lm.tokenizer is None:
                 raise ConfigError("The model has no tokenizer, but tasks are text.", "Give a directory that has one.")
             self.method, self.options = method, _read_options(options)
+            load_method(method).from_settings(self.options)  # a mistake is told before anything is scored
             automatic = str(batch_size).startswith("auto")
             self.batch_size = 8 if automatic else max(1, whole("batch_size", _number(batch_size)))
             self.max_length = max_length or self.lm.target.capabilities.max_positions

@@ -33,10 +33,10 @@ def make_tables(found: Mapping[str, Any]) -> list[Table]:
     """Return a table for each part that was measured.
 
     Args:
-        found: by part: "load" and "peers" as rows of `summarise_sides`, others as `probes` returns them.
+        found: by part: "load" and "beside" as rows of `summarise_sides`, others as `probes` returns them.
     """
     tables = []
-    for part, title in (("load", "Mixed traffic"), ("peers", "Beside other servers")):
+    for part, title in (("load", "Mixed traffic"), ("beside", "Beside other servers")):
         if found.get(part):
             tables.append(Table(title, _LOAD, [_load_cells(row) for row in found[part]]))
     if "arrivals" in found:
