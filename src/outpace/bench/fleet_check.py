@@ -29,7 +29,7 @@ from outpace.bench.machine import describe, lock
 from outpace.bench.report import Table, new_report
 from outpace.engine.core import Engine
 from outpace.engine.face import Ask
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 from outpace.errors import ConfigError
 from outpace.schedule.cost import CostCurve
 from outpace.schedule.tune import measure_curve

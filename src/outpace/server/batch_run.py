@@ -49,7 +49,7 @@ class Plan:
             ConfigError, ModelError: see `outpace.load`.
         """
         from outpace.engine.core import Engine
-        from outpace.engine.scheduler import Limits
+        from outpace.engine.limits import Limits
 
         engine = Engine(self.model, limits=Limits(max_rows=self.rows), **self.load)
         return Answerer(engine, self.model, self.defaults, lambda: _make_app(engine, self))
