@@ -63,9 +63,7 @@ def serve(
     ] = 256,
     step_tokens: Annotated[
         int,
-        typer.Option(
-            min=0, help="Most prompt tokens read in a step, beside writing; 0 = measured.", rich_help_panel=RUN
-        ),
+        typer.Option(min=0, help="Most prompt tokens read in a step, beside writing; 0 = auto.", rich_help_panel=RUN),
     ] = 0,
     cache_tokens: Annotated[
         int,
