@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Library
 
 import outpace
 from outpace.engine.face import Ask, Piece, Ticket, Token
+from outpace.errors import ConfigError
 from outpace.server import responses
 from outpace.server.settings import ServerSettings
 from outpace.text.tokenizer import Tokenizer
@@ -168,6 +169,16 @@ def test_the_model_is_stopped_behind_the_one_call(tokenizer: Library, serve: Cal
     found = told.json()["choices"][0]
     assert found["finish_reason"] == "tool_calls" and face.cancelled.is_set()
     assert [call["function"]["name"] for call in found["message"]["tool_calls"]] == ["look_up"]
+
+
+def test_formats_may_be_named(tokenizer: Library, serve: Callable[..., str]) -> None:
+    face = Steps(tokenizer)
+    face.say()
+    url = serve(face, tool_format="mistral", reasoning_format="none")
+    found = httpx.post(f"{url}/v1/chat/completions", json={"messages": HI, "tools": TOOLS}, timeout=PATIENCE_S).json()
+    assert found["choices"][0]["message"]["content"] == "".join(face.words)
+    with pytest.raises(ConfigError, match="tool_format"):
+        ServerSettings(tool_format="hermez")
 
 
 def test_what_is_drafted_changes_neither_calls_nor_where_a_text_stops(client: openai.OpenAI) -> None:
