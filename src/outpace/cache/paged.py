@@ -18,7 +18,6 @@ from torch import Tensor
 
 from outpace.cache.counter import Counter
 from outpace.cache.pages import Pages, Table
-from outpace.cache.part import copied
 from outpace.cache.static import Cache, spread, stacked
 from outpace.errors import ConfigError
 
@@ -127,16 +126,26 @@ class PagedCache(Cache):
         self._own(self.lengths, ends)
         self._ends = ends
 
-    def staged_end(self, row: int, size: int) -> int:
-        """Return the slot behind the row's last real token of the last forward."""
-        del size
-        return self._ends[row]
-
     @contextmanager
     def dense(self, size: int) -> Iterator[Cache]:
         """Lend a static cache with copies of all entries."""
-        with copied(self, range(len(self.lengths)), size) as lent:
+        with self.dense_rows(range(len(self.lengths)), size) as lent:
             yield lent
+
+    @contextmanager
+    def dense_rows(self, rows: Sequence[int], size: int) -> Iterator[Cache]:
+        """As `dense`, of some rows."""
+        tables, lengths = [self.row_tables[row].numbers for row in rows], [self.lengths[row] for row in rows]
+        extent = self.capacity if self.has_fixed_extent else max(lengths, default=0) + size
+        stacks = self.pages.gather(tables, lengths, extent)
+        yield self.lend([buffer for stack in stacks for buffer in stack], rows)
+        # Padding is staged there too; in its place here others may have entries.
+        ends = enumerate(zip(lengths, (self._ends[row] for row in rows), strict=True))
+        staged = [(place, slot) for place, (length, end) in ends for slot in range(length, end)]
+        if staged:
+            places, slots = torch.tensor(staged, device=self.device).unbind(1)
+            new = [stack.movedim(self.slot_axis + 1, 2)[:, places, slots] for stack in stacks]
+            self.pages.write([(tables[place], slot) for place, slot in staged], new)
 
     def lend(self, buffers: Sequence[Tensor], index: Sequence[int]) -> Cache:
         """Return a static cache of some rows over buffers that hold their entries."""

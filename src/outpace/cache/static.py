@@ -103,10 +103,6 @@ class Cache:
         """
         self.reserve(max(self.lengths, default=0) + position.shape[1])
 
-    def staged_end(self, row: int, size: int) -> int:
-        """Return the slot behind what a forward of `size` tokens stages for a row."""
-        return self.lengths[row] + size
-
     @property
     def page_size(self) -> int:
         """Slots that lie side by side; of a static cache, all of a row."""
@@ -127,6 +123,14 @@ class Cache:
         """
         del size
         yield self
+
+    @contextmanager
+    def dense_rows(self, rows: Sequence[int], size: int) -> Iterator[Cache]:
+        """As `dense`, of some rows."""
+        from outpace.cache.part import beside
+
+        with beside(self, rows, size) as lent:
+            yield lent
 
     @contextmanager
     def aside(self, lengths: Sequence[int], size: int, counter: Counter) -> Iterator[Cache]:

@@ -219,13 +219,13 @@ class Auto(Method):
         began = time.perf_counter()
         state.drafters.observe(state.arms[bandit.current - 1].name, outcome, view)
         draft_s = seconds["draft"] + time.perf_counter() - began  # learning from a step is a part of its price
-        arm, sizes = bandit.arms[bandit.current], proposal.length
-        _count(state.stats, bandit.current, outcome, sizes, arm)
+        facts, sizes = bandit.arms[bandit.current], proposal.length
+        _count(state.stats, bandit.current, outcome, sizes, facts)
         width, rows, (beside, others) = proposal.tokens.shape[1], len(sizes), outcome.beside
         written = [len(tokens) for tokens in outcome.emitted]
         rooms = [] if state.is_served else [room + n for room, n in zip(view.room, written, strict=True)]
-        if arm.kind == "tree" and max(sizes):
-            arm.cut.add(_of_last(sizes, rooms), _of_last(outcome.path, rooms))
+        if facts.kind == "tree" and max(sizes):
+            facts.cut.add(_of_last(sizes, rooms), _of_last(outcome.path, rooms))
         tokens = rows + sum(sizes) if state.is_packed else rows * (1 + width)
         progress = max(rooms) - max(view.room) if rooms else sum(written) / rows
         bandit.observe(tokens + beside, draft_s, forward_s, progress, others + outcome.read)
