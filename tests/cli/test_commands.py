@@ -24,7 +24,8 @@ FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p 
 --presence-penalty --frequency-penalty --logit-bias --bad-word --min-tokens --regex --json-schema --grammar --seed
 --num-samples --stop --dtype --device --ignore-eos --json --chat --trace --logprobs --batch-invariant --no-compile
 --card --adapter --infill --threads --system --tools --documents --template --chat-variable --stop-token --keep-special
---sampling --generation-config --prefix --prompt-file --batch --out --batch-size --top-log-probs --help""".split()
+--sampling --generation-config --prefix --prompt-file --batch --out --batch-size --top-log-probs
+--tensor-parallel --help""".split()
 
 
 def flags_of(name: str) -> set[str]:
