@@ -122,6 +122,14 @@ def test_drafting_pays_while_steps_are_free_and_never_costs_where_it_is_adaptive
     assert seconds(LINEAR, **drafting) == seconds(LINEAR)
 
 
+def test_a_step_takes_time_beside_its_forward() -> None:
+    settings = FleetSettings(rows=2, budget=10, step_s=0.1, row_s=0.01)
+    ended, _ = simulate([Job(0.0, 4, 2), Job(0.0, 4, 2)], FLAT, settings, random.Random(0))
+    # The first is alone when it arrives; both share the second step, and the other's last token is its own.
+    assert [round(job.ended, 6) for job in ended] == [0.232, 0.343]
+    assert [round(job.first, 6) for job in ended] == [0.111, 0.232]
+
+
 def test_steps_between_two_curves_are_mixed_by_rows() -> None:
     one, four = CostCurve((1, 2), (1.0, 2.0), batch=1), CostCurve((1, 2), (2.0, 3.0), batch=4)
     times = StepTimes([four, one])

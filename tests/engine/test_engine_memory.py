@@ -11,7 +11,7 @@ from asking import answer, run, told, wanted
 
 import outpace
 from outpace import Ask, Engine, LanguageModel
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 from outpace.errors import ConfigError
 
 PREFIX = "Once upon a time there was a little girl who liked to play in the garden with her dog. " * 3
@@ -35,7 +35,7 @@ def test_rows_that_had_to_wait_go_on_where_they_stood(lm: LanguageModel, stories
             prompt="the lazy dog " * chance.randint(1, 6),
             arguments={
                 "method": chance.choice(["autoregressive", "prompt-lookup", "token-recycling"]),
-                "max_tokens": 80,
+                "max_tokens": 60,
                 "temperature": chance.choice([0.0, 1.0]),
                 "seed": number,
                 "ignore_eos": True,
@@ -44,7 +44,7 @@ def test_rows_that_had_to_wait_go_on_where_they_stood(lm: LanguageModel, stories
             },
             priority=chance.randint(0, 1),
         )
-        for number in range(8)
+        for number in range(6)
     ]
 
     async def use(engine: Engine) -> None:
@@ -52,10 +52,10 @@ def test_rows_that_had_to_wait_go_on_where_they_stood(lm: LanguageModel, stories
         for ask, (results, _) in zip(asks, found, strict=True):
             assert [told(result) for result in results] == wanted(model, ask.prompt, dict(ask.arguments))
         load = await engine.load()
-        assert load.preempted > 0 and load.pages == 9
+        assert load.preempted > 0 and load.pages == 6
         assert load.pages_used == load.running == load.waiting == 0
 
-    run(lambda: Engine(model, limits=Limits(max_rows=6, cache_tokens=9 * 32, step_tokens=64)), use)
+    run(lambda: Engine(model, limits=Limits(max_rows=6, cache_tokens=6 * 32, step_tokens=64)), use)
 
 
 def test_a_prefix_is_read_once(stories: LanguageModel) -> None:

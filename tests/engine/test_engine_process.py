@@ -14,8 +14,8 @@ from asking import answer, arguments, told, wanted
 import outpace
 from outpace import Ask, LanguageModel
 from outpace.engine.face import Gone
+from outpace.engine.limits import Limits
 from outpace.engine.process import EngineProcess
-from outpace.engine.scheduler import Limits
 from outpace.errors import ConfigError, ModelError
 
 PROMPTS = ["Once upon a time", "Tom had a red ball.", "A"]
@@ -28,7 +28,7 @@ def lm() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def process() -> Any:
-    engine = EngineProcess("stories", limits=Limits(max_rows=8, max_queue=64), hang_s=3)
+    engine = EngineProcess("stories", limits=Limits(max_rows=8, max_queue=64), hang_s=4, threads=1)
     yield engine
     asyncio.run(engine.close(5))
     assert engine.process_id is None

@@ -12,7 +12,7 @@ from asking import answer, run, told, wanted
 
 import outpace
 from outpace import Ask, Engine, LanguageModel
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 from outpace.errors import CapabilityError, ConfigError
 from outpace.types import Outputs
 
@@ -108,6 +108,18 @@ def test_masked_models_are_served() -> None:
             await engine.submit(Ask(prompt="x", prompt_log_probs=0))
 
     run(lambda: Engine(masked), use)
+
+
+def test_encoder_decoders_are_served() -> None:
+    lm = outpace.load("translate")
+    asks = [Ask(prompt=text, arguments={"max_tokens": 12}) for text in ("The dog is here.", "I see the house.")]
+
+    async def use(engine: Engine) -> None:
+        assert engine.traits.is_encoder_decoder and not engine.traits.has_hidden
+        for ask, (results, _) in zip(asks, await asyncio.gather(*(answer(engine, ask) for ask in asks)), strict=True):
+            assert [told(result) for result in results] == wanted(lm, ask.prompt, dict(ask.arguments))
+
+    run(lambda: Engine(lm), use)
 
 
 def test_callers_from_several_threads_share_an_engine(lm: LanguageModel, engine: Engine) -> None:

@@ -12,7 +12,7 @@ from asking import run, told, wanted
 import outpace
 from outpace import Ask, Engine
 from outpace.engine.face import Busy, Ticket
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 from outpace.errors import ConfigError
 
 CALLERS, ASKS = 64, 1000

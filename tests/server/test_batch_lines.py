@@ -142,7 +142,7 @@ def test_lines_of_openai_form_go_through_the_application() -> None:
     assert found["response"] == {
         "status_code": 200,
         "request_id": "abc",
-        "body": {"id": "chatcmpl-abc", "usage": {"completion_tokens": 3}},
+        "body": {"id": "chatcmpl-123", "usage": {"completion_tokens": 3}},
     }
     assert (found["custom_id"], found["id"], found["line"], found["error"]) == ("r", "batch_req_abc", 3, None)
     tally = Tally()

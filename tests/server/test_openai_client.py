@@ -122,6 +122,15 @@ def test_a_tool_that_has_to_be_called_is(client: openai.OpenAI, streams: bool) -
     assert name == "feed" and json.loads(text)["animal"] in ("cat", "dog") and reason == "tool_calls"
 
 
+def test_a_tool_may_take_whatever_its_schema_leaves_open(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "array"}}}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    found = client.chat.completions.create(
+        model="chat", messages=ASKED, tools=[tool], tool_choice="required", max_tokens=8, extra_body={"min_tokens": 8}
+    )
+    assert found.usage.completion_tokens == 8
+
+
 def test_log_probabilities_are_the_models(client: openai.OpenAI, stories: outpace.LanguageModel) -> None:
     wanted = stories.generate("Once upon", max_tokens=6, record=["log_probs"], top_log_probs=2)
     settings = {"model": "stories", "prompt": "Once upon", "max_tokens": 6, "temperature": 0, "logprobs": 2}

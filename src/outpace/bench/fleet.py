@@ -197,6 +197,8 @@ def _work(given: argparse.Namespace) -> None:
         acceptance=given.acceptance,
         draft_len=given.draft_len if given.draft != "off" else 0,
         draft_cost=given.draft_cost,
+        step_s=given.step_ms / 1e3,
+        row_s=given.row_ms / 1e3,
         is_adaptive=given.draft == "auto",
     )
     jobs, rows = draw_jobs(given), list[dict[str, Any]]()
@@ -252,6 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--draft-len", type=int, default=4, help="most tokens drafted per row and step")
     parser.add_argument("--acceptance", type=float, default=0.0, help="probability that a draft is kept")
     parser.add_argument("--draft-cost", type=float, default=0.0, help="of drafting a token, against a plain step")
+    parser.add_argument("--step-ms", type=float, default=0.0, help="of a step beside its forward; see fleet_check")
+    parser.add_argument("--row-ms", type=float, default=0.0, help="of each row in it")
     parser.add_argument("--price", type=float, default=1.0, help="of a replica, per hour")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number here")

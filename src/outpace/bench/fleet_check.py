@@ -3,8 +3,9 @@
     python -m outpace.bench.fleet_check --model stories --arrivals poisson:4 --requests 60
 
 Step costs are measured before and after, as `outpace tune` does, with 1 row and with as many as the engine writes side
-by side; in between the engine is asked, and then the same requests are simulated. Prompts are random tokens, and texts
-are as long as their requests say, so nothing but costs and queues decides. Texts are written plainly.
+by side, and so is what the engine's steps take beside their forwards; in between the engine is asked, and then the same
+requests are simulated. Prompts are random tokens, and texts are as long as their requests say, so nothing but costs and
+queues decides. Texts are written plainly.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,13 @@ from outpace.bench.report import Table, new_report
 from outpace.engine.core import Engine
 from outpace.engine.face import Ask
 from outpace.engine.scheduler import Limits
+from outpace.errors import ConfigError
 from outpace.schedule.cost import CostCurve
 from outpace.schedule.tune import measure_curve
 
 __all__ = ["compare", "run_engine"]
 
+_STEPS = 48  # of the engine, to time
 _SHOWN = {
     "requests/s": ("requests_per_s", ""),
     "tokens/s": ("tokens_per_s", ""),
@@ -73,41 +77,71 @@ def compare(seen: dict[str, Any], simulated: dict[str, Any]) -> list[dict[str, A
     return rows
 
 
-def _mean(one: CostCurve, other: CostCurve) -> CostCurve:
-    """Return what lies between two measurements of one curve: the machine is not the same before and after."""
-    return replace(one, seconds=tuple((a + b) / 2 for a, b in zip(one.seconds, other.seconds, strict=True)))
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """What was measured: forwards of 1 row and of several, and the engine's steps with as many."""
+
+    curves: list[CostCurve]
+    steps: list[float]
+
+    def mean(self, other: _Costs) -> _Costs:
+        """Return what lies between two measurements: the machine is not the same before and after."""
+        return _Costs(
+            [replace(a, seconds=_means(a.seconds, b.seconds)) for a, b in zip(self.curves, other.curves, strict=True)],
+            list(_means(self.steps, other.steps)),
+        )
+
+    def beside(self) -> tuple[float, float]:
+        """Return the seconds of a step beside its forward: per step, and per row in it."""
+        times, rows = StepTimes(self.curves), [curve.batch for curve in self.curves]
+        rest = [step - times(num, num) for num, step in zip(rows, self.steps, strict=True)]
+        row = max(0.0, (rest[-1] - rest[0]) / (rows[-1] - rows[0]))
+        return max(0.0, rest[0] - row), row
+
+
+def _means(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
+    return tuple((a + b) / 2 for a, b in zip(one, other, strict=True))
+
+
+async def _measure(engine: Engine, given: argparse.Namespace) -> _Costs:
+    """Time forwards, then the engine's steps."""
+    sizes = {1: (1, 2, 4, 8, 16, 32, 64, 128, 256), given.rows: (1, 2, 4, 8)}
+    target, steps = engine.lm.target, list[float]()
+    curves = [measure_curve(target, context=given.context, batch=rows, sizes=sizes[rows]) for rows in sizes]
+    for rows in sizes:
+        seen = await run_engine(engine, [Job(0.0, given.context, _STEPS)] * rows, rows)
+        steps.append(statistics.fmean(job.between for job in seen))
+    return _Costs(curves, steps)
 
 
 def _work(given: argparse.Namespace) -> None:
+    if given.rows < 2:
+        raise ConfigError(f"rows is {given.rows}.", "Give 2 or more: costs are measured with 1 and with as many.")
+    jobs = draw_jobs(given)
+    limits = Limits(max_rows=given.rows, max_queue=max(given.requests, given.rows), step_tokens=given.budget)
+
+    async def run() -> tuple[list[Job], _Costs]:
+        async with Engine(load(given.model, threads=given.threads or None), limits=limits) as engine:
+            await _measure(engine, given)  # warms up
+            before = await _measure(engine, given)
+            seen = await run_engine(engine, jobs, given.seed)
+            return seen, before.mean(await _measure(engine, given))
+
     with lock(600.0):
-        facts, lm = describe(), load(given.model, threads=given.threads or None)
-        counts = sorted({1, given.rows})
-        sizes = (
-            {1: (1, 2, 4, 8, 16, 32, 64, 128, 256), given.rows: (1, 2, 4, 8)} if given.rows > 1 else {1: (1, 64, 256)}
-        )
-
-        def measure() -> list[CostCurve]:
-            return [measure_curve(lm.target, context=given.context, batch=rows, sizes=sizes[rows]) for rows in counts]
-
-        before = measure()
-        limits = Limits(max_rows=given.rows, max_queue=given.requests, step_tokens=given.budget)
-        jobs = draw_jobs(given)
-
-        async def run() -> list[Job]:
-            async with Engine(lm, limits=limits) as engine:
-                await run_engine(engine, jobs[:2])  # warms up
-                return await run_engine(engine, jobs, given.seed)
-
-        seen = asyncio.run(run())
-        curves = [_mean(*both) for both in zip(before, measure(), strict=True)]
+        facts = describe()
+        seen, costs = asyncio.run(run())
+    step_s, row_s = costs.beside()
     # The engine's budget is for prompts alone, beside what is written; the simulator's holds both.
-    settings = FleetSettings(rows=given.rows, budget=given.budget + given.rows)
-    simulated, busy = simulate(jobs, StepTimes(curves), settings, random.Random(given.seed))
+    settings = FleetSettings(rows=given.rows, budget=given.budget + given.rows, step_s=step_s, row_s=row_s)
+    simulated, busy = simulate(jobs, StepTimes(costs.curves), settings, random.Random(given.seed))
+    print(f"Beside its forward a step takes {step_s * 1e3:.2f} ms, and {row_s * 1e3:.3f} ms for each row.\n")
     rows = compare(summarise(seen, 0.0, 1, 0.0), summarise(simulated, busy, 1, 0.0))
     cells = [[row["figure"], f"{row['seen']:.4g}", f"{row['simulated']:.4g}", f"{row['ratio']:.2f}"] for row in rows]
     table = Table("", ("figure", "seen", "simulated", "ratio"), cells)
     print(table.markdown())
-    new_report("fleet-check", vars(given), facts, rows, tables=[table], busy=busy).write(given.json)
+    new_report("fleet-check", vars(given), facts, rows, tables=[table], busy=busy, step_s=step_s, row_s=row_s).write(
+        given.json
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -93,6 +93,10 @@ class Entry:
         for row in self.plan.rows:
             row.group, row.steps = self.arrival if needs.has_forks else None, []
 
+    def most(self, row: Row) -> int:
+        """Return how many entries there has to be room for: now, or ever, where a row cannot wait for more."""
+        return (len(row.tokens) if self.may_wait else row.num_prompt + row.max_tokens) + self.width
+
     def piece(self, row: Row, step: dict[str, Any] | None = None) -> Piece | None:
         """Return what is new of a row since the last time; None = nothing.
 

@@ -121,6 +121,10 @@ class Memory:
             self.prefixes.evict(short)
         return count <= self.pages.num_free
 
+    def new(self, most: int, known: int) -> int:
+        """Return how many pages a row takes that begins, for `most` entries of which `known` are in the cache."""
+        return self.pages.needed(most, known // self.pages.page_size) + 1
+
     def missing(self, run: Run, most: Sequence[int]) -> int:
         """Return how many pages the rows of a run have yet to take before each has so many entries."""
         cache = run.batch.cache

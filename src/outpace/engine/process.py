@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from outpace.engine.entry import Sink
 from outpace.engine.face import Ask, Face, Gone, Load, Ticket
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 from outpace.engine.tickets import LoopTicket, Outbox
 from outpace.engine.wire import Channel, Message, unpack_piece
 from outpace.errors import ConfigError, OutpaceError

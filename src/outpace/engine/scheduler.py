@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from outpace.api.running import finish
 from outpace.api.starting import CHUNK, new_run, new_text, own, shared_run
 from outpace.engine.entry import Entry, step_of
 from outpace.engine.lane import Lane
+from outpace.engine.limits import Limits
 from outpace.engine.memory import new_memory
 from outpace.engine.meter import Meter
 from outpace.engine.pace import Pace
@@ -25,28 +25,9 @@ from outpace.types import Capabilities, FinishReason, Outcome
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
 
-__all__ = ["Limits", "Scheduler"]
+__all__ = ["Scheduler"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What an engine takes upon itself.
-
-    Attributes:
-        max_rows: samples written side by side.
-        max_queue: asks that wait beside those being written; more are refused.
-        step_tokens: most prompt tokens read in one step, beside what is being written; 0 = as many as make a step that
-            writes for others some 2.5 times as long, by what steps were measured to cost here.
-        cache_tokens: tokens whose entries the cache holds; 0 = as many as all samples may have, within half of the free
-            memory.
-        age: after this many samples were begun before an ask that waits, it counts as one priority more urgent.
-    """
-
-    max_rows: int = 32
-    max_queue: int = 256
-    step_tokens: int = 0
-    cache_tokens: int = 0
-    age: int = 64
+_COUNTED = 4  # turns between two counts of the pages that are in use
 
 
 class Scheduler:
@@ -69,7 +50,7 @@ class Scheduler:
         self.meter = Meter()
         self._lanes: list[Lane] = []
         self._at: dict[Row, tuple[Entry, Lane]] = {}  # where the rows are that are being written
-        self.num_begun, self._num_rows_begun = 0, 0
+        self.num_begun, self._num_rows_begun, self._num_turns = 0, 0, 0
         self._pace = Pace(limits.step_tokens)
         self._memory = new_memory(lm.target, limits.cache_tokens, limits.max_rows, CHUNK)
         if self._memory is not None:
@@ -100,9 +81,9 @@ class Scheduler:
         Raises:
             ConfigError: the cache does not hold so long a text.
         """
-        row = entry.plan.rows[0]
         if self._memory is None or not _may_share(entry, self.lm.target.capabilities):
             return
+        row = entry.plan.rows[0]
         most = row.num_prompt + row.max_tokens + entry.width
         if self._memory.pages.needed(most) > self._memory.pages.num_pages:
             held = self._memory.pages.num_pages * self._memory.pages.page_size
@@ -120,8 +101,10 @@ class Scheduler:
         for lane in self._lanes:
             self._step(lane)
         self._lanes = [lane for lane in self._lanes if lane.rows or lane.is_shared]
-        shared = next((lane.run for lane in self._lanes if lane.is_shared), None)
-        self.meter.load.pages_used = 0 if self._memory is None else self._memory.count(shared)
+        self._num_turns += 1
+        if self._memory is not None and (self._num_turns % _COUNTED == 0 or not self._at):
+            shared = next((lane.run for lane in self._lanes if lane.is_shared), None)
+            self.meter.load.pages_used = self._memory.count(shared)
         self.meter.load.running = len(self._at)
         self.meter.load.waiting = sum(not entry.running for entry in self.entries)
 
@@ -130,6 +113,8 @@ class Scheduler:
         entries, self.entries, self._lanes, self._at = self.entries, [], [], {}
         self.num_begun = 0
         for entry in entries:
+            for row in entry.plan.rows if self._memory is not None else ():
+                self._memory.forget(row)
             entry.sink.end(None, error)
 
     def _cancel(self, entry: Entry) -> None:
@@ -165,7 +150,10 @@ class Scheduler:
         """Begin what has room, the most urgent first; nobody overtakes who waits for pages."""
         joining: dict[Lane, list[Row]] = {}
         passed, promised = set[Entry](), 0
-        while due := [one for one in self.entries if one.waiting and one.reading is None and one not in passed]:
+        while len(self._at) < self.limits.max_rows:
+            due = [one for one in self.entries if one.waiting and one.reading is None and one not in passed]
+            if not due:
+                break
             entry = min(due, key=self._order)
             # Rows that may continue each other's texts join together.
             rows = list(entry.waiting) if entry.has_forks else entry.waiting[:1]
@@ -178,11 +166,10 @@ class Scheduler:
                     rows[0].cached = None
                     passed.add(entry)
                     continue
-                pages = self._pages_for(entry, rows[0], known)
-                if self._at and not self._memory.has(promised + pages + self._outstanding()):
+                if self._at and not self._has_room(entry, rows[0], known, promised):
                     rows[0].cached = None
                     break
-                promised += pages
+                promised += self._memory.new(entry.most(rows[0]), known)
             lane = self._lane(entry)
             entry.waiting = entry.waiting[len(rows) :]
             entry.running += len(rows)
@@ -203,33 +190,18 @@ class Scheduler:
         reading = [one for one, (owner, _) in self._at.items() if owner.may_share and not one.written]
         return any(self._memory.is_shared(row, one, entry.key, known) for one in reading)
 
-    def _pages_for(self, entry: Entry, row: Row, known: int) -> int:
-        """Return how many pages a row takes to begin; all it may ever need where it could not leave and come again."""
+    def _has_room(self, entry: Entry, row: Row, known: int, promised: int) -> bool:
+        """Return whether pages suffice for one more row, beside what running ones may yet take and was promised."""
         assert self._memory is not None  # asked for where there are pages
-        size = self._memory.pages.page_size
-        most = len(row.tokens) if entry.may_wait else row.num_prompt + row.max_tokens
-        return self._memory.pages.needed(most + entry.width, known // size) + 1
-
-    def _outstanding(self) -> int:
-        """Return how many pages the running rows have been promised and not taken yet, one more for each."""
         lane = next((lane for lane in self._lanes if lane.is_shared), None)
-        if lane is None or self._memory is None or not lane.rows:
-            return 0
-        most = []
-        for row in lane.run.rows:
-            entry, _ = self._at[row]
-            most.append((len(row.tokens) if entry.may_wait else row.num_prompt + row.max_tokens) + entry.width)
-        return self._memory.missing(lane.run, most) + len(most)
+        running = [] if lane is None else [self._at[row][0].most(row) for row in lane.rows]
+        missing = 0 if lane is None else self._memory.missing(lane.run, running) + len(running)
+        return self._memory.has(promised + missing + self._memory.new(entry.most(row), known))
 
     def _join(self, lane: Lane, rows: Sequence[Row]) -> None:
         """Let rows join; if they cannot do so together, each does by itself, or fails."""
         try:
             lane.join(rows)
-            if lane.is_shared and self._memory is not None:
-                for row in rows:
-                    self._memory.restore(row, lane.run)
-        except NoPages:
-            self._put_back(rows)
         except Exception as error:
             lane.run.leave([row for row in rows if row in lane.rows])
             if len(rows) > 1 and lane.is_shared:
@@ -238,6 +210,12 @@ class Scheduler:
                 return
             for row in rows:
                 self._fail(row, error)
+            return
+        for row in rows if lane.is_shared and self._memory is not None else ():
+            try:
+                self._memory.restore(row, lane.run)
+            except NoPages:
+                self._put_back(row)
 
     def _lane(self, entry: Entry) -> Lane:
         """Return where an ask's rows are written: beside others that want the same, or by themselves."""
@@ -285,10 +263,10 @@ class Scheduler:
             self._fail(row, why)
         for index, row in enumerate(rows):
             if row in self._at:
-                self._keep_prompt(lane, row, index)
+                self._keep_prompt(lane, row)
                 self._hand_over(self._at[row][0], row, outcome, index)
 
-    def _keep_prompt(self, lane: Lane, row: Row, index: int) -> None:
+    def _keep_prompt(self, lane: Lane, row: Row) -> None:
         """Let others begin with a prompt that was just read; what is written is kept when the row leaves."""
         entry, cache = self._at[row][0], lane.run.batch.cache
         if entry.is_kept or self._memory is None or cache is None or row.finish is not None:
@@ -316,18 +294,16 @@ class Scheduler:
         cache = lane.run.batch.cache
         if self._memory is not None and cache is not None:
             self._memory.save(row, cache, lane.rows.index(row))
-        lane.run.leave([row])
-        self._put_back([row])
+        self._put_back(row)
         self.meter.load.preempted += 1
         return True
 
-    def _put_back(self, rows: Sequence[Row]) -> None:
-        """Let rows wait that have left, before those of their asks that were not begun."""
-        for row in rows:
-            entry, lane = self._at.pop(row)
-            lane.run.leave([row])
-            entry.running -= 1
-            entry.waiting.insert(0, row)
+    def _put_back(self, row: Row) -> None:
+        """Let a row leave and wait, before those of its ask that were not begun."""
+        entry, lane = self._at.pop(row)
+        lane.run.leave([row])
+        entry.running -= 1
+        entry.waiting.insert(0, row)
 
     def _hand_over(self, entry: Entry, row: Row, outcome: Outcome | None = None, index: int = 0) -> None:
         """Give the caller what is new of a row, and the results once all rows have ended."""

@@ -150,9 +150,6 @@ class Answerer:
             answer = json.loads(data)
         except ValueError:
             answer = {"error": {"message": data.decode(errors="replace")}}
-        # What differs from run to run is put in terms of the line, so that the same line gives the same answer.
-        if status == 200 and isinstance(answer, dict) and isinstance(answer.get("id"), str):
-            answer["id"] = f"{answer['id'].split('-')[0]}-{line.digest}"
         response = {"status_code": status, "request_id": line.digest, "body": answer}
         told = None if status < 400 else {"type": "Refused", "message": _told(answer), "hint": ""}
         record = _record(line) | {"custom_id": line.id, "response": response, "error": told}
