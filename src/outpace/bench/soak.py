@@ -30,7 +30,7 @@ from outpace.bench.report import Report, Table, new_report, read_report
 from outpace.bench.serving.client import Answer, Client, LostError
 from outpace.bench.serving.load import run_threads
 from outpace.bench.serving.probes import read_metrics
-from outpace.bench.serving.servers import serve_ours, served_name
+from outpace.bench.serving.servers import serve_ours, served_name, tidy_end
 from outpace.bench.serving.traffic import COMPLETIONS
 from outpace.errors import ConfigError, OutpaceError
 
@@ -310,6 +310,7 @@ def _work(given: argparse.Namespace) -> None:
     facts, state = describe(), _resumed(given)
     questions = make_questions(load(given.model, threads=given.threads or None), given.questions)
     with ExitStack() as stack:
+        stack.enter_context(tidy_end())
         url, held = given.url, lambda: 0
         if not url:
             server = stack.enter_context(serve_ours(given.model, threads=given.threads, arguments=given.serve))
