@@ -18,7 +18,8 @@ from outpace.bench.serving.load import percentile, run_load
 from outpace.bench.serving.probes import read_metrics
 from outpace.bench.serving.servers import Server, peer_versions, served_name
 from outpace.bench.serving.traffic import make_traffic
-from outpace.bench.soak import Soak, main, make_questions, soak
+from outpace.bench.soak import Question, Soak, main, make_questions, soak
+from outpace.engine.face import Busy, Load
 from outpace.errors import ConfigError, OutpaceError
 
 
@@ -48,6 +49,19 @@ def test_wrong_answers_are_caught(url: str, stories: outpace.LanguageModel) -> N
 def test_a_server_that_breaks_loses(serve: Callable[..., str], stories: outpace.LanguageModel) -> None:
     broken = serve(Scripted(refuses=ValueError("broken")))
     assert soak(broken, "scripted", make_questions(stories, 3), requests=8, clients=2).counts["lost"]
+
+
+def test_what_runs_on_is_seen(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that holds two requests for good."""
+    monkeypatch.setattr("outpace.bench.soak._PATIENCE", 2)
+    face = Scripted(refuses=Busy("Full."))
+    face.load = _two_running  # type: ignore[method-assign]
+    found = soak(serve(face), "scripted", [Question({"prompt": [1]}, [], "")], requests=1, clients=1)
+    assert found.counts["stuck"] == 2 and found.num_wrong == 2
+
+
+async def _two_running() -> Load:
+    return Load(running=2)
 
 
 def test_memory_that_grows_is_seen() -> None:

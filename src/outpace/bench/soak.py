@@ -14,6 +14,7 @@ import json
 import random
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,14 +30,14 @@ from outpace.bench.report import Report, Table, new_report, read_report
 from outpace.bench.serving.client import Answer, Client, LostError
 from outpace.bench.serving.load import run_threads
 from outpace.bench.serving.probes import read_metrics
-from outpace.bench.serving.servers import serve_ours, served_name
+from outpace.bench.serving.servers import serve_ours, served_name, tidy_end
 from outpace.bench.serving.traffic import COMPLETIONS
 from outpace.errors import ConfigError, OutpaceError
 
 __all__ = ["Question", "Soak", "main", "make_questions", "soak"]
 
 _KINDS = {"whole": 40, "stream": 30, "leave": 12, "give up": 4, "bad": 10, "half": 4}  # of a hundred
-_WRONG = ("lost", "crossed", "differing", "misjudged")  # none of these may ever be counted
+_WRONG = ("lost", "crossed", "differing", "misjudged", "stuck")  # none of these may ever be counted
 _LAWS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
     {"temperature": 0.8},
@@ -61,6 +62,7 @@ _BAD: tuple[tuple[bytes | dict[str, Any], str], ...] = (
 )
 _EVERY = 1000  # requests between two files
 _SAMPLES = 50  # of memory
+_PATIENCE = 300  # looks at what still runs, a tenth of a second apart
 _WARM = 5000  # requests until caches and pools have their size
 
 
@@ -175,7 +177,22 @@ def soak(
         client.close()
 
     run_threads([serve] * clients)
+    if stuck := _stuck(url):
+        state.counts["stuck"] += stuck
+        state.problems.append(f"{stuck} requests run on, though every client has gone.")
     return state
+
+
+def _stuck(url: str) -> int:
+    """Return how many requests a server still runs or keeps waiting when its clients have been gone for a while."""
+    left = 0
+    for _ in range(_PATIENCE):
+        found = _metrics(url)
+        left = int(found.get("vllm:num_requests_running", 0) + found.get("vllm:num_requests_waiting", 0))
+        if not left:
+            break
+        time.sleep(0.1)
+    return left
 
 
 def _one(
@@ -250,11 +267,15 @@ def _send_bad(client: Client, model: str, body: bytes | dict[str, Any], what: st
 
 def _pages(url: str) -> float:
     """Return the share of the cache's pages that are in use; 0 where the server does not tell."""
+    return _metrics(url).get("vllm:kv_cache_usage_perc", 0.0)
+
+
+def _metrics(url: str) -> dict[str, float]:
     client = Client(url)
     try:
-        return read_metrics(client.get("/metrics")[1]).get("vllm:kv_cache_usage_perc", 0.0)
+        return read_metrics(client.get("/metrics")[1])
     except LostError:
-        return 0.0
+        return {}
     finally:
         client.close()
 
@@ -264,7 +285,7 @@ def _report(given: argparse.Namespace, facts: Mapping[str, Any], state: Soak) ->
     cells = [[name, str(count)] for name, count in sorted(state.counts.items())]
     growth = state.growth()
     notes = [
-        f"{state.done} requests; {state.num_wrong} lost, crossed, differing or misjudged.",
+        f"{state.done} requests; {state.num_wrong} lost, crossed, differing, misjudged or stuck.",
         f"Memory in the last quarter against the second: {growth:+.1%}"
         + (f"; too few requests to judge ({_WARM} are enough)." if state.done < _WARM else "."),
         *state.problems,
@@ -289,6 +310,7 @@ def _work(given: argparse.Namespace) -> None:
     facts, state = describe(), _resumed(given)
     questions = make_questions(load(given.model, threads=given.threads or None), given.questions)
     with ExitStack() as stack:
+        stack.enter_context(tidy_end())
         url, held = given.url, lambda: 0
         if not url:
             server = stack.enter_context(serve_ours(given.model, threads=given.threads, arguments=given.serve))

@@ -24,7 +24,7 @@ from outpace.bench.machine import describe, lock
 from outpace.bench.report import Report, Skipped, new_report
 from outpace.bench.serving.compare import Side, measure_sides, summarise_sides
 from outpace.bench.serving.probes import measure_arrivals, measure_overhead, measure_pages, measure_prefix
-from outpace.bench.serving.servers import PEERS, peer_versions, serve_ours, serve_peer, served_name
+from outpace.bench.serving.servers import PEERS, peer_versions, serve_ours, serve_peer, served_name, tidy_end
 from outpace.bench.serving.tables import make_tables
 from outpace.errors import OutpaceError
 from outpace.models.loading import count_parameters
@@ -39,6 +39,7 @@ _PEER_CLIENTS = (1, 4, 16)
 def _work(given: argparse.Namespace) -> None:
     with ExitStack() as stack:
         stack.enter_context(lock(600.0))
+        stack.enter_context(tidy_end())
         facts = describe()
         lm = load(given.model, threads=given.threads or None)
         url = given.url

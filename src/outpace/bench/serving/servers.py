@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,7 +22,7 @@ from outpace.errors import OutpaceError
 from outpace.models.opening import locate
 from outpace.quantize.gguf_file import write_plain
 
-__all__ = ["PEERS", "Server", "peer_versions", "serve_ours", "serve_peer", "served_name", "wait_for"]
+__all__ = ["PEERS", "Server", "peer_versions", "serve_ours", "serve_peer", "served_name", "tidy_end", "wait_for"]
 
 PEERS = ("llama.cpp", "llama.cpp:lookup", "transformers", "transformers:batching")
 _START_S = 300.0
@@ -98,6 +101,19 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def tidy_end() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that servers started in it end, too."""
+    if threading.current_thread() is not threading.main_thread():  # only that one hears signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def wait_for(url: str, page: str, ended: object = None) -> None:
