@@ -106,3 +106,13 @@ def test_a_text_that_pages_never_hold_is_refused(lm: LanguageModel) -> None:
         assert [told(result) for result in results] == wanted(lm, "the dog", {"max_tokens": 20})
 
     run(lambda: Engine(lm, limits=Limits(cache_tokens=96)), use)
+
+
+def test_texts_are_as_long_as_the_cache_allows(lm: LanguageModel) -> None:
+    async def use(engine: Engine) -> None:
+        room = engine.traits.context - len(lm.encode("the dog"))
+        given = {"max_tokens": room, "ignore_eos": True, "method": "token-recycling", "options": {"nodes": 64}}
+        results, _ = await answer(engine, Ask(prompt="the dog", arguments=given))
+        assert len(results[0].tokens) == room
+
+    run(lambda: Engine(lm, limits=Limits(cache_tokens=160)), use)

@@ -57,7 +57,7 @@ class _Child:
         self._cancels: dict[int, Callable[[], None]] = {}
         lm = load(model, **options)
         self._worker = Worker(lm, limits, self._flush)
-        channel.send([("ready", read_traits(lm))])
+        channel.send([("ready", read_traits(lm, self._worker.context))])
 
     def serve(self) -> None:
         """Do what the owner says, until it closes the engine or is gone."""

@@ -136,7 +136,7 @@ class Traits:
 
     Attributes:
         name: as results and the server call it.
-        context: most tokens of prompt and text together.
+        context: most tokens of prompt and text together, as the model and the cache allow.
         vocab_size: V.
         is_canvas: a masked model; it fills gaps, and `Request.canvas` is for it.
         is_encoder_decoder: the prompt goes through an encoder.

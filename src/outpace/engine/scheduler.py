@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Scheduler"]
 
+_WINDOW = 65  # nodes that the widest of the methods scores as it is shipped, the root among them
 _COUNTED = 4  # turns between two counts of the pages that are in use
 
 
@@ -63,6 +64,14 @@ class Scheduler:
         """Whether there is nothing to do."""
         return not self.entries
 
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and text together: what the model reads, where the cache holds it beside a window."""
+        offered = self.lm.target.capabilities
+        if self._memory is None or not _has_shared_rows(offered):
+            return offered.max_positions
+        return max(1, min(offered.max_positions, self._memory.num_slots - _WINDOW))
+
     def add(self, entry: Entry) -> None:
         """Take an ask into the queue."""
         entry.seen = self._num_rows_begun
@@ -85,8 +94,7 @@ class Scheduler:
             return
         row = entry.plan.rows[0]
         most = row.num_prompt + row.max_tokens + entry.width
-        if self._memory.pages.needed(most) > self._memory.pages.num_pages:
-            held = self._memory.pages.num_pages * self._memory.pages.page_size
+        if most > (held := self._memory.num_slots):
             raise ConfigError(
                 f"The text may have {most} tokens with its drafts, but the cache holds {held}.",
                 "Ask for fewer tokens, or give the engine a larger cache.",
@@ -352,5 +360,10 @@ class Scheduler:
 def _may_share(entry: Entry, offered: Capabilities) -> bool:
     """Return whether rows of other asks may be written in one run with those of this one."""
     plan = entry.plan
-    is_whole = offered.is_canvas or offered.is_encoder_decoder or plan.is_fixed or entry.has_forks
-    return not is_whole and plan.request.watch is None
+    is_whole = plan.is_fixed or entry.has_forks or plan.request.watch is not None
+    return not is_whole and _has_shared_rows(offered)
+
+
+def _has_shared_rows(offered: Capabilities) -> bool:
+    """Return whether a model's rows can be written in one run at all."""
+    return not (offered.is_canvas or offered.is_encoder_decoder)

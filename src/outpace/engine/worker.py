@@ -61,6 +61,11 @@ class Worker:
         """Whether anything is being done, or waits for it."""
         return not self._scheduler.is_idle or bool(self._tasks) or not self._inbox.empty()
 
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt and its text together."""
+        return self._scheduler.context
+
     def take(self, ask: Ask, sink: Sink) -> Callable[[], None]:
         """Check an ask and take it in, as `sink` is told; from any thread.
 

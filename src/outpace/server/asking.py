@@ -267,7 +267,7 @@ def _room(engine: Face, settings: ServerSettings, scope: Scope, num_prompt: int,
     if most and wanted > most:
         raise _wrong("max_tokens", f"max_tokens is {wanted}; at most {most} tokens are written.")
     if 0 < room < wanted:
-        warn(scope, f"max_tokens was cut to {room}, which is what the model's context holds.")
+        warn(scope, f"max_tokens was cut to {room}, which is what there is room for.")
     return {"max_tokens": max(1, min(wanted, room))}
 
 
