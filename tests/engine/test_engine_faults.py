@@ -16,6 +16,8 @@ from outpace import Ask, Engine, LanguageModel
 from outpace.engine.face import Busy, Gone
 from outpace.engine.limits import Limits
 from outpace.errors import CapabilityError, ConfigError, OutpaceError
+from outpace.server.errors import Refused
+from outpace.server.telling import check_end
 
 LONG = {"max_tokens": 60, "ignore_eos": True, "method": "prompt-lookup"}
 
@@ -73,6 +75,9 @@ def test_a_row_that_raises_fails_alone(lm: LanguageModel, vocab: int) -> None:
         ((result,), pieces) = found[-1]
         assert result.finish_reason == "error" and len(result.tokens) == 2
         assert any("tripped" in note for note in result.notes) and pieces[-1].finish == "error"
+        with pytest.raises(Refused) as refused:  # whoever asked is not to blame
+            check_end([result])
+        assert refused.value.status_code == 500
         load = await engine.load()
         assert load.finished["error"] == 1 and load.pages_used == load.running == 0
 

@@ -12,7 +12,9 @@ from outpace.api.result import Result
 from outpace.errors import OutpaceError
 from outpace.text.tokenizer import Tokenizer
 
-__all__ = ["Ask", "Busy", "Face", "Gone", "Histogram", "Load", "Piece", "Ticket", "Token", "Traits"]
+__all__ = ["FAULT", "Ask", "Busy", "Face", "Gone", "Histogram", "Load", "Piece", "Ticket", "Token", "Traits"]
+
+FAULT = "The engine failed on this text"  # begins the note of a sample that ended so, for no fault of its caller's
 
 
 class Busy(OutpaceError):

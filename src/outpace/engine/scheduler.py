@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from outpace.api.running import finish
 from outpace.api.starting import CHUNK, new_run, new_text, own, shared_run
 from outpace.engine.entry import Entry, step_of
+from outpace.engine.face import FAULT
 from outpace.engine.lane import Lane
 from outpace.engine.limits import Limits
 from outpace.engine.memory import new_memory
 from outpace.engine.meter import Meter
 from outpace.engine.pace import Pace
 from outpace.engine.reading import read_prompt
-from outpace.errors import ConfigError, NoPages
+from outpace.errors import CapabilityError, ConfigError, NoPages, OutpaceError
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.text.stream import TextStream
@@ -333,7 +334,7 @@ class Scheduler:
         self._at[row][1].run.leave([row])
         row.cancel()
         row.finish = FinishReason.ERROR
-        row.notes.append(f"{type(error).__name__}: {error}")
+        row.notes.append(_told(error))
         self._hand_over(self._at[row][0], row)
 
     def _drop(self, entry: Entry, error: Exception) -> None:
@@ -355,6 +356,13 @@ class Scheduler:
             result.cached_tokens, result.prompt_log_probs = entry.cached_tokens, entry.scored
             result.steps = row.steps or []
         entry.sink.end(results)
+
+
+def _told(error: Exception) -> str:
+    """Return what a failed row's notes say: what its caller can change, or that it is the engine's fault."""
+    if isinstance(error, ConfigError | CapabilityError):
+        return f"{error} {error.hint}".strip()
+    return f"{FAULT} ({error if isinstance(error, OutpaceError) else f'{type(error).__name__}: {error}'})."
 
 
 def _may_share(entry: Entry, offered: Capabilities) -> bool:
