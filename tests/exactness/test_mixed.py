@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from outpace.errors import ConfigError
+from outpace.errors import ConfigError, NoPages
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
 from outpace.methods.misfit import misfits
@@ -169,3 +169,33 @@ def test_prompts_are_read_within_the_budget_in_the_forward_of_others(is_paged: b
         assert run.last is not None and seen.calls.num == calls + 1 and len(first.written) == before + 1
         read.append(run.last.read)
     assert sum(read) == 3 * 8 and max(read) == 4 and read[-1] == 0  # chunks of 4 are read whole
+
+
+def test_where_pages_run_out_nothing_is_lost() -> None:
+    """A step that has no pages changes nothing; a row that gave its own up goes on where it stood."""
+    chance, methods = (
+        random.Random(3),
+        [WANTED[name].method for name in ("draft-model", "layer-skip", "suffix", "auto")],
+    )
+    given = [(methods[at % 4], PROMPTS[0], law, at, 30, "") for at, law in enumerate(list(SETTINGS)[:8])]
+    run, rows = mixed_run(), [make_row(*one) for one in given]
+    run.pages = TARGET.new_pool(9, 16)
+    late, refused = list(rows), 0
+    for _ in range(10_000):
+        if late and len(run.rows) < 6 and chance.random() < 0.5:
+            run.join([late.pop()], in_line=True)
+        if not run.rows:
+            if not late:
+                break
+            continue
+        before = [list(row.tokens) for row in run.rows]
+        try:
+            run.step(16)
+        except NoPages:
+            refused += 1
+            assert [row.tokens for row in run.rows] == before
+            late.append(run.rows[-1])
+            run.leave(late[-1:])
+    assert refused > 3 and run.pages is not None and run.pages.num_free == 9
+    for one, row in zip(given, rows, strict=True):
+        assert row.written == alone(Autoregressive(), one), one

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from outpace.accept import sample_and_match
-from outpace.errors import ConfigError
-from outpace.methods.base import Method
+from outpace.errors import ConfigError, NoPages
+from outpace.methods.base import Method, nothing
 from outpace.run import state as trees
 from outpace.run.beside import lay_beside, merge, outcome_of, part_of, pick
 from outpace.run.commit import void_laws
@@ -85,7 +85,7 @@ class Group:
     def propose(self, view: View) -> Proposal:
         """Return the method's candidates for its rows."""
         began = time.perf_counter()
-        proposal = self.method.propose(self.look(view), self.state)
+        proposal = _propose(self, self.look(view))
         self.draft_s = time.perf_counter() - began
         return proposal
 
@@ -179,7 +179,7 @@ class Mixed(Method):
         """Let every group propose, and lay the proposals side by side."""
         groups = state.groups
         if len(groups) == 1:
-            return groups[0].method.propose(view, groups[0].state)
+            return _propose(groups[0], view)
         own = [group.propose(view) for group in groups]
         if any(_stands_alone(proposal) for proposal in own):
             names = ", ".join(group.method.name for group in groups if group.rows)
@@ -248,6 +248,14 @@ def _context_of(context: Context, group: Group, wanted: Wanted | None) -> Contex
         canvases=[context.canvases[i] for i in rows] if context.canvases else [],
         wanted=[],
     )
+
+
+def _propose(group: Group, view: View) -> Proposal:
+    """Return a group's candidates; none where the target's own layers draft, on pages, and there are too few."""
+    try:
+        return group.method.propose(view, group.state)
+    except NoPages:
+        return nothing(view)
 
 
 def _stands_alone(proposal: Proposal) -> bool:

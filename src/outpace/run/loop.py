@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from outpace.cache import Cache, Pages
+from outpace.cache import Cache, PagedCache, Pages
 from outpace.errors import ConfigError
 from outpace.run.batch import Batch, bind
 from outpace.run.beside import padded
 from outpace.run.commit import append, fit, kept, read_back, record, sound
 from outpace.run.layout import lay_out, soften
 from outpace.run.prefill import catch_up, next_pieces, read_pieces
+from outpace.run.room import affordable, check_room
 from outpace.run.row import Row
 from outpace.run.threads import shared
 from outpace.sampling import Sampler, Sampling
@@ -196,6 +197,7 @@ class Run:
 
         Raises:
             ConfigError: the run has no rows.
+            NoPages: there are too few for the next tokens of all rows; nothing has changed.
         """
         with shared(self.target.is_invariant):
             return self._step(budget)
@@ -209,6 +211,8 @@ class Run:
             self._count(self._reading, before, {"total": time.perf_counter() - began})
             return []
         rows, view = list(batch.rows), batch.view(self.num_steps, self.last)
+        if isinstance(cache, PagedCache):  # before anybody drafts for a step that cannot be made
+            check_room(cache, [row.tokens for row in rows], pieces)
         # 1 propose, 2 gather pending, 3 lay out and pad
         t0 = time.perf_counter()
         proposal = self.method.propose(view, batch.state)
@@ -372,6 +376,8 @@ class Run:
         if self.target.capabilities.turns_anew:  # what lies behind the turn is for the new reading
             left = [self.target.capabilities.turns_at - len(row.tokens) for row in rows]
             limit = min([limit, *(n for n, phase in zip(left, cache.phases, strict=True) if not phase)])
+        if isinstance(cache, PagedCache):
+            limit = affordable(cache, [len(tokens) for tokens in pending], proposal.length, limit)
         if proposal.parent is None:
             limit = min(limit, max([row.room for row in rows]) - 1, self.width or limit)
         return fit(proposal, limit, min(self.width, slots))
