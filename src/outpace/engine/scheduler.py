@@ -113,9 +113,14 @@ class Scheduler:
         entries, self.entries, self._lanes, self._at = self.entries, [], [], {}
         self.num_begun = 0
         for entry in entries:
-            for row in entry.plan.rows if self._memory is not None else ():
-                self._memory.forget(row)
+            self._forget(entry.plan.rows)
             entry.sink.end(None, error)
+
+    def _forget(self, rows: Sequence[Row]) -> None:
+        """Let go of what is kept for rows that have ended."""
+        if self._memory is not None:
+            for row in rows:
+                self._memory.forget(row)
 
     def _cancel(self, entry: Entry) -> None:
         running = [row for row, (owner, _) in self._at.items() if owner is entry]
@@ -211,11 +216,12 @@ class Scheduler:
             for row in rows:
                 self._fail(row, error)
             return
-        for row in rows if lane.is_shared and self._memory is not None else ():
-            try:
-                self._memory.restore(row, lane.run)
-            except NoPages:
-                self._put_back(row)
+        if lane.is_shared and self._memory is not None:
+            for row in rows:
+                try:
+                    self._memory.restore(row, lane.run)
+                except NoPages:
+                    self._put_back(row)
 
     def _lane(self, entry: Entry) -> Lane:
         """Return where an ask's rows are written: beside others that want the same, or by themselves."""
@@ -315,8 +321,7 @@ class Scheduler:
         if row.finish is not None:
             entry.left -= 1
             entry.running -= self._at.pop(row, None) is not None
-            if self._memory is not None:
-                self._memory.forget(row)
+            self._forget([row])
             if not entry.left:
                 self._end(entry)
 
