@@ -83,6 +83,21 @@ def test_a_prefix_is_read_once(stories: LanguageModel) -> None:
     run(lambda: Engine(stories), use)
 
 
+def test_a_drafting_model_finds_what_it_has_read(stories: LanguageModel) -> None:
+    arguments = {"max_tokens": 8, "ignore_eos": True, "method": "draft-model"}
+
+    async def use(engine: Engine) -> None:
+        read = []
+        for salt in ("", "", "mine"):
+            ((result,), _) = await answer(engine, Ask(prompt=PREFIX * 10, arguments=arguments, salt=salt))
+            assert [told(result)] == wanted(stories, PREFIX * 10, arguments)
+            read.append(result.usage.draft_nfe)  # forwards of a few hundred tokens each
+        first, again, other = read
+        assert again < first == other
+
+    run(lambda: Engine(stories), use)
+
+
 def test_samples_share_the_pages_of_their_prompt(stories: LanguageModel) -> None:
     arguments = {"max_tokens": 8, "num_samples": 16, "temperature": 1.0, "ignore_eos": True}
     pages: list[int] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from outpace.api.running import finish
 from outpace.api.starting import CHUNK, new_run, new_text, own, shared_run
+from outpace.engine.drafters import Drafters
 from outpace.engine.entry import Entry, step_of
 from outpace.engine.lane import Lane
 from outpace.engine.limits import Limits
@@ -53,7 +54,10 @@ class Scheduler:
         self.num_begun, self._num_rows_begun, self._num_turns = 0, 0, 0
         self._pace = Pace(limits.step_tokens)
         self._memory = new_memory(lm.target, limits.cache_tokens, limits.max_rows, CHUNK)
+        self._drafters: Drafters | None = None
         if self._memory is not None:
+            held = self._memory.pages.num_pages * self._memory.pages.page_size
+            self._drafters = Drafters(held, limits.max_rows)
             self.meter.load.pages = self._memory.pages.num_pages
             self.meter.load.page_size = self._memory.pages.page_size
         self._seconds = dict.fromkeys(("prefill", "draft", "score", "accept", "total"), 0.0)  # of all runs, by phase
@@ -68,6 +72,8 @@ class Scheduler:
         entry.seen = self._num_rows_begun
         if _may_share(entry, self.lm.target.capabilities):
             entry.may_share = True
+            if self._drafters is not None:
+                entry.plan.models = self._drafters.share(entry.plan.models, entry.ask.salt)
             own(entry.plan)
         if entry.ask.prompt_log_probs is not None:
             ids = entry.plan.rows[0].tokens[: entry.plan.rows[0].num_prompt]
