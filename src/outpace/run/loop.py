@@ -274,7 +274,7 @@ class Run:
         if self.watch is not None:
             self.watch(rows, last)
 
-    def _prefill(self, budget: int | None) -> tuple[Cache, list[list[int]]]:
+    def _prefill(self, budget: int | None = None) -> tuple[Cache, list[list[int]]]:
         """Read prompts: of the rows all, of those in line what the budget allows; return what is left to the step.
 
         Where there are rows to decode, a piece of a prompt in line is forwarded together with them.
