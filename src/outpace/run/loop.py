@@ -2,6 +2,8 @@
 
 A `Run` owns prefill, the cache, end of text, stops, per-row finish, counting, timing and randomness. It knows no
 method: what is proposed and what is kept is the method's. Rows join and leave between two steps, at their own pace.
+
+Longer than most: a step, what comes before it (prompts) and what comes after it stand in one place, in order.
 """
 
 from __future__ import annotations
