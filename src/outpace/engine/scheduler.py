@@ -291,7 +291,9 @@ class Scheduler:
         """Let rows wait until the pages suffice for the others; before a step, so that none is begun in vain."""
         memory = self._memory
         while memory is not None and lane.is_shared and lane.rows:
-            width = max(self._at[row][0].width for row in lane.rows)
+            # The run drafts only as far as pages go; a text that depends on its drafts gets the room for all of them.
+            asked = (self._at[row][0] for row in lane.rows)
+            width = max((entry.width for entry in asked if not entry.may_wait), default=1)
             if memory.has(memory.needed(lane.run, width, budget)):
                 return
             if not self._preempt(lane):
