@@ -3,19 +3,15 @@
 from outpace.kernels.decoder import CompiledDecoder, compile_decoder, new_packer, supports
 from outpace.kernels.library import load as load_library
 from outpace.kernels.library import note, read_bandwidth, warnings
-from outpace.kernels.shelf import clear_packed, list_packed, open_shelf, packed_folder, packed_limit
+from outpace.kernels.shelf import open_shelf
 
 __all__ = [
     "CompiledDecoder",
-    "clear_packed",
     "compile_decoder",
-    "list_packed",
     "load_library",
     "new_packer",
     "note",
     "open_shelf",
-    "packed_folder",
-    "packed_limit",
     "read_bandwidth",
     "supports",
     "warnings",

@@ -68,19 +68,20 @@ def packed_limit() -> int:
     raise ConfigError(f"{_VARIABLE} is {stated!r}.", "It is a number of gigabytes, 0 = no packed weights are kept.")
 
 
-def list_packed() -> list[Path]:
-    """Return the files that are kept, those used longest ago first."""
+def list_packed() -> list[tuple[Path, int]]:
+    """Return the files that are kept and their sizes in bytes, those used longest ago first."""
     found = []
     for path in packed_folder().glob("*.weights"):
         with contextlib.suppress(OSError):  # another process may be removing it
-            found.append((path.stat().st_mtime_ns, path))
-    return [path for _, path in sorted(found)]
+            facts = path.stat()
+            found.append((facts.st_mtime_ns, path, facts.st_size))
+    return [(path, size) for _, path, size in sorted(found)]
 
 
 def clear_packed() -> int:
     """Remove all files that are kept; return how many it was. Processes that have mapped one go on with it."""
     removed = 0
-    for path in list_packed():
+    for path, _ in list_packed():
         with contextlib.suppress(OSError):
             path.unlink()
             removed += 1
@@ -145,7 +146,8 @@ class Shelf:
     def put(self, weights: Weights, notes: Sequence[str]) -> str:
         """Keep packed weights for later starts; return what a user should know if that fails, else an empty text."""
         described = _Described(weights, notes)
-        if not SMALLEST <= described.num_bytes <= packed_limit() or self._find_key() != self.key:
+        is_worth = described.num_bytes >= SMALLEST and described.size <= packed_limit()
+        if not is_worth or self._find_key() != self.key:
             return ""
         try:
             with store.locked(packed_folder() / "lock", on_wait=_leave):
@@ -162,10 +164,10 @@ class Shelf:
             left.unlink(missing_ok=True)
         if self.path.exists():
             return
-        if shutil.disk_usage(packed_folder()).free < 2 * described.num_bytes:
+        if shutil.disk_usage(packed_folder()).free < 2 * described.size:
             raise OSError(errno.ENOSPC, "the disk would be more than half full with them")
-        kept = [(path, path.stat().st_size) for path in list_packed()]
-        room = packed_limit() - described.num_bytes - sum(size for _, size in kept)
+        kept = list_packed()
+        room = packed_limit() - described.size - sum(size for _, size in kept)
         for path, size in kept:
             if room < 0:
                 path.unlink(missing_ok=True)
@@ -231,6 +233,11 @@ class _Described:
             "final_norm": self._norm(weights.final_norm),
             "layers": [self._layer(layer) for layer in weights.layers],
         }
+
+    @property
+    def size(self) -> int:
+        """Bytes of all blocks."""
+        return -(-self.num_bytes // _BLOCK) * _BLOCK
 
     def file(self) -> Iterator[bytes]:
         """Yield what the file holds, block by block."""
