@@ -22,7 +22,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ class Shelf:
         if self.path.exists():
             return
         if shutil.disk_usage(packed_folder()).free < 2 * described.size:
-            raise OSError(errno.ENOSPC, "the disk would be more than half full with them")
+            raise OSError(errno.ENOSPC, "they would take more than half of what is free there")
         kept = list_packed()
         room = packed_limit() - described.size - sum(size for _, size in kept)
         for path, size in kept:
@@ -252,8 +252,10 @@ class _Described:
         described: dict[str, Any] = {}
         for field in dataclasses.fields(layer):
             part = getattr(layer, field.name)
-            kind = {Matrix: self._matrix, Norm: self._norm}.get(type(part), self._tensor)
-            described[field.name] = kind(part)
+            if isinstance(part, Matrix):
+                described[field.name] = self._matrix(part)
+            else:
+                described[field.name] = self._norm(part) if isinstance(part, Norm) else self._tensor(part)
         return described
 
     def _matrix(self, matrix: Matrix) -> dict[str, Any]:
@@ -317,8 +319,8 @@ def _sums(words: np.ndarray[Any, np.dtype[np.uint64]]) -> list[int]:
 def _open(library: ctypes.CDLL, path: Path) -> tuple[Weights, list[str]]:
     """Return the weights of a file; what a damaged one ends in is an error of many kinds."""
     record, size = _record(path)
-    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
-    data = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+    storage: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+    data = torch.empty(0, dtype=torch.uint8).set_(storage)
     library.outpace_advise(data.data_ptr(), size)
     before = _faults()
     if _sums(data.numpy().view(np.uint64)) != record["sums"]:
@@ -376,7 +378,7 @@ class _Reader:
 
     def layer(self, described: dict[str, Any]) -> LayerWeights:
         """Return a layer."""
-        kinds = {"qkv": self.matrix, "o": self.matrix, "up": self.matrix, "down": self.matrix}
+        kinds: dict[str, Callable[[Any], Any]] = dict.fromkeys(("qkv", "o", "up", "down"), self.matrix)
         kinds |= {"q_norm": self.tensor, "k_norm": self.tensor}
         return LayerWeights(**{name: kinds.get(name, self.norm)(part) for name, part in described.items()})
 

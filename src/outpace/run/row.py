@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +121,7 @@ class Row:
     num_top: int | None = None
     drafters: list[str] = field(default_factory=list)
     steps: list[tuple[int, int]] | None = None
-    cached: tuple[Sequence[int], int] | None = None
+    cached: tuple[Iterable[int], int] | None = None
 
     def __post_init__(self) -> None:
         self.usage.num_prompt = self.num_prompt
