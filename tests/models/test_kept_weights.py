@@ -19,7 +19,7 @@ from test_lora import pair, save
 
 from outpace import kernels, store
 from outpace.errors import ConfigError
-from outpace.kernels import shelf
+from outpace.kernels import packed_file, shelf
 from outpace.models import loading
 from outpace.models.loading import load_model
 from outpace.models.transformer import Transformer
@@ -103,7 +103,7 @@ def test_small_pages_are_read_in_place_of_mapped(starts: Starts, tiny: Path, mon
     assert is_mapped()
     del mapped
     gc.collect()
-    monkeypatch.setattr(shelf, "_MOST_FAULTS", -1)
+    monkeypatch.setattr(packed_file, "MOST_FAULTS", -1)
     second = starts(tiny)
     assert not is_mapped() and starts.count == 1 and same(first, second)
 

@@ -5,8 +5,7 @@ the model's files, told by size, inode, both time stamps and the bytes at both e
 change, which no program can choose; hashing all of them would take as long as packing), the decoder's shape, dtype,
 kernels, and the code that reads and packs. Files that changed a moment ago are not believed: clocks are coarse.
 
-A file is blocks of 2 MB, written whole so that the page cache holds them as huge pages, then a description with the sum
-of each block and a hash of its own. All of it is checked at every start: the sums are as quick as memory is read.
+What the file holds is checked at every start; see `packed_file`.
 """
 
 from __future__ import annotations
@@ -17,37 +16,29 @@ import dataclasses
 import errno
 import functools
 import hashlib
-import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from outpace import store
 from outpace.errors import ConfigError
-from outpace.kernels.decoder import ALIGNMENT, DTYPES, Panels, supports
-from outpace.kernels.library import Coding, MatrixView, empty_buffer, load, note
+from outpace.kernels.decoder import DTYPES, supports
+from outpace.kernels.library import load, note
+from outpace.kernels.packed_file import Described, open_packed
 from outpace.models.spec import Spec
-from outpace.models.weights import LayerWeights, Matrix, Norm, Weights
+from outpace.models.weights import Weights
 
 __all__ = ["Shelf", "clear_packed", "list_packed", "open_shelf", "packed_folder", "packed_limit"]
 
 SMALLEST = 32 << 20  # bytes of packed weights; fewer are packed in no time
 SETTLED_S = 2.0  # a file that has not changed for so long will show the next change
-_BLOCK = 2 << 20
-_MAGIC = b"outpace packed 1"
 _DEFAULT_GB, _VARIABLE = 8.0, "OUTPACE_PACKED_GB"
-_CODING = ("bits", "group", "factors", "has_shift", "zero")
-_TABLE = 16  # entries of a table of codes, as of 4 bits
-_MOST_FAULTS = 4  # per block; small pages are mapped some 16 at a time, which makes 32
 
 
 def packed_folder() -> Path:
@@ -131,21 +122,20 @@ class Shelf:
         A damaged file is removed, and stands for none.
         """
         try:
-            found = _open(self._library, self.path)
-            os.utime(self.path)  # used now
+            found = open_packed(self._library, self.path)
         except FileNotFoundError:
             return None
-        except PermissionError:  # of a folder that others may write: what was read is good
-            return found
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError):
             with contextlib.suppress(OSError):
                 self.path.unlink()
             return None
+        with contextlib.suppress(OSError):  # a folder of others may be read and not written
+            os.utime(self.path)  # used now
         return found
 
     def put(self, weights: Weights, notes: Sequence[str]) -> str:
         """Keep packed weights for later starts; return what a user should know if that fails, else an empty text."""
-        described = _Described(weights, notes)
+        described = Described(weights, notes)
         is_worth = described.num_bytes >= SMALLEST and described.size <= packed_limit()
         if not is_worth or self._find_key() != self.key:
             return ""
@@ -159,7 +149,7 @@ class Shelf:
             return f"{reason}: every start packs them anew. {_VARIABLE}=0 does not try."
         return ""
 
-    def _put(self, described: _Described) -> None:
+    def _put(self, described: Described) -> None:
         for left in packed_folder().glob("*.part"):  # of a process that was killed: here, under the lock, nobody writes
             left.unlink(missing_ok=True)
         if self.path.exists():
@@ -211,200 +201,3 @@ def _code() -> str:
     root = Path(__file__).parents[1]
     files = [*sorted(root.glob("models/*.py")), *sorted(root.glob("kernels/*.py")), root / "text" / "gguf_file.py"]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
-
-
-# Writing
-
-
-class _Described:
-    """Weights as a description that JSON holds, and the bytes that it speaks of."""
-
-    def __init__(self, weights: Weights, notes: Sequence[str]) -> None:
-        self.num_bytes = 0
-        self._parts: list[tuple[int, memoryview]] = []
-        self._kept = weights
-        is_tied = weights.table is weights.head or (weights.table is None and not weights.embed.numel())
-        self._record = {
-            "notes": list(notes),
-            "embed": self._tensor(weights.embed),
-            "head": self._matrix(weights.head),
-            "table": None if is_tied or weights.table is None else self._matrix(weights.table),
-            "is_tied": is_tied,
-            "final_norm": self._norm(weights.final_norm),
-            "layers": [self._layer(layer) for layer in weights.layers],
-        }
-
-    @property
-    def size(self) -> int:
-        """Bytes of all blocks."""
-        return -(-self.num_bytes // _BLOCK) * _BLOCK
-
-    def file(self) -> Iterator[bytes]:
-        """Yield what the file holds, block by block."""
-        sums = []
-        for block in _blocks(self._parts):
-            sums.append(_sums(np.frombuffer(block, np.uint64))[0])
-            yield block
-        text = json.dumps({**self._record, "sums": sums}).encode()
-        yield text + hashlib.sha256(text).digest() + len(text).to_bytes(8, "little") + _MAGIC
-
-    def _layer(self, layer: LayerWeights) -> dict[str, Any]:
-        described: dict[str, Any] = {}
-        for field in dataclasses.fields(layer):
-            part = getattr(layer, field.name)
-            if isinstance(part, Matrix):
-                described[field.name] = self._matrix(part)
-            else:
-                described[field.name] = self._norm(part) if isinstance(part, Norm) else self._tensor(part)
-        return described
-
-    def _matrix(self, matrix: Matrix) -> dict[str, Any]:
-        panels = matrix.panels
-        assert isinstance(panels, Panels)  # the decoder was compiled
-        coding = panels.view.coding
-        table = list((ctypes.c_uint8 * _TABLE).from_address(coding.table)) if coding.table else None
-        return {
-            "at": self._place(panels.view.data, panels.num_bytes),
-            "num_bytes": panels.num_bytes,
-            "coding": [getattr(coding, name) for name in _CODING],
-            "table": table,
-            "shape": list(matrix.shape),
-            "bias": self._tensor(matrix.bias),
-        }
-
-    def _norm(self, norm: Norm | None) -> list[Any] | None:
-        return None if norm is None else [self._tensor(norm.weight), self._tensor(norm.bias)]
-
-    def _tensor(self, tensor: Tensor | None) -> dict[str, Any] | None:
-        if tensor is None:
-            return None
-        assert tensor.is_contiguous()  # vectors, and an embedding that kernels read
-        num_bytes = tensor.numel() * tensor.element_size()
-        kind = str(tensor.dtype).removeprefix("torch.")
-        return {"at": self._place(tensor.data_ptr(), num_bytes), "dtype": kind, "shape": list(tensor.shape)}
-
-    def _place(self, address: int, num_bytes: int) -> int:
-        """Return where bytes will lie in the file."""
-        at = -(-self.num_bytes // ALIGNMENT) * ALIGNMENT
-        if num_bytes:
-            self._parts.append((at, memoryview((ctypes.c_uint8 * num_bytes).from_address(address)).cast("B")))
-        self.num_bytes = at + num_bytes
-        return at
-
-
-def _blocks(parts: Iterable[tuple[int, memoryview]]) -> Iterator[bytes]:
-    """Yield bytes at their places in whole blocks, zeros between them."""
-    block, first = bytearray(), 0
-    for at, part in parts:
-        block += bytes(at - first - len(block))  # less than a block, as parts follow each other
-        while len(part):
-            fits = _BLOCK - len(block)
-            block += part[:fits]
-            part = part[fits:]
-            if len(block) == _BLOCK:
-                yield bytes(block)
-                block, first = bytearray(), first + _BLOCK
-    if block:
-        yield bytes(block.ljust(_BLOCK, b"\0"))
-
-
-def _sums(words: np.ndarray[Any, np.dtype[np.uint64]]) -> list[int]:
-    """Return the sum of each block's 64-bit words, modulo 2^64."""
-    return [int(total) for total in words.reshape(-1, _BLOCK // 8).sum(1, dtype=np.uint64)]
-
-
-# Reading
-
-
-def _open(library: ctypes.CDLL, path: Path) -> tuple[Weights, list[str]]:
-    """Return the weights of a file; what a damaged one ends in is an error of many kinds."""
-    record, size = _record(path)
-    storage: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
-    data = torch.empty(0, dtype=torch.uint8).set_(storage)
-    library.outpace_advise(data.data_ptr(), size)
-    before = _faults()
-    if _sums(data.numpy().view(np.uint64)) != record["sums"]:
-        raise ValueError("a block is not what was written")
-    if _faults() - before > _MOST_FAULTS * (size // _BLOCK):  # no huge pages: kernels would read them slower
-        mapped, data = data, empty_buffer(library, size)
-        data.copy_(mapped)
-    reader = _Reader(data)
-    head = reader.matrix(record["head"])
-    weights = Weights(reader.tensor(record["embed"]), [reader.layer(layer) for layer in record["layers"]], head)
-    weights.final_norm = reader.norm(record["final_norm"])
-    if record["is_tied"]:
-        weights.table = head
-    elif record["table"] is not None:
-        weights.table = reader.matrix(record["table"])
-    return weights, record["notes"]
-
-
-def _record(path: Path) -> tuple[dict[str, Any], int]:
-    """Return a file's description and the bytes of its blocks."""
-    end = 32 + 8 + len(_MAGIC)
-    with path.open("rb") as file:
-        whole = file.seek(0, os.SEEK_END)
-        file.seek(-end, os.SEEK_END)
-        tail = file.read(end)
-        length = int.from_bytes(tail[32:40], "little")
-        size = whole - end - length
-        if tail[40:] != _MAGIC or size <= 0 or size % _BLOCK:
-            raise ValueError("it was cut, or is another file")
-        file.seek(size)
-        text = file.read(length)
-    if hashlib.sha256(text).digest() != tail[:32]:
-        raise ValueError("its description is not what was written")
-    record: dict[str, Any] = json.loads(text)
-    return record, size
-
-
-def _faults() -> int:
-    """Return how often this thread waited for a page."""
-    import resource  # not on Windows, where no kernels are built
-
-    used = resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF))
-    return used.ru_minflt + used.ru_majflt
-
-
-@dataclass(slots=True)
-class _Reader:
-    """Makes parts of weights of their descriptions.
-
-    Attributes:
-        data: the blocks, uint8.
-    """
-
-    data: Tensor
-
-    def layer(self, described: dict[str, Any]) -> LayerWeights:
-        """Return a layer."""
-        kinds: dict[str, Callable[[Any], Any]] = dict.fromkeys(("qkv", "o", "up", "down"), self.matrix)
-        kinds |= {"q_norm": self.tensor, "k_norm": self.tensor}
-        return LayerWeights(**{name: kinds.get(name, self.norm)(part) for name, part in described.items()})
-
-    def matrix(self, described: dict[str, Any]) -> Matrix:
-        """Return a packed matrix."""
-        at, num_bytes, table = described["at"], described["num_bytes"], described["table"]
-        panels = self.data[at : at + num_bytes]
-        if len(panels) != num_bytes or at % ALIGNMENT:
-            raise ValueError("a matrix lies outside the file")
-        coding = Coding(**dict(zip(_CODING, described["coding"], strict=True)))
-        kept = [panels]
-        if table is not None:
-            kept.append(torch.tensor(table, dtype=torch.uint8))
-            coding.table = kept[1].data_ptr()
-        matrix = Matrix(torch.empty(described["shape"], device="meta"), self.tensor(described["bias"]))
-        matrix.release()
-        matrix.panels = Panels(MatrixView(coding, panels.data_ptr()), num_bytes, kept)
-        return matrix
-
-    def norm(self, described: list[Any] | None) -> Norm | None:
-        """Return a norm, or None."""
-        return None if described is None else Norm(*(self.tensor(part) for part in described))
-
-    def tensor(self, described: dict[str, Any] | None) -> Any:
-        """Return a plain tensor, or None."""
-        if described is None:
-            return None
-        dtype, shape, at = getattr(torch, described["dtype"]), described["shape"], described["at"]
-        return self.data[at : at + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
