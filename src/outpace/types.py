@@ -461,6 +461,8 @@ class Outcome:
         chunk: of a prefill chunk, per row the positions that were forwarded.
         seconds: time per phase of this step: draft, score, accept.
         reports: one per row, where somebody watches; empty otherwise.
+        beside: rows of other methods in the same forward, and the tokens proposed for them.
+        read: tokens of prompts that were read in it.
     """
 
     emitted: list[list[int]]
@@ -472,6 +474,8 @@ class Outcome:
     chunk: list[range] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     reports: list[Report] = field(default_factory=list)
+    beside: tuple[int, int] = (0, 0)
+    read: int = 0
 
 
 @dataclass(slots=True)
@@ -487,6 +491,7 @@ class View:
         sampler: `law`, `pick` and `noise`, bound to the rows' keys.
         last: the last Outcome.
         groups: the rows by group; rows may continue others of their own group only. A row that came alone is a group.
+        beside: rows of other methods that share the forward.
     """
 
     texts: list[list[int]]
@@ -497,6 +502,7 @@ class View:
     sampler: Sampler
     last: Outcome | None = None
     groups: list[list[int]] = field(default_factory=list)
+    beside: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -520,7 +526,8 @@ class View:
         groups = [[at[row] for row in group if row in at] for group in self.groups]
         texts, prompts = [self.texts[i] for i in index], [self.prompts[i] for i in index]
         room, kept = [self.room[i] for i in index], [group for group in groups if group]
-        return View(texts, prompts, room, self.step, cache, sampler or self.sampler.rows(index), self.last, kept)
+        chosen, beside = sampler or self.sampler.rows(index), self.beside + len(self.texts) - len(index)
+        return View(texts, prompts, room, self.step, cache, chosen, self.last, kept, beside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -559,6 +566,7 @@ class Context:
             -1 where one is to be written.
         wanted: per joining row that brings a method of its own: the method, its models and their tokenizers by role;
             None = as the run. Empty = no row does. For a method that serves several.
+        is_served: rows come and go, so that a run does not end with its last row.
     """
 
     target: Adapter
@@ -573,6 +581,7 @@ class Context:
     sources: list[list[int]] = field(default_factory=list)
     canvases: list[list[int]] = field(default_factory=list)
     wanted: list[Wanted | None] = field(default_factory=list)
+    is_served: bool = False
 
     def cache_for(self, role: str) -> Cache:
         """Return an empty cache of another model for the joining rows, its encoder run where it has one."""

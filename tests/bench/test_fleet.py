@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from outpace.bench.fleet import length_law, main, poisson, read_trace, summarise
+from outpace.bench.fleet_check import compare, run_engine
 from outpace.bench.fleet_model import FleetSettings, Job, StepTimes, expected_tokens, simulate
+from outpace.engine.core import Engine
 from outpace.errors import ConfigError
 from outpace.schedule.cost import CostCurve
 
@@ -119,6 +122,14 @@ def test_drafting_pays_while_steps_are_free_and_never_costs_where_it_is_adaptive
     assert seconds(LINEAR, **drafting) == seconds(LINEAR)
 
 
+def test_a_step_takes_time_beside_its_forward() -> None:
+    settings = FleetSettings(rows=2, budget=10, step_s=0.1, row_s=0.01)
+    ended, _ = simulate([Job(0.0, 4, 2), Job(0.0, 4, 2)], FLAT, settings, random.Random(0))
+    # The first is alone when it arrives; both share the second step, and the other's last token is its own.
+    assert [round(job.ended, 6) for job in ended] == [0.232, 0.343]
+    assert [round(job.first, 6) for job in ended] == [0.111, 0.232]
+
+
 def test_steps_between_two_curves_are_mixed_by_rows() -> None:
     one, four = CostCurve((1, 2), (1.0, 2.0), batch=1), CostCurve((1, 2), (2.0, 3.0), batch=4)
     times = StepTimes([four, one])
@@ -136,6 +147,24 @@ def test_the_price_follows_the_tokens() -> None:
     row = summarise([job], 0.5, 2, 3.6)
     assert row["tokens_per_s"] == 100 and row["price_per_million"] == pytest.approx(2 * 3.6 / 3600 / 100 * 1e6)
     assert row["tpot_s"]["p50"] == pytest.approx(0.9 / 99) and row["ttft_s"]["p99"] == pytest.approx(0.1)
+
+
+def test_an_engine_is_asked_what_is_simulated(tiny: Path) -> None:
+    jobs = [Job(0.01 * n, 5 + n, 3 + n) for n in range(4)]
+
+    async def run() -> list[Job]:
+        async with Engine(str(tiny), is_compiled=False) as engine:
+            seen = await run_engine(engine, jobs)
+            load = await engine.load()
+            assert (load.prompt_tokens, load.written_tokens) == (5 + 6 + 7 + 8, 3 + 4 + 5 + 6)
+            return seen
+
+    seen = asyncio.run(run())
+    assert all(job.at <= job.first < job.ended for job in seen) and jobs[0].first < 0, "what was asked stays as it is"
+    ended, _ = simulate(jobs, LINEAR, FleetSettings(), random.Random(0))
+    figures = {row["figure"]: row for row in compare(summarise(seen, 0, 1, 0), summarise(ended, 0, 1, 0))}
+    assert figures["tokens/s"]["seen"] == pytest.approx(18 / (max(job.ended for job in seen) - jobs[0].at))
+    assert all(row["ratio"] == pytest.approx(row["simulated"] / row["seen"]) for row in figures.values())
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,10 @@ LINES: list[dict[str, Any] | str] = [
     {"text": "x", "prompt": "y"},
     {"prompt": ["one", "two"]},
     {"prompt": "x", "temperatur": 1},
+    '{"prompt": "\\ud800"}',
+    '{"prompt": "x", "temperature": NaN}',
+    "[" * 100_000,
+    {"prompt": "the", "regex": "[ab]{3}", "top_log_probs": 3, "stop": ["b"], "id": {"any": 1}},
 ]
 
 
@@ -37,12 +43,22 @@ def records(path: Path) -> dict[int, dict[str, Any]]:
     return {record["line"]: record for record in found}
 
 
+def wait_for(path: Path, lines: int) -> bool:
+    """Wait until so many lines are answered; return whether they are."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if path.exists() and path.read_bytes().count(b"\n") >= lines:
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def test_lines_own_their_settings_and_their_errors(cli: Command, tiny: Path, tmp_path: Path) -> None:
     given, out = write(tmp_path / "in.jsonl", LINES), tmp_path / "out.jsonl"
     ended = cli("batch", given, out, "--model", tiny, "--max-tokens", 5, "--ignore-eos", "--method", "jacobi", "--json")
     assert (ended.status, json.loads(ended.out)) == (
         1,
-        {"lines": 8, "before": 0, "written": 8, "errors": 5, "open": 0, "tokens": 24, "out": str(out)},
+        {"lines": 12, "before": 0, "written": 12, "errors": 8, "open": 0, "tokens": 25, "out": str(out)},
     )
     found, lm = records(out), outpace.load(tiny)
     assert (
@@ -54,7 +70,29 @@ def test_lines_own_their_settings_and_their_errors(cli: Command, tiny: Path, tmp
     assert found[4]["outputs"][0]["tokens"] == lm.chat(LINES[3]["messages"], max_tokens=5, ignore_eos=True).tokens  # type: ignore[index]
     told = {number: found[number]["error"]["message"] for number in (3, 5, 6, 7, 8)}
     assert "no JSON" in told[3] and "top_k is -1" in told[5] and "both prompt and text" in told[6]
+    assert "surrogate" in found[9]["error"]["message"] and "no JSON" in found[10]["error"]["message"]
+    assert "no JSON" in found[11]["error"]["message"] and found[12]["id"] == {"any": 1}
     assert "neither messages nor tokens" in told[7] and "no argument 'temperatur'" in told[8]
+
+
+def test_ctrl_c_leaves_what_is_open_to_the_next_run(cli: Command, tiny: Path, tmp_path: Path) -> None:
+    given = write(
+        tmp_path / "in.jsonl", [{"prompt": "the fox"}] + [{"prompt": f"x{n}", "max_tokens": 480} for n in range(6)]
+    )
+    arguments = ["--model", tiny, "--max-tokens", 2, "--ignore-eos", "--rows", 2, "--no-compile"]
+    out = tmp_path / "out.jsonl"
+
+    def interrupt() -> None:
+        if wait_for(out, 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    ended = cli("batch", given, out, *arguments)
+    thread.join()
+    assert ended.status == 130 and "error: Interrupted.\nhint: Run it again" in ended.err
+    held = records(tmp_path / "out.jsonl")
+    assert 1 <= len(held) < 7 and all(one["outputs"][0]["finish_reason"] == "length" for one in held.values())
 
 
 def test_a_killed_run_loses_and_doubles_nothing(cli: Command, tiny: Path, tmp_path: Path) -> None:
@@ -62,11 +100,7 @@ def test_a_killed_run_loses_and_doubles_nothing(cli: Command, tiny: Path, tmp_pa
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
     arguments = ["--model", tiny, "--max-tokens", 30, "--ignore-eos", "--rows", 2, "--no-compile"]
     running = start("batch", given, broken, *arguments)
-    until = time.monotonic() + 60
-    while running.poll() is None and time.monotonic() < until:
-        if broken.exists() and broken.read_bytes().count(b"\n") >= 3:
-            break
-        time.sleep(0.01)
+    assert wait_for(broken, 3)
     running.send_signal(signal.SIGKILL)
     running.communicate()
     held = broken.read_bytes()
@@ -132,7 +166,8 @@ def test_a_parquet_file_is_read_like_lines(cli: Command, tiny: Path, tmp_path: P
     for kind in ("parquet", "jsonl"):
         assert cli("batch", tmp_path / f"in.{kind}", tmp_path / kind, "--model", tiny, "--max-tokens", 3).status == 0
     columns_read, lines_read = (records(tmp_path / kind) for kind in ("parquet", "jsonl"))
-    assert [one["outputs"] for one in columns_read.values()] == [one["outputs"] for one in lines_read.values()]
+    assert set(columns_read) == set(lines_read) == {1, 2}
+    assert all(columns_read[line]["outputs"] == lines_read[line]["outputs"] for line in (1, 2))
     (tmp_path / "in.parquet").write_bytes(b"PAR1 nothing of the kind PAR1")
     ended = cli("batch", tmp_path / "in.parquet", tmp_path / "new")
     assert ended.status == 2 and "no Parquet file that can be read" in ended.err

@@ -17,14 +17,15 @@ from outpace.errors import ConfigError, ModelError
 from outpace.methods import catalogue, registry
 
 COMMANDS = [
-    *("generate", "score", "chat", "get", "methods", "models", "certify", "bench", "train"),
+    *("generate", "score", "chat", "serve", "get", "methods", "models", "certify", "bench", "train"),
     *("index", "tune", "trace", "new-method", "papers", "cite"),
 ]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
 --presence-penalty --frequency-penalty --logit-bias --bad-word --min-tokens --regex --json-schema --grammar --seed
 --num-samples --stop --dtype --device --ignore-eos --json --chat --trace --logprobs --batch-invariant --no-compile
 --card --adapter --infill --threads --system --tools --documents --template --chat-variable --stop-token --keep-special
---sampling --generation-config --prefix --prompt-file --batch --out --batch-size --top-log-probs --help""".split()
+--sampling --generation-config --prefix --prompt-file --batch --out --batch-size --top-log-probs
+--tensor-parallel --help""".split()
 
 
 def flags_of(name: str) -> set[str]:

@@ -24,3 +24,9 @@ def test_two_processes_write_the_text_of_one(cli: Command) -> None:
 def test_mistakes(cli: Command, arguments: list[str], message: str) -> None:
     ended = cli("generate", *arguments, "--tensor-parallel", 2)
     assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 2) and message in ended.err
+
+
+def test_torchrun_and_the_command_agree(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    ended = cli("generate", "x", "--tensor-parallel", 2)
+    assert ended.status == 2 and "torchrun started 3 processes" in ended.err

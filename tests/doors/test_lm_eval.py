@@ -73,6 +73,8 @@ def test_the_harness_model_is_careful(lm: outpace.LanguageModel) -> None:
         make("stories-mask")
     with pytest.raises(ConfigError, match="options"):
         make(lm, options="[1]")
+    with pytest.raises(ConfigError, match="zzz"):
+        make(lm, method="zzz")
     with pytest.raises(ConfigError, match="max_gen_toks"):
         make(lm).generate_until([_asked("Once", {"until": [], "max_gen_toks": 1 << 20})])
     with pytest.raises(ConfigError, match="no argument 'tempature'"):

@@ -68,6 +68,21 @@ def test_samples_are_drawn_from_torchs_seed(model: Any, inputs: dict[str, torch.
     assert drawn != draw(seed=1) and draw(seed=1) == draw(seed=1, method="prompt-lookup")
 
 
+def test_a_model_with_an_encoder(inputs: dict[str, torch.Tensor]) -> None:
+    """Encoders are padded at the right."""
+    torch.manual_seed(2)
+    inputs = {name: rows.flip(1) for name, rows in inputs.items()}
+    shape = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "init_std": 0.3}
+    config = transformers.BartConfig(
+        vocab_size=96, max_position_embeddings=64, forced_eos_token_id=None, **shape, **heads
+    )
+    model = transformers.BartForConditionalGeneration(config).eval()
+    settings = {"max_new_tokens": 16, "do_sample": False, "no_repeat_ngram_size": 4}
+    own = model.generate(**inputs, **settings)
+    assert own.shape[1] > 8 and torch.equal(model.generate(**inputs, **settings, custom_generate=generate), own)
+
+
 def test_an_output_object(model: Any, inputs: dict[str, torch.Tensor]) -> None:
     settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     found = model.generate(**inputs, **settings, return_dict_in_generate=True, custom_generate=generate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from outpace import Ask, LanguageModel, Result
@@ -26,10 +26,10 @@ def run(make: Callable[[], Face], use: Callable[[Any], Awaitable[Any]]) -> Any:
     return asyncio.run(main())
 
 
-def arguments(chance: random.Random, most: int = 24) -> dict[str, Any]:
+def arguments(chance: random.Random, most: int = 24, methods: Sequence[str] = METHODS) -> dict[str, Any]:
     """What an ask may want, method and law included."""
     found: dict[str, Any] = {
-        "method": chance.choice(METHODS),
+        "method": chance.choice(methods),
         "max_tokens": chance.randint(1, most),
         "seed": chance.randrange(1000),
         "temperature": chance.choice([0.0, 0.7, 1.2]),

@@ -14,7 +14,7 @@ from torch import Tensor
 import outpace
 from outpace import Ask, Engine, LanguageModel
 from outpace.engine.face import Busy, Gone
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 from outpace.errors import CapabilityError, ConfigError, OutpaceError
 
 LONG = {"max_tokens": 60, "ignore_eos": True, "method": "prompt-lookup"}

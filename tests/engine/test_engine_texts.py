@@ -7,11 +7,11 @@ import random
 from pathlib import Path
 
 import pytest
-from asking import answer, arguments, run, told, wanted
+from asking import METHODS, answer, arguments, run, told, wanted
 
 import outpace
 from outpace import Ask, Engine, LanguageModel
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 
 PROMPTS = ["the quick brown fox", "the lazy dog and then the", "x", "sleeps " * 30]
 
@@ -26,9 +26,11 @@ def stories(request: pytest.FixtureRequest) -> LanguageModel:
     return outpace.load("stories", dtype=request.param)
 
 
-def check(lm: LanguageModel, seed: int, count: int, limits: Limits, prompts: list[str]) -> None:
+def check(
+    lm: LanguageModel, seed: int, count: int, limits: Limits, prompts: list[str], methods: list[str] = METHODS
+) -> None:
     chance = random.Random(seed)
-    asks = [(chance.choice(prompts), arguments(chance)) for _ in range(count)]
+    asks = [(chance.choice(prompts), arguments(chance, methods=methods)) for _ in range(count)]
 
     async def use(engine: Engine) -> None:
         given = [Ask(prompt=prompt, arguments=one, priority=chance.randint(0, 2)) for prompt, one in asks]
@@ -48,4 +50,6 @@ def test_a_full_batch_writes_what_each_ask_alone_writes(lm: LanguageModel, max_r
 
 
 def test_compiled_kernels_write_the_same(stories: LanguageModel) -> None:
-    check(stories, 3, 16, Limits(max_rows=8, step_tokens=48), ["Once upon a time", "Tom had a red ball. " * 8, "A"])
+    prompts = ["Once upon a time", "Tom had a red ball. " * 8, "A"]
+    methods = [*METHODS, "draft-model", "layer-skip", "suffix"]
+    check(stories, 3, 16, Limits(max_rows=8, step_tokens=48), prompts, methods)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from scripted import PATIENCE_S, listening
+from scripted import PATIENCE_S, Scripted, Stand, listening
 
 import outpace
-from outpace.engine.face import Face
 from outpace.server.settings import ServerSettings
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}Once{% endif %}"
@@ -59,12 +58,23 @@ def web() -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def stand() -> Iterator[tuple[Stand, str]]:
+    """A server for engines that take turns, and its URL."""
+    made = Stand()
+    with listening({"scripted": made}, ServerSettings(drain_s=0)) as url:
+        yield made, url
+
+
 @pytest.fixture
-def serve() -> Iterator[Callable[..., str]]:
-    """Serve a scripted engine for one test; returns the URL."""
+def serve(stand: tuple[Stand, str]) -> Iterator[Callable[..., str]]:
+    """Serve a scripted engine for one test; returns the URL. With settings it gets a server of its own."""
     with ExitStack() as stack:
 
-        def start(face: Face, **settings: object) -> str:
-            return stack.enter_context(listening({"scripted": face}, ServerSettings(drain_s=0, **settings)))
+        def start(face: Scripted, **settings: object) -> str:
+            if settings:
+                return stack.enter_context(listening({"scripted": face}, ServerSettings(drain_s=0, **settings)))
+            stand[0].face = face
+            return stand[1]
 
         yield start

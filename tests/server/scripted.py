@@ -68,6 +68,26 @@ class Scripted(Face):
         self.is_alive = False
 
 
+class Stand(Face):
+    """Stands before one scripted engine, then before another."""
+
+    def __init__(self) -> None:
+        self.face = Scripted()
+        self.traits, self.tokenizer = self.face.traits, None
+
+    async def submit(self, ask: Ask) -> Ticket:
+        return await self.face.submit(ask)
+
+    async def embed(self, texts: Sequence[Sequence[int]], pooling: str = "mean") -> list[list[float]]:
+        return await self.face.embed(texts, pooling)
+
+    async def load(self) -> Load:
+        return await self.face.load()
+
+    async def close(self, drain_s: float = 30.0) -> None:
+        await self.face.close(drain_s)
+
+
 class _Scripted(Ticket):
     def __init__(self, face: Scripted) -> None:
         self.face, self.prompt_tokens = face, [1]

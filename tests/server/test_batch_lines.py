@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from outpace.engine.face import Ask, Busy, Gone, Histogram, Load, Piece, Ticket
 from outpace.errors import ConfigError, OutpaceError
 from outpace.server.batch_file import Answers, Line, read_lines
 from outpace.server.batch_run import Answerer, Plan, Tally, answer_all
-from outpace.server.ray_app import Fleet
+from outpace.server.ray_app import Fleet, read_replicas, start_on_ray
 from outpace.server.ray_batch import connect
 from outpace.server.ray_engine import add_loads
 from outpace.server.routing import prefix_of, route
@@ -70,11 +71,16 @@ def test_whatever_a_line_brings_about_is_that_lines(tmp_path: Path) -> None:
     def act(ask: Ask) -> Ticket:
         if ask.prompt == "2":
             raise RecursionError("so deep\nand deeper")
-        return Written("ok", "error" if ask.prompt == "4" else "eos")
+        ticket = Written("ok", "error" if ask.prompt == "4" else "eos")
+        ticket.found.log_probs, ticket.found.top_log_probs = [-math.inf], [[(2, -1.5), (3, -math.inf)]]
+        return ticket
 
     found, tally = run(tmp_path, act)
     assert sorted(found) == [1, 2, 3, 4, 5, 6] and (tally.written, tally.errors) == (6, 2)
     assert found[2]["error"]["message"].startswith("RecursionError: so deep")
+    assert found[1]["outputs"][0]["log_probs"] == [None] and found[1]["outputs"][0]["top_log_probs"] == [
+        [[2, -1.5], [3, None]]
+    ]
     assert found[4]["error"]["type"] == "NumericalError" and found[4]["outputs"][0]["text"] == "ok"
 
 
@@ -136,7 +142,7 @@ def test_lines_of_openai_form_go_through_the_application() -> None:
     assert found["response"] == {
         "status_code": 200,
         "request_id": "abc",
-        "body": {"id": "chatcmpl-abc", "usage": {"completion_tokens": 3}},
+        "body": {"id": "chatcmpl-123", "usage": {"completion_tokens": 3}},
     }
     assert (found["custom_id"], found["id"], found["line"], found["error"]) == ("r", "batch_req_abc", 3, None)
     tally = Tally()
@@ -201,9 +207,19 @@ def test_loads_of_replicas_add_up() -> None:
 
 def test_without_ray_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ConfigError, match="Ray is not installed"):
+        start_on_ray(Fleet(models={"stories": "stories"}))
     with pytest.raises(ConfigError, match="Ray is not installed") as caught:
         connect()
     assert "outpace[scale]" in caught.value.hint
+
+
+def test_replicas_are_a_number_or_two() -> None:
+    assert [read_replicas(text) for text in ("3", "1:8")] == [(3, 3), (1, 8)]
+    with pytest.raises(ConfigError, match="no number of replicas"):
+        read_replicas("many")
+    with pytest.raises(ConfigError, match="Ray does not choose a port"):
+        start_on_ray(Fleet(models={"stories": "stories"}, port=0))
 
 
 @pytest.mark.parametrize("change", [{"replicas": (0, 1)}, {"replicas": (2, 1)}, {"rows": 0}, {"models": {}}])

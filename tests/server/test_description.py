@@ -15,7 +15,7 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 
 @schema.exclude(path_regex="abort").parametrize()
 @settings(
-    max_examples=10,
+    max_examples=4,
     deadline=None,
     derandomize=True,
     database=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from tokenizers import Tokenizer as Library
 
 import outpace
 from outpace.engine.face import Ask, Piece, Ticket, Token
+from outpace.errors import ConfigError
+from outpace.server import responses
 from outpace.server.settings import ServerSettings
 from outpace.text.tokenizer import Tokenizer
 
@@ -159,6 +161,26 @@ def test_one_call_is_enough_and_no_tool_is_called_where_none_may_be(client: open
         client.chat.completions.create(**asked, tool_choice={"type": "function", "function": {"name": "look_op"}})
 
 
+def test_the_model_is_stopped_behind_the_one_call(tokenizer: Library, serve: Callable[..., str]) -> None:
+    face = Scripted([word for step in STEPS for word in step])  # ends only when it is cancelled
+    face.tokenizer = Tokenizer(tokenizer, {}, {"default": TEMPLATE})
+    body = {"messages": HI, "tools": TOOLS, "parallel_tool_calls": False}
+    told = httpx.post(f"{serve(face, max_requests=9)}/v1/chat/completions", json=body, timeout=PATIENCE_S)
+    found = told.json()["choices"][0]
+    assert found["finish_reason"] == "tool_calls" and face.cancelled.is_set()
+    assert [call["function"]["name"] for call in found["message"]["tool_calls"]] == ["look_up"]
+
+
+def test_formats_may_be_named(tokenizer: Library, serve: Callable[..., str]) -> None:
+    face = Steps(tokenizer)
+    face.say()
+    url = serve(face, tool_format="mistral", reasoning_format="none")
+    found = httpx.post(f"{url}/v1/chat/completions", json={"messages": HI, "tools": TOOLS}, timeout=PATIENCE_S).json()
+    assert found["choices"][0]["message"]["content"] == "".join(face.words)
+    with pytest.raises(ConfigError, match="tool_format"):
+        ServerSettings(tool_format="hermez")
+
+
 def test_what_is_drafted_changes_neither_calls_nor_where_a_text_stops(client: openai.OpenAI) -> None:
     """Blocks of several tokens, with a stop string or the end within them, from a real engine."""
     said = "Once upon a time there was a cat. The cat was big and the cat was happy. Once upon a time there was"
@@ -259,6 +281,19 @@ def test_a_response_goes_on_with_items_or_with_a_stored_one(client: openai.OpenA
             call(first.id)
     with pytest.raises(openai.NotFoundError, match="Send the conversation whole"):
         client.responses.create(model="agent", input="x", previous_response_id=first.id)
+
+
+def test_stored_responses_give_way_to_newer_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "_MOST_KEPT", 2)
+    monkeypatch.setattr(responses, "_MOST_KEPT_BYTES", 2000)
+    store = responses.Store()
+    for number in range(4):
+        store.add({"id": f"r{number}"}, [{"role": "user", "content": "x"}])
+    assert list(store.kept) == ["r2", "r3"]
+    store.add({"id": "large"}, [{"role": "user", "content": "x" * 1950}])
+    assert list(store.kept) == ["large"] and store.size == store.kept["large"].size
+    store.add({"id": "larger"}, [{"role": "user", "content": "x" * 2000}])
+    assert not store.kept and store.size == 0
 
 
 def test_a_response_that_was_cut_and_one_that_failed(client: openai.OpenAI, face: Steps) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -383,6 +384,9 @@ def test_what_is_asked_reaches_the_engine(web: httpx.Client, serve: Serve) -> No
     assert face.asks[1].arguments["method"] == "autoregressive" and face.asks[1].is_traced
     assert (face.asks[2].arguments["method"], face.asks[2].arguments["options"]) == ("prompt-lookup", {"draft_len": 3})
     assert face.asks[1].arguments["seed"] != face.asks[2].arguments["seed"]  # without one, every text is its own
+    face.traits = replace(face.traits, defaults={"temperature": 0.3, "max_tokens": 7})
+    web.post(url + TEXT, json={"prompt": [1]})
+    assert "temperature" not in face.asks[3].arguments  # the model's files say it
 
 
 def test_two_at_once_do_not_mix(http: httpx.Client, stories: outpace.LanguageModel) -> None:

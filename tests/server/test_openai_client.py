@@ -68,10 +68,20 @@ def test_a_conversation_streams_in_openais_order(client: openai.OpenAI, chatty: 
     assert chunks[0].choices[0].delta.role == "assistant" and not chunks[0].choices[0].delta.content
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == wanted.text
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + ["length"]
-    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    assert chunks[-1].choices == []
+    for count in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert getattr(chunks[-1].usage, count) == getattr(whole.usage, count)
     counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage is not None]
     assert len(counts) == len(chunks) and counts == sorted(counts) and counts[-1] == 24
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_what_the_cache_holds_of_a_prompt_is_told(client: openai.OpenAI) -> None:
+    settings = {"model": "stories", "prompt": "The dog ran and the cat sat. " * 30, "max_tokens": 4, "temperature": 0}
+    found = [client.completions.create(**settings, extra_body={"cache_salt": salt}) for salt in ("a", "a", "b")]
+    cached = [one.usage.prompt_tokens_details.cached_tokens for one in found]
+    assert cached[0] == cached[2] == 0 < cached[1] < found[1].usage.prompt_tokens
+    assert found[0].choices == found[1].choices == found[2].choices
 
 
 def test_a_turn_may_be_gone_on_with_and_templates_get_their_variables(client: openai.OpenAI, url: str) -> None:
@@ -112,6 +122,15 @@ def test_a_tool_that_has_to_be_called_is(client: openai.OpenAI, streams: bool) -
     assert name == "feed" and json.loads(text)["animal"] in ("cat", "dog") and reason == "tool_calls"
 
 
+def test_a_tool_may_take_whatever_its_schema_leaves_open(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "array"}}}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    found = client.chat.completions.create(
+        model="chat", messages=ASKED, tools=[tool], tool_choice="required", max_tokens=8, extra_body={"min_tokens": 8}
+    )
+    assert found.usage.completion_tokens == 8
+
+
 def test_log_probabilities_are_the_models(client: openai.OpenAI, stories: outpace.LanguageModel) -> None:
     wanted = stories.generate("Once upon", max_tokens=6, record=["log_probs"], top_log_probs=2)
     settings = {"model": "stories", "prompt": "Once upon", "max_tokens": 6, "temperature": 0, "logprobs": 2}
@@ -135,6 +154,19 @@ def test_stops_end_a_text_and_may_show(client: openai.OpenAI) -> None:
         assert (choice.finish_reason, choice.stop_reason) == ("stop", stop)
         chunks = list(client.completions.create(**settings, stop=stop, stream=True, extra_body=extra))
         assert "".join(chunk.choices[0].text for chunk in chunks) == before + (stop if shown else "")
+
+
+def test_stop_tokens_end_a_text_and_may_show(client: openai.OpenAI, stories: outpace.LanguageModel) -> None:
+    settings = {"model": "stories", "prompt": "Once upon a time", "max_tokens": 20, "temperature": 0}
+    whole = client.completions.create(**settings, extra_body={"return_token_ids": True}).choices[0]
+    token = whole.token_ids[9]
+    for shown in (False, True):
+        extra = {"stop_token_ids": [token], "include_stop_str_in_output": shown, "return_token_ids": True}
+        choice = client.completions.create(**settings, extra_body=extra).choices[0]
+        first = whole.token_ids.index(token)
+        assert choice.token_ids == whole.token_ids[: first + 1]
+        assert (choice.finish_reason, choice.stop_reason) == ("stop", token)
+        assert choice.text == stories.tokenizer.decode(whole.token_ids[: first + shown])
 
 
 def test_gaps_are_filled_on_masked_models(client: openai.OpenAI) -> None:

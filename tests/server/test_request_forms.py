@@ -63,6 +63,29 @@ def test_vllm_bench_serve(http: httpx.Client) -> None:
     assert "".join(choice["delta"].get("content") or "" for frame in frames for choice in frame["choices"])
 
 
+def test_vllm_bench_serve_reads_acceptance(http: httpx.Client) -> None:
+    """It takes counters before and after, from lines that begin with vllm:spec_decode."""
+
+    def read() -> dict[str, float]:
+        lines = [line for line in http.get("/metrics").text.splitlines() if line.startswith("vllm:spec_decode")]
+        names = {"num_drafts", "num_draft_tokens", "num_accepted_tokens"}
+        return {
+            name: sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:spec_decode_{name}_total{{"))
+            for name in names
+        }
+
+    before = read()
+    body = {"model": "stories", "prompt": "The dog ran. The cat ran. The dog ran. The cat", "max_tokens": 30}
+    answer = http.post(
+        "/v1/completions", json={**body, "temperature": 0, "outpace": {"method": "prompt-lookup"}}
+    ).json()
+    after = read()
+    told = answer["usage"]["outpace"]
+    assert after["num_draft_tokens"] - before["num_draft_tokens"] == told["drafted"] > 0
+    assert after["num_accepted_tokens"] - before["num_accepted_tokens"] == told["accepted"] > 0
+    assert 0 < after["num_drafts"] - before["num_drafts"] <= told["steps"]
+
+
 def test_guidellm(http: httpx.Client) -> None:
     """It asks for health first, and reads the usage of every piece."""
     assert http.get("/health").status_code == 200

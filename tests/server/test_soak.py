@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +13,13 @@ import pytest
 from scripted import Scripted
 
 import outpace
-from outpace.bench.plots import draw_serving
-from outpace.bench.serving.compare import Side, measure_sides, summarise_sides
+from outpace.bench.serving.__main__ import main as measure
 from outpace.bench.serving.load import percentile, run_load
-from outpace.bench.serving.probes import measure_prefix, read_metrics
-from outpace.bench.serving.tables import make_tables
+from outpace.bench.serving.probes import read_metrics
+from outpace.bench.serving.servers import Server, peer_versions, served_name
 from outpace.bench.serving.traffic import make_traffic
-from outpace.bench.soak import Soak, main, make_questions, soak
+from outpace.bench.soak import Question, Soak, main, make_questions, soak
+from outpace.engine.face import Busy, Load
 from outpace.errors import ConfigError, OutpaceError
 
 
@@ -48,6 +49,19 @@ def test_wrong_answers_are_caught(url: str, stories: outpace.LanguageModel) -> N
 def test_a_server_that_breaks_loses(serve: Callable[..., str], stories: outpace.LanguageModel) -> None:
     broken = serve(Scripted(refuses=ValueError("broken")))
     assert soak(broken, "scripted", make_questions(stories, 3), requests=8, clients=2).counts["lost"]
+
+
+def test_what_runs_on_is_seen(serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that holds two requests for good."""
+    monkeypatch.setattr("outpace.bench.soak._PATIENCE", 2)
+    face = Scripted(refuses=Busy("Full."))
+    face.load = _two_running  # type: ignore[method-assign]
+    found = soak(serve(face), "scripted", [Question({"prompt": [1]}, [], "")], requests=1, clients=1)
+    assert found.counts["stuck"] == 2 and found.num_wrong == 2
+
+
+async def _two_running() -> Load:
+    return Load(running=2)
 
 
 def test_memory_that_grows_is_seen() -> None:
@@ -80,17 +94,39 @@ def test_traffic_is_mixed_and_comes_again(stories: outpace.LanguageModel) -> Non
         make_traffic(["no-such-set"], None, 1, 1)
 
 
-def test_sides_answer_the_same_requests(url: str, stories: outpace.LanguageModel, tmp_path: Path) -> None:
-    sides = [Side(name, url, "stories", name) for name in ("off", "auto")]
-    asked = {"mix": ["stories"], "tokenizer": stories.tokenizer, "max_tokens": 8}
-    rows = summarise_sides(measure_sides(sides, clients=2, rounds=2, requests=4, **asked), 2)
-    off, auto = rows
+def test_every_part_of_a_server_is_measured(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OUTPACE_BENCH_LOCK", str(tmp_path / "lock"))
+    files = {"json": tmp_path / "out.json", "markdown": tmp_path / "out.md", "plot": tmp_path / "out.svg"}
+    asked = ["--clients", "2", "--rounds", "1", "--requests", "2", "--max-tokens", "8", "--mix", "stories"]
+    told = [word for name, file in files.items() for word in (f"--{name}", str(file))]
+    assert measure([*asked, "--url", url, *told]) == 0, capsys.readouterr().err
+    document = json.loads(files["json"].read_text(encoding="utf-8"))
+    off, auto = document["rows"]
     assert off["tokens_per_s_ratio"] is None and auto["tokens_per_s_ratio"]["median"] > 0
-    assert auto["equal"] == auto["compared"] == 8 and auto["token_ms"] > 0 and auto["gap_p99_ms"] >= auto["gap_p50_ms"]
-    found = {"load": rows, "prefix": measure_prefix(url, "stories", 8192, prefix_tokens=32, rounds=1, max_tokens=4)}
-    assert [table.title for table in make_tables(found)] == ["Mixed traffic", "Time to the first token behind a prefix"]
-    draw_serving(rows, "mixed", tmp_path / "serving.svg")
-    assert (tmp_path / "serving.svg").stat().st_size > 1000
+    assert all(row["equal"] == row["compared"] > 0 for row in (auto, *document["overhead"]))
+    assert auto["gap_p99_ms"] >= auto["gap_p50_ms"] > 0 and auto["token_ms"] > 0
+    assert all(row["prompts"] >= 8 for row in document["arrivals"])
+    assert document["prefix"]["cached_tokens"] >= 0.9 * document["prefix"]["prefix_tokens"]
+    assert document["memory"]["running"] > 1 and document["memory"]["ratio"] < 1.2
+    assert files["plot"].stat().st_size > 1000 and not document["skipped"]
+    assert peer_versions(["transformers", "transformers:batching"]).keys() == {"transformers"}
+    assert "![speed](out.svg)" in files["markdown"].read_text(encoding="utf-8")
+    assert "Between pieces while long prompts arrive" in capsys.readouterr().out
+
+
+def test_a_server_that_does_not_start_is_named() -> None:
+    with pytest.raises(OutpaceError, match=r"peer does not serve: it ended with status 3: no such file"):
+        Server("peer", [sys.executable, "-c", "print('loading'); print('no such file'); raise SystemExit(3)"], "model")
+    with pytest.raises(OutpaceError, match="cannot be started"):
+        Server("peer", ["no-such-command"], "model")
+
+
+def test_a_model_goes_by_the_servers_name(url: str) -> None:
+    assert served_name(url, "/somewhere/stories") == served_name(url, "stories.gguf") == "stories"
+    with pytest.raises(OutpaceError, match=r"serves no other.*"):
+        served_name(url, "other")
 
 
 def test_a_refused_request_ends_the_measurement(url: str) -> None:

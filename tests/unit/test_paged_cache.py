@@ -18,7 +18,7 @@ CAPACITY = 80
 
 def new_pool(num_pages: int = 200) -> Pages:
     """Two stored tensors of different shapes, NaN where nothing was written."""
-    return Pages([torch.full((num_pages, heads, SIZE, 2), float("nan")) for heads in (3, 1)])
+    return Pages([torch.full((1, num_pages, heads, SIZE, 2), float("nan")) for heads in (3, 1)])
 
 
 def new_static(rows: int) -> Cache:
@@ -113,6 +113,15 @@ class Trial:
             self.rows, staged = [list(self.rows[at]) for at in source], [staged[at] for at in source]
             self.cache.keep(self.take(staged, self.rows))
 
+    def parts(self) -> None:
+        """All rows are forwarded at once, and some of them settled before the others."""
+        if max(map(len, self.rows)) < CAPACITY - 10:
+            staged, order = self.forward(self.cache), self.draw.sample(range(len(self.rows)), len(self.rows))
+            cut = self.draw.randint(0, len(order))
+            for index in (order[:cut], order[cut:]):
+                rows = [self.rows[at] for at in index]
+                self.cache.part(index).keep(self.take([staged[at] for at in index], rows))
+
     def part(self) -> None:
         if max(map(len, self.rows)) < CAPACITY - 10:
             index = self.draw.sample(range(len(self.rows)), self.draw.randint(1, len(self.rows)))
@@ -122,6 +131,11 @@ class Trial:
             part.truncate([max(0, len(row) - 1) for row in rows])
             for row in rows:
                 del row[-1:]
+            both = [row + values for row, values in zip(rows, self.forward(part), strict=True)]
+            slots = [self.choose(entries) for entries in both]
+            part.retain(slots)
+            for row, entries, chosen in zip(rows, both, slots, strict=True):
+                row[:] = [entries[slot] for slot in chosen]
             copy, again = part.rows([0]), part.part([len(index) - 1])
             self.look(copy, rows[:1])
             self.look(again, rows[-1:])
@@ -179,7 +193,7 @@ class Trial:
 
 OPERATIONS = [
     *(Trial.keep, Trial.keep, Trial.keep, Trial.retain, Trial.truncate, Trial.restart, Trial.copy, Trial.follow),
-    *(Trial.part, Trial.overlay, Trial.aside, Trial.leave, Trial.join, Trial.swap, Trial.prefix),
+    *(Trial.part, Trial.parts, Trial.overlay, Trial.aside, Trial.leave, Trial.join, Trial.swap, Trial.prefix),
 ]
 
 
@@ -304,7 +318,7 @@ def test_running_out_changes_nothing(full: tuple[Pages, PagedCache], what: str) 
 
 
 def test_what_cannot_be_done_is_refused() -> None:
-    for shape in ((4, 1, 24, 2), (0, 1, 16, 2)):
+    for shape in ((2, 4, 1, 24, 2), (2, 0, 1, 16, 2)):
         with pytest.raises(ConfigError, match="cannot be made") as caught:
             Pages([torch.empty(shape)])
         assert "multiple of 16" in caught.value.hint

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from outpace import kernels
 from outpace.cache import Cache, Counter, PagedCache, Prefixes
+from outpace.errors import NoPages
 from outpace.kernels import build as building
 from outpace.methods.registry import load_method
 from outpace.models.spec import Rope, Spec
@@ -209,6 +210,29 @@ def test_methods_write_what_they_write_on_static_caches(name: str, paged: list[P
     paged.clear()
     del run
     assert all(pool.num_free == pool.num_pages for pool in pools.values())
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "draft-model", "multi-candidate", "bild", "lookahead", "staged"])
+def test_a_step_that_found_no_pages_is_taken_again(name: str) -> None:
+    """Drafts were made in vain, and the text is what it is without."""
+    expected = [row.written for row in write(load_method(name)())]
+    rows, run = make_rows(), make_run(load_method(name)())
+    pool = run.target.new_pool(60, 16)
+    assert pool is not None
+    run.pages = pool
+    run.join(rows)
+    num_failed = 0
+    while run.rows:
+        run.step()
+        others = pool.take(pool.num_free)
+        try:
+            if run.rows:
+                run.step()
+        except NoPages:
+            num_failed += 1
+        pool.drop(others)
+    assert num_failed and [row.written for row in rows] == expected
+    assert pool.num_free == pool.num_pages
 
 
 def test_an_encoder_decoder_keeps_its_source(paged: list[PagedCache]) -> None:

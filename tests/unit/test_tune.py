@@ -109,6 +109,34 @@ def test_rows_that_are_ahead_are_not_drafted_for() -> None:
     assert chosen[15] > 0 and not any(chosen[:15])
 
 
+def test_trees_go_to_the_rows_that_keep_them() -> None:
+    """Of all ways to divide nodes over rows the best is taken; a row whose trees are never kept gets none."""
+    bandit = Bandit([BanditArm(0), BanditArm(4, kind="tree")], None, 0.1)
+    bandit.current, bandit.num_rows, bandit.cost = 1, 8, _cost(8)
+    bandit.num_beside, bandit.arms[1].cut.chance = 5, [0.8, 0.1, 0.4, 0.05]
+    stats = [[ArmStats(), ArmStats(9, 9, kept, 0, 9.0)] for kept in (12.0, 9.0, 0.0)]
+    chosen = bandit.tree_lengths(1, stats, [4, 4, 4])
+
+    def rate(lengths: tuple[int, ...]) -> float:
+        gains = [sum(bandit.arms[1].cut.chance[:n]) for n in lengths]
+        written = 8 + sum(gain * own[1].share for gain, own in zip(gains, stats, strict=True))
+        return written / bandit.cost(8, 8 + sum(lengths))
+
+    assert rate(tuple(chosen)) == max(map(rate, itertools.product(range(5), repeat=3)))
+    assert chosen[0] > chosen[2] == 0
+    for _ in range(60):
+        stats[2][1].rest()
+    assert bandit.tree_lengths(1, stats, [4, 4, 4])[2] > 0  # what was long ago is no reason
+
+
+def test_rows_beside_are_part_of_the_cost_alone() -> None:
+    bandit, stats = Bandit([BanditArm(0), BanditArm(8, kind="chain")], None, 0.1), [[ArmStats(), ArmStats(9, 9, 5, 5)]]
+    bandit.num_rows, bandit.cost = 1, _cost(1)
+    alone = bandit.lengths(1, stats, [8])
+    bandit.num_rows, bandit.num_beside, bandit.cost = 16, 15, _cost(16)
+    assert alone[0] > bandit.lengths(1, stats, [8])[0] == 0
+
+
 def _drive(bandit: Bandit, rows: int, steps: int, kept: float) -> tuple[float, float, int]:
     """Replay a drafter that is right with a set probability; return the seconds, the share lost, and its steps."""
     stats, spent, written, drafted = [[ArmStats(), ArmStats()] for _ in range(rows)], 0.0, 0.0, 0
@@ -169,7 +197,7 @@ def test_a_hopeless_arm_is_never_tried() -> None:
 def test_a_tree_is_cut_where_nodes_are_never_kept() -> None:
     cut = TreeCut(16)
     for _ in range(100):
-        cut.add(16, [[1, 3, -1]])
+        cut.add([16], [[1, 3, -1]])
     assert cut.chance[1] == pytest.approx(1, abs=1e-3) and cut.chance[3] == pytest.approx(1, abs=1e-3)
     assert max(cut.chance[0], cut.chance[2]) < 1e-4
     bandit = Bandit([BanditArm(0), BanditArm(16, kind="tree")], CURVE, 0.1)

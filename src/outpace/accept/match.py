@@ -38,13 +38,13 @@ def sample_and_match(proposal: Proposal, scores: Scores, view: View) -> Decision
 
 def _by_parts(proposal: Proposal, scores: Scores, view: View) -> Decision:
     """Decide the rows of equal settings together."""
-    places, asked, decisions = [index for index, _ in view.sampler.parts], scores.logits.shape[1], []
-    for index in places:
+    asked, decisions = scores.logits.shape[1], []
+    for index, sampler in view.sampler.parts:
         parent = None if proposal.parent is None else proposal.parent[index]
         own = Proposal(proposal.tokens[index], [proposal.length[i] for i in index], parent)
-        seen = view.part(index, view.cache.part(index))
+        seen = view.part(index, view.cache.part(index), sampler)
         decisions.append(sample_and_match(own, scores.part(index, asked), seen))
-    return merge(decisions, places)
+    return merge(decisions, [index for index, _ in view.sampler.parts])
 
 
 def picks(proposal: Proposal, scores: Scores, view: View) -> Tensor:

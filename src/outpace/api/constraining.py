@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ class Constraints:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._causal: Compiler | None = None
         self._canvas: dict[tuple[int, ...], CanvasCompiler] = {}  # by the ids that end a text
+        self._lock = threading.Lock()  # an engine checks several asks at once
 
     def apply(self, settings: Sampling, request: Request, ends: tuple[int, ...], is_canvas: bool) -> Sampling:
         """Return the settings with the request's constraint.
@@ -54,16 +56,23 @@ class Constraints:
             return settings
         if self._tokenizer is None:
             raise ConfigError("Constraints on text need a tokenizer.", "Give a constraint over tokens.")
+        with self._lock:
+            return self._compiled(self._tokenizer, settings, request, ends, is_canvas)
+
+    def _compiled(
+        self, tokenizer: Tokenizer, settings: Sampling, request: Request, ends: tuple[int, ...], is_canvas: bool
+    ) -> Sampling:
+        asked = request.constraints
         # Compilers are imported by the first constraint: a start without one is sooner by a tenth.
         if not is_canvas:
             from outpace.constrain import Compiler
 
-            self._causal = self._causal or Compiler(self._tokenizer, self._vocab_size)
+            self._causal = self._causal or Compiler(tokenizer, self._vocab_size)
             return replace(settings, constraint=self._causal.compile(**asked))
         # Between given pieces no text may end; nor may one that is to go on past end tokens.
         ends = () if request.canvas or request.ignore_eos else ends
         if ends not in self._canvas:
             from outpace.constrain.canvas import CanvasCompiler
 
-            self._canvas[ends] = CanvasCompiler(self._tokenizer, self._vocab_size, ends)
+            self._canvas[ends] = CanvasCompiler(tokenizer, self._vocab_size, ends)
         return replace(settings, canvas_constraint=self._canvas[ends].compile(**asked))

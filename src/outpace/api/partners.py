@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ class Partners:
         self._lm = lm
         self._models: dict[str, Adapter] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
+        self._lock = threading.Lock()  # an engine checks several asks at once
 
     def models(self, method: Method, given: Mapping[str, Adapter]) -> dict[str, Adapter]:
         """Return the models that a method needs by role; those that the caller gives win over those it names.
@@ -52,12 +54,7 @@ class Partners:
                     if role in needs.optional_models:
                         continue
                     raise
-                if name not in self._models:
-                    backend = kernels if self._lm.is_compiled else None
-                    self._models[name] = opened = open_model(name, self._lm.dtype, self._lm.device, backend)
-                    if isinstance(opened, Transformer):
-                        opened.use_graphs(make_graphs(self._lm.graphs, opened.device))
-                other = self._models[name]
+                other = self._loaded(name)
             check_partner(
                 role,
                 other.capabilities,
@@ -67,6 +64,15 @@ class Partners:
             )
             found[role] = other
         return found
+
+    def _loaded(self, name: str) -> Adapter:
+        with self._lock:
+            if name not in self._models:
+                backend = kernels if self._lm.is_compiled else None
+                self._models[name] = opened = open_model(name, self._lm.dtype, self._lm.device, backend)
+                if isinstance(opened, Transformer):
+                    opened.use_graphs(make_graphs(self._lm.graphs, opened.device))
+            return self._models[name]
 
     def tokenizers(self, method: Method, given: Mapping[str, Adapter]) -> dict[str, Tokenizer]:
         """Return the target's tokenizer, and those of a method that works on text, by role.

@@ -30,7 +30,7 @@ from outpace.bench.report import Table, new_report
 from outpace.errors import ConfigError
 from outpace.schedule.cost import CostCurve
 
-__all__ = ["length_law", "poisson", "read_curve", "read_trace", "summarise"]
+__all__ = ["draw_jobs", "length_law", "poisson", "read_curve", "read_trace", "summarise"]
 
 _WARM = 0.1  # of the requests, the first ones: they find an empty fleet, and are not counted
 _SHARES = (50, 90, 99)
@@ -165,7 +165,12 @@ def summarise(jobs: Sequence[Job], busy: float, replicas: int, price: float) -> 
     return found
 
 
-def _jobs(given: argparse.Namespace) -> list[Job]:
+def draw_jobs(given: argparse.Namespace) -> list[Job]:
+    """Return the requests that a command line asks for.
+
+    Raises:
+        ConfigError: its arrivals or lengths cannot be read.
+    """
     kind, _, value = given.arrivals.partition(":")
     if kind == "trace" and value:
         return read_trace(value)
@@ -192,9 +197,11 @@ def _work(given: argparse.Namespace) -> None:
         acceptance=given.acceptance,
         draft_len=given.draft_len if given.draft != "off" else 0,
         draft_cost=given.draft_cost,
+        step_s=given.step_ms / 1e3,
+        row_s=given.row_ms / 1e3,
         is_adaptive=given.draft == "auto",
     )
-    jobs, rows = _jobs(given), list[dict[str, Any]]()
+    jobs, rows = draw_jobs(given), list[dict[str, Any]]()
     for replicas in given.replicas:
         settings = replace(base, replicas=replicas)
         ended, busy = simulate([replace(job) for job in jobs], times, settings, random.Random(given.seed + 1))
@@ -247,6 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--draft-len", type=int, default=4, help="most tokens drafted per row and step")
     parser.add_argument("--acceptance", type=float, default=0.0, help="probability that a draft is kept")
     parser.add_argument("--draft-cost", type=float, default=0.0, help="of drafting a token, against a plain step")
+    parser.add_argument("--step-ms", type=float, default=0.0, help="of a step beside its forward; see fleet_check")
+    parser.add_argument("--row-ms", type=float, default=0.0, help="of each row in it")
     parser.add_argument("--price", type=float, default=1.0, help="of a replica, per hour")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number here")

@@ -115,6 +115,7 @@ class FleetSettings:
         draft_len: tokens drafted per row and step; 0 = none.
         acceptance: probability that a draft is kept, given that those before it were.
         draft_cost: of drafting a token for all rows, as a share of a plain step of one row.
+        step_s, row_s: seconds of a step beside its forward, and those for each row in it (sampling, text, streams).
         is_adaptive: each step drafts as many tokens, up to draft_len, as promise most tokens per second.
 
     Raises:
@@ -130,6 +131,8 @@ class FleetSettings:
     draft_len: int = 0
     acceptance: float = 0.0
     draft_cost: float = 0.0
+    step_s: float = 0.0
+    row_s: float = 0.0
     is_adaptive: bool = True
 
     def __post_init__(self) -> None:
@@ -138,6 +141,8 @@ class FleetSettings:
                 raise ConfigError(f"{name} is {getattr(self, name)}.", f"{name} must be {least} or more.")
         if self.routing not in ROUTES:
             raise ConfigError(f"There is no routing {self.routing!r}.", f"Use one of {', '.join(ROUTES)}.")
+        if min(self.step_s, self.row_s) < 0:
+            raise ConfigError("A step takes less than no time.", "Give 0 or more.")
         if not 0 <= self.acceptance < 1 or self.draft_cost < 0:
             raise ConfigError(
                 "The acceptance is no probability below 1, or the cost of drafting below 0.",
@@ -245,9 +250,15 @@ def _begin_step(replica: _Replica, times: StepTimes, settings: FleetSettings, no
         if job.due and room:
             replica.reads.append((job, min(job.due, room)))
             room -= replica.reads[-1][1]
-    tokens = decoding * (1 + replica.length) + sum(read for _, read in replica.reads)
-    drafting = settings.draft_cost * replica.length * times(1, 1) if decoding else 0.0
-    return times(decoding + len(replica.reads), tokens) + drafting
+    read = sum(tokens for _, tokens in replica.reads)
+    return _seconds(decoding, replica.length, len(replica.reads), read, times, settings)
+
+
+def _seconds(decoding: int, length: int, reading: int, read: int, times: StepTimes, settings: FleetSettings) -> float:
+    """Return what a step takes that drafts so many tokens for each row that decodes, and reads so many of prompts."""
+    forward = times(decoding + reading, decoding * (1 + length) + read)
+    drafting = settings.draft_cost * length * times(1, 1)
+    return forward + drafting + settings.step_s + settings.row_s * (decoding + reading)
 
 
 def _draft_length(decoding: int, times: StepTimes, settings: FleetSettings) -> int:
@@ -257,8 +268,7 @@ def _draft_length(decoding: int, times: StepTimes, settings: FleetSettings) -> i
         return settings.draft_len
 
     def speed(length: int) -> float:
-        seconds = times(decoding, decoding * (1 + length)) + settings.draft_cost * length * times(1, 1)
-        return expected_tokens(length, settings.acceptance) / seconds
+        return expected_tokens(length, settings.acceptance) / _seconds(decoding, length, 0, 0, times, settings)
 
     return max(range(settings.draft_len + 1), key=speed)
 

@@ -157,9 +157,9 @@ class Report:
         Raises:
             ConfigError: matplotlib is not installed, or there is nothing to draw.
         """
-        from outpace.bench.plots import draw_growth, draw_speed
+        from outpace.bench.plots import draw_growth, draw_serving, draw_speed
 
-        draw = draw_growth if self.document["kind"] == "growth" else draw_speed
+        draw = {"growth": draw_growth, "serving": draw_serving}.get(self.document["kind"], draw_speed)
         draw(self.rows, self._model(), path)
 
     def _model(self) -> str:

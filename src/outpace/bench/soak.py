@@ -14,6 +14,7 @@ import json
 import random
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,14 +30,14 @@ from outpace.bench.report import Report, Table, new_report, read_report
 from outpace.bench.serving.client import Answer, Client, LostError
 from outpace.bench.serving.load import run_threads
 from outpace.bench.serving.probes import read_metrics
-from outpace.bench.serving.servers import serve_ours, served_name
+from outpace.bench.serving.servers import serve_ours, served_name, tidy_end
 from outpace.bench.serving.traffic import COMPLETIONS
 from outpace.errors import ConfigError, OutpaceError
 
 __all__ = ["Question", "Soak", "main", "make_questions", "soak"]
 
 _KINDS = {"whole": 40, "stream": 30, "leave": 12, "give up": 4, "bad": 10, "half": 4}  # of a hundred
-_WRONG = ("lost", "crossed", "differing", "misjudged")  # none of these may ever be counted
+_WRONG = ("lost", "crossed", "differing", "misjudged", "stuck")  # none of these may ever be counted
 _LAWS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
     {"temperature": 0.8},
@@ -61,6 +62,8 @@ _BAD: tuple[tuple[bytes | dict[str, Any], str], ...] = (
 )
 _EVERY = 1000  # requests between two files
 _SAMPLES = 50  # of memory
+_PATIENCE = 300  # looks at what still runs, a tenth of a second apart
+_WARM = 5000  # requests until caches and pools have their size
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +118,12 @@ def make_questions(lm: LanguageModel, count: int = 60, seed: int = 0) -> list[Qu
     prompts = [" ".join(prompt.text.split()[:24]) for name in ("stories", "ask-open") for prompt in read_prompts(name)]
     for number in range(count):
         law, method = _LAWS[number % len(_LAWS)], _METHODS[number // len(_LAWS) % len(_METHODS)]
-        asked = {"prompt": rng.choice(prompts), "max_tokens": rng.randrange(2, 20), "seed": rng.randrange(1 << 40)}
-        stops = {"stop": [rng.choice((".", " the", "\n"))]} if number % 4 == 3 else {}
-        settings = {name: value for name, value in (asked | law | stops).items() if name != "prompt"}
-        result = lm.generate(asked["prompt"], method=method, sampling="model", **settings)
-        body = {**asked, **law, **stops, "outpace": {"method": method}, "return_token_ids": True}
+        prompt = rng.choice(prompts)
+        asked: dict[str, Any] = {"max_tokens": rng.randrange(2, 20), "seed": rng.randrange(1 << 40), **law}
+        if number % 4 == 3:
+            asked["stop"] = [rng.choice((".", " the", "\n"))]
+        result = lm.generate(prompt, method=method, sampling="model", **asked)
+        body = {"prompt": prompt, **asked, "outpace": {"method": method}, "return_token_ids": True}
         found.append(Question(body, list(result.tokens), result.text))
     return found
 
@@ -173,7 +177,22 @@ def soak(
         client.close()
 
     run_threads([serve] * clients)
+    if stuck := _stuck(url):
+        state.counts["stuck"] += stuck
+        state.problems.append(f"{stuck} requests run on, though every client has gone.")
     return state
+
+
+def _stuck(url: str) -> int:
+    """Return how many requests a server still runs or keeps waiting when its clients have been gone for a while."""
+    left = 0
+    for _ in range(_PATIENCE):
+        found = _metrics(url)
+        left = int(found.get("vllm:num_requests_running", 0) + found.get("vllm:num_requests_waiting", 0))
+        if not left:
+            break
+        time.sleep(0.1)
+    return left
 
 
 def _one(
@@ -248,25 +267,30 @@ def _send_bad(client: Client, model: str, body: bytes | dict[str, Any], what: st
 
 def _pages(url: str) -> float:
     """Return the share of the cache's pages that are in use; 0 where the server does not tell."""
+    return _metrics(url).get("vllm:kv_cache_usage_perc", 0.0)
+
+
+def _metrics(url: str) -> dict[str, float]:
     client = Client(url)
     try:
-        return read_metrics(client.get("/metrics")[1]).get("vllm:kv_cache_usage_perc", 0.0)
+        return read_metrics(client.get("/metrics")[1])
     except LostError:
-        return 0.0
+        return {}
     finally:
         client.close()
 
 
 def _report(given: argparse.Namespace, facts: Mapping[str, Any], state: Soak) -> Report:
     rows = [{"outcome": name, "requests": count} for name, count in sorted(state.counts.items())]
-    cells = [[row["outcome"], str(row["requests"])] for row in rows]
+    cells = [[name, str(count)] for name, count in sorted(state.counts.items())]
     growth = state.growth()
     notes = [
-        f"{state.done} requests; {state.num_wrong} lost, crossed, differing or misjudged.",
-        f"Memory in the last quarter against the second: {growth:+.1%}.",
+        f"{state.done} requests; {state.num_wrong} lost, crossed, differing, misjudged or stuck.",
+        f"Memory in the last quarter against the second: {growth:+.1%}"
+        + (f"; too few requests to judge ({_WARM} are enough)." if state.done < _WARM else "."),
         *state.problems,
     ]
-    more = {"done": state.done, "memory": state.memory, "growth": growth, "problems": state.problems}
+    more: dict[str, Any] = {"done": state.done, "memory": state.memory, "growth": growth, "problems": state.problems}
     options = {name: value for name, value in vars(given).items() if name not in ("url", "serve")}
     table = Table("", ("outcome", "requests"), cells)
     return new_report("soak", options, facts, rows, tables=[table], notes=notes, **more)
@@ -286,6 +310,7 @@ def _work(given: argparse.Namespace) -> None:
     facts, state = describe(), _resumed(given)
     questions = make_questions(load(given.model, threads=given.threads or None), given.questions)
     with ExitStack() as stack:
+        stack.enter_context(tidy_end())
         url, held = given.url, lambda: 0
         if not url:
             server = stack.enter_context(serve_ours(given.model, threads=given.threads, arguments=given.serve))
@@ -302,7 +327,7 @@ def _work(given: argparse.Namespace) -> None:
     report.write(given.json)
     if state.num_wrong:
         raise OutpaceError(f"{state.num_wrong} of {state.done} requests came out wrong.", state.problems[0])
-    if state.growth() > given.growth:
+    if state.done >= _WARM and state.growth() > given.growth:
         raise OutpaceError(
             f"The server's memory grew by {state.growth():.1%}.", "Look at memory in the file of --json."
         )

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter as Count
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from outpace.cache.counter import Counter
 from outpace.cache.pages import Pages, Table
-from outpace.cache.part import copied
-from outpace.cache.static import Cache, stacked
+from outpace.cache.static import Cache, spread, stacked
 from outpace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from outpace.cache.prefixes import Prefixes
 
 __all__ = ["PagedCache", "Saved"]
 
@@ -53,6 +56,8 @@ class PagedCache(Cache):
 
     Attributes:
         row_tables: per row, its pages.
+        prefixes: where rows of a drafting model find what was read before, and under which key; None = nowhere. Those
+            of a target are looked up by whoever lets them join.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class PagedCache(Cache):
         super().__init__(pages.buffers, pages.slot_axis, counter, list(lengths) or [0] * len(rows), extra, limit)
         self.pages, self.row_tables = pages, list(rows)
         self._is_overlay, self._ends = False, list(self.lengths)
+        self.prefixes: tuple[Prefixes, Hashable] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -127,16 +133,26 @@ class PagedCache(Cache):
         self._own(self.lengths, ends)
         self._ends = ends
 
-    def staged_end(self, row: int, size: int) -> int:
-        """Return the slot behind the row's last real token of the last forward."""
-        del size
-        return self._ends[row]
-
     @contextmanager
     def dense(self, size: int) -> Iterator[Cache]:
         """Lend a static cache with copies of all entries."""
-        with copied(self, range(len(self.lengths)), size) as lent:
+        with self.dense_rows(range(len(self.lengths)), size) as lent:
             yield lent
+
+    @contextmanager
+    def dense_rows(self, rows: Sequence[int], size: int) -> Iterator[Cache]:
+        """As `dense`, of some rows."""
+        tables, lengths = [self.row_tables[row].numbers for row in rows], [self.lengths[row] for row in rows]
+        extent = self.capacity if self.has_fixed_extent else max(lengths, default=0) + size
+        stacks = self.pages.gather(tables, lengths, extent)
+        yield self.lend([buffer for stack in stacks for buffer in stack], rows)
+        # Padding is staged there too; in its place here others may have entries.
+        ends = enumerate(zip(lengths, (self._ends[row] for row in rows), strict=True))
+        staged = [(place, slot) for place, (length, end) in ends for slot in range(length, end)]
+        if staged:
+            places, slots = torch.tensor(staged, device=self.device).unbind(1)
+            new = [stack.movedim(self.slot_axis + 1, 2)[:, places, slots] for stack in stacks]
+            self.pages.write([(tables[place], slot) for place, slot in staged], new)
 
     def lend(self, buffers: Sequence[Tensor], index: Sequence[int]) -> Cache:
         """Return a static cache of some rows over buffers that hold their entries."""
@@ -157,7 +173,7 @@ class PagedCache(Cache):
     def restart(self, row: int, phase: int) -> None:
         """Forget a row's entries, to read its text anew in another phase."""
         super().restart(row, phase)
-        self._trim()
+        self._trim([row])
 
     def keep(self, staged: Sequence[Sequence[int]]) -> None:
         """Make staged entries valid, in the given order.
@@ -166,10 +182,16 @@ class PagedCache(Cache):
             NoPages: entries move within pages that other rows hold too, and there are too few free ones to copy them;
                 nothing has changed. `needed` tells beforehand.
         """
-        still = [next((i for i, offset in enumerate(chosen) if offset != i), len(chosen)) for chosen in staged]
-        rows = list(zip(self.lengths, staged, still, strict=True))
-        tails = [[length + offset for offset in chosen[same:]] for length, chosen, same in rows]
-        self._move([length + same for length, _, same in rows], tails)
+        self.keep_rows(range(len(self.lengths)), staged)
+
+    def keep_rows(self, rows: Sequence[int], staged: Sequence[Sequence[int]]) -> None:
+        """As `keep`, of some rows."""
+        starts, tails = [], []
+        for row, offsets in zip(rows, staged, strict=True):
+            still = next((i for i, offset in enumerate(offsets) if offset != i), len(offsets))
+            starts.append(self.lengths[row] + still)
+            tails.append([self.lengths[row] + offset for offset in offsets[still:]])
+        self._move(rows, starts, tails)
 
     def retain(self, slots: Sequence[Sequence[int]]) -> None:
         """Make the given slots valid, in that order, and forget all others.
@@ -177,13 +199,20 @@ class PagedCache(Cache):
         Raises:
             NoPages: as of `keep`.
         """
+        self.retain_rows(range(len(self.lengths)), slots)
+
+    def retain_rows(self, rows: Sequence[int], slots: Sequence[Sequence[int]]) -> None:
+        """As `retain`, of some rows."""
         still = [next((i for i, slot in enumerate(chosen) if slot != i), len(chosen)) for chosen in slots]
-        self._move(still, [list(chosen[same:]) for chosen, same in zip(slots, still, strict=True)])
+        self._move(rows, still, [list(chosen[same:]) for chosen, same in zip(slots, still, strict=True)])
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget entries at and beyond `lengths[b]`."""
-        super().truncate(lengths)
-        self._trim()
+        self.truncate_rows(range(len(self.lengths)), lengths)
+
+    def truncate_rows(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """As `truncate`, of some rows."""
+        self._set_lengths(rows, [min(self.lengths[row], new) for row, new in zip(rows, lengths, strict=True)])
 
     def fork(self, counter: Counter | None = None) -> PagedCache:
         """Return an overlay on the same tables: it stages in the pages that the base's next forward will use."""
@@ -221,6 +250,24 @@ class PagedCache(Cache):
         self.row_tables[row] = Table(self.pages, numbers)
         self.lengths = [length if at == row else old for at, old in enumerate(self.lengths)]
 
+    def recall(self, texts: Sequence[Sequence[int]]) -> list[int]:
+        """Begin empty rows with what was read of their texts before; return the rows that were empty."""
+        if self.prefixes is None:
+            return []
+        (known, key), empty = self.prefixes, [row for row, length in enumerate(self.lengths) if not length]
+        for row in empty:
+            length, table = known.match(key, texts[row][:-1])
+            if length:
+                self.attach(row, table, length)
+        return empty
+
+    def remember(self, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> None:
+        """Keep what is valid of some rows for others."""
+        if self.prefixes is not None:
+            known, key = self.prefixes
+            for row in rows:
+                known.insert(key, texts[row][: self.lengths[row]], self.row_tables[row])
+
     def save(self, row: int) -> Saved:
         """Return a row's entries in host memory; let the row leave, and its pages are free for others."""
         length = self.lengths[row]
@@ -243,69 +290,79 @@ class PagedCache(Cache):
 
     def read(self, row: int, slots: Sequence[int]) -> list[Tensor]:
         """Return copies of entries of a row, slots first."""
-        places = self.pages.places(self.row_tables[row].numbers, slots)
-        return [buffer.movedim(self.slot_axis, 1)[places] for buffer in self.buffers]
+        table = self.row_tables[row].numbers
+        return [buffer for stack in self.pages.read([(table, slot) for slot in slots]) for buffer in stack]
 
     def write(self, row: int, first: int, entries: Sequence[Tensor]) -> None:
         """Write entries to the slots of a row from `first` on, whose pages are its own."""
-        places = self.pages.places(self.row_tables[row].numbers, range(first, first + len(entries[0])))
-        for buffer, new in zip(self.buffers, entries, strict=True):
-            buffer.movedim(self.slot_axis, 1)[places] = new
+        table, rest = self.row_tables[row].numbers, iter(entries)
+        stacked = [torch.stack([next(rest) for _ in range(count)]) for count in self.pages.counts]
+        self.pages.write([(table, slot) for slot in range(first, first + len(entries[0]))], stacked)
 
     # Pages
 
-    def _plan(self, starts: Sequence[int], ends: Sequence[int]) -> list[tuple[int, int]]:
-        """Return (row, place in its table) of every page to be taken for slots starts[b]..ends[b]-1 to be its own."""
+    def _plan(
+        self, starts: Sequence[int], ends: Sequence[int], rows: Sequence[int] = ()
+    ) -> list[tuple[int, int, bool]]:
+        """Return every page to be taken so that slots starts[i]..ends[i]-1 are the own ones of row rows[i] (() = all).
+
+        Each as (row, place in its table, whether something before the slots is in it).
+        """
         plan, left = [], Count[int]()  # left: pages that rows before this one will have left to the others
-        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        for row, start, end in zip(rows or range(len(starts)), starts, ends, strict=True):
             table = self.row_tables[row].numbers
             for at in range(start // self.page_size, -(-end // self.page_size) if end > start else 0):
                 if at >= len(table):
-                    plan.append((row, at))
+                    plan.append((row, at, at * self.page_size < start))
                 elif self.pages.uses(table[at]) - left[table[at]] > 1:
                     left[table[at]] += 1
-                    plan.append((row, at))
+                    plan.append((row, at, at * self.page_size < start))
         return plan
 
-    def _own(self, starts: Sequence[int], ends: Sequence[int]) -> None:
-        """Make the slots starts[b]..ends[b]-1 writable, with what lies before them."""
-        plan = self._plan(starts, ends)
+    def _own(self, starts: Sequence[int], ends: Sequence[int], rows: Sequence[int] = ()) -> None:
+        """Make slots writable, as `_plan` takes them; what lies before them stays."""
+        plan = self._plan(starts, ends, rows)
         if not plan:
             return
         fresh, moves = self.pages.take(len(plan)), list[tuple[int, int]]()
-        for (row, at), page in zip(plan, fresh, strict=True):
+        for (row, at, is_begun), page in zip(plan, fresh, strict=True):
             table = self.row_tables[row].numbers
             if at == len(table):
                 table.append(page)
                 continue
-            if at * self.page_size < starts[row]:
+            if is_begun:
                 moves.append((table[at], page))
             self.pages.drop([table[at]])
             table[at] = page
         self.pages.copy([old for old, _ in moves], [new for _, new in moves])
 
-    def _move(self, starts: list[int], tails: list[list[int]]) -> None:
-        """Make the entries before starts[b], and behind them those at slots tails[b], the valid ones of each row."""
+    def _move(self, rows: Sequence[int], starts: Sequence[int], tails: Sequence[Sequence[int]]) -> None:
+        """Make the entries before starts[i], and behind them those at slots tails[i], the valid ones of row rows[i]."""
+        tables = [self.row_tables[row].numbers for row in rows]
         ends = [start + len(tail) for start, tail in zip(starts, tails, strict=True)]
-        # Gathered before anything is written, as slots may cross.
-        moved = {row: self.read(row, tail) for row, tail in enumerate(tails) if tail}
-        self._own(starts, ends)
-        for row, entries in moved.items():
-            self.write(row, starts[row], entries)
-        self.lengths = ends
-        self._trim()
+        sources = [(table, slot) for table, tail in zip(tables, tails, strict=True) for slot in tail]
+        entries = self.pages.read(sources) if sources else []  # before anything is written, as slots may cross
+        self._own(starts, ends, rows)
+        if sources:
+            places = zip(tables, starts, ends, strict=True)
+            self.pages.write([(table, slot) for table, start, end in places for slot in range(start, end)], entries)
+        self._set_lengths(rows, ends)
 
-    def _trim(self) -> None:
+    def _set_lengths(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        self.lengths = spread(rows, lengths, self.lengths)
+        self._trim(rows)
+
+    def _trim(self, rows: Sequence[int]) -> None:
         """Drop scratch pages. An overlay has none of its own: its base stages in them next."""
         if not self._is_overlay:
-            for table, length in zip(self.row_tables, self.lengths, strict=True):
-                table.trim(self.pages.needed(length))
+            for row in rows:
+                self.row_tables[row].trim(self.pages.needed(self.lengths[row]))
 
     def _made(self, tables: Sequence[Table], index: Sequence[int], counter: Counter) -> PagedCache:
         extra = [tensor[list(index)] for tensor in self.extra]
         cache = PagedCache(self.pages, tables, counter, [self.lengths[row] for row in index], extra, self.limit)
         cache.phases = [self.phases[row] for row in index]
-        cache.has_fixed_extent = self.has_fixed_extent
+        cache.has_fixed_extent, cache.prefixes = self.has_fixed_extent, self.prefixes
         return cache
 
     def _become(self, tables: list[Table], index: Sequence[int]) -> None:

@@ -10,6 +10,7 @@ A pool belongs to one thread; only the tables that the garbage collector finds m
 from __future__ import annotations
 
 import heapq
+import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -33,25 +34,29 @@ class Pages:
     """A pool of pages.
 
     Args:
-        buffers: one per stored tensor, pages on axis 0 and slots on axis `slot_axis`, e.g. two per layer of
-            [num_pages, K, page_size, D]; uninitialised.
-        slot_axis: the axis of every buffer that counts the slots of a page.
+        stacks: stored tensors of one shape in one piece, uninitialised: e.g. for two per layer
+            [2 * layers, num_pages, K, page_size, D]. Entries of all that are in a stack move at once.
+        slot_axis: the axis of each tensor, as `buffers` holds them, that counts the slots of a page.
 
     Attributes:
+        buffers: every stored tensor by itself, pages on axis 0.
         evict: called with a number of pages that are short, to give back pages that nobody needs at the moment.
 
     Raises:
         ConfigError: there is no page, or the page size is no multiple of `PAGE_GRAIN`.
     """
 
-    def __init__(self, buffers: Sequence[Tensor], slot_axis: int = 2) -> None:
-        self.buffers, self.slot_axis = list(buffers), slot_axis
-        self.num_pages, self.page_size = self.buffers[0].shape[0], self.buffers[0].shape[slot_axis]
+    def __init__(self, stacks: Sequence[Tensor], slot_axis: int = 2) -> None:
+        self.buffers: list[Tensor] = [buffer for stack in stacks for buffer in stack]
+        self.slot_axis = slot_axis
+        self._entries = [stack.movedim(slot_axis + 1, 2) for stack in stacks]  # each [count, pages, page_size, ...]
+        self.num_pages, self.page_size = int(self.buffers[0].shape[0]), int(self.buffers[0].shape[slot_axis])
         if self.num_pages < 1 or self.page_size < 1 or self.page_size % PAGE_GRAIN:
             raise ConfigError(
                 f"A cache of {self.num_pages} pages of {self.page_size} slots cannot be made.",
                 f"Give one page at least, and a page size that is a multiple of {PAGE_GRAIN}.",
             )
+        self._scratch = [entries.new_empty(0) for entries in self._entries]  # fresh memory would cost more than copying
         self.evict: Callable[[int], object] | None = None
         self._uses = [0] * self.num_pages
         self._free = list(range(self.num_pages))  # a heap: rows lie together, in what memory was touched before
@@ -61,6 +66,11 @@ class Pages:
     def device(self) -> torch.device:
         """Where the pages lie."""
         return self.buffers[0].device
+
+    @property
+    def counts(self) -> list[int]:
+        """Stored tensors per stack."""
+        return [len(entries) for entries in self._entries]
 
     @property
     def num_free(self) -> int:
@@ -117,14 +127,54 @@ class Pages:
         """Copy the entries of pages to others."""
         if old:
             source, target = (torch.tensor(pages, device=self.device) for pages in (old, new))
-            for buffer in self.buffers:
-                buffer.index_copy_(0, target, buffer.index_select(0, source))
+            for entries in self._entries:
+                entries[:, target] = entries[:, source]
 
-    def places(self, table: Sequence[int], slots: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return for slots of a row in which page each lies, and where in it: two of [len(slots)] int64."""
-        pages = torch.tensor([table[slot // self.page_size] for slot in slots], dtype=torch.int64, device=self.device)
-        offsets = torch.tensor([slot % self.page_size for slot in slots], dtype=torch.int64, device=self.device)
-        return pages, offsets
+    def read(self, slots: Sequence[tuple[Sequence[int], int]]) -> list[Tensor]:
+        """Return copies of entries, per stack [count, len(slots), ...]; of each the table of its row, and its slot."""
+        pages, offsets = self._places(slots)
+        return [entries[:, pages, offsets] for entries in self._entries]
+
+    def gather(self, tables: Sequence[Sequence[int]], lengths: Sequence[int], extent: int) -> list[Tensor]:
+        """Return copies of the first entries of some rows, side by side, with zeros behind them.
+
+        They hold until it is called again.
+
+        Args:
+            tables: of the rows.
+            lengths: entries per row.
+            extent: slots per row.
+
+        Returns:
+            Per stack [count, rows, ..., extent, ...], the slots where a buffer has them.
+        """
+        most, axis = self.needed(extent), self.slot_axis
+        pages = [[*table[: self.needed(n)], *[0] * most][:most] for table, n in zip(tables, lengths, strict=True)]
+        chosen, gathered = torch.tensor(pages, dtype=torch.int64, device=self.device).view(-1), []
+        for number, entries in enumerate(self._entries):
+            stack = entries.movedim(2, axis + 1).movedim(1, axis)  # [count, ..., pages, page_size, ...], as it lies
+            shape = [*stack.shape[:axis], len(chosen), *stack.shape[axis + 1 :]]
+            if self._scratch[number].numel() < (size := math.prod(shape)):
+                with torch.inference_mode(False):  # it outlives a caller's mode
+                    self._scratch[number] = entries.new_empty(size * 5 // 4)
+            copies = torch.index_select(stack, axis, chosen, out=self._scratch[number][:size].view(shape))
+            picked = copies.unflatten(axis, (len(tables), most)).movedim(axis, 1)
+            rows = picked.flatten(axis + 1, axis + 2).narrow(axis + 1, 0, extent)
+            for row, length in enumerate(lengths):
+                rows[:, row].narrow(axis, length, extent - length).zero_()
+            gathered.append(rows)
+        return gathered
+
+    def write(self, slots: Sequence[tuple[Sequence[int], int]], new: Sequence[Tensor]) -> None:
+        """Write entries, as `read` returns them; nobody else holds the pages."""
+        pages, offsets = self._places(slots)
+        for entries, values in zip(self._entries, new, strict=True):
+            entries[:, pages, offsets] = values
+
+    def _places(self, slots: Sequence[tuple[Sequence[int], int]]) -> tuple[Tensor, Tensor]:
+        pages = [table[slot // self.page_size] for table, slot in slots]
+        offsets = [slot % self.page_size for _, slot in slots]
+        return torch.tensor(pages, device=self.device).long(), torch.tensor(offsets, device=self.device).long()
 
     def new_cache(self, rows: int, counter: Counter | None = None, capacity: int = 0) -> PagedCache:
         """Return an empty cache on these pages; rows hold pages only for what is in them.

@@ -5,17 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from outpace.cache.counter import Counter
-from outpace.cache.static import Cache
+from outpace.cache.static import Cache, Each, spread
 
-__all__ = ["Part", "copied"]
-
-Each = TypeVar("Each")
+__all__ = ["Part", "beside"]
 
 
 class Part(Cache):
@@ -102,19 +99,11 @@ class Part(Cache):
         whole[self._index] = position
         self._base.stage(whole)
 
-    def staged_end(self, row: int, size: int) -> int:
-        """Return the slot behind what a forward stages for a row."""
-        return self._base.staged_end(self._index[row], size)
-
     @contextmanager
     def dense(self, size: int) -> Iterator[Cache]:
         """Lend these rows side by side: neighbours of a static cache as they lie, others as copies."""
-        first, count = self._index[0] if self._index else 0, len(self._index)
-        if type(self._base) is not Cache or self._index != list(range(first, first + count)):
-            with copied(self._base, self._index, size) as lent:
-                yield lent
-        else:
-            yield self._base.lend([buffer[first : first + count] for buffer in self.buffers], self._index)
+        with self._base.dense_rows(self._index, size) as lent:
+            yield lent
 
     @contextmanager
     def aside(self, lengths: Sequence[int], size: int, counter: Counter) -> Iterator[Cache]:
@@ -124,15 +113,15 @@ class Part(Cache):
 
     def keep(self, staged: Sequence[Sequence[int]]) -> None:
         """Make staged entries valid."""
-        self._base.keep(self._spread(staged, [()] * len(self._base.lengths)))
+        self._base.keep_rows(self._index, staged)
 
     def retain(self, slots: Sequence[Sequence[int]]) -> None:
         """Make the given slots of these rows valid, and forget all others of theirs."""
-        self._base.retain(self._spread(slots, [range(length) for length in self._base.lengths]))
+        self._base.retain_rows(self._index, slots)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget entries at and beyond `lengths[b]`."""
-        self._base.truncate(self._spread(lengths, self._base.lengths))
+        self._base.truncate_rows(self._index, lengths)
 
     def restart(self, row: int, phase: int) -> None:
         """Forget a row's entries."""
@@ -171,22 +160,16 @@ class Part(Cache):
         return self.rows(range(len(self._index)))
 
     def _spread(self, values: Sequence[Each], others: Sequence[Each]) -> list[Each]:
-        """Return a value for every row of the whole cache: ours, and of the others what is given."""
-        whole = list(others)
-        for row, value in zip(self._index, values, strict=True):
-            whole[row] = value
-        return whole
+        return spread(self._index, values, others)
 
 
 @contextmanager
-def copied(cache: Cache, index: Sequence[int], size: int) -> Iterator[Cache]:
-    """Lend a static cache with copies of some rows' entries; what is staged there is written back at the end.
-
-    Args:
-        cache: whose rows they are; room was made by `stage`.
-        index: the rows.
-        size: tokens of the forward.
-    """
+def beside(cache: Cache, index: Sequence[int], size: int) -> Iterator[Cache]:
+    """Lend some rows of a static cache side by side, for a forward of `size` tokens: as they lie, or as copies."""
+    first, count = index[0] if index else 0, len(index)
+    if type(cache) is Cache and list(index) == list(range(first, first + count)):
+        yield cache.lend([buffer[first : first + count] for buffer in cache.buffers], index)
+        return
     lengths, axis = [cache.lengths[row] for row in index], cache.slot_axis
     extent = cache.capacity if cache.has_fixed_extent else max(lengths, default=0) + size
     buffers = []
@@ -200,6 +183,5 @@ def copied(cache: Cache, index: Sequence[int], size: int) -> Iterator[Cache]:
     lent = cache.lend(buffers, index)
     yield lent
     for place, (row, length) in enumerate(zip(index, lengths, strict=True)):
-        end = cache.staged_end(row, size)
-        cache.write(row, length, [buffer[place].movedim(axis - 1, 0)[length:end] for buffer in buffers])
+        cache.write(row, length, [buffer[place].movedim(axis - 1, 0)[length : length + size] for buffer in buffers])
     cache.take_back(lent, index)

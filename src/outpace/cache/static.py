@@ -14,13 +14,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from outpace.cache.counter import Counter
 
-__all__ = ["FIRST_SLOTS", "Cache", "stacked"]
+__all__ = ["FIRST_SLOTS", "Cache", "spread", "stacked"]
+
+Each = TypeVar("Each")
 
 
 FIRST_SLOTS = 1024  # per row, of a cache that grows
@@ -100,10 +103,6 @@ class Cache:
         """
         self.reserve(max(self.lengths, default=0) + position.shape[1])
 
-    def staged_end(self, row: int, size: int) -> int:
-        """Return the slot behind what a forward of `size` tokens stages for a row."""
-        return self.lengths[row] + size
-
     @property
     def page_size(self) -> int:
         """Slots that lie side by side; of a static cache, all of a row."""
@@ -124,6 +123,14 @@ class Cache:
         """
         del size
         yield self
+
+    @contextmanager
+    def dense_rows(self, rows: Sequence[int], size: int) -> Iterator[Cache]:
+        """As `dense`, of some rows."""
+        from outpace.cache.part import beside
+
+        with beside(self, rows, size) as lent:
+            yield lent
 
     @contextmanager
     def aside(self, lengths: Sequence[int], size: int, counter: Counter) -> Iterator[Cache]:
@@ -184,6 +191,18 @@ class Cache:
         """Forget entries at and beyond `lengths[b]` (a rollback; never lengthens)."""
         self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
 
+    def keep_rows(self, rows: Sequence[int], staged: Sequence[Sequence[int]]) -> None:
+        """As `keep`, of some rows; what others staged stays staged."""
+        self.keep(spread(rows, staged, [()] * len(self.lengths)))
+
+    def retain_rows(self, rows: Sequence[int], slots: Sequence[Sequence[int]]) -> None:
+        """As `retain`, of some rows; what others staged stays staged."""
+        self.retain(spread(rows, slots, [range(length) for length in self.lengths]))
+
+    def truncate_rows(self, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """As `truncate`, of some rows; what others staged stays staged."""
+        self.truncate(spread(rows, lengths, self.lengths))
+
     def fork(self, counter: Counter | None = None) -> Cache:
         """Return an overlay that reads the valid entries and stages its own in the same scratch slots.
 
@@ -221,6 +240,14 @@ class Cache:
 
     def take_back(self, lent: Cache, index: Sequence[int]) -> None:
         """Take over what a forward on a cache from `lend` changed beside the buffers."""
+
+    def recall(self, texts: Sequence[Sequence[int]]) -> list[int]:
+        """Begin empty rows with entries of their texts that are known; return the rows that were empty: here none."""
+        del texts
+        return []
+
+    def remember(self, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> None:
+        """Let others begin with what is valid of some rows; here nobody can."""
 
     def read(self, row: int, slots: Sequence[int]) -> list[Tensor]:
         """Return copies of entries of a row, slots first: per buffer [len(slots), ...]."""
@@ -293,6 +320,14 @@ class Cache:
 
     def _adopt(self, parts: Sequence[Cache]) -> None:
         """Take over what joined caches hold beside buffers."""
+
+
+def spread(rows: Sequence[int], values: Sequence[Each], others: Sequence[Each]) -> list[Each]:
+    """Return a value for every row of a cache: those given for some rows, and what the others have."""
+    whole = list(others)
+    for row, value in zip(rows, values, strict=True):
+        whole[row] = value
+    return whole
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:

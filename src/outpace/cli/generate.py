@@ -216,7 +216,12 @@ def _write_together(request: _Asked, method: Method) -> int:
     """Write with a model that several processes hold: those that torchrun started, or others on this machine."""
     from outpace.models.parallel import join, together
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == request.processes:
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started not in ("1", str(request.processes)):
+        raise ConfigError(
+            f"torchrun started {started} processes, and --tensor-parallel says {request.processes}.", "Give it as many."
+        )
+    if started != "1":
         with contextlib.ExitStack() as stack:
             split = join()
             if split.rank:

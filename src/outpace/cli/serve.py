@@ -63,8 +63,12 @@ def serve(
     ] = 256,
     step_tokens: Annotated[
         int,
-        typer.Option(min=1, help="Most prompt tokens read in one step, beside what is written.", rich_help_panel=RUN),
-    ] = 256,
+        typer.Option(min=0, help="Most prompt tokens read in a step, beside writing; 0 = auto.", rich_help_panel=RUN),
+    ] = 0,
+    cache_tokens: Annotated[
+        int,
+        typer.Option(min=0, help="Tokens whose entries the cache holds; 0 = as memory allows.", rich_help_panel=RUN),
+    ] = 0,
     ray: Annotated[
         bool, typer.Option("--ray", help="Serve by replicas on Ray, on one machine or many.", rich_help_panel=RUN)
     ] = False,
@@ -74,7 +78,7 @@ def serve(
     ] = "1",
     log: Annotated[bool, typer.Option("--log", help="Log a line per request on standard error.")] = False,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Log what requests hold, too.")] = False,
-    **limits: Any,
+    **bounds: Any,
 ) -> None:
     """Serve models over HTTP until Ctrl-C or SIGTERM, which lets running requests end first.
 
@@ -92,12 +96,12 @@ def serve(
         hosts=hosts,
         origins=tuple(allow_origin or ()),
         logs_requests=log_requests,
-        **limits,
+        **bounds,
     )
     from outpace.methods.registry import load_method
 
     load_method(method).from_settings(settings.options)  # a mistake there is told before anything is loaded
-    from outpace.engine.scheduler import Limits
+    from outpace.engine.limits import Limits
     from outpace.models.opening import locate
     from outpace.server.listening import bind, run
 
@@ -120,11 +124,8 @@ def serve(
     for path in served.values():  # models that are not there, and a port that is taken, before anything is loaded
         locate(path)
     with bind(host, port) as bound:
-        engines = _engines(
-            served,
-            process,
-            {**loading, "limits": Limits(max_rows=max_rows, max_queue=max_queue, step_tokens=step_tokens)},
-        )
+        limits = Limits(max_rows=max_rows, max_queue=max_queue, step_tokens=step_tokens, cache_tokens=cache_tokens)
+        engines = _engines(served, process, {**loading, "limits": limits})
         with interruptible(signal.SIGINT, signal.SIGTERM):  # uvicorn hands them on when it has ended what ran
             run(engines, settings, bound, is_logged=log or log_requests)
 

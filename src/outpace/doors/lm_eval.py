@@ -21,6 +21,7 @@ from outpace.api.scoring import check_causal
 from outpace.arguments import whole
 from outpace.errors import ConfigError
 from outpace.failures import guarded
+from outpace.methods.registry import load_method
 from outpace.run.prefill import catch_up
 
 __all__ = ["harness", "register", "score_continuations"]
@@ -109,13 +110,15 @@ def _make() -> Any:
         ) -> None:
             super().__init__()
             del max_batch_size  # of batch_size=auto
-            is_loaded = isinstance(pretrained, LanguageModel)
             place = device if device and (torch.cuda.is_available() or not device.startswith("cuda")) else "auto"
-            self.lm: LanguageModel = pretrained if is_loaded else load(pretrained, device=place, **arguments)
+            if not isinstance(pretrained, LanguageModel):
+                pretrained = load(pretrained, device=place, **arguments)
+            self.lm = pretrained
             check_causal(self.lm.target.capabilities)
             if self.lm.tokenizer is None:
                 raise ConfigError("The model has no tokenizer, but tasks are text.", "Give a directory that has one.")
             self.method, self.options = method, _read_options(options)
+            load_method(method).from_settings(self.options)  # a mistake is told before anything is scored
             automatic = str(batch_size).startswith("auto")
             self.batch_size = 8 if automatic else max(1, whole("batch_size", _number(batch_size)))
             self.max_length = max_length or self.lm.target.capabilities.max_positions

@@ -16,7 +16,7 @@ from outpace.api.result import Result
 from outpace.engine.core import read_traits
 from outpace.engine.entry import Sink
 from outpace.engine.face import Ask, Piece
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 from outpace.engine.wire import Channel, Message, pack_piece, portable
 from outpace.engine.worker import Worker
 

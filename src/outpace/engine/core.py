@@ -12,7 +12,7 @@ from outpace.api.engine import LanguageModel, load
 from outpace.api.result import Result
 from outpace.engine.entry import Sink
 from outpace.engine.face import Ask, Face, Load, Ticket, Traits
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 from outpace.engine.tickets import LoopTicket, Outbox
 from outpace.engine.worker import Worker
 
@@ -97,6 +97,7 @@ def read_traits(lm: LanguageModel) -> Traits:
         is_encoder_decoder=offered.is_encoder_decoder,
         has_chat=lm.tokenizer is not None and lm.tokenizer.has_chat,
         created=int(time.time()),
+        defaults={**lm.generation.law, **lm.generation.sampling},
         end_tokens=lm.end_tokens,
         has_hidden=offered.has_hidden and not offered.is_encoder_decoder,
     )

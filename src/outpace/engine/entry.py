@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from outpace.api.result import Result
 from outpace.api.running import Plan
@@ -17,21 +17,20 @@ __all__ = ["Entry", "Scored", "Sink", "step_of"]
 Scored = list[tuple[float | None, list[tuple[int, float]]]]
 
 
-@runtime_checkable
-class Sink(Protocol):
-    """Where an ask's answers go. Called in the engine's thread, but for `taken` and `refused`."""
+class Sink:
+    """Where an ask's answers go; here, nowhere. Called in the engine's thread, but for `taken` and `refused`."""
 
     def taken(self, prompt_tokens: Sequence[int]) -> None:
-        """The ask is in the queue."""
+        """Hear that the ask is in the queue."""
 
     def refused(self, error: Exception) -> None:
-        """It cannot be taken in; nothing follows."""
+        """Hear that it cannot be taken in; nothing follows."""
 
     def put(self, piece: Piece) -> None:
-        """Something became final."""
+        """Take what became final."""
 
     def end(self, results: list[Result] | None, error: Exception | None = None) -> None:
-        """All samples have ended, or the ask has failed as a whole; nothing follows."""
+        """Take the results of all samples, or why the ask has failed as a whole; nothing follows."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +92,10 @@ class Entry:
         self.key = ("", self.ask.salt) if is_exact else None  # the name of an adapter, once rows may have one
         for row in self.plan.rows:
             row.group, row.steps = self.arrival if needs.has_forks else None, []
+
+    def most(self, row: Row) -> int:
+        """Return how many entries there has to be room for: now, or ever, where a row cannot wait for more."""
+        return (len(row.tokens) if self.may_wait else row.num_prompt + row.max_tokens) + self.width
 
     def piece(self, row: Row, step: dict[str, Any] | None = None) -> Piece | None:
         """Return what is new of a row since the last time; None = nothing.

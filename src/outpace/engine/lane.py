@@ -35,6 +35,15 @@ class Lane:
         """The rows being written."""
         return self.run.rows
 
+    @property
+    def unread(self) -> int:
+        """Prompt tokens that are still to be read of rows in line."""
+        batch = self.run.batch
+        if not batch.line or batch.cache is None:
+            return 0
+        held = batch.cache.lengths[len(batch.rows) :]
+        return sum(len(row.tokens) - 1 - length for row, length in zip(batch.waiting, held, strict=True))
+
     def join(self, rows: Sequence[Row]) -> None:
         """Add rows; those that were written on before go on where they stood."""
         self.run.join(rows, in_line=self.is_shared)

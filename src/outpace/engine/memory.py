@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 
 from outpace.cache import Cache, PagedCache, Pages, Prefixes, Saved
 from outpace.run.loop import Run
@@ -35,7 +36,12 @@ def _free_bytes(target: Adapter) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info(target.device)[0] * _SHARE)
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _SHARE)
+    try:  # what the system would give, files that it holds in memory included
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(free * _SHARE)
 
 
 class Memory:
@@ -68,7 +74,7 @@ class Memory:
         if not self._is_free:
             length -= length % self._chunk
         if length:
-            row.cached = (table, length)
+            row.cached = (table, length)  # the table holds the pages until the row does
         return length
 
     def store(self, row: Row, cache: Cache, place: int) -> None:
@@ -114,6 +120,10 @@ class Memory:
         if (short := count - self.pages.num_free) > 0:
             self.prefixes.evict(short)
         return count <= self.pages.num_free
+
+    def new(self, most: int, known: int) -> int:
+        """Return how many pages a row takes that begins, for `most` entries of which `known` are in the cache."""
+        return self.pages.needed(most, known // self.pages.page_size) + 1
 
     def missing(self, run: Run, most: Sequence[int]) -> int:
         """Return how many pages the rows of a run have yet to take before each has so many entries."""

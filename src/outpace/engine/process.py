@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from outpace.engine.entry import Sink
 from outpace.engine.face import Ask, Face, Gone, Load, Ticket
-from outpace.engine.scheduler import Limits
+from outpace.engine.limits import Limits
 from outpace.engine.tickets import LoopTicket, Outbox
 from outpace.engine.wire import Channel, Message, unpack_piece
 from outpace.errors import ConfigError, OutpaceError
@@ -53,8 +53,8 @@ class EngineProcess(Face):
         self._held: dict[int, Sink | Future[Any]] = {}
         self._outbox, self._last, self._restarts = Outbox(), Load(), 0
         self._is_closing, self._is_up, self._beat = False, False, -1
+        self.tokenizer = Tokenizer.from_directory(locate(model)[0])  # first: a name that is none costs no process
         self._start()
-        self.tokenizer = Tokenizer.from_directory(locate(model)[0])
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._serve, self._watch)]
         for thread in self._threads:
             thread.start()
@@ -64,6 +64,11 @@ class EngineProcess(Face):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the process as the system knows it; None while there is none."""
+        return self._process.pid if self._is_up else None
 
     async def submit(self, ask: Ask) -> Ticket:
         """As `Face.submit`."""
@@ -146,11 +151,13 @@ class EngineProcess(Face):
         try:
             channel.send([self._setup])
             ((kind, given),) = channel.receive()
-        except (EOFError, OSError) as error:
-            process.kill()
-            raise OutpaceError("The engine's process died while it loaded the model.", "See its messages.") from error
+        except (EOFError, OSError):
+            sentence = "The engine's process died while it loaded the model."
+            kind, given = "failed", OutpaceError(sentence, "See what it printed.")
         if kind == "failed":
+            process.kill()
             process.wait()
+            channel.close()
             raise given
         self.traits = given if not self._restarts else self.traits
         with self._lock:

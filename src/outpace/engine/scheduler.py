@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from outpace.api.running import finish
 from outpace.api.starting import CHUNK, new_run, new_text, own, shared_run
+from outpace.engine.drafters import Drafters
 from outpace.engine.entry import Entry, step_of
 from outpace.engine.lane import Lane
+from outpace.engine.limits import Limits
 from outpace.engine.memory import new_memory
 from outpace.engine.meter import Meter
+from outpace.engine.pace import Pace
 from outpace.engine.reading import read_prompt
 from outpace.errors import ConfigError, NoPages
 from outpace.run.loop import Run
@@ -24,27 +26,9 @@ from outpace.types import Capabilities, FinishReason, Outcome
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
 
-__all__ = ["Limits", "Scheduler"]
+__all__ = ["Scheduler"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What an engine takes upon itself.
-
-    Attributes:
-        max_rows: samples written side by side.
-        max_queue: asks that wait beside those being written; more are refused.
-        step_tokens: most prompt tokens read in one step, beside what is being written.
-        cache_tokens: tokens whose entries the cache holds; 0 = as many as all samples may have, within half of the free
-            memory.
-        age: after this many samples were begun before an ask that waits, it counts as one priority more urgent.
-    """
-
-    max_rows: int = 32
-    max_queue: int = 256
-    step_tokens: int = 256
-    cache_tokens: int = 0
-    age: int = 64
+_COUNTED = 4  # turns between two counts of the pages that are in use
 
 
 class Scheduler:
@@ -67,9 +51,13 @@ class Scheduler:
         self.meter = Meter()
         self._lanes: list[Lane] = []
         self._at: dict[Row, tuple[Entry, Lane]] = {}  # where the rows are that are being written
-        self.num_begun, self._num_rows_begun = 0, 0
+        self.num_begun, self._num_rows_begun, self._num_turns = 0, 0, 0
+        self._pace = Pace(limits.step_tokens)
         self._memory = new_memory(lm.target, limits.cache_tokens, limits.max_rows, CHUNK)
+        self._drafters: Drafters | None = None
         if self._memory is not None:
+            held = self._memory.pages.num_pages * self._memory.pages.page_size
+            self._drafters = Drafters(held, limits.max_rows)
             self.meter.load.pages = self._memory.pages.num_pages
             self.meter.load.page_size = self._memory.pages.page_size
         self._seconds = dict.fromkeys(("prefill", "draft", "score", "accept", "total"), 0.0)  # of all runs, by phase
@@ -84,10 +72,12 @@ class Scheduler:
         entry.seen = self._num_rows_begun
         if _may_share(entry, self.lm.target.capabilities):
             entry.may_share = True
+            if self._drafters is not None:
+                entry.plan.models = self._drafters.share(entry.plan.models, entry.ask.salt)
             own(entry.plan)
         if entry.ask.prompt_log_probs is not None:
             ids = entry.plan.rows[0].tokens[: entry.plan.rows[0].num_prompt]
-            entry.reading = read_prompt(self.lm.target, ids, entry.ask.prompt_log_probs, self.limits.step_tokens)
+            entry.reading = read_prompt(self.lm.target, ids, entry.ask.prompt_log_probs, CHUNK)
         self.entries.append(entry)
         self.meter.taken(entry)
 
@@ -97,9 +87,9 @@ class Scheduler:
         Raises:
             ConfigError: the cache does not hold so long a text.
         """
-        row = entry.plan.rows[0]
         if self._memory is None or not _may_share(entry, self.lm.target.capabilities):
             return
+        row = entry.plan.rows[0]
         most = row.num_prompt + row.max_tokens + entry.width
         if self._memory.pages.needed(most) > self._memory.pages.num_pages:
             held = self._memory.pages.num_pages * self._memory.pages.page_size
@@ -117,8 +107,10 @@ class Scheduler:
         for lane in self._lanes:
             self._step(lane)
         self._lanes = [lane for lane in self._lanes if lane.rows or lane.is_shared]
-        shared = next((lane.run for lane in self._lanes if lane.is_shared), None)
-        self.meter.load.pages_used = 0 if self._memory is None else self._memory.count(shared)
+        self._num_turns += 1
+        if self._memory is not None and (self._num_turns % _COUNTED == 0 or not self._at):
+            shared = next((lane.run for lane in self._lanes if lane.is_shared), None)
+            self.meter.load.pages_used = self._memory.count(shared)
         self.meter.load.running = len(self._at)
         self.meter.load.waiting = sum(not entry.running for entry in self.entries)
 
@@ -127,7 +119,14 @@ class Scheduler:
         entries, self.entries, self._lanes, self._at = self.entries, [], [], {}
         self.num_begun = 0
         for entry in entries:
+            self._forget(entry.plan.rows)
             entry.sink.end(None, error)
+
+    def _forget(self, rows: Sequence[Row]) -> None:
+        """Let go of what is kept for rows that have ended."""
+        if self._memory is not None:
+            for row in rows:
+                self._memory.forget(row)
 
     def _cancel(self, entry: Entry) -> None:
         running = [row for row, (owner, _) in self._at.items() if owner is entry]
@@ -162,7 +161,10 @@ class Scheduler:
         """Begin what has room, the most urgent first; nobody overtakes who waits for pages."""
         joining: dict[Lane, list[Row]] = {}
         passed, promised = set[Entry](), 0
-        while due := [one for one in self.entries if one.waiting and one.reading is None and one not in passed]:
+        while len(self._at) < self.limits.max_rows:
+            due = [one for one in self.entries if one.waiting and one.reading is None and one not in passed]
+            if not due:
+                break
             entry = min(due, key=self._order)
             # Rows that may continue each other's texts join together.
             rows = list(entry.waiting) if entry.has_forks else entry.waiting[:1]
@@ -175,11 +177,10 @@ class Scheduler:
                     rows[0].cached = None
                     passed.add(entry)
                     continue
-                pages = self._pages_for(entry, rows[0], known)
-                if self._at and not self._memory.has(promised + pages + self._outstanding()):
+                if self._at and not self._has_room(entry, rows[0], known, promised):
                     rows[0].cached = None
                     break
-                promised += pages
+                promised += self._memory.new(entry.most(rows[0]), known)
             lane = self._lane(entry)
             entry.waiting = entry.waiting[len(rows) :]
             entry.running += len(rows)
@@ -200,33 +201,18 @@ class Scheduler:
         reading = [one for one, (owner, _) in self._at.items() if owner.may_share and not one.written]
         return any(self._memory.is_shared(row, one, entry.key, known) for one in reading)
 
-    def _pages_for(self, entry: Entry, row: Row, known: int) -> int:
-        """Return how many pages a row takes to begin; all it may ever need where it could not leave and come again."""
+    def _has_room(self, entry: Entry, row: Row, known: int, promised: int) -> bool:
+        """Return whether pages suffice for one more row, beside what running ones may yet take and was promised."""
         assert self._memory is not None  # asked for where there are pages
-        size = self._memory.pages.page_size
-        most = len(row.tokens) if entry.may_wait else row.num_prompt + row.max_tokens
-        return self._memory.pages.needed(most + entry.width, known // size) + 1
-
-    def _outstanding(self) -> int:
-        """Return how many pages the running rows have been promised and not taken yet, one more for each."""
         lane = next((lane for lane in self._lanes if lane.is_shared), None)
-        if lane is None or self._memory is None or not lane.rows:
-            return 0
-        most = []
-        for row in lane.run.rows:
-            entry, _ = self._at[row]
-            most.append((len(row.tokens) if entry.may_wait else row.num_prompt + row.max_tokens) + entry.width)
-        return self._memory.missing(lane.run, most) + len(most)
+        running = [] if lane is None else [self._at[row][0].most(row) for row in lane.rows]
+        missing = 0 if lane is None else self._memory.missing(lane.run, running) + len(running)
+        return self._memory.has(promised + missing + self._memory.new(entry.most(row), known))
 
     def _join(self, lane: Lane, rows: Sequence[Row]) -> None:
         """Let rows join; if they cannot do so together, each does by itself, or fails."""
         try:
             lane.join(rows)
-            if lane.is_shared and self._memory is not None:
-                for row in rows:
-                    self._memory.restore(row, lane.run)
-        except NoPages:
-            self._put_back(rows)
         except Exception as error:
             lane.run.leave([row for row in rows if row in lane.rows])
             if len(rows) > 1 and lane.is_shared:
@@ -235,6 +221,13 @@ class Scheduler:
                 return
             for row in rows:
                 self._fail(row, error)
+            return
+        if lane.is_shared and self._memory is not None:
+            for row in rows:
+                try:
+                    self._memory.restore(row, lane.run)
+                except NoPages:
+                    self._put_back(row)
 
     def _lane(self, entry: Entry) -> Lane:
         """Return where an ask's rows are written: beside others that want the same, or by themselves."""
@@ -261,12 +254,13 @@ class Scheduler:
         return new_text(self.lm, self._at[row][0].plan.request, row.tokens[: row.num_prompt])
 
     def _step(self, lane: Lane) -> None:
-        self._make_room(lane)
+        budget = self._pace.budget(len(lane.run.batch.rows))
+        self._make_room(lane, budget)
         if not lane.rows:
             return
-        run, before = lane.run, dict(lane.run.seconds)
+        run, before, unread = lane.run, dict(lane.run.seconds), lane.unread
         try:
-            rows, outcome, failed = lane.step(self.limits.step_tokens)
+            rows, outcome, failed = lane.step(budget)
         except NoPages as error:  # one more has to wait, or cannot go on
             if not self._preempt(lane):
                 self._fail(lane.rows[-1], error)
@@ -274,16 +268,17 @@ class Scheduler:
         finally:
             for name, value in run.seconds.items():
                 self._seconds[name] += value - before[name]
+        self._pace.add(run.seconds["total"] - before["total"], len(rows), unread - lane.unread)
         if outcome is not None:
             self.meter.stepped(outcome)
-        for row, error in failed.items():
-            self._fail(row, error)
+        for row, why in failed.items():
+            self._fail(row, why)
         for index, row in enumerate(rows):
             if row in self._at:
-                self._keep_prompt(lane, row, index)
+                self._keep_prompt(lane, row)
                 self._hand_over(self._at[row][0], row, outcome, index)
 
-    def _keep_prompt(self, lane: Lane, row: Row, index: int) -> None:
+    def _keep_prompt(self, lane: Lane, row: Row) -> None:
         """Let others begin with a prompt that was just read; what is written is kept when the row leaves."""
         entry, cache = self._at[row][0], lane.run.batch.cache
         if entry.is_kept or self._memory is None or cache is None or row.finish is not None:
@@ -292,12 +287,14 @@ class Scheduler:
         if row in lane.run.batch.rows:
             self._memory.store(row, cache, lane.run.batch.rows.index(row))
 
-    def _make_room(self, lane: Lane) -> None:
+    def _make_room(self, lane: Lane, budget: int) -> None:
         """Let rows wait until the pages suffice for the others; before a step, so that none is begun in vain."""
         memory = self._memory
         while memory is not None and lane.is_shared and lane.rows:
-            width = max(self._at[row][0].width for row in lane.rows)
-            if memory.has(memory.needed(lane.run, width, self.limits.step_tokens)):
+            # The run drafts only as far as pages go; a text that depends on its drafts gets the room for all of them.
+            asked = (self._at[row][0] for row in lane.rows)
+            width = max((entry.width for entry in asked if not entry.may_wait), default=1)
+            if memory.has(memory.needed(lane.run, width, budget)):
                 return
             if not self._preempt(lane):
                 return
@@ -311,18 +308,16 @@ class Scheduler:
         cache = lane.run.batch.cache
         if self._memory is not None and cache is not None:
             self._memory.save(row, cache, lane.rows.index(row))
-        lane.run.leave([row])
-        self._put_back([row])
+        self._put_back(row)
         self.meter.load.preempted += 1
         return True
 
-    def _put_back(self, rows: Sequence[Row]) -> None:
-        """Let rows wait that have left, before those of their asks that were not begun."""
-        for row in rows:
-            entry, lane = self._at.pop(row)
-            lane.run.leave([row])
-            entry.running -= 1
-            entry.waiting.insert(0, row)
+    def _put_back(self, row: Row) -> None:
+        """Let a row leave and wait, before those of its ask that were not begun."""
+        entry, lane = self._at.pop(row)
+        lane.run.leave([row])
+        entry.running -= 1
+        entry.waiting.insert(0, row)
 
     def _hand_over(self, entry: Entry, row: Row, outcome: Outcome | None = None, index: int = 0) -> None:
         """Give the caller what is new of a row, and the results once all rows have ended."""
@@ -334,8 +329,7 @@ class Scheduler:
         if row.finish is not None:
             entry.left -= 1
             entry.running -= self._at.pop(row, None) is not None
-            if self._memory is not None:
-                self._memory.forget(row)
+            self._forget([row])
             if not entry.left:
                 self._end(entry)
 

@@ -9,7 +9,7 @@ import pickle
 import struct
 import threading
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from outpace.engine.face import Busy, Gone, Piece, Token
 from outpace.errors import CapabilityError, ConfigError, ModelError, OutpaceError
@@ -28,7 +28,7 @@ class Channel:
         source, sink: what is read from and written to.
     """
 
-    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
         self._source, self._sink, self._lock = source, sink, threading.Lock()
 
     def send(self, messages: Sequence[Message]) -> None:

@@ -18,8 +18,9 @@ from outpace.api.starting import CHUNK, prepare
 from outpace.arguments import ids, whole
 from outpace.engine.entry import Entry, Sink
 from outpace.engine.face import Ask, Busy, Gone, Load, Piece
+from outpace.engine.limits import Limits
 from outpace.engine.reading import check_embedding, embed_texts
-from outpace.engine.scheduler import Limits, Scheduler
+from outpace.engine.scheduler import Scheduler
 from outpace.errors import ConfigError, OutpaceError
 from outpace.text.chat import is_chat
 
@@ -142,17 +143,17 @@ class Worker:
 
     def _serve(self) -> None:
         while True:
-            is_waiting = not self._receive()
-            if is_waiting and self._is_drained:
-                return
-            if not is_waiting:
-                self.beats += 1
-                try:
+            try:
+                is_waiting = not self._receive()
+                if is_waiting and self._is_drained:
+                    return
+                if not is_waiting:
+                    self.beats += 1
                     self._turn()
-                except Exception as error:  # none is known to come this far; if one does, others are served on
-                    sentence = f"The engine failed ({type(error).__name__}: {error})."
-                    self._scheduler.fail(OutpaceError(sentence, "Ask again; if it comes back, report it."))
-                self._flush()
+            except Exception as error:  # none is known to come this far; if one does, others are served on
+                sentence = f"The engine failed ({type(error).__name__}: {error})."
+                self._scheduler.fail(OutpaceError(sentence, "Ask again; if it comes back, report it."))
+            self._flush()
 
     def _receive(self) -> bool:
         """Take in what has come, waiting for it where there is nothing else to do; return whether there is now."""
@@ -195,8 +196,8 @@ class _Handle(Sink):
     """A sink whose ask can be cancelled before it is taken, and is counted until it ends."""
 
     def __init__(self, worker: Worker, sink: Sink) -> None:
-        self._worker, self._sink, self._entry, self._is_cancelled = worker, sink, None, False
-        self._entry: Entry | None
+        self._worker, self._sink, self._is_cancelled = worker, sink, False
+        self._entry: Entry | None = None
 
     def cancel(self) -> None:
         self._is_cancelled = True

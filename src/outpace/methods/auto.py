@@ -15,12 +15,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, nothing
 from outpace.methods.idle import Idle
 from outpace.methods.misfit import misfits
+from outpace.methods.mixed import Mixed
 from outpace.methods.registry import load_method
 from outpace.run.commit import fit
 from outpace.schedule.bandit import ArmStats, Bandit, BanditArm, last_rows
@@ -30,6 +31,7 @@ from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Out
 
 __all__ = ["Auto", "AutoState"]
 
+T = TypeVar("T")
 _PLAIN = "plain"
 _HOST_S, _MODEL_S = 1e-4, 1e-3  # what drafting takes at the least, from text (per row) and with a small model
 _INDEX_S = 4e-6  # per token that a drafter from text has not seen
@@ -46,6 +48,7 @@ class AutoState:
     bandit: Bandit
     is_packed: bool  # padding costs nothing
     prompt_share: float  # of a prompt token's time, what asking for logits adds
+    is_served: bool  # rows come and go: none is the last
 
 
 @lru_cache(maxsize=8)
@@ -78,6 +81,7 @@ class Auto(Method):
 
     name: ClassVar[str] = "auto"
     family: ClassVar[str] = "automatic"
+    reads: ClassVar[frozenset[str]] = frozenset({"scores"})
     drafts_together: ClassVar[bool] = True  # one forward serves all rows, so they share its cost and the choice
     summary: ClassVar[str] = "Picks drafter and draft length as it goes; falls back to plain decoding where that wins."
 
@@ -132,7 +136,10 @@ class Auto(Method):
         bandit = Bandit(facts, load_curve(target), self.explore, self.is_timed)
         stats = [[ArmStats() for _ in facts] for _ in context.texts]
         is_packed = target.path == "compiled"
-        return AutoState(arms, Idle(arms, context), stats, bandit, is_packed, 1 + head_share(target))
+        # Rows of several laws share the choice; an arm that looks at the law has them apart.
+        named = {arm.name: Mixed(arm) if "law" in arm.reads else arm for arm in arms}
+        idle, share = Idle(named, context), 1 + head_share(target)
+        return AutoState(arms, idle, stats, bandit, is_packed, share, context.is_served)
 
     def _facts(self, arm: Method, context: Context) -> BanditArm:
         """Return what is thought of an arm before it was tried."""
@@ -153,17 +160,19 @@ class Auto(Method):
     def propose(self, view: View, state: AutoState) -> Proposal:
         """Let the chosen drafter propose, and cut what it drafts where more would cost more than it brings."""
         bandit = state.bandit
-        if bandit.countdown <= 0 or bandit.num_rows != len(state.stats):
+        rooms = [] if state.is_served else view.room
+        if bandit.countdown <= 0 or bandit.num_rows != len(state.stats) + view.beside:
             began = time.perf_counter()
-            bandit.choose(state.stats, [0, *(state.drafters.lag(arm.name) for arm in state.arms)], view.room)
+            lags = [0, *(state.drafters.lag(arm.name) for arm in state.arms)]
+            bandit.choose(state.stats, lags, rooms, view.beside)
             bandit.choice_s = time.perf_counter() - began if self.is_timed else 0.0
         if bandit.current == 0:
             proposal = nothing(view)
             proposal.origin, proposal.note = _PLAIN, bandit.note
             return proposal
-        arm = state.arms[bandit.current - 1]
-        proposal = arm.propose(view, state.drafters.awake(arm.name, view))
-        return replace(self._cut(proposal, state, view.room), origin=arm.name, note=bandit.note)
+        name = state.arms[bandit.current - 1].name
+        proposal = state.drafters.methods[name].propose(view, state.drafters.awake(name, view))
+        return replace(self._cut(proposal, state, rooms), origin=name, note=bandit.note)
 
     def _cut(self, proposal: Proposal, state: AutoState, rooms: Sequence[int]) -> Proposal:
         bandit, facts = state.bandit, state.bandit.arms[state.bandit.current]
@@ -173,9 +182,9 @@ class Auto(Method):
         if proposal.tokens.shape[1]:
             facts.kind = "chain" if proposal.parent is None else "tree"
         if facts.kind == "tree":
-            length = [size * is_worth for size, is_worth in zip(proposal.length, bandit.spread(rooms), strict=True)]
-            return fit(replace(proposal, length=length), bandit.nodes() if max(length) else 0, 0)
-        facts.reached([size for size, is_last in zip(proposal.length, last_rows(rooms), strict=True) if is_last])
+            length = bandit.tree_lengths(bandit.current, state.stats, proposal.length, rooms)
+            return fit(replace(proposal, length=length), max(length), 0)
+        facts.reached(_of_last(proposal.length, rooms))
         length = bandit.lengths(bandit.current, state.stats, proposal.length, rooms)
         return fit(replace(proposal, length=length), max(length), 0)
 
@@ -183,17 +192,17 @@ class Auto(Method):
         """Accept as the arm does; all arms are exact."""
         if state.bandit.current == 0:
             return super().accept(proposal, scores, view, state)
-        arm = state.arms[state.bandit.current - 1]
-        return arm.accept(proposal, scores, view, state.drafters.awake(arm.name, view))
+        name = state.arms[state.bandit.current - 1].name
+        return state.drafters.methods[name].accept(proposal, scores, view, state.drafters.awake(name, view))
 
     def observe(self, outcome: Outcome, view: View, state: AutoState) -> AutoState:
         """Count the step, and tell the arm that made it."""
         proposal, bandit = outcome.proposal, state.bandit
         if proposal is None:
-            if self.is_timed and outcome.chunk:
+            if self.is_timed and outcome.chunk and "score" in outcome.seconds:  # a forward of its own
                 sizes = [len(places) for places in outcome.chunk]
                 tokens = sum(sizes) if state.is_packed else len(sizes) * max(sizes)
-                bandit.cost.add_prompt(tokens, outcome.seconds.get("score", 0.0) * state.prompt_share)
+                bandit.cost.add_prompt(tokens, outcome.seconds["score"] * state.prompt_share)
             return state
         seconds = outcome.seconds
         forward_s = seconds["score"] + seconds["accept"]
@@ -203,23 +212,36 @@ class Auto(Method):
                 state.drafters.observe(arm.name, outcome, view)
                 bandit.watched(index, time.perf_counter() - began)
         if bandit.current == 0:  # plain decoding may be as fast as a tenth of a millisecond: touch little
-            bandit.observe_plain(forward_s)
+            # Of a forward that served more the level cannot be told, unless nothing better is known.
+            is_known = bandit.cost.knows(bandit.num_rows)
+            bandit.observe_plain(None if outcome.read or (outcome.beside[1] and is_known) else forward_s)
             return state
         began = time.perf_counter()
         state.drafters.observe(state.arms[bandit.current - 1].name, outcome, view)
         draft_s = seconds["draft"] + time.perf_counter() - began  # learning from a step is a part of its price
-        _count(state.stats, bandit.current, outcome, proposal.length)
-        width, rows = proposal.tokens.shape[1], len(proposal.length)
-        rooms = [room + len(tokens) for room, tokens in zip(view.room, outcome.emitted, strict=True)]
-        if bandit.arms[bandit.current].kind == "tree":
-            paths = [path for path, is_last in zip(outcome.path, last_rows(rooms), strict=True) if is_last]
-            bandit.arms[bandit.current].cut.add(bandit.nodes(), paths)
-        tokens = rows + sum(proposal.length) if state.is_packed else rows * (1 + width)
-        bandit.observe(tokens, draft_s, forward_s, max(rooms) - max(view.room))
+        facts, sizes = bandit.arms[bandit.current], proposal.length
+        _count(state.stats, bandit.current, outcome, sizes, facts)
+        width, rows, (beside, others) = proposal.tokens.shape[1], len(sizes), outcome.beside
+        written = [len(tokens) for tokens in outcome.emitted]
+        rooms = [] if state.is_served else [room + n for room, n in zip(view.room, written, strict=True)]
+        if facts.kind == "tree" and max(sizes):
+            facts.cut.add(_of_last(sizes, rooms), _of_last(outcome.path, rooms))
+        tokens = rows + sum(sizes) if state.is_packed else rows * (1 + width)
+        progress = max(rooms) - max(view.room) if rooms else sum(written) / rows
+        bandit.observe(tokens + beside, draft_s, forward_s, progress, others + outcome.read)
         return state
 
 
-def _count(stats: list[list[ArmStats]], arm: int, outcome: Outcome, proposed: Sequence[int]) -> None:
+def _of_last(values: Sequence[T], rooms: Sequence[int]) -> Sequence[T]:
+    """Return the values of the rows that decide how long the batch lasts; without rooms of all."""
+    return [value for value, is_last in zip(values, last_rows(rooms), strict=True) if is_last] if rooms else values
+
+
+def _count(stats: list[list[ArmStats]], arm: int, outcome: Outcome, proposed: Sequence[int], facts: BanditArm) -> None:
     rows = zip(stats, outcome.emitted, outcome.accepted, proposed, strict=True)
     for row, tokens, accepted, length in rows:
-        row[arm].add(len(tokens), accepted, accepted < length and len(tokens) > accepted)
+        if not length and max(proposed):
+            row[arm].rest()
+            continue
+        hoped = sum(facts.cut.chance[:length]) if facts.kind == "tree" else 0.0
+        row[arm].add(len(tokens), accepted, accepted < length and len(tokens) > accepted, hoped)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from outpace.run import state as trees
+from outpace.sampling.samplers import join_samplers
 from outpace.types import Context, Outcome, View
 
 if TYPE_CHECKING:
@@ -21,12 +22,13 @@ class Idle:
     Where the caller gave a memory, all begin at once, since one that does not fit has to be named before a text begins.
 
     Args:
-        methods: in any order, told apart by name.
+        methods: in any order, told apart by name, or by the name that they are given.
         context: of the joining rows.
     """
 
-    def __init__(self, methods: Sequence[Method], context: Context) -> None:
-        self.methods = {method.name: method for method in methods}
+    def __init__(self, methods: Sequence[Method] | Mapping[str, Method], context: Context) -> None:
+        named = methods if isinstance(methods, Mapping) else {method.name: method for method in methods}
+        self.methods = dict(named)
         self.context = context
         self.given = [len(text) for text in context.texts]  # what was there when a row joined
         self.states: dict[str, Any] = {}
@@ -56,7 +58,7 @@ class Idle:
         other.methods, other.given = self.methods, [self.given[i] for i in index]
         texts = [context.texts[i] for i in index]
         sources = [context.sources[i] for i in index] if context.sources else []
-        other.context = replace(context, texts=texts, sources=sources)
+        other.context = replace(context, texts=texts, sources=sources, sampler=context.sampler.rows(index))
         other.states = {name: trees.rows(state, index) for name, state in self.states.items()}
         other._seen = {name: min(seen, sum(map(len, texts))) for name, seen in self._seen.items()}
         return other
@@ -72,7 +74,8 @@ class Idle:
         contexts = [part.context for part in others]
         texts = [text for context in contexts for text in context.texts]
         sources = [source for context in contexts for source in context.sources]
-        self.context = replace(self.context, texts=texts, sources=sources)
+        sampler = join_samplers([context.sampler for context in contexts])
+        self.context = replace(self.context, texts=texts, sources=sources, sampler=sampler)
         return self
 
     def _begin(self, names: Sequence[str] | dict[str, Method], context: Context) -> None:

@@ -10,13 +10,14 @@ Differences: none. Rows stand in groups that share a method, its models and, whe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from outpace.accept import sample_and_match
-from outpace.errors import ConfigError
-from outpace.methods.base import Method
+from outpace.errors import ConfigError, NoPages
+from outpace.methods.base import Method, nothing
 from outpace.run import state as trees
 from outpace.run.beside import lay_beside, merge, outcome_of, part_of, pick
 from outpace.run.commit import void_laws
@@ -49,6 +50,7 @@ class Group:
         settings: theirs; None = they may differ, since the method does not look.
         rows: their places among the rows of the run, ascending.
         state: the method's.
+        draft_s: that its last proposal took.
     """
 
     method: Method
@@ -57,6 +59,7 @@ class Group:
     settings: Sampling | None
     rows: list[int]
     state: Any = None
+    draft_s: float = 0.0
     sampler: Sampler | None = field(default=None, repr=False)
     _bound: Sampler | None = field(default=None, repr=False)
 
@@ -78,6 +81,13 @@ class Group:
             self._bound, self.sampler = view.sampler, view.sampler.rows(self.rows)
         assert self.sampler is not None
         return view.part(self.rows, view.cache.part(self.rows), self.sampler)
+
+    def propose(self, view: View) -> Proposal:
+        """Return the method's candidates for its rows."""
+        began = time.perf_counter()
+        proposal = _propose(self, self.look(view))
+        self.draft_s = time.perf_counter() - began
+        return proposal
 
 
 class Groups:
@@ -169,8 +179,8 @@ class Mixed(Method):
         """Let every group propose, and lay the proposals side by side."""
         groups = state.groups
         if len(groups) == 1:
-            return groups[0].method.propose(view, groups[0].state)
-        own = [group.method.propose(group.look(view), group.state) for group in groups]
+            return _propose(groups[0], view)
+        own = [group.propose(view) for group in groups]
         if any(_stands_alone(proposal) for proposal in own):
             names = ", ".join(group.method.name for group in groups if group.rows)
             raise ConfigError(f"A method proposes what cannot stand beside other rows ({names}).", "Run it by itself.")
@@ -240,6 +250,14 @@ def _context_of(context: Context, group: Group, wanted: Wanted | None) -> Contex
     )
 
 
+def _propose(group: Group, view: View) -> Proposal:
+    """Return a group's candidates; none where the target's own layers draft, on pages, and there are too few."""
+    try:
+        return group.method.propose(view, group.state)
+    except NoPages:
+        return nothing(view)
+
+
 def _stands_alone(proposal: Proposal) -> bool:
     kinds = (proposal.position, proposal.visible, proposal.ask, proposal.inputs)
     return proposal.is_whole or any(kind is not None for kind in kinds)
@@ -264,10 +282,10 @@ def _match(proposal: Proposal, scores: Scores, view: View, rows: list[int]) -> D
 def _outcomes(outcome: Outcome, groups: Sequence[Group]) -> list[Outcome]:
     """Return what a step, or a piece of a prompt, came to for each group."""
     if outcome.decision is None:
-        own: list[tuple[Proposal | None, Decision | None]] = [(None, None)] * len(groups)
-    else:
-        own = outcome.decision.carry
-    return [
-        outcome_of(outcome, group.rows, *one, has_scores=one[0] is None or "scores" in group.method.reads)
-        for group, one in zip(groups, own, strict=True)
-    ]
+        return [outcome_of(outcome, group.rows, None, None) for group in groups]
+    found = []
+    for group, (proposal, decision) in zip(groups, outcome.decision.carry, strict=True):
+        told = outcome_of(outcome, group.rows, proposal, decision, has_scores="scores" in group.method.reads)
+        told.seconds = {**outcome.seconds, "draft": group.draft_s}
+        found.append(told)
+    return found

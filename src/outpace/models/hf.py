@@ -183,7 +183,7 @@ class TransformersAdapter(Adapter):
             return None
         return Pages(
             [
-                torch.empty(num_pages, heads, page_size, size, dtype=dtype, device=self.device)
+                torch.empty(1, num_pages, heads, page_size, size, dtype=dtype, device=self.device)
                 for heads, size, dtype in self._shapes
             ]
         )

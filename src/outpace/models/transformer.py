@@ -242,9 +242,8 @@ class Transformer(Adapter):
         if self.graphs is not None:
             return None
         # Heads lie outermost in memory: what a head reads of neighbouring pages is one stream, as in a static cache.
-        shape = (self.spec.num_kv_heads, num_pages, page_size, self.spec.head_dim)
-        buffers = [torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2 * self.spec.num_layers)]
-        return Pages([buffer.transpose(0, 1) for buffer in buffers])
+        shape = (2 * self.spec.num_layers, self.spec.num_kv_heads, num_pages, page_size, self.spec.head_dim)
+        return Pages([torch.empty(shape, dtype=self.dtype, device=self.device).transpose(1, 2)])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""

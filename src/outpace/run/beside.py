@@ -149,4 +149,13 @@ def outcome_of(
         outcome.scores.part(index, asked) if has_scores and outcome.scores is not None else None,
         [outcome.chunk[i] for i in index] if outcome.chunk else [],
         outcome.seconds,
+        beside=_beside(outcome, index),
+        read=outcome.read,
     )
+
+
+def _beside(outcome: Outcome, index: Index) -> tuple[int, int]:
+    rows, nodes = outcome.beside
+    if outcome.proposal is not None:
+        nodes += sum(outcome.proposal.length) - sum(outcome.proposal.length[i] for i in index)
+    return rows + len(outcome.emitted) - len(index), nodes

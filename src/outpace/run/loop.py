@@ -2,6 +2,8 @@
 
 A `Run` owns prefill, the cache, end of text, stops, per-row finish, counting, timing and randomness. It knows no
 method: what is proposed and what is kept is the method's. Rows join and leave between two steps, at their own pace.
+
+Longer than most: a step, what comes before it (prompts) and what comes after it stand in one place, in order.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from outpace.cache import Cache, Pages
+from outpace.cache import Cache, PagedCache, Pages
 from outpace.errors import ConfigError
 from outpace.run.batch import Batch, bind
 from outpace.run.beside import padded
 from outpace.run.commit import append, fit, kept, read_back, record, sound
 from outpace.run.layout import lay_out, soften
 from outpace.run.prefill import catch_up, next_pieces, read_pieces
+from outpace.run.room import affordable, check_room
 from outpace.run.row import Row
 from outpace.run.threads import shared
 from outpace.sampling import Sampler, Sampling
@@ -131,7 +134,7 @@ class Run:
         given = (self.models, self.counters, self.memory, cache, self.tokenizers, sources)
         canvases = [row.canvas or [-1] * row.room for row in rows] if offered.is_canvas else []
         wanted = [row.wanted for row in rows] if self._is_mixed else []
-        context = Context(self.target, texts, slots, sampler, *given, canvases, wanted)
+        context = Context(self.target, texts, slots, sampler, *given, canvases, wanted, self._is_mixed)
         self.batch.join(rows, cache, self.method.start(context), in_line=in_line)
         if self._is_mixed:
             self._sum_needs()
@@ -196,6 +199,7 @@ class Run:
 
         Raises:
             ConfigError: the run has no rows.
+            NoPages: there are too few for the next tokens of all rows; nothing has changed.
         """
         with shared(self.target.is_invariant):
             return self._step(budget)
@@ -209,6 +213,8 @@ class Run:
             self._count(self._reading, before, {"total": time.perf_counter() - began})
             return []
         rows, view = list(batch.rows), batch.view(self.num_steps, self.last)
+        if isinstance(cache, PagedCache):  # before anybody drafts for a step that cannot be made
+            check_room(cache, [row.tokens for row in rows], pieces)
         # 1 propose, 2 gather pending, 3 lay out and pad
         t0 = time.perf_counter()
         proposal = self.method.propose(view, batch.state)
@@ -246,7 +252,8 @@ class Run:
             cache.retain(decision.keep)
         # 8 observe, emit, count
         seconds = {"draft": t1 - t0, "score": t2 - t1, "accept": t3 - t2}
-        self.last = Outcome(emitted, accepted, path, proposal, decision, scores, seconds=seconds)
+        read = sum(map(len, pieces)) if pieces else 0
+        self.last = Outcome(emitted, accepted, path, proposal, decision, scores, seconds=seconds, read=read)
         if self._has_records:
             record(self.record, self.num_top, rows, self.last, view)
         self._observe(rows, self.last)
@@ -276,7 +283,7 @@ class Run:
         if self.watch is not None:
             self.watch(rows, last)
 
-    def _prefill(self, budget: int | None) -> tuple[Cache, list[list[int]]]:
+    def _prefill(self, budget: int | None = None) -> tuple[Cache, list[list[int]]]:
         """Read prompts: of the rows all, of those in line what the budget allows; return what is left to the step.
 
         Where there are rows to decode, a piece of a prompt in line is forwarded together with them.
@@ -371,6 +378,8 @@ class Run:
         if self.target.capabilities.turns_anew:  # what lies behind the turn is for the new reading
             left = [self.target.capabilities.turns_at - len(row.tokens) for row in rows]
             limit = min([limit, *(n for n, phase in zip(left, cache.phases, strict=True) if not phase)])
+        if isinstance(cache, PagedCache):
+            limit = affordable(cache, [len(tokens) for tokens in pending], proposal.length, limit)
         if proposal.parent is None:
             limit = min(limit, max([row.room for row in rows]) - 1, self.width or limit)
         return fit(proposal, limit, min(self.width, slots))

@@ -11,7 +11,7 @@ from outpace.sampling.settings import Sampling
 if TYPE_CHECKING:
     from outpace.constrain.protocol import ConstraintState
 
-__all__ = ["Samplers", "sampler_of"]
+__all__ = ["Samplers", "join_samplers", "sampler_of"]
 
 
 class Samplers(Sampler):
@@ -59,6 +59,15 @@ def sampler_of(
     if all(one is settings[0] or one == settings[0] for one in settings):
         return Sampler(settings[0], *given)
     return Samplers(settings, *given)
+
+
+def join_samplers(samplers: Sequence[Sampler]) -> Sampler:
+    """Return a sampler of the rows of several, one at least, one behind the other."""
+    each: list[Sampling] = []
+    for one in samplers:
+        each += one.each if isinstance(one, Samplers) else [one.settings] * len(one.keys)
+    names = ("keys", "end_tokens", "states", "sources", "limits")
+    return sampler_of(each, *([value for one in samplers for value in getattr(one, name)] for name in names))
 
 
 def _alike(settings: Sequence[Sampling]) -> list[list[int]]:

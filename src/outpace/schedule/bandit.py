@@ -46,19 +46,36 @@ class ArmStats:
         steps: steps of the arm.
         tokens: tokens written in them.
         accepted, rejected: drafts that matched, and first mismatches.
+        hoped: of trees, drafts that would have matched had the row been like the others.
     """
 
     steps: float = 0.0
     tokens: float = 0.0
     accepted: float = 0.0
     rejected: float = 0.0
+    hoped: float = 0.0
 
-    def add(self, tokens: int, accepted: int, is_rejected: bool) -> None:
+    def add(self, tokens: int, accepted: int, is_rejected: bool, hoped: float = 0.0) -> None:
         """Count one step."""
-        self.steps = self.steps * _DISCOUNT + 1
-        self.tokens = self.tokens * _DISCOUNT + tokens
-        self.accepted = self.accepted * _DISCOUNT + accepted
-        self.rejected = self.rejected * _DISCOUNT + is_rejected
+        self.rest()
+        self.steps += 1
+        self.tokens += tokens
+        self.accepted += accepted
+        self.rejected += is_rejected
+        self.hoped += hoped
+
+    def rest(self) -> None:
+        """Count a step in which the row had no drafts: what is known of it grows old, so that it is tried again."""
+        self.steps *= _DISCOUNT
+        self.tokens *= _DISCOUNT
+        self.accepted *= _DISCOUNT
+        self.rejected *= _DISCOUNT
+        self.hoped *= _DISCOUNT
+
+    @property
+    def share(self) -> float:
+        """By how much more of the row's trees was kept than of others'."""
+        return (self.accepted + _POOLED) / (self.hoped + _POOLED)
 
     def copy(self) -> ArmStats:
         """Return an independent copy (a forked row)."""
@@ -78,15 +95,30 @@ class TreeCut:
     def __init__(self, width: int) -> None:
         self.chance = [0.3 / (1 + node) for node in range(width)]  # of each node to be kept
 
-    def add(self, width: int, paths: Sequence[Sequence[int]]) -> None:
-        """Count a step that would have scored `width` nodes; what lies beyond keeps its old estimate."""
-        share = _SMOOTH / max(1, len(paths))
-        for node in range(min(width, len(self.chance))):
+    def add(self, widths: Sequence[int], paths: Sequence[Sequence[int]]) -> None:
+        """Count a step that scored so many nodes of each row; what lies beyond keeps its old estimate."""
+        reached = [sum(width > node for width in widths) for node in range(min(max(widths), len(self.chance)))]
+        for node in range(len(reached)):
             self.chance[node] *= 1 - _SMOOTH
         for path in paths:
             for node in path:
-                if 0 <= node < len(self.chance):
-                    self.chance[node] += share
+                if 0 <= node < len(reached):
+                    self.chance[node] += _SMOOTH / reached[node]
+
+    def blocks(self) -> list[tuple[int, float]]:
+        """Return the nodes in order as blocks (nodes, drafts kept per node) of which each is worth less than the last.
+
+        They are the upper hull of what the first n nodes bring: a node that brings little is taken with those behind
+        it that bring more, or not at all.
+        """
+        found: list[tuple[int, float]] = []
+        for chance in self.chance:
+            size, gain = 1, chance
+            while found and gain * found[-1][0] >= found[-1][1] * size:
+                more, brought = found.pop()
+                size, gain = size + more, gain + brought
+            found.append((size, gain))
+        return [(size, gain / size) for size, gain in found]
 
 
 @dataclass(slots=True)
@@ -169,6 +201,11 @@ def last_rows(rooms: Sequence[int]) -> list[bool]:
     return [room >= most - _SLACK for room in rooms]
 
 
+def _worth(rooms: Sequence[int], rows: int) -> list[float]:
+    """Return what a token is worth to each row: the last ones decide how long a batch lasts, if it ends at all."""
+    return [1.0 if is_last else _LEAD for is_last in last_rows(rooms)] or [1.0] * rows
+
+
 class Bandit:
     """Chooses among arms for one run; arm 0 is plain decoding.
 
@@ -185,7 +222,8 @@ class Bandit:
         self.arms, self.explore, self.is_timed = list(arms), explore, is_timed
         self.cost = StepCost(curve)
         self.current, self.countdown, self.num_steps, self.num_drafted = 0, 0, 0, 0
-        self.num_rows = 0
+        self.num_rows = 0  # in the forward; `num_beside` of them are others', who take part in its cost alone
+        self.num_beside = 0
         self.plan = WindowPlan(0.0, 0.0, 0)
         self.hoped = 0.0  # tokens that the window at hand is expected to win for a row that is last
         self._plain: list[float] = []  # seconds of steps that are not worked in yet
@@ -207,29 +245,29 @@ class Bandit:
 
     # What a step showed
 
-    def observe(self, tokens: int, draft_s: float, forward_s: float, progress: float) -> None:
+    def observe(self, tokens: int, draft_s: float, forward_s: float, progress: float, others: int = 0) -> None:
         """Count a step of the current arm.
 
         Args:
-            tokens: in the forward, all rows together.
+            tokens: in the forward, all rows together, others' drafts apart.
             draft_s: of proposing, and of learning from the outcome.
             forward_s: of scoring and accepting.
-            progress: by how many tokens the row that will be last came nearer to its end.
+            progress: by how many tokens the row that will be last came nearer to its end; where rows come and go, how
+                many tokens a row got.
+            others: further tokens in the forward, which are not this bandit's doing.
         """
         # 1 What the step won, against what its window was expected to win: by so much the arm is trusted.
         arm, rows = self.arms[self.current], self.num_rows
         self.num_steps += 1
         self.num_drafted += 1
         arm.last_tried = self.num_steps
-        if arm.kind == "tree":
-            self.hoped = sum(arm.cut.chance[: self.nodes()])
         arm.won(progress - 1, self.plan.gain if arm.kind == "whole" else self.hoped)
         arm.mean_width += 0.2 * (tokens / rows - 1 - arm.mean_width)
         # The first step after a rest brings the drafter up to date: a price of its own, not that of a step.
         # 2 What it cost. A drafter that got four times slower for one step met something else on the machine.
         spent = self._draft_s(arm)
         if self.is_timed:
-            self.cost.add(rows, tokens, forward_s)
+            self.cost.add(rows, tokens + others, forward_s)
             spent = draft_s
             if not self.is_fresh:
                 old = self._draft_s(arm) if arm.level_s else draft_s
@@ -239,13 +277,19 @@ class Bandit:
         spent += self.cost(rows, tokens)
         # A conservative bandit: what drafting lost against plain decoding is never more than credit, loan and share.
         # 3 Pay: the account gains a share of the time, and what the step won or lost against plain decoding.
-        account = self.account + self.explore * spent + progress * level - spent
+        written = 1 + (progress - 1) * (rows - self.num_beside) / rows  # by every row, others' too
+        account = self.account + self.explore * spent + written * level - spent
         self.account = min(account, max(self.account, _SAVED * level))
         self.countdown -= 1
 
-    def observe_plain(self, forward_s: float) -> None:
-        """Count a step of plain decoding; what it tells is worked in with the next choice."""
-        self._plain.append(forward_s)
+    def observe_plain(self, forward_s: float | None) -> None:
+        """Count a step of plain decoding; what it tells is worked in with the next choice.
+
+        Args:
+            forward_s: of scoring and accepting; None = its forward served more than that, so that it tells nothing.
+        """
+        if forward_s is not None:
+            self._plain.append(forward_s)
         self.countdown -= 1
 
     def may_watch(self, index: int, forward_s: float) -> bool:
@@ -349,72 +393,107 @@ class Bandit:
     def lengths(
         self, index: int, stats: Sequence[Sequence[ArmStats]], offered: Sequence[int], rooms: Sequence[int] = ()
     ) -> list[int]:
-        """Return how many drafts of each row's chain to score: those that raise the rate of the step, at least one.
+        """Return how many drafts of each row's chain to score: those that raise the rate of the step.
 
         Args:
             index: the arm.
             stats: by row and arm.
             offered: drafts at hand per row.
-            rooms: tokens that each row may still write.
+            rooms: tokens that each row may still write; empty = none of the rows is the last.
         """
-        pooled, rows = self.chance(index, stats), len(offered)
-        worth = [1.0 if is_last else _LEAD for is_last in last_rows(rooms)] or [1.0] * rows
+        pooled, worth = self.chance(index, stats), _worth(rooms, len(offered))
         # 1 Every draft's chance to be written: of the row's own record, leaning on all rows' where that is short.
         # Rows that will end before the others count less, since the batch lasts as long as its last row.
-        nodes: list[tuple[float, int]] = []
+        nodes: list[tuple[float, int, int]] = []
         for row, (own, most) in enumerate(zip(stats, offered, strict=True)):
             seen, chance = own[index], worth[row]
             each = (seen.accepted + _POOLED * pooled) / (seen.accepted + seen.rejected + _POOLED)
             for _ in range(most):
                 chance *= each
-                nodes.append((chance, row))
+                nodes.append((chance, row, 1))
         # A row's chances fall with depth, so the likeliest nodes are the beginnings of chains.
+        return self._divide(index, nodes, worth)
+
+    def tree_lengths(
+        self, index: int, stats: Sequence[Sequence[ArmStats]], offered: Sequence[int], rooms: Sequence[int] = ()
+    ) -> list[int]:
+        """Return how many nodes of each row's tree to score, as `lengths` does for chains; a row may get none.
+
+        A node's chance is that of its place in all rows' trees, times how well the row's own were kept.
+        """
+        arm, worth = self.arms[index], _worth(rooms, len(offered))
+        if self.is_trial:
+            width = self.nodes()
+            self.hoped = sum(arm.cut.chance[:width])
+            return [min(width, most) for most in offered]
+        blocks, nodes = arm.cut.blocks(), list[tuple[float, int, int]]()
+        for row, (own, most) in enumerate(zip(stats, offered, strict=True)):
+            scale, left = worth[row] * own[index].share, most
+            for size, gain in blocks:
+                if min(left, size) > 0:
+                    nodes.append((scale * gain, row, min(left, size)))
+                left -= size
+        return self._divide(index, nodes, worth, min(1.0, arm.trust))
+
+    def _divide(
+        self, index: int, nodes: list[tuple[float, int, int]], worth: Sequence[float], trust: float = 1.0
+    ) -> list[int]:
+        """Take the best drafts of all rows as long as the step's rate rises; a trial at least one, and what it can pay.
+
+        Args:
+            index: the arm.
+            nodes: (what each of them is worth, row, how many), worth less from one to the next of a row.
+            worth: per row, of a token.
+            trust: what a hoped token has proven to be worth.
+        """
         nodes.sort(key=lambda node: -node[0])
-        # 2 Take the likeliest drafts of all rows as long as the step's rate rises; a trial only what it can pay for.
-        base_s, level = self._draft_s(self.arms[index]), self.cost(rows, rows)
-        best, chosen, written = 0.0, 0, sum(worth)
-        for count, (chance, _) in enumerate(nodes, 1):
-            written += chance
+        rows = len(worth) + self.num_beside
+        base_s, level, written = self._draft_s(self.arms[index]), self.cost(rows, rows), sum(worth) + self.num_beside
+        best, chosen, count = 0.0 if self.is_trial else written / (base_s + level), 0, 0
+        for number, (value, _, size) in enumerate(nodes, 1):
+            written += value * size * trust
+            count += size
             seconds = self.cost(rows, rows + count)
-            if count > 1 and self.is_trial and _TRIAL_STEPS * (seconds - level) > self.account:
+            if number > 1 and self.is_trial and _TRIAL_STEPS * (seconds - level) > self.account:
                 break
             if written / (base_s + seconds) > best:
-                best, chosen = written / (base_s + seconds), count
-        # 3 Share them out; what the last row may hope for is what the step is judged by afterwards.
-        lengths, self.hoped = [0] * rows, 0.0
-        for chance, row in nodes[:chosen]:
-            lengths[row] += 1
-            self.hoped += chance * (worth[row] == 1) / worth.count(1.0)
+                best, chosen = written / (base_s + seconds), number
+        # Share them out; what the last row may hope for is what the step is judged by afterwards.
+        lengths, self.hoped = [0] * len(worth), 0.0
+        for value, row, size in nodes[:chosen]:
+            lengths[row] += size
+            self.hoped += value * size * (worth[row] == 1) / worth.count(1.0)
         return lengths
-
-    def spread(self, rooms: Sequence[int]) -> list[bool]:
-        """Return for which rows trees are worth scoring: all of them where that costs nothing, else the last ones."""
-        rows = self.num_rows
-        is_free = self.cost(rows, rows * (1 + self.nodes())) <= _HYSTERESIS * self.cost(rows, rows)
-        return [True] * rows if is_free else last_rows(rooms)
 
     def nodes(self) -> int:
         """Return how many nodes of a tree to score, per row; a trial takes what it can pay for."""
         rows, width = self.num_rows, max(1, self.plan.width)
         if self.is_trial:
-            level = self.cost(rows, rows)
-            while width > 1 and _TRIAL_STEPS * (self.cost(rows, rows * (1 + width)) - level) > self.account:
+            own, level = rows - self.num_beside, self.cost(rows, rows)
+            while width > 1 and _TRIAL_STEPS * (self.cost(rows, rows + own * width) - level) > self.account:
                 width -= 1
         return width
 
     # The choice
 
-    def choose(self, stats: Sequence[Sequence[ArmStats]], lags: Sequence[int] = (), rooms: Sequence[int] = ()) -> int:
+    def choose(
+        self,
+        stats: Sequence[Sequence[ArmStats]],
+        lags: Sequence[int] = (),
+        rooms: Sequence[int] = (),
+        beside: int = 0,
+    ) -> int:
         """Return the arm of the next steps; `countdown` says for how many.
 
         Args:
             stats: by row and arm.
-            rooms: tokens that each row may still write.
             lags: tokens of all rows that each arm's drafter has not seen yet.
+            rooms: tokens that each row may still write; empty = rows come and go, and none is the last.
+            beside: rows of others in the same forward.
         """
         self._work_in()
         # 1 Know what a plain step takes now, with this many rows; otherwise no rate means anything.
-        rows, self.num_rows = self.num_rows, len(stats)
+        rows, self.num_rows, self.num_beside = self.num_rows, len(stats) + beside, beside
         lags = lags or [0] * len(self.arms)
         before, self.is_trial = self.current if not self.is_trial else -1, False
         is_stale = rows != self.num_rows and not self.cost.knows(self.num_rows)

@@ -163,7 +163,7 @@ def chat_arguments(body: Any, engine: Face, scope: Scope, tools: Any = None) -> 
 
 
 def _unread(engine: Face, names: list[str], tools: Any, documents: Any) -> list[str]:
-    if engine.tokenizer is None or not engine.tokenizer.templates:
+    if not names or engine.tokenizer is None or not engine.tokenizer.templates:
         return []
     return engine.tokenizer.unread_by_chat(names, None, tools, documents)
 

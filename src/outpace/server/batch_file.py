@@ -79,12 +79,20 @@ def read_lines(path: Path, settings: str = "") -> Iterator[Line]:
 def _parse(raw: bytes, number: int, settings: str) -> Line:
     digest = hashlib.sha256(settings.encode() + b"\n" + raw).hexdigest()[:_DIGEST]
     try:
-        found = json.loads(raw)
+        found = json.loads(raw, parse_constant=_refuse)
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Line(number, digest, fault="It holds half of a surrogate pair, which is no character.")
     except (ValueError, RecursionError):
         return Line(number, digest, fault="It is no JSON.")
     if not isinstance(found, dict):
         return Line(number, digest, fault="It is no JSON object.")
     return Line(number, digest, found)
+
+
+def _refuse(constant: str) -> None:
+    """Refuse what Python reads and JSON does not have: infinite and undefined numbers."""
+    raise ValueError(constant)
 
 
 def _read_parquet(path: Path, settings: str) -> Iterator[Line]:
@@ -147,7 +155,7 @@ class Answers:
         Raises:
             OSError: the disk is full, say; what was written before stays valid.
         """
-        rest = memoryview(json.dumps(record).encode() + b"\n")
+        rest = memoryview(json.dumps(record, allow_nan=False).encode() + b"\n")
         while rest:  # nearly always one call
             rest = rest[os.write(self._file, rest) :]
         self.done[record["line"]] = record["request"]

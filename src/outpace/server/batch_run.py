@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class Plan:
             ConfigError, ModelError: see `outpace.load`.
         """
         from outpace.engine.core import Engine
-        from outpace.engine.scheduler import Limits
+        from outpace.engine.limits import Limits
 
         engine = Engine(self.model, limits=Limits(max_rows=self.rows), **self.load)
         return Answerer(engine, self.model, self.defaults, lambda: _make_app(engine, self))
@@ -149,9 +150,6 @@ class Answerer:
             answer = json.loads(data)
         except ValueError:
             answer = {"error": {"message": data.decode(errors="replace")}}
-        # What differs from run to run is put in terms of the line, so that the same line gives the same answer.
-        if status == 200 and isinstance(answer, dict) and isinstance(answer.get("id"), str):
-            answer["id"] = f"{answer['id'].split('-')[0]}-{line.digest}"
         response = {"status_code": status, "request_id": line.digest, "body": answer}
         told = None if status < 400 else {"type": "Refused", "message": _told(answer), "hint": ""}
         record = _record(line) | {"custom_id": line.id, "response": response, "error": told}
@@ -226,8 +224,15 @@ def _output(result: Result) -> dict[str, Any]:
     found: dict[str, Any] = {"text": result.text, "tokens": result.tokens, "finish_reason": result.finish_reason}
     for name in ("log_probs", "top_log_probs", "filled"):
         if value := getattr(result, name):
-            found[name] = value
+            found[name] = _finite(value)
     return found
+
+
+def _finite(value: Any) -> Any:
+    """Return numbers in lists with None in place of infinite ones, which JSON lacks."""
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _told(answer: Any) -> str:

@@ -87,6 +87,8 @@ async def begin_chat(body: ChatBody, served: Serving, request: Request, prefix: 
         body.tool_choice,
         prompt=text,
         is_parallel=body.parallel_tool_calls is not False,
+        format=served.settings.tool_format,
+        reasoning=served.settings.reasoning_format,
         answer=answer or None,
     )
     for note in reading.notes:

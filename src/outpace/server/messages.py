@@ -140,7 +140,7 @@ def _choice(given: Mapping[str, Any] | None) -> tuple[Any, bool | None]:
     is_parallel = False if given.get("disable_parallel_tool_use") else None
     if given.get("type") == "tool":
         return {"type": "function", "function": {"name": given.get("name")}}, is_parallel
-    if given.get("type") not in _CHOICES:
+    if str(given.get("type")) not in _CHOICES:
         raise Refused(400, "tool_choice.type is none of auto, any, tool, none.", param="tool_choice")
     return _CHOICES[given["type"]], is_parallel
 

@@ -33,7 +33,7 @@ class Replica:
 
     def __init__(self, name: str, model: str, load: Mapping[str, Any], rows: int) -> None:
         from outpace.engine.core import Engine
-        from outpace.engine.scheduler import Limits
+        from outpace.engine.limits import Limits
 
         self._engine: Face = Engine(model, limits=Limits(max_rows=rows), **load)
         self._tickets = dict[str, Ticket]()

@@ -97,7 +97,7 @@ _PASSED = (
 
 
 @dataclass(slots=True)
-class _Kept:
+class Kept:
     """A response that was stored: what it says, and the conversation up to its end."""
 
     told: dict[str, Any]
@@ -106,21 +106,21 @@ class _Kept:
 
 
 @dataclass(slots=True)
-class _Store:
+class Store:
     """Stored responses, in memory and not for ever: the oldest ones give way."""
 
-    kept: OrderedDict[str, _Kept] = field(default_factory=OrderedDict)
+    kept: OrderedDict[str, Kept] = field(default_factory=OrderedDict)
     size: int = 0
 
     def add(self, told: dict[str, Any], messages: list[dict[str, Any]]) -> None:
         """Keep a response."""
         size = len(orjson.dumps([told, messages]))
-        self.kept[told["id"]] = _Kept(told, messages, size)
+        self.kept[told["id"]] = Kept(told, messages, size)
         self.size += size
         while self.kept and (len(self.kept) > _MOST_KEPT or self.size > _MOST_KEPT_BYTES):
             self.drop(next(iter(self.kept)))
 
-    def get(self, name: str, param: str) -> _Kept:
+    def get(self, name: str, param: str) -> Kept:
         """Return a response.
 
         Raises:
@@ -136,11 +136,11 @@ class _Store:
         self.size -= self.kept.pop(name).size
 
 
-def _store(request: Request) -> _Store:
+def _store(request: Request) -> Store:
     state = request.app.state
     if not hasattr(state, "responses"):
-        state.responses = _Store()
-    found: _Store = state.responses
+        state.responses = Store()
+    found: Store = state.responses
     return found
 
 

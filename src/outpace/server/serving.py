@@ -60,14 +60,13 @@ class Serving:
 
     async def submit_all(self, engine: Face, asks: Sequence[Ask], request: Request) -> list[Ticket]:
         """Hand over several asks; all of them, or none runs on."""
-        taken: list[Ticket] = []
-        try:
-            for ask in asks:
-                taken.append(await self.submit(engine, ask, request))
-        except BaseException:
-            self.release(request)
-            raise
-        return taken
+        submitting = (self.submit(engine, ask, request) for ask in asks)
+        taken = await asyncio.gather(*submitting, return_exceptions=True)
+        for one in taken:
+            if isinstance(one, BaseException):
+                self.release(request)
+                raise one
+        return [one for one in taken if isinstance(one, Ticket)]
 
     def release(self, request: Request) -> None:
         """Forget a request; what still runs of it is cancelled, and nothing of another that has the same id."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from outpace.errors import ConfigError
+from outpace.server.reasoning import TAGS
+from outpace.server.tools_calls import FORMATS
 from outpace.setting import Option, check, setting
 
 __all__ = ["ServerSettings", "read_keys"]
@@ -43,6 +45,8 @@ class ServerSettings:
         ping_s: seconds of silence behind which a stream sends a comment.
         drain_s: seconds that running requests get when the server ends.
         logs_requests: bodies of requests go into the log.
+        tool_format, reasoning_format: how the models write tool calls and reasoning; see `choose_format` and
+            `choose_tags`.
 
     Raises:
         ConfigError: a limit is out of range.
@@ -65,6 +69,16 @@ class ServerSettings:
     ping_s: float = setting(15.0, above=0, is_finite=True)
     drain_s: float = _limit(30.0, "Seconds that running requests get at the end.", least=0, is_finite=True)
     logs_requests: bool = False
+    tool_format: str = setting(
+        "auto",
+        among=("auto", "none", *FORMATS),
+        option=Option("How the models write tool calls.", metavar="auto|NAME", is_shown=True),
+    )
+    reasoning_format: str = setting(
+        "auto",
+        among=("auto", "none", *TAGS),
+        option=Option("How the models write reasoning.", metavar="auto|NAME", is_shown=True),
+    )
 
     def __post_init__(self) -> None:
         check(self)

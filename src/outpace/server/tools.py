@@ -100,10 +100,10 @@ class MessageParser:
         if tags is not None and (self.is_reasoning or (yield from self._take_open(tags.open))):
             self.is_reasoning = True
             voice = _Voice(self._telling.reasoning, is_behind=True)
-            mark = yield from self._until(Marks({tags.close, *self._hidden}), voice)
+            mark = yield from self._until(Marks.of(self._hidden | {tags.close}), voice)
             self._tape.at += len(mark)
             self.is_reasoning, self._content.is_behind = False, True
-        marks = Marks({*self._hidden, format.opener} if format else self._hidden)
+        marks = Marks.of(self._hidden | {format.opener} if format else self._hidden)
         may_be_bare = format is not None and format.bare != ""
         try:
             while True:

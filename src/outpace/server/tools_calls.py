@@ -102,7 +102,7 @@ class CallReader:
         self._from, self._is_broken, self.safe = None, False, tape.at
 
     def _pass_until(self, end: str) -> Walk[None]:
-        marks = Marks([end])
+        marks = Marks.of(frozenset({end}))
         while True:
             self.tape.at, mark = self.tape.find(marks)
             if mark or self.tape.is_ended:

@@ -238,7 +238,8 @@ class _Writer:
         """Add a grammar's rules under names of their own; return the first one's."""
         for line in grammar.to_lark().splitlines():
             name, _, body = line.partition(": ")
-            parts = [body] if name[0] == "T" else [part if part == "|" else part + suffix for part in body.split(" ")]
+            words = body.split(" ")  # an empty one is an empty alternative
+            parts = [body] if name[0] == "T" else [word + suffix if word not in ("|", "") else word for word in words]
             self._lines.append(f"{name}{suffix}: {' '.join(parts)}")
         return f"start{suffix}"
 

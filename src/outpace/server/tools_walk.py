@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Generator, Iterable
@@ -27,7 +28,7 @@ class Ended(Fault):
 
 
 class Marks:
-    """Texts to look out for.
+    """Texts to look out for; `Marks.of` makes them once for many parsers.
 
     Attributes:
         pattern: finds the first of them.
@@ -40,6 +41,12 @@ class Marks:
         self.pattern = re.compile("|".join(map(re.escape, known)) or r"(?!)")
         self.beginnings = {mark[:size] for mark in known for size in range(1, len(mark))}
         self.longest = max(map(len, known), default=0)
+
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def of(marks: frozenset[str]) -> Marks:
+        """Return the marks of some texts: a tokenizer may have hundreds of special ones."""
+        return Marks(marks)
 
 
 class Tape:

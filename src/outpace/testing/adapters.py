@@ -30,14 +30,15 @@ def check_adapter(adapter: Adapter) -> None:
         _same(adapter.head(whole.last), whole.logits, None, "the head's logits of the last hidden states")
     soft = adapter.score(texts, _places(adapter, [12, 12]), None, _cache(adapter), inputs=adapter.embed(texts))
     _same(soft.logits, whole.logits, None, "logits of embedded tokens given as soft inputs")
-    _check_pieces(adapter, texts, whole, outputs)
-    if adapter.capabilities.has_tree:
-        _check_tree(adapter, texts, whole, outputs)
+    for is_paged in (False, True) if adapter.new_pool(1) is not None else (False,):
+        _check_pieces(adapter, texts, whole, outputs, is_paged)
+        if adapter.capabilities.has_tree:
+            _check_tree(adapter, texts, whole, outputs, is_paged)
 
 
-def _check_pieces(adapter: Adapter, texts: Tensor, whole: Scores, outputs: Outputs) -> None:
+def _check_pieces(adapter: Adapter, texts: Tensor, whole: Scores, outputs: Outputs, is_paged: bool) -> None:
     """Rows of different lengths, then three more tokens of each, of which some are asked."""
-    cache, counter = _begun(adapter, texts)
+    cache, counter = _begun(adapter, texts, is_paged)
     rows = range(len(_LENGTHS))
     tokens = torch.stack([texts[row, length : length + 3] for row, length in enumerate(_LENGTHS)])
     ask = torch.tensor([[1, 2], [2, 0]], device=adapter.device)
@@ -51,9 +52,9 @@ def _check_pieces(adapter: Adapter, texts: Tensor, whole: Scores, outputs: Outpu
             _same(states[row], whole.taps[layer][row, at[row]], None, f"what enters layer {layer} behind a cache")
 
 
-def _check_tree(adapter: Adapter, texts: Tensor, whole: Scores, outputs: Outputs) -> None:
+def _check_tree(adapter: Adapter, texts: Tensor, whole: Scores, outputs: Outputs, is_paged: bool) -> None:
     """A token, its rival, and the token's child, which must not see the rival."""
-    cache, _ = _begun(adapter, texts)
+    cache, _ = _begun(adapter, texts, is_paged)
     starts = torch.tensor(_LENGTHS, device=adapter.device)[:, None]
     tokens = texts.gather(1, starts + torch.tensor([[0, 2, 1]], device=adapter.device))
     position = starts + torch.tensor([[0, 0, 1]], device=adapter.device)
@@ -63,17 +64,18 @@ def _check_tree(adapter: Adapter, texts: Tensor, whole: Scores, outputs: Outputs
         _same(scores.logits[row, [0, 2]], whole.logits[row, start : start + 2], None, "logits of a tree's branch")
 
 
-def _begun(adapter: Adapter, texts: Tensor) -> tuple[Cache, Counter]:
+def _begun(adapter: Adapter, texts: Tensor, is_paged: bool) -> tuple[Cache, Counter]:
     """Read seven tokens of one row and two of the other, padded at the right, and keep them."""
     counter = Counter()
-    cache, none = _cache(adapter, counter), torch.zeros(2, 0, dtype=torch.int64, device=adapter.device)
+    cache, none = _cache(adapter, counter, is_paged), torch.zeros(2, 0, dtype=torch.int64, device=adapter.device)
     adapter.score(texts[:, :7], _places(adapter, list(_LENGTHS), size=7), None, cache, none)
     cache.keep([range(length) for length in _LENGTHS])
     return cache, counter
 
 
-def _cache(adapter: Adapter, counter: Counter | None = None) -> Cache:
-    cache = adapter.new_cache(2, 24, counter)
+def _cache(adapter: Adapter, counter: Counter | None = None, is_paged: bool = False) -> Cache:
+    pool = adapter.new_pool(8, 16) if is_paged else None
+    cache = adapter.new_cache(2, 24, counter) if pool is None else pool.new_cache(2, counter, 24)
     if adapter.capabilities.is_encoder_decoder:
         adapter.encode([[1, 2, 3], [2, 3]], cache)
     return cache

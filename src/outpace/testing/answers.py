@@ -24,6 +24,7 @@ from outpace.methods.speculative.spectr import SpecTr
 from outpace.sampling import Sampler, Sampling, node_key, row_key, uniform
 from outpace.testing import world
 from outpace.testing.gtest import PROMPT, canvas_law, g_test, small_model, text_counts, text_law
+from outpace.testing.mixture import check_mixture
 from outpace.testing.world import SETTINGS, PeriodicModel, drive, make_rows, make_run, write
 from outpace.text.stream import TextStream
 from outpace.types import Proposal, Stream
@@ -47,6 +48,7 @@ def answer_checks() -> list[Callable[[], None]]:
         check_draft_law,
         check_streams,
         check_sampled_drafts,
+        check_mixture,
     ]
 
 

@@ -196,15 +196,17 @@ def _cache_rows_swapped(leave: Any) -> Any:
     return faulty
 
 
-def _state_kept(leave: Any) -> Any:
-    trees = leave.__globals__["trees"]
-    return seeing(leave, trees=stand_in(trees, rows=lambda state, stay: trees.rows(state, range(len(stay)))))
+def _state_kept(drop: Any) -> Any:
+    trees = drop.__globals__["trees"]
+    return seeing(drop, trees=stand_in(trees, rows=lambda state, stay: trees.rows(state, range(len(stay)))))
 
 
-def _noise_kept(leave: Any) -> Any:
-    def faulty(self: Any, gone: Any) -> None:
+def _noise_kept(drop: Any) -> Any:
+    def faulty(self: Any, leaving: Any) -> Any:
         sampler = self.sampler
-        leave(stand_in(self, sampler=stand_in(sampler, rows=lambda stay: sampler.rows(range(len(stay))))), gone)
+        return drop(
+            stand_in(self, sampler=stand_in(sampler, rows=lambda stay: sampler.rows(range(len(stay))))), leaving
+        )
 
     return faulty
 
@@ -561,6 +563,18 @@ MUTANTS = (
         "run.commit:kept",
         _kept_as_chain,
     ),
+    Mutant(
+        "law-of-the-first",
+        "rows of other settings are drawn by those of the first row",
+        "sampling.samplers:sampler_of",
+        lambda sampler_of: lambda settings, *given: sampler_of([settings[0]] * len(settings), *given),
+    ),
+    Mutant(
+        "chain-beside-tree",
+        "beside trees the nodes of a chain all hang from the root",
+        "run.beside:lay_beside",
+        text("torch.arange(-1, own - 1, device=device)", "torch.full((own,), -1, device=device)"),
+    ),
     Mutant("siblings-visible", "tree nodes see their siblings", "run.tree:ancestors", _seeing_siblings),
     Mutant("wrong-sibling", "the walk enters the wrong child", "accept.match:_walk", _wrong_sibling),
     Mutant(
@@ -572,13 +586,13 @@ MUTANTS = (
     Mutant(
         "state-not-reindexed",
         "when a row leaves, its neighbours inherit its method state",
-        "run.batch:Batch.leave",
+        "run.batch:Batch._drop",
         _state_kept,
     ),
     Mutant(
         "keys-not-reindexed",
         "when a row leaves, its neighbours inherit its noise",
-        "run.batch:Batch.leave",
+        "run.batch:Batch._drop",
         _noise_kept,
     ),
     Mutant(

@@ -83,9 +83,14 @@ class ToyModel(Adapter):
 
     def new_pool(self, num_pages: int, page_size: int = 32) -> Pages:
         """Return memory for paged caches, laid out as `new_cache` does."""
-        sizes = [self.hidden] * self.capabilities.num_layers + [1]
-        buffers = [torch.full((num_pages, page_size, size), float("nan"), dtype=torch.float64) for size in sizes]
-        return Pages(buffers, 1)
+        sizes = [(self.capabilities.num_layers, self.hidden), (1, 1)]
+        return Pages(
+            [
+                torch.full((count, num_pages, page_size, size), float("nan"), dtype=torch.float64)
+                for count, size in sizes
+            ],
+            1,
+        )
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""

@@ -24,9 +24,10 @@ from outpace.bench.machine import describe, lock
 from outpace.bench.report import Report, Skipped, new_report
 from outpace.bench.serving.compare import Side, measure_sides, summarise_sides
 from outpace.bench.serving.probes import measure_arrivals, measure_overhead, measure_pages, measure_prefix
-from outpace.bench.serving.servers import PEERS, serve_ours, serve_peer, served_name
+from outpace.bench.serving.servers import PEERS, peer_versions, serve_ours, serve_peer, served_name, tidy_end
 from outpace.bench.serving.tables import make_tables
 from outpace.errors import OutpaceError
+from outpace.models.loading import count_parameters
 
 __all__ = ["main"]
 
@@ -38,6 +39,7 @@ _PEER_CLIENTS = (1, 4, 16)
 def _work(given: argparse.Namespace) -> None:
     with ExitStack() as stack:
         stack.enter_context(lock(600.0))
+        stack.enter_context(tidy_end())
         facts = describe()
         lm = load(given.model, threads=given.threads or None)
         url = given.url
@@ -56,19 +58,15 @@ def _work(given: argparse.Namespace) -> None:
                 except OutpaceError as error:
                     skipped.append(Skipped(part, f"{error} {error.hint}".strip()))
         if given.peers:
-            found["peers"] = _peers(
+            found["beside"] = _peers(
                 Side(given.methods[-1], url, name, given.methods[-1], streams=False), given, lm, skipped
             )
-    report = _report(given, facts, found, skipped)
+    report = _report(given, lm, facts, found, skipped)
     for table in report.tables():
         print(table.markdown(), end="\n\n")
     for item in skipped:
         print(f"Left out: {item.name}. {item.reason}")
-    report.write(given.json, markdown=given.markdown)
-    if given.plot is not None:
-        from outpace.bench.plots import draw_serving
-
-        draw_serving(report.rows, f"{Path(given.model).name}: mixed traffic", given.plot)
+    report.write(given.json, given.plot, given.markdown)
 
 
 def _load(
@@ -121,12 +119,20 @@ def _peers(own: Side, given: argparse.Namespace, lm: LanguageModel, skipped: lis
 
 
 def _report(
-    given: argparse.Namespace, facts: Mapping[str, Any], found: Mapping[str, Any], skipped: Sequence[Skipped]
+    given: argparse.Namespace,
+    lm: LanguageModel,
+    facts: Mapping[str, Any],
+    found: Mapping[str, Any],
+    skipped: Sequence[Skipped],
 ) -> Report:
     options = {name: value for name, value in vars(given).items() if name not in ("url", "serve")}
-    rows = found.get("load", [])
     parts = {name: value for name, value in found.items() if name != "load"}
-    return new_report("serving", options, facts, rows, tables=make_tables(found), skipped=skipped, **parts)
+    count = 0 if lm.directory is None else count_parameters(lm.directory)
+    model = {"name": Path(given.model).name, "parameters": count, "dtype": str(lm.target.dtype).removeprefix("torch.")}
+    more = {"model": model, "peers": peer_versions(given.peers), **parts}
+    return new_report(
+        "serving", options, facts, found.get("load", []), tables=make_tables(found), skipped=skipped, **more
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,12 +22,12 @@ from outpace.errors import OutpaceError
 from outpace.models.opening import locate
 from outpace.quantize.gguf_file import write_plain
 
-__all__ = ["PEERS", "Server", "serve_ours", "serve_peer", "served_name", "wait_for"]
+__all__ = ["PEERS", "Server", "peer_versions", "serve_ours", "serve_peer", "served_name", "tidy_end", "wait_for"]
 
 PEERS = ("llama.cpp", "llama.cpp:lookup", "transformers", "transformers:batching")
 _START_S = 300.0
 _END_S = 60.0
-_LAST = 400  # characters of a log
+_LAST = 400  # characters of what a process said last
 
 
 class Server:
@@ -90,14 +93,27 @@ class Server:
         if self._process.poll() is None:
             return ""
         self._log.seek(0)
-        said = " ".join(self._log.read().split())[-_LAST:]
-        return f"it ended with status {self._process.returncode}: {said}"
+        said = [line.strip() for line in self._log.read().splitlines() if line.strip()]
+        return f"it ended with status {self._process.returncode}: {said[-1][:_LAST] if said else 'no output'}"
 
     def __enter__(self) -> Server:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def tidy_end() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that servers started in it end, too."""
+    if threading.current_thread() is not threading.main_thread():  # only that one hears signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def wait_for(url: str, page: str, ended: object = None) -> None:
@@ -167,11 +183,11 @@ def serve_peer(name: str, model: str, folder: Path, dtype: torch.dtype, context:
     source, _ = locate(model)
     # Peers find their files here, and fetch none.
     environment = {**_threads(threads), "HF_HUB_OFFLINE": "1"}
-    python = os.environ.get("OUTPACE_PEERS_PYTHON") or sys.executable
+    python = _peers_python()
     if name.startswith("transformers"):
         place = f"{source.parent}:{source.name}" if source.is_file() else str(source)
         kind = str(dtype).removeprefix("torch.")
-        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", place, "--dtype", kind]
+        command = [python, "-m", "transformers.cli.transformers", "serve", place, "--dtype", kind]
         command += ["--host", "127.0.0.1", "--port", "{port}", "--device", "cpu"]
         extra = ["--continuous-batching"] if name.endswith(":batching") else []
         return Server(name, [*command, *extra], place, environment=environment)
@@ -193,6 +209,25 @@ def serve_peer(name: str, model: str, folder: Path, dtype: torch.dtype, context:
     command += ["--n_threads", str(threads), "--n_threads_batch", str(threads)] if threads else []
     command += ["--draft_model", "prompt-lookup-decoding"] if name.endswith(":lookup") else []
     return Server(name, command, "model", ready="/v1/models", environment=environment)
+
+
+def peer_versions(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of the packages that peers come with; those that are not installed are left out."""
+    found = {}
+    for name in dict.fromkeys(name.partition(":")[0] for name in names):
+        package = {"llama.cpp": "llama-cpp-python"}.get(name, name)
+        code = f"from importlib.metadata import version; print(version({package!r}))"
+        try:
+            done = subprocess.run([_peers_python(), "-c", code], capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if done.returncode == 0:
+            found[package] = done.stdout.strip()
+    return found
+
+
+def _peers_python() -> str:
+    return os.environ.get("OUTPACE_PEERS_PYTHON") or sys.executable
 
 
 def _threads(number: int) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from outpace.bench.report import Table, show_ratio
@@ -23,34 +23,34 @@ _LOAD = (
 )
 
 
+_ARRIVALS = ("method", "clients", "arriving prompt", "prompts", "p50 ms", "p99 ms", "p99/p50", "alone p50, p99 ms")
+_PREFIX = ("prefix", "cold ms", "warm ms", "tail alone ms", "step ms", "steps beyond the tail", "cached tokens")
+_OVERHEAD = ("method", "served / own time [95%]", "added ms", "pairs", "equal texts")
+_MEMORY = ("rows", "running", "page_size", "pages", "needed", "ratio")
+
+
 def make_tables(found: Mapping[str, Any]) -> list[Table]:
     """Return a table for each part that was measured.
 
     Args:
-        found: by part: "load" and "peers" as rows of `summarise_sides`, others as `probes` returns them.
+        found: by part: "load" and "beside" as rows of `summarise_sides`, others as `probes` returns them.
     """
     tables = []
-    if found.get("load"):
-        tables.append(Table("Mixed traffic", _LOAD, [_load_cells(row) for row in found["load"]]))
-    if found.get("peers"):
-        tables.append(Table("Beside other servers", _LOAD, [_load_cells(row) for row in found["peers"]]))
+    for part, title in (("load", "Mixed traffic"), ("beside", "Beside other servers")):
+        if found.get(part):
+            tables.append(Table(title, _LOAD, [_load_cells(row) for row in found[part]]))
     if "arrivals" in found:
-        head = ("method", "clients", "arriving prompt", "prompts", "p50 ms", "p99 ms", "p99/p50", "alone p50, p99 ms")
-        tables.append(
-            Table("Between pieces while long prompts arrive", head, [_arrival_cells(row) for row in found["arrivals"]])
-        )
+        cells = [_arrival_cells(row) for row in found["arrivals"]]
+        tables.append(Table("Between pieces while long prompts arrive", _ARRIVALS, cells))
     if "prefix" in found:
-        tables.append(Table("Time to the first token behind a prefix", *_prefix(found["prefix"]), left=0))
+        tables.append(Table("Time to the first token behind a prefix", _PREFIX, [_prefix_cells(found["prefix"])], 0))
     if "overhead" in found:
-        head = ("method", "served / own time [95%]", "added ms", "pairs", "equal texts")
-        tables.append(Table("The way over HTTP, at batch 1", head, [_overhead_cells(row) for row in found["overhead"]]))
+        cells = [_overhead_cells(row) for row in found["overhead"]]
+        tables.append(Table("The way over HTTP, at batch 1", _OVERHEAD, cells))
     if "memory" in found:
         row = found["memory"]
-        head = ("rows", "seen running", "tokens per page", "pages", "needed", "ratio")
-        cells = [f"{row[key]:g}" for key in ("rows", "running", "page_size", "pages", "needed")] + [
-            f"{row['ratio']:.2f}"
-        ]
-        tables.append(Table("Pages of rows that share a prefix", head, [cells], left=0))
+        cells = [[*(f"{row[key]:g}" for key in _MEMORY[:-1]), f"{row['ratio']:.2f}"]]
+        tables.append(Table("Pages of rows that share a prefix", [key.replace("_", " ") for key in _MEMORY], cells, 0))
     return tables
 
 
@@ -80,10 +80,9 @@ def _overhead_cells(row: Mapping[str, Any]) -> list[str]:
     return [row["method"], ratio, f"{row['added_ms']:.2f}", str(row["pairs"]), f"{row['equal']}/{row['compared']}"]
 
 
-def _prefix(row: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    head = ("prefix", "cold ms", "warm ms", "tail alone ms", "step ms", "steps beyond the tail", "cached tokens")
+def _prefix_cells(row: Mapping[str, Any]) -> list[str]:
     times = [f"{row[key]:.2f}" for key in ("cold_ms", "warm_ms", "tail_ms", "step_ms", "steps_beyond_tail")]
-    return head, [[str(row["prefix_tokens"]), *times, f"{row['cached_tokens']:g}"]]
+    return [str(row["prefix_tokens"]), *times, f"{row['cached_tokens']:g}"]
 
 
 def _pair(first: float | None, second: float | None) -> str:

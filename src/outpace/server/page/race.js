@@ -48,6 +48,7 @@ export async function race(method, goal, key, run, pick) {
     $("same").textContent = `${lanes[i].title} is running, ${i === order[0] ? "first" : "second"}.`;
     lanes[i].element.classList.add("running");
     const { output } = lanes[i];
+    output.rewind();
     const isWhole = await run(methods[i], output, () => lanes[i].show(output.count, output.rate()));
     lanes[i].element.classList.remove("running");
     if (!isWhole) {

@@ -40,14 +40,14 @@ export async function* write(path, body, key, signal) {
     for await (const data of events(answer.body)) {
       if (data === "[DONE]") {
         isWhole = true;
-        break;
+        continue; // to the answer's end, so that its connection serves again
       }
       const piece = read(JSON.parse(data), isTraced);
       isTraced ||= Boolean(piece?.isTraced);
       if (piece) yield piece;
     }
   } catch (error) {
-    if (signal.aborted) return;
+    if (signal.aborted || isWhole) return;
     throw error instanceof Trouble ? error : new Trouble(LOST, "lost");
   }
   if (!isWhole && !signal.aborted) throw new Trouble(LOST, "lost");

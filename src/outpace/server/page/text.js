@@ -32,7 +32,8 @@ function facts(token) {
 export class Output {
   /** box: where the text goes; footer: where its figures go; pick(output, step): shows steps; null = there are none. */
   constructor(box, footer, pick) {
-    Object.assign(this, { box, footer, pick, tokens: [], steps: [], begun: performance.now(), finish: null, next: 0 });
+    Object.assign(this, { box, footer, pick, tokens: [] });
+    this.rewind();
     box.tabIndex = 0;
     box.role = "group";
     box.dir = "auto";
@@ -43,7 +44,7 @@ export class Output {
     box.addEventListener("click", (event) => this.#choose(event.target));
   }
 
-  /** Ask again from the start: the same seed writes the same tokens, so those that are here stay. */
+  /** It is asked now, perhaps again: the same seed writes the same tokens, so those that are here stay. */
   rewind() {
     Object.assign(this, { steps: [], begun: performance.now(), finish: null, next: 0 });
   }
