@@ -40,7 +40,7 @@ class Starts:
             return assemble(*arguments)
 
         monkeypatch.setattr(loading, "assemble", counted)
-        monkeypatch.setattr(shelf, "packed_folder", lambda: folder)
+        monkeypatch.setattr(store, "packed_folder", lambda: folder)
         monkeypatch.setattr(shelf, "SMALLEST", 0)
         monkeypatch.setattr(shelf, "SETTLED_S", 0.0)
 
@@ -225,7 +225,7 @@ def test_the_folder_keeps_to_its_limit_and_loses_what_was_used_longest_ago(
     monkeypatch.setenv("OUTPACE_PACKED_GB", "0.000001")
     starts(cycle)  # more than the limit
     assert len(starts.files) == 2
-    assert shelf.clear_packed() == 2 and not starts.files
+    assert store.clear_packed() == 2 and not starts.files
 
 
 def test_nothing_is_kept_where_it_is_switched_off(starts: Starts, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from outpace import zoo
+from outpace import store, zoo
 from outpace.cli.get import row
 from outpace.cli.output import print_json, print_table, write_text
 from outpace.zoo.published import published
@@ -27,10 +27,8 @@ def models(
     Below them stands what the packed weights take that are kept for quick starts: at most OUTPACE_PACKED_GB gigabytes
     (8; 0 keeps none).
     """
-    from outpace.kernels import shelf
-
     if clear_packed:
-        shelf.clear_packed()
+        store.clear_packed()
     shipped = [zoo.card(name).to_dict() for name in zoo.names()]
     cached = _cached()
     if json:
@@ -46,10 +44,8 @@ def models(
 
 def _packed() -> dict[str, Any]:
     """Return what is kept of packed weights, and where."""
-    from outpace.kernels import shelf
-
-    sizes = [size for _, size in shelf.list_packed()]
-    folder, limit = str(shelf.packed_folder()), shelf.packed_limit()
+    sizes = [size for _, size in store.list_packed()]
+    folder, limit = str(store.packed_folder()), store.packed_limit()
     return {"folder": folder, "num_files": len(sizes), "num_bytes": sum(sizes), "limit": limit}
 
 

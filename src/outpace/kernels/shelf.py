@@ -16,7 +16,6 @@ import dataclasses
 import errno
 import functools
 import hashlib
-import math
 import os
 import shutil
 import time
@@ -27,56 +26,16 @@ import numpy as np
 import torch
 
 from outpace import store
-from outpace.errors import ConfigError
 from outpace.kernels.decoder import DTYPES, supports
 from outpace.kernels.library import load, note
 from outpace.kernels.packed_file import Described, open_packed
 from outpace.models.spec import Spec
 from outpace.models.weights import Weights
 
-__all__ = ["Shelf", "clear_packed", "list_packed", "open_shelf", "packed_folder", "packed_limit"]
+__all__ = ["Shelf", "open_shelf"]
 
 SMALLEST = 32 << 20  # bytes of packed weights; fewer are packed in no time
 SETTLED_S = 2.0  # a file that has not changed for so long will show the next change
-_DEFAULT_GB, _VARIABLE = 8.0, "OUTPACE_PACKED_GB"
-
-
-def packed_folder() -> Path:
-    """Return where packed weights are kept."""
-    return store.cache_folder() / "packed"
-
-
-def packed_limit() -> int:
-    """Return how many bytes may be kept: OUTPACE_PACKED_GB (10^9 bytes each; 0 = nothing), or 8 GB.
-
-    Raises:
-        ConfigError: the variable holds something else.
-    """
-    stated = os.environ.get(_VARIABLE) or str(_DEFAULT_GB)
-    with contextlib.suppress(ValueError):
-        if 0 <= (gigabytes := float(stated)) < math.inf:
-            return int(gigabytes * 1e9)
-    raise ConfigError(f"{_VARIABLE} is {stated!r}.", "It is a number of gigabytes, 0 = no packed weights are kept.")
-
-
-def list_packed() -> list[tuple[Path, int]]:
-    """Return the files that are kept and their sizes in bytes, those used longest ago first."""
-    found = []
-    for path in packed_folder().glob("*.weights"):
-        with contextlib.suppress(OSError):  # another process may be removing it
-            facts = path.stat()
-            found.append((facts.st_mtime_ns, path, facts.st_size))
-    return [(path, size) for _, path, size in sorted(found)]
-
-
-def clear_packed() -> int:
-    """Remove all files that are kept; return how many it was. Processes that have mapped one go on with it."""
-    removed = 0
-    for path, _ in list_packed():
-        with contextlib.suppress(OSError):
-            path.unlink()
-            removed += 1
-    return removed
 
 
 def open_shelf(spec: Spec, dtype: torch.dtype, sources: Iterable[Path], variant: str) -> Shelf | None:
@@ -88,7 +47,7 @@ def open_shelf(spec: Spec, dtype: torch.dtype, sources: Iterable[Path], variant:
         sources: all files that its weights are made of, settings included.
         variant: what else decides how they are read.
     """
-    library = load() if dtype in DTYPES and supports(spec) and packed_limit() else None
+    library = load() if dtype in DTYPES and supports(spec) and store.packed_limit() else None
     if library is None:
         return None
     shape = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
@@ -114,7 +73,7 @@ class Shelf:
     def __init__(self, library: ctypes.CDLL, fixed: str, sources: Sequence[Path]) -> None:
         self._library, self._fixed, self._sources = library, fixed, sources
         self.key = self._find_key()
-        self.path = packed_folder() / f"{self.key}.weights"
+        self.path = store.packed_folder() / f"{self.key}.weights"
 
     def find(self) -> tuple[Weights, list[str]] | None:
         """Return packed weights and the notes that were put there with them; None where there are none.
@@ -136,28 +95,30 @@ class Shelf:
     def put(self, weights: Weights, notes: Sequence[str]) -> str:
         """Keep packed weights for later starts; return what a user should know if that fails, else an empty text."""
         described = Described(weights, notes)
-        is_worth = described.num_bytes >= SMALLEST and described.size <= packed_limit()
+        is_worth = described.num_bytes >= SMALLEST and described.size <= store.packed_limit()
         if not is_worth or self._find_key() != self.key:
             return ""
         try:
-            with store.locked(packed_folder() / "lock", on_wait=_leave):
+            with store.locked(store.packed_folder() / "lock", on_wait=_leave):
                 self._put(described)
         except _Busy:  # another process writes; it may be this very file
             return ""
         except OSError as error:
-            reason = f"{packed_folder()} cannot keep packed weights ({error.strerror or error})"
-            return f"{reason}: every start packs them anew. {_VARIABLE}=0 does not try."
+            reason = f"{store.packed_folder()} cannot keep packed weights ({error.strerror or error})"
+            return f"{reason}: every start packs them anew. {store.PACKED_LIMIT}=0 does not try."
         return ""
 
     def _put(self, described: Described) -> None:
-        for left in packed_folder().glob("*.part"):  # of a process that was killed: here, under the lock, nobody writes
+        for left in store.packed_folder().glob(
+            "*.part"
+        ):  # of a process that was killed: here, under the lock, nobody writes
             left.unlink(missing_ok=True)
         if self.path.exists():
             return
-        if shutil.disk_usage(packed_folder()).free < 2 * described.size:
+        if shutil.disk_usage(store.packed_folder()).free < 2 * described.size:
             raise OSError(errno.ENOSPC, "they would take more than half of what is free there")
-        kept = list_packed()
-        room = packed_limit() - described.size - sum(size for _, size in kept)
+        kept = store.list_packed()
+        room = store.packed_limit() - described.size - sum(size for _, size in kept)
         for path, size in kept:
             if room < 0:
                 path.unlink(missing_ok=True)
