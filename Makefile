@@ -14,10 +14,11 @@ METHODS ?= autoregressive,suffix,token-recycling,opt-tree,auto
 CERTIFY ?=
 WORKERS ?= 2
 ARGS ?=
+DOORS := tests/doors tests/server/test_ray.py tests/cli/test_batch_command.py
 GPU_PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test certify bench gpu mutants plugin catalogue docs serve-docs lint format types check clean
+.PHONY: help demo test certify bench gpu mutants plugin doors catalogue docs serve-docs lint format types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -64,6 +65,13 @@ plugin: $(VENV)/.installed-dev ## install the example plug-in aside and run its 
 	@rm -rf build/plugin
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/plugin docs/plugins/outpace-example
 	PYTHONPATH=build/plugin OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider docs/plugins/outpace-example/tests
+
+doors: $(VENV)/.installed-dev ## install lm-eval and Ray aside, and run the tests that need them
+	@$(BIN)/python -m venv build/doors
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > build/doors/paths
+	@build/doors/bin/python -c 'import pathlib, site; pathlib.Path(site.getsitepackages()[0], "paths.pth").write_text(open("build/doors/paths").read())'
+	@build/doors/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ".[doors,scale]"
+	PYTHONPATH=src OMP_NUM_THREADS=1 build/doors/bin/python -m pytest -p no:cacheprovider $(DOORS) $(ARGS)
 
 catalogue: $(VENV)/.installed ## rewrite src/outpace/methods/catalogue.json from the method classes
 	$(BIN)/python -m outpace.methods.catalogue

@@ -8,12 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["cache_folder", "is_whole", "locked", "replacing", "save"]
+from outpace.errors import ConfigError
+
+__all__ = [
+    "PACKED_LIMIT",
+    "cache_folder",
+    "clear_packed",
+    "is_whole",
+    "list_packed",
+    "locked",
+    "packed_folder",
+    "packed_limit",
+    "replacing",
+    "save",
+]
+
+PACKED_LIMIT, _DEFAULT_GB = "OUTPACE_PACKED_GB", 8.0
 
 
 def cache_folder() -> Path:
@@ -116,3 +132,44 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+# Packed weights, which `outpace.kernels.shelf` writes
+
+
+def packed_folder() -> Path:
+    """Return where packed weights are kept."""
+    return cache_folder() / "packed"
+
+
+def packed_limit() -> int:
+    """Return how many bytes may be kept: OUTPACE_PACKED_GB (10^9 bytes each; 0 = nothing), or 8 GB.
+
+    Raises:
+        ConfigError: the variable holds something else.
+    """
+    stated = os.environ.get(PACKED_LIMIT) or str(_DEFAULT_GB)
+    with contextlib.suppress(ValueError):
+        if 0 <= (gigabytes := float(stated)) < math.inf:
+            return int(gigabytes * 1e9)
+    raise ConfigError(f"{PACKED_LIMIT} is {stated!r}.", "It is a number of gigabytes, 0 = no packed weights are kept.")
+
+
+def list_packed() -> list[tuple[Path, int]]:
+    """Return the files that are kept and their sizes in bytes, those used longest ago first."""
+    found = []
+    for path in packed_folder().glob("*.weights"):
+        with contextlib.suppress(OSError):  # another process may be removing it
+            facts = path.stat()
+            found.append((facts.st_mtime_ns, path, facts.st_size))
+    return [(path, size) for _, path, size in sorted(found)]
+
+
+def clear_packed() -> int:
+    """Remove all files that are kept; return how many it was. Processes that have mapped one go on with it."""
+    removed = 0
+    for path, _ in list_packed():
+        with contextlib.suppress(OSError):
+            path.unlink()
+            removed += 1
+    return removed

@@ -182,6 +182,22 @@ def test_models_lists_the_zoo(cli: Command) -> None:
     assert all(name in cli("models").out for name in zoo.names())
 
 
+def test_models_tells_and_clears_what_is_kept_of_packed_weights(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTPACE_CACHE", str(tmp_path))
+    monkeypatch.setenv("OUTPACE_PACKED_GB", "3")
+    (tmp_path / "packed").mkdir()
+    for name in ("a.weights", "b.weights", "lock"):
+        (tmp_path / "packed" / name).write_bytes(bytes(50))
+    expected = {"folder": str(tmp_path / "packed"), "num_files": 2, "num_bytes": 100, "limit": 3_000_000_000}
+    assert json.loads(cli("models", "--json").out)["packed"] == expected
+    assert "2 packed models, 0.0 MB of 3,000.0 MB" in cli("models").out
+    assert "0 packed models" in cli("models", "--clear-packed").out
+    assert json.loads(cli("models", "--json").out)["packed"]["num_files"] == 0
+    assert [path.name for path in (tmp_path / "packed").iterdir()] == ["lock"]
+
+
 def test_the_zoo_knows_its_models_and_drafters() -> None:
     assert {"stories", "stories-draft", "stories-mask"} <= set(zoo.names())
     assert zoo.drafter_of("stories") == zoo.drafter_of(str(zoo.path("stories"))) == "stories-draft"

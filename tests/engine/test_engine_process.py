@@ -33,7 +33,7 @@ def lm() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def process() -> Any:
-    engine = EngineProcess("stories", limits=Limits(max_rows=8, max_queue=64), hang_s=4, threads=1)
+    engine = EngineProcess("stories", limits=Limits(max_rows=8, max_queue=64), hang_s=6, threads=1)
     yield engine
     asyncio.run(engine.close(5))
     assert engine.process_id is None

@@ -187,7 +187,7 @@ def test_a_step_that_fails_gives_the_threads_back(
 ) -> None:
     seen = []
 
-    def fail(run: Run) -> None:
+    def fail(run: Run, budget: int | None) -> None:
         seen.append(torch.get_num_threads())
         raise RuntimeError("broken")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from outpace import store
+from outpace.api.recall import Recall
 from outpace.api.request import Options, split
 from outpace.arguments import given
 from outpace.errors import ConfigError, StorageError, check_characters
@@ -52,7 +53,7 @@ class Conversation:
 
     Each answer is what `LanguageModel.chat` gives for `told(text)`, whatever is drafted. Where the context has no room
     for all of it, the oldest turns are left out of what the model is told, and a note of the result says so; they stay
-    in `messages`.
+    in `messages`. What was read and written before is not read again where a `Recall` serves; no text depends on it.
 
     Args:
         lm: what answers.
@@ -65,6 +66,7 @@ class Conversation:
     Attributes:
         messages: {"role": "user" | "assistant", "content": ...} each, in turn.
         model: the name of the model that the messages are of.
+        recall: what earlier turns left; conversations with one model may share theirs, None = each turn is read whole.
 
     Raises:
         ConfigError: a setting that is none, or the model has no chat template.
@@ -100,6 +102,7 @@ class Conversation:
         self.template, self.variables = template, dict(variables or {})
         self.messages: list[dict[str, str]] = []
         self.model = lm.name
+        self.recall: Recall | None = Recall()
 
     def say(self, text: str, **how: Unpack[How]) -> Result:
         """Say something and return the answer.
@@ -196,7 +199,7 @@ class Conversation:
     def _answer(self, text: str, before: list[dict[str, str]], how: How) -> Result:
         """Return the answer to a text behind some messages, and make all of it the conversation."""
         told, num_left_out = self._fitting(text, before)
-        arguments: dict[str, Any] = {**self.settings, **how}
+        arguments: dict[str, Any] = {**self.settings, **how, "recall": self.recall}
         if self.is_plain:
             result: Result = self.lm.generate(_as_text(told), **arguments)
         else:

@@ -14,6 +14,7 @@ from outpace.api.constraining import Constraints
 from outpace.api.infill import Piece, lay_pieces
 from outpace.api.partners import Partners
 from outpace.api.prompt import Prompt, read_prompts
+from outpace.api.recall import Recall
 from outpace.api.request import CallOptions, Options
 from outpace.api.result import Result
 from outpace.api.running import advance, finish
@@ -178,6 +179,7 @@ class LanguageModel:
         *,
         on_text: Callable[[int, str], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        recall: Recall | None = None,
         **arguments: Any,
     ) -> Any:
         """Write text.
@@ -187,6 +189,7 @@ class LanguageModel:
                 list of them is one ragged batch.
             on_text: called with (row index, new text) as text becomes final, whole characters only.
             is_cancelled: asked between steps; True ends with finish_reason "cancelled", keeping what is written.
+            recall: what earlier texts left, so that a text that begins like one of them is not read whole.
             **arguments: the fields of `Request` (method, options, max_tokens, seed, num_samples, stop, ...) and of
                 `outpace.Sampling` (temperature, top_k, top_p, ...). What is not given is as the model's own
                 generation_config.json asks (but see `sampling`).
@@ -200,7 +203,7 @@ class LanguageModel:
         for name, function in (("on_text", on_text), ("is_cancelled", is_cancelled)):
             if function is not None and not callable(function):
                 raise refused(name, function, "a function")
-        job = start(self, prompt, arguments)
+        job = start(self, prompt, arguments, recall)
         for index, piece in advance(job, is_cancelled):
             if on_text is not None:
                 on_text(index, piece)
@@ -208,13 +211,18 @@ class LanguageModel:
         return results[0] if job.plan.is_single else results
 
     def stream(
-        self, prompt: Prompt, *, is_cancelled: Callable[[], bool] | None = None, **arguments: Unpack[Options]
+        self,
+        prompt: Prompt,
+        *,
+        is_cancelled: Callable[[], bool] | None = None,
+        recall: Recall | None = None,
+        **arguments: Unpack[Options],
     ) -> Generator[str, None, Result]:
         """Yield text as it becomes final; whole characters, never past a stop string. Returns the `Result`.
 
         Takes the arguments of `generate`, for one prompt and one sample. The run advances as the iterator is read.
         """
-        job = start(self, prompt, arguments)
+        job = start(self, prompt, arguments, recall)
         if not job.plan.is_single:
             raise ConfigError("A stream writes one text.", "Use generate with on_text for several.")
         for _, piece in advance(job, is_cancelled):

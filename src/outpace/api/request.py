@@ -12,6 +12,7 @@ from outpace.sampling.settings import Sampling, SamplingOptions
 from outpace.setting import Option, check, setting
 
 if TYPE_CHECKING:
+    from outpace.api.recall import Recall
     from outpace.methods.base import Method
     from outpace.run.row import Row
     from outpace.types import Adapter, Outcome
@@ -184,10 +185,11 @@ class Options(RequestOptions, SamplingOptions, total=False):
 
 
 class CallOptions(Options, total=False):
-    """The arguments by name of `generate`, `chat` and `infill`: two more than a stream has."""
+    """The arguments by name of `generate`, `chat` and `infill`: more than `Request` and `Sampling` have."""
 
     on_text: Callable[[int, str], None] | None
     is_cancelled: Callable[[], bool] | None
+    recall: Recall | None
 
 
 def split(arguments: Mapping[str, Any]) -> tuple[Request, Sampling]:

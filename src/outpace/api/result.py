@@ -37,7 +37,7 @@ class Result:
         settings: the method's settings.
         filled: the text written in each gap, where gaps were to be filled.
         guarantee: what the method promises of the text: "exact", "greedy-exact" or "approximate".
-        cached_tokens: prompt tokens that an engine found in its cache.
+        cached_tokens: prompt tokens found in a cache: an engine's, a conversation's or a `Recall`.
         steps: of an engine's result, per step what was drafted and what of it was kept.
         prompt_log_probs: where an engine was asked: per prompt token its log-probability after those before it (None
             for the first), and the likeliest tokens in its place with theirs.

@@ -43,6 +43,7 @@ class Plan:
         is_single: one prompt and one sample, hence one result and no list.
         is_text: the prompts were plain text.
         notes: of the start.
+        cached_tokens: prompt tokens whose entries were found.
     """
 
     rows: list[Row]
@@ -55,6 +56,7 @@ class Plan:
     is_single: bool
     is_text: bool
     notes: list[str]
+    cached_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -109,6 +111,7 @@ def finish(lm: LanguageModel, plan: Plan, seconds: Mapping[str, float]) -> list[
             settings=plan.method.to_dict(),
             filled=_filled(lm, row, plan.request.keep_special),
             guarantee=plan.method.guarantee.value,
+            cached_tokens=plan.cached_tokens,
         )
         for index, row in enumerate(plan.rows)
     ]

@@ -8,10 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from outpace.api.prompt import check_tokens, read_prompts
+from outpace.api.recall import Recall
 from outpace.api.request import Request, split
 from outpace.api.running import Job, Plan
 from outpace.api.scoring import check_top
-from outpace.arguments import flag, given
+from outpace.arguments import flag, given, refused
 from outpace.cache import Cache, Pages
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
@@ -35,10 +36,12 @@ _WIDEST = 256  # window nodes of any method, beside others
 _INVARIANT_WIDTH = 16  # window nodes of every forward in batch-invariant mode on the eager path
 
 
-def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Job:
+def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any], recall: Recall | None = None) -> Job:
     """Check what was asked for, and set up a run of its own; arguments and errors are those of `prepare`."""
+    if recall is not None and not isinstance(recall, Recall):
+        raise refused("recall", recall, "an outpace.Recall")
     plan = prepare(lm, prompt, arguments)
-    run = new_run(lm, plan, max(row.num_prompt + row.max_tokens for row in plan.rows))
+    run = new_run(lm, plan, max(row.num_prompt + row.max_tokens for row in plan.rows), recall)
     run.join(plan.rows)
     return Job(run, plan)
 
@@ -186,12 +189,13 @@ def _check_width(offered: Capabilities, method: Method, is_fixed: bool) -> None:
         )
 
 
-def new_run(lm: LanguageModel, plan: Plan, longest: int) -> Run:
+def new_run(lm: LanguageModel, plan: Plan, longest: int, recall: Recall | None = None) -> Run:
     """Return a run, without rows, for texts of up to `longest` tokens with what the plan asks for."""
     method, request, offered = plan.method, plan.request, lm.target.capabilities
     width = max(method.needs.width, _INVARIANT_WIDTH) + 1
     if offered.is_canvas:  # whole copies of what is not cached, side by side
         width += method.needs.copies * min(longest, 4 * offered.block_size or longest)
+    pages = None if recall is None else recall.serve(lm.target, plan, longest + width)
     return Run(
         lm.target,
         method,
@@ -206,6 +210,8 @@ def new_run(lm: LanguageModel, plan: Plan, longest: int) -> Run:
         device=lm.target.device,
         tokenizers=plan.tokenizers,
         watch=request.watch,
+        pages=pages,
+        on_leave=None if recall is None or pages is None else recall.keep,
     )
 
 

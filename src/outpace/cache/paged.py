@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter as Count
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from outpace.cache.counter import Counter
 from outpace.cache.pages import Pages, Table
 from outpace.cache.static import Cache, spread, stacked
 from outpace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from outpace.cache.prefixes import Prefixes
 
 __all__ = ["PagedCache", "Saved"]
 
@@ -52,6 +56,8 @@ class PagedCache(Cache):
 
     Attributes:
         row_tables: per row, its pages.
+        prefixes: where rows of a drafting model find what was read before, and under which key; None = nowhere. Those
+            of a target are looked up by whoever lets them join.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class PagedCache(Cache):
         super().__init__(pages.buffers, pages.slot_axis, counter, list(lengths) or [0] * len(rows), extra, limit)
         self.pages, self.row_tables = pages, list(rows)
         self._is_overlay, self._ends = False, list(self.lengths)
+        self.prefixes: tuple[Prefixes, Hashable] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -243,6 +250,24 @@ class PagedCache(Cache):
         self.row_tables[row] = Table(self.pages, numbers)
         self.lengths = [length if at == row else old for at, old in enumerate(self.lengths)]
 
+    def recall(self, texts: Sequence[Sequence[int]]) -> list[int]:
+        """Begin empty rows with what was read of their texts before; return the rows that were empty."""
+        if self.prefixes is None:
+            return []
+        (known, key), empty = self.prefixes, [row for row, length in enumerate(self.lengths) if not length]
+        for row in empty:
+            length, table = known.match(key, texts[row][:-1])
+            if length:
+                self.attach(row, table, length)
+        return empty
+
+    def remember(self, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> None:
+        """Keep what is valid of some rows for others."""
+        if self.prefixes is not None:
+            known, key = self.prefixes
+            for row in rows:
+                known.insert(key, texts[row][: self.lengths[row]], self.row_tables[row])
+
     def save(self, row: int) -> Saved:
         """Return a row's entries in host memory; let the row leave, and its pages are free for others."""
         length = self.lengths[row]
@@ -337,7 +362,7 @@ class PagedCache(Cache):
         extra = [tensor[list(index)] for tensor in self.extra]
         cache = PagedCache(self.pages, tables, counter, [self.lengths[row] for row in index], extra, self.limit)
         cache.phases = [self.phases[row] for row in index]
-        cache.has_fixed_extent = self.has_fixed_extent
+        cache.has_fixed_extent, cache.prefixes = self.has_fixed_extent, self.prefixes
         return cache
 
     def _become(self, tables: list[Table], index: Sequence[int]) -> None:

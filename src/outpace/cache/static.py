@@ -241,6 +241,14 @@ class Cache:
     def take_back(self, lent: Cache, index: Sequence[int]) -> None:
         """Take over what a forward on a cache from `lend` changed beside the buffers."""
 
+    def recall(self, texts: Sequence[Sequence[int]]) -> list[int]:
+        """Begin empty rows with entries of their texts that are known; return the rows that were empty: here none."""
+        del texts
+        return []
+
+    def remember(self, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> None:
+        """Let others begin with what is valid of some rows; here nobody can."""
+
     def read(self, row: int, slots: Sequence[int]) -> list[Tensor]:
         """Return copies of entries of a row, slots first: per buffer [len(slots), ...]."""
         chosen, axis = torch.tensor(slots, dtype=torch.int64, device=self.device), self.slot_axis - 1

@@ -324,7 +324,8 @@ class _Session:
 
     def _load(self, rest: str) -> None:
         path = _named(rest, "load")
-        self.talk = type(self.talk).load(path, self.talk.lm)
+        recall, self.talk = self.talk.recall, type(self.talk).load(path, self.talk.lm)
+        self.talk.recall = recall
         turns, settings = _counted(len(self.talk.messages) // 2, "turn"), self.talk.settings
         told = f"Loaded: {turns} with settings, method {settings.get('method')}."
         other = f" They were written with {self.talk.model}." if self.talk.model != self.talk.lm.name else ""

@@ -1,4 +1,4 @@
-"""`outpace models`: the models that ship, those that `outpace get` fetches, and those in the local hub cache."""
+"""`outpace models`: models that ship, that `outpace get` fetches and in the local hub cache, and packed weights."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from outpace import zoo
+from outpace import store, zoo
 from outpace.cli.get import row
-from outpace.cli.output import print_json, print_table
+from outpace.cli.output import print_json, print_table, write_text
 from outpace.zoo.published import published
 
 __all__ = ["models"]
@@ -16,15 +16,37 @@ __all__ = ["models"]
 _WEIGHTS = ".safetensors"
 
 
-def models(json: Annotated[bool, typer.Option("--json", help="Print {zoo, published, cached}.")] = False) -> None:
-    """List the models that ship with Outpace, those that `outpace get` fetches, and those that the hub cache holds."""
+def models(
+    json: Annotated[bool, typer.Option("--json", help="Print {zoo, published, cached, packed}.")] = False,
+    clear_packed: Annotated[
+        bool, typer.Option("--clear-packed", help="Remove the packed weights that earlier starts kept.")
+    ] = False,
+) -> None:
+    """List the models that ship with Outpace, those that `outpace get` fetches, and those that the hub cache holds.
+
+    Below them stands what the packed weights take that are kept for quick starts: at most OUTPACE_PACKED_GB gigabytes
+    (8; 0 keeps none).
+    """
+    if clear_packed:
+        store.clear_packed()
     shipped = [zoo.card(name).to_dict() for name in zoo.names()]
     cached = _cached()
     if json:
-        print_json({"zoo": shipped, "published": [model.to_dict() for model in published()], "cached": cached})
+        fetched = [model.to_dict() for model in published()]
+        print_json({"zoo": shipped, "published": fetched, "cached": cached, "packed": _packed()})
     else:
         local = [(model["name"], _size(model["num_bytes"]), "", "in the local hub cache") for model in cached]
         print_table(("name", ">size", "what it is"), [*map(_line, shipped), *map(row, published()), *local])
+        packed = _packed()
+        count = f"{packed['num_files']} packed {'model' if packed['num_files'] == 1 else 'models'}"
+        write_text(f"{count}, {_size(packed['num_bytes'])} of {_size(packed['limit'])}, in {packed['folder']}\n")
+
+
+def _packed() -> dict[str, Any]:
+    """Return what is kept of packed weights, and where."""
+    sizes = [size for _, size in store.list_packed()]
+    folder, limit = str(store.packed_folder()), store.packed_limit()
+    return {"folder": folder, "num_files": len(sizes), "num_bytes": sum(sizes), "limit": limit}
 
 
 def _cached() -> list[dict[str, Any]]:

@@ -58,10 +58,12 @@ def read_texts(adapter: Adapter, cache: Cache, view: View, reach: Sequence[int],
     """
     # Nothing is left to forget, but where a step that found no memory is taken again.
     cache.truncate([len(text) - 1 for text in view.texts])
+    empty = [] if skip else cache.recall(view.texts)
     rows = zip(view.texts, cache.lengths, reach, strict=True)
     texts = [text if ahead > 0 else text[:held] for text, held, ahead in rows]
     for _ in catch_up(adapter, cache, texts, skip=skip):
         pass
+    cache.remember(empty, view.texts)
     return forward_pending(adapter, cache, texts, skip)
 
 

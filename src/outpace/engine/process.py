@@ -53,8 +53,8 @@ class EngineProcess(Face):
         self._held: dict[int, Sink | Future[Any]] = {}
         self._outbox, self._last, self._restarts = Outbox(), Load(), 0
         self._is_closing, self._is_up, self._beat = False, False, -1
+        self.tokenizer = Tokenizer.from_directory(locate(model)[0])  # first: a name that is none costs no process
         self._start()
-        self.tokenizer = Tokenizer.from_directory(locate(model)[0])
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._serve, self._watch)]
         for thread in self._threads:
             thread.start()

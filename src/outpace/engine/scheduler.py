@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from outpace.api.running import finish
 from outpace.api.starting import CHUNK, new_run, new_text, own, shared_run
+from outpace.engine.drafters import Drafters
 from outpace.engine.entry import Entry, step_of
 from outpace.engine.face import FAULT
 from outpace.engine.lane import Lane
@@ -55,7 +56,10 @@ class Scheduler:
         self.num_begun, self._num_rows_begun, self._num_turns = 0, 0, 0
         self._pace = Pace(limits.step_tokens)
         self._memory = new_memory(lm.target, limits.cache_tokens, limits.max_rows, CHUNK)
+        self._drafters: Drafters | None = None
         if self._memory is not None:
+            held = self._memory.pages.num_pages * self._memory.pages.page_size
+            self._drafters = Drafters(held, limits.max_rows)
             self.meter.load.pages = self._memory.pages.num_pages
             self.meter.load.page_size = self._memory.pages.page_size
         self._seconds = dict.fromkeys(("prefill", "draft", "score", "accept", "total"), 0.0)  # of all runs, by phase
@@ -78,6 +82,8 @@ class Scheduler:
         entry.seen = self._num_rows_begun
         if _may_share(entry, self.lm.target.capabilities):
             entry.may_share = True
+            if self._drafters is not None:
+                entry.plan.models = self._drafters.share(entry.plan.models, entry.ask.salt)
             own(entry.plan)
         if entry.ask.prompt_log_probs is not None:
             ids = entry.plan.rows[0].tokens[: entry.plan.rows[0].num_prompt]
@@ -122,9 +128,14 @@ class Scheduler:
         entries, self.entries, self._lanes, self._at = self.entries, [], [], {}
         self.num_begun = 0
         for entry in entries:
-            for row in entry.plan.rows if self._memory is not None else ():
-                self._memory.forget(row)
+            self._forget(entry.plan.rows)
             entry.sink.end(None, error)
+
+    def _forget(self, rows: Sequence[Row]) -> None:
+        """Let go of what is kept for rows that have ended."""
+        if self._memory is not None:
+            for row in rows:
+                self._memory.forget(row)
 
     def _cancel(self, entry: Entry) -> None:
         running = [row for row, (owner, _) in self._at.items() if owner is entry]
@@ -220,11 +231,12 @@ class Scheduler:
             for row in rows:
                 self._fail(row, error)
             return
-        for row in rows if lane.is_shared and self._memory is not None else ():
-            try:
-                self._memory.restore(row, lane.run)
-            except NoPages:
-                self._put_back(row)
+        if lane.is_shared and self._memory is not None:
+            for row in rows:
+                try:
+                    self._memory.restore(row, lane.run)
+                except NoPages:
+                    self._put_back(row)
 
     def _lane(self, entry: Entry) -> Lane:
         """Return where an ask's rows are written: beside others that want the same, or by themselves."""
@@ -288,7 +300,9 @@ class Scheduler:
         """Let rows wait until the pages suffice for the others; before a step, so that none is begun in vain."""
         memory = self._memory
         while memory is not None and lane.is_shared and lane.rows:
-            width = max(self._at[row][0].width for row in lane.rows)
+            # The run drafts only as far as pages go; a text that depends on its drafts gets the room for all of them.
+            asked = (self._at[row][0] for row in lane.rows)
+            width = max((entry.width for entry in asked if not entry.may_wait), default=1)
             if memory.has(memory.needed(lane.run, width, budget)):
                 return
             if not self._preempt(lane):
@@ -324,8 +338,7 @@ class Scheduler:
         if row.finish is not None:
             entry.left -= 1
             entry.running -= self._at.pop(row, None) is not None
-            if self._memory is not None:
-                self._memory.forget(row)
+            self._forget([row])
             if not entry.left:
                 self._end(entry)
 

@@ -3,6 +3,7 @@
 from outpace.kernels.decoder import CompiledDecoder, compile_decoder, new_packer, supports
 from outpace.kernels.library import load as load_library
 from outpace.kernels.library import note, read_bandwidth, warnings
+from outpace.kernels.shelf import open_shelf
 
 __all__ = [
     "CompiledDecoder",
@@ -10,6 +11,7 @@ __all__ = [
     "load_library",
     "new_packer",
     "note",
+    "open_shelf",
     "read_bandwidth",
     "supports",
     "warnings",

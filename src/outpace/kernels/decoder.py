@@ -109,6 +109,7 @@ class Packer:
             return matrix.panels
         packed = self._plain(matrix, is_gated) if matrix.quantised is None else self._coded(matrix.quantised, is_gated)
         if self.release:
+            matrix.panels = packed
             matrix.release()
             self._give_back(math.prod(matrix.shape) * (2 if packed.view.coding.bits == 0 else 1))
         return packed

@@ -91,15 +91,22 @@ def load_model(
     is_packed = compiler is None and (can_pack(kind, place) if pack is None else pack)
     # Codes are kept where the dtype is left to us and kernels read them; else they are decoded to what is computed in.
     packer = compiler.new_packer(spec, kind) if compiler is not None and dtype == "auto" else None
+    sources, variant = _sources(directory, files, adapter), "plain" if packer is None else "codes"
+    shelf = None if compiler is None else compiler.open_shelf(spec, kind, sources, variant)
     with torch.no_grad(), one_thread():
-        weights = assemble(files, spec, family, kind, place, is_packed, packer, split)
+        kept = None if shelf is None else shelf.find()
+        if kept is None:
+            weights, notes = assemble(files, spec, family, kind, place, is_packed, packer, split), files.notes
+        else:
+            weights, notes = kept
         if split is None:
             model = Transformer(spec, weights, pack=is_packed)
         else:
             model = SplitTransformer(spec, weights, split)
-        if compiler is not None:
-            model.compile(compiler, pack)
-    model.notes += [*loading_notes(directory, config, dtype, kind), *files.notes]
+        if compiler is not None and model.compile(compiler, pack) and shelf is not None and kept is None:
+            failed = shelf.put(weights, notes)
+            model.notes += [failed] if failed else []
+    model.notes += [*loading_notes(directory, config, dtype, kind), *notes]
     kinds = files.quantised_kinds()
     model.is_quantised = bool(kinds)
     if dtype == "auto" and model.path != "compiled" and kinds:
@@ -109,6 +116,14 @@ def load_model(
             "dtype float32 rounds none."
         )
     return model
+
+
+def _sources(directory: Path, files: TensorFiles, adapter: str | os.PathLike[str] | None) -> set[Path]:
+    """Return all files that a model's weights are made of, those that say how to read them included."""
+    sources = {entry.path for entry in files.entries.values()}
+    for folder in [directory] if adapter is None else [directory, Path(adapter).expanduser()]:
+        sources |= {*folder.glob("*config*.json"), *folder.glob("adapter_model*")}  # a GGUF file has none below it
+    return sources
 
 
 def open_tensors(path: Path) -> TensorFiles:

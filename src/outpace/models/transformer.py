@@ -6,8 +6,9 @@ Knows shapes, weights, caches and masks. Knows no method, no sampler, no tokeniz
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -23,7 +24,7 @@ from outpace.models.spec import Spec
 from outpace.models.weights import LayerWeights, Norm, Packer, Weights, can_pack
 from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
-__all__ = ["CompiledDecoder", "Kernels", "Transformer", "spec_capabilities"]
+__all__ = ["CompiledDecoder", "Kernels", "Shelf", "Transformer", "spec_capabilities"]
 
 SMALL_CHAIN = 64  # chains up to this long read their mask from one precomputed table
 
@@ -58,6 +59,18 @@ class CompiledDecoder(Protocol):
         ...
 
 
+class Shelf(Protocol):
+    """Where the packed weights of a model are kept between starts."""
+
+    def find(self) -> tuple[Weights, list[str]] | None:
+        """Return the weights and the notes that were put there; None where there are none."""
+        ...
+
+    def put(self, weights: Weights, notes: Sequence[str]) -> str:
+        """Keep the weights of a compiled decoder; return what a user should know if that fails, else an empty text."""
+        ...
+
+
 class Kernels(Protocol):
     """What compiles a decoder; the module `outpace.kernels` is one."""
 
@@ -67,6 +80,16 @@ class Kernels(Protocol):
 
     def new_packer(self, spec: Spec, dtype: torch.dtype) -> Packer | None:
         """Return what packs quantised matrices as they are read, or None where kernels cannot serve."""
+        ...
+
+    def open_shelf(self, spec: Spec, dtype: torch.dtype, sources: Iterable[Path], variant: str) -> Shelf | None:
+        """Return where a model's packed weights are kept; None where they are not.
+
+        Args:
+            spec, dtype: of the decoder.
+            sources: all files that its weights are made of, settings included.
+            variant: what else decides how they are read.
+        """
         ...
 
     def compile_decoder(

@@ -2,6 +2,8 @@
 
 A `Run` owns prefill, the cache, end of text, stops, per-row finish, counting, timing and randomness. It knows no
 method: what is proposed and what is kept is the method's. Rows join and leave between two steps, at their own pace.
+
+Longer than most: a step, what comes before it (prompts) and what comes after it stand in one place, in order.
 """
 
 from __future__ import annotations
@@ -281,7 +283,7 @@ class Run:
         if self.watch is not None:
             self.watch(rows, last)
 
-    def _prefill(self, budget: int | None) -> tuple[Cache, list[list[int]]]:
+    def _prefill(self, budget: int | None = None) -> tuple[Cache, list[list[int]]]:
         """Read prompts: of the rows all, of those in line what the budget allows; return what is left to the step.
 
         Where there are rows to decode, a piece of a prompt in line is forwarded together with them.

@@ -84,7 +84,7 @@ class Events(Response):
         end = asyncio.get_running_loop().time() + settings.timeout_s
         try:
             while True:
-                following = asyncio.ensure_future(anext(self._frames))
+                following = _begun(self._frames)
                 try:
                     while not following.done():
                         left = end - asyncio.get_running_loop().time()
@@ -114,7 +114,7 @@ async def pieces(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Piece]]:
         async for piece in tickets[0]:
             yield 0, piece
         return
-    waiting = {asyncio.ensure_future(anext(found)): (index, found) for index, found in enumerate(map(aiter, tickets))}
+    waiting = {_begun(found): (index, found) for index, found in enumerate(map(aiter, tickets))}
     try:
         while waiting:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -124,8 +124,15 @@ async def pieces(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Piece]]:
                     piece = task.result()
                 except StopAsyncIteration:
                     continue
-                waiting[asyncio.ensure_future(anext(found))] = index, found
+                waiting[_begun(found)] = index, found
                 yield index, piece
     finally:
         for task in waiting:
             task.cancel()
+
+
+def _begun(found: AsyncIterator[Any]) -> asyncio.Future[Any]:
+    """Return what comes next, on its way; nobody need look at it, since a client may be gone by then."""
+    following = asyncio.ensure_future(anext(found))
+    following.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return following
