@@ -169,6 +169,19 @@ def test_a_full_queue_says_when_to_come_again(cyclic: LanguageModel) -> None:
     run(lambda: Engine(cyclic, limits=Limits(max_rows=1, max_queue=2)), use)
 
 
+def test_without_a_queue_what_can_begin_at_once_is_taken(cyclic: LanguageModel) -> None:
+    async def use(engine: Engine) -> None:
+        await answer(engine, Ask(prompt=" ", arguments={"max_tokens": 5}))
+        running = await engine.submit(Ask(prompt=" ", arguments={"max_tokens": 50_000}))
+        await anext(aiter(running))
+        with pytest.raises(Busy):
+            await engine.submit(Ask(prompt=" ", arguments={"max_tokens": 5}))
+        running.cancel()
+        await running.results()
+
+    run(lambda: Engine(cyclic, limits=Limits(max_rows=1, max_queue=0)), use)
+
+
 def test_urgent_asks_come_first(cyclic: LanguageModel) -> None:
     ended: list[int] = []
 

@@ -70,6 +70,11 @@ class Scheduler:
         return not self.entries
 
     @property
+    def num_free(self) -> int:
+        """How many more samples may be written beside those that are; readable from any thread."""
+        return max(0, self.limits.max_rows - len(self._at))
+
+    @property
     def context(self) -> int:
         """Most tokens of prompt and text together: what the model reads, where the cache holds it beside a window."""
         offered = self.lm.target.capabilities

@@ -79,7 +79,7 @@ class Worker:
         with self._lock:
             if self._is_closing:
                 raise _gone()
-            if self._held - self._scheduler.num_begun >= self.limits.max_queue:
+            if self._held - self._scheduler.num_begun >= self.limits.max_queue + self._scheduler.num_free:
                 retry_s = self._scheduler.meter.retry_s()
                 raise Busy("The queue is full.", f"Ask again in {retry_s:.1f} seconds.", retry_s)
             self._held += 1
