@@ -17,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from outpace import constrain
 from outpace.constrain.canvas import CanvasCompiler
 from outpace.constrain.canvas.automaton import DEAD, Automaton
+from outpace.constrain.expression import size
 from outpace.constrain.grammar import Terminal
 from outpace.constrain.machine import Budget
 from outpace.constrain.syntax import read_pattern
@@ -202,6 +203,12 @@ def test_repeats_within_repeats_take_no_more_work_than_their_automaton_has_state
     automaton = Automaton.of(Terminal((read_pattern(pattern),)), budget)
     assert automaton.size == states
     assert budget.states <= 4 * states
+
+
+@pytest.mark.parametrize("part", ["a*b?", "(((a*)*)*)*b", "[ab]?c?", "((a?b?)?c?)?", "(?:a*b*)*c"])
+def test_parts_that_may_be_empty_make_no_tree_of_all_their_cases(part: str) -> None:
+    sizes = [size(read_pattern(part * count)) for count in (4, 8, 12)]
+    assert sizes[2] - sizes[1] == sizes[1] - sizes[0]
 
 
 def test_a_budget_is_held_and_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,6 +151,8 @@ def is_nullable(node: Node) -> bool:
 @functools.lru_cache(maxsize=1 << 12)
 def nonempty(node: Node) -> Node:
     """Return the matches of a node that are not empty."""
+    if isinstance(node, Repeat) and node.least == 0 and not is_nullable(node.part):
+        return repeat(node.part, 1, node.most)
     return edge_in(node, Letters(((0, LAST),)), is_first=True) if is_nullable(node) else node
 
 

@@ -116,7 +116,9 @@ class _Reader:
 
     def whole(self) -> Node:
         """Return the tree of whole texts."""
-        begin: _Branches = {(_END, self._open): EMPTY}  # left of the text there is no character either
+        # Left of the text there is no character either; where nothing looks at it, it may as well be any.
+        left = _END if _anchors(self._parsed, self._parsed.state.flags) else 0
+        begin: _Branches = {(left, self._open): EMPTY}
         anything = repeat(_EVERYTHING, 0, None)
         if self._is_search:
             begin = self._behind(begin, anything)
@@ -166,7 +168,7 @@ class _Reader:
     def _plain(self, inner: Any, flags: int) -> Node:
         """Return the tree of a part without anchors."""
         reader = _Reader(inner, False, [_EVERYTHING])
-        return choice(reader._chain({(_END, reader._open): EMPTY}, inner, flags).values())
+        return choice(reader._chain({(0, reader._open): EMPTY}, inner, flags).values())
 
     def _endless(self, branches: _Branches, inner: Any, flags: int) -> _Branches:
         """Return any number of repeats of a part with anchors: sums over all walks between branches (Kleene)."""
@@ -192,7 +194,7 @@ class _Reader:
             if (through, through) in steps:
                 steps[through, through] = nonempty(around)
             if sum(map(size, steps.values())) > _MOST_SIZE:
-                raise _Unknown("its anchors within repeats are too many")
+                raise _Unknown("its anchors make too many cases")
         found = dict(branches)
         for (start, goal), node in steps.items():
             if start in branches:
@@ -201,7 +203,7 @@ class _Reader:
 
     def _small(self, branches: _Branches) -> _Branches:
         if sum(map(size, branches.values())) > _MOST_SIZE:
-            raise _Unknown("its anchors within repeats are too many")
+            raise _Unknown("its anchors make too many cases")
         return branches
 
     def _behind(self, branches: _Branches, node: Node) -> _Branches:
@@ -209,6 +211,9 @@ class _Reader:
         found: _Branches = {}
 
         for (left, right), before in branches.items():
+            if len(self._kinds) == 1 and left >= 0 and right == self._open:  # where it leads is where it came from
+                _add(found, (left, right), chain((before, node)))
+                continue
             if is_nullable(node):
                 _add(found, (left, right), before)
             rest = nonempty(node)
@@ -224,7 +229,7 @@ class _Reader:
                     (at, self._open),
                     chain((before, rest if len(self._kinds) == 1 else edge_in(rest, kind, is_first=False))),
                 )
-        return found
+        return found if len(self._kinds) == 1 else self._small(found)
 
     def _anchored(self, branches: _Branches, where: Any, flags: int) -> _Branches:
         """Return the branches that an anchor leaves."""
@@ -259,7 +264,7 @@ class _Reader:
 def _add(branches: dict[Any, Node], key: Any, node: Node) -> None:
     """Give a key one more alternative."""
     if node != NOTHING:
-        branches[key] = choice((branches.get(key, NOTHING), node))
+        branches[key] = choice((branches[key], node)) if key in branches else node
 
 
 def _joined(many: Iterable[_Branches]) -> _Branches:
