@@ -16,6 +16,8 @@ from outpace import Ask, Engine, LanguageModel
 from outpace.engine.face import Busy, Gone
 from outpace.engine.limits import Limits
 from outpace.errors import CapabilityError, ConfigError, OutpaceError
+from outpace.server.errors import Refused
+from outpace.server.telling import check_end
 
 LONG = {"max_tokens": 60, "ignore_eos": True, "method": "prompt-lookup"}
 
@@ -73,6 +75,9 @@ def test_a_row_that_raises_fails_alone(lm: LanguageModel, vocab: int) -> None:
         ((result,), pieces) = found[-1]
         assert result.finish_reason == "error" and len(result.tokens) == 2
         assert any("tripped" in note for note in result.notes) and pieces[-1].finish == "error"
+        with pytest.raises(Refused) as refused:  # whoever asked is not to blame
+            check_end([result])
+        assert refused.value.status_code == 500
         load = await engine.load()
         assert load.finished["error"] == 1 and load.pages_used == load.running == 0
 
@@ -162,6 +167,19 @@ def test_a_full_queue_says_when_to_come_again(cyclic: LanguageModel) -> None:
         assert len(result.tokens) == 5
 
     run(lambda: Engine(cyclic, limits=Limits(max_rows=1, max_queue=2)), use)
+
+
+def test_without_a_queue_what_can_begin_at_once_is_taken(cyclic: LanguageModel) -> None:
+    async def use(engine: Engine) -> None:
+        await answer(engine, Ask(prompt=" ", arguments={"max_tokens": 5}))
+        running = await engine.submit(Ask(prompt=" ", arguments={"max_tokens": 50_000}))
+        await anext(aiter(running))
+        with pytest.raises(Busy):
+            await engine.submit(Ask(prompt=" ", arguments={"max_tokens": 5}))
+        running.cancel()
+        await running.results()
+
+    run(lambda: Engine(cyclic, limits=Limits(max_rows=1, max_queue=0)), use)
 
 
 def test_urgent_asks_come_first(cyclic: LanguageModel) -> None:

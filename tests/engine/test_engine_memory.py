@@ -12,7 +12,10 @@ from asking import answer, run, told, wanted
 
 import outpace
 from outpace import Ask, Engine, LanguageModel
+from outpace.api.starting import CHUNK, own, prepare, shared_run
+from outpace.cache import PagedCache
 from outpace.engine.limits import Limits
+from outpace.engine.memory import new_memory
 from outpace.errors import ConfigError
 
 PREFIX = "Once upon a time there was a little girl who liked to play in the garden with her dog. " * 3
@@ -128,3 +131,29 @@ def test_a_text_that_pages_never_hold_is_refused(lm: LanguageModel) -> None:
         assert [told(result) for result in results] == wanted(lm, "the dog", {"max_tokens": 20})
 
     run(lambda: Engine(lm, limits=Limits(cache_tokens=96)), use)
+
+
+def test_texts_are_as_long_as_the_cache_allows(lm: LanguageModel) -> None:
+    async def use(engine: Engine) -> None:
+        room = engine.traits.context - len(lm.encode("the dog"))
+        given = {"max_tokens": room, "ignore_eos": True, "method": "token-recycling", "options": {"nodes": 64}}
+        results, _ = await answer(engine, Ask(prompt="the dog", arguments=given))
+        assert len(results[0].tokens) == room
+
+    run(lambda: Engine(lm, limits=Limits(cache_tokens=160)), use)
+
+
+@pytest.mark.parametrize("method", ["auto", "suffix", "token-recycling", "lookahead", "draft-model", "layer-skip"])
+def test_what_has_ended_holds_no_pages_while_others_are_written(stories: LanguageModel, method: str) -> None:
+    memory = new_memory(stories.target, 640, 4, CHUNK)
+    assert memory is not None
+    shared = shared_run(stories, memory.pages, memory.store)
+    for prompt, max_tokens in (([5] * 90, 2), ([6], 60)):
+        plan = prepare(stories, prompt, {"method": method, "max_tokens": max_tokens, "ignore_eos": True})
+        own(plan)
+        shared.join(plan.rows, in_line=True)
+        shared.step(200)
+    while len(shared.rows) > 1:
+        shared.step(200)
+    assert isinstance(cache := shared.batch.cache, PagedCache)
+    assert memory.pages.num_pages - memory.pages.num_free == len(cache.row_tables[0])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import random
 import signal
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +16,11 @@ from asking import answer, arguments, told, wanted
 
 import outpace
 from outpace import Ask, LanguageModel
+from outpace.engine.child import _Child
 from outpace.engine.face import Gone
 from outpace.engine.limits import Limits
 from outpace.engine.process import EngineProcess
+from outpace.engine.wire import Message
 from outpace.errors import ConfigError, ModelError
 
 PROMPTS = ["Once upon a time", "Tom had a red ball.", "A"]
@@ -55,6 +60,21 @@ def test_it_answers_as_the_library_does(lm: LanguageModel, process: EngineProces
         assert (await ticket.results())[0].finish_reason == "cancelled"
 
     asyncio.run(use())
+
+
+def test_an_ask_that_has_ended_leaves_nothing_in_the_process(tiny: Path) -> None:
+    told = queue.SimpleQueue[Message]()
+    channel = SimpleNamespace(send=lambda frame: [told.put(message) for message in frame])
+    child = _Child(channel, str(tiny), Limits(), {})
+    asks = [{"max_tokens": 2}, {"max_tokens": 2, "temprature": 1}, {"max_tokens": 2, "num_samples": 2}]
+    for number, given in enumerate(asks):
+        child._ask(number, Ask(prompt="the dog", arguments=given))
+    left = set(range(len(asks)))
+    while left:
+        kind, number, *_ = told.get(timeout=60)
+        left -= {number} if kind in ("end", "refused") else set()
+    child._worker.close(0)
+    assert not child._cancels
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

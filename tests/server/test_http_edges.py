@@ -86,6 +86,8 @@ def refused(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
         (CHAT, "modalities", ["audio"]),
         (CHAT, "functions", [{"name": "f"}]),
         (CHAT, "messages", []),
+        (CHAT, "messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///x"}}]}]),
+        (CHAT, "messages", [{"role": "user", "content": ["Hello.", {"type": "text", "text": 5}]}]),
         (CHAT, "tool_choice", "required"),
     ],
 )
@@ -359,6 +361,11 @@ def test_a_slow_reader_is_waited_for_and_holds_nobody_up(web: httpx.Client, serv
         line.settimeout(PATIENCE_S)
         while received < 8_000_000:
             received += len(line.recv(1 << 20))
+
+
+def test_what_no_sample_can_be_is_refused_in_a_sentence(http: httpx.Client) -> None:
+    told = refused(post(http, model="mask", n=2, bad_words=["the"]))
+    assert told["code"] == "generation_failed" and "Error" not in told["message"]
 
 
 def test_a_sample_that_failed_is_no_success(web: httpx.Client, serve: Serve) -> None:

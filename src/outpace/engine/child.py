@@ -26,22 +26,43 @@ _BEAT_S = 0.5
 
 
 class _Answers(Sink):
-    """Sends what becomes of an ask to the owner; what a turn says goes in one frame."""
+    """Sends what becomes of an ask to the owner; what a turn says goes in one frame.
 
-    def __init__(self, channel: Channel, frame: list[Message], number: int) -> None:
-        self._channel, self._frame, self._number = channel, frame, number
+    Args:
+        channel, frame: where it goes, at once or with the rest of a turn.
+        number: the ask's.
+        cancels: what cancels it is forgotten when it ends.
+    """
+
+    def __init__(
+        self, channel: Channel, frame: list[Message], number: int, cancels: dict[int, Callable[[], None]]
+    ) -> None:
+        self._channel, self._frame, self._number, self._cancels = channel, frame, number, cancels
+        self._has_ended = False
+
+    def bind(self, cancel: Callable[[], None]) -> None:
+        """Note what cancels the ask, which may have ended in the meantime."""
+        self._cancels[self._number] = cancel
+        if self._has_ended:
+            self._forget()
 
     def taken(self, prompt_tokens: Sequence[int]) -> None:
         self._channel.send([("taken", self._number, list(prompt_tokens))])
 
     def refused(self, error: Exception) -> None:
+        self._forget()
         self._channel.send([("refused", self._number, portable(error))])
 
     def put(self, piece: Piece) -> None:
         self._frame.append(("piece", self._number, pack_piece(piece)))
 
     def end(self, results: list[Result] | None, error: Exception | None = None) -> None:
+        self._forget()
         self._frame.append(("end", self._number, results, None if error is None else portable(error)))
+
+    def _forget(self) -> None:
+        self._has_ended = True  # before the pop: whoever binds looks after noting
+        self._cancels.pop(self._number, None)
 
 
 class _Child:
@@ -57,7 +78,7 @@ class _Child:
         self._cancels: dict[int, Callable[[], None]] = {}
         lm = load(model, **options)
         self._worker = Worker(lm, limits, self._flush)
-        channel.send([("ready", read_traits(lm))])
+        channel.send([("ready", read_traits(lm, self._worker.context))])
 
     def serve(self) -> None:
         """Do what the owner says, until it closes the engine or is gone."""
@@ -74,15 +95,15 @@ class _Child:
                 deeds[kind](*given)
 
     def _ask(self, number: int, ask: Ask) -> None:
-        answers = _Answers(self._channel, self._frame, number)
+        answers = _Answers(self._channel, self._frame, number, self._cancels)
         try:
-            self._cancels[number] = self._worker.take(ask, answers)
+            answers.bind(self._worker.take(ask, answers))
         except Exception as error:
             answers.refused(error)
 
     def _cancel(self, number: int) -> None:
-        if number in self._cancels:
-            self._cancels[number]()
+        if (cancel := self._cancels.get(number)) is not None:
+            cancel()
 
     def _embed(self, number: int, texts: Sequence[Sequence[int]], pooling: str) -> None:
         try:
@@ -111,9 +132,6 @@ class _Child:
     def _flush(self) -> None:
         if self._frame:
             self._channel.send(self._frame)
-            for kind, number, *_ in self._frame:
-                if kind == "end":
-                    self._cancels.pop(number, None)
             self._frame.clear()
 
     def _beat(self) -> None:

@@ -30,9 +30,9 @@ class Engine(Face):
 
     def __init__(self, model: LanguageModel | str, *, limits: Limits | None = None, **options: Any) -> None:
         self.lm = load(model, **options) if isinstance(model, str) else model
-        self.tokenizer, self.traits = self.lm.tokenizer, read_traits(self.lm)
-        self._outbox = Outbox()
+        self.tokenizer, self._outbox = self.lm.tokenizer, Outbox()
         self._worker = Worker(self.lm, limits or Limits(), self._outbox.flush)
+        self.traits = read_traits(self.lm, self._worker.context)
 
     async def __aenter__(self) -> Self:
         return self
@@ -86,12 +86,12 @@ class _Waiting(Sink):
             self.done.set_exception(error)
 
 
-def read_traits(lm: LanguageModel) -> Traits:
-    """Return what callers may know of a model."""
+def read_traits(lm: LanguageModel, context: int) -> Traits:
+    """Return what callers may know of a model, whose engine writes texts of up to `context` tokens."""
     offered = lm.target.capabilities
     return Traits(
         name=lm.name,
-        context=offered.max_positions,
+        context=context,
         vocab_size=offered.vocab_size,
         is_canvas=offered.is_canvas,
         is_encoder_decoder=offered.is_encoder_decoder,

@@ -12,7 +12,9 @@ from outpace.api.result import Result
 from outpace.errors import OutpaceError
 from outpace.text.tokenizer import Tokenizer
 
-__all__ = ["Ask", "Busy", "Face", "Gone", "Histogram", "Load", "Piece", "Ticket", "Token", "Traits"]
+__all__ = ["FAULT", "Ask", "Busy", "Face", "Gone", "Histogram", "Load", "Piece", "Ticket", "Token", "Traits"]
+
+FAULT = "The engine failed on this text"  # begins the note of a sample that ended so, for no fault of its caller's
 
 
 class Busy(OutpaceError):
@@ -136,7 +138,7 @@ class Traits:
 
     Attributes:
         name: as results and the server call it.
-        context: most tokens of prompt and text together.
+        context: most tokens of prompt and text together, as the model and the cache allow.
         vocab_size: V.
         is_canvas: a masked model; it fills gaps, and `Request.canvas` is for it.
         is_encoder_decoder: the prompt goes through an encoder.

@@ -60,6 +60,11 @@ class Memory:
         self._keys: dict[Row, Hashable] = {}
         self._saved: dict[Row, Saved] = {}
 
+    @property
+    def num_slots(self) -> int:
+        """Tokens that the pages hold."""
+        return self.pages.num_pages * self.pages.page_size
+
     def begin(self, row: Row, key: Hashable) -> int:
         """Look for what a row that joins begins with; return how many of its tokens need not be read.
 

@@ -11,13 +11,14 @@ from outpace.api.running import finish
 from outpace.api.starting import CHUNK, new_run, new_text, own, shared_run
 from outpace.engine.drafters import Drafters
 from outpace.engine.entry import Entry, step_of
+from outpace.engine.face import FAULT
 from outpace.engine.lane import Lane
 from outpace.engine.limits import Limits
 from outpace.engine.memory import new_memory
 from outpace.engine.meter import Meter
 from outpace.engine.pace import Pace
 from outpace.engine.reading import read_prompt
-from outpace.errors import ConfigError, NoPages
+from outpace.errors import CapabilityError, ConfigError, NoPages, OutpaceError
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.text.stream import TextStream
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Scheduler"]
 
+_WINDOW = 65  # nodes that the widest of the methods scores as it is shipped, the root among them
 _COUNTED = 4  # turns between two counts of the pages that are in use
 
 
@@ -67,6 +69,19 @@ class Scheduler:
         """Whether there is nothing to do."""
         return not self.entries
 
+    @property
+    def num_free(self) -> int:
+        """How many more samples may be written beside those that are; readable from any thread."""
+        return max(0, self.limits.max_rows - len(self._at))
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and text together: what the model reads, where the cache holds it beside a window."""
+        offered = self.lm.target.capabilities
+        if self._memory is None or not _has_shared_rows(offered):
+            return offered.max_positions
+        return max(1, min(offered.max_positions, self._memory.num_slots - _WINDOW))
+
     def add(self, entry: Entry) -> None:
         """Take an ask into the queue."""
         entry.seen = self._num_rows_begun
@@ -91,8 +106,7 @@ class Scheduler:
             return
         row = entry.plan.rows[0]
         most = row.num_prompt + row.max_tokens + entry.width
-        if self._memory.pages.needed(most) > self._memory.pages.num_pages:
-            held = self._memory.pages.num_pages * self._memory.pages.page_size
+        if most > (held := self._memory.num_slots):
             raise ConfigError(
                 f"The text may have {most} tokens with its drafts, but the cache holds {held}.",
                 "Ask for fewer tokens, or give the engine a larger cache.",
@@ -338,7 +352,7 @@ class Scheduler:
         self._at[row][1].run.leave([row])
         row.cancel()
         row.finish = FinishReason.ERROR
-        row.notes.append(f"{type(error).__name__}: {error}")
+        row.notes.append(_told(error))
         self._hand_over(self._at[row][0], row)
 
     def _drop(self, entry: Entry, error: Exception) -> None:
@@ -362,8 +376,20 @@ class Scheduler:
         entry.sink.end(results)
 
 
+def _told(error: Exception) -> str:
+    """Return what a failed row's notes say: what its caller can change, or that it is the engine's fault."""
+    if isinstance(error, ConfigError | CapabilityError):
+        return f"{error} {error.hint}".strip()
+    return f"{FAULT} ({error if isinstance(error, OutpaceError) else f'{type(error).__name__}: {error}'})."
+
+
 def _may_share(entry: Entry, offered: Capabilities) -> bool:
     """Return whether rows of other asks may be written in one run with those of this one."""
     plan = entry.plan
-    is_whole = offered.is_canvas or offered.is_encoder_decoder or plan.is_fixed or entry.has_forks
-    return not is_whole and plan.request.watch is None
+    is_whole = plan.is_fixed or entry.has_forks or plan.request.watch is not None
+    return not is_whole and _has_shared_rows(offered)
+
+
+def _has_shared_rows(offered: Capabilities) -> bool:
+    """Return whether a model's rows can be written in one run at all."""
+    return not (offered.is_canvas or offered.is_encoder_decoder)

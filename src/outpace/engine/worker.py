@@ -61,6 +61,11 @@ class Worker:
         """Whether anything is being done, or waits for it."""
         return not self._scheduler.is_idle or bool(self._tasks) or not self._inbox.empty()
 
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt and its text together."""
+        return self._scheduler.context
+
     def take(self, ask: Ask, sink: Sink) -> Callable[[], None]:
         """Check an ask and take it in, as `sink` is told; from any thread.
 
@@ -74,7 +79,7 @@ class Worker:
         with self._lock:
             if self._is_closing:
                 raise _gone()
-            if self._held - self._scheduler.num_begun >= self.limits.max_queue:
+            if self._held - self._scheduler.num_begun >= self.limits.max_queue + self._scheduler.num_free:
                 retry_s = self._scheduler.meter.retry_s()
                 raise Busy("The queue is full.", f"Ask again in {retry_s:.1f} seconds.", retry_s)
             self._held += 1

@@ -29,7 +29,7 @@ class Idle:
     def __init__(self, methods: Sequence[Method] | Mapping[str, Method], context: Context) -> None:
         named = methods if isinstance(methods, Mapping) else {method.name: method for method in methods}
         self.methods = dict(named)
-        self.context = context
+        self.context = replace(context, cache=None)  # rows that have left must not hold their pages through it
         self.given = [len(text) for text in context.texts]  # what was there when a row joined
         self.states: dict[str, Any] = {}
         self._seen: dict[str, int] = {}

@@ -18,7 +18,7 @@ from outpace.server.gate import warn
 from outpace.server.schemas import Body, Extra, Message, TextBody
 from outpace.server.settings import ServerSettings
 from outpace.server.structure import constraint
-from outpace.server.tools_history import with_objects
+from outpace.server.tools_history import with_objects, with_texts
 
 __all__ = ["arguments", "chat_arguments", "check_fields", "encode", "encode_chat", "stop_strings"]
 
@@ -122,10 +122,14 @@ def _messages(engine: Face, messages: Sequence[Message]) -> list[dict[str, Any]]
     """Return messages as templates read them: calls' arguments, which clients send as text, are objects.
 
     A developer's messages are the system's where the template knows no developers.
+
+    Raises:
+        Refused: 400, a part of a message that is no text.
     """
     templates = engine.tokenizer.templates if engine.tokenizer else {}
     has_developers = any("developer" in text for text in templates.values())
-    told = [with_objects(message.model_dump(exclude_unset=True)) for message in messages]
+    given = [message.model_dump(exclude_unset=True) for message in messages]
+    told = [with_texts(with_objects(message), f"messages[{number}]") for number, message in enumerate(given)]
     return [it if has_developers or it["role"] != "developer" else {**it, "role": "system"} for it in told]
 
 
@@ -267,7 +271,7 @@ def _room(engine: Face, settings: ServerSettings, scope: Scope, num_prompt: int,
     if most and wanted > most:
         raise _wrong("max_tokens", f"max_tokens is {wanted}; at most {most} tokens are written.")
     if 0 < room < wanted:
-        warn(scope, f"max_tokens was cut to {room}, which is what the model's context holds.")
+        warn(scope, f"max_tokens was cut to {room}, which is what there is room for.")
     return {"max_tokens": max(1, min(wanted, room))}
 
 

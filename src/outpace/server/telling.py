@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from outpace.api.result import Result
-from outpace.engine.face import Piece, Token
+from outpace.engine.face import FAULT, Piece, Token
 from outpace.run.row import BROKEN
 from outpace.server.errors import Refused
 from outpace.text.stream import TextStream
@@ -39,14 +39,14 @@ def finish_reason(ours: str | None) -> str | None:
 
 
 def check_end(results: Sequence[Result]) -> None:
-    """Fail a request whose only sample failed; among several, the sample's finish_reason says "error".
+    """Fail a request of which every sample failed; else the finish_reason of those that did says "error".
 
     Raises:
-        Refused: 400, its constraint and its other settings leave no token; 500, the model computed no numbers.
+        Refused: 400, what was asked for cannot be written; 500, the model computed no numbers, or the engine failed.
     """
-    if len(results) == 1 and results[0].finish_reason == "error":
+    if results and all(result.finish_reason == "error" for result in results):
         notes = results[0].notes
-        status = 500 if BROKEN in notes else 400
+        status = 500 if any(note == BROKEN or note.startswith(FAULT) for note in notes) else 400
         raise Refused(status, notes[-1] if notes else "The text ended with an error.", code="generation_failed")
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from outpace.server.errors import Refused
 from outpace.server.schemas import ChatBody
 
-__all__ = ["chat_body", "from_blocks", "from_items", "with_objects"]
+__all__ = ["chat_body", "from_blocks", "from_items", "with_objects", "with_texts"]
 
 _Message = dict[str, Any]
 _TEXTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
@@ -53,6 +53,20 @@ def _with_object(call: Any) -> Any:
     except orjson.JSONDecodeError:
         return call
     return {**call, "function": {**function, "arguments": found}} if isinstance(found, dict) else call
+
+
+def with_texts(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a message whose content, where that is a list, holds texts alone, as templates know them.
+
+    Raises:
+        Refused: 400, a part that is no text: templates would drop it without a word.
+    """
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = ((part, f"{where}.content[{number}]") for number, part in enumerate(content))
+    texts = [part if isinstance(part, str) else {"type": "text", "text": _part(part, place)} for part, place in parts]
+    return {**message, "content": texts}
 
 
 class _Turns:
@@ -191,7 +205,7 @@ def _add_users(turns: _Turns, role: str, blocks: Sequence[Any], where: str) -> N
 def _kind(block: Any, where: str) -> str:
     if not isinstance(block, Mapping):
         raise _wrong(where, "is no object")
-    return str(block.get("type"))[:50]
+    return str(block.get("type", "text"))[:50]
 
 
 def _text(content: Any, where: str) -> str:
@@ -200,17 +214,17 @@ def _text(content: Any, where: str) -> str:
         return content
     if not isinstance(content, list):
         raise _wrong(where, "is neither text nor a list of parts")
-    found = []
-    for number, part in enumerate(content):
-        place = f"{where}[{number}]"
-        kind = _kind(part, place)
-        if kind == "refusal":
-            found.append(_string(part, "refusal", place))
-        elif kind in _TEXTS:
-            found.append(_string(part, "text", place))
-        else:
-            raise _wrong(place, f"is of type {kind!r}, which is not served")
-    return "\n".join(found)
+    return "\n".join(_part(part, f"{where}[{number}]") for number, part in enumerate(content))
+
+
+def _part(part: Any, where: str) -> str:
+    """Return the text of a part."""
+    kind = _kind(part, where)
+    if kind == "refusal":
+        return _string(part, "refusal", where)
+    if kind in _TEXTS:
+        return _string(part, "text", where)
+    raise _wrong(where, f"is of type {kind!r}, which is not served")
 
 
 def _string(item: Mapping[str, Any], name: str, where: str) -> str:

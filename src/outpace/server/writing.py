@@ -76,7 +76,7 @@ class Writing:
         """Wait for all samples, prompt by prompt.
 
         Raises:
-            Refused: the only sample failed.
+            Refused: every sample failed.
         """
         done = [one for many in await asyncio.gather(*(it.results() for it in self.tickets)) for one in many]
         check_end(done)
@@ -86,7 +86,7 @@ class Writing:
         """Yield (prompt, choice, piece) as pieces come.
 
         Raises:
-            Refused: the only sample failed.
+            Refused: every sample failed.
         """
         async for prompt, piece in pieces(self.tickets):
             if piece.finish == "error" and len(self.tickets) * self.num_samples == 1:
