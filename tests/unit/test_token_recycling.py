@@ -31,7 +31,7 @@ def test_the_matrix_after_a_known_step() -> None:
     rows = make_rows([[1, 2, 3]], 20)
     run = make_run(method)
     run.join(rows)
-    run._prefill()
+    run._prefill(None)
     view, table = run.batch.view(0, None), RecyclingTable(10, 2)
     # The tree below 3: 5 and 7; below 5 again a 7, which is accepted; then 8 is drawn.
     proposal = Proposal(torch.tensor([[5, 7, 7, 0]]), [3], torch.tensor([[-1, -1, 0, 0]]))
