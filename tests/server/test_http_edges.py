@@ -17,6 +17,7 @@ import outpace
 from outpace.engine.face import Busy, Gone
 from outpace.errors import ConfigError
 from outpace.server.settings import ServerSettings, read_keys
+from outpace.text.tokenizer import Tokenizer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 Serve = Callable[..., str]
@@ -361,6 +362,16 @@ def test_a_slow_reader_is_waited_for_and_holds_nobody_up(web: httpx.Client, serv
         line.settimeout(PATIENCE_S)
         while received < 8_000_000:
             received += len(line.recv(1 << 20))
+
+
+def test_a_text_far_too_long_is_not_even_spelled(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_, **__: pytest.fail("it was spelled"))
+    long = "a" * 3_000_000
+    told = [refused(post(http, prompt=long)), refused(post(http, CHAT, messages=[{"role": "user", "content": long}]))]
+    assert {(it["code"], it["param"]) for it in told} == {
+        ("context_length_exceeded", "prompt"),
+        ("context_length_exceeded", "messages"),
+    }
 
 
 def test_what_no_sample_can_be_is_refused_in_a_sentence(http: httpx.Client) -> None:

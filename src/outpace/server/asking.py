@@ -20,9 +20,11 @@ from outpace.server.settings import ServerSettings
 from outpace.server.structure import constraint
 from outpace.server.tools_history import with_objects, with_texts
 
-__all__ = ["arguments", "chat_arguments", "check_fields", "encode", "encode_chat", "stop_strings"]
+__all__ = ["arguments", "chat_arguments", "check_fields", "check_length", "encode", "encode_chat", "stop_strings"]
 
 _LONGEST_STOP = 128  # characters
+_SURELY_FIT = 16  # characters per token of the context, up to which nobody counts
+_SLACK = 4  # times the characters of the longest tokens: some tokenizers drop or join what they do not know
 _MOST_BIASES, _MOST_WORDS, _MOST_TOP = 1024, 128, 20
 _MOST_DRAFTED = 1024  # of any option that is a number, unless its default is larger
 _PLAIN, _CANVAS_PLAIN = "autoregressive", "masked-diffusion"
@@ -103,6 +105,26 @@ async def encode(engine: Face, text: str, is_special: bool = True) -> list[int]:
     return await asyncio.to_thread(engine.tokenizer.encode, text, is_special)
 
 
+def check_length(engine: Face, text: str, param: str) -> None:
+    """Refuse a text that no context holds, before so much of it is spelled in tokens.
+
+    Args:
+        engine: whose context it is.
+        text: a prompt.
+        param: the field that it is of.
+
+    Raises:
+        Refused: 400, it is many times as long as all tokens of a context can be.
+    """
+    traits, tokenizer = engine.traits, engine.tokenizer
+    if tokenizer is None or traits.is_encoder_decoder or len(text) <= _SURELY_FIT * traits.context:
+        return
+    longest = max((len(spelling) for spelling in tokenizer.spellings if spelling), default=0)
+    if longest and len(text) > _SLACK * longest * traits.context:
+        message = f"The prompt has {len(text)} characters, far more than {traits.context} tokens say. Shorten it."
+        raise Refused(400, message, param=param, code="context_length_exceeded")
+
+
 async def encode_chat(engine: Face, messages: Sequence[Message], chat: Mapping[str, Any]) -> tuple[str, list[int]]:
     """Return the text and the ids of a conversation; `chat_arguments` makes `chat`.
 
@@ -115,6 +137,7 @@ async def encode_chat(engine: Face, messages: Sequence[Message], chat: Mapping[s
     if not messages:
         raise Refused(400, "The conversation is empty. Give at least one message.", param="messages")
     text = await asyncio.to_thread(tokenizer.render_chat, _messages(engine, messages), **chat)
+    check_length(engine, text, "messages")
     return text, await encode(engine, text, False)
 
 

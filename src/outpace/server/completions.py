@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from outpace.api.infill import lay_pieces
 from outpace.api.result import Result
 from outpace.engine.face import Face, Piece, Token
-from outpace.server.asking import arguments, check_fields, encode
+from outpace.server.asking import arguments, check_fields, check_length, encode
 from outpace.server.errors import Refused
 from outpace.server.route import new_router
 from outpace.server.schemas import CompletionBody
@@ -70,6 +70,9 @@ async def _prompts(body: CompletionBody, engine: Face, served: Serving) -> list[
         raise Refused(
             400, f"{len(many)} prompts; at most {served.settings.max_prompts} are taken at a time.", param="prompt"
         )
+    for one in many:
+        if isinstance(one, str):
+            check_length(engine, one, "prompt")
     is_special = body.add_special_tokens is not False
     return [await encode(engine, one, is_special) if isinstance(one, str) else list(one) for one in many]
 
