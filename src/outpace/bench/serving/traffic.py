@@ -50,8 +50,13 @@ def make_traffic(
 
 
 def with_method(body: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Return a body that asks our server for a method; "off" = plain decoding, "" = what the server does anyway."""
-    return {**body, "outpace": {"method": METHODS.get(method, method)}} if method else dict(body)
+    """Return a body that asks our server for a method; "off" = plain decoding, "" = what the server does anyway.
+
+    Methods share no prefixes: who comes second would find what the first has read.
+    """
+    if not method:
+        return dict(body)
+    return {**body, "outpace": {"method": METHODS.get(method, method)}, "cache_salt": method}
 
 
 def _texts(name: str, tokenizer: Tokenizer | None) -> list[str]:
