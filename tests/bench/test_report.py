@@ -17,7 +17,8 @@ STORED = sorted(RESULTS.rglob("*.json"))
 @pytest.mark.parametrize("file", STORED, ids=lambda file: file.stem)
 def test_a_stored_measurement_is_read(file: Path) -> None:
     report = read_report(file)
-    assert report.rows and report.document["kind"] in ("speed", "catalogue", "growth", "micro", "canvas")
+    kinds = ("speed", "catalogue", "growth", "micro", "canvas", "serving", "soak")
+    assert report.rows and report.document["kind"] in kinds
 
 
 @pytest.mark.parametrize("file", [file for file in STORED if file.with_suffix(".md").exists()], ids=lambda f: f.stem)
