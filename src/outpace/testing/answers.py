@@ -7,15 +7,18 @@ known beforehand, and pin the sampler, the noise and the text stream, which plai
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
+from outpace.draft.reading import Drafter
 from outpace.methods.autoregressive import Autoregressive
-from outpace.methods.base import Method
+from outpace.methods.base import Method, nothing
 from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
 from outpace.methods.parallel.jacobi import Jacobi
 from outpace.methods.speculative.block_verification import BlockVerification
 from outpace.methods.speculative.draft_model import DraftModel
+from outpace.methods.speculative.drafted import Paced
 from outpace.methods.speculative.layer_skip import LayerSkip
 from outpace.methods.speculative.multi_candidate import MultiCandidate
 from outpace.methods.speculative.prompt_lookup import PromptLookup
@@ -27,7 +30,7 @@ from outpace.testing.gtest import PROMPT, canvas_law, g_test, small_model, text_
 from outpace.testing.mixture import check_mixture
 from outpace.testing.world import SETTINGS, PeriodicModel, drive, make_rows, make_run, write
 from outpace.text.stream import TextStream
-from outpace.types import Proposal, Stream
+from outpace.types import Proposal, Stream, View
 
 __all__ = ["answer_checks", "check_drafts", "check_texts", "law_checks"]
 
@@ -40,6 +43,7 @@ def answer_checks() -> list[Callable[[], None]]:
         check_ties,
         check_text,
         check_own_drafter,
+        check_rested_drafter,
         check_skip_none,
         check_copied_text,
         check_jacobi,
@@ -129,6 +133,32 @@ def check_own_drafter() -> None:
             usage = row.usage
             assert usage.num_accepted == usage.num_proposed == 12, f"{name}: {usage.num_accepted} of 12 were accepted."
             assert usage.num_bonus == 3 and usage.num_steps == 4, f"{name}: {usage.num_bonus} of 3 bonus tokens."
+
+
+@dataclass(frozen=True)
+class _Resting(DraftModel):
+    """Drafts in every third step, and compares the drafts with those of a drafter that has just read the text."""
+
+    def propose(self, view: View, state: Paced) -> Proposal:
+        if view.step % 3:
+            return nothing(view)
+        known = state.drafter
+        cache = known.adapter.new_cache(len(view.texts), known.cache.capacity)
+        fresh = super().propose(view, replace(state, drafter=Drafter(known.adapter, cache)))
+        drafts = super().propose(view, state)
+        own, expected = (
+            [tokens[:length] for tokens, length in zip(each.tokens.tolist(), each.length, strict=True)]
+            for each in (drafts, fresh)
+        )
+        assert own == expected, "What a drafter had drafted is taken for text after a rest."
+        return drafts
+
+
+def check_rested_drafter() -> None:
+    """Drafts that were refused are forgotten, also where the text goes on without the drafter for some steps."""
+    for name in ("temperature 1.3", "greedy"):
+        rows = write(_Resting(draft_len=4, is_adaptive=False), SETTINGS[name])
+        assert any(row.usage.num_accepted < row.usage.num_proposed for row in rows), f"{name}: no draft was refused."
 
 
 def check_skip_none() -> None:

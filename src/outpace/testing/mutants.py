@@ -327,6 +327,15 @@ def _wrong_sibling(walk: Any) -> Any:
 # Drafting
 
 
+def _entry_of_rejected(forget: Any) -> Any:
+    def faulty(self: Any, *given: Any) -> None:
+        cache = self.cache
+        longer = stand_in(cache, truncate=lambda lengths: cache.truncate([length + 1 for length in lengths]))
+        forget(stand_in(self, cache=longer), *given)
+
+    return faulty
+
+
 def _stale_draft_law(draft_chain: Any) -> Any:
     def faulty(*given: Any, **named: Any) -> Any:
         proposal = draft_chain(*given, **named)
@@ -591,6 +600,12 @@ MUTANTS = (
         "prefill repeats a token of each chunk in place of the last",
         "run.prefill:catch_up",
         _last_token_repeated,
+    ),
+    Mutant(
+        "stale-draft-cache",
+        "the drafter's cache keeps the entry of a rejected draft",
+        "draft.reading:Drafter.forget",
+        _entry_of_rejected,
     ),
     Mutant(
         "draft-law-stale",
