@@ -129,6 +129,11 @@ class Outputs:
     def __bool__(self) -> bool:
         return bool(self.layers or self.has_last or self.heads)
 
+    def __or__(self, other: Outputs) -> Outputs:
+        """Return what two callers want of one forward."""
+        layers = tuple(sorted({*self.layers, *other.layers}))
+        return Outputs(layers, self.has_last or other.has_last, tuple(dict.fromkeys((*self.heads, *other.heads))))
+
 
 NO_OUTPUTS = Outputs()
 
@@ -152,6 +157,7 @@ class Needs:
             every prompt position.
         has_forks: rows may continue others of their group (`Decision.source`), so that a text is final only when its
             row has ended: nothing of it is streamed before.
+        head: the kind of trained drafter that the draft model has to be; "" = a model, or any such drafter.
     """
 
     attention: str = "causal"
@@ -168,15 +174,10 @@ class Needs:
     model_attention: Mapping[str, str] = field(default_factory=dict)
     outputs: Outputs = NO_OUTPUTS
     has_forks: bool = False
+    head: str = ""
 
     def __or__(self, other: Needs) -> Needs:
         """Return what two causal methods need that write rows of one run side by side."""
-        mine, others = self.outputs, other.outputs
-        outputs = Outputs(
-            tuple(sorted({*mine.layers, *others.layers})),
-            mine.has_last or others.has_last,
-            tuple(dict.fromkeys((*mine.heads, *others.heads))),
-        )
         return Needs(
             self.attention,
             **{name: getattr(self, name) or getattr(other, name) for name in _FLAGS},
@@ -185,7 +186,7 @@ class Needs:
             optional_models=tuple(dict.fromkeys((*self.optional_models, *other.optional_models))),
             copies=max(self.copies, other.copies),
             model_attention={**self.model_attention, **other.model_attention},
-            outputs=outputs,
+            outputs=self.outputs | other.outputs,
         )
 
 
@@ -242,6 +243,7 @@ class Adapter(ABC):
         tokenizer: what turns text into its tokens, where it carries one.
         start_token: of an encoder-decoder, the first decoder token, which the model never writes.
         shape: the sizes of the model as one text, by which measured costs are kept; "" = its capabilities tell.
+        reads: what it reads of the target beside which it stands, where it is a trained drafter.
         layer_weights, head_weights: numbers that a token is multiplied by in all layers and in the output matrix;
             0 = not known. Drafters are compared with targets by them.
     """
@@ -256,6 +258,7 @@ class Adapter(ABC):
     tokenizer: Tokenizer | None = None
     start_token: int | None = None
     shape: str = ""
+    reads: Outputs = NO_OUTPUTS
     layer_weights: int = 0
     head_weights: int = 0
 
@@ -316,6 +319,18 @@ class Adapter(ABC):
         """Of an encoder-decoder: encode each row's source tokens once, and keep in `cache` what the decoder reads."""
         del sources, cache
         raise CapabilityError("This model has no encoder.", "Use an encoder-decoder model.")
+
+    def new_drafter(self, context: Context) -> Any:
+        """Return what drafts for the joining rows, where this is a trained drafter; None = any model drafts alike.
+
+        Args:
+            context: of the joining rows, which this model stands beside.
+
+        Raises:
+            CapabilityError: it was made for another target.
+        """
+        del context
+        return None
 
     def trim_head(self, ids: Tensor) -> Adapter | None:
         """Return this model with logits [B, A, K] of some tokens [K] only; None where that would save nothing."""

@@ -62,7 +62,7 @@ def paths_of(tree: TokenTree, row: int) -> dict[tuple[int, ...], float]:
 def test_the_tree_has_the_best_expectation_of_all_subtrees(settings: Sampling) -> None:
     model, spread, budget, depth = make_model(), 0.8, 4, 3
     view = make_view(model, settings)
-    tree = draft_best(model, model.new_cache(3, 64), view, [depth] * 3, budget, spread=spread)
+    tree = draft_best(Drafter(model, model.new_cache(3, 64)), view, [depth] * 3, budget, spread=spread)
     for row in range(3):
         value: dict[tuple[int, ...], float] = {(): 1.0}
         for size in range(1, depth + 1):
@@ -106,7 +106,7 @@ def by_heap(model: ToyModel, view: View, row: int, budget: int, depth: int, spre
 def test_slots_are_filled_in_the_order_of_the_paper(settings: Sampling, budget: int) -> None:
     model = make_model()
     view = make_view(model, settings)
-    tree = draft_best(model, model.new_cache(3, 64), view, [4] * 3, budget, by_slot=True, spread=0.6)
+    tree = draft_best(Drafter(model, model.new_cache(3, 64)), view, [4] * 3, budget, by_slot=True, spread=0.6)
     for row in range(3):
         assert set(paths_of(tree, row)) == by_heap(model, view, row, budget, 4, 0.6)
 
@@ -122,10 +122,10 @@ def test_slots_by_hand() -> None:
     model = Flat(3)
     view = make_view(model, Sampling(), [[1, 2]])
     for floor, wanted in ((0.6, {(0,)}), (0.4, {(0,), (1,), (0, 0)}), (0.29, {(0,), (1,), (0, 0), (1, 0)})):
-        tree = draft_best(model, model.new_cache(1, 64), view, [2], 99, by_slot=True, floor=floor, spread=1.0)
+        tree = draft_best(Drafter(model, model.new_cache(1, 64)), view, [2], 99, by_slot=True, floor=floor, spread=1.0)
         assert set(paths_of(tree, 0)) == wanted, floor
     # By path: 0.5, 0.3, then 0.25 below the first; a second level adds 0.25 to an expectation of 0.8.
-    tree = draft_best(model, model.new_cache(1, 64), view, [9], 3, spread=1.0)
+    tree = draft_best(Drafter(model, model.new_cache(1, 64)), view, [9], 3, spread=1.0)
     assert set(paths_of(tree, 0)) == {(0,), (1,), (0, 0)}
 
 
@@ -136,7 +136,7 @@ def test_growing_stops_where_it_gains_too_little() -> None:
     sizes = []
     for gain in (0.0, 0.3, 9.0):
         counter = Counter()
-        tree = draft_best(model, model.new_cache(3, 64, counter), view, [8] * 3, 12, min_gain=gain)
+        tree = draft_best(Drafter(model, model.new_cache(3, 64, counter)), view, [8] * 3, 12, min_gain=gain)
         assert tree.length == [12] * 3 if gain == 0 else max(tree.length) <= 12
         sizes.append((counter.nfe, max(len(path) for row in range(3) for path in paths_of(tree, row))))
     assert sizes[0] > sizes[1] > sizes[2] and sizes[2][1] == 1
@@ -147,16 +147,18 @@ def test_a_rows_tree_is_its_own(settings: Sampling) -> None:
     model = make_model(7)
     view = make_view(model, settings)
     levels = [4, 0, 2]
-    together = draft_best(model, model.new_cache(3, 64), view, levels, 6)
+    together = draft_best(Drafter(model, model.new_cache(3, 64)), view, levels, 6)
     shape = RankTree.regular((2, 2, 1))
     parent, rank, length = RankTree.stack([shape] * 3)
-    filled, ranks = draft_shape(model, model.new_cache(3, 64), view, levels, parent, rank, length)
+    filled, ranks = draft_shape(Drafter(model, model.new_cache(3, 64)), view, levels, parent, rank, length)
     assert together.length[1] == filled.length[1] == 0 and filled.length == [10, 0, 6]
     for row in (0, 2):
         alone = View([TEXTS[row]], [1], [50], 0, view.cache, view.sampler.rows([row]))
-        tree = draft_best(model, model.new_cache(1, 64), alone, levels[row : row + 1], 6)
+        tree = draft_best(Drafter(model, model.new_cache(1, 64)), alone, levels[row : row + 1], 6)
         assert paths_of(tree, 0) == pytest.approx(paths_of(together, row))
-        own = draft_shape(model, model.new_cache(1, 64), alone, levels[row : row + 1], parent[:1], rank[:1], length[:1])
+        own = draft_shape(
+            Drafter(model, model.new_cache(1, 64)), alone, levels[row : row + 1], parent[:1], rank[:1], length[:1]
+        )
         assert paths_of(own[0], 0) == pytest.approx(paths_of(filled, row))
         assert own[1][0].tolist() == ranks[row, : own[0].length[0]].tolist()
 
@@ -168,7 +170,7 @@ def test_a_shape_is_filled_by_rank(settings: Sampling) -> None:
     parent, rank, length = RankTree.stack(
         [RankTree((-1, -1, 0, 0, 1, 2), (0, 1, 0, 1, 0, 0)), RankTree((-1,), (1,)), RankTree()]
     )
-    tree, ranks = draft_shape(model, model.new_cache(3, 64), view, [9] * 3, parent, rank, length)
+    tree, ranks = draft_shape(Drafter(model, model.new_cache(3, 64)), view, [9] * 3, parent, rank, length)
     assert tree.length == [6, 1, 0] and ranks[0].tolist() == [0, 1, 0, 1, 0, 0]
     for row in (0, 1):
         for node, path in enumerate(paths_of(tree, row)):
@@ -180,23 +182,23 @@ def test_what_a_cut_forbids_is_not_drafted() -> None:
     model = make_model(6)
     view = make_view(model, Sampling(temperature=1.0, top_k=2))
     parent, rank, length = RankTree.stack([RankTree.regular((4, 1))] * 3)
-    tree, ranks = draft_shape(model, model.new_cache(3, 64), view, [2] * 3, parent, rank, length)
+    tree, ranks = draft_shape(Drafter(model, model.new_cache(3, 64)), view, [2] * 3, parent, rank, length)
     assert tree.length == [4] * 3 and int(ranks.max()) == 1
-    assert draft_best(model, model.new_cache(3, 64), view, [1] * 3, 5).length == [2] * 3
+    assert draft_best(Drafter(model, model.new_cache(3, 64)), view, [1] * 3, 5).length == [2] * 3
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_first_branch_is_the_coupled_chain(settings: Sampling) -> None:
     model = make_model(9)
     view = make_view(model, settings)
-    chain = draft_chain(model, model.new_cache(3, 64), view, [4, 4, 4], origin="")
-    tree = draft_tree(model, model.new_cache(3, 64), view, 4, 3, origin="")
+    chain = draft_chain(Drafter(model, model.new_cache(3, 64)), view, [4, 4, 4], origin="")
+    tree = draft_tree(Drafter(model, model.new_cache(3, 64)), view, 4, 3, origin="")
     assert tree.length == ([12] * 3 if settings.top_k == 0 else [11] * 3)  # a cut to two leaves level one only two
     regular, _ = draft_shape(
-        model, model.new_cache(3, 64), view, [4] * 3, *RankTree.stack([RankTree.regular((1,) * 4)] * 3)
+        Drafter(model, model.new_cache(3, 64)), view, [4] * 3, *RankTree.stack([RankTree.regular((1,) * 4)] * 3)
     )
     assert torch.equal(regular.tokens, chain.tokens)
-    wide = draft_best(model, model.new_cache(3, 128), view, [4] * 3, 80)
+    wide = draft_best(Drafter(model, model.new_cache(3, 128)), view, [4] * 3, 80)
     for row in range(3):
         own = tuple(chain.tokens[row].tolist())
         assert all(own[: n + 1] in paths_of(wide, row) for n in range(3))
@@ -221,7 +223,7 @@ def test_nodes_are_read_behind_their_own_path() -> None:
     cache, view = model.new_cache(2, 64), make_view(model, Sampling(), TEXTS[:2])
     cache.lengths = [0, 0]
     for _ in range(1):
-        draft_best(model, cache, view, [1, 1], 1)
+        draft_best(Drafter(model, cache), view, [1, 1], 1)
     tree = TokenTree(
         torch.tensor([[3, 1, 4, 2], [2, 2, 0, 0]]), torch.tensor([[-1, -1, 1, 2], [-1, 0, -1, -1]]), [4, 2]
     )
@@ -239,15 +241,15 @@ def test_a_full_context_stops_one_row_only() -> None:
     drafter = Drafter(model, model.new_cache(3, 64))
     reach = drafter.reach(view, 4)
     assert reach == [2, 4, 0]
-    chain = draft_chain(model, drafter.cache, view, reach, origin="")
+    chain = draft_chain(Drafter(model, drafter.cache), view, reach, origin="")
     assert chain.length == reach and drafter.cache.lengths == [5, 4, 0]
     alone = View(TEXTS[1:2], [1], [50], 0, view.cache, view.sampler.rows([1]))
-    own = draft_chain(model, model.new_cache(1, 64), alone, [4], origin="")
+    own = draft_chain(Drafter(model, model.new_cache(1, 64)), alone, [4], origin="")
     assert chain.tokens[1].tolist() == own.tokens[0].tolist()
     view.texts = [[*TEXTS[0], 1], [*TEXTS[1], 2, 2], TEXTS[2]]
     drafter.forget(Outcome([[1], [2, 2], []], [0, 1, 0], proposal=chain), view)
     assert drafter.cache.lengths == [4, 2, 0]
-    assert draft_best(model, drafter.cache, view, drafter.reach(view, 2), 3).length == [1 * 3, 3, 0]
+    assert draft_best(Drafter(model, drafter.cache), view, drafter.reach(view, 2), 3).length == [1 * 3, 3, 0]
 
 
 def test_keeping_nodes_keeps_their_places() -> None:
@@ -270,10 +272,10 @@ def test_nothing_is_drafted_from_broken_logits() -> None:
     model = Broken(5)
     view = make_view(model, Sampling(temperature=0.5))
     for by_slot in (False, True):
-        tree = draft_best(model, model.new_cache(3, 64), view, [2] * 3, 4, by_slot=by_slot)
+        tree = draft_best(Drafter(model, model.new_cache(3, 64)), view, [2] * 3, 4, by_slot=by_slot)
         assert tree.length[0] == 0 and tree.length[1] == 4
     filled, _ = draft_shape(
-        model, model.new_cache(3, 64), view, [2] * 3, *RankTree.stack([RankTree.regular((2, 1))] * 3)
+        Drafter(model, model.new_cache(3, 64)), view, [2] * 3, *RankTree.stack([RankTree.regular((2, 1))] * 3)
     )
     assert filled.length == [0, 4, 4]
 
@@ -286,8 +288,8 @@ def as_tensor(proposal: Proposal) -> Tensor:
 def test_levels_may_differ_by_row() -> None:
     model = make_model(5)
     view = make_view(model, Sampling())
-    whole = draft_tree(model, model.new_cache(3, 64), view, 3, 2, origin="")
-    part = draft_tree(model, model.new_cache(3, 64), view, [3, 1, 2], 2, origin="")
+    whole = draft_tree(Drafter(model, model.new_cache(3, 64)), view, 3, 2, origin="")
+    part = draft_tree(Drafter(model, model.new_cache(3, 64)), view, [3, 1, 2], 2, origin="")
     assert part.length == [6, 2, 4]
     for row, length in enumerate(part.length):
         assert torch.equal(as_tensor(part)[:, row, :length], as_tensor(whole)[:, row, :length])

@@ -11,6 +11,7 @@ from outpace.draft.ahead import LookAhead
 from outpace.draft.backoff import BackoffTable
 from outpace.draft.model import draft_chain
 from outpace.draft.nested import NestedRun
+from outpace.draft.reading import Drafter
 from outpace.draft.trunk import TableGuesses
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
@@ -93,9 +94,8 @@ def test_a_nested_run_drafts_what_the_drafter_writes_token_by_token(
     for step in range(4):  # the texts go on with some of the drafts, and with a token of the target's own
         reach = [3 + step, 0 if step == 1 else 2, 5]
         drafts = nested.write(view, reach)
-        alone = draft_chain(
-            context.models["draft"], context.models["draft"].new_cache(3, 64), view, reach, origin="alone"
-        )
+        drafter = context.models["draft"]
+        alone = draft_chain(Drafter(drafter, drafter.new_cache(3, 64)), view, reach, origin="alone")
         wanted = [tokens[:n] for tokens, n in zip(alone.tokens.tolist(), alone.length, strict=True)]
         assert drafts == wanted, step
         for text, tokens in zip(texts, drafts, strict=True):

@@ -60,7 +60,7 @@ def draft(shape: Growth, rows: int, settings: Sampling, model: ToyModel | None =
     sampler = Sampler(settings, [row_key(5, i) for i in range(rows)])
     view = View([list(PROMPT) for _ in range(rows)], [len(PROMPT)] * rows, [room] * rows, 0, Cache([], 1), sampler)
     drafter = Drafter(model, model.new_cache(rows, 40))
-    return draft_sampled(model, drafter.cache, view, drafter.reach(view, shape.levels), shape, origin="test")
+    return draft_sampled(drafter, view, drafter.reach(view, shape.levels), shape, origin="test")
 
 
 def siblings(proposal: Proposal) -> list[Tensor]:
@@ -160,7 +160,7 @@ def test_drafting_reads_its_own_noise_only() -> None:
     for shape in (Growth((3, 2)), Growth((3, 2), False), Growth((3, 3), False, beam=3)):
         asked.clear()
         view = View([[1, 2]], [1], [9], 0, Cache([], 1), Listening(Sampling(temperature=1.0), [7]))
-        draft_sampled(model, model.new_cache(1, 20), view, [2], shape, origin="test")
+        draft_sampled(Drafter(model, model.new_cache(1, 20)), view, [2], shape, origin="test")
         places = torch.cat([place.flatten() for _, place in asked])
         assert {stream for stream, _ in asked} == {Stream.DRAFT}
         assert len(places.unique()) == len(places) and int(places.min()) >= 2 << 32

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from outpace import kernels
 from outpace.errors import ConfigError
+from outpace.heads.files import is_head, open_head
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
 from outpace.models.graphs import make_graphs
+from outpace.models.loading import resolve
 from outpace.models.opening import locate, open_model
 from outpace.models.transformer import Transformer
 from outpace.text.tokenizer import Tokenizer
@@ -67,6 +69,8 @@ class Partners:
 
     def _loaded(self, name: str) -> Adapter:
         with self._lock:
+            if name not in self._models and is_head(resolve(name)):
+                self._models[name] = open_head(resolve(name), self._lm.target)
             if name not in self._models:
                 backend = kernels if self._lm.is_compiled else None
                 self._models[name] = opened = open_model(name, self._lm.dtype, self._lm.device, backend)

@@ -15,7 +15,7 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.draft.model import draft_chain
 from outpace.draft.psi import MOST_ROUNDS, StringLaw, borders
-from outpace.draft.reading import read_nodes, read_texts
+from outpace.draft.reading import Drafter, read_nodes, read_texts
 from outpace.draft.strings import Lexicon, Respelling, lexicon
 from outpace.errors import CapabilityError
 from outpace.run.tree import TokenTree
@@ -129,7 +129,9 @@ class ForeignDrafter:
         if max(steps) == 0:
             return [[] for _ in steps]
         shadow = self.own_view(view, [row.ids for row in self.texts])
-        drafted = draft_chain(self.adapter, self.cache, shadow, steps, origin="", min_confidence=min_confidence)
+        drafted = draft_chain(
+            Drafter(self.adapter, self.cache), shadow, steps, origin="", min_confidence=min_confidence
+        )
         tokens = drafted.tokens.tolist()
         self.hold([row.ids + found for row, found in zip(self.texts, tokens, strict=True)])
         rows = zip(view.texts, tokens, drafted.length, lengths, strict=True)

@@ -11,18 +11,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from outpace.cache import Cache
 from outpace.draft.likeliest import likeliest
-from outpace.draft.reading import SPREAD, branch_scores, read_nodes, read_texts
+from outpace.draft.reading import SPREAD, Drafter, branch_scores
 from outpace.run.tree import TokenTree, ancestors, kept_order, largest
-from outpace.types import Adapter, View
+from outpace.types import View
 
 __all__ = ["draft_best", "draft_shape"]
 
 
 def draft_best(
-    adapter: Adapter,
-    cache: Cache,
+    drafter: Drafter,
     view: View,
     levels: Sequence[int],
     budget: int,
@@ -32,7 +30,6 @@ def draft_best(
     floor: float = 0.0,
     min_gain: float = -1.0,
     spread: float = SPREAD,
-    skip: Sequence[int] = (),
 ) -> TokenTree:
     """Draft the `budget` best nodes of each row's tree of continuations.
 
@@ -43,8 +40,7 @@ def draft_best(
     have a child among the best. The result is the best tree of all, not only of those looked at.
 
     Args:
-        adapter: the drafting model.
-        cache: its cache, valid up to a prefix of each row's text.
+        drafter: who is asked.
         view: the run.
         levels: depth limit per row; 0 = this row drafts nothing.
         budget: most nodes per row.
@@ -53,12 +49,11 @@ def draft_best(
         floor: nodes ranked below this probability are not drafted.
         min_gain: a row stops growing after a level that raised its expected number of accepted drafts by no more.
         spread: as in `branch_scores`.
-        skip: layers left out.
     """
     # 1 Begin at the final text: a frontier of one node, the root, whose reach is certain where a row may draft.
     # Penalties see the final text alone: drafts differ by branch, and a wrong penalty costs acceptance only.
-    history = view.sampler.history(view.texts, view.prompts, adapter.capabilities.vocab_size)
-    logits = read_texts(adapter, cache, view, levels, skip).unsqueeze(1)
+    history = view.sampler.history(view.texts, view.prompts, drafter.vocab_size)
+    logits = drafter.texts(view, levels).unsqueeze(1)
     rows, device = logits.shape[0], logits.device
     limit = torch.tensor(levels, device=device)
     start = torch.tensor(view.lengths, device=device).unsqueeze(1)
@@ -91,7 +86,7 @@ def draft_best(
         # 5 Ask the drafter what follows them, in one forward for all rows.
         is_real = is_open.gather(1, frontier)
         base = tree.score.gather(1, frontier).masked_fill(~is_real, float("-inf"))
-        logits = read_nodes(adapter, cache, tree, frontier, is_real, skip)
+        logits = drafter.nodes(tree, frontier, is_real)
     return tree
 
 
@@ -128,20 +123,17 @@ def _joined(tree: TokenTree, key: Tensor, found: TokenTree, found_key: Tensor, m
 
 
 def draft_shape(
-    adapter: Adapter,
-    cache: Cache,
+    drafter: Drafter,
     view: View,
     levels: Sequence[int],
     parent: Tensor,
     rank: Tensor,
     length: Sequence[int],
-    *,
-    skip: Sequence[int] = (),
 ) -> tuple[TokenTree, Tensor]:
     """Fill a given shape: the node of rank r under a parent is the parent's r-th likeliest continuation.
 
     Args:
-        adapter, cache, view, levels, skip: as in `draft_best`; nodes deeper than a row's limit are left out.
+        drafter, view, levels: as in `draft_best`; nodes deeper than a row's limit are left out.
         parent: [B, W] int64 parents, -1 = the last final token; parents precede children.
         rank: [B, W] int64, 0 = likeliest.
         length: nodes per row.
@@ -149,8 +141,8 @@ def draft_shape(
     Returns:
         The tree, and its nodes' ranks [B, W'].
     """
-    history = view.sampler.history(view.texts, view.prompts, adapter.capabilities.vocab_size)
-    logits = read_texts(adapter, cache, view, levels, skip).unsqueeze(1)
+    history = view.sampler.history(view.texts, view.prompts, drafter.vocab_size)
+    logits = drafter.texts(view, levels).unsqueeze(1)
     rows, device = logits.shape[0], logits.device
     start, limit = torch.tensor([view.lengths, list(levels)], device=device).unsqueeze(-1)
     is_node = torch.arange(parent.shape[1], device=device) < torch.tensor(length, device=device).unsqueeze(1)
@@ -184,7 +176,7 @@ def draft_shape(
         slot = (has_child.cumsum(-1) - 1).clamp_(min=0).gather(1, above)
         is_real = has_child.gather(1, frontier)
         reached = tree.score.gather(1, frontier).masked_fill(~is_real, float("-inf"))
-        logits = read_nodes(adapter, cache, tree, frontier, is_real, skip)
+        logits = drafter.nodes(tree, frontier, is_real)
     # 5 Leave out what could not be drafted: ranks beyond the vocabulary, and tokens that cannot be picked.
     is_drafted = tree.score > float("-inf")
     order, _ = kept_order(is_drafted)

@@ -14,7 +14,7 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.draft.memory import Memory
 from outpace.draft.model import draft_chain
-from outpace.draft.reading import branch_scores, forward_pending, read_texts
+from outpace.draft.reading import Drafter, branch_scores, forward_pending, read_texts
 from outpace.run.layout import lay_out
 from outpace.run.prefill import no_nodes
 from outpace.sampling import row_key, uniform
@@ -71,8 +71,8 @@ class SelfDrafter:
     def chain(self, view: View, reach: Sequence[int], origin: str, min_confidence: float) -> Proposal:
         """Draft a chain per row, as `draft_chain`."""
         fork = view.cache.fork(self.counter)
-        options: dict[str, Any] = {"origin": origin, "skip": self.skip, "min_confidence": min_confidence}
-        return draft_chain(self.target, fork, view, reach, **options)
+        options: dict[str, Any] = {"origin": origin, "min_confidence": min_confidence}
+        return draft_chain(Drafter(self.target, fork, skip=self.skip), view, reach, **options)
 
 
 class LayerSearch:

@@ -9,45 +9,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from outpace.cache import Cache
 from outpace.draft.grow import draft_best
-from outpace.draft.reading import read_texts
-from outpace.types import Adapter, Proposal, Sampled, Stream, View
+from outpace.draft.reading import Drafter
+from outpace.types import Proposal, Sampled, Stream, View
 
 __all__ = ["draft_chain", "draft_tree"]
 
 
 def draft_chain(
-    adapter: Adapter,
-    cache: Cache,
+    drafter: Drafter,
     view: View,
     lengths: Sequence[int],
     *,
     origin: str,
-    skip: Sequence[int] = (),
     is_coupled: bool = True,
     min_confidence: float = 0.0,
 ) -> Proposal:
     """Draft one chain per row.
 
     Args:
-        adapter: the drafting model.
-        cache: its cache, valid up to a prefix of each row's text; drafted entries are valid when this returns, so the
-            caller truncates them before the next call.
+        drafter: who is asked; drafted entries are valid in its cache when this returns, so the caller truncates them
+            before the next call.
         view: the run.
         lengths: most tokens per row; 0 = this row drafts nothing, and may be longer than the drafter's context.
         origin: who drafts.
-        skip: layers left out.
         is_coupled: draw with the target's noise (more matches under sample and match); False draws from the
             independent `draft` stream and hands over the laws, as the rejection rule needs.
         min_confidence: a row stops before a token whose law has no token this likely. The cut looks at the law, never
             at the drawn token, so it biases nothing.
     """
     rows, most = len(view.texts), max(0, *lengths)
-    device = cache.device
-    logits = read_texts(adapter, cache, view, lengths, skip)
+    device = drafter.device
+    logits = drafter.texts(view, lengths)
     history = view.sampler.history(view.texts, view.prompts, logits.shape[-1])
     drafted, running = [0] * rows, [length > 0 for length in lengths]
     tokens, laws = [], []
@@ -70,47 +64,25 @@ def draft_chain(
         running = [r and step + 1 < length for r, length in zip(running, lengths, strict=True)]
         if not any(running):
             break
-        logits = _forward_token(adapter, cache, token, place, running, skip)
+        logits = drafter.token(token, place, running)
     if not tokens:
         return Proposal(torch.zeros(rows, 0, dtype=torch.int64, device=device), [0] * rows, origin=origin)
     law = None if is_coupled else Sampled(torch.stack(laws, 1))
     return Proposal(torch.stack(tokens, 1), drafted, law=law, origin=origin)
 
 
-def _forward_token(
-    adapter: Adapter, cache: Cache, token: Tensor, place: Tensor, running: Sequence[bool], skip: Sequence[int]
-) -> Tensor:
-    """Forward one token of each running row and keep it; the others stay where they are."""
-    is_running = torch.tensor(running, device=place.device)
-    position = torch.where(is_running, place, -1).unsqueeze(1)
-    scores = adapter.score(token.unsqueeze(1), position, None, cache, skip=skip)
-    cache.keep([[0] if is_on else [] for is_on in running])
-    return scores.logits[:, 0]
-
-
-def draft_tree(
-    adapter: Adapter,
-    cache: Cache,
-    view: View,
-    levels: int | Sequence[int],
-    width: int,
-    *,
-    origin: str,
-    skip: Sequence[int] = (),
-) -> Proposal:
+def draft_tree(drafter: Drafter, view: View, levels: int | Sequence[int], width: int, *, origin: str) -> Proposal:
     """Draft a tree: at each level the `width` best continuations of the level before, by cumulated score.
 
     Scores take the target's own noise into account, so the first branch is what a coupled chain would draft.
 
     Args:
-        adapter: the drafting model.
-        cache: as in `draft_chain`; only final tokens are valid when this returns.
+        drafter: who is asked; only final tokens are valid in its cache when this returns.
         view: the run.
         levels: depth of the tree, for all rows or per row.
         width: nodes per level.
         origin: who drafts.
-        skip: layers left out.
     """
     depths = [levels] * len(view.texts) if isinstance(levels, int) else list(levels)
-    tree = draft_best(adapter, cache, view, depths, width * max(depths, default=0), width=width, skip=skip)
+    tree = draft_best(drafter, view, depths, width * max(depths, default=0), width=width)
     return tree.proposal(origin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,22 +16,44 @@ from outpace.sampling import History
 from outpace.sampling.truncation import needs_order
 from outpace.types import Adapter, Context, Outcome, View
 
-__all__ = ["Drafter", "branch_scores", "forward_pending", "read_nodes", "read_texts"]
+__all__ = ["Drafter", "branch_scores", "forward_pending", "forward_token", "read_nodes", "read_texts"]
 
 SPREAD = 0.8  # of the drafter's error in logits; what served trees best at temperatures 0, 0.7 and 1 on the zoo's pair
 
 
 @dataclass
 class Drafter:
-    """A drafting model and its cache, valid up to a prefix of each row's text."""
+    """What drafts for the rows of a run, and can be asked what comes next: here a model with a cache of its own.
+
+    A trained drafter that reads the target (`outpace.heads`) is one too. Chains and trees of every shape are drafted
+    through `texts`, `nodes` and `token` alone, so any builder goes with any drafter.
+
+    Attributes:
+        adapter: the drafting model.
+        cache: its cache, valid up to a prefix of each row's text.
+        skip: layers left out.
+    """
 
     adapter: Adapter
     cache: Cache
+    skip: tuple[int, ...] = field(default=(), kw_only=True)
 
     @staticmethod
     def begin(context: Context, role: str = "draft") -> Drafter:
-        """Return the model of a role with an empty cache for the joining rows."""
-        return Drafter(context.models[role], context.cache_for(role))
+        """Return what drafts for the joining rows with the model of a role; its cache is empty."""
+        model = context.models[role]
+        own = model.new_drafter(context)
+        return Drafter(model, context.cache_for(role)) if own is None else own
+
+    @property
+    def device(self) -> torch.device:
+        """Where it drafts."""
+        return self.cache.device
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of its logits."""
+        return self.adapter.capabilities.vocab_size
 
     def reach(self, view: View, most: int | Sequence[int]) -> list[int]:
         """Return how many tokens ahead each row may draft; 0 past the drafter's context, whatever its neighbours do."""
@@ -39,6 +61,23 @@ class Drafter:
         context = self.adapter.capabilities.max_positions
         rows = zip(limits, view.room, view.lengths, strict=True)
         return [max(0, min(limit, room - 1, context - length)) for limit, room, length in rows]
+
+    def texts(self, view: View, reach: Sequence[int]) -> Tensor:
+        """Take in the texts, and return the logits after them, [B, V]; rows of reach 0 are left where they are."""
+        return read_texts(self.adapter, self.cache, view, reach, self.skip)
+
+    def nodes(self, tree: TokenTree, nodes: Tensor, is_real: Tensor) -> Tensor:
+        """Return the logits after some nodes [B, F] of a tree on top of the texts, [B, F, V]; see `read_nodes`."""
+        return read_nodes(self.adapter, self.cache, tree, nodes, is_real, self.skip)
+
+    def token(self, token: Tensor, place: Tensor, running: Sequence[bool]) -> Tensor:
+        """Lengthen the chain of each running row by a token [B] at a place [B]; return the logits after it, [B, V]."""
+        return forward_token(self.adapter, self.cache, token, place, running, self.skip)
+
+    def observe(self, outcome: Outcome, view: View) -> None:
+        """Take in a step, or a piece of the prompts: drafted entries that did not become text are dropped."""
+        if outcome.proposal is not None:
+            self.forget(outcome, view)
 
     def forget(self, outcome: Outcome, view: View) -> None:
         """Drop drafted entries that did not become text."""
@@ -73,6 +112,17 @@ def forward_pending(adapter: Adapter, cache: Cache, texts: Sequence[Sequence[int
     layout = lay_out(pending, cache.lengths, no_nodes(len(pending), cache.device))
     scores = adapter.score(layout.tokens, layout.position, layout.visible, cache, layout.ask, skip=skip)
     cache.keep([range(len(tokens)) for tokens in pending])
+    return scores.logits[:, 0]
+
+
+def forward_token(
+    adapter: Adapter, cache: Cache, token: Tensor, place: Tensor, running: Sequence[bool], skip: Sequence[int]
+) -> Tensor:
+    """Forward one token of each running row and keep it; the others stay where they are."""
+    is_running = torch.tensor(running, device=place.device)
+    position = torch.where(is_running, place, -1).unsqueeze(1)
+    scores = adapter.score(token.unsqueeze(1), position, None, cache, skip=skip)
+    cache.keep([[0] if is_on else [] for is_on in running])
     return scores.logits[:, 0]
 
 

@@ -18,11 +18,10 @@ from operator import mul
 import torch
 from torch import Tensor
 
-from outpace.cache import Cache
-from outpace.draft.reading import read_nodes, read_texts
+from outpace.draft.reading import Drafter
 from outpace.run.tree import TokenTree
 from outpace.sampling import gumbel, place_in_step
-from outpace.types import Adapter, Proposal, Sampled, Stream, View
+from outpace.types import Proposal, Sampled, Stream, View
 
 __all__ = ["Growth", "draft_sampled"]
 
@@ -81,20 +80,17 @@ class _Level:
     value: Tensor
 
 
-def draft_sampled(
-    adapter: Adapter, cache: Cache, view: View, reach: Sequence[int], shape: Growth, *, origin: str
-) -> Proposal:
+def draft_sampled(drafter: Drafter, view: View, reach: Sequence[int], shape: Growth, *, origin: str) -> Proposal:
     """Draft one sampled tree per row.
 
     Args:
-        adapter: the drafting model.
-        cache: its cache, valid up to a prefix of each row's text; holds the texts when this returns, and no drafts.
+        drafter: who is asked; its cache holds the texts when this returns, and no drafts.
         view: the run.
         reach: levels per row; 0 = this row drafts nothing.
         shape: how the tree grows.
         origin: who drafts.
     """
-    logits = read_texts(adapter, cache, view, reach).unsqueeze(1)
+    logits = drafter.texts(view, reach).unsqueeze(1)
     rows, device = logits.shape[0], logits.device
     none = torch.zeros(rows, 0, dtype=torch.int64, device=device)
     tree = TokenTree(none, none, [0] * rows)
@@ -121,7 +117,7 @@ def draft_sampled(
         )
         nodes = torch.arange(size, size + tokens.shape[1], device=device).expand(rows, -1)
         if depth + 1 < max(reach):
-            logits = read_nodes(adapter, cache, tree, nodes, (limit > depth + 1).unsqueeze(1).expand(nodes.shape))
+            logits = drafter.nodes(tree, nodes, (limit > depth + 1).unsqueeze(1).expand(nodes.shape))
     is_sampled = not view.sampler.is_greedy
     sampled = Sampled(torch.cat(laws, 1), shape.has_replacement) if is_sampled else None
     return Proposal(tree.tokens, tree.length, None if shape.is_chain else tree.parent, law=sampled, origin=origin)

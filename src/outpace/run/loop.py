@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +90,7 @@ class Run:
         self.tail = 1  # pending tokens that a step forwards with its window; more are forwarded before it
         self.last: Outcome | None = None
         self.batch = Batch(settings)
-        self._needs: Needs = method.needs
+        self._needs = _with_reads(method.needs, self.models)
         self._is_mixed = getattr(method, "is_mixed", False)  # rows may have settings and methods of their own
         self._reading: list[Row] = []  # rows in line, in the step at hand
         self._has_records = bool(record or num_top)
@@ -151,8 +153,9 @@ class Run:
         return cache
 
     def _sum_needs(self) -> None:
-        methods = {id(row.wanted): row.wanted.method for row in self.rows if row.wanted is not None}
-        self._needs = functools.reduce(lambda needs, one: needs | one.needs, methods.values(), self.method.needs)
+        wishes = {id(row.wanted): row.wanted for row in self.rows if row.wanted is not None}
+        needs = [_with_reads(one.method.needs, one.models) for one in wishes.values()]
+        self._needs = functools.reduce(operator.or_, needs, _with_reads(self.method.needs, self.models))
 
     def leave(self, gone: Sequence[Row]) -> None:
         """Take rows out between two steps; each keeps its tokens and may join a run again."""
@@ -392,6 +395,11 @@ class Run:
             row.usage.positions_scored += (self.counters["target"].positions - positions) // len(rows)
         for name, value in seconds.items():
             self.seconds[name] += value
+
+
+def _with_reads(needs: Needs, models: Mapping[str, Adapter]) -> Needs:
+    """Return what a method needs whose models may read the target's hidden states."""
+    return replace(needs, outputs=functools.reduce(operator.or_, [one.reads for one in models.values()], needs.outputs))
 
 
 def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:

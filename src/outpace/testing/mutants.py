@@ -359,7 +359,7 @@ def _likeliest(sampler: Any) -> Any:
 
 
 def _cut_by_token(draft_chain: Any) -> Any:
-    def faulty(adapter: Any, cache: Any, view: Any, *given: Any, min_confidence: float = 0.0, **named: Any) -> Any:
+    def faulty(drafter: Any, view: Any, *given: Any, min_confidence: float = 0.0, **named: Any) -> Any:
         seen = []
 
         def pick(logits: Any, *rest: Any) -> Any:
@@ -368,7 +368,7 @@ def _cut_by_token(draft_chain: Any) -> Any:
             return drawn
 
         watched = stand_in(view, sampler=stand_in(view.sampler, pick=pick))
-        proposal = draft_chain(adapter, cache, watched, *given, **named)
+        proposal = draft_chain(drafter, watched, *given, **named)
         if not seen:
             return proposal
         sure = torch.stack(seen, 1).cumprod(-1).sum(-1).tolist()

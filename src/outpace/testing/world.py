@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from outpace.cache import Cache
+from outpace.heads.model import new_head
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
 from outpace.run.loop import Run
@@ -140,6 +141,12 @@ def _drafter(attention: str, kind: str) -> ToyModel:
     return ToyModel(attention=target.capabilities.attention, like=target, noise=0.15, seed=1)
 
 
+@functools.lru_cache(maxsize=64)
+def head_for(kind: str, target: Adapter) -> Adapter:
+    """Return a trained drafter of a kind beside a target; it has learned nothing, so its drafts seldom match."""
+    return new_head(kind, target)
+
+
 def make_rows(
     prompts: Sequence[Sequence[int]] = PROMPTS,
     max_tokens: int = NUM_TOKENS,
@@ -173,11 +180,15 @@ def make_run(
     """Return a run of the method on the toy world; short prefill chunks, so that prompts need several."""
     attention = method.needs.attention
     roles = (*method.needs.models, *method.needs.optional_models)
-    drafters = {role: drafter_for(method.needs.model_attention.get(role, attention)) for role in roles}
+    chosen = target if target is not None else target_for(attention)
+    drafters: dict[str, Adapter] = {
+        role: drafter_for(method.needs.model_attention.get(role, attention)) for role in roles
+    }
+    if method.needs.head:
+        drafters["draft"] = head_for(method.needs.head, chosen)
     if method.needs.has_text:
         drafters = {role: respelled(drafter) for role, drafter in drafters.items()}
     others = models if models is not None else drafters
-    chosen = target if target is not None else target_for(attention)
     return Run(
         chosen,
         method,

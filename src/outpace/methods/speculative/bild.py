@@ -87,7 +87,7 @@ class Bild(Drafted):
         wanted = [0] * len(view.texts) if self.fallback >= 1 else self._wanted(view, state)
         if max(wanted) == 0:
             return replace(nothing(view), carry=_Drafts(nothing(view).tokens, wanted))
-        chain = draft_chain(state.adapter, state.cache, view, wanted, origin=self.name, min_confidence=self.fallback)
+        chain = draft_chain(state, view, wanted, origin=self.name, min_confidence=self.fallback)
         # Logits behind a node judge the token after it, so a row that was never unsure leaves its last token out.
         sure = zip(chain.length, wanted, strict=True)
         length = [count - (0 < most == count) for count, most in sure]

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from outpace.draft.foreign import ForeignDrafter, SharedTokens, StringTokens
 from outpace.draft.model import draft_chain
+from outpace.draft.reading import Drafter
 from outpace.errors import ConfigError
 from outpace.methods.base import Paper, chain, nothing
 from outpace.methods.speculative.drafted import RuledDraft
@@ -98,8 +99,7 @@ class CrossVocab(RuledDraft):
         is_tli = self.mode == "tli"
         tokens = SharedTokens(drafter, view) if is_tli else StringTokens(drafter, view, self.paths)
         return draft_chain(
-            tokens,
-            tokens.cache_for(view),
+            Drafter(tokens, tokens.cache_for(view)),
             view,
             reach,
             origin=self.name,

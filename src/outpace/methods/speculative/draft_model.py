@@ -105,18 +105,15 @@ class DraftModel(RuledDraft):
         reach = state.drafter.reach(view, len(self.branches))
         if max(reach) == 0:
             return nothing(view)
-        adapter, cache = state.drafter.adapter, state.drafter.cache
-        shape = RankTree.stack([RankTree.regular(self.branches)] * len(reach), cache.device)
-        return draft_shape(adapter, cache, view, reach, *shape)[0].proposal(self.name)
+        shape = RankTree.stack([RankTree.regular(self.branches)] * len(reach), state.drafter.device)
+        return draft_shape(state.drafter, view, reach, *shape)[0].proposal(self.name)
 
     def grow(self, view: View, drafter: Drafter, reach: list[int]) -> Proposal:
         """Draft a chain, or the best tree of a width."""
-        adapter, cache = drafter.adapter, drafter.cache
         if self.tree_width > 1:
-            return draft_tree(adapter, cache, view, reach, self.tree_width, origin=self.name)
+            return draft_tree(drafter, view, reach, self.tree_width, origin=self.name)
         return draft_chain(
-            adapter,
-            cache,
+            drafter,
             view,
             reach,
             origin=self.name,
@@ -126,6 +123,5 @@ class DraftModel(RuledDraft):
 
     def observe(self, outcome: Outcome, view: View, state: Paced) -> Paced:
         """Forget drafted entries that did not become text; let the length follow acceptance."""
-        if outcome.proposal is not None:
-            state.drafter.forget(outcome, view)
+        state.drafter.observe(outcome, view)
         return replace(state, lengths=state.lengths.after_step(outcome, self.name, self.tree_width))

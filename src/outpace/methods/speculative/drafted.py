@@ -62,8 +62,7 @@ class Drafted(Method):
 
     def observe(self, outcome: Outcome, view: View, state: Any) -> Any:
         """Forget drafted entries that did not become text."""
-        if outcome.proposal is not None:
-            state.forget(outcome, view)
+        state.observe(outcome, view)
         return state
 
 

@@ -60,8 +60,7 @@ class DySpec(BudgetTree):
     def grow(self, view: View, drafter: Drafter, reach: list[int]) -> Proposal:
         """Fill the best slots."""
         tree = draft_best(
-            drafter.adapter,
-            drafter.cache,
+            drafter,
             view,
             reach,
             self.budget,

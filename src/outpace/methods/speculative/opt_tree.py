@@ -49,7 +49,5 @@ class OptTree(BudgetTree):
 
     def grow(self, view: View, drafter: Drafter, reach: list[int]) -> Proposal:
         """Grow the tree level by level until it stops paying."""
-        tree = draft_best(
-            drafter.adapter, drafter.cache, view, reach, self.budget, min_gain=self.min_gain, spread=self.spread
-        )
+        tree = draft_best(drafter, view, reach, self.budget, min_gain=self.min_gain, spread=self.spread)
         return tree.proposal(self.name)

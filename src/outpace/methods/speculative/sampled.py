@@ -56,7 +56,7 @@ class SampledTree(Drafted):
 
     def grow(self, view: View, drafter: Drafter, reach: list[int]) -> Proposal:
         """Draw the tree."""
-        return draft_sampled(drafter.adapter, drafter.cache, view, reach, self.growth, origin=self.name)
+        return draft_sampled(drafter, view, reach, self.growth, origin=self.name)
 
 
 @dataclass(frozen=True)

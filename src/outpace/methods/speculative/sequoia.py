@@ -104,8 +104,7 @@ class Sequoia(Drafted):
         reach = state.drafter.reach(view, [tree.depth for tree in trees])
         if max(reach) == 0:
             return nothing(view)
-        adapter, cache = state.drafter.adapter, state.drafter.cache
-        tree, rank = draft_shape(adapter, cache, view, reach, *RankTree.stack(trees, cache.device))
+        tree, rank = draft_shape(state.drafter, view, reach, *RankTree.stack(trees, state.drafter.device))
         return replace(tree.proposal(self.name), carry=rank)
 
     def observe(self, outcome: Outcome, view: View, state: SequoiaState) -> SequoiaState:

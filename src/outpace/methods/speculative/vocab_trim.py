@@ -70,10 +70,9 @@ class VocabTrim(RuledDraft):
 
     def grow(self, view: View, drafter: TrimmedDrafter, reach: list[int]) -> Proposal:
         """Draft a chain."""
-        return draft_chain(drafter.adapter, drafter.cache, view, reach, origin=self.name, is_coupled=self.is_matched)
+        return draft_chain(drafter, view, reach, origin=self.name, is_coupled=self.is_matched)
 
     def observe(self, outcome: Outcome, view: View, state: Paced) -> Paced:
         """Forget drafted entries that did not become text; count what was written; let the length follow acceptance."""
-        if outcome.proposal is not None:
-            state.drafter.forget(outcome, view)
+        state.drafter.observe(outcome, view)
         return super().observe(outcome, view, state)
