@@ -70,7 +70,7 @@ class MedusaNet(HeadNet):
         with torch.no_grad():
             eye = torch.eye(self.config.hidden_size)
             for head in self.heads:
-                head[-1].weight.copy_(frozen.logits(eye).T)  # type: ignore[index, union-attr, operator]
+                head[-1].weight.copy_(frozen.logits(eye).T)  # type: ignore[index]
 
     def hidden(self, states: Tensor) -> Tensor:
         """Return [..., D, hidden] of states [..., hidden]."""

@@ -213,7 +213,7 @@ def kinds() -> dict[str, type[HeadNet]]:
     for module in pkgutil.iter_modules(here.__path__):
         if module.name not in _LATER and not module.ispkg:
             importlib.import_module(f"outpace.heads.{module.name}")
-    return {one.kind: one for one in _below(HeadNet) if one.kind}
+    return {one.kind: one for one in _below(HeadNet) if one.kind}  # type: ignore[type-abstract]
 
 
 def _below(base: type[HeadNet]) -> list[type[HeadNet]]:

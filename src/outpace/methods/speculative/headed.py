@@ -102,10 +102,10 @@ class Headed(RuledDraft):
             shape = RankTree.stack([RankTree.regular(self.branches)] * len(reach), drafter.device)
             return draft_shape(drafter, view, reach, *shape)[0].proposal(self.name)
         if self.budget:
-            given = {"min_gain": self.min_gain, "spread": self.spread}
-            return draft_best(drafter, view, reach, self.budget, **given).proposal(self.name)
-        given = {"is_coupled": self.is_matched, "min_confidence": self.min_confidence}
-        return draft_chain(drafter, view, reach, origin=self.name, **given)  # type: ignore[arg-type]
+            tree = draft_best(drafter, view, reach, self.budget, min_gain=self.min_gain, spread=self.spread)
+            return tree.proposal(self.name)
+        sure, is_coupled = self.min_confidence, self.is_matched
+        return draft_chain(drafter, view, reach, origin=self.name, is_coupled=is_coupled, min_confidence=sure)
 
     def observe(self, outcome: Outcome, view: View, state: Paced) -> Paced:
         """Let the drafter read what the target's forward told, and the length follow acceptance."""
