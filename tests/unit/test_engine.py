@@ -10,6 +10,7 @@ import torch
 import outpace
 from outpace import LanguageModel, Result
 from outpace.errors import CapabilityError, ConfigError
+from outpace.kernels import build as building
 
 PROMPTS = ["the quick brown fox", "the lazy dog and then the", "x"]
 METHODS = ["autoregressive", "prompt-lookup", "draft-model", "jacobi", "layer-skip"]
@@ -171,6 +172,18 @@ def test_what_cannot_be_used_is_refused(lm: LanguageModel, arguments: dict[str, 
 def test_prompts_that_cannot_be_used_are_refused(lm: LanguageModel, prompt: object) -> None:
     with pytest.raises(ConfigError):
         lm.generate(prompt)
+
+
+@pytest.mark.skipif(building.build().library is None, reason=building.build().note)
+def test_an_int8_cache_writes_one_text_whoever_drafts() -> None:
+    lm = outpace.load("stories", cache_dtype="int8")
+    texts = {tuple(lm.generate("Once upon a time", max_tokens=24, method=m).tokens) for m in ("autoregressive", "auto")}
+    assert len(texts) == 1
+    assert lm.target.new_cache(1, 8).buffers[0].dtype == torch.uint8
+    with pytest.raises(CapabilityError, match="compiled kernels"):
+        outpace.load("stories", cache_dtype="int8", is_compiled=False)
+    with pytest.raises(ConfigError, match="cache_dtype"):
+        outpace.load("stories", cache_dtype="int3")
 
 
 def test_a_method_that_does_not_fit_is_refused(lm: LanguageModel) -> None:

@@ -277,6 +277,32 @@ def test_long_prefill_equals_steps(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(wide.buffers, narrow.buffers, strict=True))
 
 
+def new_coded_cache(spec: Spec, dtype: torch.dtype, rows: int = 1, capacity: int = CAPACITY) -> Cache:
+    shape = (rows, spec.num_kv_heads, capacity, spec.head_dim + 4)
+    # 255 in every byte: a factor that is no number, wherever nothing was written.
+    buffers = [torch.full(shape, 255, dtype=torch.uint8) for _ in range(2 * spec.num_layers)]
+    return Cache(buffers, 2, None, [0] * rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_int8_cache_keeps_every_promise(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands beside a token, its bits are the same; a rounding to 8 bits moves logits by about a percent."""
+    monkeypatch.setitem(globals(), "new_cache", new_coded_cache)
+    for name in ("grouped", "odd", "wide_head", "full"):
+        spec = make_spec(**SHAPES[name])
+        tokens, position = chain(23, spec.vocab_size)
+        logits = compiled(spec, dtype).forward(tokens, position, None, new_cache(spec, dtype))
+        truth = reference(spec, make(spec, dtype), tokens[0], causal(spec, 23), position[0], torch.float64)
+        assert 1e-5 < error(logits[0], truth) < 0.02
+    for name in ("grouped", "odd"):
+        test_bits_do_not_depend_on_width(name, dtype)
+    test_ragged_batch_has_the_bits_of_single_rows(dtype)
+    test_padding_inside_a_row_is_not_seen(dtype)
+    test_tree_paths_have_the_bits_of_chains(dtype, (4, None, 2))
+    test_long_prefill_equals_steps(dtype)
+    test_a_broken_row_leaves_its_neighbours_and_later_calls_alone(dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_skipped_layers_pass_the_stream(dtype: torch.dtype) -> None:
     spec = make_spec()

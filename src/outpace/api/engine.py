@@ -21,7 +21,7 @@ from outpace.api.running import advance, finish
 from outpace.api.scoring import Scored, check_causal, score_tokens
 from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
-from outpace.errors import ConfigError
+from outpace.errors import CapabilityError, ConfigError
 from outpace.models.generation import GenerationConfig, read_generation
 from outpace.models.graphs import make_graphs
 from outpace.models.loading import count_parameters, pick_device, read_end_tokens
@@ -52,6 +52,7 @@ def load(
     adapter: str | Path | None = None,
     graphs: str = "auto",
     split: Split | None = None,
+    cache_dtype: str = "auto",
 ) -> LanguageModel:
     """Load a model by zoo name, directory, GGUF file or hub id.
 
@@ -75,11 +76,13 @@ def load(
         graphs: on a CUDA device, "auto" = forwards whose shapes come again are recorded as CUDA graphs and replayed;
             "on" = all small ones are, from their first time on; "off" = none. Drafters follow.
         split: this process's share of a model that several processes hold together; see `outpace.models.parallel`.
+        cache_dtype: "auto" = keys and values are kept as they are computed; "int8" = as bytes, in half the memory of
+            bfloat16, which changes the text a little (docs/serve.md states the error); compiled kernels only.
 
     Raises:
         ModelError: it cannot be found, read or trusted, or the adapter is of another model.
         ConfigError: the card contradicts itself, fewer threads than one are asked for, or graphs without a CUDA device.
-        CapabilityError: the model cannot be split so.
+        CapabilityError: the model cannot be split so, or its cache cannot be int8 here.
     """
     began, name = time.perf_counter(), path("model", model)
     kind, place = _named("dtype", dtype), _named("device", device)
@@ -95,8 +98,15 @@ def load(
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
     merged = None if adapter is None else path("adapter", adapter)
     target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0, merged, split)
+    if cache_dtype not in ("auto", "int8"):
+        raise ConfigError(f"cache_dtype is {cache_dtype!r}.", "Use auto or int8.")
     if isinstance(target, Transformer):
         target.use_graphs(recorder)
+        if cache_dtype == "int8":
+            target.use_int8_cache()
+            target.notes.append("Keys and values are kept in int8.")
+    elif cache_dtype == "int8":
+        raise CapabilityError(f"An int8 cache was asked for, but transformers runs {name}.", "Use cache_dtype=auto.")
     elif graphs == "on":
         raise ConfigError(f"CUDA graphs were asked for, but transformers runs {name}.", "Use graphs=auto.")
     lm = LanguageModel(

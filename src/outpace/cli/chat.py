@@ -21,6 +21,7 @@ from outpace.cli.options import (
     OUT,
     RUN,
     AdapterName,
+    CacheDtype,
     Cards,
     ChatVariables,
     DeviceName,
@@ -88,6 +89,7 @@ def chat(
     dtype: DtypeName = Dtype.AUTO,
     device: DeviceName = Device.AUTO,
     no_compile: NoCompile = False,
+    cache_dtype: CacheDtype = "auto",
     threads: Threads = None,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Tell the model this first.", rich_help_panel=CHAT)
@@ -127,6 +129,7 @@ def chat(
         dtype=dtype.value,
         device=device.value,
         is_compiled=not no_compile,
+        cache_dtype=cache_dtype,
         card=replaced,
         adapter=adapter,
         threads=threads,

@@ -20,6 +20,7 @@ from outpace.cli.options import (
     OUT,
     RUN,
     AdapterName,
+    CacheDtype,
     Cards,
     ChatVariables,
     DeviceName,
@@ -117,6 +118,7 @@ def generate(
     dtype: DtypeName = Dtype.AUTO,
     device: DeviceName = Device.AUTO,
     no_compile: NoCompile = False,
+    cache_dtype: CacheDtype = "auto",
     batch_size: Annotated[int, typer.Option(help="Prompts of --batch side by side.", rich_help_panel=RUN)] = 8,
     threads: Threads = None,
     tensor_parallel: Annotated[
@@ -193,6 +195,7 @@ def generate(
             "dtype": dtype.value,
             "device": device.value,
             "is_compiled": not no_compile,
+            "cache_dtype": cache_dtype,
             "threads": threads,
             "card": model_card(card or []),
             "generation_config": generation_config,

@@ -23,6 +23,7 @@ __all__ = [
     "OUT",
     "RUN",
     "AdapterName",
+    "CacheDtype",
     "Cards",
     "ChatVariables",
     "DeviceName",
@@ -54,6 +55,9 @@ Cards = Annotated[
 ]
 DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Precision; auto = as stored.", rich_help_panel=RUN)]
 DeviceName = Annotated[Device, typer.Option("--device", help="Where to compute.", rich_help_panel=RUN)]
+CacheDtype = Annotated[
+    str, typer.Option(metavar="auto|int8", help="Keys and values: as computed, or bytes.", rich_help_panel=RUN)
+]
 NoCompile = Annotated[bool, typer.Option("--no-compile", help="Use no compiled kernels.", rich_help_panel=RUN)]
 MethodOptions = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method.")

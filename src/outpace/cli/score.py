@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outpace.cli.options import AdapterName, Cards, DeviceName, DtypeName, ModelName, NoCompile
+from outpace.cli.options import AdapterName, CacheDtype, Cards, DeviceName, DtypeName, ModelName, NoCompile
 from outpace.cli.output import print_json, write_text
 from outpace.cli.values import Device, Dtype, model_card, prompt_text
 
@@ -28,6 +28,7 @@ def score(
     card: Cards = None,
     adapter: AdapterName = None,
     no_compile: NoCompile = False,
+    cache_dtype: CacheDtype = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
 ) -> None:
     """Print the log-probability of each token of a text after those before it, their sum, and bits per byte.
@@ -44,7 +45,15 @@ def score(
     offered = offered_by(model, replaced)
     if offered is not None:  # before any weight is read
         check_causal(offered)
-    lm = load(model, dtype=dtype.value, device=device.value, is_compiled=not no_compile, card=replaced, adapter=adapter)
+    lm = load(
+        model,
+        dtype=dtype.value,
+        device=device.value,
+        is_compiled=not no_compile,
+        cache_dtype=cache_dtype,
+        card=replaced,
+        adapter=adapter,
+    )
     scored: Scored = lm.score(given)
     print_json(scored.to_dict()) if json else write_text(_table(scored, lm))
 

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outpace.cli.options import LIMITS, RUN, Cards, DeviceName, DtypeName, MethodOptions, NoCompile, Threads, declares
+from outpace.cli.options import (
+    LIMITS,
+    RUN,
+    CacheDtype,
+    Cards,
+    DeviceName,
+    DtypeName,
+    MethodOptions,
+    NoCompile,
+    Threads,
+    declares,
+)
 from outpace.cli.values import Device, Dtype, model_card, options
 from outpace.errors import ConfigError
 from outpace.failures import interruptible
@@ -48,6 +59,7 @@ def serve(
     card: Cards = None,
     context: Annotated[int | None, typer.Option(min=1, help="The longest text.", rich_help_panel=RUN)] = None,
     no_compile: NoCompile = False,
+    cache_dtype: CacheDtype = "auto",
     threads: Threads = None,
     process: Annotated[
         bool,
@@ -111,6 +123,7 @@ def serve(
         "card": model_card(card or []),
         "context": context,
         "is_compiled": not no_compile,
+        "cache_dtype": cache_dtype,
         "threads": threads,
     }
     if ray:

@@ -50,18 +50,76 @@ struct Bench {
   int64_t slots;
 };
 
-// kLanes keys become columns of floats. Beyond `count` the last key is repeated; its scores are never read.
+// A cached key or value of one head, as the model's own numbers.
 template <class Type>
-inline void transpose_keys(const typename Type::Element* keys, int64_t count, int64_t head_dim, const Bench& bench) {
+struct PlainEntry {
+  using Element = typename Type::Element;
+  static constexpr int kPerWord = Type::kPerWord;
+  static constexpr bool kIsCoded = false;
+  static int64_t size(int64_t head_dim) { return head_dim; }
+  static float factor(const Element*, int64_t) { return 1.0f; }
+  static Words words(const Element* entry, int64_t word, float) {
+    return load<Words>(reinterpret_cast<const uint32_t*>(entry) + word);
+  }
+  static Floats read(const Element* from) { return Type::read(from); }
+  static float read_one(Element value) { return Type::read_one(value); }
+};
+
+// The same as signed bytes, and the factor that they are multiplied by behind them.
+struct CodedEntry {
+  using Element = uint8_t;
+  static constexpr int kPerWord = 1;
+  static constexpr bool kIsCoded = true;
+  static int64_t size(int64_t head_dim) { return head_dim + static_cast<int64_t>(sizeof(float)); }
+  static float factor(const uint8_t* entry, int64_t head_dim) {
+    float value;
+    memcpy(&value, entry + head_dim, sizeof value);
+    return value;
+  }
+  static Words words(const uint8_t* entry, int64_t word, float factor) {
+    return bits<Words>(read(entry + word) * splat(factor));
+  }
+  static Floats read(const uint8_t* from) { return to_floats(widen_bytes(from)); }
+  static float read_one(uint8_t value) { return static_cast<float>(static_cast<int8_t>(value)); }
+
+  // `values` is readable up to the next full vector. A row that holds NaN or infinity is NaN as a whole.
+  static void write(uint8_t* to, const float* values, int64_t head_dim) {
+    float largest = 0.0f;
+    bool is_finite = true;
+    for (int64_t d = 0; d < head_dim; d++) {
+      const float size = __builtin_fabsf(values[d]);
+      is_finite &= size <= 3.4028235e38f;
+      largest = size > largest ? size : largest;
+    }
+    const float factor = is_finite ? largest / 127.0f : __builtin_nanf("");
+    const Floats inverse = splat(is_finite && largest > 0.0f ? 127.0f / largest : 0.0f);
+    const Floats shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
+    const Floats most = splat(127.0f);  // a factor below the normal range rounds enough to pass it
+    for (int64_t d = 0; d < head_dim; d += kLanes) {
+      Floats scaled = load<Floats>(values + d) * inverse;
+      scaled = scaled > most ? most : (scaled < -most ? -most : scaled);
+      int8_t codes[kLanes];
+      narrow_bytes(codes, bits<Ints>(scaled + shift) - bits<Ints>(shift));
+      memcpy(to + d, codes, std::min<int64_t>(kLanes, head_dim - d));
+    }
+    memcpy(to + head_dim, &factor, sizeof factor);
+  }
+};
+
+// kLanes keys become columns of floats. Beyond `count` the last key is repeated; its scores are never read.
+template <class Entry>
+inline void transpose_keys(const typename Entry::Element* keys, int64_t count, int64_t head_dim, const Bench& bench) {
   float* to = bench.keys;
-  constexpr int kPer = Type::kPerWord;
+  constexpr int kPer = Entry::kPerWord;
+  const int64_t size = Entry::size(head_dim);
+  float factors[kLanes];
+  for (int i = 0; i < kLanes; i++) factors[i] = Entry::factor(keys + std::min<int64_t>(i, count - 1) * size, head_dim);
   int64_t word = 0;
 #if defined(__AVX512F__)
   for (; word + 16 <= head_dim / kPer; word += 16) {
     Words rows[16];
     for (int i = 0; i < 16; i++) {
-      const auto* key = keys + std::min<int64_t>(i, count - 1) * head_dim;
-      rows[i] = load<Words>(reinterpret_cast<const uint32_t*>(key) + word);
+      rows[i] = Entry::words(keys + std::min<int64_t>(i, count - 1) * size, word, factors[i]);
     }
     transpose(rows);
     for (int i = 0; i < 16; i++) {
@@ -73,7 +131,8 @@ inline void transpose_keys(const typename Type::Element* keys, int64_t count, in
 #endif
   for (int64_t d = word * kPer; d < head_dim; d++) {
     for (int i = 0; i < kLanes; i++) {
-      to[d * kLanes + i] = Type::read_one(keys[std::min<int64_t>(i, count - 1) * head_dim + d]);
+      const float value = Entry::read_one(keys[std::min<int64_t>(i, count - 1) * size + d]);
+      to[d * kLanes + i] = Entry::kIsCoded ? value * factors[i] : value;
     }
   }
   std::fill(to + head_dim * kLanes, to + bench.dims * kLanes, 0.0f);
@@ -81,9 +140,9 @@ inline void transpose_keys(const typename Type::Element* keys, int64_t count, in
 
 // Ask for the entries of a block elsewhere in memory before they are read; a stream that goes on fetches itself.
 template <class Element>
-inline void fetch(const Element* entries, int64_t head_dim) {
+inline void fetch(const Element* entries, int64_t size) {
   const char* from = reinterpret_cast<const char*>(entries);
-  for (int64_t at = 0; at < static_cast<int64_t>(kLanes * head_dim * sizeof(Element)); at += 64) {
+  for (int64_t at = 0; at < static_cast<int64_t>(kLanes * size * sizeof(Element)); at += 64) {
     __builtin_prefetch(from + at, 0, 3);
   }
 }
@@ -117,15 +176,16 @@ inline void hide(float* scores, uint32_t mask) {
 }
 
 // Scores of `queries` against the keys they see; `group` queries belong to one token.
-template <class Type>
+template <class Entry>
 inline void score(const Bench& bench, const Sight& sight, int64_t queries, int64_t group,
-                  const typename Type::Element* keys, int64_t head_dim) {
+                  const typename Entry::Element* keys, int64_t head_dim) {
+  const int64_t size = Entry::size(head_dim);
   for (int64_t b = 0; b < sight.num_blocks; b++) {
     const Block& block = sight.blocks[b];
     if (b + 1 < sight.num_blocks && sight.blocks[b + 1].place != block.place + kLanes) {
-      fetch(keys + sight.blocks[b + 1].place * head_dim, head_dim);
+      fetch(keys + sight.blocks[b + 1].place * size, size);
     }
-    transpose_keys<Type>(keys + block.place * head_dim, block.count, head_dim, bench);
+    transpose_keys<Entry>(keys + block.place * size, block.count, head_dim, bench);
     int64_t q = 0;
     for (; q + kTile <= queries; q += kTile) score_block<kTile>(bench, q, b * kLanes);
     for (; q < queries; q++) score_block<1>(bench, q, b * kLanes);
@@ -150,25 +210,28 @@ inline void weigh(float* scores, int64_t slots) {
 }
 
 // kWide vectors of the outputs of kCount queries, from dimension `at`.
-template <class Type, int kCount, int kWide>
-inline void average(const Bench& bench, const Sight& sight, int64_t query, const typename Type::Element* values,
+template <class Entry, int kCount, int kWide>
+inline void average(const Bench& bench, const Sight& sight, int64_t query, const typename Entry::Element* values,
                     int64_t head_dim, int64_t at) {
+  const int64_t size = Entry::size(head_dim);
   Floats sums[kCount][kWide] = {}, total[kCount] = {};
   for (int64_t r = 0; r < sight.num_runs; r++) {
     const Run run = sight.runs[r];
-    if (at == 0 && r + 1 < sight.num_runs) fetch(values + sight.runs[r + 1].place * head_dim, head_dim);
+    if (at == 0 && r + 1 < sight.num_runs) fetch(values + sight.runs[r + 1].place * size, size);
     const float* weights = bench.scores + query * bench.slots + run.rank;
-    const auto* from = values + run.place * head_dim + at;
+    const auto* from = values + run.place * size + at;
     for (int64_t slot = 0; slot < run.count; slot++) {
       Floats value[kWide];
 #pragma GCC unroll 4
-      for (int v = 0; v < kWide; v++) value[v] = Type::read(from + slot * head_dim + v * kLanes);
+      for (int v = 0; v < kWide; v++) value[v] = Entry::read(from + slot * size + v * kLanes);
+      const Floats factor = splat(Entry::factor(from + slot * size - at, head_dim));
 #pragma GCC unroll 4
       for (int q = 0; q < kCount; q++) {
         const Floats weight = splat(weights[q * bench.slots + slot]);
         total[q] += weight;
+        const Floats share = Entry::kIsCoded ? weight * factor : weight;
 #pragma GCC unroll 4
-        for (int v = 0; v < kWide; v++) sums[q][v] = fma(weight, value[v], sums[q][v]);
+        for (int v = 0; v < kWide; v++) sums[q][v] = fma(share, value[v], sums[q][v]);
       }
     }
   }
@@ -181,9 +244,10 @@ inline void average(const Bench& bench, const Sight& sight, int64_t query, const
 }
 
 // The same sums one dimension at a time, for `dims` from `at`: what fills no vector, and the repair below.
-template <class Type>
+template <class Entry>
 inline void average_slowly(const Bench& bench, const Sight& sight, int64_t query,
-                           const typename Type::Element* values, int64_t head_dim, int64_t at) {
+                           const typename Entry::Element* values, int64_t head_dim, int64_t at) {
+  const int64_t size = Entry::size(head_dim);
   for (int64_t d = at; d < head_dim; d++) {
     float sum = 0.0f, total = 0.0f;
     for (int64_t r = 0; r < sight.num_runs; r++) {
@@ -192,7 +256,9 @@ inline void average_slowly(const Bench& bench, const Sight& sight, int64_t query
       for (int64_t slot = 0; slot < run.count; slot++) {
         if (weights[slot] == 0.0f) continue;
         total += weights[slot];
-        sum = fma(weights[slot], Type::read_one(values[(run.place + slot) * head_dim + d]), sum);
+        const auto* entry = values + (run.place + slot) * size;
+        const float share = Entry::kIsCoded ? weights[slot] * Entry::factor(entry, head_dim) : weights[slot];
+        sum = fma(share, Entry::read_one(entry[d]), sum);
       }
     }
     bench.outputs[query * bench.dims + d] = sum * (1.0f / total);
@@ -200,37 +266,37 @@ inline void average_slowly(const Bench& bench, const Sight& sight, int64_t query
 }
 
 // A hidden value that is NaN or infinite spoils the vector sums, where it is multiplied by 0; leave it out.
-template <class Type>
-inline void repair(const Bench& bench, const Sight& sight, int64_t query, const typename Type::Element* values,
+template <class Entry>
+inline void repair(const Bench& bench, const Sight& sight, int64_t query, const typename Entry::Element* values,
                    int64_t head_dim) {
   const float* outputs = bench.outputs + query * bench.dims;
   const bool is_broken = std::any_of(outputs, outputs + head_dim, [](float value) { return value != value; });
-  if (is_broken) average_slowly<Type>(bench, sight, query, values, head_dim, 0);
+  if (is_broken) average_slowly<Entry>(bench, sight, query, values, head_dim, 0);
 }
 
-template <class Type, int kCount>
-inline void average_tile(const Bench& bench, const Sight& sight, int64_t query, const typename Type::Element* values,
+template <class Entry, int kCount>
+inline void average_tile(const Bench& bench, const Sight& sight, int64_t query, const typename Entry::Element* values,
                          int64_t head_dim) {
   constexpr int kWide = 4;
   int64_t at = 0;
   for (; at + kWide * kLanes <= head_dim; at += kWide * kLanes) {
-    average<Type, kCount, kWide>(bench, sight, query, values, head_dim, at);
+    average<Entry, kCount, kWide>(bench, sight, query, values, head_dim, at);
   }
   for (; at + kLanes <= head_dim; at += kLanes) {
-    average<Type, kCount, 1>(bench, sight, query, values, head_dim, at);
+    average<Entry, kCount, 1>(bench, sight, query, values, head_dim, at);
   }
   if (at == head_dim) return;
-  for (int q = 0; q < kCount; q++) average_slowly<Type>(bench, sight, query + q, values, head_dim, at);
+  for (int q = 0; q < kCount; q++) average_slowly<Entry>(bench, sight, query + q, values, head_dim, at);
 }
 
 // Weighted means of the values that `queries` see.
-template <class Type>
-inline void gather(const Bench& bench, const Sight& sight, int64_t queries, const typename Type::Element* values,
+template <class Entry>
+inline void gather(const Bench& bench, const Sight& sight, int64_t queries, const typename Entry::Element* values,
                    int64_t head_dim) {
   int64_t q = 0;
-  for (; q + kTile <= queries; q += kTile) average_tile<Type, kTile>(bench, sight, q, values, head_dim);
-  for (; q < queries; q++) average_tile<Type, 1>(bench, sight, q, values, head_dim);
-  for (q = 0; q < queries; q++) repair<Type>(bench, sight, q, values, head_dim);
+  for (; q + kTile <= queries; q += kTile) average_tile<Entry, kTile>(bench, sight, q, values, head_dim);
+  for (; q < queries; q++) average_tile<Entry, 1>(bench, sight, q, values, head_dim);
+  for (q = 0; q < queries; q++) repair<Entry>(bench, sight, q, values, head_dim);
 }
 
 }  // namespace outpace

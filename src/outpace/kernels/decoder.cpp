@@ -332,9 +332,10 @@ class Forward {
 
   // --- attention -------------------------------------------------------------------------------------------------
 
-  Element* entry(int64_t layer, int which, int64_t head, int64_t place) const {
-    Element* buffer = static_cast<Element*>(call_.buffers[2 * layer + which]);
-    return buffer + (head * call_.head_stride + place) * model_.head_dim;
+  template <class Entry>
+  typename Entry::Element* entry(int64_t layer, int which, int64_t head, int64_t place) const {
+    auto* buffer = static_cast<typename Entry::Element*>(call_.buffers[2 * layer + which]);
+    return buffer + (head * call_.head_stride + place) * Entry::size(model_.head_dim);
   }
 
   // Normalise and rotate queries and keys; write keys and values to the cache.
@@ -347,7 +348,9 @@ class Forward {
       const bool is_key = head < heads + kv_heads;
       if (is_key) turn(layer, layer.key_norm, token(m), values);
       const int64_t kv_head = head - heads - (is_key ? 0 : kv_heads);
-      write_row(entry(index, is_key ? 0 : 1, kv_head, token(m).place), values, dim);
+      const int which = is_key ? 0 : 1;
+      if (call_.is_coded) CodedEntry::write(entry<CodedEntry>(index, which, kv_head, token(m).place), values, dim);
+      else write_row(entry<PlainEntry<Type>>(index, which, kv_head, token(m).place), values, dim);
     });
     if (worker_.thread == 0 && chunk_ == decoder_.chunks.data()) clear_holes(index);
   }
@@ -356,7 +359,9 @@ class Forward {
     for (const Token& hole : decoder_.holes) {
       for (int64_t head = 0; head < model_.kv_heads; head++) {
         for (int which : {0, 1}) {
-          memset(entry(index, which, head, hole.place), 0, model_.head_dim * sizeof(Element));
+          const int64_t dim = model_.head_dim;
+          if (call_.is_coded) memset(entry<CodedEntry>(index, which, head, hole.place), 0, CodedEntry::size(dim));
+          else memset(entry<PlainEntry<Type>>(index, which, head, hole.place), 0, dim * sizeof(Element));
         }
       }
     }
@@ -397,18 +402,21 @@ class Forward {
     worker_.claim(items * model_.kv_heads, [&](int64_t work, bool) {
       const int64_t item = work % items;
       const Sight& sight = decoder_.sights[item * windows + decoder_.window_of[index]];
-      attend_item(index, decoder_.items[chunk_->items.begin + item], sight, work / items);
+      const Item& tokens = decoder_.items[chunk_->items.begin + item];
+      if (call_.is_coded) attend_item<CodedEntry>(index, tokens, sight, work / items);
+      else attend_item<PlainEntry<Type>>(index, tokens, sight, work / items);
     });
   }
 
+  template <class Entry>
   void attend_item(int64_t index, const Item& item, const Sight& sight, int64_t kv_head) {
     const int64_t group = sizes_.group, dim = model_.head_dim;
     const int64_t queries = item.count * group;
     bench_.slots = sight.num_blocks * kLanes;
     for (int64_t q = 0; q < queries; q++) take_query(q, item.first + q / group, kv_head * group + q % group);
-    score<Type>(bench_, sight, queries, group, entry(index, 0, kv_head, 0), dim);
+    score<Entry>(bench_, sight, queries, group, entry<Entry>(index, 0, kv_head, 0), dim);
     for (int64_t q = 0; q < queries; q++) weigh(bench_.scores + q * bench_.slots, bench_.slots);
-    gather<Type>(bench_, sight, queries, entry(index, 1, kv_head, 0), dim);
+    gather<Entry>(bench_, sight, queries, entry<Entry>(index, 1, kv_head, 0), dim);
     const bool is_coded = decoder_.layers[index].output.coding.bits != 0;
     for (int64_t q = 0; q < queries; q++) give_output(q, item.first + q / group, kv_head * group + q % group, is_coded);
   }

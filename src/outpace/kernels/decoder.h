@@ -48,6 +48,7 @@ struct ModelView {
 struct Call {
   int64_t rows, width, asked, threads, ropes;
   int64_t page_size, page_stride, head_stride;  // slots of a page; entries from a page, or a key head, to the next
+  int64_t is_coded;  // entries are bytes and a factor (`CodedEntry`), not numbers of the model's
   const int64_t* tokens;    // [rows, width]
   const int64_t* position;  // [rows, width]; -1 = padding
   const float* inputs;      // [rows, width, hidden] in place of embedded tokens, or null

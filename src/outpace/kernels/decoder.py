@@ -32,6 +32,7 @@ __all__ = ["CompiledDecoder", "Packer", "TrimmedDecoder", "compile_decoder", "ne
 COLUMNS = 32  # output columns per panel; `kColumns` in gemm.h
 PADDING = 32  # floats that vectors are padded to; `kPadding` in simd.h
 ALIGNMENT = 128  # bytes
+FACTOR_BYTES = 4  # behind the bytes of a cached key or value
 ARENA = 64 << 20  # bytes of memory that matrices are placed in
 TRIM_BYTES = 32 << 20  # freed weights after which memory goes back to the system
 DTYPES = (torch.bfloat16, torch.float32)
@@ -305,7 +306,8 @@ class CompiledDecoder:
             position: [B, T] int64, -1 = padding, which writes nothing and whose logits are zero.
             visible: [B, T, T] bool or None.
             cache: per layer keys and values, each [B, K, slots, D] or [pages, K, page_size, D], in the model's dtype,
-                the slots of a head contiguous; room for the forward's tokens has been made in it.
+                or uint8 with 4 more in each entry (bytes, then their float32 factor); the slots of a head contiguous;
+                room for the forward's tokens has been made in it.
             ask: [B, A] int64 or None.
             outputs: hidden states wanted with the logits.
             inputs: [B, T, hidden] in place of embedded tokens, or None.
@@ -357,7 +359,8 @@ class CompiledDecoder:
             call.ask = None if ask is None else ask.data_ptr()
             call.lengths, call.buffers = ctypes.addressof(lengths), ctypes.addressof(buffers)
             call.page_size, strides = cache.page_size, cache.buffers[0].stride()
-            call.page_stride, call.head_stride = (stride // self.spec.head_dim for stride in strides[:2])
+            call.page_stride, call.head_stride = (stride // cache.buffers[0].shape[-1] for stride in strides[:2])
+            call.is_coded = cache.buffers[0].dtype == torch.uint8
             call.tables, call.held = ctypes.addressof(places), ctypes.addressof(held)
             call.skip = None if skipped is None else ctypes.addressof(skipped)
             call.ropes, call.turns = len(self.spec.ropes), ctypes.addressof(turned)
@@ -399,12 +402,15 @@ class CompiledDecoder:
             raise ConfigError("The cache has another number of layers or rows than this forward.")
         tables, size = cache.tables(), cache.page_size
         pages = max([len(cache.buffers[0]), *(max(table) + 1 for table in tables if table)])
-        shape = (pages, spec.num_kv_heads, size, spec.head_dim)
+        # An entry is numbers of the model's, or bytes with a factor behind them.
+        is_coded = cache.buffers[0].dtype == torch.uint8
+        dtype, width = (torch.uint8, spec.head_dim + FACTOR_BYTES) if is_coded else (self.dtype, spec.head_dim)
+        shape = (pages, spec.num_kv_heads, size, width)
         strides = cache.buffers[0].stride()
-        is_regular = strides[2:] == (spec.head_dim, 1) and not any(stride % spec.head_dim for stride in strides[:2])
+        is_regular = strides[2:] == (width, 1) and not any(stride % width for stride in strides[:2])
         for buffer in cache.buffers:
-            if buffer.shape != shape or buffer.dtype != self.dtype or buffer.stride() != strides or not is_regular:
-                raise ConfigError(f"Every cache buffer has to be {self.dtype} {list(shape)}, heads contiguous.")
+            if buffer.shape != shape or buffer.dtype != dtype or buffer.stride() != strides or not is_regular:
+                raise ConfigError(f"Every cache buffer has to be {dtype} {list(shape)}, heads contiguous.")
         if any(length > len(table) * size for length, table in zip(cache.lengths, tables, strict=True)):
             raise ConfigError("The cache claims more entries than it has slots.")
 

@@ -100,7 +100,7 @@ class CallView(Structure):
 
     _fields_ = [
         *[(name, c_int64) for name in ("rows", "width", "asked", "threads", "ropes")],
-        *[(name, c_int64) for name in ("page_size", "page_stride", "head_stride")],
+        *[(name, c_int64) for name in ("page_size", "page_stride", "head_stride", "is_coded")],
         *[
             (name, c_void_p)
             for name in ("tokens", "position", "inputs", "visible", "lengths", "tables", "held", "buffers")

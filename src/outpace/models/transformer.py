@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from outpace.cache import FIRST_SLOTS, Cache, Pages
-from outpace.errors import ConfigError
+from outpace.errors import CapabilityError, ConfigError
 from outpace.models.attention import additive, attend, chain_mask, window_mask
 from outpace.models.graphs import FIRST_EXTENT, Graphs, extent_for
 from outpace.models.rotation import Rotation, Tables, turn
@@ -173,6 +173,7 @@ class Transformer(Adapter):
         self._embed_scale = torch.tensor(spec.embed_scale, dtype=self.dtype, device=self.device)
         self._compiled: CompiledDecoder | None = None
         self.graphs: Graphs | None = None
+        self._entry = (spec.head_dim, self.dtype)  # width and dtype of a cached key or value
 
     def compile(self, kernels: Kernels, pack: bool | None = None) -> bool:
         """Hand the weights to compiled kernels, if they can serve this model; return whether they do.
@@ -191,6 +192,18 @@ class Transformer(Adapter):
                 self.weights.embed = self.weights.embed.new_empty(0, self.spec.hidden_size)
             self.notes += kernels.warnings()
         return self.is_invariant
+
+    def use_int8_cache(self) -> None:
+        """Keep keys and values as signed bytes with a factor for each of a head's vectors: half of bfloat16's memory.
+
+        Raises:
+            CapabilityError: no compiled kernels serve this model; they alone read such a cache.
+        """
+        if self._compiled is None:
+            raise CapabilityError(
+                "An int8 cache needs compiled kernels, which do not serve this model here.", "Use cache_dtype=auto."
+            )
+        self._entry = (self.spec.head_dim + 4, torch.uint8)
 
     def use_graphs(self, graphs: Graphs | None) -> None:
         """Record and replay small forwards from now on; None = run every forward plainly."""
@@ -227,11 +240,12 @@ class Transformer(Adapter):
         spec = self.spec
         if self.graphs is not None:  # a graph serves caches of one size that lie in one place, so few sizes are used
             capacity = -(-capacity // FIRST_EXTENT) * FIRST_EXTENT
-        shape = (rows, spec.num_kv_heads, min(capacity, FIRST_SLOTS), spec.head_dim)
+        width, dtype = self._entry
+        shape = (rows, spec.num_kv_heads, min(capacity, FIRST_SLOTS), width)
         if self.graphs is None:
-            buffers = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2 * spec.num_layers)]
+            buffers = [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2 * spec.num_layers)]
         else:  # one piece of memory, which the next text is likely to get again
-            buffers = list(torch.zeros((2 * spec.num_layers, *shape), dtype=self.dtype, device=self.device))
+            buffers = list(torch.zeros((2 * spec.num_layers, *shape), dtype=dtype, device=self.device))
         return Cache(buffers, 2, counter, [0] * rows, limit=capacity)
 
     def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
@@ -242,8 +256,9 @@ class Transformer(Adapter):
         if self.graphs is not None:
             return None
         # Heads lie outermost in memory: what a head reads of neighbouring pages is one stream, as in a static cache.
-        shape = (2 * self.spec.num_layers, self.spec.num_kv_heads, num_pages, page_size, self.spec.head_dim)
-        return Pages([torch.empty(shape, dtype=self.dtype, device=self.device).transpose(1, 2)])
+        width, dtype = self._entry
+        shape = (2 * self.spec.num_layers, self.spec.num_kv_heads, num_pages, page_size, width)
+        return Pages([torch.empty(shape, dtype=dtype, device=self.device).transpose(1, 2)])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, hidden] that `score` takes as `inputs`."""
