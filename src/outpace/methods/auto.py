@@ -143,7 +143,7 @@ class Auto(Method):
 
     def _facts(self, arm: Method, context: Context) -> BanditArm:
         """Return what is thought of an arm before it was tried."""
-        kind = "whole" if arm.is_sized else "tree" if arm.needs.has_tree else "chain"
+        kind = "sized" if arm.is_sized else "tree" if arm.needs.has_tree else "chain"
         if not self.is_timed:
             return BanditArm(arm.needs.width, kind=kind)
         if not arm.needs.models:
@@ -176,8 +176,9 @@ class Auto(Method):
 
     def _cut(self, proposal: Proposal, state: AutoState, rooms: Sequence[int]) -> Proposal:
         bandit, facts = state.bandit, state.bandit.arms[state.bandit.current]
-        is_sized = state.arms[bandit.current - 1].is_sized
-        if is_sized or proposal.visible is not None or proposal.carry is not None:
+        if facts.kind == "sized":
+            return proposal
+        if proposal.visible is not None or proposal.carry is not None:
             facts.kind = "whole"
             return proposal
         if proposal.tokens.shape[1]:
@@ -210,8 +211,14 @@ class Auto(Method):
         seconds = outcome.seconds
         forward_s = seconds["score"] + seconds["accept"]
         for index, arm in enumerate(state.arms, 1):
-            is_due = bandit.arms[index].is_open if arm.name in state.readers else arm.harvests
-            if is_due and index != bandit.current and (arm.name in state.readers or bandit.may_watch(index, forward_s)):
+            if index == bandit.current:
+                continue
+            is_reader = arm.name in state.readers
+            if (
+                bandit.may_follow(index, forward_s)
+                if is_reader
+                else arm.harvests and bandit.may_watch(index, forward_s)
+            ):
                 began = time.perf_counter()
                 state.drafters.observe(arm.name, outcome, view)
                 bandit.watched(index, time.perf_counter() - began)
