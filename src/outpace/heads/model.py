@@ -11,6 +11,7 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.errors import CapabilityError
 from outpace.heads.net import HeadNet, load_kind
+from outpace.kernels.linear import pack_linears
 from outpace.types import NO_OUTPUTS, Adapter, Context, Counter, Outputs, Scores
 
 __all__ = ["HeadModel", "new_head"]
@@ -48,6 +49,8 @@ class HeadModel(Adapter):
             )
         self.capabilities, self.device, self.dtype = offered, target.device, target.dtype
         self.net, self.target = net.to(self.device, self.dtype).eval().requires_grad_(False), target
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+            pack_linears(self.net)
         self.ids = None if ids is None else ids.to(self.device)
         self.kind, self.reads, self.path = config.kind, config.outputs, "torch"
         self._trimmed = None if self.ids is None else target.trim_head(self.ids)
