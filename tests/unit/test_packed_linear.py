@@ -1,4 +1,4 @@
-"""Small matrices on the compiled kernels: what they compute, for how many rows they may be asked, what stays of them."""
+"""Small matrices on the compiled kernels: what they compute, of how many rows, and what stays of a network."""
 
 from __future__ import annotations
 
