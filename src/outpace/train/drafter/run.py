@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from outpace import kernels
 from outpace.errors import ConfigError
 from outpace.failures import interruptible
 from outpace.heads.find import drafters_folder, head_name, target_word
@@ -117,14 +118,15 @@ def train_drafter(
         file = texts or drafters_folder() / f"{target_word(target)}-texts" / "texts.jsonl"
         if texts is None and not _write(target, prompts, file, writing, device):
             return EXIT_INTERRUPTED
-        model = open_model(target, "auto", device, None)
+        model = open_model(target, "auto", device, None)  # kernels would free the matrices that training needs
         read = read_texts(file, model.capabilities.vocab_size)
         saved = checkpoint.load(out / "checkpoint.pt") if resume else None
         if saved is not None:  # a file that has grown since changes nothing
             read = read[: saved["texts"]]
         net, ids = _new_net(network, model, target, read, plan, dict(settings or {}), saved)
         folder = (states or file.parent / _states_word(net, plan.length)) if has_cache else None
-        kept = States(model, target, read, net.config.outputs, plan.length, folder)
+        reader = open_model(target, "auto", device, kernels)
+        kept = States(reader, target, read, net.config.outputs, plan.length, folder)
         if not _fill(kept):
             return EXIT_INTERRUPTED
         frozen = FrozenTarget(model, ids)
