@@ -22,6 +22,8 @@ from outpace.heads.net import HeadNet, load_kind
 from outpace.models.loading import read_end_tokens
 from outpace.models.opening import locate, open_model
 from outpace.text.chat import is_chat
+from outpace.text.fingerprint import fingerprint
+from outpace.text.tokenizer import Tokenizer
 from outpace.train import checkpoint
 from outpace.train.drafter.batches import Shape, draftable
 from outpace.train.drafter.frozen import FrozenTarget
@@ -157,7 +159,13 @@ def _new_net(
     width = model.embed(torch.zeros(1, 1, dtype=torch.int64, device=model.device)).shape[-1]
     ids = draftable(texts, offered.vocab_size, plan.draft_vocab, ends) if saved is None else saved["ids"]
     config = network.made_for(width, offered.vocab_size, offered.num_layers, target_word(target), **settings)
-    config = replace(config, target=target_word(target), draft_vocab=0 if ids is None else len(ids))
+    tokenizer = Tokenizer.from_directory(locate(target)[0])
+    config = replace(
+        config,
+        target=target_word(target),
+        draft_vocab=0 if ids is None else len(ids),
+        vocabulary="" if tokenizer is None else fingerprint(tokenizer),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         net = network(config)
