@@ -26,7 +26,7 @@ from outpace.train.recipes import AnyRecipe
 __all__ = ["DrafterTrainer"]
 
 _CURVES = "curves.jsonl"
-_CHECKED = 24  # batches of held-out texts, at most
+_CHECKED = 12  # batches of held-out texts, at most
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,8 +114,6 @@ class DrafterTrainer(Steps):
 
     def advance(self) -> float:
         """Do one step, and look at the held-out texts when it is time."""
-        if self.step == 0 and not self.curves:
-            self.look()
         value = Steps.advance(self)
         if self.step % self.check_every == 0 or self.step == self.steps:
             self.look()
