@@ -16,6 +16,7 @@ from outpace.heads.files import save_head
 from outpace.heads.known import known_heads
 from outpace.heads.net import load_kind
 from outpace.methods.auto import Auto
+from outpace.methods.speculative.medusa import Medusa
 from outpace.methods.speculative.trained_drafter import TrainedDrafter
 from outpace.text.fingerprint import fingerprint
 
@@ -53,10 +54,10 @@ def test_the_best_that_fits_is_known(lm: LanguageModel, tmp_path: Path) -> None:
 
 
 def test_auto_takes_it_without_being_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OUTPACE_CACHE", str(tmp_path))
+    monkeypatch.setattr("outpace.heads.known.drafters_folder", lambda: tmp_path)
     other = outpace.load("stories")
-    save(other, tmp_path / "drafters" / "stories-medusa")
-    for method in (Auto(), TrainedDrafter()):
+    save(other, tmp_path / "any-name")
+    for method in (Auto(), TrainedDrafter(), Medusa()):
         (model,) = other.partners.models(method, {}).values()
         assert getattr(model, "kind", "") == "medusa"
     kwargs = {"max_tokens": 24, "ignore_eos": True}

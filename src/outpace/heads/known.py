@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from outpace import store, zoo
+from outpace import zoo
 from outpace.heads.files import is_head, read_config
+from outpace.heads.find import drafters_folder
 from outpace.heads.net import HeadConfig
 from outpace.text.fingerprint import fingerprint
 from outpace.types import Adapter
@@ -32,7 +33,7 @@ def known_heads(target: Adapter, tokenizer: Any, folders: Sequence[Path] | None 
     """
     if tokenizer is None or not target.capabilities.has_hidden:
         return []
-    folders = [store.cache_folder() / "drafters", zoo.home()] if folders is None else folders
+    folders = [drafters_folder(), zoo.home()] if folders is None else folders
     digest = partial(fingerprint, tokenizer)
     found = []
     for rank, folder in enumerate(folders):
