@@ -35,7 +35,7 @@ def test_products_are_right_and_rows_do_not_mind_each_other(
 
 def test_a_network_keeps_its_names_and_small_matrices() -> None:
     torch.manual_seed(0)
-    net = nn.ModuleDict({"large": nn.Linear(128, 128), "small": nn.Linear(4, 4), "half": nn.Linear(128, 128).half()})
+    net = nn.ModuleDict({"large": nn.Linear(128, 128), "small": nn.Linear(4, 4), "narrow": nn.Linear(128, 128).half()})
     before = {name: value.clone() for name, value in net.state_dict().items()}
     pack_linears(net)
     assert [type(net[name]) for name in net] == [PackedLinear, nn.Linear, nn.Linear]
