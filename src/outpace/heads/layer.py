@@ -81,9 +81,10 @@ class Sight:
     slots: Tensor | None = None
 
 
-def causal_sight(rows: int, size: int, device: torch.device) -> Sight:
-    """Return the sight of whole texts: every token sees itself and those before it."""
-    place = torch.arange(size, device=device)
+def causal_sight(tokens: Tensor) -> Sight:
+    """Return the sight of whole texts [B, T]: every token sees itself and those before it."""
+    rows, size = tokens.shape
+    place = torch.arange(size, device=tokens.device)
     return Sight(place.expand(rows, -1), (place <= place.unsqueeze(1)).expand(rows, -1, -1))
 
 
@@ -167,6 +168,11 @@ class DecoderLayer(nn.Module):
         self.input_layernorm, self.post_attention_layernorm = RmsNorm(size), RmsNorm(size)
         self.self_attn = Attention(size, 0, heads, theta, is_kept)
         self.mlp = Mlp(size, inner or -(-size * 11 // 32) * 8)
+
+    def quieten(self) -> None:
+        """Let the layer begin as one that changes nothing."""
+        nn.init.zeros_(self.self_attn.o_proj.weight)
+        nn.init.zeros_(self.mlp.down_proj.weight)
 
     def forward(self, x: Tensor, sight: Sight, buffers: Sequence[Tensor] = ()) -> Tensor:
         """Return [B, T, size]; see `Attention.forward`."""

@@ -67,6 +67,10 @@ _BUILT_IN = {  # below outpace.methods
     "ssd": "diffusion.ssd:SSD",
     "block-draft": "speculative.block_draft:BlockDraft",
     "medusa": "speculative.medusa:Medusa",
+    "hydra": "speculative.hydra:Hydra",
+    "koala": "speculative.koala:Koala",
+    "amphista": "speculative.amphista:Amphista",
+    "chimera": "speculative.chimera:Chimera",
 }
 
 
