@@ -163,9 +163,9 @@ class ChimeraDrafter(PrefixDrafter):
         return self.states(view, reach)
 
     def laws(self, depth: Tensor, path: Tensor) -> Tensor:
-        """Return the logits after some paths, [B, N, V]."""
+        """Return the logits after some paths, [B, N, K]."""
         assert self.before is not None  # texts came first
         net: ChimeraNet = self.adapter.net  # type: ignore[assignment]
         before = self.before.unsqueeze(1).expand(-1, path.shape[1], -1)
         embedded = self.adapter.embed(torch.cat([before, path.clamp(min=0)], -1))
-        return self.adapter.spread(net.after(self.adapter.logits, self, embedded, depth))
+        return net.after(self.adapter.logits, self, embedded, depth)

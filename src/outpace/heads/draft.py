@@ -29,6 +29,11 @@ class HeadDrafter(Drafter):
     adapter: HeadModel
     features: Features
 
+    @property
+    def ids(self) -> Tensor | None:
+        """The tokens that the drafter was trained to draft; None = all."""
+        return self.adapter.ids
+
     @staticmethod
     def features_for(model: HeadModel, context: Context) -> Features:
         """Return those of the joining rows, of which nothing is known yet."""
@@ -114,7 +119,7 @@ class SlotDrafter(HeadDrafter):
                 self.features.held[row] = held[-1:]
 
     def texts(self, view: View, reach: Sequence[int]) -> Tensor:
-        """Make the laws of all places, and return the first, [B, V]."""
+        """Make the laws of all places, and return the first, [B, K]."""
         last = torch.tensor([text[-1] for text in view.texts], device=self.device)
         self.made = self.make(view, reach, last)
         self.cache.counter.add(len(last), 0)
@@ -134,12 +139,12 @@ class SlotDrafter(HeadDrafter):
         return torch.cat([held if ahead else none for held, ahead in zip(self.features.held, reach, strict=True)])
 
     def laws(self, depth: Tensor, path: Tensor) -> Tensor:
-        """Return the logits after some paths, [B, N, V]; see `Slots.after`."""
+        """Return the logits after some paths, [B, N, K]; see `Slots.after`."""
         assert self.made is not None  # texts came first
-        return self.adapter.spread(self._net.after(self.adapter, self.made, depth, path))
+        return self._net.after(self.adapter, self.made, depth, path)
 
     def nodes(self, tree: TokenTree, nodes: Tensor, is_real: Tensor) -> Tensor:
-        """Return the laws after some nodes of a tree, [B, F, V]; no forward is run."""
+        """Return the laws after some nodes of a tree, [B, F, K]; no forward is run."""
         del is_real
         assert self.chain is not None  # texts came first
         sees = ancestors(tree.parent).gather(1, nodes.unsqueeze(-1).expand(-1, -1, tree.parent.shape[1]))
@@ -153,7 +158,7 @@ class SlotDrafter(HeadDrafter):
         return self.laws(self._within(depth), path)
 
     def token(self, token: Tensor, place: Tensor, running: Sequence[bool]) -> Tensor:
-        """Lengthen the chains by a token each, and return the laws after it, [B, V]."""
+        """Lengthen the chains by a token each, and return the laws after it, [B, K]."""
         del place, running
         assert self.chain is not None  # texts came first
         self.chain = torch.cat([self.chain, token.unsqueeze(1)], 1)
