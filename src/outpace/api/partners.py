@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from outpace import kernels
 from outpace.errors import ConfigError
 from outpace.heads.files import is_head, open_head
+from outpace.heads.find import find_head
 from outpace.heads.known import known_heads
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
@@ -111,6 +112,8 @@ class Partners:
         name = str(getattr(method, role))
         if name != "auto":
             return name
+        if role == "draft" and method.needs.head:
+            return str(find_head(self._lm.name, method.needs.head))
         if role == "draft" and method.needs.takes_heads and self._heads:
             return str(self._heads[0])
         return drafter_of(self._lm.name)
