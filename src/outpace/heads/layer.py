@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from outpace.cache import FIRST_SLOTS, Cache, Counter
 from outpace.heads.draft import HeadDrafter, SlotDrafter
 from outpace.heads.model import HeadModel
+from outpace.models.transformer import rms_norm
 from outpace.types import Context, Outcome, View
 
 __all__ = [
@@ -47,7 +48,7 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., size]."""
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Mlp(nn.Module):

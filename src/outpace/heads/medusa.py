@@ -43,7 +43,7 @@ class MedusaNet(SlotNet):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
         size, blocks = config.hidden_size, self.option("blocks")
-        self.has_output = bool(self.option("own_output"))
+        self.has_output = bool(config.settings.get("own_output"))
         heads = []
         for _ in range(config.depth):
             parts: list[nn.Module] = [Block(size) for _ in range(blocks)]
