@@ -32,6 +32,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("koala", {}),
     ("amphista", {}),
     ("chimera", {}),
+    ("refined", {"top": 5}),
 ]
 NAMES = ["-".join([kind, *settings]) for kind, settings in FORMS]
 

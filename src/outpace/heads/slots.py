@@ -16,7 +16,7 @@ from outpace.heads.model import HeadModel
 from outpace.heads.net import Batch, HeadConfig, HeadNet, Lesson, shifted
 from outpace.types import Context
 
-__all__ = ["Options", "SlotNet", "at_depth", "shifted_states", "slot_lesson"]
+__all__ = ["Options", "SlotNet", "at_depth", "labels", "shifted_states", "slot_lesson"]
 
 
 Options = Mapping[str, tuple[float, float]]
@@ -76,6 +76,22 @@ def shifted_states(states: Tensor, by: int) -> Tensor:
     return moved
 
 
+def labels(batch: Batch, by: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what logits should say of the token `by` places further on, each [B, T].
+
+    Returns:
+        Its number among the tokens that can be drafted; where it is one of them and was written by the target; where
+        it was written by the target.
+    """
+    token, is_there = shifted(batch.tokens, by)
+    counted = is_there & (shifted(batch.is_taught.long(), by)[0] > 0)
+    ids = batch.frozen.ids
+    if ids is None:
+        return token, counted, counted
+    label = torch.searchsorted(ids, token).clamp(max=len(ids) - 1)
+    return label, counted & (ids[label] == token), counted
+
+
 def slot_lesson(logits: list[Tensor], batch: Batch, decay: float = 0.8, has_teacher: bool = False) -> Lesson:
     """Return the lesson of laws of places ahead.
 
@@ -87,13 +103,8 @@ def slot_lesson(logits: list[Tensor], batch: Batch, decay: float = 0.8, has_teac
     """
     losses, hits, counts, reached = [], [], [], []
     alive = None
-    ids = batch.frozen.ids
     for k, one in enumerate(logits):
-        token, is_there = shifted(batch.tokens, k + 2)
-        taught, _ = shifted(batch.is_taught.long(), k + 2)
-        counted = is_there & (taught > 0)
-        label = token if ids is None else torch.searchsorted(ids, token).clamp(max=len(ids) - 1)
-        is_known = counted if ids is None else counted & (ids[label] == token)
+        label, is_known, counted = labels(batch, k + 2)
         right = (one.argmax(-1) == label) & is_known
         goal = label[is_known]
         if has_teacher:

@@ -72,6 +72,7 @@ _BUILT_IN = {  # below outpace.methods
     "koala": "speculative.koala:Koala",
     "amphista": "speculative.amphista:Amphista",
     "chimera": "speculative.chimera:Chimera",
+    "refined": "speculative.refined:Refined",
     "hidden-transfer": "speculative.hidden_transfer:HiddenTransfer",
 }
 
