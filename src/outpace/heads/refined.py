@@ -70,10 +70,8 @@ class RefinedNet(MedusaNet):
 
     def _scores(self, batch: Batch, heads: list[Tensor], says: Tensor) -> list[Tensor]:
         ahead = [torch.cat([says[:, k + 1 :], says[:, : k + 1]], 1) for k in range(len(heads))]
-        depth = torch.zeros_like(batch.tokens)
-        return [
-            self.rescored(logits, said, depth + k) for k, (logits, said) in enumerate(zip(heads, ahead, strict=True))
-        ]
+        depths = [torch.full_like(batch.tokens, k) for k in range(len(heads))]
+        return [self.rescored(*one) for one in zip(heads, ahead, depths, strict=True)]
 
     def loss(self, batch: Batch) -> Lesson:
         """Cross-entropy of the heads, of the small model by itself, and of the two together by the weights alone."""

@@ -1,4 +1,4 @@
-"""Independent heads draft, a small language model puts in order what fits together, and the target checks the best paths.
+"""Independent heads draft, a small language model rescores what fits together, and the target checks.
 
 Paper: Kim et al. (2024), arXiv 2404.09221, Exploring and Improving Drafts in Blockwise Parallel Decoding (section 5).
 Guarantee: exact with accept_rule=match (default), distribution with accept_rule=rejection.
@@ -25,9 +25,7 @@ class Refined(Headed):
 
     name: ClassVar[str] = "refined"
     family: ClassVar[str] = "trained drafters"
-    summary: ClassVar[str] = (
-        "Independent heads draft, a small language model rescores their lattice; the target checks."
-    )
+    summary: ClassVar[str] = "Independent heads draft, a small model rescores their lattice; the target checks."
     paper: ClassVar[Paper] = Paper(
         "Towards Fast Inference: Exploring and Improving Blockwise Parallel Drafts",
         "Kim et al.",
