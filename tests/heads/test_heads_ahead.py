@@ -33,6 +33,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("amphista", {}),
     ("chimera", {}),
     ("refined", {"top": 5}),
+    ("hidden-transfer", {"layer": 1}),
 ]
 NAMES = ["-".join([kind, *settings]) for kind, settings in FORMS]
 
@@ -40,7 +41,7 @@ NAMES = ["-".join([kind, *settings]) for kind, settings in FORMS]
 class ToyFrozen:
     """A toy target while a drafter is trained beside it."""
 
-    def __init__(self, target: Adapter, ids: Tensor | None = None) -> None:
+    def __init__(self, target: ToyModel, ids: Tensor | None = None) -> None:
         self.target, self.ids = target, ids
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -50,8 +51,22 @@ class ToyFrozen:
         logits = self.target.head(hidden.double())
         return logits if self.ids is None else logits[..., self.ids]
 
-    def forward(self, *given: Any, **more: Any) -> tuple[Tensor, list[Tensor]]:
-        raise NotImplementedError
+    def forward(
+        self,
+        inputs: Tensor,
+        position: Tensor,
+        visible: Tensor,
+        states: Tensor | None = None,
+        first: int = 0,
+        hook: Any = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        if not self.target.weights[1].any():  # layers that add nothing, and let gradients through
+            return inputs, []
+        cache, tokens = self.target.new_cache(*position.shape), torch.zeros_like(position)
+        given: dict[str, Any] = {"inputs": inputs.detach(), "skip": range(first), "outputs": Outputs(has_last=True)}
+        last = self.target.score(tokens, position, visible, cache, **given).last
+        assert last is not None
+        return last, []
 
 
 def made(kind: str, target: Adapter, settings: dict[str, Any], ids: Tensor | None = None) -> HeadNet:
@@ -62,7 +77,7 @@ def made(kind: str, target: Adapter, settings: dict[str, Any], ids: Tensor | Non
     return found(type(config)(**{**config.to_dict(), "draft_vocab": 0 if ids is None else len(ids)})).double()
 
 
-def batch_of(target: Adapter, net: HeadNet, texts: Sequence[Sequence[int]], ids: Tensor | None = None) -> Batch:
+def batch_of(target: ToyModel, net: HeadNet, texts: Sequence[Sequence[int]], ids: Tensor | None = None) -> Batch:
     """Return a batch of texts of one length: one forward of each whole text, nothing kept."""
     tokens = torch.tensor(texts)
     outputs, cache = net.config.outputs, target.new_cache(len(texts), tokens.shape[1])
@@ -210,6 +225,7 @@ def test_a_judges_word_is_turned_around_where_it_enters_the_heads() -> None:
         ("hydra", {"blocks": "many"}, "blocks is 'many'"),
         ("amphista", {"heads": 3}, "no setting 'heads'"),
         ("chimera", {"inner": -2}, "inner is -2"),
+        ("hidden-transfer", {"layer": 3}, "layer is 3"),
     ],
 )
 def test_settings_that_a_kind_cannot_have_are_refused(kind: str, settings: dict[str, Any], said: str) -> None:
