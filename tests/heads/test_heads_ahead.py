@@ -108,8 +108,9 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], tuple[
         def noted(self: SlotDrafter, depth: Tensor, path: Tensor) -> Tensor:
             given: Tensor = laws(self, depth, path)
             for row, (text, ahead) in enumerate(zip(*now[0], strict=True)):
-                for node, more in enumerate(depth[row].tolist() if ahead else ()):
-                    found.append((tuple(text), tuple(path[row, node, 1 : more + 1].tolist()), given[row, node]))
+                for node, more in enumerate(depth[row].tolist()):
+                    if more < ahead:  # other nodes are padding
+                        found.append((tuple(text), tuple(path[row, node, 1 : more + 1].tolist()), given[row, node]))
             return given
 
         return noted

@@ -159,6 +159,7 @@ class ChimeraDrafter(PrefixDrafter):
 
     def make(self, view: View, reach: Sequence[int], last: Tensor) -> Tensor:
         """Read the texts; the rest waits for the paths."""
+        self.cache.counter.add(len(last), 0)
         self.before = torch.tensor([[0, 0, *text[-3:]][-3:-1] for text in view.texts], device=last.device)
         return self.states(view, reach)
 

@@ -122,13 +122,13 @@ class SlotDrafter(HeadDrafter):
         """Make the laws of all places, and return the first, [B, K]."""
         last = torch.tensor([text[-1] for text in view.texts], device=self.device)
         self.made = self.make(view, reach, last)
-        self.cache.counter.add(len(last), 0)
         self.chain = last.unsqueeze(1)
         depth = torch.zeros(len(last), 1, dtype=torch.int64, device=self.device)
         return self.laws(depth, self.chain.unsqueeze(1))[:, 0]
 
     def make(self, view: View, reach: Sequence[int], last: Tensor) -> Tensor:
         """Return what the network makes of the texts, whose last tokens are `last` [B]; see `Slots.slots`."""
+        self.cache.counter.add(len(last), 0)
         return self._net.slots(self.adapter, self.states(view, reach), last)
 
     def states(self, view: View, reach: Sequence[int]) -> Tensor:

@@ -10,11 +10,12 @@ Differences: the pseudo states pass in a forward of their own instead of beside 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from outpace.methods.base import Paper
 from outpace.methods.speculative.headed import Headed
+from outpace.types import Needs
 
 __all__ = ["HiddenTransfer"]
 
@@ -34,3 +35,8 @@ class HiddenTransfer(Headed):
         123,
         "A layer of its own for each place, and pseudo states of every tree node in the check.",
     )
+
+    @property
+    def needs(self) -> Needs:
+        """As of `Headed`, and a target whose layers can be skipped."""
+        return replace(super().needs, has_skip=True)
