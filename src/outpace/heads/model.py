@@ -25,6 +25,9 @@ class HeadModel(Adapter):
         target: what it was trained for.
         ids: [K] int64, ascending, the tokens that it drafts; None = all.
 
+    Attributes:
+        trimmed: the target with the logits of these tokens alone; None where that saves nothing.
+
     Raises:
         CapabilityError: it was trained for a target of other sizes, or the target does not give hidden states.
     """
@@ -53,7 +56,7 @@ class HeadModel(Adapter):
             pack_linears(self.net)
         self.ids = None if ids is None else ids.to(self.device)
         self.kind, self.reads, self.path = config.kind, config.outputs, "torch"
-        self._trimmed = None if self.ids is None else target.trim_head(self.ids)
+        self.trimmed = None if self.ids is None else target.trim_head(self.ids)
         self.layer_weights = sum(weight.numel() for weight in net.parameters())
         self.head_weights = config.hidden_size * (config.draft_vocab or config.vocab_size)
 
@@ -72,8 +75,8 @@ class HeadModel(Adapter):
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the target's logits [..., K] of last hidden states [..., hidden], of tokens that can be drafted."""
         flat = hidden.reshape(-1, hidden.shape[-1])
-        if self._trimmed is not None:
-            found = self._trimmed.head(flat)
+        if self.trimmed is not None:
+            found = self.trimmed.head(flat)
         else:
             found = self.target.head(flat)
             found = found if self.ids is None else found[:, self.ids]

@@ -68,6 +68,12 @@ _BUILT_IN = {  # below outpace.methods
     "block-draft": "speculative.block_draft:BlockDraft",
     "trained-drafter": "speculative.trained_drafter:TrainedDrafter",
     "medusa": "speculative.medusa:Medusa",
+    "hydra": "speculative.hydra:Hydra",
+    "koala": "speculative.koala:Koala",
+    "amphista": "speculative.amphista:Amphista",
+    "chimera": "speculative.chimera:Chimera",
+    "refined": "speculative.refined:Refined",
+    "hidden-transfer": "speculative.hidden_transfer:HiddenTransfer",
 }
 
 
