@@ -117,7 +117,9 @@ class _Nodes:
 
     def at(self, index: Ids) -> _Nodes:
         """Return the nodes at [B, M] places; parents are named as before."""
-        return _Nodes(*(np.take_along_axis(v, index, 1) for v in (self.tokens, self.parent, self.score, self.key)))
+        tokens, parent = (np.take_along_axis(values, index, 1) for values in (self.tokens, self.parent))
+        score, key = (np.take_along_axis(values, index, 1) for values in (self.score, self.key))
+        return _Nodes(tokens, parent, score, key)
 
     def best(self, count: int) -> _Nodes:
         """Return the `count` best, the best first; of equals the earlier."""
