@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 import outpace
 from outpace.api.engine import LanguageModel
 from outpace.bench import heads as bench
+from outpace.engine.face import Ask
 from outpace.errors import ModelError
 from outpace.heads.files import save_head
 from outpace.heads.known import known_heads
@@ -80,3 +83,28 @@ def test_chains_are_counted_by_depth() -> None:
         counts.add(drafted, accepted)
     assert (counts.reached, counts.kept) == ([3, 2, 1], [2, 1, 1])
     assert counts.rates() == [2 / 3, 1 / 2, 1.0]
+
+
+def test_a_server_drafts_with_it_and_finds_prefixes_again(lm: LanguageModel, tmp_path: Path) -> None:
+    """Prompts that share a beginning are read once: states of what was found are unknown, the text is the same."""
+    save(lm, tmp_path / "served")
+    prompt = "Once upon a time there was a little dog who lived in a big house with a cat and a bird. " * 3
+    plain = lm.generate(prompt, method="autoregressive", max_tokens=24, ignore_eos=True)
+    engine = outpace.Engine(lm)
+    asks = [
+        Ask(prompt=prompt, arguments={"max_tokens": 24, "ignore_eos": True, "method": name, "options": options})
+        for name, options in (
+            ("trained-drafter", {"draft": str(tmp_path / "served")}),
+            ("auto", {"draft": str(tmp_path / "served"), "explore": 0.5}),
+            ("medusa", {"draft": str(tmp_path / "served"), "budget": 6}),
+        )
+    ]
+    try:
+        first = engine.generate(asks[0])
+        with ThreadPoolExecutor() as pool:
+            others = list(pool.map(engine.generate, asks))
+    finally:
+        asyncio.run(engine.close())
+    for (found,) in (first, *others):
+        assert found.tokens == plain.tokens
+    assert others[0][0].cached_tokens > 0
