@@ -11,7 +11,7 @@ from outpace.errors import ConfigError
 if TYPE_CHECKING:
     from outpace.bench.canvas import SweepPoint
 
-__all__ = ["draw_fleet", "draw_growth", "draw_serving", "draw_speed", "draw_sweeps"]
+__all__ = ["draw_fleet", "draw_growth", "draw_heads", "draw_serving", "draw_speed", "draw_sweeps"]
 
 _COLOURS = ("#555555", "#1b6ca8", "#c9803a", "#3a8f5c", "#8a4fa3", "#b03a48")
 _SWEEP_COLOURS = (
@@ -62,6 +62,31 @@ def draw_growth(curves: Sequence[dict[str, Any]], title: str, path: Path) -> Non
         ratio.set_ylabel("ratio to plain decoding")
         ratio.set_xlabel(_LABELS[axis])
         speed.legend(fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def draw_heads(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw how far trained drafters are followed by depth, and their speed against the tokens that a step writes.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or there is nothing to draw.
+    """
+    if not rows:
+        raise ConfigError("There is nothing to draw.", "Measure at least one drafter.")
+    figure = _figure(10.4, 4.2)
+    depths, speed = (figure.add_subplot(1, 2, number) for number in (1, 2))
+    for number, row in enumerate(rows):
+        style = {"color": _SWEEP_COLOURS[number % len(_SWEEP_COLOURS)], "marker": _MARKS[number % len(_MARKS)]}
+        depths.plot(range(1, len(row["depths"]) + 1), row["depths"], label=row["name"], markersize=4, **style)
+        speed.plot([row["tree"]], [row["speed"]], linestyle="", **style)
+        speed.annotate(row["name"], (row["tree"], row["speed"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    depths.set(xlabel="depth", ylabel="drafts kept, of those that came so far", ylim=(0, 1))
+    speed.set(xlabel="tokens written per step (tree)", ylabel="speed over plain decoding")
+    speed.axhline(1, color="#999999", linewidth=0.8)
+    depths.legend(fontsize=8)
+    for axes in (depths, speed):
+        _open(axes)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 

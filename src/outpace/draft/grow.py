@@ -7,16 +7,23 @@ are deterministic given the noise, so sample and match keeps them exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from outpace.draft.likeliest import likeliest
-from outpace.draft.reading import SPREAD, Drafter, branch_scores
-from outpace.run.tree import TokenTree, ancestors, kept_order, largest
+from outpace.draft.reading import SPREAD, Drafter, branch_scores, columns
+from outpace.run.tree import TokenTree, ancestors, kept_order
 from outpace.types import View
 
 __all__ = ["draft_best", "draft_shape"]
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 
 def draft_best(
@@ -53,73 +60,122 @@ def draft_best(
     # 1 Begin at the final text: a frontier of one node, the root, whose reach is certain where a row may draft.
     # Penalties see the final text alone: drafts differ by branch, and a wrong penalty costs acceptance only.
     history = view.sampler.history(view.texts, view.prompts, drafter.vocab_size)
-    logits = drafter.texts(view, levels).unsqueeze(1)
-    rows, device = logits.shape[0], logits.device
-    limit = torch.tensor(levels, device=device)
+    logits, ids = columns(drafter, view, drafter.texts(view, levels).unsqueeze(1))
+    limit, device = np.array(levels, dtype=np.int64), logits.device
     start = torch.tensor(view.lengths, device=device).unsqueeze(1)
-    tree = TokenTree(start.new_zeros(rows, 0), start.new_zeros(rows, 0), [0] * rows)
-    tree.score = key = logits.new_zeros(rows, 0, dtype=torch.float64)
-    frontier = torch.full((rows, 1), -1, device=device)
-    base = torch.where(limit > 0, 0.0, float("-inf")).double().unsqueeze(1)  # log-probability of reaching the frontier
+    tree = _Nodes.none(len(limit))
+    frontier = np.full((len(limit), 1), -1)
+    base = np.where(limit > 0, 0.0, -np.inf)[:, None]  # log-probability of reaching the frontier
     for level in range(max(levels, default=0)):
-        size, before = tree.tokens.shape[1], tree.score.exp().sum(-1)
         # 2 Give every frontier node its likeliest children. More than the budget could never all be kept.
-        log_probs = branch_scores(view, logits, start + level, history, spread)
-        found, found_key = _children(log_probs, base, frontier, budget, by_slot)
-        tree, key = _joined(tree, key, found, found_key, width or budget)
+        log_probs = branch_scores(view, logits, start + level, history, spread, ids)
+        found = _children(log_probs, ids, base, frontier, budget, by_slot).best(width or budget)
         # 3 Keep the best of old and new together: a new child may push an older node out, and nothing can hang on
         # that one, since no key rises from parent to child. Order is kept, so parents still precede children.
-        is_kept = largest(key.masked_fill(key.exp() < floor, float("-inf")), budget)
-        order, _ = kept_order(is_kept)
-        is_new = (order >= size) & is_kept.gather(1, order)
-        tree, key = tree.keep(is_kept), key.gather(1, order).masked_fill(~is_kept.gather(1, order), float("-inf"))
-        assert tree.score is not None  # it has been set above
-        tree.score = tree.score.masked_fill(key == float("-inf"), float("-inf"))
+        size, before = tree.key.shape[1], tree.reached()
+        tree, is_new = tree.joined(found).kept(budget, floor, size)
         # 4 Choose what grows on: nodes of this level that were kept and can still have a child among the best.
-        is_growing = (tree.score.exp().sum(-1) - before > min_gain) & (level + 1 < limit)
+        is_growing = (tree.reached() - before > min_gain) & (level + 1 < limit)
         # Where the budget is spent, a first child gets in only if its parent's score beats the last of the best.
-        last = key.amin(-1) if key.shape[1] == budget else torch.full_like(before, float("-inf"))
-        is_open = is_new & is_growing.unsqueeze(1) & (tree.score > last.unsqueeze(1))
-        frontier, _ = kept_order(is_open)
+        last = tree.key.min(-1, initial=np.inf) if tree.key.shape[1] == budget else np.full(len(limit), -np.inf)
+        is_open = is_new & is_growing[:, None] & (tree.score > last[:, None])
+        frontier = _order(is_open)
         if level + 1 == max(levels) or frontier.shape[1] == 0:
             break
         # 5 Ask the drafter what follows them, in one forward for all rows.
-        is_real = is_open.gather(1, frontier)
-        base = tree.score.gather(1, frontier).masked_fill(~is_real, float("-inf"))
-        logits = drafter.nodes(tree, frontier, is_real)
-    return tree
+        is_real = np.take_along_axis(is_open, frontier, 1)
+        base = np.where(is_real, np.take_along_axis(tree.score, frontier, 1), -np.inf)
+        asked, mask = (torch.from_numpy(values).to(device) for values in (frontier, is_real))
+        logits, ids = columns(drafter, view, drafter.nodes(tree.on(device), asked, mask))
+    return tree.on(device)
 
 
-def _children(
-    log_probs: Tensor, base: Tensor, frontier: Tensor, budget: int, by_slot: bool
-) -> tuple[TokenTree, Tensor]:
-    """Return the likeliest children of the frontier's nodes as [B, F * K] nodes, and their keys."""
+@dataclass(slots=True)
+class _Nodes:
+    """Nodes of every row, on the host: there are few, and an operation on tensors costs more than it does.
+
+    Attributes:
+        tokens, parent: [B, N] int64.
+        score, key: [B, N] log-probability of the path, and what nodes are ranked by; -inf = padding.
+    """
+
+    tokens: Ids
+    parent: Ids
+    score: Floats
+    key: Floats
+
+    @staticmethod
+    def none(rows: int) -> _Nodes:
+        """Return no nodes."""
+        ids, numbers = np.zeros((rows, 0), np.int64), np.zeros((rows, 0))
+        return _Nodes(ids, ids, numbers, numbers)
+
+    def reached(self) -> Floats:
+        """Return how many nodes the walk is expected to come to, per row."""
+        found: Floats = np.exp(self.score).sum(-1)
+        return found
+
+    def at(self, index: Ids) -> _Nodes:
+        """Return the nodes at [B, M] places; parents are named as before."""
+        tokens, parent = (np.take_along_axis(values, index, 1) for values in (self.tokens, self.parent))
+        score, key = (np.take_along_axis(values, index, 1) for values in (self.score, self.key))
+        return _Nodes(tokens, parent, score, key)
+
+    def best(self, count: int) -> _Nodes:
+        """Return the `count` best, the best first; of equals the earlier."""
+        return self.at(np.argsort(-self.key, axis=1, kind="stable")[:, :count])
+
+    def joined(self, other: _Nodes) -> _Nodes:
+        """Return these, and others behind them, whose parents are among these."""
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("tokens", "parent", "score", "key"))
+        return _Nodes(*(np.concatenate(pair, 1) for pair in pairs))
+
+    def kept(self, budget: int, floor: float, size: int) -> tuple[_Nodes, Flags]:
+        """Return the `budget` best in their order, and which of them stood at `size` or behind it.
+
+        Being stable, this keeps the parent of every node that it keeps if keys never rise from parent to child.
+        """
+        key = np.where(np.exp(self.key) < floor, -np.inf, self.key)
+        best = np.argsort(-key, axis=1, kind="stable")[:, :budget]
+        is_kept = np.zeros(key.shape, dtype=bool)
+        np.put_along_axis(is_kept, best, True, 1)
+        is_kept &= key > -np.inf
+        order = _order(is_kept)
+        place = np.pad(is_kept.cumsum(-1) - 1, ((0, 0), (1, 0)), constant_values=-1)  # where they went; the root first
+        nodes, is_node = self.at(order), np.take_along_axis(is_kept, order, 1)
+        nodes.parent = np.where(is_node, np.take_along_axis(place, nodes.parent + 1, 1), -1)
+        nodes.score, nodes.key = np.where(is_node, nodes.score, -np.inf), np.where(is_node, nodes.key, -np.inf)
+        return nodes, (order >= size) & is_node
+
+    def on(self, device: torch.device) -> TokenTree:
+        """Return the tree as tensors."""
+        length = (self.key > -np.inf).sum(-1).tolist()
+        tokens, parent, score = (torch.from_numpy(v).to(device) for v in (self.tokens, self.parent, self.score))
+        return TokenTree(tokens, parent, length, score)
+
+
+def _order(is_kept: Flags) -> Ids:
+    """Return [B, N] places of the true entries of each row, in order, padded with others."""
+    return np.argsort(~is_kept, axis=1, kind="stable")[:, : int(is_kept.sum(-1).max(initial=0))]
+
+
+def _children(log_probs: Tensor, ids: Tensor | None, base: Floats, frontier: Ids, budget: int, by_slot: bool) -> _Nodes:
+    """Return the likeliest children of the frontier's nodes as [B, F * K] nodes."""
     count = min(budget, log_probs.shape[-1])
-    tokens = likeliest(log_probs.flatten(0, 1), count).view(*log_probs.shape[:2], count)
-    values = log_probs.gather(2, tokens).double()
-    score = base.unsqueeze(-1) + values
-    key = score
+    columns = likeliest(log_probs.flatten(0, 1), count).view(*log_probs.shape[:2], count)
+    values = log_probs.gather(2, columns).double().cpu().numpy()
+    tokens = (columns if ids is None else ids[columns]).cpu().numpy()
+    key = score = base[..., None] + values
     if by_slot:
-        share = values.exp()
-        slot = base.unsqueeze(-1) + (1 - (share.cumsum(-1) - share)).clamp_(min=0).log_()
+        share = np.exp(values)
+        with np.errstate(divide="ignore"):
+            slot = base[..., None] + np.log(np.maximum(1 - (share.cumsum(-1) - share), 0))
         # Not below the score, which rounding could bring about, and not for a token that cannot be picked.
-        key = torch.maximum(slot, score).masked_fill(values == float("-inf"), float("-inf"))
-    parent = frontier.unsqueeze(-1).expand(tokens.shape)
-    nodes = TokenTree(tokens.flatten(1), parent.flatten(1), [], score.flatten(1))
-    return nodes, key.masked_fill(key.isnan(), float("-inf")).flatten(1)
-
-
-def _joined(tree: TokenTree, key: Tensor, found: TokenTree, found_key: Tensor, most: int) -> tuple[TokenTree, Tensor]:
-    """Return the tree with the `most` best of the found nodes behind its own, and all keys."""
-    best_key, best = found_key.topk(min(most, found_key.shape[1]), dim=-1)
-    assert tree.score is not None and found.score is not None  # both carry scores
-    joined = TokenTree(
-        torch.cat([tree.tokens, found.tokens.gather(1, best)], 1),
-        torch.cat([tree.parent, found.parent.gather(1, best)], 1),
-        [],
-        torch.cat([tree.score, found.score.gather(1, best)], 1),
-    )
-    return joined, torch.cat([key, best_key], 1)
+        key = np.where(values == -np.inf, -np.inf, np.maximum(slot, score))
+    parent = np.broadcast_to(frontier[..., None], tokens.shape)
+    key = np.where(np.isnan(key), -np.inf, key)
+    rows = len(tokens)
+    return _Nodes(*(v.reshape(rows, -1) for v in (tokens, parent, score, key)))  # type: ignore[arg-type]
 
 
 def draft_shape(
@@ -142,7 +198,7 @@ def draft_shape(
         The tree, and its nodes' ranks [B, W'].
     """
     history = view.sampler.history(view.texts, view.prompts, drafter.vocab_size)
-    logits = drafter.texts(view, levels).unsqueeze(1)
+    logits, ids = columns(drafter, view, drafter.texts(view, levels).unsqueeze(1))
     rows, device = logits.shape[0], logits.device
     start, limit = torch.tensor([view.lengths, list(levels)], device=device).unsqueeze(-1)
     is_node = torch.arange(parent.shape[1], device=device) < torch.tensor(length, device=device).unsqueeze(1)
@@ -158,9 +214,10 @@ def draft_shape(
     slot = torch.zeros_like(rank)  # per node, where its parent stands in the frontier
     reached = torch.zeros(rows, 1, dtype=torch.float64, device=device)
     for level in range(int(depth.max()) if depth.numel() else 0):
-        log_probs = branch_scores(view, logits, start + level, history)
+        log_probs = branch_scores(view, logits, start + level, history, ids=ids)
         tokens = likeliest(log_probs.flatten(0, 1), num_ranks).view(*log_probs.shape[:2], num_ranks)
         values = reached.unsqueeze(-1) + log_probs.gather(2, tokens).double()
+        tokens = tokens if ids is None else ids[tokens]
         # 3 Fill the level: a node takes the token of its rank from its parent's list.
         at = slot * num_ranks + rank.clamp(max=num_ranks - 1)
         is_child = (depth == level + 1) & (rank < num_ranks)
@@ -176,7 +233,7 @@ def draft_shape(
         slot = (has_child.cumsum(-1) - 1).clamp_(min=0).gather(1, above)
         is_real = has_child.gather(1, frontier)
         reached = tree.score.gather(1, frontier).masked_fill(~is_real, float("-inf"))
-        logits = drafter.nodes(tree, frontier, is_real)
+        logits, ids = columns(drafter, view, drafter.nodes(tree, frontier, is_real))
     # 5 Leave out what could not be drafted: ranks beyond the vocabulary, and tokens that cannot be picked.
     is_drafted = tree.score > float("-inf")
     order, _ = kept_order(is_drafted)

@@ -11,6 +11,7 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.errors import CapabilityError
 from outpace.heads.net import HeadNet, load_kind
+from outpace.kernels.linear import pack_linears
 from outpace.types import NO_OUTPUTS, Adapter, Context, Counter, Outputs, Scores
 
 __all__ = ["HeadModel", "new_head"]
@@ -23,6 +24,9 @@ class HeadModel(Adapter):
         net: the network, on the target's device; it is taken over and cast to the target's dtype.
         target: what it was trained for.
         ids: [K] int64, ascending, the tokens that it drafts; None = all.
+
+    Attributes:
+        trimmed: the target with the logits of these tokens alone; None where that saves nothing.
 
     Raises:
         CapabilityError: it was trained for a target of other sizes, or the target does not give hidden states.
@@ -48,9 +52,11 @@ class HeadModel(Adapter):
             )
         self.capabilities, self.device, self.dtype = offered, target.device, target.dtype
         self.net, self.target = net.to(self.device, self.dtype).eval().requires_grad_(False), target
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+            pack_linears(self.net)
         self.ids = None if ids is None else ids.to(self.device)
         self.kind, self.reads, self.path = config.kind, config.outputs, "torch"
-        self._trimmed = None if self.ids is None else target.trim_head(self.ids)
+        self.trimmed = None if self.ids is None else target.trim_head(self.ids)
         self.layer_weights = sum(weight.numel() for weight in net.parameters())
         self.head_weights = config.hidden_size * (config.draft_vocab or config.vocab_size)
 
@@ -69,8 +75,8 @@ class HeadModel(Adapter):
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the target's logits [..., K] of last hidden states [..., hidden], of tokens that can be drafted."""
         flat = hidden.reshape(-1, hidden.shape[-1])
-        if self._trimmed is not None:
-            found = self._trimmed.head(flat)
+        if self.trimmed is not None:
+            found = self.trimmed.head(flat)
         else:
             found = self.target.head(flat)
             found = found if self.ids is None else found[:, self.ids]

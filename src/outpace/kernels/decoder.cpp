@@ -470,6 +470,49 @@ void read_out(Decoder& decoder, const Call& call, const void* hidden) {
   });
 }
 
+// One product by itself: rows are copied to memory as a product reads it, and encoded where the weights are codes.
+template <class Type>
+void linear(const MatrixView& view, const void* input, int64_t rows, int64_t inputs, int64_t outputs, const float* bias,
+            void* output, int64_t threads) {
+  using Element = typename Type::Element;
+  static Team team;
+  static Buffer words, floats;
+  const Matrix weight = matrix_of(view, inputs, outputs, Type::kPerWord);
+  const Tiles tiles(rows, kMaxCodeTile, weight.steps);
+  const int64_t width = round_up(inputs, kBlock);
+  const int64_t stride = input_stride((inputs + Type::kPerWord - 1) / Type::kPerWord);
+  words.reserve(sizeof(uint32_t) * (weight.is_coded() ? (tiles.count + 1) * tiles.words : rows * stride));
+  if (weight.is_coded()) floats.reserve(sizeof(float) * rows * width);
+  in_parallel(threads, [&](int thread, int count) {
+    Worker worker(team, thread, count);
+    worker.share(rows, [&](int64_t row) {
+      const Element* from = static_cast<const Element*>(input) + row * inputs;
+      if (!weight.is_coded()) {
+        uint32_t* to = words.as<uint32_t>() + row * stride;
+        memset(to, 0, stride * sizeof(uint32_t));
+        memcpy(to, from, inputs * sizeof(Element));
+        return;
+      }
+      float* to = floats.as<float>() + row * width;
+      for (int64_t i = 0; i < width; i++) to[i] = i < inputs ? Type::read_one(from[i]) : 0.0f;
+      encode_row(weight.coding, to, inputs, tiles.place(words.as<uint32_t>(), row));
+    });
+    worker.wait();
+    const Inputs in{words.as<uint32_t>(), weight.is_coded() ? 0 : stride, rows};
+    product<Type>(worker, in, weight, weight, [&](int64_t row, int64_t column, const Floats(&sums)[kVectors]) {
+      alignas(64) float found[kColumns];
+      for (int v = 0; v < kVectors; v++) {
+        const int64_t at = v * kLanes;
+        store(found + at, bias ? sums[v] + load<Floats>(bias + column + at) : sums[v]);
+      }
+      Element* to = static_cast<Element*>(output) + row * outputs + column;
+      const int64_t most = std::min<int64_t>(kColumns, outputs - column);
+      for (int64_t i = 0; i < most; i++) to[i] = Type::narrow_one(found[i]);
+    });
+    worker.wait();
+  });
+}
+
 // Fill the panels of a matrix: `pack_one(panel, row_of)` for each, where `row_of(column)` names the row of the source that
 // a column holds, or -1 for padding.
 template <class PackOne>
@@ -546,6 +589,19 @@ int64_t outpace_head(void* handle, const void* hidden, int64_t rows, void* logit
   }
   if (decoder.model.is_bfloat16) outpace::read_out<outpace::Bfloat16>(decoder, call, hidden);
   else outpace::read_out<outpace::Float32>(decoder, call, hidden);
+  return outpace::kOk;
+}
+
+// outputs [rows, out] = inputs [rows, in] times a packed matrix [out, in], plus `bias` (padded to kPadding) or null; all
+// in the elements of the type. The caller sees to it that calls take turns.
+int64_t outpace_linear(const outpace::MatrixView* weight, int64_t is_bfloat16, const void* input, int64_t rows,
+                       int64_t inputs, int64_t outputs, const float* bias, void* output, int64_t threads) {
+  try {
+    if (is_bfloat16) outpace::linear<outpace::Bfloat16>(*weight, input, rows, inputs, outputs, bias, output, threads);
+    else outpace::linear<outpace::Float32>(*weight, input, rows, inputs, outputs, bias, output, threads);
+  } catch (const std::bad_alloc&) {
+    return outpace::kNoMemory;
+  }
   return outpace::kOk;
 }
 

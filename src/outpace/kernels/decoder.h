@@ -159,6 +159,14 @@ struct Sizes {
   int64_t item_tokens, most_tokens;  // per attention item: whatever they see, and where all see the same
 };
 
+// A packed matrix [outputs, inputs] as products read it.
+inline Matrix matrix_of(const MatrixView& view, int64_t inputs, int64_t outputs, int64_t per_word) {
+  const bool is_coded = view.coding.bits != 0;
+  const int64_t steps = is_coded ? num_blocks(inputs) : (inputs + per_word - 1) / per_word;
+  const int64_t bytes = is_coded ? view.coding.panel_bytes(steps) : steps * kRowBytes;
+  return {view.coding, view.data, steps, (outputs + kColumns - 1) / kColumns, bytes};
+}
+
 struct Decoder {
   explicit Decoder(const ModelView& view) : model(view), sizes(view), layers(view.layer, view.layer + view.layers) {
     for (const LayerView& layer : layers) {
@@ -196,10 +204,7 @@ struct Decoder {
 
  private:
   Matrix matrix(const MatrixView& view, int64_t inputs, int64_t outputs) const {
-    const bool is_coded = view.coding.bits != 0;
-    const int64_t steps = is_coded ? num_blocks(inputs) : sizes.words(inputs);
-    const int64_t bytes = is_coded ? view.coding.panel_bytes(steps) : steps * kRowBytes;
-    return {view.coding, view.data, steps, (outputs + kColumns - 1) / kColumns, bytes};
+    return matrix_of(view, inputs, outputs, sizes.per_word);
   }
 };
 

@@ -66,7 +66,14 @@ _BUILT_IN = {  # below outpace.methods
     "freedave": "diffusion.freedave:FreeDave",
     "ssd": "diffusion.ssd:SSD",
     "block-draft": "speculative.block_draft:BlockDraft",
+    "trained-drafter": "speculative.trained_drafter:TrainedDrafter",
     "medusa": "speculative.medusa:Medusa",
+    "hydra": "speculative.hydra:Hydra",
+    "koala": "speculative.koala:Koala",
+    "amphista": "speculative.amphista:Amphista",
+    "chimera": "speculative.chimera:Chimera",
+    "refined": "speculative.refined:Refined",
+    "hidden-transfer": "speculative.hidden_transfer:HiddenTransfer",
 }
 
 

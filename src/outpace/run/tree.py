@@ -32,6 +32,21 @@ class TokenTree:
         """Return the tree as a deterministic proposal."""
         return Proposal(self.tokens, list(self.length), self.parent, origin=origin)
 
+    def paths(self, nodes: Tensor) -> list[list[list[int]]]:
+        """Return per row and node [B, F] the tokens from the root to it, its own last; none for -1, the root itself."""
+        found = []
+        table = zip(nodes.tolist(), self.tokens.tolist(), self.parent.tolist(), strict=True)
+        for asked, tokens, parent in table:
+            paths = []
+            for node in asked:
+                path: list[int] = []
+                while node >= 0:
+                    path.append(tokens[node])
+                    node = parent[node]
+                paths.append(path[::-1])
+            found.append(paths)
+        return found
+
     def keep(self, is_kept: Tensor) -> TokenTree:
         """Return the tree of some nodes, in their order; the parent of a kept node must be kept too.
 

@@ -35,7 +35,7 @@ _ARM_STEPS, _TRIAL_STEPS = 4, 2
 _SLACK = 1  # tokens that a row may be ahead of the last one and still count as the last
 _LEAD = 0.5  # what a token is worth to a row that is further ahead: a batch lasts as long as its last row
 _CHECK = 64  # steps of drafting after which a plain step shows what one takes now
-_REST = 16  # steps before an arm is tried again
+_REST, _LONGEST_REST = 16, 256  # steps before an arm is tried again; twice as many after each trial that was far off
 
 
 @dataclass(slots=True)
@@ -147,13 +147,14 @@ class BanditArm:
         draft_s: of drafting, per step, smoothed; a guess until it was measured.
         lag_s: per token that the drafter has to catch up with.
         lag_share: the same for a model, as a share of what a token costs the target.
-        kind: "chain", "tree" (both can be cut) or "whole".
+        kind: "chain", "tree" (both can be cut), "whole", or "sized" (drafts as much as pays by itself).
         level_s: of a plain step when `draft_s` was measured: with fewer rows, drafting takes less.
         reach: of a chain, the share of rows that have a draft at each depth.
         cut: of a tree.
         mean_width: nodes per row and step of what cannot be cut.
         gain, hoped: tokens that the last row won in steps of the arm, and what was expected, discounted.
         last_tried: step; -1 = never.
+        rest: steps until it is tried again.
         watch_s: of learning from a step of another arm; a guess until it was measured (`is_watched`).
         is_open: it could win now, so that it may learn from others' steps.
     """
@@ -170,6 +171,7 @@ class BanditArm:
     gain: float = _PRIOR_GAIN
     hoped: float = _PRIOR_GAIN
     last_tried: int = -1
+    rest: int = _REST
     watch_s: float = 0.0
     is_watched: bool = False
     is_open: bool = True
@@ -261,7 +263,7 @@ class Bandit:
         self.num_steps += 1
         self.num_drafted += 1
         arm.last_tried = self.num_steps
-        arm.won(progress - 1, self.plan.gain if arm.kind == "whole" else self.hoped)
+        arm.won(progress - 1, self.hoped if arm.kind in ("chain", "tree") else self.plan.gain)
         arm.mean_width += 0.2 * (tokens / rows - 1 - arm.mean_width)
         # The first step after a rest brings the drafter up to date: a price of its own, not that of a step.
         # 2 What it cost. A drafter that got four times slower for one step met something else on the machine.
@@ -303,6 +305,14 @@ class Bandit:
             return True
         arm.watch_s *= 0.995  # so that one bad measurement is forgotten
         return False
+
+    def may_follow(self, index: int, forward_s: float) -> bool:
+        """Return whether an arm goes on taking in every step, as it began: it could win, or that costs next to nothing.
+
+        One that stopped has to begin anew where it is tried again, so this is not a trial that has to be paid for.
+        """
+        arm = self.arms[index]
+        return not self.is_timed or arm.is_open or arm.last_tried < 0 or arm.watch_s <= _WATCH * forward_s
 
     def watched(self, index: int, seconds: float) -> None:
         """Count what looking took."""
@@ -367,7 +377,7 @@ class Bandit:
             seconds = forward_s(rows)
             return WindowPlan(rows / seconds, seconds, 0)
         base_s = self._draft_s(arm)
-        if arm.kind == "whole" and not is_hopeful:
+        if arm.kind in ("whole", "sized") and not is_hopeful:
             gain, seconds = self._tokens(index, stats) - 1, base_s + forward_s(round(rows * (1 + arm.mean_width)))
             return WindowPlan((rows + drafted * gain * arm.trust) / seconds, seconds, arm.width, gain)
         # Weigh windows of growing size: the tokens that they are expected to write, over what they cost.
@@ -495,7 +505,8 @@ class Bandit:
         # 1 Know what a plain step takes now, with this many rows; otherwise no rate means anything.
         rows, self.num_rows, self.num_beside = self.num_rows, len(stats) + beside, beside
         lags = lags or [0] * len(self.arms)
-        before, self.is_trial = self.current if not self.is_trial else -1, False
+        before, tried_now = (-1, self.current) if self.is_trial else (self.current, -1)
+        self.is_trial = False
         is_stale = rows != self.num_rows and not self.cost.knows(self.num_rows)
         if self.is_timed and (is_stale or not self.cost.knows(self.num_rows) or self.num_drafted >= _CHECK):
             self.num_drafted = 0
@@ -509,9 +520,13 @@ class Bandit:
         best = max(tried, key=lambda index: plans[index].rate)
         if before in tried and best != before and plans[best].rate < _HYSTERESIS * plans[before].rate:
             best = before
-        # 3 Arms far behind stop learning from others' steps.
+        # 3 Arms far behind stop learning from others' steps, and rest longer where another one drafts well.
         for index, arm in enumerate(self.arms):
             arm.is_open = index == best or plans[index].rate * _HOPE >= plans[best].rate
+            if index == best or arm.is_open or not best:
+                arm.rest = _REST
+            elif index == tried_now:
+                arm.rest = min(_LONGEST_REST, 2 * arm.rest)
         # 4 Stop drafting where it has lost more than the loan; try another arm where that can be paid, but not at a
         # text's end, where nothing learned comes to use.
         earned = self.explore * plans[0].seconds
@@ -542,10 +557,11 @@ class Bandit:
         missing, rows, level = float("inf"), self.num_rows, plans[0].seconds
         for index in sorted(range(1, len(plans)), key=lambda index: self.arms[index].last_tried):
             arm = self.arms[index]
-            if index == best or 0 <= arm.last_tried > self.num_steps - _REST:
+            if index == best or 0 <= arm.last_tried > self.num_steps - arm.rest:
                 continue
             # A trial that writes nothing more than plain decoding would is the worst case.
-            least = {"chain": 1, "tree": len(stats), "whole": round(rows * arm.mean_width)}[arm.kind]
+            whole = round(rows * arm.mean_width)
+            least = {"chain": 1, "tree": len(stats), "sized": len(stats), "whole": whole}[arm.kind]
             each = self._draft_s(arm) + self.cost(rows, rows + least) - level
             worst = _TRIAL_STEPS * each + (arm.lag_s + arm.lag_share * self.cost.slope) * lags[index]
             if worst > self.account:

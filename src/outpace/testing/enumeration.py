@@ -87,9 +87,16 @@ class _GridSampler(Sampler):
         """Whether chains are matched at once or walked: both paths are enumerated."""
         return self._is_parallel
 
-    def pick(self, logits: Tensor, position: Tensor, stream: Stream = Stream.TARGET, visit: int = 0) -> Tensor:
+    def pick(
+        self,
+        logits: Tensor,
+        position: Tensor,
+        stream: Stream = Stream.TARGET,
+        visit: int = 0,
+        ids: Tensor | None = None,
+    ) -> Tensor:
         """Draw by the inverse distribution function at the quantile of each position."""
-        del stream, visit
+        del stream, visit, ids
         place = (position - 1).clamp(max=self.quantiles.shape[1] - 1)
         at = self.quantiles.gather(1, place.view(len(place), -1)).view(position.shape)
         return (logits.softmax(-1).cumsum(-1) < at.unsqueeze(-1)).sum(-1)
