@@ -117,7 +117,7 @@ class FrozenTarget:
     def _apply(self, layer: int, name: str, x: Tensor, hook: Any) -> Tensor:
         weight, bias = self._layers[layer][name]
         out = F.linear(x, weight, bias)
-        return out if hook is None else hook(name, layer, x, out)  # type: ignore[no-any-return]
+        return out if hook is None else hook(name, layer, x, out)
 
     def _attend(
         self, layer: int, x: Tensor, turns: tuple[Tensor, Tensor] | None, mask: Tensor, w: LayerWeights, hook: Any
