@@ -210,6 +210,8 @@ def test_an_epoch_shows_every_text_once_in_full_batches() -> None:
     texts = [Text(f"{i // 2}-{i % 2}", (1,) * 5, (2,) * size) for i, size in enumerate(sizes)]
     learn, held = split_texts(texts, 64)
     assert not {texts[i].group for i in learn} & {texts[i].group for i in held} and len(learn) + len(held) == 400
+    alone = [replace(text, id=f"0-{i}") for i, text in enumerate(texts)]  # all from one start token
+    assert all(len(part) > 5 for part in split_texts(alone, 64))
     plan = plan_epoch(texts, learn, Shape(rows=4, length=64), 0)
     assert sorted(i for batch in plan for i in batch) == learn
     assert plan != plan_epoch(texts, learn, Shape(rows=4, length=64), 1)
