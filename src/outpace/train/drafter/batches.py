@@ -16,6 +16,7 @@ from outpace.train.drafter.texts import Text
 __all__ = ["Shape", "draftable", "make_batch", "plan_epoch", "split_texts"]
 
 _HELD_OUT = 0.04
+_FEW = 10  # prompts; with no more, each text counts by itself
 _POOL = 32  # batches whose texts are sorted by length together
 
 
@@ -33,14 +34,15 @@ class Shape:
 
 
 def split_texts(texts: Sequence[Text], length: int, share: float = _HELD_OUT) -> tuple[list[int], list[int]]:
-    """Return the places of the texts to learn from and of those held out; attempts at one prompt stay together.
+    """Return the places of the texts to learn from and of those held out; attempts at a prompt stay together.
 
     Texts of which the first `length` tokens hold no answer are in neither.
     """
     used = [i for i, text in enumerate(texts) if len(text.prompt) + 3 < length and len(text.answer) > 2]
-    held = [i for i in used if _draw(texts[i].group) < share] or used[-1:]
-    taken = {texts[i].group for i in held}
-    return [i for i in used if texts[i].group not in taken], held
+    groups = {texts[i].group for i in used}
+    names = {i: texts[i].group if len(groups) > _FEW else texts[i].id for i in used}
+    held = {name for name in names.values() if _draw(name) < share} or set(list(names.values())[-1:])
+    return [i for i in used if names[i] not in held], [i for i in used if names[i] in held]
 
 
 def _draw(group: str) -> float:

@@ -164,7 +164,7 @@ def _new_net(
         config,
         target=target_word(target),
         draft_vocab=0 if ids is None else len(ids),
-        vocabulary="" if tokenizer is None else fingerprint(tokenizer),
+        vocabulary=fingerprint(tokenizer),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
@@ -210,11 +210,14 @@ def _write(target: str, prompts: Sequence[Prompt], file: Path, writing: Writing,
 
     lm = load(target, device=device)
     if not prompts:
-        if lm.tokenizer is None or lm.tokenizer.has_chat or not lm.encode(""):
+        # A model that knows no start token was trained on texts that follow an end token, as GPT-2 and its kin.
+        is_asked = lm.tokenizer is None or lm.tokenizer.has_chat
+        start = [] if is_asked else lm.encode("") or list(lm.end_tokens[:1])
+        if not start:
             raise ConfigError(
                 "There is no prompt to answer.", "Give --prompts FILE (a set of texts or questions), or --texts-from."
             )
-        prompts = [lm.encode("")]
+        prompts = [start]
         writing = replace(writing, greedy_share=0.0, temperature=1.0)
     elif lm.tokenizer is None or not lm.tokenizer.has_chat:
         prompts = [prompt if _is_plain(prompt) else prompt[-1]["content"] for prompt in prompts]  # type: ignore[index]
