@@ -103,11 +103,10 @@ class FrozenTarget:
             self._layers = [_parts(spec, w, self._dtype) for w in self._target.weights.layers]
 
     def _turns(self, position: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        cos, sin = rope_tables(
-            self._spec, self._spec.ropes[0], torch.float32, position.device, int(position.max().clamp(min=0)) + 1
-        )
+        end = int(position.max().clamp(min=0)) + 1
+        cos, sin = rope_tables(self._spec, self._spec.ropes[0], dtype, position.device, end)
         place = position.clamp(min=0)
-        return cos[place][:, None].to(dtype), sin[place][:, None].to(dtype)
+        return cos[place][:, None], sin[place][:, None]
 
     def _norm(self, x: Tensor, norm: Norm | None) -> Tensor:
         if norm is None:
@@ -136,7 +135,8 @@ class FrozenTarget:
         groups = spec.num_heads // spec.num_kv_heads
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         scores = query @ key.transpose(-1, -2) * spec.attn_scale + mask
-        mixed = scores.float().softmax(-1).to(value.dtype) @ value
+        exact = torch.promote_types(scores.dtype, torch.float32)
+        mixed = scores.softmax(-1, dtype=exact).to(value.dtype) @ value
         return self._apply(layer, "o_proj", mixed.transpose(1, 2).reshape(rows, size, -1), hook)
 
     def _mlp(self, layer: int, x: Tensor, hook: Any) -> Tensor:
