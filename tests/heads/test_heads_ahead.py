@@ -121,13 +121,13 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], tuple[
     return found
 
 
-@pytest.mark.parametrize("ids", [None, torch.arange(0, 13, 2)], ids=["all tokens", "some tokens"])
 @pytest.mark.parametrize(("kind", "settings"), FORMS, ids=NAMES)
 def test_every_law_is_that_of_a_plain_recomputation(
-    kind: str, settings: dict[str, Any], ids: Tensor | None, monkeypatch: pytest.MonkeyPatch
+    kind: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ragged rows, trees, prompts in pieces: what training computes of the whole text is what drafting computes."""
     target, told = target_for("causal"), heard(monkeypatch)
+    ids = None if kind in ("hydra", "koala") else torch.arange(0, 13, 2)  # the others draft some tokens alone
     net = made(kind, target, settings, ids)
     for weight in net.parameters():
         torch.nn.init.normal_(weight, std=0.4)
