@@ -120,11 +120,13 @@ class Outputs:
             `hidden_states[k]` of transformers; the number of layers = what leaves the last one, before the final norm.
         has_last: the last hidden state, after the final norm: what the head reads.
         heads: other outputs of the model, by name (lengths, links, confidences).
+        has_logits: False = the logits are not looked at; an adapter that saves something by it returns [B, A, 0].
     """
 
     layers: tuple[int, ...] = ()
     has_last: bool = False
     heads: tuple[str, ...] = ()
+    has_logits: bool = True
 
     def __bool__(self) -> bool:
         return bool(self.layers or self.has_last or self.heads)
@@ -132,7 +134,8 @@ class Outputs:
     def __or__(self, other: Outputs) -> Outputs:
         """Return what two callers want of one forward."""
         layers = tuple(sorted({*self.layers, *other.layers}))
-        return Outputs(layers, self.has_last or other.has_last, tuple(dict.fromkeys((*self.heads, *other.heads))))
+        heads = tuple(dict.fromkeys((*self.heads, *other.heads)))
+        return Outputs(layers, self.has_last or other.has_last, heads, self.has_logits or other.has_logits)
 
 
 NO_OUTPUTS = Outputs()

@@ -265,7 +265,7 @@ class Forward {
       });
     }
     const Matrix first = decoder_.qkv(decoder_.layers[0]);  // of the next call, most likely
-    write_logits(head.is_coded() ? coded : words, first, answers);
+    if (call_.logits) write_logits(head.is_coded() ? coded : words, first, answers);
   }
 
   // The head's product: logits in the order of the answers, or, without any, of the rows. Compiled once: a second copy

@@ -61,7 +61,7 @@ struct Call {
   const int64_t* ask;       // [rows, asked] or null = all
   const uint8_t* skip;      // [layers] or null
   const float* const* turns;  // [rows, ropes, 2] cos and sin, each [positions of this call or more, head_dim / 2]
-  void* logits;             // [rows, asked, vocab]
+  void* logits;             // [rows, asked, vocab], or null = nobody looks at them
   // [layers + 2], or null: where to write the stream as it enters each layer, as it leaves the last one, and the normed
   // state that the head reads; each null or [rows, asked, hidden].
   void* const* taps;

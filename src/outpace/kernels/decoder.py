@@ -330,7 +330,7 @@ class CompiledDecoder:
             inputs = inputs.float().contiguous()
             if inputs.shape != (rows, width, self.spec.hidden_size):
                 raise ConfigError("inputs has to be [B, T, hidden].")
-        logits = torch.empty(rows, asked, self.spec.vocab_size, dtype=self.dtype)
+        logits = torch.empty(rows, asked, self.spec.vocab_size if outputs.has_logits else 0, dtype=self.dtype)
         if any(not 0 <= layer <= self.spec.num_layers for layer in outputs.layers):
             raise ConfigError(f"There is no layer {max(outputs.layers)} to tap.")
         # C writes what enters layer k to address k, and the last hidden state behind those of all layers.
@@ -364,7 +364,8 @@ class CompiledDecoder:
             call.tables, call.held = ctypes.addressof(places), ctypes.addressof(held)
             call.skip = None if skipped is None else ctypes.addressof(skipped)
             call.ropes, call.turns = len(self.spec.ropes), ctypes.addressof(turned)
-            call.logits, call.inputs = logits.data_ptr(), None if inputs is None else inputs.data_ptr()
+            call.logits = logits.data_ptr() if outputs.has_logits else None
+            call.inputs = None if inputs is None else inputs.data_ptr()
             call.taps = None if states is None else ctypes.addressof(states)
             status = self._library.outpace_forward(self._handle, self._call_address)
         if status:

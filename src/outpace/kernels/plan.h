@@ -41,7 +41,7 @@ inline Status list_answers(Decoder& decoder, const Call& call) {
     if (index < 0 || index >= call.width) return kBadAsk;
     const int64_t at = row * call.width + index, asked = token_at[at];
     const int64_t token = decoder.model.is_shifted && index > 0 ? token_at[at - 1] : asked;
-    if (token < 0 || asked < 0) memset(static_cast<char*>(call.logits) + output * bytes, 0, bytes);
+    if (call.logits && (token < 0 || asked < 0)) memset(static_cast<char*>(call.logits) + output * bytes, 0, bytes);
     else decoder.answers.push_back({token, asked, output});
   }
   std::stable_sort(decoder.answers.begin(), decoder.answers.end(),

@@ -334,10 +334,11 @@ class Transformer(Adapter):
         self, x: Tensor, tapped: dict[int, Tensor], layout: Layout, ask: Tensor | None, outputs: Outputs
     ) -> Scores:
         rows, size = layout.rows, layout.size
-        logits = self.head(x)
+        count = len(x) // rows if rows else 0
+        logits = self.head(x).view(rows, count, -1) if outputs.has_logits else x.new_zeros(rows, count, 0)
         kept = {i: self._select(h, rows, size, ask).clone().view(rows, -1, h.shape[-1]) for i, h in tapped.items()}
         last = x.clone().view(rows, -1, x.shape[-1]) if outputs.has_last else None
-        return Scores(logits.view(rows, -1, logits.shape[-1]), kept, {}, last)
+        return Scores(logits, kept, {}, last)
 
     # Forwards that can be recorded
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ def catch_up(
     grain = max(1, adapter.capabilities.block_size)
     chunk = max(grain, chunk - chunk % grain)
     _turn(adapter, cache, texts)
+    outputs = replace(outputs, has_logits=has_logits)
     while True:
         due = [(len(text) - 1) // grain * grain - length for text, length in zip(texts, cache.lengths, strict=True)]
         if max(due, default=0) <= 0:
@@ -128,6 +130,7 @@ def read_pieces(
         return None
     part = cache.part(range(first, len(cache.lengths)))
     layout = lay_out(pieces, part.lengths, no_nodes(len(pieces), cache.device))
+    outputs = replace(outputs, has_logits=has_logits)
     ask = None if has_logits or outputs else torch.zeros(len(pieces), 0, dtype=torch.int64, device=cache.device)
     inputs = soften(adapter, layout, None, prompts[first:], part.lengths)
     scores = adapter.score(layout.tokens, layout.position, layout.visible, part, ask, outputs=outputs, inputs=inputs)
