@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from outpace import kernels
+from outpace.api.drafter_check import open_checked
 from outpace.errors import ConfigError
 from outpace.heads.files import is_head, open_head
+from outpace.heads.foreign.layouts import is_foreign
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
 from outpace.models.graphs import make_graphs
@@ -69,8 +71,10 @@ class Partners:
 
     def _loaded(self, name: str) -> Adapter:
         with self._lock:
-            if name not in self._models and is_head(resolve(name)):
-                self._models[name] = open_head(resolve(name), self._lm.target)
+            if name not in self._models and is_head(place := resolve(name)):
+                self._models[name] = open_head(place, self._lm.target)
+            elif name not in self._models and is_foreign(place):
+                self._models[name] = open_checked(self._lm, place)
             if name not in self._models:
                 backend = kernels if self._lm.is_compiled else None
                 self._models[name] = opened = open_model(name, self._lm.dtype, self._lm.device, backend)

@@ -1,0 +1,114 @@
+"""Our drafters written in the layouts of others; each is read back by the reader of that foreign layout."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from outpace.errors import ConfigError, ModelError, nearest
+from outpace.heads.foreign.source import Written
+from outpace.heads.model import HeadModel
+
+__all__ = ["FORMS", "write_drafter"]
+
+FORMS: dict[str, tuple[tuple[str, ...], str]] = {
+    "medusa": (("medusa",), "medusa:write_medusa"),
+}
+"""Per form the kinds that it takes, and what writes it."""
+
+
+def write_drafter(model: HeadModel, directory: Path, form: str) -> None:
+    """Write a drafter in a foreign layout.
+
+    Args:
+        model: the drafter beside its target.
+        directory: a new one.
+        form: a name of `FORMS`.
+
+    Raises:
+        ConfigError: there is no such form, or it is of another kind of drafter.
+        ModelError: the form has no place for something that the drafter does.
+        OSError: the directory cannot be written.
+    """
+    if form not in FORMS:
+        raise ConfigError(f"There is no form {form!r}.", nearest(form, FORMS, "form"))
+    takes, name = FORMS[form]
+    if model.kind not in takes:
+        fitting = ", ".join(one for one, (kinds, _) in FORMS.items() if model.kind in kinds)
+        raise ConfigError(
+            f"A drafter of the kind {model.kind!r} cannot be written as {form}.",
+            f"Forms of it: {fitting}." if fitting else "There is no form for this kind.",
+        )
+    module, _, function = name.partition(":")
+    write: Callable[[HeadModel], Written] = getattr(
+        importlib.import_module(f"outpace.heads.foreign.{module}"), function
+    )
+    written = write(model)
+    directory.mkdir(parents=True)
+    kept = {name: _stored(tensor) for name, tensor in written.tensors.items()}
+    save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(written.config, indent=2) + "\n", encoding="utf-8")
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """Return a tensor of its own; float64, which engines do not read, as float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.float64 else tensor).clone().contiguous()
+
+
+def refuse(form: str, what: str) -> ModelError:
+    """Return the error for a drafter that does something which a form has no place for."""
+    return ModelError(f"The form {form} has no place for {what}.", "Train the drafter without it, or use another form.")
+
+
+def output_matrix(model: HeadModel, ids: Tensor | None = None) -> Tensor:
+    """Return the target's output matrix [K, hidden], of some tokens or of all."""
+    width = model.net.config.hidden_size
+    whole = model.target.head(torch.eye(width, dtype=model.dtype, device=model.device)).T
+    return whole if ids is None else whole[ids]
+
+
+def embedding_matrix(model: HeadModel) -> Tensor:
+    """Return the target's embeddings [V, hidden]."""
+    return model.target.embed(torch.arange(model.capabilities.vocab_size, device=model.device))
+
+
+def speculators(kind: str, architecture: str, model: HeadModel, layer: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return a config.json as the package `speculators` writes it.
+
+    Args:
+        kind: speculators_model_type.
+        architecture: of the drafter.
+        model: the drafter.
+        layer: of its layers.
+        more: the kind's own keys.
+    """
+    config = model.net.config
+    proposal = {
+        "proposal_type": "greedy",
+        "speculative_tokens": config.depth,
+        "verifier_accept_k": 1,
+        "accept_tolerance": 0.0,
+    }
+    return {
+        "architectures": [architecture],
+        "speculators_model_type": kind,
+        "speculators_version": "0.9.0",
+        "speculators_config": {
+            "algorithm": kind,
+            "proposal_methods": [proposal],
+            "default_proposal_method": "greedy",
+            "verifier": {"name_or_path": config.target or None, "architectures": []},
+        },
+        "transformer_layer_config": layer,
+        "draft_vocab_size": config.draft_vocab or config.vocab_size,
+        "target_hidden_size": config.hidden_size,
+        **more,
+    }

@@ -1,0 +1,125 @@
+"""From a foreign drafter's file to a drafter beside its target."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from outpace.errors import CapabilityError, ModelError
+from outpace.heads.foreign.layouts import layout_of
+from outpace.heads.foreign.source import Foreign, Sizes, Source
+from outpace.heads.model import HeadModel
+from outpace.heads.net import load_kind
+from outpace.types import Adapter
+
+__all__ = ["Opened", "check_lossless", "open_foreign", "sizes_of"]
+
+_READERS = {
+    "medusa": "medusa:read_medusa",
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A foreign drafter beside its target, and what was taken for granted."""
+
+    model: HeadModel
+    foreign: Foreign
+
+
+def sizes_of(target: Adapter) -> Sizes:
+    """Return what a drafter of a target has to fit."""
+    offered = target.capabilities
+    width = target.embed(torch.zeros(1, 1, dtype=torch.int64, device=target.device)).shape[-1]
+    return Sizes(width, offered.vocab_size, offered.num_layers, offered.max_positions)
+
+
+def open_foreign(source: Source, target: Adapter, chosen: Mapping[str, Any] | None = None) -> Opened:
+    """Return a foreign drafter beside its target.
+
+    Args:
+        source: what lies on the disk.
+        target: what it was trained for.
+        chosen: conventions by name, in place of what the file says or leaves open.
+
+    Raises:
+        ModelError: the file is damaged, of a layout that is not read, or has a tensor too many or too few.
+        CapabilityError: it was trained for another target.
+    """
+    layout, sizes = layout_of(source), sizes_of(target)
+    if layout not in _READERS:
+        raise ModelError(
+            f"{source.path} is a drafter of the kind {layout}, which does not stand beside a target here.",
+            "Name it as a model, if it is one.",
+        )
+    module, _, name = _READERS[layout].partition(":")
+    read: Callable[[Source, Sizes, Mapping[str, Any]], Foreign] = getattr(
+        importlib.import_module(f"outpace.heads.foreign.{module}"), name
+    )
+    check_target(source, sizes)
+    foreign = read(source, sizes, chosen or {})
+    source.check_used()
+    config = foreign.config
+    beyond = [layer for layer in config.layers if not 0 <= layer <= sizes.layers]
+    if beyond:
+        raise CapabilityError(
+            f"The drafter {source.path} reads what enters layer {beyond[0]}, but the target has {sizes.layers} layers.",
+            "It is of another target.",
+        )
+    net = load_kind(config.kind)(config)
+    own = net.state_dict()
+    for what, names in (("lacks", {*own} - {*foreign.tensors}), ("has too much:", {*foreign.tensors} - {*own})):
+        if names:
+            raise ModelError(f"The drafter {source.path} {what} {min(names)}.", "Its config.json is of another file.")
+    for name, ours in own.items():
+        if ours.shape != (theirs := foreign.tensors[name]).shape:
+            raise ModelError(
+                f"The drafter {source.path} has the shape {list(theirs.shape)} for {name}, where the target and its "
+                f"config.json ask for {list(ours.shape)}.",
+                "It is of another target, or its config.json is of another file.",
+            )
+    net.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in foreign.tensors.items()})
+    return Opened(HeadModel(net, target, foreign.ids), foreign)
+
+
+def check_target(source: Source, target: Sizes) -> None:
+    """Refuse a drafter whose configuration states another target.
+
+    Raises:
+        CapabilityError: says which size differs.
+    """
+    layer = source.layer_config()
+    hidden = source.config.get("target_hidden_size") or layer.get("hidden_size")
+    for what, theirs, ours in (
+        ("states of {} numbers", hidden, target.hidden),
+        ("{} tokens", layer.get("vocab_size"), target.vocab),
+        ("{} layers", source.config.get("num_target_layers"), target.layers),
+    ):
+        if isinstance(theirs, int) and theirs != ours:
+            raise CapabilityError(
+                f"The drafter {source.path} is for a target of {what.format(theirs)}, but this one has {ours}.",
+                "Use a drafter of this target.",
+            )
+
+
+def check_lossless(source: Source) -> None:
+    """Refuse a drafter that asks for drafts to be kept that the target would not have written.
+
+    Raises:
+        ModelError: `verifier_accept_k` above 1, or `accept_tolerance` above 0.
+    """
+    stated = source.table("speculators_config").get("proposal_methods")
+    for one in stated if isinstance(stated, list) else []:
+        if not isinstance(one, Mapping):
+            continue
+        for key, most in (("verifier_accept_k", 1), ("accept_tolerance", 0)):
+            value = one.get(key, most)
+            if isinstance(value, int | float) and value > most:
+                raise ModelError(
+                    f"The drafter {source.path} asks for {key} {value}, which changes the text.",
+                    "Here drafts are checked exactly; outpace drafter check DIR --target MODEL --keep takes it so.",
+                )
