@@ -67,6 +67,9 @@ _BUILT_IN = {  # below outpace.methods
     "ssd": "diffusion.ssd:SSD",
     "block-draft": "speculative.block_draft:BlockDraft",
     "medusa": "speculative.medusa:Medusa",
+    "eagle": "speculative.eagle:Eagle",
+    "mtp": "speculative.mtp:Mtp",
+    "fastmtp": "speculative.fast_mtp:FastMtp",
 }
 
 
