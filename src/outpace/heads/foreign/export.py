@@ -19,6 +19,9 @@ from outpace.heads.model import HeadModel
 __all__ = ["FORMS", "write_drafter"]
 
 FORMS: dict[str, tuple[tuple[str, ...], str]] = {
+    "eagle": (("eagle",), "eagle:write_eagle"),
+    "eagle3-speculators": (("eagle3", "p-eagle"), "eagle3:write_speculators"),
+    "sglang": (("eagle3",), "eagle3:write_sglang"),
     "medusa": (("medusa",), "medusa:write_medusa"),
 }
 """Per form the kinds that it takes, and what writes it."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from outpace.errors import CapabilityError, ModelError
+from outpace.heads.foreign.layer import bare
 from outpace.heads.foreign.layouts import layout_of
 from outpace.heads.foreign.source import Foreign, Sizes, Source
 from outpace.heads.model import HeadModel
@@ -20,7 +21,11 @@ __all__ = ["Opened", "check_lossless", "open_foreign", "sizes_of"]
 
 _READERS = {
     "medusa": "medusa:read_medusa",
+    "eagle": "eagle:read_eagle",
+    "eagle3": "eagle3:read_eagle3",
+    "p-eagle": "eagle3:read_eagle3",
 }
+_NUMBERED = ("medusa", "hydra")  # whose tensors begin with numbers of heads
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ def open_foreign(source: Source, target: Adapter, chosen: Mapping[str, Any] | No
         importlib.import_module(f"outpace.heads.foreign.{module}"), name
     )
     check_target(source, sizes)
+    if layout not in _NUMBERED:
+        source = bare(source)
     foreign = read(source, sizes, chosen or {})
     source.check_used()
     config = foreign.config
@@ -72,9 +79,12 @@ def open_foreign(source: Source, target: Adapter, chosen: Mapping[str, Any] | No
         )
     net = load_kind(config.kind)(config)
     own = net.state_dict()
-    for what, names in (("lacks", {*own} - {*foreign.tensors}), ("has too much:", {*foreign.tensors} - {*own})):
+    for what, names in (("lacks", {*own} - {*foreign.tensors}), ("has no place for", {*foreign.tensors} - {*own})):
         if names:
-            raise ModelError(f"The drafter {source.path} {what} {min(names)}.", "Its config.json is of another file.")
+            raise ModelError(
+                f"The drafter {source.path}, read as {foreign.layout}, {what} the tensor {min(names)}.",
+                "It is of a kind that is not read here, or its config.json is of another file.",
+            )
     for name, ours in own.items():
         if ours.shape != (theirs := foreign.tensors[name]).shape:
             raise ModelError(

@@ -108,6 +108,11 @@ class Source:
                 found[match[match.lastindex or 0]] = tensor
         return found
 
+    def all(self) -> dict[str, Tensor]:
+        """Return all tensors, for layouts whose names our networks have: these tell which have no place."""
+        self.used |= set(self.tensors)
+        return dict(self.tensors)
+
     def leave(self, pattern: str) -> None:
         """Leave out tensors that serve training alone."""
         self.used |= {name for name in self.tensors if re.fullmatch(pattern, name)}
