@@ -68,6 +68,8 @@ _BUILT_IN = {  # below outpace.methods
     "block-draft": "speculative.block_draft:BlockDraft",
     "medusa": "speculative.medusa:Medusa",
     "eagle": "speculative.eagle:Eagle",
+    "eagle3": "speculative.eagle3:Eagle3",
+    "p-eagle": "speculative.p_eagle:PEagle",
 }
 
 
