@@ -66,6 +66,7 @@ _BUILT_IN = {  # below outpace.methods
     "freedave": "diffusion.freedave:FreeDave",
     "ssd": "diffusion.ssd:SSD",
     "block-draft": "speculative.block_draft:BlockDraft",
+    "head": "speculative.head:Head",
     "medusa": "speculative.medusa:Medusa",
     "eagle": "speculative.eagle:Eagle",
     "eagle3": "speculative.eagle3:Eagle3",
