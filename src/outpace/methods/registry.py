@@ -73,6 +73,7 @@ _BUILT_IN = {  # below outpace.methods
     "fastmtp": "speculative.fast_mtp:FastMtp",
     "eagle3": "speculative.eagle3:Eagle3",
     "p-eagle": "speculative.p_eagle:PEagle",
+    "dflash": "speculative.dflash:DFlash",
 }
 
 
