@@ -91,3 +91,69 @@ def test_medusa_blocks_that_share_weights_are_written_once(tmp_path: Path) -> No
     verdict = check_drafter(LanguageModel(target), path)
     assert verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
     assert verdict.findings == ["The drafter's config.json says 5 heads; its file has 2."]
+
+
+def llama(model: HeadModel, **more: Any) -> dict[str, Any]:
+    """What a config.json says of the layers of one of our drafters."""
+    own = model.net.config.settings
+    return {
+        "model_type": "llama",
+        "hidden_size": own.get("hidden") or HIDDEN,
+        "intermediate_size": own["ffn"],
+        "num_hidden_layers": own.get("own_layers") or own.get("blocks"),
+        "num_attention_heads": own["heads"],
+        "num_key_value_heads": own["kv_heads"] or own["heads"],
+        "head_dim": own["head_dim"],
+        "vocab_size": VOCAB,
+        "rms_norm_eps": own["eps"],
+        "rope_theta": own.get("rope_theta") or own.get("theta"),
+        **more,
+    }
+
+
+def names(state: Mapping[str, Tensor], start: str, other: str) -> dict[str, Tensor]:
+    return {other + name.removeprefix(start) if name.startswith(start) else name: t for name, t in state.items()}
+
+
+# What a file may leave unsaid, or say wrongly, and how the drafter was made: settings, keys of the file, and the choice.
+EAGLE3: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "all said": ({"norm_before_residual": True}, {"norm_before_residual": True}, {}),
+    "norm unsaid, false": ({}, {}, {"norm_before_residual": False}),
+    "norm unsaid, true": ({"norm_before_residual": True}, {}, {"norm_before_residual": True}),
+    "norm said wrongly": ({"norm_before_residual": True}, {"norm_before_residual": False}, {"norm_before_residual": True}),
+    "3.1, all said": (
+        {"fc_norm": True, "norm_output": True},
+        {"norm_before_residual": False, "norm_output": True},
+        {"norm_output": True},
+    ),
+    "3.1, output unsaid": (
+        {"fc_norm": True, "norm_output": False},
+        {"norm_before_residual": False},
+        {"norm_output": False},
+    ),
+    "NVIDIA": ({"norm_before_fc": True}, {"eagle_config": {"norm_before_residual": False}}, {}),
+    "neighbours turn": ({"is_interleaved": True}, {"norm_before_residual": False}, {"rotary pairing": "neighbours"}),
+    "neighbours, said": (
+        {"is_interleaved": True},
+        {"norm_before_residual": False, "is_neox_style": False},
+        {"rotary pairing": "neighbours"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EAGLE3)
+def test_eagle3_finds_what_its_file_leaves_open(case: str, tmp_path: Path) -> None:
+    settings, said, chosen = EAGLE3[case]
+    target = Obliging()
+    model, expected = drafter("eagle3", target, depth=3, heads=2, head_dim=8, **settings)
+    state = names(model.net.state_dict(), "layers.0.", "midlayer.")
+    config = llama(model, architectures=["LlamaForCausalLM"], draft_vocab_size=VOCAB, **said)
+    path = lay(tmp_path / "d", config, state)
+    verdict = check_drafter(LanguageModel(target), path)
+    assert verdict.layout == f"EAGLE-3{'.1' if 'fc_norm' in settings else ''} (SpecForge, SGLang)"
+    assert verdict.tokens_per_round == pytest.approx(expected, rel=1e-3) and expected > 3.5
+    assert verdict.chosen == {**verdict.chosen, **chosen} and not verdict.cause
+    told = " ".join(verdict.findings)
+    unsaid = {"norm unsaid, false", "norm unsaid, true", "3.1, output unsaid"}
+    assert ("does not say norm" in told) == (case in unsaid)
+    assert ("says norm_before_residual False: True was taken" in told) == (case == "norm said wrongly")

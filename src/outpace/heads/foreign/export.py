@@ -22,6 +22,9 @@ FORMS: dict[str, tuple[tuple[str, ...], str]] = {
     "eagle": (("eagle",), "eagle:write_eagle"),
     "eagle3-speculators": (("eagle3", "p-eagle"), "eagle3:write_speculators"),
     "sglang": (("eagle3",), "eagle3:write_sglang"),
+    "dflash": (("dflash", "jetspec"), "dflash:write_dflash"),
+    "dflash-speculators": (("dflash", "dspark"), "dflash:write_dflash_speculators"),
+    "dspark": (("dspark",), "dflash:write_dspark"),
     "medusa": (("medusa",), "medusa:write_medusa"),
 }
 """Per form the kinds that it takes, and what writes it."""

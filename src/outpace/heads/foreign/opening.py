@@ -24,6 +24,10 @@ _READERS = {
     "eagle": "eagle:read_eagle",
     "eagle3": "eagle3:read_eagle3",
     "p-eagle": "eagle3:read_eagle3",
+    "dflash": "dflash:read_dflash",
+    "dflash2": "dflash:read_dflash",
+    "dspark": "dflash:read_dflash",
+    "domino": "dflash:read_dflash",
 }
 _NUMBERED = ("medusa", "hydra")  # whose tensors begin with numbers of heads
 
@@ -79,6 +83,7 @@ def open_foreign(source: Source, target: Adapter, chosen: Mapping[str, Any] | No
         )
     net = load_kind(config.kind)(config)
     own = net.state_dict()
+    _drop_shared(source, foreign, {*own}, target)
     for what, names in (("lacks", {*own} - {*foreign.tensors}), ("has no place for", {*foreign.tensors} - {*own})):
         if names:
             raise ModelError(
@@ -94,6 +99,27 @@ def open_foreign(source: Source, target: Adapter, chosen: Mapping[str, Any] | No
             )
     net.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in foreign.tensors.items()})
     return Opened(HeadModel(net, target, foreign.ids), foreign)
+
+
+def _drop_shared(source: Source, foreign: Foreign, own: set[str], target: Adapter) -> None:
+    """Leave out embeddings and output matrices that are the target's, of kinds that have none of their own.
+
+    Raises:
+        ModelError: they differ from the target's.
+    """
+    for name in {"embed_tokens.weight", "lm_head.weight"} & {*foreign.tensors} - own:
+        theirs = foreign.tensors.pop(name)
+        every = torch.arange(target.capabilities.vocab_size, device=target.device)
+        if name.startswith("embed"):
+            ours = target.embed(every)
+        else:
+            eye = torch.eye(theirs.shape[-1], dtype=target.dtype, device=target.device)
+            ours = target.head(eye).T if foreign.ids is None else target.head(eye).T[foreign.ids]
+        if ours.shape != theirs.shape or not torch.allclose(ours.float().cpu(), theirs.float(), rtol=0.02, atol=0.02):
+            raise ModelError(
+                f"The drafter {source.path} has a {name} that is not the target's, where its kind uses the target's.",
+                "It is of another target.",
+            )
 
 
 def check_target(source: Source, target: Sizes) -> None:

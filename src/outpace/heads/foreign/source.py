@@ -153,6 +153,15 @@ class Source:
                 return bool(table[key])
         return None
 
+    def beside(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of another pickled file in the drafter's folder; what is no tensor is left out.
+
+        Raises:
+            ModelError: it is damaged, or holds code.
+        """
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return {key: value for key, value in _unpickled(folder / name).items() if isinstance(value, Tensor)}
+
     def layer_config(self) -> dict[str, Any]:
         """Return what is said of the drafter's layers: at the top, or in a table of their own."""
         return {**self.config, **self.table("transformer_layer_config")}
@@ -235,7 +244,17 @@ def _read_safetensors(path: Path, is_peek: bool) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file that torch saved; code in it is refused, not run."""
+    """Return the tensors of a file that torch saved."""
+    found: Any = _unpickled(path)
+    if isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not all(isinstance(one, Tensor) for one in found.values()):
+        raise ModelError(f"{path} is no table of tensors.", AGAIN)
+    return {str(name): tensor for name, tensor in found.items()}
+
+
+def _unpickled(path: Path) -> Mapping[Any, Any]:
+    """Return the table in a file that torch saved; code in it is refused, not run."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -245,11 +264,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{path} is damaged or no file of tensors ({type(error).__name__}).", AGAIN) from None
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(one, Tensor) for one in found.values()):
+    if not isinstance(found, Mapping):
         raise ModelError(f"{path} is no table of tensors.", AGAIN)
-    return {str(name): tensor for name, tensor in found.items()}
+    return found
 
 
 def _read_gguf(path: Path, is_peek: bool) -> Source:
