@@ -15,7 +15,7 @@ from outpace.testing.toy import ToyModel
 from outpace.types import NO_OUTPUTS, Adapter, Outputs, Scores
 
 PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
-VOCAB, HIDDEN, LAYERS = 48, 16, 6
+VOCAB, HIDDEN, LAYERS = 48, 16, 8
 
 
 class Obliging(Adapter):

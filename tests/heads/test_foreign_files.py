@@ -24,6 +24,7 @@ from obliging import HIDDEN, LAYERS, PROMPT, VOCAB, Obliging, scattered, teach
 @pytest.fixture(autouse=True)
 def one_prompt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(drafter_check, "_prompts", lambda lm: [PROMPT])
+    monkeypatch.setattr(drafter_check, "_TOKENS", 16)
     monkeypatch.setenv("OUTPACE_CACHE", str(tmp_path / "cache"))
 
 

@@ -160,10 +160,7 @@ def _judge(lm: LanguageModel, source: Source, is_kept: bool = False) -> Verdict:
             rates[key] = _rate(lm, _opened(source, lm, first, chosen, stated), prompts)
         return rates[key]
 
-    unsaid = _best(rate, [one for one in choices if not one.is_stated], stated)
-    found = unsaid if rate(unsaid) >= LEAST else _best(rate, choices, unsaid)
-    if rate(found) < LEAST:
-        found = unsaid
+    found = _best(rate, choices, stated)
     names = tuple(stated)
     trials = [(dict(zip(names, key, strict=True)), round(value, 3)) for key, value in rates.items()]
     cause = "" if rate(found) >= LEAST else _cause(lm, source)
@@ -173,11 +170,27 @@ def _judge(lm: LanguageModel, source: Source, is_kept: bool = False) -> Verdict:
 
 
 def _best(rate: Any, choices: Sequence[Choice], base: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the conventions that keep most drafts; the first of equals."""
+    """Return the conventions that keep most drafts.
+
+    Open ones are decided by that alone, the first of equals. What the file says, or what all files of its kind have, is
+    given up only where the other way keeps twice as many drafts; several are tried together where no single one helps.
+    """
+    opened = [one for one in choices if one.is_open]
+    found = max(_combined(opened, base), key=rate)
+    closed = [one for one in choices if not one.is_open]
+    turned = [{**found, one.name: value} for one in closed for value in one.others]
+    best = max(turned, key=rate, default=found)
+    if max(rate(found), rate(best)) < LEAST:
+        best = max(_combined(choices, found), key=rate)
+    is_better = rate(best) >= LEAST and rate(best) - 1 >= 2 * (rate(found) - 1)
+    return best if is_better else found
+
+
+def _combined(choices: Sequence[Choice], base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return all combinations of the choices' values, those of `base` first."""
     values = [[base[one.name], *(v for v in (one.value, *one.others) if v != base[one.name])] for one in choices]
-    combinations = itertools.islice(itertools.product(*values), _MOST_TRIALS)
-    tried = [{**base, **{one.name: v for one, v in zip(choices, c, strict=True)}} for c in combinations]
-    return max(tried, key=rate)
+    tried = itertools.islice(itertools.product(*values), _MOST_TRIALS)
+    return [{**base, **{one.name: v for one, v in zip(choices, values, strict=True)}} for values in tried]
 
 
 def _opened(
@@ -242,7 +255,7 @@ def _told(choices: Sequence[Choice], found: Mapping[str, Any], rate: Any) -> lis
     """Return a sentence for each convention that was decided here."""
     told = []
     for one in choices:
-        if one.is_stated and found[one.name] == one.value:
+        if not one.is_open and found[one.name] == one.value:
             continue
         others = [value for value in (one.value, *one.others) if value != found[one.name]]
         rates = ", ".join(f"{value} {rate({**found, one.name: value}):.2f}" for value in others)

@@ -132,7 +132,7 @@ def _block(source: Source, target: Sizes, chosen: Mapping[str, Any], kind: str) 
     # Files of DSpark's authors mean true where they say nothing; an export of speculators is read as false.
     is_export = bool(source.table("transformer_layer_config")) or "aux_hidden_state_layer_ids" in source.config
     value = flag if flag is not None else kind == "dspark" and not is_export
-    choice = Choice("anchor drafts", value, (not value,), flag is not None)
+    choice = Choice("anchor drafts", value, (not value,), is_open=flag is None, is_stated=flag is not None)
     mask = own.get("mask_token_id", source.number("mask_token_id", "tokenizer.ggml.mask_token_id"))
     if isinstance(mask, bool) or not isinstance(mask, int) or not 0 <= mask < target.vocab:
         raise ModelError(

@@ -40,7 +40,7 @@ def read_eagle(source: Source, target: Sizes, chosen: Mapping[str, Any]) -> Fore
             f"{[target.hidden, 2 * target.hidden]}.",
             "It is of another target.",
         )
-    order = Choice(ORDER, "embedding first", ("state first",), False)
+    order = Choice(ORDER, "embedding first", ("state first",))
     tensors = source.all()
     if chosen.get(ORDER, order.value) != order.value:
         tensors["fc.weight"] = swapped(fusion)

@@ -42,7 +42,7 @@ def read_eagle3(source: Source, target: Sizes, chosen: Mapping[str, Any]) -> For
     is_parallel = "mask_hidden" in tensors
     layers, taps = _taps(source, target, chosen)
     flags, norms = _flags(source, tensors, chosen)
-    order = Choice(ORDER, "embedding first", ("state first",), False)
+    order = Choice(ORDER, "embedding first", ("state first",))
     if chosen.get(ORDER, order.value) != order.value:
         for part in "qkv":
             name = f"layers.0.self_attn.{part}_proj.weight"
@@ -81,7 +81,7 @@ def _taps(source: Source, target: Sizes, chosen: Mapping[str, Any]) -> tuple[tup
             "It is of another target.",
         )
     usual = [min(2, target.layers), target.layers // 2, max(0, target.layers - 3)]
-    layers, choice = read_taps(source, target, chosen, count, usual)
+    layers, choice = read_taps(source, target, chosen, count, usual if count == 3 else sorted({*usual}))
     return layers, (choice,)
 
 
@@ -105,7 +105,7 @@ def _flags(
         value = usual if said is None else said
         # Whoever norms no taps feeds back what is not normed: EAGLE-3 before 3.1, which has no such flag.
         is_known = said is not None or (name == "norm_output" and not is_each)
-        choices.append(Choice(name, value, (not value,), is_known))
+        choices.append(Choice(name, value, (not value,), is_open=not is_known, is_stated=said is not None))
         found[name] = bool(chosen.get(name, value))
     return found, tuple(choices)
 

@@ -73,7 +73,7 @@ def pairing(source: Source, chosen: Mapping[str, Any]) -> tuple[bool, Choice]:
     said = next((not flag for flag in stated if flag is not None), None)
     value = "neighbours" if said else "halves"
     others = ("halves",) if said else ("neighbours",)
-    choice = Choice("rotary pairing", value, others, said is not None or bool(source.architecture))
+    choice = Choice("rotary pairing", value, others, is_stated=said is not None or bool(source.architecture))
     return chosen.get(choice.name, value) == "neighbours", choice
 
 
@@ -108,7 +108,7 @@ def read_taps(
             "Its config.json is of another file, or the target has another hidden size.",
         )
     value = "leaving" if leaves else "entering"
-    choice = Choice("layer numbers", value, ("entering",) if leaves else ("leaving",), is_stated)
+    choice = Choice("layer numbers", value, ("entering",) if leaves else ("leaving",), is_stated=is_stated)
     is_leaving = chosen.get(choice.name, value) == "leaving"
     return tuple(int(layer) + is_leaving for layer in found), choice
 

@@ -46,13 +46,15 @@ class Choice:
         name: as reports and files call it.
         value: what is taken unless somebody chooses.
         others: what else it may be.
-        is_stated: the file says so; else `value` is the likeliest.
+        is_open: the file does not say, and files differ: `value` is a guess. Else the file says so, or all files do.
+        is_stated: the file says so.
     """
 
     name: str
     value: Any
     others: tuple[Any, ...]
-    is_stated: bool
+    is_open: bool = False
+    is_stated: bool = False
 
 
 @dataclass
