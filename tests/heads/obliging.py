@@ -70,7 +70,7 @@ def _rest(scores: Scores) -> tuple[object, object, object]:
     return scores.taps, scores.heads, scores.last
 
 
-def write(target: Obliging, model: HeadModel, count: int = 40) -> float:
+def write(target: Obliging, model: HeadModel, count: int = 16) -> float:
     """Tokens a round of a drafter."""
     result = LanguageModel(target).generate(
         [PROMPT],

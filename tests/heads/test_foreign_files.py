@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from outpace.api.engine import LanguageModel
 from outpace.errors import ModelError, OutpaceError
 from outpace.heads.files import save_head
 from outpace.heads.model import HeadModel, new_head
+from outpace.heads.net import load_kind
 from obliging import HIDDEN, LAYERS, PROMPT, VOCAB, Obliging, scattered, teach
 
 
@@ -76,7 +78,7 @@ def test_medusa_in_each_layout(layout: str, tmp_path: Path) -> None:
         tensors |= {f"lm_heads.{k}.weight": state[f"{k}.1.weight"] for k in range(count)}
         path = lay(tmp_path / "d", config, tensors)
     verdict = check_drafter(LanguageModel(target), path)
-    assert verdict.kind == "medusa" and expected == 4
+    assert verdict.kind == "medusa" and expected == pytest.approx(4)
     assert verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
 
 
@@ -146,7 +148,7 @@ EAGLE3: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 def test_eagle3_finds_what_its_file_leaves_open(case: str, tmp_path: Path) -> None:
     settings, said, chosen = EAGLE3[case]
     target = Obliging()
-    model, expected = drafter("eagle3", target, depth=3, heads=2, head_dim=8, **settings)
+    model, expected = drafter("eagle3", target, depth=5, heads=2, head_dim=8, **settings)
     state = names(model.net.state_dict(), "layers.0.", "midlayer.")
     config = llama(model, architectures=["LlamaForCausalLM"], draft_vocab_size=VOCAB, **said)
     path = lay(tmp_path / "d", config, state)
@@ -158,3 +160,150 @@ def test_eagle3_finds_what_its_file_leaves_open(case: str, tmp_path: Path) -> No
     unsaid = {"norm unsaid, false", "norm unsaid, true", "3.1, output unsaid"}
     assert ("does not say norm" in told) == (case in unsaid)
     assert ("says norm_before_residual False: True was taken" in told) == (case == "norm said wrongly")
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_eagle_follows_its_file_about_the_bias(has_bias: bool, tmp_path: Path) -> None:
+    target = Obliging()
+    model, expected = drafter("eagle", target, depth=5, heads=2, head_dim=8, fc_bias=has_bias)
+    config = llama(model, architectures=["LlamaForCausalLM"], bias=True)
+    embedding = {"embed_tokens.weight": target.embed(torch.arange(VOCAB))}
+    path = lay(tmp_path / "d", config, dict(model.net.state_dict()) | embedding, file="pytorch_model.bin")
+    verdict = check_drafter(LanguageModel(target), path)
+    assert (verdict.kind, verdict.layout) == ("eagle", "EAGLE")
+    assert verdict.tokens_per_round == pytest.approx(expected, rel=1e-3) and verdict.findings == []
+
+
+def test_eagle_with_the_state_first_is_found_out(tmp_path: Path) -> None:
+    target = Obliging()
+    model, expected = drafter("eagle", target, depth=5, heads=2, head_dim=8)
+    state = dict(model.net.state_dict())
+    first, second = state["fc.weight"].chunk(2, -1)
+    state["fc.weight"] = torch.cat([second, first], -1)
+    verdict = check_drafter(LanguageModel(target), lay(tmp_path / "d", llama(model), state))
+    assert verdict.chosen["order of embedding and state"] == "state first"
+    assert verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
+    assert "does not say order of embedding and state: state first was taken" in verdict.findings[0]
+
+
+@pytest.mark.parametrize("layout", ["speculators", "original"])
+def test_p_eagle_in_both_layouts(layout: str, tmp_path: Path) -> None:
+    target = Obliging()
+    settings = {"heads": 2, "head_dim": 8, "own_layers": 2, "mask_token": 9, "norm_before_residual": True}
+    model, expected = drafter("p-eagle", target, depth=3, **settings)
+    state = dict(model.net.state_dict())
+    if layout == "speculators":
+        own = {"speculators_config": {"proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 3}]}}
+        own |= {"speculators_model_type": "peagle", "mask_token_id": 9, "transformer_layer_config": llama(model)}
+        config = own | {"eagle_aux_hidden_state_layer_ids": [2, 4, 5], "draft_vocab_size": VOCAB}
+        state |= {"verifier_lm_head.weight": state["lm_head.weight"], "verifier_norm.weight": torch.ones(HIDDEN)}
+    else:
+        config = llama(model, architectures=["PeagleLlamaForCausalLM"], pard_token=9, norm_before_residual=True)
+        state = names(state, "layers.1.input_layernorm", "layers.1.hidden_norm")  # as SGLang has it
+    verdict = check_drafter(LanguageModel(target), lay(tmp_path / "d", config, state))
+    assert verdict.kind == "p-eagle" and verdict.chosen["norm_before_residual"] is True
+    # Masks see each other: with more places than it drafted with, the first are what they were.
+    assert verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_part_of_the_vocabulary_in_any_order(tmp_path: Path) -> None:
+    target = Obliging()
+    ids = torch.arange(1, VOCAB, 2)
+    config = new_head("eagle3", target, depth=5, heads=2, head_dim=8).net.config
+    net = load_kind("eagle3")(replace(config, draft_vocab=len(ids)))
+    model = scattered(HeadModel(net, target, ids))
+    expected = teach(target, model)
+    mixed = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
+    state = dict(model.net.state_dict())
+    flags = torch.zeros(VOCAB, dtype=torch.bool)
+    flags[ids] = True
+    offsets = ids[mixed] - torch.arange(len(ids))
+    state |= {"lm_head.weight": state["lm_head.weight"][mixed], "d2t": offsets, "t2d": flags}
+    told = llama(model, norm_before_residual=False, draft_vocab_size=len(ids))
+    verdict = check_drafter(LanguageModel(target), lay(tmp_path / "d", told, state))
+    assert verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
+    beyond = state | {"d2t": offsets + VOCAB}
+    with pytest.raises(ModelError, match=r"drafts token \d+, but the target has 48 tokens"):
+        check_drafter(LanguageModel(target), lay(tmp_path / "e", told, beyond))
+
+
+BODY = {"heads": 2, "head_dim": 8, "adds_state": False, "has_last": False, "taps": (2, 4, 5), "mask_id": 11}
+PARTS = {
+    "path.markov_": "markov_head.markov_",
+    "path.confidence_head": "confidence_head",
+    "path.prefix_gru": "prefix_gru",
+    "path.embed_proj": "embed_proj",
+    "path.predecessor_codebook.weight": "candidate_selector.predecessor_codebook",
+    "path.successor_codebook": "candidate_selector.successor_codebook",
+    "path.hidden_projection": "candidate_selector.hidden_projection",
+}
+# Kind: settings, architecture, and what its file says beside the body.
+DFLASH: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
+    "DFlash (z-lab)": ("dflash", {"anchor_drafts": False}, "DFlashDraftModel", {"block_size": 4}),
+    "DFlash, anchor unsaid": ("dflash", {"anchor_drafts": True}, "DFlashDraftModel", {"block_size": 3}),
+    "JetSpec": (
+        "dflash",
+        {"is_causal": True, "anchor_drafts": True},
+        "DFlashDraftModel",
+        {"block_size": 3, "is_causal": True, "draft_shift": True},
+    ),
+    "DSpark (DeepSpec)": ("dspark", {"rank": 8, "markov_table": True}, "Qwen3DSparkModel", {"block_size": 3}),
+    "Domino (z-lab)": (
+        "domino",
+        {"rank": 8, "gru_size": 8, "pure": 1},
+        "DominoDraftModel",
+        {"block_size": 3, "shift_label": True, "pure_draft_prefix_len": 1},
+    ),
+    "DFlash2 (z-lab)": (
+        "dflash2",
+        {"rank": 8, "markov_table": True, "conv_group": 4, "anchor_drafts": False},
+        "DFlash2DraftModel",
+        {"block_size": 4, "selector_top_k": 16, "conv_kernel_size": 2, "conv_group_size": 4},
+    ),
+}
+
+
+def z_lab(model: HeadModel, architecture: str, said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A drafter as z-lab lays it: layers are numbered by what they leave."""
+    state = dict(model.net.state_dict())
+    for ours, theirs in PARTS.items():
+        state = names(state, ours, theirs)
+    table = {"mask_token_id": 11, "target_layer_ids": [1, 3, 4]}
+    table |= {key: value for key, value in said.items() if key != "block_size" and key != "is_causal"}
+    top = {key: value for key, value in said.items() if key in ("block_size", "is_causal")}
+    return llama(model, architectures=[architecture], dflash_config=table, num_target_layers=LAYERS, **top), state
+
+
+@pytest.mark.parametrize("layout", DFLASH)
+def test_the_dflash_line_as_its_authors_lay_it(layout: str, tmp_path: Path) -> None:
+    kind, settings, architecture, said = DFLASH[layout]
+    target = Obliging()
+    model, expected = drafter(kind, target, depth=3, **BODY, **settings)
+    verdict = check_drafter(LanguageModel(target), lay(tmp_path / "d", *z_lab(model, architecture, said)))
+    assert verdict.kind == kind and verdict.layout in (layout, "DFlash (z-lab)")
+    assert verdict.tokens_per_round == pytest.approx(expected, rel=1e-3) and expected > 3.5
+    assert verdict.chosen["anchor drafts"] is settings.get("anchor_drafts", True)
+
+
+def test_dflash_whose_layers_are_numbered_otherwise(tmp_path: Path) -> None:
+    target = Obliging()
+    model, expected = drafter("dflash", target, depth=3, **BODY, anchor_drafts=False)
+    config, state = z_lab(model, "DFlashDraftModel", {"block_size": 4, "target_layer_ids": [2, 4, 5]})
+    verdict = check_drafter(LanguageModel(target), lay(tmp_path / "d", config, state))
+    assert verdict.chosen["layer numbers"] == "entering" and verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
+    assert "says layer numbers leaving: entering was taken" in " ".join(verdict.findings)
+
+
+def test_a_mask_with_a_vector_of_its_own(tmp_path: Path) -> None:
+    target = Obliging()
+    model = scattered(new_head("dflash", target, depth=3, **{**BODY, "mask_id": -1}, anchor_drafts=False))
+    with torch.no_grad():
+        model.net.mask_embedding.copy_(model.net.mask_embedding[:1].expand(3, -1).clone())  # type: ignore[union-attr, operator]
+    expected = teach(target, model)
+    config, state = z_lab(model, "DFlashDraftModel", {"block_size": 4})
+    vector = state.pop("mask_embedding")[0]
+    path = lay(tmp_path / "d", config, state)
+    torch.save({"mask_token_id": 11, "embedding": vector}, path / "mask_embedding.pt")
+    verdict = check_drafter(LanguageModel(target), path)
+    assert verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
+

@@ -41,7 +41,7 @@ _PROMPTS = (
     "The capital of France is Paris. The capital of Italy is",
     "One day, a girl named Lily went to the park with her mom.",
 )
-_TOKENS, _MOST_TRIALS, _VERSION = 40, 64, 1
+_TOKENS, _MOST_TRIALS, _BETTER, _VERSION = 40, 64, 1.5, 1
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _best(rate: Any, choices: Sequence[Choice], base: Mapping[str, Any]) -> dict
     """Return the conventions that keep most drafts.
 
     Open ones are decided by that alone, the first of equals. What the file says, or what all files of its kind have, is
-    given up only where the other way keeps twice as many drafts; several are tried together where no single one helps.
+    given up only where the other way keeps half as many drafts again; several are tried together where no single one helps.
     """
     opened = [one for one in choices if one.is_open]
     found = max(_combined(opened, base), key=rate)
@@ -182,7 +182,7 @@ def _best(rate: Any, choices: Sequence[Choice], base: Mapping[str, Any]) -> dict
     best = max(turned, key=rate, default=found)
     if max(rate(found), rate(best)) < LEAST:
         best = max(_combined(choices, found), key=rate)
-    is_better = rate(best) >= LEAST and rate(best) - 1 >= 2 * (rate(found) - 1)
+    is_better = rate(best) >= LEAST and rate(best) - 1 >= _BETTER * (rate(found) - 1)
     return best if is_better else found
 
 
