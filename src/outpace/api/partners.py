@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outpace import kernels
@@ -11,6 +13,8 @@ from outpace.api.drafter_check import open_checked
 from outpace.errors import ConfigError
 from outpace.heads.files import is_head, open_head
 from outpace.heads.foreign.layouts import is_foreign
+from outpace.heads.find import find_head
+from outpace.heads.known import known_heads
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
 from outpace.models.graphs import make_graphs
@@ -110,4 +114,15 @@ class Partners:
 
     def _name(self, method: Method, role: str) -> str:
         name = str(getattr(method, role))
-        return drafter_of(self._lm.name) if name == "auto" else name
+        if name != "auto":
+            return name
+        if role == "draft" and method.needs.head:
+            return str(find_head(self._lm.name, method.needs.head, self._heads))
+        if role == "draft" and method.needs.takes_heads and self._heads:
+            return str(self._heads[0])
+        return drafter_of(self._lm.name)
+
+    @functools.cached_property
+    def _heads(self) -> list[Path]:
+        """Trained drafters that are known for the target, the best one first."""
+        return known_heads(self._lm.target, self._lm.tokenizer)

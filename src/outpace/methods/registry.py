@@ -66,7 +66,7 @@ _BUILT_IN = {  # below outpace.methods
     "freedave": "diffusion.freedave:FreeDave",
     "ssd": "diffusion.ssd:SSD",
     "block-draft": "speculative.block_draft:BlockDraft",
-    "head": "speculative.head:Head",
+    "trained-drafter": "speculative.trained_drafter:TrainedDrafter",
     "medusa": "speculative.medusa:Medusa",
     "eagle": "speculative.eagle:Eagle",
     "mtp": "speculative.mtp:Mtp",
