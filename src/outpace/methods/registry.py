@@ -74,6 +74,10 @@ _BUILT_IN = {  # below outpace.methods
     "eagle3": "speculative.eagle3:Eagle3",
     "p-eagle": "speculative.p_eagle:PEagle",
     "dflash": "speculative.dflash:DFlash",
+    "hydra": "speculative.hydra:Hydra",
+    "koala": "speculative.koala:Koala",
+    "amphista": "speculative.amphista:Amphista",
+    "chimera": "speculative.chimera:Chimera",
 }
 
 
