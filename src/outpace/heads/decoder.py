@@ -19,7 +19,7 @@ from outpace.errors import ConfigError
 from outpace.models.attention import additive, attend
 from outpace.models.rope import make_rope, rope_settings
 
-__all__ = ["Layer", "Masked", "Norm", "Past", "Shape", "Sight", "Turns", "Unrolled", "shape_settings"]
+__all__ = ["MLP", "Layer", "Masked", "Norm", "Past", "Shape", "Sight", "Turns", "Unrolled", "shape_settings"]
 
 
 class Sight(Protocol):

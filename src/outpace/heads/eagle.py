@@ -55,24 +55,24 @@ class EagleNet(FeatureNet):
             for layer in self.layers:
                 layer.self_attn.o_proj.weight.mul_(0.1)  # type: ignore[union-attr]
 
+    def enter(self, embeds: Tensor, features: Tensor) -> Tensor:
+        """Return what enters the first layer, [B, T, hidden]."""
+        return self.fc(torch.cat([embeds, features], -1))  # type: ignore[no-any-return]
+
     def run(self, embeds: Tensor, features: Tensor, sight: Sight) -> Tensor:
         """Return [B, T, hidden]."""
-        x = self.fc(torch.cat([embeds, features], -1))
+        x = self.enter(embeds, features)
         turns = self.rotation.at(sight.position, x)
         for layer in self.layers:
             x = layer(x, self.rotation, turns, sight)
-        return x  # type: ignore[no-any-return]
+        return x
 
     def loss(self, batch: Batch) -> Lesson:
         """Smooth L1 on features and cross-entropy against the target's laws (EAGLE, section 4.2), pass by pass."""
         settings, frozen = self.config.settings, batch.frozen
-        features = self.fuse(batch.states)
-        if self.training and settings["noise"]:
-            features = features + (2 * torch.rand_like(features) - 1) * settings["noise"]
+        features, goal = self.noisy(self.fuse(batch.states))[:, :-1], batch.last[:, 1:]
         embeds = self.embed(frozen, batch.tokens[:, 1:])
-        features, goal = features[:, :-1], batch.last[:, 1:]
-        sight = Unrolled(len(embeds), embeds.shape[1], embeds.device)
-        tally = Tally(batch, self.config.depth)
+        sight, tally = Unrolled(len(embeds), embeds.shape[1], embeds.device), Tally(batch)
         with torch.no_grad():
             law = frozen.logits(goal).softmax(-1)
         for step in range(self._passes()):
@@ -86,6 +86,12 @@ class EagleNet(FeatureNet):
             tally.count(step, logits)
             features = moved(self.feedback(out))
         return tally.lesson()
+
+    def noisy(self, features: Tensor) -> Tensor:
+        """Return features with noise while training."""
+        if not self.training or not self.config.settings["noise"]:
+            return features
+        return features + (2 * torch.rand_like(features) - 1) * self.config.settings["noise"]
 
     def feature_loss(self, out: Tensor, goal: Tensor, weight: Tensor) -> Tensor:
         """Return the mean smooth L1 distance of outputs [B, T, O] from features [B, T, hidden] where weight is 1."""

@@ -26,7 +26,8 @@ __all__ = ["Eagle3Net", "PEagleNet"]
 class Eagle3Net(FeatureNet):
     """Settings: those of `FeatureNet`, and
 
-    layers: the tapped states, entering these layers; (2, L // 2, L - 3) unless named. None tapped ("layers": []) = the
+    layers: the tapped states, entering these layers; (2, L // 2, L - 3) unless named, (1, L // 2, L - 1) below 8 layers.
+        None tapped ("layers": []) = the
         last hidden state is the feature, and there is no `fc`.
     norm_before_residual: the first layer adds to the normed feature.
     norm_before_fc: the taps are normed side by side (`input_norm`); fc_norm: each by itself. At most one of them.
@@ -80,7 +81,9 @@ class Eagle3Net(FeatureNet):
         """Return three layers, or those chosen; the last hidden state alone where none is."""
         if chosen is not None:
             return tuple(int(layer) for layer in chosen), not chosen
-        usual = {min(2, num_layers), num_layers // 2, max(0, num_layers - 3)}
+        usual = {2, num_layers // 2, num_layers - 3}
+        if num_layers < 8:  # where those would be the same
+            usual = {min(1, num_layers), num_layers // 2, max(0, num_layers - 1)}
         return tuple(sorted(usual)), False
 
     def begin(self, frozen: Frozen) -> None:
@@ -135,7 +138,7 @@ class Eagle3Net(FeatureNet):
         embeds = self.embed(frozen, batch.tokens[:, 1:])
         features = self.fuse(batch.states[:, :-1])
         sight = Unrolled(len(embeds), embeds.shape[1], embeds.device)
-        tally = Tally(batch, self.config.depth)
+        tally = Tally(batch)
         with torch.no_grad():
             law = frozen.logits(batch.last[:, 1:]).softmax(-1)
         steps = int(self.config.settings["steps"])
@@ -200,7 +203,7 @@ class PEagleNet(Eagle3Net):
         frozen, depth = batch.frozen, self.config.depth
         embeds, features = self.embed(frozen, batch.tokens[:, 1:]), self.fuse(batch.states[:, :-1])
         sight = Unrolled(len(embeds), embeds.shape[1], embeds.device)
-        tally = Tally(batch, depth)
+        tally = Tally(batch)
         with torch.no_grad():
             law = frozen.logits(batch.last[:, 1:]).softmax(-1)
             mask = self.embed(frozen, torch.full_like(batch.tokens[:, 1:], self.mask_token))

@@ -349,7 +349,7 @@ class FeatureDrafter(HeadDrafter):
             ahead.append([known.depth[node] - known.depth[end] for node, end in zip(nodes, ends, strict=True)])
         index = torch.tensor(passes, device=self.device)[..., None, None].expand(-1, -1, *self.outputs.shape[2:])
         out = self.outputs.gather(1, index)
-        return self.adapter.spread(net.laws(self.adapter, out, torch.tensor(ahead, device=self.device)))
+        return net.laws(self.adapter, out, torch.tensor(ahead, device=self.device))
 
     def _due(self, known: _Nodes, ends: list[int]) -> list[int]:
         """Return the nodes up to which a pass has to read next: those whose own passes before them are made."""

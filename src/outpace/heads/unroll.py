@@ -27,12 +27,12 @@ class Tally:
 
     Args:
         batch: the texts.
-        depth: most passes.
+        ahead: places from the token of an entry to the one that it tells.
     """
 
-    def __init__(self, batch: Batch, depth: int) -> None:
-        token, is_there = shifted(batch.tokens, 2)
-        taught, _ = shifted(batch.is_taught.long(), 2)
+    def __init__(self, batch: Batch, ahead: int = 1) -> None:
+        token, is_there = shifted(batch.tokens, 1 + ahead)
+        taught, _ = shifted(batch.is_taught.long(), 1 + ahead)
         ids = batch.frozen.ids
         self.counted = (is_there & (taught > 0))[:, :-1]
         label = token if ids is None else torch.searchsorted(ids, token).clamp(max=len(ids) - 1)
@@ -42,7 +42,7 @@ class Tally:
         self.hits: list[Tensor] = []
         self.counts: list[Tensor] = []
         self.reached: list[Tensor] = []
-        self.depth, self._alive = depth, self.counted
+        self._alive = self.counted
 
     def weight(self, first: int) -> Tensor:
         """Return [B, T] float, 1 where an entry is taught and at least `first` places from the beginning."""
@@ -61,6 +61,26 @@ class Tally:
         self.hits.append(right.sum().float())
         self.counts.append(counted.sum().float())
         self.reached.append(self._alive.sum().float())
+
+    def count_blocks(self, step: int, logits: Tensor, block: int, offset: int) -> None:
+        """Count the guesses [B, T, K] of a pass over blocks: entry i of a block is drafted i places behind its first.
+
+        Args:
+            step: the pass; each goes on from the blocks before it.
+            logits: of all entries.
+            block: entries of a block.
+            offset: entries before the first block.
+        """
+        counted = self.weight(offset + step * block) > 0
+        right = (logits.argmax(-1) == self.label) & self.is_known & counted
+        end = offset + (right.shape[1] - offset) // block * block
+        right, counted = (x[:, offset:end].unflatten(1, (-1, block)) for x in (right, counted))
+        alive = right.cumprod(-1).bool()
+        if step:
+            alive &= moved(self._alive.unsqueeze(-1))
+        self._alive = alive[..., -1]
+        for values, held in ((right, self.hits), (counted, self.counts), (alive, self.reached)):
+            held.extend(values.sum((0, 1)).float())
 
     def lesson(self) -> Lesson:
         """Return the mean of the parts, and the counts."""
