@@ -41,16 +41,6 @@ class BlockAttention(nn.Module):
         if self.has_norm:
             self.q_norm = nn.RMSNorm(self.head_dim, eps=own["eps"])
             self.k_norm = nn.RMSNorm(self.head_dim, eps=own["eps"])
-        self._fused: tuple[Tensor, Tensor | None] | None = None
-
-    def train(self, mode: bool = True) -> BlockAttention:
-        """Forget the joined matrices, since weights may change."""
-        self._fused = None
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BlockAttention:
-        self._fused = None
-        return super()._apply(fn, recurse)
 
     def query(self, x: Tensor, turn: Tensor) -> Tensor:
         """Return turned queries [..., T, heads, d] of [..., T, H]."""
@@ -62,21 +52,6 @@ class BlockAttention(nn.Module):
         key = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         value = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         return rotate(self.k_norm(key) if self.has_norm else key, turn), value
-
-    def all_at_once(self, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values of [B, T, H] with one product, for drafting."""
-        if self._fused is None:
-            parts = (self.q_proj, self.k_proj, self.v_proj)
-            bias = None if self.q_proj.bias is None else torch.cat([part.bias for part in parts])
-            self._fused = torch.cat([part.weight for part in parts]), bias
-        found = F.linear(x, *self._fused).unflatten(-1, (-1, self.head_dim))
-        both = self.heads + self.kv_heads
-        turned, value = found[..., :both, :], found[..., both:, :]
-        if self.has_norm:
-            query, key = self.q_norm(turned[..., : self.heads, :]), self.k_norm(turned[..., self.heads :, :])
-            turned = torch.cat([query, key], -2)
-        turned = rotate(turned, turn)
-        return turned[..., : self.heads, :], turned[..., self.heads :, :], value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, sees: Tensor | None) -> Tensor:
         """Return [B, S, heads x d] of queries [B, S, heads, d], keys and values [B, E, kv_heads, d].
