@@ -103,7 +103,9 @@ class DFlashNet(HeadNet):
             own["conv_group"] = math.gcd(own["conv_group"], hidden_size)
         base = super().made_for(hidden_size, vocab_size, num_layers, target, **{"depth": 6, **settings})
         cls._check(own, base.depth)
-        layers = _spread_taps(taps, num_layers) if isinstance(taps, int) else tuple(int(layer) for layer in taps)
+        layers = (
+            _spread_taps(taps, num_layers, has_last) if isinstance(taps, int) else tuple(int(layer) for layer in taps)
+        )
         if not (layers or has_last) or any(not 0 <= layer < num_layers for layer in layers):
             raise ConfigError(f"taps is {layers}.", f"Name layers from 0 to {num_layers - 1}, or how many.")
         found = {"layers": layers, "has_last": has_last, "settings": own, "draft_vocab": draft_vocab}
@@ -316,10 +318,13 @@ def _at(values: Tensor, place: Tensor) -> Tensor:
     return values[rows, place]
 
 
-def _spread_taps(count: int, num_layers: int) -> tuple[int, ...]:
-    """Return layers as DFlash's files spread them: those *left* are round(linspace(1, L - 3, n)), L // 2 for one."""
+def _spread_taps(count: int, num_layers: int, has_last: bool) -> tuple[int, ...]:
+    """Return `count` layers entered, as DFlash's files spread those left: round(linspace(1, L - 3, n)), L // 2 for one.
+
+    Where the last state is read too, it stands for the topmost of one more.
+    """
     if count <= 0:
         return ()
-    last = max(1, num_layers - 3)
-    left = [num_layers // 2] if count == 1 else [round(1 + i * (last - 1) / (count - 1)) for i in range(count)]
+    total, last = count + has_last, max(1, num_layers - 3)
+    left = [num_layers // 2] if total == 1 else [round(1 + i * (last - 1) / (total - 1)) for i in range(count)]
     return tuple(sorted({min(layer + 1, num_layers - 1) for layer in left}))
