@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outpace.errors import ConfigError
-from outpace.heads.block_layers import Layer, rope_table
+from outpace.heads.block_layers import Layer, RMSNorm, rope_table
 from outpace.heads.context import ContextDrafter
 from outpace.heads.draft import HeadDrafter
 from outpace.heads.model import HeadModel
@@ -79,9 +79,9 @@ class DFlashNet(HeadNet):
         super().__init__(config)
         own, size = config.settings, config.hidden_size
         self.fc = nn.Linear(config.states_size, size, bias=False)
-        self.hidden_norm = nn.RMSNorm(size, eps=own["eps"])
+        self.hidden_norm = RMSNorm(size, eps=own["eps"])
         self.layers = nn.ModuleList(Layer(size, own) for _ in range(own["blocks"]))
-        self.norm = nn.RMSNorm(size, eps=own["eps"])
+        self.norm = RMSNorm(size, eps=own["eps"])
         self.places = config.depth + (not own["anchor_drafts"])
         if own["mask_id"] < 0:
             self.mask_embedding = nn.Parameter(0.02 * torch.randn(self.places - 1, size))
