@@ -8,15 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from outpace.errors import ConfigError
 from outpace.heads.context import ContextDrafter
 from outpace.heads.dflash import DFlashNet
-from outpace.heads.model import HeadModel, new_head
+from outpace.heads.model import HeadModel
 from outpace.heads.net import Batch, load_kind
 from outpace.methods.registry import load_method
-from outpace.run.tree import TokenTree
 from outpace.testing.toy import ToyModel
-from outpace.testing.world import make_rows, make_run, write
+from outpace.testing.world import make_rows, make_run
 from outpace.types import Outputs, View
 
 KINDS = ("dflash", "jetspec", "dspark", "domino", "dflash2")
@@ -164,3 +162,33 @@ def test_a_training_block_is_what_is_drafted_there(settings: dict[str, Any]) -> 
     found = net.run(entering, net._trainer(feature, anchor))
     for number, place in enumerate(anchor[0].tolist()):
         torch.testing.assert_close(found[0, number], slow_hidden(model, text[: place + 1]), rtol=1e-5, atol=1e-6)
+
+
+def teacher_batch(target: ToyModel, texts: list[list[int]], outputs: Outputs, ids: Tensor | None = None) -> Batch:
+    """Return texts of one length as a step of training sees them; the first two tokens are the user's."""
+    states = torch.stack([states_of(target, text, outputs) for text in texts])
+    last = torch.stack([states_of(target, text, Outputs((), True)) for text in texts])
+    taught = torch.ones(len(texts), len(texts[0]), dtype=torch.bool)
+    taught[:, :2] = False
+    return Batch(torch.tensor(texts), taught, states, last, Teacher(target, ids))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_steps_on_a_periodic_text_teach_it(kind: str) -> None:
+    target, cycle = ToyModel(), [1, 5, 9, 2, 7, 11, 3]
+    text = (cycle * 4)[:24]
+    torch.manual_seed(0)
+    net: DFlashNet = load_kind(kind)(load_kind(kind).made_for(8, 13, 3, depth=3, soft=0.0))  # type: ignore[assignment]
+    net.double()
+    batch = teacher_batch(target, [text, text[2:] + text[1:3]], net.config.outputs)
+    optimiser, losses = torch.optim.Adam(net.parameters(), 0.02), []
+    for step in range(40):
+        batch.step = step
+        lesson = net.loss(batch)
+        optimiser.zero_grad()
+        lesson.loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        losses.append(lesson.loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert lesson.reached is not None
+    assert bool((lesson.reached <= lesson.hits).all()) and float(lesson.reached.sum() / lesson.counts[0]) > 2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["BlockAttention", "Layer", "PlaceConv", "rope_table", "rotate"]
+__all__ = ["BlockAttention", "Layer", "PlaceConv", "RMSNorm", "rope_table", "rotate"]
 
 
 def rope_table(length: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
@@ -26,6 +26,18 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
     return x * turn[..., :1, :] + torch.cat([-second, first], -1) * turn[..., 1:, :]
 
 
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation; its scale takes the input's dtype, under autocast too."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [..., size]."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
 class BlockAttention(nn.Module):
     """Grouped-query attention of places over features and places; tensors named as in the original files."""
 
@@ -39,18 +51,8 @@ class BlockAttention(nn.Module):
         self.o_proj = nn.Linear(wide, size, bias=own["bias"])
         self.has_norm = own["qk_norm"]
         if self.has_norm:
-            self.q_norm = nn.RMSNorm(self.head_dim, eps=own["eps"])
-            self.k_norm = nn.RMSNorm(self.head_dim, eps=own["eps"])
-        self._fused: tuple[Tensor, Tensor | None] | None = None
-
-    def train(self, mode: bool = True) -> BlockAttention:
-        """Forget the joined matrices, since weights may change."""
-        self._fused = None
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BlockAttention:
-        self._fused = None
-        return super()._apply(fn, recurse)
+            self.q_norm = RMSNorm(self.head_dim, eps=own["eps"])
+            self.k_norm = RMSNorm(self.head_dim, eps=own["eps"])
 
     def query(self, x: Tensor, turn: Tensor) -> Tensor:
         """Return turned queries [..., T, heads, d] of [..., T, H]."""
@@ -62,21 +64,6 @@ class BlockAttention(nn.Module):
         key = self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         value = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         return rotate(self.k_norm(key) if self.has_norm else key, turn), value
-
-    def all_at_once(self, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values of [B, T, H] with one product, for drafting."""
-        if self._fused is None:
-            parts = (self.q_proj, self.k_proj, self.v_proj)
-            bias = None if self.q_proj.bias is None else torch.cat([part.bias for part in parts])
-            self._fused = torch.cat([part.weight for part in parts]), bias
-        found = F.linear(x, *self._fused).unflatten(-1, (-1, self.head_dim))
-        both = self.heads + self.kv_heads
-        turned, value = found[..., :both, :], found[..., both:, :]
-        if self.has_norm:
-            query, key = self.q_norm(turned[..., : self.heads, :]), self.k_norm(turned[..., self.heads :, :])
-            turned = torch.cat([query, key], -2)
-        turned = rotate(turned, turn)
-        return turned[..., : self.heads, :], turned[..., self.heads :, :], value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, sees: Tensor | None) -> Tensor:
         """Return [B, S, heads x d] of queries [B, S, heads, d], keys and values [B, E, kv_heads, d].
@@ -177,9 +164,9 @@ class Layer(nn.Module):
 
     def __init__(self, size: int, own: Mapping[str, Any]) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(size, eps=own["eps"])
+        self.input_layernorm = RMSNorm(size, eps=own["eps"])
         self.self_attn = BlockAttention(size, own)
-        self.post_attention_layernorm = nn.RMSNorm(size, eps=own["eps"])
+        self.post_attention_layernorm = RMSNorm(size, eps=own["eps"])
         self.mlp = FeedForward(size, own["ffn"])
         self.has_conv = "conv_taps" in own
         if self.has_conv:

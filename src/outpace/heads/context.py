@@ -99,10 +99,11 @@ class ContextDrafter(SlotDrafter):
 
         def attend(index: int, y: Tensor) -> Tensor:
             layer: Any = net.layers[index]
-            query, key, value = layer.self_attn.all_at_once(torch.cat([fresh, y], 1), turn)
+            query = layer.self_attn.query(y, turn[:, size:])
+            key, value = layer.self_attn.key_value(torch.cat([fresh, y], 1), turn)
             keys, values = cache.buffers[2 * index : 2 * index + 2]
             keys[row, slot], values[row, slot] = key, value
-            return layer.self_attn.attend(query[:, size:], keys[:, :extent], values[:, :extent], sees)  # type: ignore[no-any-return]
+            return layer.self_attn.attend(query, keys[:, :extent], values[:, :extent], sees)  # type: ignore[no-any-return]
 
         return attend
 

@@ -6,7 +6,8 @@ text's last token (the anchor) and masks behind it, runs through the layers; its
 With `anchor_drafts` place i speaks of the token i + 1 behind the anchor (DSpark's `sample_from_anchor`); without it a
 mask speaks of its own token, and the anchor of none.
 
-What the path adds to a place's law is a part of its own (`outpace.heads.path`), one per kind.
+What the drafted path adds to a place's law is what its heads differ in: `dspark`, `domino` and `dflash2`. All read the
+tokens before a place and leave the one pass as it is, so every chain and tree over the places is drafted from it.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outpace.errors import ConfigError
-from outpace.heads.block_layers import Layer, rope_table
+from outpace.heads.block_layers import Layer, RMSNorm, rope_table
 from outpace.heads.context import ContextDrafter
 from outpace.heads.draft import HeadDrafter
 from outpace.heads.model import HeadModel
 from outpace.heads.net import Batch, Frozen, HeadConfig, HeadNet, Lesson
-from outpace.heads.path import Confidence, GruPath, MarkovPath, PathNet, SelectorPath
 from outpace.types import Context
 
-__all__ = ["DFlash2Net", "DFlashNet", "DSparkNet", "DominoNet", "JetSpecNet"]
+__all__ = ["DFlashNet", "JetSpecNet", "looked_up", "new_table"]
 
 _SIZES = ("blocks", "heads", "kv_heads", "head_dim", "ffn", "rank", "conv_taps", "conv_group", "top", "anchors")
 
@@ -79,13 +79,12 @@ class DFlashNet(HeadNet):
         super().__init__(config)
         own, size = config.settings, config.hidden_size
         self.fc = nn.Linear(config.states_size, size, bias=False)
-        self.hidden_norm = nn.RMSNorm(size, eps=own["eps"])
+        self.hidden_norm = RMSNorm(size, eps=own["eps"])
         self.layers = nn.ModuleList(Layer(size, own) for _ in range(own["blocks"]))
-        self.norm = nn.RMSNorm(size, eps=own["eps"])
+        self.norm = RMSNorm(size, eps=own["eps"])
         self.places = config.depth + (not own["anchor_drafts"])
         if own["mask_id"] < 0:
             self.mask_embedding = nn.Parameter(0.02 * torch.randn(self.places - 1, size))
-        self.path = self.new_path(config)
         self._table = torch.zeros(0)
 
     @classmethod
@@ -104,7 +103,9 @@ class DFlashNet(HeadNet):
             own["conv_group"] = math.gcd(own["conv_group"], hidden_size)
         base = super().made_for(hidden_size, vocab_size, num_layers, target, **{"depth": 6, **settings})
         cls._check(own, base.depth)
-        layers = _spread_taps(taps, num_layers) if isinstance(taps, int) else tuple(int(layer) for layer in taps)
+        layers = (
+            _spread_taps(taps, num_layers, has_last) if isinstance(taps, int) else tuple(int(layer) for layer in taps)
+        )
         if not (layers or has_last) or any(not 0 <= layer < num_layers for layer in layers):
             raise ConfigError(f"taps is {layers}.", f"Name layers from 0 to {num_layers - 1}, or how many.")
         found = {"layers": layers, "has_last": has_last, "settings": own, "draft_vocab": draft_vocab}
@@ -120,10 +121,33 @@ class DFlashNet(HeadNet):
         if own["heads"] % own["kv_heads"] or own["head_dim"] % 2:
             raise ConfigError("heads is no multiple of kv_heads, or head_dim is odd.", "Change them.")
 
-    def new_path(self, config: HeadConfig) -> PathNet:
-        """Return what the path adds to the laws; here nothing."""
-        del config
-        return PathNet()
+    def teach(self, frozen: Frozen, hidden: Tensor, logits: Tensor, before: Tensor) -> Tensor:
+        """Return the laws of all places of whole blocks, the text being the path; here they do not know it.
+
+        Args:
+            frozen: the target.
+            hidden: [B, A, D, H].
+            logits: [B, A, D, K].
+            before: [B, A, D] int64, the token before each place, the anchor first.
+        """
+        del frozen, hidden, before
+        return logits
+
+    def follow(self, model: HeadModel, hidden: Tensor, logits: Tensor, depth: Tensor, path: Tensor) -> Tensor:
+        """Return the laws after paths, [B, N, K], of the places' hidden states [B, N, H] and laws [B, N, K].
+
+        Args:
+            model: whose network it is.
+            hidden, logits: as above.
+            depth: [B, N] int64, drafted tokens on the path.
+            path: [B, N, P] int64, the anchor and the path; -1 = none.
+        """
+        return self.teach(model, hidden, logits, path.gather(-1, depth.unsqueeze(-1))[..., 0])  # type: ignore[arg-type]
+
+    def confidence(self, target: HeadModel | Frozen, hidden: Tensor, before: Tensor) -> Tensor | None:
+        """Return logits [...] of the chance that a place's draft is kept if its path is; None = it cannot tell."""
+        del target, hidden, before
+        return None
 
     def features(self, states: Tensor) -> Tensor:
         """Return features [..., H] of states [..., F]."""
@@ -194,9 +218,8 @@ class DFlashNet(HeadNet):
 
     def _lesson(self, batch: Batch, blocks: _Blocks, hidden: Tensor) -> Lesson:
         own, frozen, depth = self.config.settings, batch.frozen, self.config.depth
-        logits = frozen.logits(hidden)
-        path = _at(batch.tokens.unsqueeze(-1), blocks.place - 1)[..., 0]  # the token before each, the anchor first
-        logits, taught = self.path.teach(frozen, hidden, logits, path), blocks.is_taught
+        before = _at(batch.tokens.unsqueeze(-1), blocks.place - 1)[..., 0]
+        logits, taught = self.teach(frozen, hidden, frozen.logits(hidden), before).float(), blocks.is_taught
         log_q = logits.log_softmax(-1)
         label = blocks.label if frozen.ids is None else torch.searchsorted(frozen.ids, blocks.label)
         label = label.clamp(max=logits.shape[-1] - 1)
@@ -205,18 +228,17 @@ class DFlashNet(HeadNet):
         total = (weight * taught).sum().clamp(min=1e-6)
         hard = -log_q.gather(-1, label.unsqueeze(-1))[..., 0]
         loss = (1 - own["soft"]) * (weight * is_known * hard).sum() / total
-        parts, kept = {}, None
-        if own["soft"] or self.path.has_confidence:
+        parts = {}
+        sure = self.confidence(frozen, hidden.detach(), before)
+        if own["soft"] or sure is not None:
             with torch.no_grad():
-                law = _at(frozen.logits(batch.last).softmax(-1), blocks.place - 1)
+                law = _at(frozen.logits(batch.last).float().softmax(-1), blocks.place - 1)
                 kept = torch.minimum(law, log_q.exp()).sum(-1)
-                parts["kept"] = float((kept * taught).sum() / taught.sum().clamp(min=1))
+            parts["kept"] = float((kept * taught).sum() / taught.sum().clamp(min=1))
             loss = loss + own["soft"] * (weight * taught * -(law * log_q).sum(-1)).sum() / total
-        if self.path.has_confidence and kept is not None:
-            sure = self.path.confidence(frozen, hidden.detach(), path)
-            found = F.binary_cross_entropy_with_logits(sure, kept, reduction="none")
-            parts["confidence"] = float((found.detach() * taught).sum() / taught.sum().clamp(min=1))
-            loss = loss + (weight * taught * found).sum() / total
+            if sure is not None:
+                wrong = F.binary_cross_entropy_with_logits(sure, kept, reduction="none")
+                loss = loss + (weight * taught * wrong).sum() / total
         right = (logits.argmax(-1) == label) & is_known
         alive = right.cumprod(-1)
         hits, counts, reached = (one.flatten(0, 1).sum(0).float() for one in (right, taught, alive))
@@ -230,7 +252,7 @@ class DFlashNet(HeadNet):
         """Return logits [B, N, K] of the token after each path; see `outpace.heads.draft.Slots`."""
         found = slots.gather(1, depth.unsqueeze(-1).expand(-1, -1, slots.shape[-1]))
         hidden, logits = found.split([self.config.hidden_size, found.shape[-1] - self.config.hidden_size], -1)
-        return self.path.after(model, hidden, logits, depth, path)
+        return self.follow(model, hidden, logits, depth, path)
 
 
 class JetSpecNet(DFlashNet):
@@ -243,62 +265,19 @@ class JetSpecNet(DFlashNet):
     own: ClassVar[dict[str, Any]] = {**DFlashNet.own, "is_causal": True}
 
 
-class DSparkNet(DFlashNet):
-    """DFlash's body with a low-rank bigram between the places, and a confidence per place.
-
-    Source: DSpark's published files; logits += W2 w1[token before], confidence = sigmoid(proj [h; w1[token before]]).
-
-    Settings beside DFlash's: rank; markov_table (w1 is a table of the vocabulary as in the original files, instead of a
-    projection of the target's embeddings); has_confidence.
-    """
-
-    kind: ClassVar[str] = "dspark"
-    own: ClassVar[dict[str, Any]] = {**DFlashNet.own, "rank": 64, "markov_table": False, "has_confidence": True}
-
-    def new_path(self, config: HeadConfig) -> PathNet:
-        """Return the low-rank head."""
-        own = config.settings
-        confidence = Confidence(config.hidden_size + own["rank"]) if own["has_confidence"] else None
-        return MarkovPath(config, own["rank"], own["markov_table"], confidence)
+def new_table(config: HeadConfig, rank: int, is_table: bool) -> nn.Module:
+    """Return what makes short vectors of tokens: a table of the vocabulary, or a matrix on the target's embeddings."""
+    if is_table:
+        return nn.Embedding(config.vocab_size, rank)
+    return nn.Linear(config.hidden_size, rank, bias=False)
 
 
-class DominoNet(DFlashNet):
-    """DFlash's body with a GRU over the path.
-
-    Source: Domino's published files. Settings beside DFlash's: gru_size, rank (width of the joint layer), pure (places
-    that do not hear the path).
-    """
-
-    kind: ClassVar[str] = "domino"
-    own: ClassVar[dict[str, Any]] = {**DFlashNet.own, "rank": 64, "gru_size": 64, "pure": 0}
-
-    def new_path(self, config: HeadConfig) -> PathNet:
-        """Return the recurrent head."""
-        own = config.settings
-        return GruPath(config, own["rank"], own["gru_size"], own["pure"])
-
-
-class DFlash2Net(DFlashNet):
-    """DFlash's body with dynamic convolutions over the places, and a selector among each place's likeliest tokens.
-
-    Source: DFlash2's published files. Settings beside DFlash's: conv_taps, conv_group (channels that share a kernel),
-    rank and top of the selector, markov_table (of its first codebook, as with dspark).
-    """
-
-    kind: ClassVar[str] = "dflash2"
-    own: ClassVar[dict[str, Any]] = {
-        **DFlashNet.own,
-        "conv_taps": 2,
-        "conv_group": 16,
-        "rank": 64,
-        "top": 16,
-        "markov_table": False,
-    }
-
-    def new_path(self, config: HeadConfig) -> PathNet:
-        """Return the selector."""
-        own = config.settings
-        return SelectorPath(config, own["rank"], own["top"], own["markov_table"])
+def looked_up(table: nn.Module, target: HeadModel | Frozen, token: Tensor) -> Tensor:
+    """Return the short vectors [..., rank] of tokens [...]; -1 = none, of which it means nothing."""
+    token = token.clamp(min=0)
+    if isinstance(table, nn.Embedding):
+        return table(token)  # type: ignore[no-any-return]
+    return table(target.embed(token).to(table.weight.dtype))  # type: ignore[no-any-return, call-overload]
 
 
 class _Blocks:
@@ -339,10 +318,13 @@ def _at(values: Tensor, place: Tensor) -> Tensor:
     return values[rows, place]
 
 
-def _spread_taps(count: int, num_layers: int) -> tuple[int, ...]:
-    """Return layers as DFlash's files spread them: those *left* are round(linspace(1, L - 3, n)), L // 2 for one."""
+def _spread_taps(count: int, num_layers: int, has_last: bool) -> tuple[int, ...]:
+    """Return `count` layers entered, as DFlash's files spread those left: round(linspace(1, L - 3, n)), L // 2 for one.
+
+    Where the last state is read too, it stands for the topmost of one more.
+    """
     if count <= 0:
         return ()
-    last = max(1, num_layers - 3)
-    left = [num_layers // 2] if count == 1 else [round(1 + i * (last - 1) / (count - 1)) for i in range(count)]
+    total, last = count + has_last, max(1, num_layers - 3)
+    left = [num_layers // 2] if total == 1 else [round(1 + i * (last - 1) / (total - 1)) for i in range(count)]
     return tuple(sorted({min(layer + 1, num_layers - 1) for layer in left}))

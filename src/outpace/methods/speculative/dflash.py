@@ -2,8 +2,8 @@
 
 Paper: Chen et al. (2026), arXiv 2602.06036, DFlash.
 Guarantee: exact with accept_rule=match (default), distribution with accept_rule=rejection.
-Cost: at most 1 target forward per emitted token; per step one pass of the drafter over its block and the features of the
-    new tokens; the drafter's weights, and a cache of its features.
+Cost: at most 1 target forward per emitted token; per step one pass of the drafter over its block and the features of
+    the new tokens; the drafter's weights, and a cache of its features.
 Differences: drafts are coupled to the target's noise. The paper drafts one chain; here trees of every shape are drafted
     over the same pass. The paper's drafter has five layers over five taps; how many is a setting of its training. By
     default the anchor's place drafts too, and the last feature is added to every place, which suits one layer.
