@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from outpace import kernels
 from outpace.errors import ConfigError
 from outpace.heads.files import is_head, open_head
+from outpace.heads.stored import open_stored
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
 from outpace.models.graphs import make_graphs
@@ -49,6 +50,8 @@ class Partners:
         for role in (*needs.models, *needs.optional_models):
             if role in given:
                 other = given[role]
+            elif needs.head == "mtp" and role == "draft" and str(method.draft) == "auto":  # type: ignore[attr-defined]
+                other = self._stored()
             else:
                 try:
                     name = self._name(method, role)
@@ -66,6 +69,16 @@ class Partners:
             )
             found[role] = other
         return found
+
+    def _stored(self) -> Adapter:
+        """Return the multi-token modules of the target's own files."""
+        key, directory = "\0modules", self._lm.directory
+        if directory is None:
+            raise ConfigError("This model was not loaded from files, which could hold modules.", "Name a drafter.")
+        with self._lock:
+            if key not in self._models:
+                self._models[key] = open_stored(directory, self._lm.target)
+            return self._models[key]
 
     def _loaded(self, name: str) -> Adapter:
         with self._lock:

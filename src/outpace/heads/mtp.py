@@ -95,8 +95,9 @@ class MtpNet(HeadNet):
             part: Part = self.layers[step % len(self.layers)]  # type: ignore[assignment]
             states = F.pad(states, (0, 0, 1, 0))[:, :size] if step else states
             unrolled.advance()
-            sight = unrolled if len(self.layers) == 1 else Masked(position, causal)
-            # The first pair of a text is that of place s at step s, where modules take turns.
+            # The first pair of a text is that of place s at step s, where modules take turns: nothing lies before it.
+            is_pair = (position[0] >= step) | torch.eye(size, dtype=torch.bool, device=device)
+            sight = unrolled if len(self.layers) == 1 else Masked(position, causal & is_pair)
             is_first = position - step if len(self.layers) > 1 else position + step
             pair = Modules.inputs(own, _shell(part), embedded, states, is_first)
             states = part.post_norm(part.mtp_block(pair, self.turns, turns, sight))
