@@ -203,7 +203,7 @@ class HeadNet(nn.Module, ABC):
         return sum(weight.numel() * weight.element_size() for weight in self.parameters())
 
 
-_LATER = ("net", "draft", "model", "files", "stored")
+_LATER = ("net", "draft", "model", "files", "find", "stored")
 
 
 def kinds() -> dict[str, type[HeadNet]]:
