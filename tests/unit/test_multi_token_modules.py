@@ -291,13 +291,12 @@ def test_a_step_in_training_is_the_step_in_drafting() -> None:
 
 def test_one_that_must_be_right_is_always_accepted() -> None:
     """A target whose next token follows from the last one alone: embeddings pass through, the matrix does the rest."""
-    spec = replace(
-        SPEC, vocab_size=13, hidden_size=26, num_heads=2, head_dim=4, ropes=(Rope((1.0, 0.1)),), num_layers=1
-    )
+    spec = replace(SPEC, vocab_size=13, hidden_size=26)
     weights = make_weights(spec, torch.float64)
     weights.embed = torch.cat([torch.eye(13), torch.zeros(13, 13)], 1).double()
-    weights.layers[0].o.weight.zero_()
-    weights.layers[0].down.weight.zero_()
+    for layer in weights.layers:
+        layer.o.weight.zero_()
+        layer.down.weight.zero_()
     step = torch.eye(13).double()[:, torch.arange(13).roll(5)]  # token i is followed by one place further round
     weights.head.weight = torch.cat([step, torch.zeros_like(step)], 1)
     model = Transformer(spec, weights, pack=False)

@@ -10,7 +10,7 @@ from outpace import kernels
 from outpace.errors import ConfigError
 from outpace.heads.files import is_head, open_head
 from outpace.heads.find import find_head
-from outpace.heads.stored import open_stored
+from outpace.heads.stored import has_modules, open_stored
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
 from outpace.models.graphs import make_graphs
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
 
 __all__ = ["Partners"]
+
+_MODULES = "\0modules"  # no name of a model
 
 
 class Partners:
@@ -51,8 +53,8 @@ class Partners:
         for role in (*needs.models, *needs.optional_models):
             if role in given:
                 other = given[role]
-            elif needs.head == "mtp" and role == "draft" and str(method.draft) == "auto":  # type: ignore[attr-defined]
-                other = self._stored()
+            elif role == "draft" and (own := self._own_modules(method)) is not None:
+                other = own
             else:
                 try:
                     name = self._name(method, role)
@@ -71,15 +73,18 @@ class Partners:
             found[role] = other
         return found
 
-    def _stored(self) -> Adapter:
-        """Return the multi-token modules of the target's own files."""
-        key, directory = "\0modules", self._lm.directory
-        if directory is None:
-            raise ConfigError("This model was not loaded from files, which could hold modules.", "Name a drafter.")
+    def _own_modules(self, method: Method) -> Adapter | None:
+        """Return the multi-token modules of the target's own files, where the method wants them and there are some."""
+        directory, is_wanted = (
+            self._lm.directory,
+            method.needs.head == "mtp" and str(getattr(method, "draft", "")) == "auto",
+        )
+        if directory is None or not is_wanted or not has_modules(directory):
+            return None
         with self._lock:
-            if key not in self._models:
-                self._models[key] = open_stored(directory, self._lm.target)
-            return self._models[key]
+            if _MODULES not in self._models:
+                self._models[_MODULES] = open_stored(directory, self._lm.target)
+            return self._models[_MODULES]
 
     def _loaded(self, name: str) -> Adapter:
         with self._lock:

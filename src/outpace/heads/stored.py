@@ -35,11 +35,11 @@ from outpace.heads.net import Batch, HeadConfig, HeadNet, Lesson
 from outpace.models.assemble import assemble_layer
 from outpace.models.loading import open_tensors, read_config
 from outpace.models.lookup import find_family, make_spec
-from outpace.models.tensors import TensorFiles, one_thread
+from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
 from outpace.models.transformer import Transformer, rms_norm
 from outpace.types import Adapter, Context
 
-__all__ = ["Layout", "find_layout", "open_stored"]
+__all__ = ["Layout", "find_layout", "has_modules", "open_stored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,14 @@ def find_layout(names: Iterable[str], config: Mapping[str, Any]) -> Layout | Non
     return None
 
 
+def has_modules(directory: Path) -> bool:
+    """Return whether the files of a model hold multi-token modules."""
+    try:
+        return find_layout(_plain(directory).entries, read_config(directory)) is not None
+    except ModelError:  # a GGUF file, or weights that only transformers opens
+        return False
+
+
 class StoredModules(HeadNet):
     """Modules read from a target's files: they draft, and are not trained here.
 
@@ -169,8 +177,8 @@ def open_stored(directory: Path, target: Adapter) -> HeadModel:
 
 
 def _plain(directory: Path) -> TensorFiles:
-    from outpace.models.tensors import find_tensor_files
-
+    if directory.is_file():
+        raise ModelError(f"{directory} is a GGUF file; no modules are read from it.", "Use the safetensors files.")
     return TensorFiles(find_tensor_files(directory))
 
 
