@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from outpace.errors import ConfigError
 from outpace.heads.draft import HeadDrafter
-from outpace.heads.layer import Layer, Masked, Norm, Shape, Turns, Unrolled, shape_settings
+from outpace.heads.decoder import Layer, Masked, Norm, Shape, Turns, Unrolled, shape_settings
 from outpace.heads.medusa import slot_lesson
 from outpace.heads.model import HeadModel
 from outpace.heads.modules import Module, ModuleDrafter, Modules
