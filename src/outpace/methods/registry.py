@@ -73,6 +73,7 @@ _BUILT_IN = {  # below outpace.methods
     "p-eagle": "speculative.p_eagle:PEagle",
     "mtp": "speculative.mtp:Mtp",
     "fastmtp": "speculative.fast_mtp:FastMtp",
+    "l-mtp": "speculative.l_mtp:LMtp",
 }
 
 
