@@ -12,11 +12,14 @@ from torch import Tensor
 from outpace.cache import Counter
 from outpace.draft.reading import Drafter
 from outpace.errors import ConfigError
+from outpace.heads.leap import LeapNet
 from outpace.heads.model import HeadModel, new_head
 from outpace.heads.mtp import FastMtpNet, MtpNet
 from outpace.heads.net import Batch, load_kind
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.speculative.fast_mtp import FastMtp
+from outpace.methods.speculative.headed import Headed
+from outpace.methods.speculative.l_mtp import LMtp
 from outpace.methods.speculative.mtp import Mtp
 from outpace.models.spec import Rope, Spec
 from outpace.models.transformer import Transformer
@@ -108,13 +111,13 @@ class Plain:
         return self.head.head(out[0, -1])
 
 
-def begun(head: HeadModel, texts: list[list[int]]) -> tuple[Drafter, object]:
+def begun(head: HeadModel, texts: list[list[int]], kind: type[Headed] = Mtp) -> tuple[Drafter, object]:
     """Return the drafter after the prompts were read, and the run's view; nothing is drafted yet."""
-    run = make_run(Mtp(), target=head.target, models={"draft": head}, capacity=60)
+    run = make_run(kind(), target=head.target, models={"draft": head}, capacity=60)
     seen = {}
     inner = run.method.__class__.propose
 
-    class Watched(Mtp):
+    class Watched(kind):
         def propose(self, view, state):
             seen["it"] = (state.drafter, view)
             return inner(self, view, state)
@@ -289,8 +292,8 @@ def test_a_step_in_training_is_the_step_in_drafting() -> None:
                 torch.testing.assert_close(frozen.logits(found[0, place]), want)
 
 
-def test_one_that_must_be_right_is_always_accepted() -> None:
-    """A target whose next token follows from the last one alone: embeddings pass through, the matrix does the rest."""
+def periodic_target() -> Transformer:
+    """Return one whose next token follows from the last alone: embeddings pass through, the matrix does the rest."""
     spec = replace(SPEC, vocab_size=13, hidden_size=26)
     weights = make_weights(spec, torch.float64)
     weights.embed = torch.cat([torch.eye(13), torch.zeros(13, 13)], 1).double()
@@ -299,7 +302,11 @@ def test_one_that_must_be_right_is_always_accepted() -> None:
         layer.down.weight.zero_()
     step = torch.eye(13).double()[:, torch.arange(13).roll(5)]  # token i is followed by one place further round
     weights.head.weight = torch.cat([step, torch.zeros_like(step)], 1)
-    model = Transformer(spec, weights, pack=False)
+    return Transformer(spec, weights, pack=False)
+
+
+def test_one_that_must_be_right_is_always_accepted() -> None:
+    model = periodic_target()
     head = new_head("fastmtp", model)
     with torch.no_grad():
         part = head.net.layers[0]
@@ -324,3 +331,57 @@ def test_settings_out_of_range_are_told() -> None:
         FastMtpNet.made_for(16, 29, 2, modules=2)
     with pytest.raises(ConfigError, match="no setting 'width'"):
         MtpNet.made_for(16, 29, 2, width=2)
+
+
+# Heads that leap
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("leap", "depth"), [(2, 5), (3, 4), (1, 3)])
+def test_each_place_is_told_by_the_state_that_leaps_to_it(leap: int, depth: int) -> None:
+    model = target()
+    head = shaken(new_head("l-mtp", model, leap=leap, depth=depth))
+    assert len(head.net.heads) == -(-depth // leap)
+    drafter, view = begun(head, TEXTS, LMtp)
+    found = [drafter.texts(view, [depth] * 3)]
+    for step in range(depth - 1):
+        found.append(drafter.token(torch.zeros(3, dtype=torch.int64), torch.tensor(view.lengths) + step, [True] * 3))
+    for row, text in enumerate(view.texts):
+        states = last_states(model, text[:-1])[0]
+        for place in range(depth):
+            # A state at s tells s + 1 + m * leap: the latest known one that leaps to this place, m as small as can be.
+            wanted, last = len(text) + place, len(text) - 2
+            m, s = next((m, s) for s in range(last, last - leap, -1) for m in range(1, 9) if s + 1 + m * leap == wanted)
+            want = model.head(head.net.heads[m - 1](states[max(s, 0)]))
+            torch.testing.assert_close(found[place][row], want)
+
+
+@pytest.mark.parametrize("shape", [{}, {"budget": 9}, {"branches": (2, 2, 1)}, {"accept_rule": "rejection"}])
+def test_leaping_heads_leave_the_text_as_it_is(shape: dict) -> None:
+    model = ToyModel()
+    head = new_head("l-mtp", model)
+    plain = [row.written for row in write(Autoregressive(), target=model)]
+    assert [row.written for row in write(LMtp(**shape), target=model, models={"draft": head})] == plain
+
+
+def test_leaping_heads_learn_a_periodic_text_and_save_forwards() -> None:
+    model = periodic_target()
+    torch.manual_seed(0)
+    net = LeapNet(LeapNet.made_for(26, 13, 2, depth=4))
+    text = [(5 * i) % 13 for i in range(60)]
+    tokens, states = torch.tensor([text]), last_states(model, text).float()
+    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), states, states, FrozenTarget(model))
+    optimiser = torch.optim.AdamW(net.parameters(), lr=0.05)
+    first = net.loss(batch).loss.item()
+    for _ in range(60):
+        optimiser.zero_grad()
+        net.loss(batch).loss.backward()
+        optimiser.step()
+    assert net.loss(batch).loss.item() < first / 5
+    run = make_run(LMtp(), target=model, models={"draft": HeadModel(net, model)}, capacity=60)
+    run.join(make_rows([text[:8]], max_tokens=40))
+    steps = 0
+    while run.rows:
+        run.step()
+        steps += 1
+    assert steps <= 15

@@ -1,4 +1,4 @@
-"""How much of a drafted tree is worth its scoring: by what its drafter thinks of every node, and by what it kept so far.
+"""How much of a drafted tree is worth its scoring: by what its drafter thinks of every node, and by what was kept.
 
 Source: Wang et al. (2024), OPT-Tree, arXiv 2406.17276: the sum of the nodes' probabilities is the expected number of
 accepted drafts; Chen et al. (2024), Sequoia, arXiv 2402.12374, section 3.3: its size follows what a forward costs.

@@ -120,20 +120,33 @@ class SlotDrafter(HeadDrafter):
 
     def texts(self, view: View, reach: Sequence[int]) -> Tensor:
         """Make the laws of all places, and return the first, [B, K]."""
+        last = torch.tensor([text[-1] for text in view.texts], device=self.device)
+        self.made = self.make(view, reach, last)
+        self.cache.counter.add(len(last), 0)
+        self.chain = last.unsqueeze(1)
+        depth = torch.zeros(len(last), 1, dtype=torch.int64, device=self.device)
+        return self.laws(depth, self.chain.unsqueeze(1))[:, 0]
+
+    def make(self, view: View, reach: Sequence[int], last: Tensor) -> Tensor:
+        """Return what the network makes of the texts, whose last tokens are `last` [B]; see `Slots.slots`."""
+        return self._net.slots(self.adapter, self.states(view, reach), last)
+
+    def states(self, view: View, reach: Sequence[int]) -> Tensor:
+        """Return the states of the token before the last one, [B, F]; zeros in rows that draft nothing."""
+        del view
         width = self.adapter.net.config.states_size
         none = torch.zeros(1, width, dtype=self.adapter.dtype, device=self.device)
-        held = [held if ahead else none for held, ahead in zip(self.features.held, reach, strict=True)]
-        last = torch.tensor([text[-1] for text in view.texts], device=self.device)
-        self.made = self._net.slots(self.adapter, torch.cat(held), last)
-        self.cache.counter.add(len(held), 0)
-        self.chain = last.unsqueeze(1)
-        depth = torch.zeros(len(held), 1, dtype=torch.int64, device=self.device)
-        return self._net.after(self.adapter, self.made, depth, self.chain.unsqueeze(1))[:, 0]
+        return torch.cat([held if ahead else none for held, ahead in zip(self.features.held, reach, strict=True)])
+
+    def laws(self, depth: Tensor, path: Tensor) -> Tensor:
+        """Return the logits after some paths, [B, N, K]; see `Slots.after`."""
+        assert self.made is not None  # texts came first
+        return self._net.after(self.adapter, self.made, depth, path)
 
     def nodes(self, tree: TokenTree, nodes: Tensor, is_real: Tensor) -> Tensor:
         """Return the laws after some nodes of a tree, [B, F, K]; no forward is run."""
         del is_real
-        assert self.made is not None and self.chain is not None  # texts came first
+        assert self.chain is not None  # texts came first
         sees = ancestors(tree.parent).gather(1, nodes.unsqueeze(-1).expand(-1, -1, tree.parent.shape[1]))
         depth = sees.sum(-1)
         # Ancestors stand in order of depth, so that a path is what is left when the others are taken out.
@@ -142,15 +155,15 @@ class SlotDrafter(HeadDrafter):
         tokens = tokens.masked_fill(torch.arange(tokens.shape[-1], device=tokens.device) >= depth.unsqueeze(-1), -1)
         first = self.chain[:, :1].unsqueeze(1).expand(-1, nodes.shape[1], -1)
         path = torch.cat([first, tokens], -1)
-        return self._net.after(self.adapter, self.made, self._within(depth), path)
+        return self.laws(self._within(depth), path)
 
     def token(self, token: Tensor, place: Tensor, running: Sequence[bool]) -> Tensor:
         """Lengthen the chains by a token each, and return the laws after it, [B, K]."""
         del place, running
-        assert self.made is not None and self.chain is not None  # texts came first
+        assert self.chain is not None  # texts came first
         self.chain = torch.cat([self.chain, token.unsqueeze(1)], 1)
         depth = torch.full_like(self.chain[:, :1], self.chain.shape[1] - 1)
-        return self._net.after(self.adapter, self.made, self._within(depth), self.chain.unsqueeze(1))[:, 0]
+        return self.laws(self._within(depth), self.chain.unsqueeze(1))[:, 0]
 
     def _within(self, depth: Tensor) -> Tensor:
         return depth.clamp(max=self.adapter.net.config.depth - 1)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outpace.errors import ConfigError
-from outpace.heads.draft import HeadDrafter
 from outpace.heads.decoder import Layer, Masked, Norm, Shape, Turns, Unrolled, shape_settings
-from outpace.heads.medusa import slot_lesson
+from outpace.heads.draft import HeadDrafter
 from outpace.heads.model import HeadModel
 from outpace.heads.modules import Module, ModuleDrafter, Modules
 from outpace.heads.net import Batch, HeadConfig, HeadNet, Lesson, shifted
+from outpace.heads.slots import slot_lesson
 from outpace.models.spec import Spec
 from outpace.models.transformer import Transformer
 from outpace.models.weights import LayerWeights, Matrix, Weights

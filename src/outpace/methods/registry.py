@@ -66,7 +66,7 @@ _BUILT_IN = {  # below outpace.methods
     "freedave": "diffusion.freedave:FreeDave",
     "ssd": "diffusion.ssd:SSD",
     "block-draft": "speculative.block_draft:BlockDraft",
-    "head": "speculative.head:Head",
+    "trained-drafter": "speculative.trained_drafter:TrainedDrafter",
     "medusa": "speculative.medusa:Medusa",
     "eagle": "speculative.eagle:Eagle",
     "eagle3": "speculative.eagle3:Eagle3",
@@ -74,6 +74,10 @@ _BUILT_IN = {  # below outpace.methods
     "mtp": "speculative.mtp:Mtp",
     "fastmtp": "speculative.fast_mtp:FastMtp",
     "l-mtp": "speculative.l_mtp:LMtp",
+    "hydra": "speculative.hydra:Hydra",
+    "koala": "speculative.koala:Koala",
+    "amphista": "speculative.amphista:Amphista",
+    "chimera": "speculative.chimera:Chimera",
 }
 
 

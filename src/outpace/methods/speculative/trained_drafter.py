@@ -24,13 +24,13 @@ from outpace.schedule.tune import claim_curve, likely_curve, pass_share
 from outpace.setting import setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
 
-__all__ = ["Head", "HeadState"]
+__all__ = ["TrainedDrafter", "TrainedState"]
 
 _MOST = 32  # nodes, where the cost curve decides
 
 
 @dataclass
-class HeadState:
+class TrainedState:
     """The drafter, what its hopes were worth per row, and per row its chances of the nodes that it proposed last.
 
     Attributes:
@@ -48,7 +48,7 @@ class HeadState:
 
 
 @dataclass(frozen=True)
-class Head(Method):
+class TrainedDrafter(Method):
     """A trained drafter with the tree that pays. `Request.memory` may be a `CostCurve`.
 
     Attributes:
@@ -66,7 +66,7 @@ class Head(Method):
     min_gain: float = setting(0.0, least=0, note="0 = by the drafter's size")
     spread: float = setting(0.8, above=0)
 
-    name: ClassVar[str] = "head"
+    name: ClassVar[str] = "trained-drafter"
     family: ClassVar[str] = "trained drafters"
     summary: ClassVar[str] = "The trained drafter known for the target drafts; the tree is as large as pays."
     is_sized: ClassVar[bool] = True
@@ -74,16 +74,16 @@ class Head(Method):
     @property
     def needs(self) -> Needs:
         """A causal target that scores trees, and a drafter of any kind."""
-        return Needs(has_tree=True, has_rollback=True, width=self.budget or _MOST, models=("draft",))
+        return Needs(has_tree=True, has_rollback=True, width=self.budget or _MOST, models=("draft",), takes_heads=True)
 
-    def start(self, context: Context) -> HeadState:
+    def start(self, context: Context) -> TrainedState:
         """Return the drafter of the joining rows."""
         drafter, count = Drafter.begin(context), len(context.texts)
         curve = claim_curve(context, self.name) or likely_curve(context.target)
         gain = self.min_gain or pass_share(drafter.adapter, context.target)
-        return HeadState(drafter, [Trust()] * count, [[]] * count, curve, gain)
+        return TrainedState(drafter, [Trust()] * count, [[]] * count, curve, gain)
 
-    def propose(self, view: View, state: HeadState) -> Proposal:
+    def propose(self, view: View, state: TrainedState) -> Proposal:
         """Draft the best tree, and leave out what does not pay."""
         reach = state.drafter.reach(view, self.max_depth)
         state.hopes = [[]] * len(reach)
@@ -95,7 +95,7 @@ class Head(Method):
         tree, state.hopes = paying(tree, trust, state.curve.seconds_for_all, view.beside)
         return tree.proposal(self.name)
 
-    def observe(self, outcome: Outcome, view: View, state: HeadState) -> HeadState:
+    def observe(self, outcome: Outcome, view: View, state: TrainedState) -> TrainedState:
         """Let the drafter read what the target's forward told, and compare what was hoped with what was kept."""
         state.drafter.observe(outcome, view)
         proposal = outcome.proposal
