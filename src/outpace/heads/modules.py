@@ -119,7 +119,7 @@ class ModuleDrafter(HeadDrafter):
         )
 
     def texts(self, view: View, reach: Sequence[int]) -> Tensor:
-        """Let every module read what the text brought, and return the logits after it, [B, V]."""
+        """Let every module read what the text brought, and return the logits after it, [B, K]."""
         modules, whole = _modules(self.adapter), list(self.features.whole)
         for k in range(len(modules.parts)):
             self._cache(k).truncate([max(0, n - k) for n in whole])
@@ -156,7 +156,7 @@ class ModuleDrafter(HeadDrafter):
         return [torch.cat(parts) for parts in found]
 
     def token(self, token: Tensor, place: Tensor, running: Sequence[bool]) -> Tensor:
-        """Lengthen the chain of each running row by a token [B]; return the logits after it, [B, V]."""
+        """Lengthen the chain of each running row by a token [B]; return the logits after it, [B, K]."""
         del place
         assert self.tip is not None  # texts came first
         self.step += 1
@@ -170,7 +170,7 @@ class ModuleDrafter(HeadDrafter):
         return self._logits(k, self.tip)
 
     def nodes(self, tree: TokenTree, nodes: Tensor, is_real: Tensor) -> Tensor:
-        """Return the logits after some nodes of a tree, [B, F, V]; what was asked before in this step is not again."""
+        """Return the logits after some nodes of a tree, [B, F, K]; what was asked before in this step is not again."""
         sees = ancestors(tree.parent)
         depth, width = sees.sum(-1), sees.shape[2]
         is_needed = (sees.gather(1, nodes.unsqueeze(-1).expand(-1, -1, width)) & is_real.unsqueeze(-1)).any(1)
@@ -243,9 +243,11 @@ class ModuleDrafter(HeadDrafter):
         return last
 
     def _logits(self, k: int, states: Tensor) -> Tensor:
-        """Return a module's logits [..., V] of its states [..., hidden]."""
-        head = _modules(self.adapter).parts[k].head
-        return self.adapter.head(states) if head is None else head(states)
+        """Return a module's logits [..., K] of its states [..., hidden], of tokens that can be drafted."""
+        head, ids = _modules(self.adapter).parts[k].head, self.adapter.ids
+        if head is None:
+            return self.adapter.logits(states)
+        return head(states) if ids is None else head(states)[..., ids]
 
     def _cache(self, k: int) -> Cache:
         return self.later[k] if k else self.cache

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outpace.errors import ConfigError
-from outpace.heads.draft import HeadDrafter
 from outpace.heads.decoder import Layer, Masked, Norm, Shape, Turns, Unrolled, shape_settings
-from outpace.heads.medusa import slot_lesson
+from outpace.heads.draft import HeadDrafter
 from outpace.heads.model import HeadModel
 from outpace.heads.modules import Module, ModuleDrafter, Modules
 from outpace.heads.net import Batch, HeadConfig, HeadNet, Lesson, shifted
+from outpace.heads.slots import slot_lesson
 from outpace.models.spec import Spec
 from outpace.models.transformer import Transformer
 from outpace.models.weights import LayerWeights, Matrix, Weights
@@ -95,8 +95,9 @@ class MtpNet(HeadNet):
             part: Part = self.layers[step % len(self.layers)]  # type: ignore[assignment]
             states = F.pad(states, (0, 0, 1, 0))[:, :size] if step else states
             unrolled.advance()
-            sight = unrolled if len(self.layers) == 1 else Masked(position, causal)
-            # The first pair of a text is that of place s at step s, where modules take turns.
+            # The first pair of a text is that of place s at step s, where modules take turns: nothing lies before it.
+            is_pair = (position[0] >= step) | torch.eye(size, dtype=torch.bool, device=device)
+            sight = unrolled if len(self.layers) == 1 else Masked(position, causal & is_pair)
             is_first = position - step if len(self.layers) > 1 else position + step
             pair = Modules.inputs(own, _shell(part), embedded, states, is_first)
             states = part.post_norm(part.mtp_block(pair, self.turns, turns, sight))
