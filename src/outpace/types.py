@@ -384,6 +384,9 @@ class Proposal:
         visible: [B, W, W] bool; None = ancestors and self (causal) or what the model's own attention shows (a canvas).
         ask: [B, A] int64 nodes whose logits are wanted, -1 = the root; None = the root, if any, and every node.
         inputs: [B, W, hidden] soft embeddings of the nodes; None = embed the tokens.
+        is_soft: [B, W] bool, the nodes whose `inputs` count, the others' tokens are embedded; None = all.
+        drafts: per row, how many of the first nodes are drafts; the others only make the forward tell more, and are
+            never written. None = all.
         is_whole: the window is all that is forwarded, as on a canvas: no token is pending, and there is no root.
         law: None = deterministic drafts, or `Sampled`.
         origin: who drafted, for traces: one name, or one per row.
@@ -402,6 +405,8 @@ class Proposal:
     note: str = ""
     ask: Tensor | None = None
     inputs: Tensor | None = None
+    is_soft: Tensor | None = None
+    drafts: list[int] | None = None
     is_whole: bool = False
 
 

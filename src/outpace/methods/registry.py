@@ -67,6 +67,8 @@ _BUILT_IN = {  # below outpace.methods
     "ssd": "diffusion.ssd:SSD",
     "block-draft": "speculative.block_draft:BlockDraft",
     "medusa": "speculative.medusa:Medusa",
+    "ppd": "speculative.ppd:Ppd",
+    "bita": "speculative.bita:Bita",
 }
 
 
