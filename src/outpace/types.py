@@ -332,6 +332,14 @@ class Adapter(ABC):
         del context
         return None
 
+    def beside(self, target: Adapter) -> Adapter:
+        """Return the target as it is run where this model drafts for it; its text stays what it was.
+
+        Raises:
+            CapabilityError: this model needs another kind of target.
+        """
+        return target
+
     def trim_head(self, ids: Tensor) -> Adapter | None:
         """Return this model with logits [B, A, K] of some tokens [K] only; None where that would save nothing."""
         del ids

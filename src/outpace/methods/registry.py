@@ -69,6 +69,9 @@ _BUILT_IN = {  # below outpace.methods
     "medusa": "speculative.medusa:Medusa",
     "ppd": "speculative.ppd:Ppd",
     "bita": "speculative.bita:Bita",
+    "space": "speculative.space:Space",
+    "gated-lora": "speculative.gated_lora:GatedLora",
+    "lud": "speculative.lud:Lud",
 }
 
 

@@ -79,8 +79,9 @@ class Run:
         pages: Pages | None = None,
         on_leave: Callable[[Row, Cache, int], None] | None = None,
     ) -> None:
-        self.target, self.method, self.settings = target, method, settings
         self.capacity, self.models, self.memory = capacity, dict(models or {}), memory
+        self.target = functools.reduce(lambda one, model: model.beside(one), self.models.values(), target)
+        self.method, self.settings = method, settings
         self.record, self.chunk, self.width, self.device = tuple(record), chunk, width, torch.device(device)
         self.num_top, self.on_leave = num_top, on_leave
         self.tokenizers, self.watch, self.pages = dict(tokenizers or {}), watch, pages
