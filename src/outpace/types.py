@@ -243,6 +243,7 @@ class Adapter(ABC):
         tokenizer: what turns text into its tokens, where it carries one.
         start_token: of an encoder-decoder, the first decoder token, which the model never writes.
         shape: the sizes of the model as one text, by which measured costs are kept; "" = its capabilities tell.
+        mask_token: what stands for a token to be guessed, in a causal model that drafts several in one forward.
         reads: what it reads of the target beside which it stands, where it is a trained drafter.
         layer_weights, head_weights: numbers that a token is multiplied by in all layers and in the output matrix;
             0 = not known. Drafters are compared with targets by them.
@@ -258,6 +259,7 @@ class Adapter(ABC):
     tokenizer: Tokenizer | None = None
     start_token: int | None = None
     shape: str = ""
+    mask_token: int | None = None
     reads: Outputs = NO_OUTPUTS
     layer_weights: int = 0
     head_weights: int = 0

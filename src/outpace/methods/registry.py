@@ -72,6 +72,7 @@ _BUILT_IN = {  # below outpace.methods
     "space": "speculative.space:Space",
     "gated-lora": "speculative.gated_lora:GatedLora",
     "lud": "speculative.lud:Lud",
+    "pard": "speculative.pard:Pard",
 }
 
 

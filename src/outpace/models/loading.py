@@ -107,6 +107,7 @@ def load_model(
             failed = shelf.put(weights, notes)
             model.notes += [failed] if failed else []
     model.notes += [*loading_notes(directory, config, dtype, kind), *notes]
+    model.mask_token = _mask_token(config)
     kinds = files.quantised_kinds()
     model.is_quantised = bool(kinds)
     if dtype == "auto" and model.path != "compiled" and kinds:
@@ -116,6 +117,12 @@ def load_model(
             "dtype float32 rounds none."
         )
     return model
+
+
+def _mask_token(config: Mapping[str, Any]) -> int | None:
+    """Return the mask of a causal model that drafts in parallel, None for others; a model without any is no error."""
+    named = config.get("pard_token")
+    return named if isinstance(named, int) and not isinstance(named, bool) else None
 
 
 def _sources(directory: Path, files: TensorFiles, adapter: str | os.PathLike[str] | None) -> set[Path]:

@@ -275,8 +275,10 @@ _KEYS = {
 }
 
 
-def hf_config(shape: LlamaShape, *, eos_id: int, mask_id: int) -> dict[str, Any]:
+def hf_config(shape: LlamaShape, *, eos_id: int, mask_id: int, is_parallel: bool = False) -> dict[str, Any]:
     """The `config.json` of a network of this shape, in the layout of Hugging Face.
+
+    A causal network that drafts in parallel names its mask as PARD's files do.
 
     A full-attention network gets our own `model_type`, because no class of transformers computes it.
     """
@@ -306,6 +308,8 @@ def hf_config(shape: LlamaShape, *, eos_id: int, mask_id: int) -> dict[str, Any]
             "logits_shift": shape.shifted,
             "use_cache": False,
         }
+    if is_parallel:
+        config["pard_token"] = mask_id
     if shape.block:
         config["block_length"] = shape.block
     return config

@@ -28,6 +28,7 @@ from .objectives import (
     whole_canvas,
 )
 from .objectives_block import block_canvas
+from .objectives_parallel import parallel_canvas
 from .recipes import RECIPES, TRANSLATIONS, Recipe, TranslationRecipe
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
@@ -58,6 +59,7 @@ class Trainer(Loop):
             "masked": masked_loss,
             "block": masked_loss,
             "distilled": distilled_loss,
+            "parallel": masked_loss,
         }
         loss = functions[self.recipe.objective]
         self._loss = torch.compile(loss, dynamic=False) if self.compiled else loss
@@ -76,7 +78,7 @@ class Trainer(Loop):
         ]
         return Export(
             weights=self.network.state_dict(),
-            config=hf_config(recipe.shape, eos_id=EOS_ID, mask_id=MASK_ID),
+            config=hf_config(recipe.shape, eos_id=EOS_ID, mask_id=MASK_ID, is_parallel=recipe.objective == "parallel"),
             generation={"bos_token_id": EOS_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID},
             context=recipe.shape.context,
             seen=f"{self.step * self.tokens_per_step:,} tokens",
@@ -114,6 +116,8 @@ class Trainer(Loop):
             return canvas._replace(pieces=annealed(length, share, self.step, self.seed, self.device))
         if recipe.objective == "block":
             return block_canvas(tokens, shape.block, self.step, self.seed, recipe.complementary)
+        if recipe.objective == "parallel":
+            return parallel_canvas(tokens, recipe.levels, recipe.kept, self.step, self.seed)
         return (tokens,) if self.teacher is None else (tokens, self.teacher)
 
 
