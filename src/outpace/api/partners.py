@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from outpace import kernels
 from outpace.errors import ConfigError
 from outpace.heads.files import is_head, open_head
+from outpace.heads.find import find_head
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
 from outpace.models.graphs import make_graphs
@@ -106,4 +107,8 @@ class Partners:
 
     def _name(self, method: Method, role: str) -> str:
         name = str(getattr(method, role))
-        return drafter_of(self._lm.name) if name == "auto" else name
+        if name != "auto":
+            return name
+        if role == "draft" and method.needs.head:
+            return str(find_head(self._lm.name, method.needs.head))
+        return drafter_of(self._lm.name)

@@ -136,10 +136,10 @@ def json_list(given: str, what: str) -> list[Any]:
     return items
 
 
-def json_values(given: Iterable[str]) -> dict[str, Any]:
-    """Read `KEY=VALUE` pairs of --chat-variable; a value that is JSON (false, 3, "x") is taken as such."""
+def json_values(given: Iterable[str], what: str = "chat variable") -> dict[str, Any]:
+    """Read `KEY=VALUE` pairs; a value that is JSON (false, 3, "x") is taken as such."""
     pairs: dict[str, Any] = {}
-    for key, text in options(given, "chat variable").items():
+    for key, text in options(given, what).items():
         try:
             pairs[key] = json.loads(text)
         except ValueError:

@@ -212,7 +212,7 @@ class HeadNet(nn.Module, ABC):
         return sum(weight.numel() * weight.element_size() for weight in self.parameters())
 
 
-_LATER = ("net", "draft", "model", "files")
+_LATER = ("net", "draft", "model", "files", "find")
 
 
 def kinds() -> dict[str, type[HeadNet]]:

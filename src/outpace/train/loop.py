@@ -29,13 +29,12 @@ EXIT_INTERRUPTED = 130
 
 
 @dataclass(slots=True, kw_only=True)
-class Loop:
-    """Everything that changes while one model trains; a subclass says what a step's loss is and what is exported.
+class Steps:
+    """Everything that changes while one network trains; a subclass says what a step's loss is and what is exported.
 
     Attributes:
         recipe: The settings.
         network: The model, in float32.
-        tokenizer: Exported with the weights.
         device: Where it runs.
         seed: Seed of weights, data order and masks.
         steps: Steps of the whole run.
@@ -46,7 +45,6 @@ class Loop:
 
     recipe: AnyRecipe
     network: nn.Module
-    tokenizer: Tokenizer
     device: torch.device
     seed: int
     steps: int
@@ -54,19 +52,24 @@ class Loop:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     optimisers: list[torch.optim.Optimizer] = field(init=False)
+    peaks: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
         """Build the optimisers."""
         self.network.to(self.device)
-        self.optimisers = _optimisers(self.network, self.recipe)
+        self.optimisers, self.peaks = _optimisers(self.network, self.recipe)
 
     def loss(self) -> Tensor:
         """Return the loss of step `self.step`, in nats per token; a pure function of weights, step and seed."""
         raise NotImplementedError
 
-    def described(self) -> Export:
-        """Return the model as it is now, as its files tell it."""
+    def keep(self, out: Path) -> None:
+        """Write a checkpoint, and the model as it is now."""
         raise NotImplementedError
+
+    def is_over(self) -> str:
+        """Return why the run ends before its last step, "" while it does not."""
+        return ""
 
     @property
     def tokens_per_step(self) -> int:
@@ -99,15 +102,9 @@ class Loop:
     def _set_rates(self) -> None:
         # A linear ramp, then a straight line to zero, which for short runs ends lower than a cosine.
         factor = min((self.step + 1) / self.recipe.warmup, max(1 - self.step / self.steps, 0.01))
-        peaks = (self.recipe.matrix_rate, self.recipe.other_rate)
-        for optimiser, peak in zip(self.optimisers, peaks, strict=True):
+        for optimiser, peak in zip(self.optimisers, self.peaks, strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = peak * factor
-
-    def keep(self, out: Path) -> None:
-        """Write a checkpoint, and the model as a Hugging Face directory with a card."""
-        checkpoint.save(self.state(), out / "checkpoint.pt")
-        write_model(self, self.described(), out)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -140,20 +137,49 @@ class Loop:
         self.step, self.losses, self.seconds = state["step"], list(state["losses"]), state["seconds"]
 
 
-def _optimisers(network: nn.Module, recipe: AnyRecipe) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices (Jordan et al., 2024), AdamW for embeddings, norms and biases."""
+@dataclass(slots=True, kw_only=True)
+class Loop(Steps):
+    """A model of the zoo while it trains.
+
+    Attributes:
+        tokenizer: Exported with the weights.
+    """
+
+    tokenizer: Tokenizer
+
+    def described(self) -> Export:
+        """Return the model as it is now, as its files tell it."""
+        raise NotImplementedError
+
+    def keep(self, out: Path) -> None:
+        """Write a checkpoint, and the model as a Hugging Face directory with a card."""
+        checkpoint.save(self.state(), out / "checkpoint.pt")
+        write_model(self, self.described(), out)
+
+
+_TABLE = 8  # times as many rows as columns, or the other way round: a table of tokens, whatever its name
+
+
+def _optimisers(network: nn.Module, recipe: AnyRecipe) -> tuple[list[torch.optim.Optimizer], list[float]]:
+    """Muon for the layers' matrices (Jordan et al., 2024), AdamW for embeddings, norms and biases; and their rates."""
     # Muon makes an update's directions equally strong, which fits maps from vectors to vectors. Rows of a table of
     # tokens are vectors of their own, touched when their token comes up.
-    named = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
-    tables = ("embed", "shared")
-    matrices = [weight for name, weight in named if weight.ndim == 2 and not any(part in name for part in tables)]
-    others = [weight for name, weight in named if weight.ndim != 2 or any(part in name for part in tables)]
-    return [
-        torch.optim.Muon(
-            matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    ]
+    matrices, others = [], []
+    for name, weight in network.named_parameters():
+        if weight.requires_grad:
+            (matrices if _is_matrix(name, weight) else others).append(weight)
+    found: list[torch.optim.Optimizer] = []
+    if matrices:
+        rate, decay = recipe.matrix_rate, recipe.weight_decay
+        found.append(torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    if others:
+        found.append(torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
+    return found, [recipe.matrix_rate] * bool(matrices) + [recipe.other_rate] * bool(others)
+
+
+def _is_matrix(name: str, weight: Tensor) -> bool:
+    is_named = any(part in name for part in ("embed", "shared"))
+    return weight.ndim == 2 and not is_named and max(weight.shape) < _TABLE * min(weight.shape)
 
 
 def inherited(recipe: AnyRecipe, out: Path, make: Callable[[], Tokenizer]) -> tuple[Tokenizer, Path | None]:
@@ -172,7 +198,7 @@ def inherited(recipe: AnyRecipe, out: Path, make: Callable[[], Tokenizer]) -> tu
     return load_tokenizer(parent), parent
 
 
-def run_loop(loop: Loop, out: Path, *, resume: bool) -> int:
+def run_loop(loop: Steps, out: Path, *, resume: bool) -> int:
     """Do the steps that are left, keeping checkpoints in `out`.
 
     Returns:
@@ -187,8 +213,9 @@ def run_loop(loop: Loop, out: Path, *, resume: bool) -> int:
     parameters = sum(weight.numel() for weight in loop.network.parameters() if weight.requires_grad)
     log.info("%s: %d parameters, %d steps on %s", loop.recipe.name, parameters, loop.steps, loop.device)
     # A stop is asked for at any moment and obeyed between two steps, where the state is whole.
+    reason = ""
     with interruptible(signal.SIGINT, signal.SIGTERM, is_patient=True) as is_stopping, _progress(loop) as show:
-        while loop.step < loop.steps:
+        while loop.step < loop.steps and not (reason := loop.is_over()):
             show(loop.advance())
             if is_stopping():
                 loop.keep(out)
@@ -196,6 +223,8 @@ def run_loop(loop: Loop, out: Path, *, resume: bool) -> int:
                 return EXIT_INTERRUPTED
             if loop.step % loop.recipe.checkpoint_every == 0:
                 loop.keep(out)
+        if loop.step < loop.steps:
+            log.info("ended at step %d: %s", loop.step, reason)
     loop.keep(out)
     return 0
 
@@ -219,7 +248,7 @@ def logging_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(loop: Loop) -> Iterator[Callable[[float], None]]:
+def _progress(loop: Steps) -> Iterator[Callable[[float], None]]:
     """A bar on a terminal, a log line every 20 steps everywhere."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
