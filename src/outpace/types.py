@@ -244,6 +244,7 @@ class Adapter(ABC):
         start_token: of an encoder-decoder, the first decoder token, which the model never writes.
         shape: the sizes of the model as one text, by which measured costs are kept; "" = its capabilities tell.
         mask_token: what stands for a token to be guessed, in a causal model that drafts several in one forward.
+        exits: layers after which it was trained to say the next token, as well as after all.
         reads: what it reads of the target beside which it stands, where it is a trained drafter.
         layer_weights, head_weights: numbers that a token is multiplied by in all layers and in the output matrix;
             0 = not known. Drafters are compared with targets by them.
@@ -260,6 +261,7 @@ class Adapter(ABC):
     start_token: int | None = None
     shape: str = ""
     mask_token: int | None = None
+    exits: tuple[int, ...] = ()
     reads: Outputs = NO_OUTPUTS
     layer_weights: int = 0
     head_weights: int = 0

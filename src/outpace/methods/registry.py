@@ -73,6 +73,7 @@ _BUILT_IN = {  # below outpace.methods
     "gated-lora": "speculative.gated_lora:GatedLora",
     "lud": "speculative.lud:Lud",
     "pard": "speculative.pard:Pard",
+    "s2d": "speculative.s2d:SortedDraft",
 }
 
 
