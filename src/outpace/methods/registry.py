@@ -83,6 +83,13 @@ _BUILT_IN = {  # below outpace.methods
     "koala": "speculative.koala:Koala",
     "amphista": "speculative.amphista:Amphista",
     "chimera": "speculative.chimera:Chimera",
+    "ppd": "speculative.ppd:Ppd",
+    "bita": "speculative.bita:Bita",
+    "space": "speculative.space:Space",
+    "gated-lora": "speculative.gated_lora:GatedLora",
+    "lud": "speculative.lud:Lud",
+    "pard": "speculative.pard:Pard",
+    "s2d": "speculative.s2d:SortedDraft",
 }
 
 

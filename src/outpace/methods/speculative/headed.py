@@ -14,7 +14,7 @@ from outpace.methods.base import nothing
 from outpace.methods.speculative.drafted import Paced, RuledDraft
 from outpace.schedule.tree_size import RankTree
 from outpace.setting import setting
-from outpace.types import Context, Needs, Outcome, Proposal, View
+from outpace.types import Adapter, Context, Needs, Outcome, Proposal, View
 
 __all__ = ["Headed", "HeadedTree"]
 
@@ -88,11 +88,19 @@ class Headed(RuledDraft):
         Raises:
             ConfigError: the model is of another kind.
         """
-        kind = getattr(context.models["draft"], "kind", "")
+        self.check_kind(context.models["draft"])
+        return Drafter.begin(context)
+
+    def check_kind(self, model: Adapter) -> None:
+        """Refuse a model of another kind.
+
+        Raises:
+            ConfigError: it is.
+        """
+        kind = getattr(model, "kind", "")
         if kind != self.kind:
             what = f"of the kind {kind!r}" if kind else "a model, not a trained drafter"
             raise ConfigError(f"The drafter is {what}; {self.name} needs {self.kind!r}.", "Name another with draft=...")
-        return Drafter.begin(context)
 
     def propose(self, view: View, state: Paced) -> Proposal:
         """Draft; a tree has the depth of its shape."""
