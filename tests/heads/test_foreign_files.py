@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from outpace.api import drafter_check
-from outpace.api.drafter_check import check_drafter
+from outpace.api.drafter_check import check_drafter, export_drafter
 from outpace.api.engine import LanguageModel
 from outpace.errors import ModelError, OutpaceError
 from outpace.heads.files import save_head
@@ -228,15 +228,6 @@ def test_a_part_of_the_vocabulary_in_any_order(tmp_path: Path) -> None:
 
 
 BODY = {"heads": 2, "head_dim": 8, "adds_state": False, "has_last": False, "taps": (2, 4, 5), "mask_id": 11}
-PARTS = {
-    "path.markov_": "markov_head.markov_",
-    "path.confidence_head": "confidence_head",
-    "path.prefix_gru": "prefix_gru",
-    "path.embed_proj": "embed_proj",
-    "path.predecessor_codebook.weight": "candidate_selector.predecessor_codebook",
-    "path.successor_codebook": "candidate_selector.successor_codebook",
-    "path.hidden_projection": "candidate_selector.hidden_projection",
-}
 # Kind: settings, architecture, and what its file says beside the body.
 DFLASH: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "DFlash (z-lab)": ("dflash", {"anchor_drafts": False}, "DFlashDraftModel", {"block_size": 4}),
@@ -247,7 +238,7 @@ DFLASH: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
         "DFlashDraftModel",
         {"block_size": 3, "is_causal": True, "draft_shift": True},
     ),
-    "DSpark (DeepSpec)": ("dspark", {"rank": 8, "markov_table": True}, "Qwen3DSparkModel", {"block_size": 3}),
+    "DSpark (DeepSpec)": ("dspark", {"rank": 8, "has_table": True}, "Qwen3DSparkModel", {"block_size": 3}),
     "Domino (z-lab)": (
         "domino",
         {"rank": 8, "gru_size": 8, "pure": 1},
@@ -256,18 +247,19 @@ DFLASH: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     ),
     "DFlash2 (z-lab)": (
         "dflash2",
-        {"rank": 8, "markov_table": True, "conv_group": 4, "anchor_drafts": False},
+        {"rank": 8, "has_table": True, "conv_group": 4, "anchor_drafts": False},
         "DFlash2DraftModel",
         {"block_size": 4, "selector_top_k": 16, "conv_kernel_size": 2, "conv_group_size": 4},
     ),
 }
 
 
+CODEBOOK = "candidate_selector.predecessor_codebook"
+
+
 def z_lab(model: HeadModel, architecture: str, said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A drafter as z-lab lays it: layers are numbered by what they leave."""
-    state = dict(model.net.state_dict())
-    for ours, theirs in PARTS.items():
-        state = names(state, ours, theirs)
+    state = names(model.net.state_dict(), f"{CODEBOOK}.weight", CODEBOOK)
     table = {"mask_token_id": 11, "target_layer_ids": [1, 3, 4]}
     table |= {key: value for key, value in said.items() if key != "block_size" and key != "is_causal"}
     top = {key: value for key, value in said.items() if key in ("block_size", "is_causal")}
@@ -307,3 +299,147 @@ def test_a_mask_with_a_vector_of_its_own(tmp_path: Path) -> None:
     verdict = check_drafter(LanguageModel(target), path)
     assert verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
 
+
+
+def test_hydra_reads_its_pickled_file(tmp_path: Path) -> None:
+    target = Obliging()
+    model, expected = drafter("hydra", target, depth=3, blocks=2, own_output=True)
+    config = {"hydra_num_heads": 3, "hydra_num_layers": 2, "hydra_head_arch": "mlp", "grounded_heads": True}
+    path = lay(tmp_path / "d", config, model.net.state_dict(), file="hydra_lm_head.pt")
+    verdict = check_drafter(LanguageModel(target), path)
+    assert verdict.kind == "hydra" and verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
+
+
+MTP = {"enorm": "token_layernorm", "hnorm": "hidden_layernorm", "eh_proj": "input_proj", "post_norm": "final_layernorm"}
+
+
+@pytest.mark.parametrize("is_state_first", [False, True])
+def test_a_module_that_speculators_cut_out(is_state_first: bool, tmp_path: Path) -> None:
+    target = Obliging()
+    settings = {"heads": 2, "head_dim": 8, "hidden_first": is_state_first}
+    model, expected = drafter("fastmtp", target, depth=3, **settings)
+    state = names(model.net.state_dict(), "layers.0.", "mtp_layers.0.")
+    for ours, theirs in MTP.items():
+        state = names(state, f"mtp_layers.0.{ours}", f"mtp_layers.0.{theirs}")
+    state = names(state, "mtp_layers.0.mtp_block.", "mtp_layers.0.")
+    shape = {"settings": {**model.net.config.settings, "own_layers": 1}}
+    layer = llama(model) if "eps" in model.net.config.settings else llama_of(model)
+    del shape
+    config = {"speculators_model_type": "mtp", "transformer_layer_config": layer | {"num_hidden_layers": LAYERS}}
+    verdict = check_drafter(LanguageModel(target), lay(tmp_path / "d", config, state))
+    assert verdict.kind == "fastmtp" and verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
+    assert verdict.chosen["order of embedding and state"] == ("state first" if is_state_first else "embedding first")
+
+
+def llama_of(model: HeadModel) -> dict[str, Any]:
+    """What a config.json says of the layers of a module."""
+    shape = model.net.shape  # type: ignore[union-attr]
+    return {
+        "model_type": "qwen3",
+        "hidden_size": HIDDEN,
+        "intermediate_size": shape.ffn,  # type: ignore[union-attr]
+        "num_attention_heads": shape.heads,  # type: ignore[union-attr]
+        "num_key_value_heads": shape.kv_heads,  # type: ignore[union-attr]
+        "head_dim": shape.head_dim,  # type: ignore[union-attr]
+        "vocab_size": VOCAB,
+        "rms_norm_eps": shape.eps,  # type: ignore[union-attr]
+    }
+
+
+GGUF_LAYER = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "input_layernorm": "attn_norm", "hidden_norm": "attn_norm_2", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+
+
+def write_gguf_drafter(path: Path, kind: str, model: HeadModel, state: Mapping[str, Tensor], said: dict[str, Any]) -> None:
+    """A drafter as llama.cpp's converter writes it, by the `gguf` package."""
+    gguf = pytest.importorskip("gguf")
+    shape, writer = llama(model), gguf.GGUFWriter(path, kind)
+    writer.add_block_count(shape["num_hidden_layers"])
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(shape["intermediate_size"])
+    writer.add_head_count(shape["num_attention_heads"])
+    writer.add_head_count_kv(shape["num_key_value_heads"])
+    writer.add_key_length(shape["head_dim"])
+    writer.add_layer_norm_rms_eps(shape["rms_norm_eps"])
+    writer.add_rope_freq_base(shape["rope_theta"])
+    for key, value in said.items():
+        name = key if "." in key else f"{kind}.{key}"
+        adds = {bool: writer.add_bool, int: writer.add_uint32, list: writer.add_array}
+        adds[type(value)](name, value)
+    outer = {"lm_head": "output", "norm": "output_norm", "embed_tokens": "token_embd"}
+    outer |= {"input_norm" if kind == "eagle3" else "hidden_norm": "enc.output_norm"}
+    for name, tensor in state.items():
+        stem, _, last = name.rpartition(".")
+        layer, _, part = stem.removeprefix("layers.").partition(".")
+        written = f"blk.{layer}.{GGUF_LAYER[part]}.{last}" if part in GGUF_LAYER else f"{outer.get(stem, stem)}.{last}"
+        rows = tensor.float()
+        if kind == "eagle3" and part in ("self_attn.q_proj", "self_attn.k_proj"):
+            rows = rows.view(-1, 2, shape["head_dim"] // 2, rows.shape[-1]).transpose(1, 2).reshape(rows.shape)
+        writer.add_tensor("d2t" if name == "d2t" else written, tensor.numpy() if name == "d2t" else rows.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_an_eagle3_file_of_llama_cpp(tmp_path: Path) -> None:
+    target = Obliging()
+    ids = torch.arange(1, VOCAB, 2)
+    config = new_head("eagle3", target, depth=5, heads=2, head_dim=8, norm_before_residual=True).net.config
+    model = scattered(HeadModel(load_kind("eagle3")(replace(config, draft_vocab=len(ids))), target, ids))
+    expected = teach(target, model)
+    said = {"target_layers": [2, 4, 5], "target_hidden_size": HIDDEN, "norm_before_residual": True}
+    write_gguf_drafter(tmp_path / "d.gguf", "eagle3", model, dict(model.net.state_dict()) | {"d2t": ids}, said)
+    verdict = check_drafter(LanguageModel(target), tmp_path / "d.gguf")
+    assert verdict.layout == "EAGLE-3 (GGUF)" and verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_dflash_file_of_llama_cpp(tmp_path: Path) -> None:
+    target = Obliging()
+    model, expected = drafter("dflash", target, depth=3, **BODY, anchor_drafts=False)
+    said = {"target_layers": [2, 4, 5], "block_size": 4, "tokenizer.ggml.mask_token_id": 11}
+    write_gguf_drafter(tmp_path / "d.gguf", "dflash", model, model.net.state_dict(), said)
+    verdict = check_drafter(LanguageModel(target), tmp_path / "d.gguf")
+    assert verdict.layout == "DFlash (GGUF)" and verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
+
+
+EXPORTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "eagle": ("eagle", {"depth": 5, "heads": 2, "head_dim": 8}),
+    "eagle3-speculators": ("eagle3", {"depth": 3, "heads": 2, "head_dim": 8, "fc_norm": True, "norm_output": True}),
+    "sglang": ("eagle3", {"depth": 5, "heads": 2, "head_dim": 8, "norm_before_residual": True}),
+    "dflash": ("dflash", {"depth": 3, **BODY, "anchor_drafts": False}),
+    "dflash-speculators": ("dspark", {"depth": 3, **BODY, "rank": 8, "has_table": True}),
+    "dspark": ("dspark", {"depth": 3, **BODY, "rank": 8}),
+    "medusa": ("medusa", {"depth": 3}),
+}
+
+
+@pytest.mark.parametrize("form", EXPORTS)
+def test_exports_are_read_back_as_they_were(form: str, tmp_path: Path) -> None:
+    kind, settings = EXPORTS[form]
+    target = Obliging()
+    model, expected = drafter(kind, target, **settings)
+    save_head(model.net, tmp_path / "ours", dtype=torch.float32)
+    before, after = export_drafter(LanguageModel(target), tmp_path / "ours", tmp_path / "theirs", form)
+    assert before == after == pytest.approx(expected)
+    verdict = check_drafter(LanguageModel(target), tmp_path / "theirs")
+    assert verdict.findings == [] and verdict.kind == kind  # nothing is left unsaid
+
+
+def test_an_export_refuses_what_its_form_has_no_place_for(tmp_path: Path) -> None:
+    target = Obliging()
+    for kind, form, settings, reason in (
+        ("dflash", "dflash", {}, "adds_state"),
+        ("dflash", "dflash", {**BODY, "anchor_drafts": True}, "anchor_drafts"),
+        ("medusa", "sglang", {}, "Forms of it: medusa"),
+        ("medusa", "medussa", {}, "Did you mean"),
+    ):
+        model = new_head(kind, target, depth=3, **settings)
+        save_head(model.net, tmp_path / f"{form}{reason}")
+        with pytest.raises(OutpaceError) as refusal:
+            export_drafter(LanguageModel(target), tmp_path / f"{form}{reason}", tmp_path / "out", form)
+        assert reason in str(refusal.value) + refusal.value.hint and not (tmp_path / "out").exists()

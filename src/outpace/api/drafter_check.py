@@ -21,7 +21,7 @@ import torch
 
 from outpace.errors import CapabilityError, ModelError
 from outpace.heads.files import is_head, open_head
-from outpace.heads.foreign.export import write_drafter
+from outpace.heads.foreign.export import write_drafter, write_pard
 from outpace.heads.foreign.opening import Opened, check_lossless, open_foreign
 from outpace.heads.foreign.source import Choice, Source, read_source
 from outpace.heads.model import HeadModel
@@ -140,10 +140,18 @@ def export_drafter(lm: LanguageModel, path: Path, out: Path, form: str) -> tuple
         ConfigError: no such form, or one of another kind of drafter.
         ModelError: the drafter cannot be read, or the form has no place for something that it does.
     """
+    prompts = _prompts(lm)
+    if form == "pard":
+        write_pard(path, out)
+        return tuple(_masked_rate(lm, one, prompts) for one in (path, out))  # type: ignore[return-value]
     model = open_head(path, lm.target) if is_head(path) else open_checked(lm, path)
     write_drafter(model, out, form)
-    prompts = _prompts(lm)
     return _rate(lm, model, prompts), _rate(lm, open_foreign(read_source(out), lm.target).model, prompts)
+
+
+def _masked_rate(lm: LanguageModel, path: Path, prompts: list[list[int]]) -> float:
+    """Return tokens a round of a causal model with a mask, by the method that drafts with such."""
+    return _written(lm, prompts, "pard", {"draft": str(path), "draft_len": 8, "is_adaptive": False}, {})
 
 
 def _judge(lm: LanguageModel, source: Source, is_kept: bool = False) -> Verdict:
@@ -209,14 +217,21 @@ def _rate(lm: LanguageModel, model: HeadModel | None, prompts: list[list[int]]) 
     """Return tokens a round on the prompts."""
     if model is None:
         return 0.0
+    options = {"draft_len": model.net.config.depth, "is_adaptive": False}
+    return _written(lm, prompts, "draft-model", options, {"draft": model})
+
+
+def _written(
+    lm: LanguageModel, prompts: list[list[int]], method: str, options: dict[str, Any], models: dict[str, Any]
+) -> float:
     from outpace.api.engine import LanguageModel  # which opens drafters through this file
 
     # A model of its own: what the target's generation_config.json asks of texts is no matter here.
     results = LanguageModel(lm.target, lm.tokenizer, name=lm.name).generate(
         prompts,
-        method="draft-model",
-        options={"draft_len": model.net.config.depth, "is_adaptive": False},
-        models={"draft": model},
+        method=method,
+        options=options,
+        models=models,
         max_tokens=min(_TOKENS, lm.target.capabilities.max_positions - max(map(len, prompts))),
         temperature=0.0,
         ignore_eos=True,
@@ -293,7 +308,7 @@ def _place(lm: LanguageModel, source: Source) -> Path:
             mark.update(hashlib.file_digest(opened, "sha256").digest())
     some = lm.target.embed(torch.arange(min(64, lm.target.capabilities.vocab_size), device=lm.target.device))
     mark.update(some.float().cpu().numpy().tobytes())
-    return cache_folder() / "drafters" / f"{mark.hexdigest()[:32]}.json"
+    return cache_folder() / "drafter-checks" / f"{mark.hexdigest()[:32]}.json"
 
 
 def _kept(place: Path) -> Verdict | None:

@@ -26,22 +26,14 @@ __all__ = ["read_dflash", "write_dflash", "write_dspark"]
 
 _THETA = 1e6
 _LEFT = ("d2t", "t2d", "token_map", "verifier_lm_head.weight", "verifier_norm.weight")
-_RENAMED = {"encoder.fc.weight": "fc.weight", "encoder.output_norm_enc.weight": "hidden_norm.weight"}
-# Parts behind the body: names in the files, and in our networks.
-_PARTS = {
-    "markov_head.markov_w1.weight": "path.markov_w1.weight",
-    "markov_head.markov_w2.weight": "path.markov_w2.weight",
-    "confidence_head.proj.weight": "path.confidence_head.proj.weight",
-    "confidence_head.proj.bias": "path.confidence_head.proj.bias",
-    "prefix_gru.weight_ih_l0": "path.prefix_gru.weight_ih_l0",
-    "prefix_gru.weight_hh_l0": "path.prefix_gru.weight_hh_l0",
-    "embed_proj.0.weight": "path.embed_proj.0.weight",
-    "embed_proj.2.weight": "path.embed_proj.2.weight",
-    "candidate_selector.predecessor_codebook": "path.predecessor_codebook.weight",
-    "candidate_selector.successor_codebook": "path.successor_codebook",
-    "candidate_selector.hidden_projection.weight": "path.hidden_projection.weight",
+_TABLE = "candidate_selector.predecessor_codebook"
+_RENAMED = {
+    "encoder.fc.weight": "fc.weight",
+    "encoder.output_norm_enc.weight": "hidden_norm.weight",
+    _TABLE: f"{_TABLE}.weight",
+    "candidate_selector.successor_codebook.weight": "candidate_selector.successor_codebook",
 }
-_BY_DRAFT = ("path.markov_w2.weight", "path.embed_proj.2.weight", "path.successor_codebook")  # a row per drafted token
+_BY_DRAFT = ("markov_head.markov_w2.weight", "embed_proj.2.weight", "candidate_selector.successor_codebook")  # a row per drafted token
 _PLAIN = {"output_multiplier": 1, "input_embedding_scale": 1, "final_logit_softcapping": None}  # what is not computed
 
 
@@ -64,7 +56,7 @@ def read_dflash(source: Source, target: Sizes, chosen: Mapping[str, Any]) -> For
     """
     _check_known(source)
     drafted = read_drafted(source, target.vocab)
-    tensors = {_RENAMED.get(name, _PARTS.get(name, name)): tensor for name, tensor in source.all().items()}
+    tensors = {_RENAMED.get(name, name): tensor for name, tensor in source.all().items()}
     for name in _LEFT:
         tensors.pop(name, None)
     for name in _BY_DRAFT:
@@ -99,11 +91,11 @@ def _usual(num_layers: int, count: int) -> list[int]:
 
 
 def _kind(tensors: Mapping[str, Tensor]) -> str:
-    if "path.markov_w1.weight" in tensors:
+    if "markov_head.markov_w1.weight" in tensors:
         return "dspark"
-    if "path.prefix_gru.weight_ih_l0" in tensors:
+    if "prefix_gru.weight_ih_l0" in tensors:
         return "domino"
-    return "dflash2" if "path.successor_codebook" in tensors else "dflash"
+    return "dflash2" if "candidate_selector.successor_codebook" in tensors else "dflash"
 
 
 def _check_known(source: Source) -> None:
@@ -159,11 +151,11 @@ def _settings(
     }
     own = source.table("dflash_config")
     if kind == "dspark":
-        has_confidence = "path.confidence_head.proj.weight" in tensors
-        rank = tensors["path.markov_w1.weight"].shape[1]
-        found |= {"rank": rank, "markov_table": True, "has_confidence": has_confidence}
+        has_confidence = "confidence_head.proj.weight" in tensors
+        rank = tensors["markov_head.markov_w1.weight"].shape[1]
+        found |= {"rank": rank, "has_table": True, "has_confidence": has_confidence}
     elif kind == "domino":
-        gru, joint = tensors["path.prefix_gru.weight_hh_l0"], tensors["path.embed_proj.0.weight"]
+        gru, joint = tensors["prefix_gru.weight_hh_l0"], tensors["embed_proj.0.weight"]
         pure = int(own.get("pure_draft_prefix_len", source.config.get("pure_draft_prefix_len")) or 0)
         found |= {"rank": len(joint), "gru_size": gru.shape[1], "pure": pure}
     elif kind == "dflash2":
@@ -171,7 +163,7 @@ def _settings(
         groups = len(delta) // (2 * base.shape[1])
         top = own.get("selector_top_k", source.config.get("selector_top_k")) or 16
         found |= {"conv_taps": base.shape[1], "conv_group": target.hidden // groups, "top": int(top)}
-        found |= {"rank": tensors["path.successor_codebook"].shape[1], "markov_table": True}
+        found |= {"rank": tensors["candidate_selector.successor_codebook"].shape[1], "has_table": True}
     return found
 
 
@@ -246,10 +238,9 @@ def _check_body(model: HeadModel, form: str) -> None:
 
 
 def _written(model: HeadModel) -> dict[str, Tensor]:
-    back = {ours: theirs for theirs, ours in _PARTS.items()}
-    tensors = {back.get(name, name): tensor for name, tensor in model.net.state_dict().items()}
+    tensors = dict(model.net.state_dict())
     first = "markov_head.markov_w1.weight"
-    if first in tensors and not model.net.config.settings["markov_table"]:  # a projection of the embeddings
+    if first in tensors and not model.net.config.settings["has_table"]:  # a projection of the embeddings
         every = torch.arange(model.capabilities.vocab_size, device=model.device)
         tensors[first] = model.target.embed(every) @ tensors[first].T
     return tensors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from torch import Tensor
 from outpace.errors import ConfigError, ModelError, nearest
 from outpace.heads.foreign.source import Written
 from outpace.heads.model import HeadModel
+from outpace.models.tensors import find_tensor_files
+from outpace.text.files import read_object
 
-__all__ = ["FORMS", "write_drafter"]
+__all__ = ["FORMS", "write_drafter", "write_pard"]
 
 FORMS: dict[str, tuple[tuple[str, ...], str]] = {
     "eagle": (("eagle",), "eagle:write_eagle"),
@@ -61,6 +64,29 @@ def write_drafter(model: HeadModel, directory: Path, form: str) -> None:
     kept = {name: _stored(tensor) for name, tensor in written.tensors.items()}
     save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(written.config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_pard(source: Path, directory: Path) -> None:
+    """Write a causal model with a mask as vLLM and TensorRT-LLM look for it: under `pard_token` and `mask_token_id`.
+
+    Args:
+        source: the model's directory.
+        directory: a new one.
+
+    Raises:
+        ModelError: it names no mask, or is no directory of a model.
+        OSError: the directory cannot be written.
+    """
+    config = read_object(source / "config.json")
+    mask = config.get("pard_token", config.get("mask_token_id"))
+    if isinstance(mask, bool) or not isinstance(mask, int):
+        raise ModelError(f"The model {source} names no mask: its config.json has no pard_token.", "Train it as PARD.")
+    files = [*find_tensor_files(source), *source.glob("tokenizer*"), *source.glob("*generation_config.json")]
+    directory.mkdir(parents=True)
+    for file in files:
+        shutil.copy2(file, directory / file.name)
+    stated = {**config, "pard_token": mask, "mask_token_id": mask}
+    (directory / "config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
 
 
 def _stored(tensor: Tensor) -> Tensor:

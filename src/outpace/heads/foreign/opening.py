@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from outpace.errors import CapabilityError, ModelError
+from outpace.heads.foreign.gguf import as_hugging
 from outpace.heads.foreign.layer import bare
 from outpace.heads.foreign.layouts import layout_of
 from outpace.heads.foreign.source import Foreign, Sizes, Source
@@ -21,6 +22,7 @@ __all__ = ["Opened", "check_lossless", "open_foreign", "sizes_of"]
 
 _READERS = {
     "medusa": "medusa:read_medusa",
+    "hydra": "hydra:read_hydra",
     "eagle": "eagle:read_eagle",
     "eagle3": "eagle3:read_eagle3",
     "p-eagle": "eagle3:read_eagle3",
@@ -28,6 +30,7 @@ _READERS = {
     "dflash2": "dflash:read_dflash",
     "dspark": "dflash:read_dflash",
     "domino": "dflash:read_dflash",
+    "mtp": "mtp:read_mtp",
 }
 _NUMBERED = ("medusa", "hydra")  # whose tensors begin with numbers of heads
 
@@ -69,6 +72,8 @@ def open_foreign(source: Source, target: Adapter, chosen: Mapping[str, Any] | No
     read: Callable[[Source, Sizes, Mapping[str, Any]], Foreign] = getattr(
         importlib.import_module(f"outpace.heads.foreign.{module}"), name
     )
+    if source.architecture:
+        source = as_hugging(source)
     check_target(source, sizes)
     if layout not in _NUMBERED:
         source = bare(source)
