@@ -322,10 +322,8 @@ def test_a_module_that_speculators_cut_out(is_state_first: bool, tmp_path: Path)
     for ours, theirs in MTP.items():
         state = names(state, f"mtp_layers.0.{ours}", f"mtp_layers.0.{theirs}")
     state = names(state, "mtp_layers.0.mtp_block.", "mtp_layers.0.")
-    shape = {"settings": {**model.net.config.settings, "own_layers": 1}}
-    layer = llama(model) if "eps" in model.net.config.settings else llama_of(model)
-    del shape
-    config = {"speculators_model_type": "mtp", "transformer_layer_config": layer | {"num_hidden_layers": LAYERS}}
+    layer = llama_of(model) | {"num_hidden_layers": LAYERS}
+    config = {"speculators_model_type": "mtp", "transformer_layer_config": layer}
     verdict = check_drafter(LanguageModel(target), lay(tmp_path / "d", config, state))
     assert verdict.kind == "fastmtp" and verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
     assert verdict.chosen["order of embedding and state"] == ("state first" if is_state_first else "embedding first")
@@ -414,7 +412,7 @@ EXPORTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dflash": ("dflash", {"depth": 3, **BODY, "anchor_drafts": False}),
     "dflash-speculators": ("dspark", {"depth": 3, **BODY, "rank": 8, "has_table": True}),
     "dspark": ("dspark", {"depth": 3, **BODY, "rank": 8}),
-    "medusa": ("medusa", {"depth": 3}),
+    "medusa": ("medusa", {"depth": 3, "own_output": True}),
 }
 
 
@@ -435,6 +433,7 @@ def test_an_export_refuses_what_its_form_has_no_place_for(tmp_path: Path) -> Non
     for kind, form, settings, reason in (
         ("dflash", "dflash", {}, "adds_state"),
         ("dflash", "dflash", {**BODY, "anchor_drafts": True}, "anchor_drafts"),
+        ("medusa", "medusa", {}, "more than a product with a matrix"),
         ("medusa", "sglang", {}, "Forms of it: medusa"),
         ("medusa", "medussa", {}, "Did you mean"),
     ):
@@ -443,3 +442,141 @@ def test_an_export_refuses_what_its_form_has_no_place_for(tmp_path: Path) -> Non
         with pytest.raises(OutpaceError) as refusal:
             export_drafter(LanguageModel(target), tmp_path / f"{form}{reason}", tmp_path / "out", form)
         assert reason in str(refusal.value) + refusal.value.hint and not (tmp_path / "out").exists()
+
+
+class Runs:
+    """What a pickled file may do to whoever opens it."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+def refusal(target: Obliging, path: Path) -> str:
+    """The sentence and the hint with which a drafter is refused."""
+    with pytest.raises(OutpaceError) as refused:
+        check_drafter(LanguageModel(target), path)
+    return f"{refused.value} {refused.value.hint}"
+
+
+def test_a_pickled_file_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "config.json").write_text(json.dumps(MEDUSA))
+    torch.save({"0.0.linear.weight": Runs()}, tmp_path / "d" / "medusa_lm_head.pt")
+    assert "could run code" in refusal(Obliging(), tmp_path / "d")
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "d" / "medusa_lm_head.pt").write_bytes(b"no file of torch's")
+    assert "medusa_lm_head.pt" in refusal(Obliging(), tmp_path / "d")
+
+
+EAGLE3_FILE = {"norm_before_residual": False, "architectures": ["LlamaForCausalLMEagle3"]}
+# What is wrong with a file, and what its refusal says: keys of config.json, and tensors that are changed.
+BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "another hidden size": ({"target_hidden_size": 99}, {}, "is for a target of states of 99 numbers"),
+    "another vocabulary": ({"vocab_size": 99}, {}, "is for a target of 99 tokens"),
+    "a layer beyond": ({"eagle_aux_hidden_state_layer_ids": [1, 2, 99]}, {}, "what enters layer 99"),
+    "too few layers": ({"eagle_aux_hidden_state_layer_ids": [1, 2]}, {}, "names 2 layers, but its fc reads 3"),
+    "a layer that is no number": ({"eagle_aux_hidden_state_layer_ids": "all"}, {}, "names no layers to read: 'all'"),
+    "heads of another file": ({"num_attention_heads": 7}, {}, "says 7 heads of 8"),
+    "no count of heads": ({"num_attention_heads": None}, {}, "num_attention_heads None"),
+    "a tensor too many": ({}, {"exit.weight": (3, 3)}, "has no place for the tensor exit.weight"),
+    "a tensor too few": ({}, {"norm.weight": None}, "lacks the tensor norm.weight"),
+    "no fusion": ({}, {"fc.weight": None}, "lacks the tensor fc.weight"),
+    "a fusion of another target": ({}, {"fc.weight": (16, 50)}, "no multiple of the target's 16"),
+    "a matrix of another size": ({}, {"layers.0.mlp.up_proj.weight": (5, 16)}, "has the shape [5, 16] for"),
+    "an unknown kind": ({"speculators_model_type": "mlp"}, {}, "of the kind mlp, which is not read here"),
+    "a known kind without a reader": ({"architectures": ["Qwen3XPressModel"]}, {}, "of the kind XPress"),
+    "drafts that change the text": (
+        {"speculators_config": {"proposal_methods": [{"verifier_accept_k": 3}]}},
+        {},
+        "asks for verifier_accept_k 3, which changes the text",
+    ),
+    "a tolerance": (
+        {"speculators_config": {"proposal_methods": [{"accept_tolerance": 0.1}]}},
+        {},
+        "asks for accept_tolerance 0.1",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_files_are_refused_in_a_sentence(fault: str, tmp_path: Path) -> None:
+    said, changed, reason = BAD[fault]
+    target = Obliging()
+    model = new_head("eagle3", target, depth=3, heads=2, head_dim=8)
+    state: dict[str, Tensor] = dict(model.net.state_dict())
+    for name, shape in changed.items():
+        state.pop(name, None)
+        if shape is not None:
+            state[name] = torch.zeros(shape)
+    path = lay(tmp_path / "d", {**llama(model), **EAGLE3_FILE, **said}, state)
+    assert reason in refusal(target, path)
+
+
+def test_a_block_has_to_fit_the_context_and_its_mask_the_vocabulary(tmp_path: Path) -> None:
+    target = Obliging(context=64)
+    model = new_head("dflash", target, depth=3, **BODY, anchor_drafts=False)
+    config, state = z_lab(model, "DFlashDraftModel", {"block_size": 65})
+    assert "drafts blocks of 65 tokens, but the target's context is 64" in refusal(target, lay(tmp_path / "d", config, state))
+    config, state = z_lab(model, "DFlashDraftModel", {"block_size": 4, "mask_token_id": VOCAB})
+    assert "its mask is token 48; the target has 48 tokens" in refusal(target, lay(tmp_path / "e", config, state))
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    target = Obliging()
+    model = new_head("eagle3", target, depth=3, heads=2, head_dim=8)
+    path = lay(tmp_path / "d", {**llama(model), **EAGLE3_FILE}, model.net.state_dict())
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-64])
+    assert "bytes where its header promises" in refusal(target, path)
+    weights.unlink()
+    assert "holds no weights" in refusal(target, path)
+    (path / "config.json").write_text("{")
+    assert "is not readable JSON" in refusal(target, path)
+
+
+def test_a_useless_drafter_is_refused_until_somebody_keeps_it(tmp_path: Path) -> None:
+    target = Obliging()
+    model, _ = drafter("eagle3", target, depth=3, heads=2, head_dim=8)
+    strange = scattered(new_head("eagle3", target, depth=3, heads=2, head_dim=8), seed=5)
+    config = {**llama(model), **EAGLE3_FILE, "base_model_name_or_path": "org/other"}
+    path = lay(tmp_path / "d", config, strange.net.state_dict())
+    lm = LanguageModel(target)
+    options: dict[str, Any] = {"draft": str(path), "draft_len": 3}
+    with pytest.raises(ModelError, match="tokens a round; below 1.2 it only costs") as refused:
+        lm.generate([PROMPT], method="eagle3", options=options, max_tokens=8)
+    assert "It was trained for org/other, and this target is model." in refused.value.hint
+    plain = lm.generate([PROMPT], max_tokens=8)[0].tokens
+    assert not check_drafter(lm, path).is_useful and check_drafter(lm, path, is_kept=True).is_useful
+    assert LanguageModel(target).generate([PROMPT], method="eagle3", options=options, max_tokens=8)[0].tokens == plain
+
+
+def test_a_foreign_drafter_serves_every_method_and_is_tested_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Obliging()
+    model, _ = drafter("eagle3", target, depth=5, heads=2, head_dim=8, norm_before_residual=True)
+    path = lay(tmp_path / "d", llama(model, draft_vocab_size=VOCAB), model.net.state_dict())
+    plain = LanguageModel(target).generate([PROMPT], max_tokens=16)[0].tokens
+    for method, options in (("eagle3", {"budget": 6}), ("draft-model", {}), ("opt-tree", {})):
+        result = LanguageModel(target).generate(
+            [PROMPT], method=method, options={"draft": str(path), **options}, max_tokens=16
+        )[0]
+        assert result.tokens == plain and result.usage.num_accepted > 6
+        assert any("does not say norm_before_residual: True was taken" in note for note in result.notes)
+        monkeypatch.setattr(drafter_check, "_judge", None)  # the verdict is kept
+
+
+def test_a_drafter_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    from outpace import zoo
+    from outpace.text.tokenizer import Tokenizer
+
+    target = Obliging()
+    model = new_head("medusa", target, depth=2)
+    path = lay(tmp_path / "d", MEDUSA, {f"medusa_head.{n}": t for n, t in medusa_state(model).items()})
+    table = json.loads((zoo.path("stories") / "tokenizer.json").read_text())
+    table["model"]["merges"] = table["model"]["merges"][:50]
+    (path / "tokenizer.json").write_text(json.dumps(table))
+    lm = LanguageModel(target, Tokenizer.from_directory(zoo.path("stories")))
+    with pytest.raises(ModelError, match="another tokenizer"):
+        check_drafter(lm, path)

@@ -280,6 +280,7 @@ def _body_config(model: HeadModel, architecture: str, **more: Any) -> dict[str, 
         "dflash_config": {
             "mask_token_id": own["mask_id"],
             "target_layer_ids": [layer - 1 for layer in config.layers],
+            "sample_from_anchor": own["anchor_drafts"],
             **more,
         },
     }

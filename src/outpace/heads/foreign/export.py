@@ -101,9 +101,15 @@ def refuse(form: str, what: str) -> ModelError:
 
 
 def output_matrix(model: HeadModel, ids: Tensor | None = None) -> Tensor:
-    """Return the target's output matrix [K, hidden], of some tokens or of all."""
-    width = model.net.config.hidden_size
-    whole = model.target.head(torch.eye(width, dtype=model.dtype, device=model.device)).T
+    """Return the target's output matrix [K, hidden], of some tokens or of all.
+
+    Raises:
+        ModelError: its logits are more than a matrix makes (a soft cap).
+    """
+    eye = torch.eye(model.net.config.hidden_size, dtype=model.dtype, device=model.device)
+    whole, double = model.target.head(eye).T, model.target.head(2 * eye).T
+    if not torch.allclose(double.float(), 2 * whole.float(), rtol=0.02, atol=1e-3):
+        raise refuse("of most engines", "a target whose logits are more than a product with a matrix")
     return whole if ids is None else whole[ids]
 
 
