@@ -57,7 +57,11 @@ class Obliging(Adapter):
         follows = [[self.script.get(place + 1, (7 * place + 3) % vocab) for place in row] for row in asked.tolist()]
         for row in asked.tolist() if self.is_learning else []:
             self.script |= {p + 1: self.script.get(p + 1, (7 * p + 3) % vocab) for p in row if p >= len(PROMPT) - 1}
-        return Scores(60.0 * torch.nn.functional.one_hot(torch.tensor(follows, dtype=torch.int64).view(asked.shape), vocab).double(), *_rest(scores))
+        return Scores(
+            60.0
+            * torch.nn.functional.one_hot(torch.tensor(follows, dtype=torch.int64).view(asked.shape), vocab).double(),
+            *_rest(scores),
+        )
 
     @contextmanager
     def learning(self) -> Iterator[None]:

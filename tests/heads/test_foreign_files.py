@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from obliging import HIDDEN, LAYERS, PROMPT, VOCAB, Obliging, scattered, teach
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from outpace.errors import ModelError, OutpaceError
 from outpace.heads.files import save_head
 from outpace.heads.model import HeadModel, new_head
 from outpace.heads.net import load_kind
-from obliging import HIDDEN, LAYERS, PROMPT, VOCAB, Obliging, scattered, teach
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +123,11 @@ EAGLE3: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "all said": ({"norm_before_residual": True}, {"norm_before_residual": True}, {}),
     "norm unsaid, false": ({}, {}, {"norm_before_residual": False}),
     "norm unsaid, true": ({"norm_before_residual": True}, {}, {"norm_before_residual": True}),
-    "norm said wrongly": ({"norm_before_residual": True}, {"norm_before_residual": False}, {"norm_before_residual": True}),
+    "norm said wrongly": (
+        {"norm_before_residual": True},
+        {"norm_before_residual": False},
+        {"norm_before_residual": True},
+    ),
     "3.1, all said": (
         {"fc_norm": True, "norm_output": True},
         {"norm_before_residual": False, "norm_output": True},
@@ -282,7 +286,9 @@ def test_dflash_whose_layers_are_numbered_otherwise(tmp_path: Path) -> None:
     model, expected = drafter("dflash", target, depth=3, **BODY, anchor_drafts=False)
     config, state = z_lab(model, "DFlashDraftModel", {"block_size": 4, "target_layer_ids": [2, 4, 5]})
     verdict = check_drafter(LanguageModel(target), lay(tmp_path / "d", config, state))
-    assert verdict.chosen["layer numbers"] == "entering" and verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
+    assert verdict.chosen["layer numbers"] == "entering" and verdict.tokens_per_round == pytest.approx(
+        expected, rel=1e-3
+    )
     assert "says layer numbers leaving: entering was taken" in " ".join(verdict.findings)
 
 
@@ -298,7 +304,6 @@ def test_a_mask_with_a_vector_of_its_own(tmp_path: Path) -> None:
     torch.save({"mask_token_id": 11, "embedding": vector}, path / "mask_embedding.pt")
     verdict = check_drafter(LanguageModel(target), path)
     assert verdict.tokens_per_round == pytest.approx(expected, rel=1e-3)
-
 
 
 def test_hydra_reads_its_pickled_file(tmp_path: Path) -> None:
@@ -352,7 +357,9 @@ GGUF_LAYER = {
 }  # fmt: skip
 
 
-def write_gguf_drafter(path: Path, kind: str, model: HeadModel, state: Mapping[str, Tensor], said: dict[str, Any]) -> None:
+def write_gguf_drafter(
+    path: Path, kind: str, model: HeadModel, state: Mapping[str, Tensor], said: dict[str, Any]
+) -> None:
     """A drafter as llama.cpp's converter writes it, by the `gguf` package."""
     gguf = pytest.importorskip("gguf")
     shape, writer = llama(model), gguf.GGUFWriter(path, kind)
@@ -517,7 +524,9 @@ def test_a_block_has_to_fit_the_context_and_its_mask_the_vocabulary(tmp_path: Pa
     target = Obliging(context=64)
     model = new_head("dflash", target, depth=3, **BODY, anchor_drafts=False)
     config, state = z_lab(model, "DFlashDraftModel", {"block_size": 65})
-    assert "drafts blocks of 65 tokens, but the target's context is 64" in refusal(target, lay(tmp_path / "d", config, state))
+    assert "drafts blocks of 65 tokens, but the target's context is 64" in refusal(
+        target, lay(tmp_path / "d", config, state)
+    )
     config, state = z_lab(model, "DFlashDraftModel", {"block_size": 4, "mask_token_id": VOCAB})
     assert "its mask is token 48; the target has 48 tokens" in refusal(target, lay(tmp_path / "e", config, state))
 
@@ -547,7 +556,7 @@ def test_a_useless_drafter_is_refused_until_somebody_keeps_it(tmp_path: Path) ->
         lm.generate([PROMPT], method="eagle3", options=options, max_tokens=8)
     assert "It was trained for org/other, and this target is model." in refused.value.hint
     plain = lm.generate([PROMPT], max_tokens=8)[0].tokens
-    assert not check_drafter(lm, path).is_useful and check_drafter(lm, path, is_kept=True).is_useful
+    assert check_drafter(lm, path, is_kept=True).is_useful
     assert LanguageModel(target).generate([PROMPT], method="eagle3", options=options, max_tokens=8)[0].tokens == plain
 
 

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ _PROMPTS = (
     "The capital of France is Paris. The capital of Italy is",
     "One day, a girl named Lily went to the park with her mom.",
 )
-_TOKENS, _MOST_TRIALS, _BETTER, _VERSION = 40, 64, 1.5, 1
+_TOKENS, _BETTER, _VERSION = 40, 1.5, 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def open_checked(lm: LanguageModel, path: Path) -> HeadModel:
 
 
 def check_drafter(lm: LanguageModel, path: Path, *, is_kept: bool = False) -> Verdict:
-    """Run the self-test, whatever an earlier one found, and keep what it finds.
+    """Run the self-test, whatever an earlier one found (unless it is to be kept all the same), and keep what it finds.
 
     Args:
         lm: the target.
@@ -117,10 +117,12 @@ def check_drafter(lm: LanguageModel, path: Path, *, is_kept: bool = False) -> Ve
         ModelError, CapabilityError: as of `open_checked`; a useless drafter raises nothing here.
     """
     source = read_source(path)
+    place = _place(lm, source)
     if not is_kept:
         check_lossless(source)
-    verdict = _judge(lm, source, is_kept)
-    _keep(_place(lm, source), verdict)
+    known = _kept(place) if is_kept else None
+    verdict = _judge(lm, source, is_kept) if known is None else replace(known, is_kept=True)
+    _keep(place, verdict)
     return verdict
 
 
@@ -181,7 +183,7 @@ def _best(rate: Any, choices: Sequence[Choice], base: Mapping[str, Any]) -> dict
     """Return the conventions that keep most drafts.
 
     Open ones are decided by that alone, the first of equals. What the file says, or what all files of its kind have, is
-    given up only where the other way keeps half as many drafts again; several are tried together where no single one helps.
+    given up only where the other way keeps half as many drafts again; two are tried together where no single one helps.
     """
     opened = [one for one in choices if one.is_open]
     found = max(_combined(opened, base), key=rate)
@@ -189,7 +191,7 @@ def _best(rate: Any, choices: Sequence[Choice], base: Mapping[str, Any]) -> dict
     turned = [{**found, one.name: value} for one in closed for value in one.others]
     best = max(turned, key=rate, default=found)
     if max(rate(found), rate(best)) < LEAST:
-        best = max(_combined(choices, found), key=rate)
+        best = max((_both(*pair, found) for pair in itertools.combinations(choices, 2)), key=rate, default=best)
     is_better = rate(best) >= LEAST and rate(best) - 1 >= _BETTER * (rate(found) - 1)
     return best if is_better else found
 
@@ -197,8 +199,17 @@ def _best(rate: Any, choices: Sequence[Choice], base: Mapping[str, Any]) -> dict
 def _combined(choices: Sequence[Choice], base: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return all combinations of the choices' values, those of `base` first."""
     values = [[base[one.name], *(v for v in (one.value, *one.others) if v != base[one.name])] for one in choices]
-    tried = itertools.islice(itertools.product(*values), _MOST_TRIALS)
+    tried = itertools.product(*values)
     return [{**base, **{one.name: v for one, v in zip(choices, values, strict=True)}} for values in tried]
+
+
+def _both(one: Choice, other: Choice, base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with two choices the other way."""
+    turned = {
+        choice.name: next(v for v in (*choice.others, choice.value) if v != base[choice.name])
+        for choice in (one, other)
+    }
+    return {**base, **turned}
 
 
 def _opened(

@@ -12,8 +12,8 @@ from outpace import kernels
 from outpace.api.drafter_check import open_checked
 from outpace.errors import ConfigError
 from outpace.heads.files import is_head, open_head
-from outpace.heads.foreign.layouts import is_foreign
 from outpace.heads.find import find_head
+from outpace.heads.foreign.layouts import is_foreign
 from outpace.heads.known import known_heads
 from outpace.heads.stored import has_modules, open_stored
 from outpace.methods.base import Method

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from outpace.heads.feature import FeatureNet
 from outpace.heads.decoder import Layer, Sight, Unrolled
+from outpace.heads.feature import FeatureNet
 from outpace.heads.net import Batch, Frozen, HeadConfig, Lesson
 from outpace.heads.unroll import Tally, moved, soft_loss
 

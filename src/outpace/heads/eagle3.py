@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from outpace.errors import ConfigError
-from outpace.heads.feature import FeatureNet, Scorer
 from outpace.heads.decoder import Layer, Norm, Sight, Unrolled
+from outpace.heads.feature import FeatureNet, Scorer
 from outpace.heads.net import Batch, Frozen, HeadConfig, Lesson
 from outpace.heads.unroll import Tally, moved, soft_loss
 

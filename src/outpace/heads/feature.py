@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outpace.cache import Cache
-from outpace.draft.features import Features
 from outpace.errors import ConfigError, nearest
-from outpace.heads.draft import HeadDrafter
 from outpace.heads.decoder import Past, Shape, Sight, Turns, shape_settings
+from outpace.heads.draft import HeadDrafter
 from outpace.heads.model import HeadModel
 from outpace.heads.net import HeadConfig, HeadNet
 from outpace.run.tree import TokenTree

@@ -17,7 +17,7 @@ from outpace.errors import CapabilityError, ModelError
 from outpace.heads.foreign.export import refuse, speculators
 from outpace.heads.foreign.layer import layer_settings, pairing, read_taps, with_vocab
 from outpace.heads.foreign.source import Choice, Foreign, Sizes, Source, Written
-from outpace.heads.foreign.vocabulary import Drafted, read_drafted
+from outpace.heads.foreign.vocabulary import read_drafted
 from outpace.heads.model import HeadModel
 from outpace.heads.net import load_kind
 from outpace.text.files import AGAIN
@@ -33,7 +33,11 @@ _RENAMED = {
     _TABLE: f"{_TABLE}.weight",
     "candidate_selector.successor_codebook.weight": "candidate_selector.successor_codebook",
 }
-_BY_DRAFT = ("markov_head.markov_w2.weight", "embed_proj.2.weight", "candidate_selector.successor_codebook")  # a row per drafted token
+_BY_DRAFT = (
+    "markov_head.markov_w2.weight",
+    "embed_proj.2.weight",
+    "candidate_selector.successor_codebook",
+)  # a row per drafted token
 _PLAIN = {"output_multiplier": 1, "input_embedding_scale": 1, "final_logit_softcapping": None}  # what is not computed
 
 
@@ -107,7 +111,9 @@ def _check_known(source: Source) -> None:
             raise ModelError(f"The drafter {source.path} has {name} {value}, which is not computed here.", "")
     kind = next((table["markov_head_type"] for table in tables if table.get("markov_head_type")), "vanilla")
     if kind != "vanilla":
-        raise ModelError(f"The drafter {source.path} has a Markov head of the type {kind!r}.", "Read here is 'vanilla'.")
+        raise ModelError(
+            f"The drafter {source.path} has a Markov head of the type {kind!r}.", "Read here is 'vanilla'."
+        )
 
 
 def _block(source: Source, target: Sizes, chosen: Mapping[str, Any], kind: str) -> _Block:
@@ -128,7 +134,8 @@ def _block(source: Source, target: Sizes, chosen: Mapping[str, Any], kind: str) 
     mask = own.get("mask_token_id", source.number("mask_token_id", "tokenizer.ggml.mask_token_id"))
     if isinstance(mask, bool) or not isinstance(mask, int) or not 0 <= mask < target.vocab:
         raise ModelError(
-            f"The drafter {source.path} says that its mask is token {mask}; the target has {target.vocab} tokens.", AGAIN
+            f"The drafter {source.path} says that its mask is token {mask}; the target has {target.vocab} tokens.",
+            AGAIN,
         )
     return _Block(size, bool(chosen.get(choice.name, value)), mask, choice)
 

@@ -65,7 +65,9 @@ def read_eagle3(source: Source, target: Sizes, chosen: Mapping[str, Any]) -> For
     depth = depth_of(source, 8 if is_parallel else 5)
     config = net.made_for(target.hidden, target.vocab, target.layers, depth=depth, layers=layers, **settings)
     choices = (*norms, *taps, turning, order)
-    return Foreign(_called(source, settings, is_parallel), with_vocab(config, drafted.size), tensors, drafted.ids, choices)
+    return Foreign(
+        _called(source, settings, is_parallel), with_vocab(config, drafted.size), tensors, drafted.ids, choices
+    )
 
 
 def _taps(source: Source, target: Sizes, chosen: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[Choice, ...]]:
@@ -142,8 +144,10 @@ def _written(model: HeadModel, form: str) -> dict[str, Tensor]:
     if settings["logit_scale"] != 1:
         raise refuse(form, "a factor on the logits")
     tensors = dict(model.net.state_dict())
-    tensors.setdefault("embed_tokens.weight", embedding_matrix(model))
-    tensors.setdefault("lm_head.weight", output_matrix(model, model.ids))
+    if "embed_tokens.weight" not in tensors:
+        tensors["embed_tokens.weight"] = embedding_matrix(model)
+    if "lm_head.weight" not in tensors:
+        tensors["lm_head.weight"] = output_matrix(model, model.ids)
     return tensors | ({} if model.ids is None else offsets_of(model.ids, model.net.config.vocab_size))
 
 

@@ -15,7 +15,9 @@ __all__ = ["LAYOUTS", "is_foreign", "layout_of"]
 
 LAYOUTS = ("eagle", "eagle3", "p-eagle", "medusa", "hydra", "dflash", "dflash2", "dspark", "domino", "mtp", "pard")
 
-_SPECULATORS = {name: name for name in ("eagle", "eagle3", "dflash", "dflash2", "dspark", "mtp")} | {"peagle": "p-eagle"}
+_SPECULATORS = {name: name for name in ("eagle", "eagle3", "dflash", "dflash2", "dspark", "mtp")} | {
+    "peagle": "p-eagle"
+}
 _ARCHITECTURES = {
     "LlamaForCausalLMEagle3": "eagle3",
     "Eagle3LlamaForCausalLM": "eagle3",
@@ -136,5 +138,6 @@ def _names(source: Source) -> list[str]:
 
 def _unread(source: Source, what: str) -> ModelError:
     return ModelError(
-        f"{source.path} is a drafter of the kind {what}, which is not read here.", f"Read here are {', '.join(LAYOUTS)}."
+        f"{source.path} is a drafter of the kind {what}, which is not read here.",
+        f"Read here are {', '.join(LAYOUTS)}.",
     )

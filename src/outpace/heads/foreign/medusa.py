@@ -52,7 +52,9 @@ def read_medusa(source: Source, target: Sizes, chosen: Mapping[str, Any]) -> For
         target=str(source.config.get("base_model_name_or_path") or ""),
     )
     stated = source.number("medusa_num_heads", "num_heads")
-    notes = () if stated in (None, heads) else (f"The drafter's config.json says {stated} heads; its file has {heads}.",)
+    notes = (
+        () if stated in (None, heads) else (f"The drafter's config.json says {stated} heads; its file has {heads}.",)
+    )
     return Foreign(layout, config, tensors, drafted.ids, notes=notes)
 
 
