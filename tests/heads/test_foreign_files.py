@@ -118,7 +118,7 @@ def names(state: Mapping[str, Tensor], start: str, other: str) -> dict[str, Tens
     return {other + name.removeprefix(start) if name.startswith(start) else name: t for name, t in state.items()}
 
 
-# What a file may leave unsaid, or say wrongly, and how the drafter was made: settings, keys of the file, and the choice.
+# What a file may leave unsaid, or say wrongly: settings of the drafter, keys of the file, and the choice.
 EAGLE3: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "all said": ({"norm_before_residual": True}, {"norm_before_residual": True}, {}),
     "norm unsaid, false": ({}, {}, {"norm_before_residual": False}),
@@ -552,7 +552,7 @@ def test_a_useless_drafter_is_refused_until_somebody_keeps_it(tmp_path: Path) ->
     path = lay(tmp_path / "d", config, strange.net.state_dict())
     lm = LanguageModel(target)
     options: dict[str, Any] = {"draft": str(path), "draft_len": 3}
-    with pytest.raises(ModelError, match="tokens a round; below 1.2 it only costs") as refused:
+    with pytest.raises(ModelError, match=r"tokens a round; below 1\.2 it only costs") as refused:
         lm.generate([PROMPT], method="eagle3", options=options, max_tokens=8)
     assert "It was trained for org/other, and this target is model." in refused.value.hint
     plain = lm.generate([PROMPT], max_tokens=8)[0].tokens

@@ -270,7 +270,7 @@ def _check_tokenizer(lm: LanguageModel, source: Source) -> None:
     if lm.tokenizer is None or source.architecture or not (folder / "tokenizer.json").is_file():
         return
     theirs = Tokenizer.from_directory(folder)
-    if theirs is not None and any(theirs.encode(text) != lm.tokenizer.encode(text) for text in _PROMPTS):
+    if any(theirs.encode(text) != lm.tokenizer.encode(text) for text in _PROMPTS):
         raise ModelError(
             f"The drafter {source.path} was trained on another tokenizer than the target's.",
             "Use a drafter of this target.",

@@ -136,7 +136,6 @@ class Partners:
             return name
         if role == "draft" and method.needs.head:
             return str(find_head(self._lm.name, method.needs.head, self._heads))
-            return str(find_head(self._lm.name, method.needs.head))
         if role == "draft" and method.needs.takes_heads and self._heads:
             return str(self._heads[0])
         return drafter_of(self._lm.name)

@@ -205,8 +205,10 @@ def _turn(tensors: dict[str, Tensor], dim: int) -> None:
 def _scale_values(source: Source, tensors: dict[str, Tensor]) -> None:
     """Fold a factor on the values into the matrices that make them."""
     factor = source.layer_config().get("attention_value_scale")
-    for name in [one for one in tensors if ".v_proj." in one] if factor not in (None, 1) else []:
-        tensors[name] = tensors[name] * factor
+    if factor is None or factor == 1:
+        return
+    for name in [one for one in tensors if ".v_proj." in one]:
+        tensors[name] = tensors[name] * float(factor)
 
 
 def _masks(source: Source, tensors: dict[str, Tensor], own: dict[str, Any], size: int) -> None:

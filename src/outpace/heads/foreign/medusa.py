@@ -79,7 +79,7 @@ def _vllm(source: Source, drafted: Drafted, target: Sizes) -> tuple[dict[str, Te
     weights = source.below(start + r"blocks\.(\d+\.layers\.\d+\.weight)")
     biases = source.below(start + r"blocks\.(\d+\.layers\.\d+\.bias)")
     outputs = source.below(start + r"lm_heads\.(\d+)\.weight") or source.below(start + r"(lm_head)\.weight")
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, weight in weights.items():
         head, _, block, _ = name.split(".")
         bias = biases.get(name.replace("weight", "bias"), torch.zeros(target.hidden))
