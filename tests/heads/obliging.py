@@ -74,7 +74,7 @@ def _rest(scores: Scores) -> tuple[object, object, object]:
     return scores.taps, scores.heads, scores.last
 
 
-def write(target: Obliging, model: HeadModel, count: int = 16) -> float:
+def write(target: Obliging, model: HeadModel, count: int = 12) -> float:
     """Tokens a round of a drafter."""
     result = LanguageModel(target).generate(
         [PROMPT],

@@ -26,7 +26,7 @@ from outpace.heads.net import load_kind
 @pytest.fixture(autouse=True)
 def one_prompt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(drafter_check, "_prompts", lambda lm: [PROMPT])
-    monkeypatch.setattr(drafter_check, "_TOKENS", 16)
+    monkeypatch.setattr(drafter_check, "_TOKENS", 12)
     monkeypatch.setenv("OUTPACE_CACHE", str(tmp_path / "cache"))
 
 
@@ -138,7 +138,6 @@ EAGLE3: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"norm_before_residual": False},
         {"norm_output": False},
     ),
-    "NVIDIA": ({"norm_before_fc": True}, {"eagle_config": {"norm_before_residual": False}}, {}),
     "neighbours turn": ({"is_interleaved": True}, {"norm_before_residual": False}, {"rotary pairing": "neighbours"}),
     "neighbours, said": (
         {"is_interleaved": True},
@@ -420,6 +419,7 @@ EXPORTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dflash-speculators": ("dspark", {"depth": 3, **BODY, "rank": 8, "has_table": True}),
     "dspark": ("dspark", {"depth": 3, **BODY, "rank": 8}),
     "medusa": ("medusa", {"depth": 3, "own_output": True}),
+    "medusa-vllm": ("medusa", {"depth": 3, "own_output": True}),
 }
 
 

@@ -42,7 +42,7 @@ SHAPE: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def one_prompt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(drafter_check, "_prompts", lambda lm: [PROMPT])
-    monkeypatch.setattr(drafter_check, "_TOKENS", 16)
+    monkeypatch.setattr(drafter_check, "_TOKENS", 12)
     monkeypatch.setenv("OUTPACE_CACHE", str(tmp_path / "cache"))
 
 

@@ -29,6 +29,7 @@ FORMS: dict[str, tuple[tuple[str, ...], str]] = {
     "dflash-speculators": (("dflash", "dspark"), "dflash:write_dflash_speculators"),
     "dspark": (("dspark",), "dflash:write_dspark"),
     "medusa": (("medusa",), "medusa:write_medusa"),
+    "medusa-vllm": (("medusa",), "medusa:write_vllm"),
 }
 """Per form the kinds that it takes, and what writes it."""
 

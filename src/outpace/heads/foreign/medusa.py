@@ -21,7 +21,7 @@ from outpace.heads.foreign.vocabulary import Drafted, read_drafted
 from outpace.heads.model import HeadModel
 from outpace.heads.net import HeadConfig
 
-__all__ = ["read_medusa", "write_medusa"]
+__all__ = ["read_medusa", "write_medusa", "write_vllm"]
 
 _START = r"(?:medusa_heads?\.|model\.)?"
 
@@ -121,3 +121,31 @@ def write_medusa(model: HeadModel) -> Written:
         "base_model_name_or_path": config.target,
     }
     return Written(stated, {f"medusa_head.{name}": tensor for name, tensor in tensors.items()})
+
+
+def write_vllm(model: HeadModel) -> Written:
+    """Return Medusa heads as vLLM reads them; they may draft part of the vocabulary."""
+    config, settings = model.net.config, model.net.config.settings
+    state, blocks = model.net.state_dict(), int(settings.get("blocks", 1))
+    tensors = {}
+    for head in range(config.depth):
+        for block in range(blocks):
+            for part in ("weight", "bias"):
+                tensors[f"blocks.{head}.layers.{block}.{part}"] = state[f"heads.{head}.{block}.linear.{part}"]
+        if settings.get("own_output"):
+            tensors[f"lm_heads.{head}.weight"] = state[f"heads.{head}.{blocks}.weight"]
+    stated = {
+        "architectures": ["MedusaModel"],
+        "model_type": "medusa",
+        "num_heads": config.depth,
+        "num_hidden_layers": blocks,
+        "hidden_size": config.hidden_size,
+        "vocab_size": config.vocab_size,
+        "truncated_vocab_size": config.draft_vocab or config.vocab_size,
+        "medusa_fc_bias": True,
+        "original_lm_head": not settings.get("own_output"),
+        "base_model_name_or_path": config.target,
+    }
+    if not settings.get("own_output"):  # one matrix for all heads
+        tensors["lm_heads.0.weight"] = output_matrix(model, model.ids)
+    return Written(stated, tensors | ({} if model.ids is None else {"token_map": model.ids}))
