@@ -56,6 +56,7 @@ def test_a_pard_model_is_written_with_both_names_of_its_mask(tmp_path: Path) -> 
     prompt = "Once upon a time"
     lm = load(zoo.path("stories"))
     results = [
-        lm.generate(prompt, method="pard", options={"draft": str(path)}, max_tokens=12) for path in (source, tmp_path / "out")
+        lm.generate(prompt, method="pard", options={"draft": str(path)}, max_tokens=12)
+        for path in (source, tmp_path / "out")
     ]
     assert results[0].tokens == results[1].tokens and results[0].usage == results[1].usage
