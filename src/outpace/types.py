@@ -249,6 +249,8 @@ class Adapter(ABC):
         tokenizer: what turns text into its tokens, where it carries one.
         start_token: of an encoder-decoder, the first decoder token, which the model never writes.
         shape: the sizes of the model as one text, by which measured costs are kept; "" = its capabilities tell.
+        mask_token: what stands for a token to be guessed, in a causal model that drafts several in one forward.
+        exits: layers after which it was trained to say the next token, as well as after all.
         reads: what it reads of the target beside which it stands, where it is a trained drafter.
         layer_weights, head_weights: numbers that a token is multiplied by in all layers and in the output matrix;
             0 = not known. Drafters are compared with targets by them.
@@ -264,6 +266,8 @@ class Adapter(ABC):
     tokenizer: Tokenizer | None = None
     start_token: int | None = None
     shape: str = ""
+    mask_token: int | None = None
+    exits: tuple[int, ...] = ()
     reads: Outputs = NO_OUTPUTS
     layer_weights: int = 0
     head_weights: int = 0
@@ -338,6 +342,14 @@ class Adapter(ABC):
         del context
         return None
 
+    def beside(self, target: Adapter) -> Adapter:
+        """Return the target as it is run where this model drafts for it; its text stays what it was.
+
+        Raises:
+            CapabilityError: this model needs another kind of target.
+        """
+        return target
+
     def trim_head(self, ids: Tensor) -> Adapter | None:
         """Return this model with logits [B, A, K] of some tokens [K] only; None where that would save nothing."""
         del ids
@@ -390,6 +402,9 @@ class Proposal:
         visible: [B, W, W] bool; None = ancestors and self (causal) or what the model's own attention shows (a canvas).
         ask: [B, A] int64 nodes whose logits are wanted, -1 = the root; None = the root, if any, and every node.
         inputs: [B, W, hidden] soft embeddings of the nodes; None = embed the tokens.
+        is_soft: [B, W] bool, the nodes whose `inputs` count, the others' tokens are embedded; None = all.
+        drafts: per row, how many of the first nodes are drafts; the others only make the forward tell more, and are
+            never written. None = all.
         is_whole: the window is all that is forwarded, as on a canvas: no token is pending, and there is no root.
         law: None = deterministic drafts, or `Sampled`.
         origin: who drafted, for traces: one name, or one per row.
@@ -408,6 +423,8 @@ class Proposal:
     note: str = ""
     ask: Tensor | None = None
     inputs: Tensor | None = None
+    is_soft: Tensor | None = None
+    drafts: list[int] | None = None
     is_whole: bool = False
 
 

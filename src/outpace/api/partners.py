@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outpace import kernels
+from outpace.api.drafter_check import open_checked
 from outpace.errors import ConfigError
 from outpace.heads.files import is_head, open_head
 from outpace.heads.find import find_head
+from outpace.heads.foreign.layouts import is_foreign
 from outpace.heads.known import known_heads
+from outpace.heads.stored import has_modules, open_stored
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
 from outpace.models.graphs import make_graphs
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
 
 __all__ = ["Partners"]
+
+_MODULES = "\0modules"  # no name of a model
 
 
 class Partners:
@@ -53,6 +58,8 @@ class Partners:
         for role in (*needs.models, *needs.optional_models):
             if role in given:
                 other = given[role]
+            elif role == "draft" and (own := self._own_modules(method)) is not None:
+                other = own
             else:
                 try:
                     name = self._name(method, role)
@@ -71,10 +78,25 @@ class Partners:
             found[role] = other
         return found
 
+    def _own_modules(self, method: Method) -> Adapter | None:
+        """Return the multi-token modules of the target's own files, where the method wants them and there are some."""
+        directory, is_wanted = (
+            self._lm.directory,
+            method.needs.head == "mtp" and str(getattr(method, "draft", "")) == "auto",
+        )
+        if directory is None or not is_wanted or not has_modules(directory):
+            return None
+        with self._lock:
+            if _MODULES not in self._models:
+                self._models[_MODULES] = open_stored(directory, self._lm.target)
+            return self._models[_MODULES]
+
     def _loaded(self, name: str) -> Adapter:
         with self._lock:
-            if name not in self._models and is_head(resolve(name)):
-                self._models[name] = open_head(resolve(name), self._lm.target)
+            if name not in self._models and is_head(place := resolve(name)):
+                self._models[name] = open_head(place, self._lm.target)
+            elif name not in self._models and is_foreign(place):
+                self._models[name] = open_checked(self._lm, place)
             if name not in self._models:
                 backend = kernels if self._lm.is_compiled else None
                 self._models[name] = opened = open_model(name, self._lm.dtype, self._lm.device, backend)

@@ -215,7 +215,8 @@ def _adapter(role: Any, model: Any) -> Adapter:
     """Return an adapter, or that of a language model."""
     from outpace.types import Adapter
 
-    found = getattr(model, "target", model)
+    # A trained drafter is an adapter that has a target; a language model has one, and is none.
+    found = model if isinstance(model, Adapter) else getattr(model, "target", model)
     if not isinstance(found, Adapter):
         raise refused(f"The model for {role}", model, "a language model or an adapter")
     return found

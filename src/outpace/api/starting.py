@@ -15,6 +15,7 @@ from outpace.api.scoring import check_top
 from outpace.arguments import flag, given, refused
 from outpace.cache import Cache, Pages
 from outpace.errors import CapabilityError, ConfigError
+from outpace.heads.model import HeadModel
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_fit
 from outpace.methods.mixed import Mixed
@@ -24,7 +25,7 @@ from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.text.chat import is_chat
 from outpace.text.stream import TextStream
-from outpace.types import Capabilities, Wanted
+from outpace.types import Adapter, Capabilities, Wanted
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
@@ -91,9 +92,14 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     ]
     _check_width(offered, method, is_fixed)
     is_text = isinstance(prompt, str) or (isinstance(prompt, list | tuple) and isinstance(prompt[0], str))
-    notes = [*notes, note] if note else notes
+    notes = [*notes, *([note] if note else []), *_told_by(models)]
     is_single = is_single and request.num_samples == 1
     return Plan(rows, method, settings, request, models, tokenizers, is_fixed, is_single, is_text, notes)
+
+
+def _told_by(models: Mapping[str, Adapter]) -> list[str]:
+    """Return what results should say about trained drafters."""
+    return [note for model in models.values() if isinstance(model, HeadModel) for note in model.notes]
 
 
 def _framed(lm: LanguageModel, prompt: Any) -> Any:

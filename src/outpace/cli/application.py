@@ -13,6 +13,7 @@ from outpace.cli import (
     certify,
     chat,
     cite,
+    drafter,
     generate,
     get,
     index,
@@ -65,6 +66,7 @@ app.command("models")(models.models)
 app.command("certify")(certify.certify)
 app.command("bench")(bench.bench)
 app.add_typer(train.app, name="train")
+app.add_typer(drafter.drafter, name="drafter")
 app.command("quantize")(quantize.quantize)
 app.command("index")(index.index)
 app.command("tune")(tune.tune)

@@ -44,6 +44,7 @@ def save_head(net: HeadNet, directory: Path, ids: Tensor | None = None, dtype: t
     part = directory / "model.safetensors.part"
     save_file(tensors, part)
     part.replace(directory / "model.safetensors")
+    net.write_beside(directory)
     config = {"model_type": MODEL_TYPE, **net.config.to_dict()}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

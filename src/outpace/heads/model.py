@@ -64,6 +64,10 @@ class HeadModel(Adapter):
         """Return what drafts for the joining rows (`outpace.heads.draft.HeadDrafter`)."""
         return self.net.new_drafter(self, context)
 
+    def beside(self, target: Adapter) -> Adapter:
+        """Return the target as it is run where this drafts for it."""
+        return self.net.beside(target)
+
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return a cache that holds nothing and only counts; kinds that keep entries make their own."""
         return Cache([torch.zeros(rows, capacity, 0, device=self.device)], 1, counter)

@@ -11,13 +11,14 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from outpace.errors import ConfigError, nearest
-from outpace.types import Context, Outputs
+from outpace.types import Adapter, Context, Outputs
 
 if TYPE_CHECKING:
     from outpace.heads.draft import HeadDrafter
@@ -203,12 +204,20 @@ class HeadNet(nn.Module, ABC):
     def new_drafter(self, model: HeadModel, context: Context) -> HeadDrafter:
         """Return what drafts for the joining rows."""
 
+    def beside(self, target: Adapter) -> Adapter:
+        """Return the target as it is run where this drafts for it (`Adapter.beside`)."""
+        return target
+
+    def write_beside(self, directory: Path) -> None:
+        """Write what belongs to the drafter beside its own files."""
+        del directory
+
     def bytes_per_draft(self) -> int:
         """Return how many bytes of weights one drafting step reads, the target's trimmed head left out."""
         return sum(weight.numel() * weight.element_size() for weight in self.parameters())
 
 
-_LATER = ("net", "draft", "model", "files", "find", "losses", "known")
+_LATER = ("net", "draft", "model", "files", "stored", "find", "losses", "known")
 
 
 def kinds() -> dict[str, type[HeadNet]]:

@@ -269,7 +269,8 @@ def _propose(group: Group, view: View) -> Proposal:
 
 
 def _stands_alone(proposal: Proposal) -> bool:
-    kinds = (proposal.position, proposal.visible, proposal.ask, proposal.inputs)
+    inputs = None if proposal.is_soft is not None else proposal.inputs
+    kinds = (proposal.position, proposal.visible, proposal.ask, inputs)
     return proposal.is_whole or any(kind is not None for kind in kinds)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -16,7 +17,7 @@ from outpace.models.spec import Spec, rotary_order
 from outpace.models.tensors import TensorFiles
 from outpace.models.weights import LayerWeights, Matrix, Norm, Packer, Weights
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "assemble_layer"]
 
 Shuffle = Callable[[Tensor], Tensor]
 
@@ -67,6 +68,7 @@ def assemble(
         weights.layers.append(layer)
     ignored = [re.compile(pattern) for pattern in family.ignored]
     unused = [name for name in files.unused() if not any(pattern.search(name) for pattern in ignored)]
+    unused = [name for name in unused if not _is_module(name, files)]
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         raise ModelError(
@@ -75,6 +77,33 @@ def assemble(
             hint="The files are not of this config.json.",
         )
     return weights
+
+
+def assemble_layer(
+    files: TensorFiles, spec: Spec, family: Family, prefix: str, dtype: torch.dtype, device: torch.device
+) -> LayerWeights:
+    """Read one layer that lies elsewhere in the files: `prefix` stands where "model.layers.N." stands as a rule.
+
+    Args:
+        files: the tensors by name.
+        spec: a decoder of one such layer.
+        family, dtype, device: as for `assemble`.
+
+    Raises:
+        ModelError: a tensor is missing or has another shape.
+    """
+    names = {role: prefix + name.split("{}.", 1)[1] for role, name in family.layer.items()}
+    reader = _Reader(files, spec, replace(family, layer=names), dtype, device, None)
+    reader.prefix = ""
+    return reader.layer(0)
+
+
+def _is_module(name: str, files: TensorFiles) -> bool:
+    """Return whether a tensor is part of a multi-token module, which `outpace.heads.stored` reads."""
+    if re.search(r"^(model\.)?mtp(_layers)?\.", name):
+        return True
+    layer = re.search(r"^(model\.)?layers\.\d+\.", name)
+    return layer is not None and layer[0] + "eh_proj.weight" in files
 
 
 class _Reader:

@@ -392,6 +392,7 @@ _IMAGES = (r"^(model\.)?vision_tower\.", r"^(model\.)?multi_modal_projector\.") 
 CAUSAL: dict[str, Family] = {
     "llama": Family(llama, LLAMA_NAMES, OUTER_NAMES),
     "qwen2": Family(qwen2, LLAMA_NAMES, OUTER_NAMES),
+    "mimo": Family(qwen2, LLAMA_NAMES, OUTER_NAMES),
     "qwen3": Family(qwen3, LLAMA_NAMES | QK_NAMES, OUTER_NAMES),
     "mistral": Family(_mistral, LLAMA_NAMES, OUTER_NAMES),
     "gpt2": Family(

@@ -137,8 +137,8 @@ class GgufTensors(TensorFiles):
             spelled = name if entry is None else self._theirs[name]
             found = "lacks" if entry is None else f"has the shape {list(entry.shape)} for"
             raise ModelError(f"{self.path} {found} {spelled}, where its metadata ask for {list(shape)}.", AGAIN)
-        if entry.dtype not in PLAIN and len(shape) != 2:
-            raise ModelError(f"{self.path} stores {self._theirs[name]} as {entry.dtype}, but it is no matrix.", AGAIN)
+        if entry.dtype == "I64" or (entry.dtype not in PLAIN and len(shape) != 2):
+            raise ModelError(f"{self.path} stores {self._theirs[name]} as {entry.dtype}, which fits no weights.", AGAIN)
         self.used.add(name)
         return entry
 

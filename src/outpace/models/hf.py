@@ -35,7 +35,7 @@ from outpace.models.hf_forward import Forward, head_only, joined, prepare, stage
 from outpace.models.hf_own import OwnCache, OwnState
 from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
-__all__ = ["TransformersAdapter", "TransformersSeq2Seq", "load_transformers", "wrap"]
+__all__ = ["TransformersAdapter", "TransformersSeq2Seq", "load_transformers", "quiet", "wrap"]
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 MAX_POSITIONS = ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
@@ -81,7 +81,7 @@ def load_transformers(
     if os.path.isdir(where):
         stored = read_config(where)
         check_stored(find_tensor_files(Path(where)), stored)
-    with _quiet():
+    with quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
             kind = pick_dtype(dtype, stored or config.to_dict(), place)
@@ -156,7 +156,7 @@ class TransformersAdapter(Adapter):
         if getattr(model.config, "_attn_implementation", "eager") not in ("eager", "sdpa"):
             model.set_attn_implementation("sdpa" if getattr(model, "_supports_sdpa", False) else "eager")
         prepare(model)
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             self.capabilities = self._discover()
             self._look_inside()
             self._settle()
@@ -738,7 +738,7 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' log, progress bars and warnings away while a model is loaded or tried."""
     from transformers.utils import logging as found
 

@@ -107,6 +107,7 @@ def load_model(
             failed = shelf.put(weights, notes)
             model.notes += [failed] if failed else []
     model.notes += [*loading_notes(directory, config, dtype, kind), *notes]
+    model.mask_token, model.exits = _mask_token(config), _exits(config, spec.num_layers)
     kinds = files.quantised_kinds()
     model.is_quantised = bool(kinds)
     if dtype == "auto" and model.path != "compiled" and kinds:
@@ -116,6 +117,19 @@ def load_model(
             "dtype float32 rounds none."
         )
     return model
+
+
+def _mask_token(config: Mapping[str, Any]) -> int | None:
+    """Return the mask of a causal model that drafts in parallel, None for others; a model without any is no error."""
+    named = config.get("pard_token")
+    return named if isinstance(named, int) and not isinstance(named, bool) else None
+
+
+def _exits(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """Return the layers at which a nested model may be left; empty where its files name none that it has."""
+    named = config.get("exit_layers")
+    found = tuple(named) if isinstance(named, list) else ()
+    return found if all(isinstance(layer, int) and 0 < layer <= layers for layer in found) else ()
 
 
 def _sources(directory: Path, files: TensorFiles, adapter: str | os.PathLike[str] | None) -> set[Path]:

@@ -21,14 +21,17 @@ def lay_beside(proposals: Sequence[Proposal], places: Sequence[Index]) -> Propos
     Laws stay with the groups' own proposals: what is laid beside each other is what is forwarded.
 
     Args:
-        proposals: one per group, none with positions, sights or inputs of its own.
+        proposals: one per group, none with positions or sights of its own, and inputs only where `is_soft` says which.
         places: per group, its rows; together all rows, each once.
     """
     count, width = sum(map(len, places)), max(proposal.tokens.shape[1] for proposal in proposals)
     device = proposals[0].tokens.device
     tokens = torch.zeros(count, width, dtype=torch.int64, device=device)
     parent = torch.full_like(tokens, -1) if any(proposal.parent is not None for proposal in proposals) else None
-    length, origin = [0] * count, [""] * count
+    length, drafts, origin = [0] * count, [0] * count, [""] * count
+    soft = next((proposal.inputs for proposal in proposals if proposal.inputs is not None), None)
+    inputs = None if soft is None else soft.new_zeros(count, width, soft.shape[-1])
+    is_soft = None if soft is None else torch.zeros(count, width, dtype=torch.bool, device=device)
     for proposal, index in zip(proposals, places, strict=True):
         own, rows = proposal.tokens.shape[1], torch.tensor(list(index), device=device)
         tokens[rows, :own] = proposal.tokens
@@ -36,10 +39,14 @@ def lay_beside(proposals: Sequence[Proposal], places: Sequence[Index]) -> Propos
             chain = torch.arange(-1, own - 1, device=device)
             parent[rows, :own] = chain if proposal.parent is None else proposal.parent
         names = [proposal.origin] * len(index) if isinstance(proposal.origin, str) else proposal.origin
-        for row, nodes, name in zip(index, proposal.length, names, strict=True):
-            length[row], origin[row] = nodes, name
+        if inputs is not None and is_soft is not None and proposal.inputs is not None and proposal.is_soft is not None:
+            inputs[rows, :own], is_soft[rows, :own] = proposal.inputs, proposal.is_soft
+        kept = proposal.drafts or proposal.length
+        for row, nodes, some, name in zip(index, proposal.length, kept, names, strict=True):
+            length[row], drafts[row], origin[row] = nodes, some, name
     notes = dict.fromkeys(proposal.note for proposal in proposals if proposal.note)
-    return Proposal(tokens, length, parent, origin=origin, note="; ".join(notes))
+    told = Proposal(tokens, length, parent, origin=origin, note="; ".join(notes), inputs=inputs, is_soft=is_soft)
+    return told if drafts == length else replace(told, drafts=drafts)
 
 
 def padded(proposal: Proposal, count: int) -> Proposal:
@@ -61,6 +68,8 @@ def padded(proposal: Proposal, count: int) -> Proposal:
         visible=visible,
         ask=grow(proposal.ask, -1),
         inputs=grow(proposal.inputs),
+        is_soft=grow(proposal.is_soft),
+        drafts=None if proposal.drafts is None else [*proposal.drafts, *[0] * count],
         law=None,
     )
 
@@ -79,6 +88,7 @@ def part_of(laid: Proposal, own: Proposal, index: Index) -> Proposal:
         own,
         tokens=laid.tokens[rows, :width],
         length=[laid.length[i] for i in index],
+        drafts=None if own.drafts is None or laid.drafts is None else [laid.drafts[i] for i in index],
         parent=None if own.parent is None else own.parent[:, :width],
         law=None if own.law is None else replace(own.law, probs=own.law.probs[:, :width]),
     )

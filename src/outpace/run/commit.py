@@ -90,7 +90,8 @@ def sound(proposal: Proposal, rows: Sequence[Row], vocab_size: int) -> Proposal:
     for row, old, new in zip(rows, proposal.length, length, strict=True):
         if new < old and _UNSOUND not in row.notes:
             row.notes.append(_UNSOUND)
-    return replace(proposal, tokens=proposal.tokens.clamp(0, vocab_size - 1), length=length)
+    drafts = proposal.drafts and [min(n, at) for n, at in zip(proposal.drafts, first, strict=True)]
+    return replace(proposal, tokens=proposal.tokens.clamp(0, vocab_size - 1), length=length, drafts=drafts)
 
 
 def void_laws(law: Sampled) -> Tensor:
@@ -113,6 +114,8 @@ def fit(proposal: Proposal, limit: int, pad_to: int) -> Proposal:
             visible=None if proposal.visible is None else proposal.visible[:, :width, :width],
             ask=None if proposal.ask is None else proposal.ask.clamp(max=width - 1),
             inputs=_cut(proposal.inputs, width),
+            is_soft=_cut(proposal.is_soft, width),
+            drafts=None if proposal.drafts is None else [min(n, width) for n in proposal.drafts],
             law=None if law is None else replace(law, probs=law.probs[:, :width]),
         )
     missing = pad_to - proposal.tokens.shape[1]

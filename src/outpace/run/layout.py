@@ -98,14 +98,14 @@ def _lay_whole(proposal: Proposal, start: list[int], is_even: bool) -> Layout:
 
 
 def soften(
-    adapter: Adapter, layout: Layout, nodes: Tensor | None, prompts: Sequence[Tensor | None], bases: Sequence[int]
+    adapter: Adapter, layout: Layout, window: Proposal | None, prompts: Sequence[Tensor | None], bases: Sequence[int]
 ) -> Tensor | None:
     """Return the embeddings [B, T, hidden] of a forward that holds soft ones, for `Adapter.score`; None = it has none.
 
     Args:
         adapter: embeds every other token.
         layout: of the forward.
-        nodes: [B, W, hidden], those of the window; None = its tokens are embedded.
+        window: the proposal, of which `inputs` and `is_soft` are read; None = none.
         prompts: per row, those of its text's first positions, or None; empty = no row has any.
         bases: as `lay_out` takes them.
     """
@@ -115,12 +115,13 @@ def soften(
         for row, (prompt, count, base) in enumerate(zip(prompts, layout.start, bases, strict=False))
         if prompt is not None and (not count or base < len(prompt))
     ]
+    nodes, is_soft = (None, None) if window is None else (window.inputs, window.is_soft)
     if nodes is None and not due:
         return None
-    if nodes is not None and not any(layout.start):
+    if nodes is not None and is_soft is None and not any(layout.start):
         inputs = nodes if not due else nodes.clone()
     else:
-        inputs = _with_nodes(adapter.embed(layout.tokens), nodes, layout.start)
+        inputs = _with_nodes(adapter.embed(layout.tokens), nodes, is_soft, layout.start)
     for row, prompt in due:
         at = layout.position[row]
         is_prompt = ((at >= 0) & (at < len(prompt))).unsqueeze(-1)
@@ -128,14 +129,17 @@ def soften(
     return inputs
 
 
-def _with_nodes(inputs: Tensor, nodes: Tensor | None, start: list[int]) -> Tensor:
+def _with_nodes(inputs: Tensor, nodes: Tensor | None, is_soft: Tensor | None, start: list[int]) -> Tensor:
     """Return embeddings [B, T, hidden] with those of the window in their places."""
     if nodes is None or not nodes.shape[1]:
         return inputs
     node = torch.arange(inputs.shape[1], device=inputs.device) - torch.tensor(start, device=inputs.device).unsqueeze(1)
-    inside = node.clamp(0, nodes.shape[1] - 1).unsqueeze(-1).expand_as(inputs)
-    is_node = ((node >= 0) & (node < nodes.shape[1])).unsqueeze(-1)
-    return torch.where(is_node, nodes.to(inputs).gather(1, inside), inputs)
+    inside = node.clamp(0, nodes.shape[1] - 1)
+    is_node = (node >= 0) & (node < nodes.shape[1])
+    if is_soft is not None:
+        is_node &= is_soft.gather(1, inside)
+    soft = nodes.to(inputs).gather(1, inside.unsqueeze(-1).expand_as(inputs))
+    return torch.where(is_node.unsqueeze(-1), soft, inputs)
 
 
 def _asked(start: list[int], proposal: Proposal, total: int) -> Tensor:

@@ -79,8 +79,9 @@ class Run:
         pages: Pages | None = None,
         on_leave: Callable[[Row, Cache, int], None] | None = None,
     ) -> None:
-        self.target, self.method, self.settings = target, method, settings
         self.capacity, self.models, self.memory = capacity, dict(models or {}), memory
+        self.target = functools.reduce(lambda one, model: model.beside(one), self.models.values(), target)
+        self.method, self.settings = method, settings
         self.record, self.chunk, self.width, self.device = tuple(record), chunk, width, torch.device(device)
         self.num_top, self.on_leave = num_top, on_leave
         self.tokenizers, self.watch, self.pages = dict(tokenizers or {}), watch, pages
@@ -229,7 +230,7 @@ class Run:
         layout = lay_out(pending, cache.lengths, window)
         # 4 score
         given = (layout.tokens, layout.position, layout.visible, cache, layout.ask)
-        inputs = soften(self.target, layout, window.inputs, batch.all_prompts, cache.lengths)
+        inputs = soften(self.target, layout, window, batch.all_prompts, cache.lengths)
         scores = self.target.score(*given, outputs=self._needs.outputs, inputs=inputs)
         if pieces:
             scores = scores.part(range(len(rows)), scores.logits.shape[1])
@@ -241,7 +242,7 @@ class Run:
         # 6 continue other rows, cut token by token
         if host.source is not None:
             cache = self._fork(host.source)
-        lengths, starts = host.follow(proposal.length), host.follow(layout.start[: len(rows)])
+        lengths, starts = host.follow(proposal.drafts or proposal.length), host.follow(layout.start[: len(rows)])
         origins = repeat(proposal.origin) if isinstance(proposal.origin, str) else host.follow(proposal.origin)
         decided = zip(rows, host.tokens, host.path, host.is_recovered, lengths, origins, strict=False)
         counts = [append(*one) for one in decided]

@@ -64,7 +64,7 @@ class ToyModel(Adapter):
             has_hidden=True,
             heads=("confidence",),
         )
-        self.dtype = torch.float64
+        self.dtype, self.mask_token = torch.float64, vocab_size - 1
         generator = torch.Generator().manual_seed(seed)
         shapes = [(vocab_size, hidden), (num_layers, hidden, hidden), (num_layers, 7), (hidden, vocab_size)]
         self.weights = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]

@@ -48,9 +48,10 @@ BLOCKS: dict[int, tuple[str, int, int]] = {
     30: ("BF16", 1, 2),
     39: ("MXFP4", 32, 17),
 }
+_READ = BLOCKS | {27: ("I64", 1, 8)}  # the last are token ids of drafters, never weights
 _UNREAD = dict(
     enumerate("IQ2_XXS IQ2_XS IQ3_XXS IQ1_S".split(), 16),
-) | {9: "Q8_1", 15: "Q8_K", 21: "IQ3_S", 22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
+) | {9: "Q8_1", 15: "Q8_K", 21: "IQ3_S", 22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 28: "F64"}
 _UNREAD |= {29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 40: "NVFP4", 41: "Q1_0"}
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ class Stored:
         path: the file, of several the part.
         offset: its first byte there.
         num_bytes: what it takes.
-        kind: a name of `BLOCKS`.
+        kind: a name of `BLOCKS`, or I64.
         shape: outermost first, as elsewhere; files have it the other way round.
     """
 
@@ -314,19 +315,19 @@ class _Head:
                 f"stores {name} as {_UNREAD[kind]}, which is not read here",
                 f"Use a file of {', '.join(block[0] for block in BLOCKS.values())}.",
             )
-        if kind not in BLOCKS:
+        if kind not in _READ:
             self.refuse(f"stores {name} as type {kind}, which is not known")
-        if min(dims) < 1 or prod(dims) > 8 * self.size * BLOCKS[kind][1]:
+        if min(dims) < 1 or prod(dims) > 8 * self.size * _READ[kind][1]:
             self.refuse(f"says that {name} has the shape {dims[::-1]}, which it is too short for")
-        if dims[0] % BLOCKS[kind][1]:
-            self.refuse(f"stores {name} as {BLOCKS[kind][0]}, whose blocks do not fill rows of {dims[0]}")
+        if dims[0] % _READ[kind][1]:
+            self.refuse(f"stores {name} as {_READ[kind][0]}, whose blocks do not fill rows of {dims[0]}")
         return name, tuple(reversed(dims)), kind, offset
 
     def place(self, table: list[tuple[str, tuple[int, ...], int, int]], base: int, alignment: int) -> dict[str, Stored]:
         """Return the tensors by name, each within the file and none upon another."""
         found: dict[str, Stored] = {}
         for name, shape, kind, offset in table:
-            label, per_block, block = BLOCKS[kind]
+            label, per_block, block = _READ[kind]
             num_bytes = prod(shape) // per_block * block
             if offset % alignment or base + offset + num_bytes > self.size:
                 self.refuse(f"is truncated, or places {name} at byte {base + offset} wrongly")

@@ -6,7 +6,7 @@ Generation has its own, faster model layer; this one only trains and scores whol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -251,6 +251,19 @@ class Llama(nn.Module):
         for index, layer in enumerate(self.model.layers):
             x = layer(x, cos, sin, past[index] if past else None, pieces)
         return self.model.norm(x)  # type: ignore[no-any-return]
+
+    def exit_states(self, tokens: Tensor, exits: Sequence[int]) -> list[Tensor]:
+        """What the head reads [B, T, hidden] of int64 `tokens` [B, T] when the network is left after so many layers."""
+        x, found = self.model.embed_tokens(tokens), []
+        if torch.is_autocast_enabled(tokens.device.type):
+            x = x.to(torch.get_autocast_dtype(tokens.device.type))
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        cos, sin = (table.to(x.dtype) for table in rope_tables(self.shape, positions))
+        for index, layer in enumerate(self.model.layers[: exits[-1]], 1):
+            x = layer(x, cos, sin)
+            if index in exits:
+                found.append(self.model.norm(x))
+        return found
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocab] of hidden states [..., hidden]."""

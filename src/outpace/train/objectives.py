@@ -23,6 +23,21 @@ def causal_loss(network: Llama, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
 
+def sorted_loss(network: Llama, tokens: Tensor, exits: Sequence[int]) -> Tensor:
+    """Mean cross-entropy of the next token after each of some layers, in nats.
+
+    Source: Valipour et al. (2023, arXiv 2309.08968), sorted fine-tuning: nested models share head and final norm.
+
+    Args:
+        network: The nested models.
+        tokens: The text, int64 [B, T + 1].
+        exits: Layers passed, ascending.
+    """
+    states = network.exit_states(tokens[:, :-1], exits)
+    losses = [F.cross_entropy(network.project(x).float().flatten(0, 1), tokens[:, 1:].flatten()) for x in states]
+    return torch.stack(losses).mean()
+
+
 class DenoisingBatch(NamedTuple):
     """What a denoiser is asked in one step: inputs, and which outputs must say which tokens.
 

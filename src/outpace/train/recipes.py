@@ -22,7 +22,7 @@ PAPERS = (
         "outpace train stories-mask",
     ),
 )
-Objective = Literal["causal", "masked", "block", "distilled"]
+Objective = Literal["causal", "masked", "block", "distilled", "parallel", "sorted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +64,17 @@ class Recipe(AnyRecipe):
 
     Attributes:
         shape: Sizes of the network.
-        objective: `causal` (next token), `masked` (masked diffusion), `block` (block diffusion) or `distilled` (next
-            token, taught by the parent).
+        objective: `causal` (next token), `masked` (masked diffusion), `block` (block diffusion), `distilled` (next
+            token, taught by the parent), `parallel` (next token, and through masks the tokens after it) or `sorted`
+            (next token, after several layers).
         from_scratch: Take the parent's tokenizer alone and start from random weights.
         anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
         responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked
             (`masked`): fine-tuning on responses alone.
         complementary: Show each row twice, every token masked in exactly one of the two views (`block`).
+        levels: Masks behind a token (`parallel`).
+        exits: Layers after which the next token is learned, ascending (`sorted`).
+        kept: Share of the tokens with so many masks that have one more (`parallel`).
         rows: Sequences in a batch of `length` tokens; longer sequences come in proportionally fewer rows.
         length: Tokens in a sequence.
         long_share: Share of the steps, at the end, that use sequences of twice the length.
@@ -83,6 +87,9 @@ class Recipe(AnyRecipe):
     anneal: float = 0.0
     responses_after: tuple[str, ...] = ()
     complementary: bool = False
+    levels: int = 0
+    exits: tuple[int, ...] = ()
+    kept: float = 0.7
     rows: int = 16
     length: int = 512
     long_share: float = 0.15
@@ -158,6 +165,36 @@ _RECIPES = (
         long_share=0.0,
         matrix_rate=8e-3,
         other_rate=6e-3,
+    ),
+    Recipe(
+        name="stories-pard",
+        summary="`stories-draft`, trained on to draft several tokens in one forward; it does not ship.",
+        shape=LlamaShape(hidden=96, layers=2, heads=3, kv_heads=1, head_dim=32, ffn=224),
+        objective="parallel",
+        parent="stories-draft",
+        levels=5,
+        steps=300,
+        gpu_steps=4000,
+        rows=8,
+        length=256,
+        long_share=0.0,
+        matrix_rate=4e-3,
+        other_rate=3e-3,
+    ),
+    Recipe(
+        name="stories-sorted",
+        summary="`stories-draft`, trained on to be left after its first layer too; it does not ship.",
+        shape=LlamaShape(hidden=96, layers=2, heads=3, kv_heads=1, head_dim=32, ffn=224),
+        objective="sorted",
+        parent="stories-draft",
+        exits=(1, 2),
+        steps=300,
+        gpu_steps=4000,
+        rows=8,
+        length=256,
+        long_share=0.0,
+        matrix_rate=4e-3,
+        other_rate=3e-3,
     ),
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +26,11 @@ from .objectives import (
     distilled_loss,
     masked_loss,
     response_places,
+    sorted_loss,
     whole_canvas,
 )
 from .objectives_block import block_canvas
+from .objectives_parallel import parallel_canvas
 from .recipes import RECIPES, TRANSLATIONS, Recipe, TranslationRecipe
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
@@ -58,6 +61,8 @@ class Trainer(Loop):
             "masked": masked_loss,
             "block": masked_loss,
             "distilled": distilled_loss,
+            "parallel": masked_loss,
+            "sorted": sorted_loss,
         }
         loss = functions[self.recipe.objective]
         self._loss = torch.compile(loss, dynamic=False) if self.compiled else loss
@@ -76,7 +81,7 @@ class Trainer(Loop):
         ]
         return Export(
             weights=self.network.state_dict(),
-            config=hf_config(recipe.shape, eos_id=EOS_ID, mask_id=MASK_ID),
+            config=hf_config(recipe.shape, eos_id=EOS_ID, mask_id=MASK_ID) | _named(recipe),
             generation={"bos_token_id": EOS_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID},
             context=recipe.shape.context,
             seen=f"{self.step * self.tokens_per_step:,} tokens",
@@ -100,7 +105,7 @@ class Trainer(Loop):
         """Tokens in a step."""
         return self.recipe.rows * self.recipe.length
 
-    def _arguments(self) -> tuple[Tensor | Llama, ...] | DenoisingBatch:
+    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | DenoisingBatch:
         recipe, shape = self.recipe, self.recipe.shape
         is_long = self.step >= self.steps * (1 - recipe.long_share)
         length, rows = (recipe.length * 2, recipe.rows // 2) if is_long else (recipe.length, recipe.rows)
@@ -114,7 +119,18 @@ class Trainer(Loop):
             return canvas._replace(pieces=annealed(length, share, self.step, self.seed, self.device))
         if recipe.objective == "block":
             return block_canvas(tokens, shape.block, self.step, self.seed, recipe.complementary)
+        if recipe.objective == "parallel":
+            return parallel_canvas(tokens, recipe.levels, recipe.kept, self.step, self.seed)
+        if recipe.objective == "sorted":
+            return tokens, recipe.exits
         return (tokens,) if self.teacher is None else (tokens, self.teacher)
+
+
+def _named(recipe: Recipe) -> dict[str, Any]:
+    """Return what config.json says of a drafter: its mask, as PARD's files do, or its exits."""
+    if recipe.objective == "parallel":
+        return {"pard_token": MASK_ID}
+    return {"exit_layers": list(recipe.exits)} if recipe.exits else {}
 
 
 def build_llama(

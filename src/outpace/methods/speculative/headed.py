@@ -14,9 +14,9 @@ from outpace.methods.base import nothing
 from outpace.methods.speculative.drafted import Paced, RuledDraft
 from outpace.schedule.tree_size import RankTree
 from outpace.setting import setting
-from outpace.types import Context, Needs, Outcome, Proposal, View
+from outpace.types import Adapter, Context, Needs, Outcome, Proposal, View
 
-__all__ = ["Headed"]
+__all__ = ["Headed", "HeadedTree"]
 
 _LARGEST = 1024  # nodes of a fixed tree
 
@@ -52,7 +52,7 @@ class Headed(RuledDraft):
         super().__post_init__()
         if self.width > _LARGEST:
             raise ConfigError(f"A tree of {self.width} nodes was asked for.", f"Use at most {_LARGEST} nodes.")
-        if self.branches and self.budget:
+        if self.branches and self.budget > 0:
             raise ConfigError("Both branches and budget ask for a tree.", "Set one of them.")
         if not self.is_matched and self.is_tree:
             raise ConfigError("The rejection rule takes chains, not trees.", "Use accept_rule=match for trees.")
@@ -63,14 +63,19 @@ class Headed(RuledDraft):
         return self.name
 
     @property
+    def num_nodes(self) -> int:
+        """Nodes of the best tree; 0 = a chain, or a fixed tree."""
+        return self.budget
+
+    @property
     def is_tree(self) -> bool:
         """Whether a node may have siblings."""
-        return bool(self.budget or self.branches)
+        return bool(self.num_nodes or self.branches)
 
     @property
     def width(self) -> int:
         """Most nodes that are drafted at once."""
-        return sum(accumulate(self.branches, mul)) if self.branches else self.budget or self.draft_len
+        return sum(accumulate(self.branches, mul)) if self.branches else self.num_nodes or self.draft_len
 
     @property
     def needs(self) -> Needs:
@@ -83,11 +88,19 @@ class Headed(RuledDraft):
         Raises:
             ConfigError: the model is of another kind.
         """
-        kind = getattr(context.models["draft"], "kind", "")
+        self.check_kind(context.models["draft"])
+        return Drafter.begin(context)
+
+    def check_kind(self, model: Adapter) -> None:
+        """Refuse a model of another kind.
+
+        Raises:
+            ConfigError: it is.
+        """
+        kind = getattr(model, "kind", "")
         if kind != self.kind:
             what = f"of the kind {kind!r}" if kind else "a model, not a trained drafter"
             raise ConfigError(f"The drafter is {what}; {self.name} needs {self.kind!r}.", "Name another with draft=...")
-        return Drafter.begin(context)
 
     def propose(self, view: View, state: Paced) -> Proposal:
         """Draft; a tree has the depth of its shape."""
@@ -101,8 +114,8 @@ class Headed(RuledDraft):
         if self.branches:
             shape = RankTree.stack([RankTree.regular(self.branches)] * len(reach), drafter.device)
             return draft_shape(drafter, view, reach, *shape)[0].proposal(self.name)
-        if self.budget:
-            tree = draft_best(drafter, view, reach, self.budget, min_gain=self.min_gain, spread=self.spread)
+        if self.num_nodes:
+            tree = draft_best(drafter, view, reach, self.num_nodes, min_gain=self.min_gain, spread=self.spread)
             return tree.proposal(self.name)
         sure, is_coupled = self.min_confidence, self.is_matched
         return draft_chain(drafter, view, reach, origin=self.name, is_coupled=is_coupled, min_confidence=sure)
@@ -113,3 +126,23 @@ class Headed(RuledDraft):
         if outcome.proposal is None:
             return state
         return replace(state, lengths=state.lengths.after_step(outcome, self.name))
+
+
+@dataclass(frozen=True)
+class HeadedTree(Headed):
+    """As `Headed`; drafts the best tree unless something else is asked for.
+
+    Attributes:
+        draft_len: most levels of the tree, or tokens of a chain.
+        budget: nodes of the best tree; 0 = a chain; -1 = 16, or 0 where a fixed tree or the rejection rule is chosen.
+    """
+
+    draft_len: int = setting(6, least=1)
+    budget: int = setting(-1, least=-1, note="-1 = 16 nodes, or a chain under the rejection rule")
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of the best tree; 0 = a chain, or a fixed tree."""
+        if self.budget >= 0:
+            return self.budget
+        return 16 if self.is_matched and not self.branches else 0

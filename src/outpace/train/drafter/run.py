@@ -132,8 +132,7 @@ def train_drafter(
         if not _fill(kept):
             return EXIT_INTERRUPTED
         frozen = FrozenTarget(model, ids)
-        if saved is None:
-            net.begin(frozen)
+        net.begin(frozen)  # where it goes on, its weights are read over
         trainer = _trainer(net, frozen, read, kept, plan, head_name(target, kind), target)
         log.info("%d texts to learn from, %d batches held out", len(trainer._learn), len(trainer._held))
         return run_loop(trainer, out, resume=resume)

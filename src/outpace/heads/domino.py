@@ -1,0 +1,57 @@
+"""A block drafter with a recurrent state over the drafted path.
+
+Source: Domino's published files. On DFlash's body, logits += W2 SiLU(W1 [hidden; state]), where the state is that of a
+GRU over the embeddings of the anchor and the drafted tokens; the first `pure` places do not hear it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from outpace.heads.dflash import DFlashNet
+from outpace.heads.model import HeadModel
+from outpace.heads.net import Frozen, HeadConfig
+
+__all__ = ["DominoNet"]
+
+
+class DominoNet(DFlashNet):
+    """Settings beside DFlash's: rank (width of the joint layer), gru_size, pure."""
+
+    kind: ClassVar[str] = "domino"
+    own: ClassVar[dict[str, Any]] = {**DFlashNet.own, "rank": 64, "gru_size": 64, "pure": 0}
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__(config)
+        size, rank, width = config.hidden_size, config.settings["rank"], config.settings["gru_size"]
+        self.prefix_gru = nn.GRU(size, width, bias=False, batch_first=True)
+        self.embed_proj = nn.Sequential(
+            nn.Linear(size + width, rank, bias=False),
+            nn.SiLU(),
+            nn.Linear(rank, config.draft_vocab or config.vocab_size, bias=False),
+        )
+        nn.init.zeros_(self.embed_proj[2].weight)
+
+    def teach(self, frozen: Frozen, hidden: Tensor, logits: Tensor, before: Tensor) -> Tensor:
+        """Return the laws with what the state adds."""
+        state = self._states(frozen, before.flatten(0, 1)).view(*before.shape, -1)
+        return self._add(hidden, logits, state, torch.arange(before.shape[-1], device=before.device))
+
+    def follow(self, model: HeadModel, hidden: Tensor, logits: Tensor, depth: Tensor, path: Tensor) -> Tensor:
+        """Return the laws with what the state adds."""
+        states = self._states(model, path.flatten(0, 1))
+        state = states[torch.arange(len(states), device=path.device), depth.flatten()].view(*depth.shape, -1)
+        return self._add(hidden, logits, state, depth)
+
+    def _states(self, target: HeadModel | Frozen, path: Tensor) -> Tensor:
+        """Return the states [N, P, size] after each token of paths [N, P]."""
+        embedded = target.embed(path.clamp(min=0)).to(self.prefix_gru.weight_ih_l0.dtype)
+        found: Tensor = self.prefix_gru(embedded)[0]
+        return found
+
+    def _add(self, hidden: Tensor, logits: Tensor, state: Tensor, depth: Tensor) -> Tensor:
+        more: Tensor = self.embed_proj(torch.cat([hidden, state], -1))
+        return logits + more * (depth >= self.config.settings["pure"]).unsqueeze(-1)

@@ -1,0 +1,37 @@
+"""A target tuned with mask tokens fills them while it checks what filled them before, in one call.
+
+Paper: Yi et al. (2024), arXiv 2402.11809, Smart Parallel Auto-Correct Decoding (SPACE).
+Guarantee: exact with accept_rule=match (default), distribution with accept_rule=rejection; the text is that of plain
+    decoding with the same tuned weights.
+Cost: at most 1 target forward per emitted token, over the drafts and `most` masks beside them; no drafting forward; an
+    embedding of weights.
+Differences: the tuned weights are the target's with an adapter, which `outpace train drafter` writes beside the mask
+    (load it with --adapter); any tuned model serves too. Drafts are coupled to the target's noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from outpace.methods.base import Paper
+from outpace.methods.speculative.probed import Probed
+
+__all__ = ["Space"]
+
+
+@dataclass(frozen=True)
+class Space(Probed):
+    """Smart parallel auto-correct decoding; settings as of `Probed`."""
+
+    name: ClassVar[str] = "space"
+    family: ClassVar[str] = "trained drafters"
+    summary: ClassVar[str] = "A target tuned with masks fills them while it checks what filled them before."
+    paper: ClassVar[Paper] = Paper(
+        "Generation Meets Verification: Accelerating Large Language Model Inference with Smart Parallel Auto-Correct"
+        " Decoding",
+        "Yi et al.",
+        2024,
+        "2402.11809",
+        84,
+    )
