@@ -49,6 +49,8 @@ def shape_settings(hidden: int) -> dict[str, Any]:
         "eps": 1e-5,
         "rope_theta": 10000.0,
         "rope_scaling": {},
+        "partial_rotary_factor": 1.0,
+        "max_position_embeddings": 2048,
         "is_interleaved": False,
         "attention_bias": False,
         "mlp_bias": False,
@@ -104,21 +106,20 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., size]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class Turns:
     """Rotations of queries and keys by their places, from a table that grows.
 
     Args:
-        settings: rope_theta, rope_scaling, is_interleaved and, where known, max_position_embeddings.
+        settings: those of `shape_settings` that speak of rotations.
         head_dim: D.
     """
 
     def __init__(self, settings: Mapping[str, Any], head_dim: int) -> None:
-        trained = int(settings.get("max_position_embeddings") or 2048)
-        self.rope = make_rope(rope_settings(settings), head_dim, trained)
-        self.is_interleaved = bool(settings.get("is_interleaved"))
+        self.rope = make_rope(rope_settings(settings), head_dim, int(settings["max_position_embeddings"]))
+        self.is_interleaved = bool(settings["is_interleaved"])
         self._table = torch.zeros(0, 2, 0)
 
     def at(self, position: Tensor, like: Tensor) -> Tensor:

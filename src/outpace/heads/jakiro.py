@@ -109,7 +109,7 @@ class JakiroNet(EagleNet):
     def later(self, scorer: Scorer, out: Tensor, level: int) -> Tensor:
         """Return logits [..., K] of the place that is `level` + 1 behind the one that the pass tells."""
         found, shares = self._parts(out)
-        order = shares.sort(-1, descending=True, stable=True).indices[..., None].expand(found.shape)
+        order = shares.argsort(-1, descending=True, stable=True)[..., None].expand(found.shape)
         found = found.gather(-2, order)
         x = found[..., 0, :] + self.config.settings["contrast"] * (found[..., 0, :] - found[..., -1, :])
         return scorer.logits(x + F.silu(self.ahead[level](x)))

@@ -71,6 +71,10 @@ _BUILT_IN = {  # below outpace.methods
     "eagle": "speculative.eagle:Eagle",
     "eagle3": "speculative.eagle3:Eagle3",
     "p-eagle": "speculative.p_eagle:PEagle",
+    "fspad": "speculative.fspad:Fspad",
+    "jakiro": "speculative.jakiro:Jakiro",
+    "falcon": "speculative.falcon:Falcon",
+    "tandem": "speculative.tandem:Tandem",
 }
 
 
