@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from outpace.heads.feature import FeatureNet
 from outpace.heads.decoder import Layer, Sight, Unrolled
+from outpace.heads.feature import FeatureNet
 from outpace.heads.net import Batch, Frozen, HeadConfig, Lesson
 from outpace.heads.unroll import Tally, moved, soft_loss
 
@@ -21,7 +21,7 @@ __all__ = ["EagleNet"]
 
 
 class EagleNet(FeatureNet):
-    """Settings: those of `FeatureNet`, and
+    """EAGLE. Settings: those of `FeatureNet`, and those below.
 
     steps: passes over its own outputs in training, 1 = EAGLE's, 3 = HASS' (Zhang et al. 2024, arXiv 2408.15766).
     fc_bias: whether the fusion has a bias.

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from outpace.cache import Cache
-from outpace.draft.features import Features
 from outpace.errors import ConfigError, nearest
-from outpace.heads.draft import HeadDrafter
 from outpace.heads.decoder import Past, Shape, Sight, Turns, shape_settings
+from outpace.heads.draft import HeadDrafter
 from outpace.heads.model import HeadModel
 from outpace.heads.net import HeadConfig, HeadNet
 from outpace.run.tree import TokenTree
@@ -292,7 +291,9 @@ class FeatureDrafter(HeadDrafter):
         part = [text[n : n + size] for text, n, size in zip(tokens, done, sizes, strict=True)]
         ids = torch.tensor([one + [0] * (total - len(one)) for one in part], device=device)
         embeds = net.embed(self.adapter, ids)
-        given = [F.pad(s[n : n + size], (0, 0, 0, total - size)) for s, n, size in zip(states, done, sizes, strict=True)]
+        given = [
+            F.pad(s[n : n + size], (0, 0, 0, total - size)) for s, n, size in zip(states, done, sizes, strict=True)
+        ]
         features = net.fuse(torch.stack(given))
         if tail:
             last = torch.tensor([text[-1] if text else 0 for text in tokens], device=device)
@@ -389,9 +390,7 @@ class FeatureDrafter(HeadDrafter):
                 visible[row, part, [held + slot for slot in seen]] = True
                 known.passed[end], known.seen[number + place] = number + place, seen
         index = torch.from_numpy(before).to(self.device)[..., None, None]
-        origins = self.outputs[:, :, -stride:].gather(
-            1, index.expand(-1, -1, stride, self.outputs.shape[-1])
-        )
+        origins = self.outputs[:, :, -stride:].gather(1, index.expand(-1, -1, stride, self.outputs.shape[-1]))
         features, tokens = net.feedback(origins).flatten(1, 2), torch.from_numpy(ids).to(self.device)
         places = torch.from_numpy(position).to(self.device)
         is_text = torch.zeros_like(tokens, dtype=torch.bool)

@@ -2,10 +2,10 @@
 
 Paper: Gui et al. (2024), arXiv 2408.15562, FSPAD.
 Guarantee: exact with accept_rule=match (default), distribution with accept_rule=rejection.
-Cost: at most 1 target forward per emitted token; per step one pass of a layer for each level; the layer's weights, three
-    further matrices for the choice, and one for the alignment.
-Differences: drafts are coupled to the target's noise; the tree is the best of its size under the drafter's laws. The choice is
-    added to the feature, and begins at nothing.
+Cost: at most 1 target forward per emitted token; per step one pass of a layer for each level; its weights, three further
+    matrices for the choice, and one for the alignment.
+Differences: drafts are coupled to the target's noise; the tree is the best of its size under the drafter's laws. The
+    choice is added to the feature, and begins at nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Fspad(HeadedTree):
 
     name: ClassVar[str] = "fspad"
     family: ClassVar[str] = "trained drafters"
-    summary: ClassVar[str] = "A feature drafter whose tokens choose from its features, with laws apart from them; a tree is checked."
+    summary: ClassVar[str] = "A feature drafter whose tokens choose from its features; a tree is checked."
     paper: ClassVar[Paper] = Paper(
         "Boosting Lossless Speculative Decoding via Feature Sampling and Partial Alignment Distillation",
         "Gui et al.",

@@ -4,8 +4,8 @@ Paper: Huang et al. (2025), arXiv 2502.06282, Jakiro.
 Guarantee: exact with accept_rule=match (default), distribution with accept_rule=rejection.
 Cost: at most 1 target forward per emitted token; per step one pass of a layer with experts for each level but the last
     ones; each expert's law is a product with the output matrix.
-Differences: drafts are coupled to the target's noise; the tree is the best of its size under the mixture of the experts' laws,
-    where the paper takes each sibling from one expert by rank.
+Differences: drafts are coupled to the target's noise; the tree is the best of its size under the mixture of the
+    experts' laws, where the paper takes each sibling from one expert by rank.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Jakiro(HeadedTree):
 
     name: ClassVar[str] = "jakiro"
     family: ClassVar[str] = "trained drafters"
-    summary: ClassVar[str] = "Experts in a feature drafter guess apart, so that siblings differ; the last levels come from one pass."
+    summary: ClassVar[str] = "Experts in a feature drafter guess apart, so that siblings differ; a tree is checked."
     paper: ClassVar[Paper] = Paper(
         "Jakiro: Boosting Speculative Decoding with Decoupled Multi-Head via MoE",
         "Huang et al.",

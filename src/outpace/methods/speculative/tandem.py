@@ -2,10 +2,10 @@
 
 Paper: Nair et al. (2024), arXiv 2402.08644, Tandem Transformers.
 Guarantee: exact with accept_rule=match (default), distribution with accept_rule=rejection.
-Cost: at most 1 target forward per emitted token; per step one pass of the small model for each level; its weights, and a
-    cache for its layers.
-Differences: drafts are coupled to the target's noise; the tree is the best of its size under the drafter's laws (`budget=0` = a
-    chain, as in the paper). The small model shares the target's embeddings and output matrix.
+Cost: at most 1 target forward per emitted token; per step one pass of the small model for each level; its weights, and
+    a cache for its layers.
+Differences: drafts are coupled to the target's noise; the tree is the best of its size under the drafter's laws
+    (`budget=0` = a chain, as in the paper). The small model shares the target's embeddings and output matrix.
 """
 
 from __future__ import annotations
