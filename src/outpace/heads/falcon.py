@@ -1,8 +1,8 @@
 """A semi-autoregressive drafter: a pass reads a block of entries and tells as many tokens.
 
 Paper: Gao et al. (2024), arXiv 2412.12639, Falcon. The entries of a block see each other (relaxed causal mask), and
-each tells the feature and the token a block further on. Training is by coupled sequential glancing distillation: the next
-block is drafted from the drafter's own outputs, with more of the true ones shown the more of the block was wrong.
+each tells the feature and the token a block further on. Training is by coupled sequential glancing distillation: the
+next block is drafted from the drafter's own outputs, with more of the true ones shown the more of the block was wrong.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """EAGLE's layer with experts that guess apart, and last levels that one pass tells together.
 
 Paper: Huang et al. (2025), arXiv 2502.06282, Jakiro. Siblings that come from one law lean on one guess; here each
-expert has a law of its own, and what is drafted from is their mixture, so that the likeliest siblings are those of several
-experts. The last levels are told by the pass before them, from the contrast of the stronger expert with the weaker.
+expert has a law of its own, and what is drafted from is their mixture, so that the likeliest siblings are those of
+several experts. The last levels are told by the pass before them, from the contrast of the stronger expert with the weaker.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Paper: Gui et al. (2024), arXiv 2408.15562, FSPAD.
 Guarantee: exact with accept_rule=match (default), distribution with accept_rule=rejection.
-Cost: at most 1 target forward per emitted token; per step one pass of a layer for each level; its weights, three further
-    matrices for the choice, and one for the alignment.
+Cost: at most 1 target forward per emitted token; per step one pass of a layer for each level; its weights, three
+    further matrices for the choice, and one for the alignment.
 Differences: drafts are coupled to the target's noise; the tree is the best of its size under the drafter's laws. The
     choice is added to the feature, and begins at nothing.
 """
