@@ -40,9 +40,9 @@ class Sight(Protocol):
 
 def shape_settings(hidden: int) -> dict[str, Any]:
     """Return the settings of layers of this width that nobody chose."""
-    dim = next((d for d in (64, 32, 16, 8, 4, 2) if hidden % d == 0 and hidden >= 2 * d), hidden)
+    dim = next((d for d in (64, 32, 16, 8, 4) if hidden % d == 0 and hidden >= 2 * d), 4)
     return {
-        "heads": hidden // dim,
+        "heads": max(1, hidden // dim),
         "kv_heads": 0,
         "head_dim": dim,
         "ffn": max(16, round(hidden * 8 / 3 / 32) * 32),

@@ -2,7 +2,8 @@
 
 Paper: Huang et al. (2025), arXiv 2502.06282, Jakiro. Siblings that come from one law lean on one guess; here each
 expert has a law of its own, and what is drafted from is their mixture, so that the likeliest siblings are those of
-several experts. The last levels are told by the pass before them, from the contrast of the stronger expert with the weaker.
+several experts. The last levels are told by the pass before them, from the contrast of the stronger expert with the
+weaker.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class JakiroNet(EagleNet):
     def later(self, scorer: Scorer, out: Tensor, level: int) -> Tensor:
         """Return logits [..., K] of the place that is `level` + 1 behind the one that the pass tells."""
         found, shares = self._parts(out)
-        order = shares.argsort(-1, descending=True, stable=True)[..., None].expand(found.shape)
+        order = shares.argsort(dim=-1, descending=True, stable=True)[..., None].expand(found.shape)
         found = found.gather(-2, order)
         x = found[..., 0, :] + self.config.settings["contrast"] * (found[..., 0, :] - found[..., -1, :])
         return scorer.logits(x + F.silu(self.ahead[level](x)))
