@@ -245,8 +245,8 @@ def test_a_gap_in_what_is_known_begins_the_cache_anew(monkeypatch: pytest.Monkey
 class Cycle(ToyModel):
     """A model that writes, after a token, the one `step` further on."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(hidden=13, sharpness=4.0)
+    def __init__(self, step: int, sharpness: float = 4.0) -> None:
+        super().__init__(hidden=13, sharpness=sharpness)
         self.weights[0], self.weights[3] = torch.eye(13).double(), torch.eye(13).double().roll(step, 1)
         self.weights[1].zero_()
 
@@ -303,7 +303,7 @@ def test_passes_for_four_tokens(kind: str, passes: int) -> None:
 
 @pytest.mark.parametrize(("kind", "settings"), FORMS, ids=NAMES)
 def test_training_on_what_the_target_wrote_lets_its_drafts_be_accepted(kind: str, settings: dict[str, Any]) -> None:
-    target, prompts = Cycle(5), [[3, 1, 4], [2, 7, 1]]
+    target, prompts = Cycle(5, 12.0), [[3, 1, 4], [2, 7, 1]]
     written = [row.tokens for row in write(Autoregressive(), rows=make_rows(prompts, max_tokens=30), target=target)]
     own = {"noise": 0.0, "token_weight": 1.0} if "noise" in load_kind(kind).extra else {}  # type: ignore[attr-defined]
     net = made(kind, target, {**settings, **own})
@@ -318,7 +318,7 @@ def test_training_on_what_the_target_wrote_lets_its_drafts_be_accepted(kind: str
         lesson.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(lesson.loss.item())
-    assert losses[-1] < 0.6 * losses[0], losses
+    assert losses[-1] < 0.5 * losses[0], losses
     net.eval()
     with torch.no_grad():
         lesson = net.loss(batch)
@@ -327,7 +327,7 @@ def test_training_on_what_the_target_wrote_lets_its_drafts_be_accepted(kind: str
     write(method_for(kind, budget=0, draft_len=4), rows=rows, target=target, models={"draft": HeadModel(net, target)})
     assert [row.tokens for row in rows] == written
     for row in rows:
-        assert row.usage.num_accepted > 0.8 * row.usage.num_proposed > 10, row.usage
+        assert row.usage.num_accepted > 0.75 * row.usage.num_proposed > 10, row.usage
 
 
 @pytest.mark.parametrize(("kind", "settings"), FORMS, ids=NAMES)
@@ -345,8 +345,9 @@ def test_a_lesson_sees_what_drafting_sees(kind: str, settings: dict[str, Any]) -
         batch = batch_of(target, net, [text])
         lesson = net.loss(batch)
         reached = [0] * 4
-        stride = max(net.stride, 1 if net.stride > 1 or not net.tail or kind == "p-eagle" else net.config.depth)
-        for size in range(1 + stride, len(text), stride):
+        # Blocks follow each other where a lesson has blocks; elsewhere every place begins a chain.
+        block = net.config.depth if kind == "tandem" and net.tail else net.stride
+        for size in range(1 + net.stride, len(text), block):
             for depth in range(4):
                 if size + depth >= len(text):
                     break
