@@ -197,6 +197,9 @@ class Layer(nn.Module):
         has_input_norm: what attention reads is normalised here.
     """
 
+    input_layernorm: Norm
+    hidden_norm: Norm  # of layers that read a feature beside an embedding
+
     def __init__(self, shape: Shape, index: int, inputs: int = 0, has_input_norm: bool = True) -> None:
         super().__init__()
         self.self_attn = Attention(shape, inputs or shape.hidden, index)
@@ -280,7 +283,8 @@ def _weighed(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tens
     key, value = key.repeat_interleave(groups, 2).transpose(1, 2), value.repeat_interleave(groups, 2).transpose(1, 2)
     scores = query.transpose(1, 2) @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     weight = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1)
-    return (weight @ value).transpose(1, 2).flatten(2)
+    mixed: Tensor = weight @ value
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class Masked:

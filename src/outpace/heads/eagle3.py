@@ -114,7 +114,7 @@ class Eagle3Net(FeatureNet):
         x = first(x, self.rotation, turns, sight, read=read)
         for layer in self.layers[1:]:
             x = layer(x, self.rotation, turns, sight)
-        return x
+        return x  # type: ignore[no-any-return]
 
     def feedback(self, out: Tensor) -> Tensor:
         """Return outputs, normed where the files say so."""

@@ -57,4 +57,4 @@ class FspadNet(EagleNet):
 
     def feedback(self, out: Tensor) -> Tensor:
         """Return the aligned features."""
-        return self.align(out) if self.config.settings["is_partial"] else out  # type: ignore[no-any-return]
+        return self.align(out) if self.config.settings["is_partial"] else out

@@ -70,8 +70,8 @@ class JakiroNet(EagleNet):
         super().begin(frozen)
         with torch.no_grad():
             for linear in self.ahead:
-                linear.weight.zero_()
-                linear.bias.zero_()
+                nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+                nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
 
     def run(self, embeds: Tensor, features: Tensor, sight: Sight) -> Tensor:
         """Return the experts' features side by side, and the logarithms of their shares: [B, T, E * hidden + E]."""
