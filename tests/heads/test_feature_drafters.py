@@ -366,7 +366,7 @@ def test_texts_under_the_rejection_rule_follow_the_law(kind: str) -> None:
     target, settings = small_model(), Sampling(temperature=0.7)
     model = HeadModel(shaken(made(kind, target, {})), target)
     method = method_for(kind, accept_rule="rejection", draft_len=2)
-    counts = text_counts(method, target, 3, settings, 2_000, {"draft": model})
+    counts = text_counts(method, target, 3, settings, 600, {"draft": model})
     assert g_test(counts, text_law(target, 3, settings)) > 1e-4
 
 
