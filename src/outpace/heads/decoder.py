@@ -40,15 +40,17 @@ class Sight(Protocol):
 
 def shape_settings(hidden: int) -> dict[str, Any]:
     """Return the settings of layers of this width that nobody chose."""
-    dim = next((d for d in (64, 32, 16, 8, 4, 2) if hidden % d == 0 and hidden >= 2 * d), hidden)
+    dim = next((d for d in (64, 32, 16, 8, 4) if hidden % d == 0 and hidden >= 2 * d), 4)
     return {
-        "heads": hidden // dim,
+        "heads": max(1, hidden // dim),
         "kv_heads": 0,
         "head_dim": dim,
         "ffn": max(16, round(hidden * 8 / 3 / 32) * 32),
         "eps": 1e-5,
         "rope_theta": 10000.0,
         "rope_scaling": {},
+        "partial_rotary_factor": 1.0,
+        "max_position_embeddings": 2048,
         "is_interleaved": False,
         "attention_bias": False,
         "mlp_bias": False,
@@ -104,21 +106,20 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., size]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class Turns:
     """Rotations of queries and keys by their places, from a table that grows.
 
     Args:
-        settings: rope_theta, rope_scaling, is_interleaved and, where known, max_position_embeddings.
+        settings: those of `shape_settings` that speak of rotations.
         head_dim: D.
     """
 
     def __init__(self, settings: Mapping[str, Any], head_dim: int) -> None:
-        trained = int(settings.get("max_position_embeddings") or 2048)
-        self.rope = make_rope(rope_settings(settings), head_dim, trained)
-        self.is_interleaved = bool(settings.get("is_interleaved"))
+        self.rope = make_rope(rope_settings(settings), head_dim, int(settings["max_position_embeddings"]))
+        self.is_interleaved = bool(settings["is_interleaved"])
         self._table = torch.zeros(0, 2, 0)
 
     def at(self, position: Tensor, like: Tensor) -> Tensor:
@@ -195,6 +196,9 @@ class Layer(nn.Module):
         inputs: width of what attention reads; 0 = hidden.
         has_input_norm: what attention reads is normalised here.
     """
+
+    input_layernorm: Norm
+    hidden_norm: Norm  # of layers that read a feature beside an embedding
 
     def __init__(self, shape: Shape, index: int, inputs: int = 0, has_input_norm: bool = True) -> None:
         super().__init__()
@@ -279,7 +283,8 @@ def _weighed(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tens
     key, value = key.repeat_interleave(groups, 2).transpose(1, 2), value.repeat_interleave(groups, 2).transpose(1, 2)
     scores = query.transpose(1, 2) @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     weight = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1)
-    return (weight @ value).transpose(1, 2).flatten(2)
+    mixed: Tensor = weight @ value
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class Masked:

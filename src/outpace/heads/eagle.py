@@ -21,7 +21,7 @@ __all__ = ["EagleNet"]
 
 
 class EagleNet(FeatureNet):
-    """Settings: those of `FeatureNet`, and
+    """EAGLE. Settings: those of `FeatureNet`, and those below.
 
     steps: passes over its own outputs in training, 1 = EAGLE's, 3 = HASS' (Zhang et al. 2024, arXiv 2408.15766).
     fc_bias: whether the fusion has a bias.
@@ -49,11 +49,12 @@ class EagleNet(FeatureNet):
         return Layer(self.shape, index, has_input_norm=index > 0)
 
     def begin(self, frozen: Frozen) -> None:
-        """Let the fusion begin with the embedding and the feature side by side, and the layer as the identity."""
+        """Let attention begin quietly."""
         del frozen
         with torch.no_grad():
             for layer in self.layers:
-                layer.self_attn.o_proj.weight.mul_(0.1)  # type: ignore[union-attr]
+                assert isinstance(layer, Layer)
+                layer.self_attn.o_proj.weight.mul_(0.1)
 
     def enter(self, embeds: Tensor, features: Tensor) -> Tensor:
         """Return what enters the first layer, [B, T, hidden]."""
@@ -91,7 +92,8 @@ class EagleNet(FeatureNet):
         """Return features with noise while training."""
         if not self.training or not self.config.settings["noise"]:
             return features
-        return features + (2 * torch.rand_like(features) - 1) * self.config.settings["noise"]
+        noise: Tensor = (2 * torch.rand_like(features) - 1) * self.config.settings["noise"]
+        return features + noise
 
     def feature_loss(self, out: Tensor, goal: Tensor, weight: Tensor) -> Tensor:
         """Return the mean smooth L1 distance of outputs [B, T, O] from features [B, T, hidden] where weight is 1."""

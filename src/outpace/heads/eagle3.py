@@ -1,4 +1,4 @@
-"""A decoder layer over states tapped at several depths of the target, trained on its own outputs; and its parallel form.
+"""A decoder layer over states tapped at several depths of the target, trained on its outputs; and its parallel form.
 
 Paper: Li et al. (2025), arXiv 2503.01840, EAGLE-3. The tapped states are fused by `fc`; the first layer reads
 [norm(embedding); norm(feature)] and adds to the feature; `norm` and an output matrix of its own follow. EAGLE-3.1 norms
@@ -24,11 +24,10 @@ __all__ = ["Eagle3Net", "PEagleNet"]
 
 
 class Eagle3Net(FeatureNet):
-    """Settings: those of `FeatureNet`, and
+    """EAGLE-3. Settings: those of `FeatureNet`, and those below.
 
-    layers: the tapped states, entering these layers; (2, L // 2, L - 3) unless named, (1, L // 2, L - 1) below 8 layers.
-        None tapped ("layers": []) = the
-        last hidden state is the feature, and there is no `fc`.
+    layers: the tapped states, entering these layers; (2, L // 2, L - 3) unless named, (1, L // 2, L - 1) of fewer than
+        8. An empty list = none is tapped: the last hidden state is the feature, and there is no `fc`.
     norm_before_residual: the first layer adds to the normed feature.
     norm_before_fc: the taps are normed side by side (`input_norm`); fc_norm: each by itself. At most one of them.
     norm_output: what is fed back is normed.
@@ -115,7 +114,7 @@ class Eagle3Net(FeatureNet):
         x = first(x, self.rotation, turns, sight, read=read)
         for layer in self.layers[1:]:
             x = layer(x, self.rotation, turns, sight)
-        return x
+        return x  # type: ignore[no-any-return]
 
     def feedback(self, out: Tensor) -> Tensor:
         """Return outputs, normed where the files say so."""
@@ -154,7 +153,7 @@ class Eagle3Net(FeatureNet):
 
 
 class PEagleNet(Eagle3Net):
-    """Drafts `depth` places in one pass; settings as of `Eagle3Net`, and
+    """P-EAGLE drafts `depth` places in one pass. Settings: those of `Eagle3Net`, and those below.
 
     mask_token: the token that stands at places to be drafted; -1 = the last of the vocabulary.
 

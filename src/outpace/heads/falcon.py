@@ -1,8 +1,8 @@
 """A semi-autoregressive drafter: a pass reads a block of entries and tells as many tokens.
 
-Paper: Gao et al. (2024), arXiv 2412.12639, Falcon. The entries of a block see each other (relaxed causal mask), and each
-tells the feature and the token a block further on. Training is by coupled sequential glancing distillation: the next
-block is drafted from the drafter's own outputs, with more of the true ones shown the more of the block was wrong.
+Paper: Gao et al. (2024), arXiv 2412.12639, Falcon. The entries of a block see each other (relaxed causal mask), and
+each tells the feature and the token a block further on. Training is by coupled sequential glancing distillation: the
+next block is drafted from the drafter's own outputs, with more of the true ones shown the more of the block was wrong.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ __all__ = ["FalconNet"]
 
 
 class FalconNet(EagleNet):
-    """Settings: those of `EagleNet` (one layer; steps = blocks drafted behind each other in training), and
+    """Falcon. Settings: those of `EagleNet` (one layer), and those below.
 
+    steps: blocks that are drafted behind each other in training.
     block: tokens told by a pass.
     glancing: share of a block's wrong entries that are shown.
     """

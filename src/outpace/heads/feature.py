@@ -316,7 +316,7 @@ class FeatureDrafter(HeadDrafter):
         if stride > 1 and not tail:
             ends = starts + np.array(sizes)[:, None]
             reach = np.where((reach >= ends - stride) & (reach < ends), ends - 1, reach)
-        return slot <= reach[..., None]  # type: ignore[no-any-return]
+        return slot <= reach[..., None]
 
     def _pass(
         self,

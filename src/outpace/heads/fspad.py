@@ -1,7 +1,7 @@
 """EAGLE's drafter with features that the tokens choose from, and with laws that need not be those of its features.
 
-Paper: Gui et al. (2024), arXiv 2408.15562, FSPAD. Feature sampling: the feature of a token does not tell which token was
-drawn from it; the embedding of the token that was gates the feature in a wide space. Partial alignment: what is fed
+Paper: Gui et al. (2024), arXiv 2408.15562, FSPAD. Feature sampling: the feature of a token does not tell which token
+was drawn from it; the embedding of the token that was gates the feature in a wide space. Partial alignment: what is fed
 back is aligned with the target's features, the laws come from the layer's output itself, a matrix before it.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["FspadNet"]
 
 
 class FspadNet(EagleNet):
-    """Settings: those of `EagleNet`, and
+    """FSPAD. Settings: those of `EagleNet`, and those below.
 
     sampling: width of the space where embeddings gate features; 0 = features are taken as they are.
     is_partial: what is fed back is made of the output by a matrix; else it is the output.
@@ -57,4 +57,4 @@ class FspadNet(EagleNet):
 
     def feedback(self, out: Tensor) -> Tensor:
         """Return the aligned features."""
-        return self.align(out) if self.config.settings["is_partial"] else out  # type: ignore[no-any-return]
+        return self.align(out) if self.config.settings["is_partial"] else out

@@ -1,8 +1,9 @@
 """EAGLE's layer with experts that guess apart, and last levels that one pass tells together.
 
-Paper: Huang et al. (2025), arXiv 2502.06282, Jakiro. Siblings that come from one law lean on one guess; here each expert
-has a law of its own, and what is drafted from is their mixture, so that the likeliest siblings are those of several
-experts. The last levels are told by the pass before them, from the contrast of the stronger expert with the weaker.
+Paper: Huang et al. (2025), arXiv 2502.06282, Jakiro. Siblings that come from one law lean on one guess; here each
+expert has a law of its own, and what is drafted from is their mixture, so that the likeliest siblings are those of
+several experts. The last levels are told by the pass before them, from the contrast of the stronger expert with the
+weaker.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Experts(nn.Module):
 
 
 class JakiroNet(EagleNet):
-    """Settings: those of `EagleNet`, and
+    """Jakiro. Settings: those of `EagleNet`, and those below.
 
     experts: feed-forward layers; 1 = EAGLE's.
     parallel: last levels that are told without a pass of their own.
@@ -69,8 +70,8 @@ class JakiroNet(EagleNet):
         super().begin(frozen)
         with torch.no_grad():
             for linear in self.ahead:
-                linear.weight.zero_()
-                linear.bias.zero_()
+                nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+                nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
 
     def run(self, embeds: Tensor, features: Tensor, sight: Sight) -> Tensor:
         """Return the experts' features side by side, and the logarithms of their shares: [B, T, E * hidden + E]."""
@@ -109,7 +110,7 @@ class JakiroNet(EagleNet):
     def later(self, scorer: Scorer, out: Tensor, level: int) -> Tensor:
         """Return logits [..., K] of the place that is `level` + 1 behind the one that the pass tells."""
         found, shares = self._parts(out)
-        order = shares.sort(-1, descending=True, stable=True).indices[..., None].expand(found.shape)
+        order = shares.argsort(dim=-1, descending=True, stable=True)[..., None].expand(found.shape)
         found = found.gather(-2, order)
         x = found[..., 0, :] + self.config.settings["contrast"] * (found[..., 0, :] - found[..., -1, :])
         return scorer.logits(x + F.silu(self.ahead[level](x)))

@@ -22,7 +22,7 @@ __all__ = ["TandemNet"]
 
 
 class TandemNet(FeatureNet):
-    """Settings: those of `FeatureNet`, and
+    """Tandem. Settings: those of `FeatureNet`, and those below.
 
     layers: the target's states that are read, beside the last hidden state.
     has_states: False = a small model of the same size that sees nothing of the target, to compare with.

@@ -88,6 +88,10 @@ _BUILT_IN = {  # below outpace.methods
     "lud": "speculative.lud:Lud",
     "pard": "speculative.pard:Pard",
     "s2d": "speculative.s2d:SortedDraft",
+    "fspad": "speculative.fspad:Fspad",
+    "jakiro": "speculative.jakiro:Jakiro",
+    "falcon": "speculative.falcon:Falcon",
+    "tandem": "speculative.tandem:Tandem",
 }
 
 

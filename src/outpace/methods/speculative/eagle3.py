@@ -24,9 +24,7 @@ class Eagle3(HeadedTree):
 
     name: ClassVar[str] = "eagle3"
     family: ClassVar[str] = "trained drafters"
-    summary: ClassVar[str] = (
-        "A layer over states tapped at several depths, trained on its own outputs; a tree is checked."
-    )
+    summary: ClassVar[str] = "A layer over states of several depths, trained on its own outputs; a tree is checked."
     paper: ClassVar[Paper] = Paper(
         "EAGLE-3: Scaling up Inference Acceleration of Large Language Models via Training-Time Test",
         "Li et al.",
