@@ -13,6 +13,7 @@ from outpace.heads.dflash import DFlashNet
 from outpace.heads.model import HeadModel
 from outpace.heads.net import Batch, load_kind
 from outpace.methods.registry import load_method
+from outpace.run.tree import TokenTree
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import make_rows, make_run
 from outpace.types import Outputs, View
@@ -192,3 +193,79 @@ def test_some_steps_on_a_periodic_text_teach_it(kind: str) -> None:
     assert losses[-1] < 0.5 * losses[0]
     assert lesson.reached is not None
     assert bool((lesson.reached <= lesson.hits).all()) and float(lesson.reached.sum() / lesson.counts[0]) > 2
+
+
+def slow_law(model: HeadModel, hidden: Tensor, depth: int, path: list[int]) -> Tensor:
+    """Return the law [13] after an anchor and `depth` drafts, of a place's hidden state, by each kind's formula."""
+    net: Any = model.net
+    embed = lambda token: model.target.embed(torch.tensor([[token]]))[0, 0]  # noqa: E731
+    logits = model.target.head(hidden.unsqueeze(0))[0]
+    before = path[depth]
+    if net.kind == "dspark":
+        return logits + net.markov_head.markov_w2.weight @ (net.markov_head.markov_w1.weight @ embed(before))
+    if net.kind == "domino":
+        gru, state = net.prefix_gru, torch.zeros(net.config.settings["gru_size"], dtype=torch.float64)
+        for token in path[: depth + 1]:
+            given = (gru.weight_ih_l0 @ embed(token)).chunk(3)
+            held = (gru.weight_hh_l0 @ state).chunk(3)
+            reset, update = (given[0] + held[0]).sigmoid(), (given[1] + held[1]).sigmoid()
+            state = (1 - update) * (given[2] + reset * held[2]).tanh() + update * state
+        if depth < net.config.settings["pure"]:
+            return logits
+        inner = net.embed_proj[0].weight @ torch.cat([hidden, state])
+        return logits + net.embed_proj[2].weight @ (inner * inner.sigmoid())
+    if net.kind == "dflash2":
+        selector, found = net.candidate_selector, torch.full_like(logits, float("-inf"))
+        asked = (selector.predecessor_codebook.weight @ embed(before)) * (selector.hidden_projection.weight @ hidden)
+        for token in logits.sort(descending=True).indices[: net.config.settings["top"]].tolist():
+            found[token] = logits[token] + asked @ selector.successor_codebook[token]
+        return found
+    return logits
+
+
+MORE: dict[str, dict[str, Any]] = {"domino": {"pure": 1, "gru_size": 5, "rank": 6}, "dflash2": {"top": 5, "rank": 4}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"budget": 12}], ids=str)
+def test_every_node_of_a_tree_has_the_law_of_its_own_path(
+    kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = ToyModel()
+    model = random_head(kind, target, depth=3, **MORE.get(kind, {}))
+    method = load_method(kind)(**({"budget": 0} | options))
+    found: list[tuple[list[int], list[int], Tensor]] = []
+    asked, grown = ContextDrafter.token, ContextDrafter.nodes
+
+    def token(self: ContextDrafter, drafted: Tensor, place: Tensor, running: Any) -> Tensor:
+        logits = asked(self, drafted, place, running)
+        assert self.made is not None and self.chain is not None
+        found.extend(
+            (self.chain[row].tolist(), self.made[row], logits[row])  # type: ignore[misc]
+            for row, is_on in enumerate(running)
+            if is_on
+        )
+        return logits
+
+    def nodes(self: ContextDrafter, tree: TokenTree, node: Tensor, is_real: Tensor) -> Tensor:
+        logits = grown(self, tree, node, is_real)
+        assert self.made is not None and self.chain is not None
+        for row, column in is_real.nonzero().tolist():
+            at, path = int(node[row, column]), []
+            while at >= 0:
+                path.insert(0, int(tree.tokens[row, at]))
+                at = int(tree.parent[row, at])
+            found.append(([int(self.chain[row, 0]), *path], self.made[row], logits[row, column]))  # type: ignore[arg-type]
+        return logits
+
+    monkeypatch.setattr(ContextDrafter, "token", token)
+    monkeypatch.setattr(ContextDrafter, "nodes", nodes)
+    run = make_run(method, target=target, models={"draft": model})
+    rows = make_rows([(1, 2, 3), (4, 5, 6, 7, 8, 9, 1)], 8)
+    run.join(rows)
+    while run.rows:
+        run.step()
+    assert len(found) > 4
+    for path, made, logits in found:
+        depth = len(path) - 1
+        torch.testing.assert_close(logits, slow_law(model, made[depth, :8], depth, path))

@@ -69,6 +69,14 @@ class ContextDrafter(SlotDrafter):
         depth = torch.zeros_like(self.chain)
         return self.adapter.spread(net.after(self.adapter, self.made, depth, self.chain.unsqueeze(1)))[:, 0]
 
+    def kept(self, tokens: Tensor) -> Tensor | None:
+        """Return the chance that each draft of chains [B, n] and all before it are kept; None = it cannot tell."""
+        assert self.made is not None and self.chain is not None  # texts came first
+        net: DFlashNet = self.adapter.net  # type: ignore[assignment]
+        before = torch.cat([self.chain[:, :1], tokens[:, :-1]], 1)
+        found = net.confidence(self.adapter, self.made[:, : tokens.shape[1], : net.config.hidden_size], before)
+        return None if found is None else found.sigmoid().cumprod(-1)
+
     def _take(self, rows: Sequence[int], lengths: Sequence[int]) -> _Reading:
         """Return the new states of some rows; after a gap in what is known, a row's cache begins anew behind it."""
         features, cache = self.features, self.cache

@@ -258,7 +258,7 @@ class DFlashNet(HeadNet):
 class JetSpecNet(DFlashNet):
     """DFlash's body, causal within the block: a place's law does not hang on how many places follow.
 
-    Source: arXiv 2606.18394, JetSpec. Settings as DFlash's.
+    Paper: Hu et al. (2026), arXiv 2606.18394, JetSpec. Settings as DFlash's.
     """
 
     kind: ClassVar[str] = "jetspec"

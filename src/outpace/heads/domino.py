@@ -1,7 +1,7 @@
 """A block drafter with a recurrent state over the drafted path.
 
-Source: Domino's published files. On DFlash's body, logits += W2 SiLU(W1 [hidden; state]), where the state is that of a
-GRU over the embeddings of the anchor and the drafted tokens; the first `pure` places do not hear it.
+Paper: Huang et al. (2026), arXiv 2605.29707, Domino. On DFlash's body, logits += W2 SiLU(W1 [hidden; state]), where the
+state is that of a GRU over the embeddings of the anchor and the drafted tokens; the first `pure` places do not hear it.
 """
 
 from __future__ import annotations

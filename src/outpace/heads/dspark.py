@@ -1,6 +1,6 @@
 """A block drafter with a bigram between its places, and a confidence per place.
 
-Source: DSpark's published files. On DFlash's body, logits += W2 w1[token before]; the chance that a place's draft is
+Paper: Cheng et al. (2026), DSpark. On DFlash's body, logits += W2 w1[token before]; the chance that a place's draft is
 kept is sigmoid(proj [hidden; w1[token before]]). The original w1 is a table of the vocabulary; here it may be a matrix
 on the target's embeddings instead, which a small drafter can afford and which knows rare tokens too.
 """

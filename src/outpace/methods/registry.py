@@ -68,6 +68,10 @@ _BUILT_IN = {  # below outpace.methods
     "block-draft": "speculative.block_draft:BlockDraft",
     "medusa": "speculative.medusa:Medusa",
     "dflash": "speculative.dflash:DFlash",
+    "dspark": "speculative.dspark:DSpark",
+    "domino": "speculative.domino:Domino",
+    "dflash2": "speculative.dflash2:DFlash2",
+    "jetspec": "speculative.jetspec:JetSpec",
 }
 
 
