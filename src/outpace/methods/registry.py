@@ -66,6 +66,7 @@ _BUILT_IN = {  # below outpace.methods
     "freedave": "diffusion.freedave:FreeDave",
     "ssd": "diffusion.ssd:SSD",
     "block-draft": "speculative.block_draft:BlockDraft",
+    "diffuspec": "speculative.diffuspec:DiffuSpec",
     "medusa": "speculative.medusa:Medusa",
     "dflash": "speculative.dflash:DFlash",
     "dspark": "speculative.dspark:DSpark",
