@@ -31,13 +31,20 @@ class Teacher:
 
     def __init__(self, target: ToyModel, ids: Tensor | None = None) -> None:
         self.target, self.ids = target, ids
-        self.matrix = target.head(torch.eye(8, dtype=torch.float64))
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.target.embed(tokens.flatten().unsqueeze(0))[0].view(*tokens.shape, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return hidden @ (self.matrix if self.ids is None else self.matrix[:, self.ids])
+        found = self.target.head(hidden.reshape(-1, 8)).view(*hidden.shape[:-1], 13)
+        return found if self.ids is None else found[..., self.ids]
+
+
+class Plain(Teacher):
+    """One whose output is a matrix, as that of real targets; a toy's is squashed, and says nothing with certainty."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return 3 * hidden @ self.target.weights[3]
 
 
 def random_head(kind: str, target: ToyModel, ids: Tensor | None = None, **settings: Any) -> HeadModel:
@@ -182,6 +189,7 @@ def test_some_steps_on_a_periodic_text_teach_it(kind: str) -> None:
     net: DFlashNet = load_kind(kind)(load_kind(kind).made_for(8, 13, 3, depth=3, soft=0.0))  # type: ignore[assignment]
     net.double()
     batch = teacher_batch(target, [text, text[2:] + text[1:3]], net.config.outputs)
+    batch.frozen = Plain(target)  # type: ignore[assignment]
     optimiser, losses = torch.optim.Adam(net.parameters(), 0.02), []
     for step in range(40):
         batch.step = step
@@ -269,3 +277,40 @@ def test_every_node_of_a_tree_has_the_law_of_its_own_path(
     for path, made, logits in found:
         depth = len(path) - 1
         torch.testing.assert_close(logits, slow_law(model, made[depth, :8], depth, path))
+
+
+@pytest.mark.parametrize("ids", [None, [1, 2, 3, 5, 7, 9, 11]], ids=["all", "some"])
+def test_the_loss_is_its_formula(ids: list[int] | None) -> None:
+    target, chosen = ToyModel(), None if ids is None else torch.tensor(ids)
+    model = random_head("dspark", target, chosen, depth=3, anchors=99, soft=0.3, decay=2.0, has_confidence=False)
+    net: DFlashNet = model.net  # type: ignore[assignment]
+    texts = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 7, 5, 3, 1, 2, 11, 0]]
+    batch = teacher_batch(target, texts, net.config.outputs, chosen)
+    batch.is_taught[1, 6:] = False  # padding
+    lesson = net.loss(batch)
+    total = weights = 0.0
+    hits, counts, reached = ([0] * 3 for _ in range(3))
+    for row, text in enumerate(texts):
+        for anchor in range(1, len(text) - 1):
+            hidden, alive = slow_hidden(model, text[: anchor + 1]), True
+            for depth, place in enumerate(range(anchor + 1, anchor + 4)):
+                if place >= len(text) or not bool(batch.is_taught[row, place]):
+                    break
+                weight = 2.718281828459045 ** (-depth / 2)
+                logits = model.logits(hidden[depth].unsqueeze(0))[0]
+                short = model.net.markov_head.markov_w1.weight @ target.embed(torch.tensor([[text[place - 1]]]))[0, 0]  # type: ignore[operator, union-attr]
+                log_q = (logits + model.net.markov_head.markov_w2.weight @ short).log_softmax(-1)  # type: ignore[operator, union-attr]
+                law = batch.frozen.logits(batch.last[row, place - 1]).softmax(-1)
+                names = list(range(13)) if ids is None else ids
+                total -= weight * 0.3 * float((law * log_q).sum())
+                if text[place] in names:
+                    total -= weight * 0.7 * float(log_q[names.index(text[place])])
+                right = names[int(log_q.argmax())] == text[place]
+                alive = alive and right
+                weights += weight
+                hits[depth] += right
+                counts[depth] += 1
+                reached[depth] += alive
+    assert float(lesson.loss) == pytest.approx(total / weights, rel=1e-4)
+    assert lesson.reached is not None
+    assert (lesson.hits.tolist(), lesson.counts.tolist(), lesson.reached.tolist()) == (hits, counts, reached)

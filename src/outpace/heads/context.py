@@ -52,7 +52,7 @@ class ContextDrafter(SlotDrafter):
         self.features.observe(outcome, view)
 
     def texts(self, view: View, reach: Sequence[int]) -> Tensor:
-        """Read the states that came, make the laws of all places, and return the first, [B, V]."""
+        """Read the states that came, make the laws of all places, and return the first, [B, K]."""
         last = torch.tensor([text[-1] for text in view.texts], device=self.device)
         reading = self._take([row for row, ahead in enumerate(reach) if ahead], view.lengths)
         net: DFlashNet = self.adapter.net  # type: ignore[assignment]
@@ -67,7 +67,7 @@ class ContextDrafter(SlotDrafter):
         self.made = torch.cat([hidden, self.adapter.logits(hidden)], -1)
         self.chain = last.unsqueeze(1)
         depth = torch.zeros_like(self.chain)
-        return self.adapter.spread(net.after(self.adapter, self.made, depth, self.chain.unsqueeze(1)))[:, 0]
+        return net.after(self.adapter, self.made, depth, self.chain.unsqueeze(1))[:, 0]
 
     def kept(self, tokens: Tensor) -> Tensor | None:
         """Return the chance that each draft of chains [B, n] and all before it are kept; None = it cannot tell."""

@@ -35,10 +35,10 @@ class DominoNet(DFlashNet):
         )
         nn.init.zeros_(self.embed_proj[2].weight)
 
-    def teach(self, frozen: Frozen, hidden: Tensor, logits: Tensor, before: Tensor) -> Tensor:
+    def teach(self, frozen: Frozen, hidden: Tensor, logits: Tensor, before: Tensor, is_taught: Tensor) -> Tensor:
         """Return the laws with what the state adds."""
-        state = self._states(frozen, before.flatten(0, 1)).view(*before.shape, -1)
-        return self._add(hidden, logits, state, torch.arange(before.shape[-1], device=before.device))
+        state = self._states(frozen, before.flatten(0, 1)).view(*before.shape, -1)[is_taught]
+        return self._add(hidden, logits, state, is_taught.nonzero()[:, -1])
 
     def follow(self, model: HeadModel, hidden: Tensor, logits: Tensor, depth: Tensor, path: Tensor) -> Tensor:
         """Return the laws with what the state adds."""

@@ -56,10 +56,10 @@ class DSparkNet(DFlashNet):
         self.markov_head = MarkovHead(config)
         self.confidence_head = Confidence(config.hidden_size + own["rank"]) if own["has_confidence"] else None
 
-    def teach(self, frozen: HeadModel | Frozen, hidden: Tensor, logits: Tensor, before: Tensor) -> Tensor:
+    def add(self, target: HeadModel | Frozen, hidden: Tensor, logits: Tensor, before: Tensor) -> Tensor:
         """Return the laws with the bigram's share."""
         del hidden
-        found: Tensor = logits + self.markov_head.markov_w2(looked_up(self.markov_head.markov_w1, frozen, before))
+        found: Tensor = logits + self.markov_head.markov_w2(looked_up(self.markov_head.markov_w1, target, before))
         return found
 
     def confidence(self, target: HeadModel | Frozen, hidden: Tensor, before: Tensor) -> Tensor | None:

@@ -67,6 +67,7 @@ _BUILT_IN = {  # below outpace.methods
     "ssd": "diffusion.ssd:SSD",
     "block-draft": "speculative.block_draft:BlockDraft",
     "diffuspec": "speculative.diffuspec:DiffuSpec",
+    "trained-drafter": "speculative.trained_drafter:TrainedDrafter",
     "medusa": "speculative.medusa:Medusa",
     "dflash": "speculative.dflash:DFlash",
     "dspark": "speculative.dspark:DSpark",

@@ -96,7 +96,7 @@ class FrozenTarget:
         is_plain = spec.attention == "causal" and spec.positions == "rotary" and not spec.attn_softcap
         if not (is_kin and is_plain and len(spec.ropes) == 1 and not any(spec.windows) and not spec.turns_at):
             raise CapabilityError(
-                "This kind of drafter is trained through the target's layers, which are written out for Llama's kin alone.",
+                "This kind of drafter is trained through the target's layers, which are written out for Llama's alone.",
                 "Use a target of the Llama family, or another kind: medusa reads hidden states alone.",
             )
         if not self._layers:
