@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from outpace.errors import ConfigError
 from outpace.heads.context import ContextDrafter
 from outpace.heads.dflash import DFlashNet
 from outpace.heads.model import HeadModel
@@ -15,8 +17,8 @@ from outpace.heads.net import Batch, load_kind
 from outpace.methods.registry import load_method
 from outpace.run.tree import TokenTree
 from outpace.testing.toy import ToyModel
-from outpace.testing.world import make_rows, make_run
-from outpace.types import Outputs, View
+from outpace.testing.world import PeriodicModel, make_rows, make_run, write
+from outpace.types import Outputs, Scores, View
 
 KINDS = ("dflash", "jetspec", "dspark", "domino", "dflash2")
 SHAPES: list[dict[str, Any]] = [
@@ -314,3 +316,39 @@ def test_the_loss_is_its_formula(ids: list[int] | None) -> None:
     assert float(lesson.loss) == pytest.approx(total / weights, rel=1e-4)
     assert lesson.reached is not None
     assert (lesson.hits.tolist(), lesson.counts.tolist(), lesson.reached.tolist()) == (hits, counts, reached)
+
+
+class Stepping(PeriodicModel):
+    """After token t always comes t + 5, modulo the vocabulary's 13."""
+
+    def score(  # type: ignore[override]
+        self, tokens: Tensor, position: Tensor, visible: Any, cache: Any, ask: Any = None, *more: Any, **named: Any
+    ) -> Scores:
+        scores = self.target.score(tokens, position, visible, cache, ask, *more, **named)
+        asked = tokens if ask is None else tokens.gather(1, ask)
+        return replace(scores, logits=60.0 * torch.nn.functional.one_hot((asked + 5) % 13, 13).double())
+
+
+def test_an_unsure_drafter_drafts_less() -> None:
+    target = Stepping()
+    model = random_head("dspark", target, depth=3)
+    model.net.confidence_head.proj.weight.zero_()  # type: ignore[operator, union-attr]
+    proposed = []
+    for bias in (9.0, 0.0, -9.0):
+        model.net.confidence_head.proj.bias.fill_(bias)  # type: ignore[operator, union-attr]
+        rows = make_rows([(1, 2, 3)], 8)
+        write(load_method("dspark")(is_adaptive=False, min_kept=0.4), rows=rows, target=target, models={"draft": model})
+        assert rows[0].written == [(3 + 5 * (i + 1)) % 13 for i in range(8)]
+        proposed.append(rows[0].usage.num_proposed)
+    assert proposed[0] > proposed[1] > proposed[2] == 0
+
+
+def test_bad_settings_are_named() -> None:
+    made = load_kind("dspark").made_for
+    bad: list[dict[str, Any]] = [
+        {"heads": 3, "kv_heads": 2}, {"rank": 0}, {"taps": [9]}, {"soft": 2.0}, {"window": -1}, {"nothing": 1},
+        {"depth": 0},
+    ]  # fmt: skip
+    for settings in bad:
+        with pytest.raises(ConfigError):
+            made(8, 13, 3, **settings)
