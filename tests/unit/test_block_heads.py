@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from outpace.errors import ConfigError
 from outpace.heads.context import ContextDrafter
 from outpace.heads.dflash import DFlashNet
 from outpace.heads.model import HeadModel
 from outpace.heads.net import Batch, load_kind
 from outpace.methods.registry import load_method
+from outpace.run.tree import TokenTree
 from outpace.testing.toy import ToyModel
-from outpace.testing.world import make_rows, make_run
-from outpace.types import Outputs, View
+from outpace.testing.world import PeriodicModel, make_rows, make_run, write
+from outpace.types import Outputs, Scores, View
 
 KINDS = ("dflash", "jetspec", "dspark", "domino", "dflash2")
 SHAPES: list[dict[str, Any]] = [
@@ -30,13 +33,20 @@ class Teacher:
 
     def __init__(self, target: ToyModel, ids: Tensor | None = None) -> None:
         self.target, self.ids = target, ids
-        self.matrix = target.head(torch.eye(8, dtype=torch.float64))
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.target.embed(tokens.flatten().unsqueeze(0))[0].view(*tokens.shape, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return hidden @ (self.matrix if self.ids is None else self.matrix[:, self.ids])
+        found = self.target.head(hidden.reshape(-1, 8)).view(*hidden.shape[:-1], 13)
+        return found if self.ids is None else found[..., self.ids]
+
+
+class Plain(Teacher):
+    """One whose output is a matrix, as that of real targets; a toy's is squashed, and says nothing with certainty."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return 3 * hidden @ self.target.weights[3]
 
 
 def random_head(kind: str, target: ToyModel, ids: Tensor | None = None, **settings: Any) -> HeadModel:
@@ -181,6 +191,7 @@ def test_some_steps_on_a_periodic_text_teach_it(kind: str) -> None:
     net: DFlashNet = load_kind(kind)(load_kind(kind).made_for(8, 13, 3, depth=3, soft=0.0))  # type: ignore[assignment]
     net.double()
     batch = teacher_batch(target, [text, text[2:] + text[1:3]], net.config.outputs)
+    batch.frozen = Plain(target)  # type: ignore[assignment]
     optimiser, losses = torch.optim.Adam(net.parameters(), 0.02), []
     for step in range(40):
         batch.step = step
@@ -192,3 +203,152 @@ def test_some_steps_on_a_periodic_text_teach_it(kind: str) -> None:
     assert losses[-1] < 0.5 * losses[0]
     assert lesson.reached is not None
     assert bool((lesson.reached <= lesson.hits).all()) and float(lesson.reached.sum() / lesson.counts[0]) > 2
+
+
+def slow_law(model: HeadModel, hidden: Tensor, depth: int, path: list[int]) -> Tensor:
+    """Return the law [13] after an anchor and `depth` drafts, of a place's hidden state, by each kind's formula."""
+    net: Any = model.net
+    embed = lambda token: model.target.embed(torch.tensor([[token]]))[0, 0]  # noqa: E731
+    logits = model.target.head(hidden.unsqueeze(0))[0]
+    before = path[depth]
+    if net.kind == "dspark":
+        return logits + net.markov_head.markov_w2.weight @ (net.markov_head.markov_w1.weight @ embed(before))
+    if net.kind == "domino":
+        gru, state = net.prefix_gru, torch.zeros(net.config.settings["gru_size"], dtype=torch.float64)
+        for token in path[: depth + 1]:
+            given = (gru.weight_ih_l0 @ embed(token)).chunk(3)
+            held = (gru.weight_hh_l0 @ state).chunk(3)
+            reset, update = (given[0] + held[0]).sigmoid(), (given[1] + held[1]).sigmoid()
+            state = (1 - update) * (given[2] + reset * held[2]).tanh() + update * state
+        if depth < net.config.settings["pure"]:
+            return logits
+        inner = net.embed_proj[0].weight @ torch.cat([hidden, state])
+        return logits + net.embed_proj[2].weight @ (inner * inner.sigmoid())
+    if net.kind == "dflash2":
+        selector, found = net.candidate_selector, torch.full_like(logits, float("-inf"))
+        asked = (selector.predecessor_codebook.weight @ embed(before)) * (selector.hidden_projection.weight @ hidden)
+        for token in logits.sort(descending=True).indices[: net.config.settings["top"]].tolist():
+            found[token] = logits[token] + asked @ selector.successor_codebook[token]
+        return found
+    return logits
+
+
+MORE: dict[str, dict[str, Any]] = {"domino": {"pure": 1, "gru_size": 5, "rank": 6}, "dflash2": {"top": 5, "rank": 4}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"budget": 12}], ids=str)
+def test_every_node_of_a_tree_has_the_law_of_its_own_path(
+    kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = ToyModel()
+    model = random_head(kind, target, depth=3, **MORE.get(kind, {}))
+    method = load_method(kind)(**({"budget": 0} | options))
+    found: list[tuple[list[int], list[int], Tensor]] = []
+    asked, grown = ContextDrafter.token, ContextDrafter.nodes
+
+    def token(self: ContextDrafter, drafted: Tensor, place: Tensor, running: Any) -> Tensor:
+        logits = asked(self, drafted, place, running)
+        assert self.made is not None and self.chain is not None
+        found.extend(
+            (self.chain[row].tolist(), self.made[row], logits[row])  # type: ignore[misc]
+            for row, is_on in enumerate(running)
+            if is_on
+        )
+        return logits
+
+    def nodes(self: ContextDrafter, tree: TokenTree, node: Tensor, is_real: Tensor) -> Tensor:
+        logits = grown(self, tree, node, is_real)
+        assert self.made is not None and self.chain is not None
+        for row, column in is_real.nonzero().tolist():
+            at, path = int(node[row, column]), []
+            while at >= 0:
+                path.insert(0, int(tree.tokens[row, at]))
+                at = int(tree.parent[row, at])
+            found.append(([int(self.chain[row, 0]), *path], self.made[row], logits[row, column]))  # type: ignore[arg-type]
+        return logits
+
+    monkeypatch.setattr(ContextDrafter, "token", token)
+    monkeypatch.setattr(ContextDrafter, "nodes", nodes)
+    run = make_run(method, target=target, models={"draft": model})
+    rows = make_rows([(1, 2, 3), (4, 5, 6, 7, 8, 9, 1)], 8)
+    run.join(rows)
+    while run.rows:
+        run.step()
+    assert len(found) > 4
+    for path, made, logits in found:
+        depth = len(path) - 1
+        torch.testing.assert_close(logits, slow_law(model, made[depth, :8], depth, path))
+
+
+@pytest.mark.parametrize("ids", [None, [1, 2, 3, 5, 7, 9, 11]], ids=["all", "some"])
+def test_the_loss_is_its_formula(ids: list[int] | None) -> None:
+    target, chosen = ToyModel(), None if ids is None else torch.tensor(ids)
+    model = random_head("dspark", target, chosen, depth=3, anchors=99, soft=0.3, decay=2.0, has_confidence=False)
+    net: DFlashNet = model.net  # type: ignore[assignment]
+    texts = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 7, 5, 3, 1, 2, 11, 0]]
+    batch = teacher_batch(target, texts, net.config.outputs, chosen)
+    batch.is_taught[1, 6:] = False  # padding
+    lesson = net.loss(batch)
+    total = weights = 0.0
+    hits, counts, reached = ([0] * 3 for _ in range(3))
+    for row, text in enumerate(texts):
+        for anchor in range(1, len(text) - 1):
+            hidden, alive = slow_hidden(model, text[: anchor + 1]), True
+            for depth, place in enumerate(range(anchor + 1, anchor + 4)):
+                if place >= len(text) or not bool(batch.is_taught[row, place]):
+                    break
+                weight = 2.718281828459045 ** (-depth / 2)
+                logits = model.logits(hidden[depth].unsqueeze(0))[0]
+                short = model.net.markov_head.markov_w1.weight @ target.embed(torch.tensor([[text[place - 1]]]))[0, 0]  # type: ignore[operator, union-attr]
+                log_q = (logits + model.net.markov_head.markov_w2.weight @ short).log_softmax(-1)  # type: ignore[operator, union-attr]
+                law = batch.frozen.logits(batch.last[row, place - 1]).softmax(-1)
+                names = list(range(13)) if ids is None else ids
+                total -= weight * 0.3 * float((law * log_q).sum())
+                if text[place] in names:
+                    total -= weight * 0.7 * float(log_q[names.index(text[place])])
+                right = names[int(log_q.argmax())] == text[place]
+                alive = alive and right
+                weights += weight
+                hits[depth] += right
+                counts[depth] += 1
+                reached[depth] += alive
+    assert float(lesson.loss) == pytest.approx(total / weights, rel=1e-4)
+    assert lesson.reached is not None
+    assert (lesson.hits.tolist(), lesson.counts.tolist(), lesson.reached.tolist()) == (hits, counts, reached)
+
+
+class Stepping(PeriodicModel):
+    """After token t always comes t + 5, modulo the vocabulary's 13."""
+
+    def score(  # type: ignore[override]
+        self, tokens: Tensor, position: Tensor, visible: Any, cache: Any, ask: Any = None, *more: Any, **named: Any
+    ) -> Scores:
+        scores = self.target.score(tokens, position, visible, cache, ask, *more, **named)
+        asked = tokens if ask is None else tokens.gather(1, ask)
+        return replace(scores, logits=60.0 * torch.nn.functional.one_hot((asked + 5) % 13, 13).double())
+
+
+def test_an_unsure_drafter_drafts_less() -> None:
+    target = Stepping()
+    model = random_head("dspark", target, depth=3)
+    model.net.confidence_head.proj.weight.zero_()  # type: ignore[operator, union-attr]
+    proposed = []
+    for bias in (9.0, 0.0, -9.0):
+        model.net.confidence_head.proj.bias.fill_(bias)  # type: ignore[operator, union-attr]
+        rows = make_rows([(1, 2, 3)], 8)
+        write(load_method("dspark")(is_adaptive=False, min_kept=0.4), rows=rows, target=target, models={"draft": model})
+        assert rows[0].written == [(3 + 5 * (i + 1)) % 13 for i in range(8)]
+        proposed.append(rows[0].usage.num_proposed)
+    assert proposed[0] > proposed[1] > proposed[2] == 0
+
+
+def test_bad_settings_are_named() -> None:
+    made = load_kind("dspark").made_for
+    bad: list[dict[str, Any]] = [
+        {"heads": 3, "kv_heads": 2}, {"rank": 0}, {"taps": [9]}, {"soft": 2.0}, {"window": -1}, {"nothing": 1},
+        {"depth": 0},
+    ]  # fmt: skip
+    for settings in bad:
+        with pytest.raises(ConfigError):
+            made(8, 13, 3, **settings)

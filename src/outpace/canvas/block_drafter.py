@@ -19,7 +19,7 @@ from outpace.canvas.rules.rule import surest
 from outpace.run.prefill import catch_up
 from outpace.types import Adapter, Context, View
 
-__all__ = ["BlockDrafter"]
+__all__ = ["BlockDrafter", "greatest"]
 
 _LAG = 64  # tokens behind the text from which on the cache catches up in forwards of their own (prompts)
 
@@ -190,7 +190,7 @@ class BlockDrafter:
         # Without a history no place waits for another: one draw for all.
         if history is None:
             processed = sampler.process(logits, None)
-            return sampler.pick(processed, place).tolist(), _greatest(processed)
+            return sampler.pick(processed, place).tolist(), greatest(processed)
         drawn, sure = [[0] * count for _ in range(rows)], np.zeros((rows, count))
         # Else from left to right, one place of every row at a time: a penalty counts the drafts before it.
         entry = [0] * rows
@@ -200,7 +200,7 @@ class BlockDrafter:
             at = torch.tensor([min(entry[row], count - 1) for row in range(rows)], device=logits.device)
             every = torch.arange(rows, device=logits.device)
             processed = sampler.process(logits[every, at], history)
-            picked, chances = sampler.pick(processed, place[every, at]).clamp(min=0).tolist(), _greatest(processed)
+            picked, chances = sampler.pick(processed, place[every, at]).clamp(min=0).tolist(), greatest(processed)
             for row in here:
                 line = lines[row]
                 tokens[row] = line.drafts[offset]
@@ -216,7 +216,8 @@ def _is_far(line: _Line, held: int) -> bool:
     return line.limit > len(line.text) and len(line.text) - held > _LAG
 
 
-def _greatest(processed: Tensor) -> np.ndarray:
+def greatest(processed: Tensor) -> np.ndarray:
+    """Return the greatest chance [B, A] of each law."""
     return processed.double().softmax(-1).amax(-1).nan_to_num(0.0).cpu().numpy()
 
 

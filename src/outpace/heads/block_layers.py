@@ -82,7 +82,7 @@ class BlockAttention(nn.Module):
             scores = scores.masked_fill(~sees[:, None, None], float("-inf")).flatten(2, 3)
         found = scores.softmax(-1) @ value.transpose(1, 2)
         found = found.view(rows, self.kv_heads, groups, places, self.head_dim)
-        return found.permute(0, 3, 1, 2, 4).reshape(rows, places, -1)
+        return found.permute(0, 3, 1, 2, 4).reshape(rows, places, -1)  # type: ignore[no-any-return]
 
     def blocks(
         self, x: Tensor, feature: Tensor, table: Tensor, position: Tensor, sees: Tensor, inside: Tensor
@@ -114,7 +114,7 @@ class BlockAttention(nn.Module):
         found = far.reshape(rows, self.kv_heads, -1, feature.shape[1]) @ old_value.transpose(1, 2)
         found = found.view(rows, self.kv_heads, groups, count, places, self.head_dim)
         found = found + torch.einsum("bgiast,batgd->bgiasd", near, value)
-        return found.permute(0, 3, 4, 1, 2, 5).reshape(rows, count, places, -1)
+        return found.permute(0, 3, 4, 1, 2, 5).reshape(rows, count, places, -1)  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -151,7 +151,7 @@ class PlaceConv(nn.Module):
     def kernels(self, x: Tensor) -> Tensor:
         """Return the kernels [..., S, 2, taps, H] that what enters a sublayer [..., S, H] asks for."""
         delta = self.kernel_projection(x).unflatten(-1, (2, self.taps, -1))
-        return self.base_kernel + delta.repeat_interleave(self.group, -1)
+        return self.base_kernel + delta.repeat_interleave(self.group, -1)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, kernels: Tensor, side: int) -> Tensor:
         """Return [..., S, H]."""

@@ -52,7 +52,7 @@ class ContextDrafter(SlotDrafter):
         self.features.observe(outcome, view)
 
     def texts(self, view: View, reach: Sequence[int]) -> Tensor:
-        """Read the states that came, make the laws of all places, and return the first, [B, V]."""
+        """Read the states that came, make the laws of all places, and return the first, [B, K]."""
         last = torch.tensor([text[-1] for text in view.texts], device=self.device)
         reading = self._take([row for row, ahead in enumerate(reach) if ahead], view.lengths)
         net: DFlashNet = self.adapter.net  # type: ignore[assignment]
@@ -67,7 +67,15 @@ class ContextDrafter(SlotDrafter):
         self.made = torch.cat([hidden, self.adapter.logits(hidden)], -1)
         self.chain = last.unsqueeze(1)
         depth = torch.zeros_like(self.chain)
-        return self.adapter.spread(net.after(self.adapter, self.made, depth, self.chain.unsqueeze(1)))[:, 0]
+        return net.after(self.adapter, self.made, depth, self.chain.unsqueeze(1))[:, 0]
+
+    def kept(self, tokens: Tensor) -> Tensor | None:
+        """Return the chance that each draft of chains [B, n] and all before it are kept; None = it cannot tell."""
+        assert self.made is not None and self.chain is not None  # texts came first
+        net: DFlashNet = self.adapter.net  # type: ignore[assignment]
+        before = torch.cat([self.chain[:, :1], tokens[:, :-1]], 1)
+        found = net.confidence(self.adapter, self.made[:, : tokens.shape[1], : net.config.hidden_size], before)
+        return None if found is None else found.sigmoid().cumprod(-1)
 
     def _take(self, rows: Sequence[int], lengths: Sequence[int]) -> _Reading:
         """Return the new states of some rows; after a gap in what is known, a row's cache begins anew behind it."""

@@ -24,6 +24,7 @@ from outpace.errors import ConfigError
 from outpace.heads.block_layers import Layer, RMSNorm, rope_table
 from outpace.heads.context import ContextDrafter
 from outpace.heads.draft import HeadDrafter
+from outpace.heads.losses import as_labels, compare
 from outpace.heads.model import HeadModel
 from outpace.heads.net import Batch, Frozen, HeadConfig, HeadNet, Lesson
 from outpace.types import Context
@@ -121,17 +122,28 @@ class DFlashNet(HeadNet):
         if own["heads"] % own["kv_heads"] or own["head_dim"] % 2:
             raise ConfigError("heads is no multiple of kv_heads, or head_dim is odd.", "Change them.")
 
-    def teach(self, frozen: Frozen, hidden: Tensor, logits: Tensor, before: Tensor) -> Tensor:
-        """Return the laws of all places of whole blocks, the text being the path; here they do not know it.
+    def add(self, target: HeadModel | Frozen, hidden: Tensor, logits: Tensor, before: Tensor) -> Tensor:
+        """Return laws [..., K] that know the token before their places, [...]; here they do not.
+
+        Args:
+            target: the target.
+            hidden: [..., H].
+            logits: [..., K].
+            before: [...] int64.
+        """
+        del target, hidden, before
+        return logits
+
+    def teach(self, frozen: Frozen, hidden: Tensor, logits: Tensor, before: Tensor, is_taught: Tensor) -> Tensor:
+        """Return the laws [N, K] of the taught places of blocks, the text being the path.
 
         Args:
             frozen: the target.
-            hidden: [B, A, D, H].
-            logits: [B, A, D, K].
-            before: [B, A, D] int64, the token before each place, the anchor first.
+            hidden, logits: [N, H] and [N, K] of those places.
+            before: [B, A, D] int64, the token before every place, the anchor first.
+            is_taught: [B, A, D] bool, N of them.
         """
-        del frozen, hidden, before
-        return logits
+        return self.add(frozen, hidden, logits, before[is_taught])
 
     def follow(self, model: HeadModel, hidden: Tensor, logits: Tensor, depth: Tensor, path: Tensor) -> Tensor:
         """Return the laws after paths, [B, N, K], of the places' hidden states [B, N, H] and laws [B, N, K].
@@ -142,7 +154,7 @@ class DFlashNet(HeadNet):
             depth: [B, N] int64, drafted tokens on the path.
             path: [B, N, P] int64, the anchor and the path; -1 = none.
         """
-        return self.teach(model, hidden, logits, path.gather(-1, depth.unsqueeze(-1))[..., 0])  # type: ignore[arg-type]
+        return self.add(model, hidden, logits, path.gather(-1, depth.unsqueeze(-1))[..., 0])
 
     def confidence(self, target: HeadModel | Frozen, hidden: Tensor, before: Tensor) -> Tensor | None:
         """Return logits [...] of the chance that a place's draft is kept if its path is; None = it cannot tell."""
@@ -217,32 +229,27 @@ class DFlashNet(HeadNet):
         return attend
 
     def _lesson(self, batch: Batch, blocks: _Blocks, hidden: Tensor) -> Lesson:
-        own, frozen, depth = self.config.settings, batch.frozen, self.config.depth
+        own, frozen, taught = self.config.settings, batch.frozen, blocks.is_taught
         before = _at(batch.tokens.unsqueeze(-1), blocks.place - 1)[..., 0]
-        logits, taught = self.teach(frozen, hidden, frozen.logits(hidden), before).float(), blocks.is_taught
-        log_q = logits.log_softmax(-1)
-        label = blocks.label if frozen.ids is None else torch.searchsorted(frozen.ids, blocks.label)
-        label = label.clamp(max=logits.shape[-1] - 1)
-        is_known = taught if frozen.ids is None else taught & (frozen.ids[label] == blocks.label)
-        weight = (-torch.arange(depth, device=hidden.device) / own["decay"]).exp()
-        total = (weight * taught).sum().clamp(min=1e-6)
-        hard = -log_q.gather(-1, label.unsqueeze(-1))[..., 0]
-        loss = (1 - own["soft"]) * (weight * is_known * hard).sum() / total
+        hidden = hidden[taught]
+        logits = self.teach(frozen, hidden, frozen.logits(hidden), before, taught)
+        sure = self.confidence(frozen, hidden.detach(), before[taught])
+        law = _laws(batch, (blocks.place - 1)[taught], taught) if own["soft"] or sure is not None else None
+        label, is_known = as_labels(frozen, blocks.label[taught])
+        found = compare(logits, label, law)
+        weight = (-torch.arange(taught.shape[-1], device=hidden.device) / own["decay"]).exp().expand(taught.shape)
+        weight = weight[taught] / weight[taught].sum().clamp(min=1e-6)
+        loss = (weight * ((1 - own["soft"]) * is_known * found.hard + own["soft"] * found.soft)).sum()
         parts = {}
-        sure = self.confidence(frozen, hidden.detach(), before)
-        if own["soft"] or sure is not None:
-            with torch.no_grad():
-                law = _at(frozen.logits(batch.last).float().softmax(-1), blocks.place - 1)
-                kept = torch.minimum(law, log_q.exp()).sum(-1)
-            parts["kept"] = float((kept * taught).sum() / taught.sum().clamp(min=1))
-            loss = loss + own["soft"] * (weight * taught * -(law * log_q).sum(-1)).sum() / total
-            if sure is not None:
-                wrong = F.binary_cross_entropy_with_logits(sure, kept, reduction="none")
-                loss = loss + (weight * taught * wrong).sum() / total
-        right = (logits.argmax(-1) == label) & is_known
-        alive = right.cumprod(-1)
-        hits, counts, reached = (one.flatten(0, 1).sum(0).float() for one in (right, taught, alive))
-        return Lesson(loss, hits, counts, reached, parts)
+        if law is not None:
+            parts["kept"] = float(found.kept.mean())
+        if sure is not None:
+            wrong = F.binary_cross_entropy_with_logits(sure.float(), found.kept, reduction="none")
+            loss = loss + (weight * wrong).sum()
+            parts["confidence"] = float(wrong.detach().mean())
+        right = torch.zeros_like(taught).masked_scatter(taught, found.right & is_known)
+        sums = (one.flatten(0, 1).sum(0).float() for one in (right, taught, right.cumprod(-1)))
+        return Lesson(loss, *sums, parts)
 
     def new_drafter(self, model: HeadModel, context: Context) -> HeadDrafter:
         """Return a drafter with a cache of features."""
@@ -258,7 +265,7 @@ class DFlashNet(HeadNet):
 class JetSpecNet(DFlashNet):
     """DFlash's body, causal within the block: a place's law does not hang on how many places follow.
 
-    Source: arXiv 2606.18394, JetSpec. Settings as DFlash's.
+    Paper: Hu et al. (2026), arXiv 2606.18394, JetSpec. Settings as DFlash's.
     """
 
     kind: ClassVar[str] = "jetspec"
@@ -310,6 +317,17 @@ class _Blocks:
         key, anchor = draw.masked_fill(~can, -1.0).topk(count, dim=-1)
         is_real = key >= 0
         return cls(torch.where(is_real, anchor, 1), is_real, batch, depth)
+
+
+def _laws(batch: Batch, place: Tensor, is_taught: Tensor) -> Tensor:
+    """Return the target's laws [N, K] after some places [N] of the texts, each made once."""
+    row = is_taught.nonzero()[:, 0]
+    is_needed = torch.zeros_like(batch.is_taught)
+    is_needed[row, place] = True
+    with torch.no_grad():
+        laws = batch.frozen.logits(batch.last[is_needed]).softmax(-1)
+    number = (is_needed.flatten().cumsum(0) - 1).view_as(is_needed)
+    return laws[number[row, place]]
 
 
 def _at(values: Tensor, place: Tensor) -> Tensor:

@@ -53,10 +53,10 @@ class DFlash2Net(DFlashNet):
         super().__init__(config)
         self.candidate_selector = Selector(config)
 
-    def teach(self, frozen: Frozen, hidden: Tensor, logits: Tensor, before: Tensor) -> Tensor:
+    def add(self, target: HeadModel | Frozen, hidden: Tensor, logits: Tensor, before: Tensor) -> Tensor:
         """Return the laws with the selector's share, of all tokens."""
         selector = self.candidate_selector
-        return logits + F.linear(selector.wanted(frozen, hidden, before), selector.successor_codebook)
+        return logits + F.linear(selector.wanted(target, hidden, before), selector.successor_codebook)
 
     def follow(self, model: HeadModel, hidden: Tensor, logits: Tensor, depth: Tensor, path: Tensor) -> Tensor:
         """Return the laws with the selector's share; -inf outside the candidates."""

@@ -1,7 +1,7 @@
 """A block drafter with a recurrent state over the drafted path.
 
-Source: Domino's published files. On DFlash's body, logits += W2 SiLU(W1 [hidden; state]), where the state is that of a
-GRU over the embeddings of the anchor and the drafted tokens; the first `pure` places do not hear it.
+Paper: Huang et al. (2026), arXiv 2605.29707, Domino. On DFlash's body, logits += W2 SiLU(W1 [hidden; state]), where the
+state is that of a GRU over the embeddings of the anchor and the drafted tokens; the first `pure` places do not hear it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class DominoNet(DFlashNet):
         )
         nn.init.zeros_(self.embed_proj[2].weight)
 
-    def teach(self, frozen: Frozen, hidden: Tensor, logits: Tensor, before: Tensor) -> Tensor:
+    def teach(self, frozen: Frozen, hidden: Tensor, logits: Tensor, before: Tensor, is_taught: Tensor) -> Tensor:
         """Return the laws with what the state adds."""
-        state = self._states(frozen, before.flatten(0, 1)).view(*before.shape, -1)
-        return self._add(hidden, logits, state, torch.arange(before.shape[-1], device=before.device))
+        state = self._states(frozen, before.flatten(0, 1)).view(*before.shape, -1)[is_taught]
+        return self._add(hidden, logits, state, is_taught.nonzero()[:, -1])
 
     def follow(self, model: HeadModel, hidden: Tensor, logits: Tensor, depth: Tensor, path: Tensor) -> Tensor:
         """Return the laws with what the state adds."""

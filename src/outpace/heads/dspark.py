@@ -1,6 +1,6 @@
 """A block drafter with a bigram between its places, and a confidence per place.
 
-Source: DSpark's published files. On DFlash's body, logits += W2 w1[token before]; the chance that a place's draft is
+Paper: Cheng et al. (2026), DSpark. On DFlash's body, logits += W2 w1[token before]; the chance that a place's draft is
 kept is sigmoid(proj [hidden; w1[token before]]). The original w1 is a table of the vocabulary; here it may be a matrix
 on the target's embeddings instead, which a small drafter can afford and which knows rare tokens too.
 """
@@ -56,10 +56,10 @@ class DSparkNet(DFlashNet):
         self.markov_head = MarkovHead(config)
         self.confidence_head = Confidence(config.hidden_size + own["rank"]) if own["has_confidence"] else None
 
-    def teach(self, frozen: HeadModel | Frozen, hidden: Tensor, logits: Tensor, before: Tensor) -> Tensor:
+    def add(self, target: HeadModel | Frozen, hidden: Tensor, logits: Tensor, before: Tensor) -> Tensor:
         """Return the laws with the bigram's share."""
         del hidden
-        found: Tensor = logits + self.markov_head.markov_w2(looked_up(self.markov_head.markov_w1, frozen, before))
+        found: Tensor = logits + self.markov_head.markov_w2(looked_up(self.markov_head.markov_w1, target, before))
         return found
 
     def confidence(self, target: HeadModel | Frozen, hidden: Tensor, before: Tensor) -> Tensor | None:

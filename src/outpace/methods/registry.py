@@ -66,6 +66,7 @@ _BUILT_IN = {  # below outpace.methods
     "freedave": "diffusion.freedave:FreeDave",
     "ssd": "diffusion.ssd:SSD",
     "block-draft": "speculative.block_draft:BlockDraft",
+    "diffuspec": "speculative.diffuspec:DiffuSpec",
     "trained-drafter": "speculative.trained_drafter:TrainedDrafter",
     "medusa": "speculative.medusa:Medusa",
     "eagle": "speculative.eagle:Eagle",
@@ -92,6 +93,10 @@ _BUILT_IN = {  # below outpace.methods
     "jakiro": "speculative.jakiro:Jakiro",
     "falcon": "speculative.falcon:Falcon",
     "tandem": "speculative.tandem:Tandem",
+    "dspark": "speculative.dspark:DSpark",
+    "domino": "speculative.domino:Domino",
+    "dflash2": "speculative.dflash2:DFlash2",
+    "jetspec": "speculative.jetspec:JetSpec",
 }
 
 

@@ -5,9 +5,9 @@ Paper: Li et al. (2025), arXiv 2510.02358 (DiffuSpec): a masked model drafts man
 Guarantee: exact (sample and match).
 Cost: at most 1 target forward per emitted token; per step `steps` forwards of the drafter over the block that holds the
     end of the text, and as many over the next one where few places are left; the drafter's weights and cache.
-Differences: the paper searches the likeliest tokens of all places for a path that reads well from left to right; here
-    every place draws with the target's noise, which gives plain decoding's own text at any temperature. Blocks are the
-    drafter's own, and their finished ones stay in its cache exactly.
+Differences: the paper searches the likeliest tokens of all places for a path that reads well from left to right, which
+    the method `diffuspec` does; here every place draws with the target's noise, which gives plain decoding's own text
+    at any temperature. Blocks are the drafter's own, and their finished ones stay in its cache exactly.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class BlockDraft(AdaptiveDraft):
         "Li et al.",
         2025,
         "2510.02358",
-        left_out="The path search over the likeliest tokens of all places.",
+        left_out="The path search over the likeliest tokens of all places (the method `diffuspec`).",
     )
 
     @property
