@@ -74,6 +74,7 @@ _BUILT_IN = {  # below outpace.methods
     "mtp": "speculative.mtp:Mtp",
     "fastmtp": "speculative.fast_mtp:FastMtp",
     "l-mtp": "speculative.l_mtp:LMtp",
+    "judge-decoding": "speculative.judge:Judge",
     "hydra": "speculative.hydra:Hydra",
     "koala": "speculative.koala:Koala",
     "amphista": "speculative.amphista:Amphista",
