@@ -1,7 +1,8 @@
 """Lenient acceptance: keep a draft that the target would not have written, where a rule lets it pass.
 
-Sources: Kim et al. (2023), arXiv 2302.07863, the rollback policy of Big Little Decoder (a draft passes unless the target
-finds it too unlikely); Bachmann et al. (2025), arXiv 2501.19309, Judge Decoding (it passes where it was judged right).
+Sources: Kim et al. (2023), arXiv 2302.07863, the rollback policy of Big Little Decoder (a draft passes unless the
+target finds it too unlikely); Bachmann et al. (2025), arXiv 2501.19309, Judge Decoding (it passes where it was judged
+right).
 Guarantee: approximate. Where nothing passes every token is the target's own pick, as in sample and match.
 """
 

@@ -49,8 +49,8 @@ class JudgeNet(HeadNet):
         """Return how likely tokens are right, [...], from the target's states of them [..., hidden]."""
         return self.proj(states.to(self.proj.weight.dtype)).squeeze(-1).sigmoid()  # type: ignore[no-any-return]
 
-    def fit(self, states: Tensor, is_right: Tensor, decay: float = 1e-3, steps: int = 200) -> float:
-        """Fit to states [N, hidden] of tokens of which it is known whether they are right, [N] bool; return the loss.
+    def fit(self, states: Tensor, is_right: Tensor, decay: float = 1e-3, steps: int = 200) -> None:
+        """Fit to states [N, hidden] of tokens of which it is known whether they are right, [N] bool.
 
         Both classes weigh alike, however many there are of each.
 
@@ -64,7 +64,8 @@ class JudgeNet(HeadNet):
         mean, scale = states.double().mean(0), states.double().std(0).clamp(min=1e-6)
         x, goal = (states.double() - mean) / scale, is_right.double()
         line, shift = torch.zeros(x.shape[1], dtype=x.dtype), torch.zeros((), dtype=x.dtype)
-        line.requires_grad_(True), shift.requires_grad_(True)
+        for free in (line, shift):
+            free.requires_grad_(True)
         optimiser = torch.optim.LBFGS([line, shift], max_iter=steps, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
@@ -73,11 +74,10 @@ class JudgeNet(HeadNet):
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
-        loss = float(optimiser.step(closure))  # type: ignore[arg-type]
+        optimiser.step(closure)  # type: ignore[arg-type]
         with torch.no_grad():
             self.proj.weight.copy_((line / scale).unsqueeze(0))
             self.proj.bias.copy_((shift - (line * mean / scale).sum()).unsqueeze(0))
-        return loss
 
     def loss(self, batch: Batch) -> Lesson:
         """Refuse: texts that the target wrote hold no wrong tokens."""
@@ -85,6 +85,4 @@ class JudgeNet(HeadNet):
 
     def new_drafter(self, model: HeadModel, context: Context) -> HeadDrafter:
         """Refuse: it judges what others draft."""
-        raise CapabilityError(
-            "A judge does not draft.", "Name it with -o judge=DIRECTORY, and a drafter with -o draft=."
-        )
+        raise CapabilityError("A judge does not draft.", "Name a drafter, and this with -o judge=DIRECTORY.")

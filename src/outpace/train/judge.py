@@ -1,4 +1,4 @@
-"""Making a judge (`outpace.heads.judge`): tokens of the target's own texts, and alternatives that turned out well or ill.
+"""Making a judge (`outpace.heads.judge`): tokens of the target's own, and others that turned out well or ill.
 
 Paper: Bachmann et al. (2025), arXiv 2501.19309, Judge Decoding (section 4.2), whose right and wrong answers were picked
 by hand. Here the target finishes each text behind the alternative, and what its end says decides.
