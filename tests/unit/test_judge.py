@@ -122,7 +122,7 @@ def test_a_fit_tells_classes_apart_whatever_their_shares() -> None:
 
 def test_trials_are_the_targets_own_continuations() -> None:
     prompt = [1, 2, 3, 4, 5]
-    answer = [row.written for row in rows_of(prompt, 16)][0]
+    answer = rows_of(prompt, 16)[0].written
     trials = collect_trials(TARGET, [(prompt, answer)], same_end(3), every=2, slack=0, seed=4)
     assert [trial.is_right for trial in trials[::2]] == [True] * len(trials[::2])
     ends = []
