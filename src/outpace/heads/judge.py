@@ -71,10 +71,10 @@ class JudgeNet(HeadNet):
         def closure() -> Tensor:
             optimiser.zero_grad()
             loss = F.binary_cross_entropy_with_logits(x @ line + shift, goal, weight) + decay * line.square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
-        optimiser.step(closure)  # type: ignore[arg-type]
+        optimiser.step(closure)
         with torch.no_grad():
             self.proj.weight.copy_((line / scale).unsqueeze(0))
             self.proj.bias.copy_((shift - (line * mean / scale).sum()).unsqueeze(0))
