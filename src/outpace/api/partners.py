@@ -134,6 +134,8 @@ class Partners:
         name = str(getattr(method, role))
         if name != "auto":
             return name
+        if role == "judge":
+            return str(find_head(self._lm.name, role))
         if role == "draft" and method.needs.head:
             return str(find_head(self._lm.name, method.needs.head, self._heads))
         if role == "draft" and method.needs.takes_heads and self._heads:

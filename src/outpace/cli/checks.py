@@ -41,7 +41,7 @@ def check_method(
     check_fit(method, offered)
     for role in method.needs.models:
         other = str(getattr(method, role))
-        if other == "auto" and method.needs.head:  # a trained drafter is looked for when the model is loaded
+        if other == "auto" and (method.needs.head or role == "judge"):  # looked for when the model is loaded
             continue
         partner = offered_by(drafter_of(model) if other == "auto" else other)
         if partner is not None:

@@ -153,10 +153,10 @@ class MtpNet(HeadNet):
         )
         attention, mlp = block.self_attn, block.mlp
         layer = LayerWeights(
-            qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
+            qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj, has_bias=shape.attention_bias),
             o=_joined(attention.o_proj),
-            up=_joined(mlp.gate_proj, mlp.up_proj),  # type: ignore[arg-type]
-            down=_joined(mlp.down_proj),  # type: ignore[arg-type]
+            up=_joined(mlp.gate_proj, mlp.up_proj, has_bias=shape.mlp_bias),  # type: ignore[arg-type]
+            down=_joined(mlp.down_proj, has_bias=shape.mlp_bias),  # type: ignore[arg-type]
             attn_norm=StoredNorm(block.input_layernorm.weight),
             mlp_norm=StoredNorm(block.post_attention_layernorm.weight),
         )
@@ -206,7 +206,7 @@ def _shell(part: Part, body: Any = None) -> Module:
     return Module(part.enorm, part.hnorm, part.eh_proj, body)
 
 
-def _joined(*parts: nn.Linear) -> Matrix:
+def _joined(*parts: nn.Linear, has_bias: bool = False) -> Matrix:
     """Return matrices one below the other."""
-    bias = None if parts[0].bias is None else torch.cat([part.bias.detach() for part in parts])
+    bias = torch.cat([part.bias.detach() for part in parts]) if has_bias else None
     return Matrix(torch.cat([part.weight.detach() for part in parts]), bias)

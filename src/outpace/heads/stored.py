@@ -70,26 +70,21 @@ class Layout:
         return name.format(self.start + module)
 
 
-def _nextn(prefix: str, norm: str) -> Layout:
-    names = [prefix + name for name in ("enorm", "hnorm", "eh_proj", norm)]
-    return Layout(prefix, *names, zero_first=True)
+def _at(home: str, parts: str, block: str = "", **conventions: bool) -> Layout:
+    """Return a layout whose four parts, in the order of `Layout`, lie under a prefix."""
+    token_norm, hidden_norm, project, norm = (home + part for part in parts.split())
+    return Layout(block or home, token_norm, hidden_norm, project, norm, **conventions)
 
 
 _HOMES = ("model.layers.{}.", "model.mtp.layers.{}.", "mtp.layers.{}.")
 _NORMS = ("shared_head.norm", "final_layernorm", "post_norm")
-_FC = ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "fc", "norm")
-_MIMO = ("token_layernorm", "hidden_layernorm", "input_proj", "final_layernorm")
-_GENERIC = ("enorm", "hnorm", "eh_proj", "post_norm")
+_FC = "pre_fc_norm_embedding pre_fc_norm_hidden fc norm"
+_MIMO = "token_layernorm hidden_layernorm input_proj final_layernorm"
 _LAYOUTS = (
-    *(
-        Layout(home + "mtp_block.", *(home + name for name in _GENERIC))
-        for home in ("layers.{}.", "mtp.layers.{}.", "model.mtp.layers.{}.", "model.layers.{}.")
-    ),
-    *(_nextn(home, norm) for home in _HOMES for norm in _NORMS),
-    Layout("mtp.layers.{}.", *(f"mtp.{name}" for name in _FC)),
-    Layout(
-        "model.mtp_layers.{}.", *(f"model.mtp_layers.{{}}.{name}" for name in _MIMO), hidden_first=True, zero_first=True
-    ),
+    *(_at(home, "enorm hnorm eh_proj post_norm", home + "mtp_block.") for home in ("layers.{}.", *_HOMES)),
+    *(_at(home, f"enorm hnorm eh_proj {norm}", zero_first=True) for home in _HOMES for norm in _NORMS),
+    _at("mtp.", _FC, "mtp.layers.{}."),
+    _at("model.mtp_layers.{}.", _MIMO, hidden_first=True, zero_first=True),
 )
 
 

@@ -76,6 +76,7 @@ _BUILT_IN = {  # below outpace.methods
     "p-eagle": "speculative.p_eagle:PEagle",
     "dflash": "speculative.dflash:DFlash",
     "l-mtp": "speculative.l_mtp:LMtp",
+    "judge-decoding": "speculative.judge:Judge",
     "hydra": "speculative.hydra:Hydra",
     "koala": "speculative.koala:Koala",
     "amphista": "speculative.amphista:Amphista",

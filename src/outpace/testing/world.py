@@ -153,6 +153,8 @@ def partners_for(method: Method, target: Adapter) -> dict[str, Adapter]:
     needs, found = method.needs, dict[str, Adapter]()
     for role in (*needs.models, *needs.optional_models):
         found[role] = drafter_for(needs.model_attention.get(role, needs.attention))
+    if "judge" in found:
+        found["judge"] = head_for("judge", target)
     if needs.head:
         found["draft"] = head_for(needs.head, target)
     return {role: respelled(drafter) for role, drafter in found.items()} if needs.has_text else found
