@@ -37,7 +37,7 @@ class ProbeNet(HeadNet):
 
     is_shared: ClassVar[bool] = False
     """One mask serves all levels."""
-    anchors: ClassVar[int] = 48
+    anchors: ClassVar[int] = 64
     """Places of a text that are taught per step."""
 
     def __init__(self, config: HeadConfig) -> None:
