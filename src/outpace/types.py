@@ -158,6 +158,8 @@ class Needs:
         has_forks: rows may continue others of their group (`Decision.source`), so that a text is final only when its
             row has ended: nothing of it is streamed before.
         head: the kind of trained drafter that the draft model has to be; "" = a model, or any such drafter.
+        takes_heads: where no draft model is named, a trained drafter that is known for the target is taken before a
+            model, whatever its kind.
     """
 
     attention: str = "causal"
@@ -175,6 +177,7 @@ class Needs:
     outputs: Outputs = NO_OUTPUTS
     has_forks: bool = False
     head: str = ""
+    takes_heads: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """Return what two causal methods need that write rows of one run side by side."""

@@ -17,15 +17,15 @@ from outpace.methods.registry import built_in_names, load_method
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
-from outpace.testing.spelling import respelled, toy_tokenizers
+from outpace.testing.spelling import toy_tokenizers
 from outpace.testing.world import (
     PROMPTS,
     SETTINGS,
     Watched,
-    drafter_for,
     drive,
     ends_under,
     make_run,
+    partners_for,
     target_for,
     with_stop,
 )
@@ -48,11 +48,7 @@ METHODS = methods()
 
 
 def wanted(method: Method) -> Wanted:
-    attention = method.needs.attention
-    roles = (*method.needs.models, *method.needs.optional_models)
-    models = {role: drafter_for(method.needs.model_attention.get(role, attention)) for role in roles}
-    if method.needs.has_text:
-        models = {role: respelled(drafter) for role, drafter in models.items()}
+    models = partners_for(method, TARGET)
     return Wanted(method, models, toy_tokenizers(method, TARGET, models))
 
 

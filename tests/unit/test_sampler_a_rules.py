@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from outpace.canvas import Canvas, CanvasRow, FixedBlocks, Reading
-from outpace.canvas.background import SHIPPED, fingerprint, frequencies
+from outpace.canvas.background import SHIPPED, frequencies
 from outpace.canvas.reading import read
 from outpace.canvas.rules import Ranked, eligible
 from outpace.canvas.rules.ancestral import Ancestral
@@ -23,6 +23,7 @@ from outpace.canvas.rules.revise import Revise
 from outpace.canvas.rules.spread import Spread, plan_steps
 from outpace.errors import ConfigError
 from outpace.sampling import Sampler, Sampling, row_key
+from outpace.text.fingerprint import fingerprint
 from outpace.text.tokenizer import Tokenizer
 from outpace.train.background import main as count
 

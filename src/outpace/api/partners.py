@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outpace import kernels
 from outpace.errors import ConfigError
 from outpace.heads.files import is_head, open_head
 from outpace.heads.find import find_head
+from outpace.heads.known import known_heads
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
 from outpace.models.graphs import make_graphs
@@ -110,5 +113,12 @@ class Partners:
         if name != "auto":
             return name
         if role == "draft" and method.needs.head:
-            return str(find_head(self._lm.name, method.needs.head))
+            return str(find_head(self._lm.name, method.needs.head, self._heads))
+        if role == "draft" and method.needs.takes_heads and self._heads:
+            return str(self._heads[0])
         return drafter_of(self._lm.name)
+
+    @functools.cached_property
+    def _heads(self) -> list[Path]:
+        """Trained drafters that are known for the target, the best one first."""
+        return known_heads(self._lm.target, self._lm.tokenizer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,12 @@ import numpy as np
 
 from outpace.canvas.row import Floats
 from outpace.errors import ConfigError
+from outpace.text.fingerprint import fingerprint
 
-__all__ = ["SHIPPED", "fingerprint", "frequencies", "read_counts"]
+__all__ = ["SHIPPED", "frequencies", "read_counts"]
 
 SHIPPED = Path(__file__).parents[1] / "zoo" / "frequencies.json"
 _HOW = "Make one with python -m outpace.train.background --model MODEL --out FILE TEXT."
-
-
-def fingerprint(tokenizer: Any) -> str:
-    """Return a digest of a tokenizer's vocabulary, spelling by spelling in the order of the ids."""
-    spelled = "\n".join(tokenizer.token(index) for index in range(tokenizer.vocab_size))
-    return hashlib.sha256(spelled.encode()).hexdigest()[:32]
 
 
 def frequencies(background: str, tokenizer: Any, vocab_size: int) -> Floats | None:

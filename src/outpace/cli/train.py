@@ -80,7 +80,7 @@ def drafter(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes weights, order of the texts and every draw.")] = 0,
 ) -> int:
-    """Train a drafter for a model: the model writes texts, its states of them are kept, and the drafter learns to guess.
+    """Train a drafter for a model, on texts that the model writes itself.
 
     Ctrl-C saves what was done; the same command goes on with texts and states, --resume with the training.
     """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from outpace.draft.likeliest import likeliest
-from outpace.draft.reading import SPREAD, Drafter, branch_scores
+from outpace.draft.reading import SPREAD, Drafter, branch_scores, columns
 from outpace.run.tree import TokenTree, ancestors, kept_order, largest
 from outpace.types import View
 
@@ -53,7 +53,7 @@ def draft_best(
     # 1 Begin at the final text: a frontier of one node, the root, whose reach is certain where a row may draft.
     # Penalties see the final text alone: drafts differ by branch, and a wrong penalty costs acceptance only.
     history = view.sampler.history(view.texts, view.prompts, drafter.vocab_size)
-    logits = drafter.texts(view, levels).unsqueeze(1)
+    logits, ids = columns(drafter, view, drafter.texts(view, levels).unsqueeze(1))
     rows, device = logits.shape[0], logits.device
     limit = torch.tensor(levels, device=device)
     start = torch.tensor(view.lengths, device=device).unsqueeze(1)
@@ -64,8 +64,10 @@ def draft_best(
     for level in range(max(levels, default=0)):
         size, before = tree.tokens.shape[1], tree.score.exp().sum(-1)
         # 2 Give every frontier node its likeliest children. More than the budget could never all be kept.
-        log_probs = branch_scores(view, logits, start + level, history, spread)
+        log_probs = branch_scores(view, logits, start + level, history, spread, ids)
         found, found_key = _children(log_probs, base, frontier, budget, by_slot)
+        if ids is not None:
+            found.tokens = ids[found.tokens]
         tree, key = _joined(tree, key, found, found_key, width or budget)
         # 3 Keep the best of old and new together: a new child may push an older node out, and nothing can hang on
         # that one, since no key rises from parent to child. Order is kept, so parents still precede children.
@@ -86,7 +88,7 @@ def draft_best(
         # 5 Ask the drafter what follows them, in one forward for all rows.
         is_real = is_open.gather(1, frontier)
         base = tree.score.gather(1, frontier).masked_fill(~is_real, float("-inf"))
-        logits = drafter.nodes(tree, frontier, is_real)
+        logits, ids = columns(drafter, view, drafter.nodes(tree, frontier, is_real))
     return tree
 
 
@@ -142,7 +144,7 @@ def draft_shape(
         The tree, and its nodes' ranks [B, W'].
     """
     history = view.sampler.history(view.texts, view.prompts, drafter.vocab_size)
-    logits = drafter.texts(view, levels).unsqueeze(1)
+    logits, ids = columns(drafter, view, drafter.texts(view, levels).unsqueeze(1))
     rows, device = logits.shape[0], logits.device
     start, limit = torch.tensor([view.lengths, list(levels)], device=device).unsqueeze(-1)
     is_node = torch.arange(parent.shape[1], device=device) < torch.tensor(length, device=device).unsqueeze(1)
@@ -158,9 +160,10 @@ def draft_shape(
     slot = torch.zeros_like(rank)  # per node, where its parent stands in the frontier
     reached = torch.zeros(rows, 1, dtype=torch.float64, device=device)
     for level in range(int(depth.max()) if depth.numel() else 0):
-        log_probs = branch_scores(view, logits, start + level, history)
+        log_probs = branch_scores(view, logits, start + level, history, ids=ids)
         tokens = likeliest(log_probs.flatten(0, 1), num_ranks).view(*log_probs.shape[:2], num_ranks)
         values = reached.unsqueeze(-1) + log_probs.gather(2, tokens).double()
+        tokens = tokens if ids is None else ids[tokens]
         # 3 Fill the level: a node takes the token of its rank from its parent's list.
         at = slot * num_ranks + rank.clamp(max=num_ranks - 1)
         is_child = (depth == level + 1) & (rank < num_ranks)
@@ -176,7 +179,7 @@ def draft_shape(
         slot = (has_child.cumsum(-1) - 1).clamp_(min=0).gather(1, above)
         is_real = has_child.gather(1, frontier)
         reached = tree.score.gather(1, frontier).masked_fill(~is_real, float("-inf"))
-        logits = drafter.nodes(tree, frontier, is_real)
+        logits, ids = columns(drafter, view, drafter.nodes(tree, frontier, is_real))
     # 5 Leave out what could not be drafted: ranks beyond the vocabulary, and tokens that cannot be picked.
     is_drafted = tree.score > float("-inf")
     order, _ = kept_order(is_drafted)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from outpace.draft.grow import draft_best
-from outpace.draft.reading import Drafter
+from outpace.draft.reading import Drafter, columns
 from outpace.types import Proposal, Sampled, Stream, View
 
 __all__ = ["draft_chain", "draft_tree"]
@@ -41,8 +41,9 @@ def draft_chain(
     """
     rows, most = len(view.texts), max(0, *lengths)
     device = drafter.device
-    logits = drafter.texts(view, lengths)
-    history = view.sampler.history(view.texts, view.prompts, logits.shape[-1])
+    logits, ids = columns(drafter, view, drafter.texts(view, lengths))
+    vocab = logits.shape[-1] if ids is None else drafter.vocab_size
+    history = view.sampler.history(view.texts, view.prompts, vocab)
     drafted, running = [0] * rows, [length > 0 for length in lengths]
     tokens, laws = [], []
     stream = Stream.TARGET if is_coupled else Stream.DRAFT
@@ -55,8 +56,9 @@ def draft_chain(
             break
         place = torch.tensor([length + step for length in view.lengths], device=device)
         if not is_coupled:
-            laws.append(view.sampler.law(processed).probs())
-        token = view.sampler.pick(processed, place, stream).clamp(min=0)
+            drawn_from = view.sampler.law(processed)
+            laws.append((drawn_from if ids is None else drawn_from.named(ids, vocab)).probs())
+        token = view.sampler.pick(processed, place, stream, ids=ids).clamp(min=0)
         tokens.append(token)
         drafted = [n + r for n, r in zip(drafted, running, strict=True)]
         if history is not None:
@@ -64,11 +66,11 @@ def draft_chain(
         running = [r and step + 1 < length for r, length in zip(running, lengths, strict=True)]
         if not any(running):
             break
-        logits = drafter.token(token, place, running)
+        logits, ids = columns(drafter, view, drafter.token(token, place, running))
     if not tokens:
         return Proposal(torch.zeros(rows, 0, dtype=torch.int64, device=device), [0] * rows, origin=origin)
-    law = None if is_coupled else Sampled(torch.stack(laws, 1))
-    return Proposal(torch.stack(tokens, 1), drafted, law=law, origin=origin)
+    sampled = None if is_coupled else Sampled(torch.stack(laws, 1))
+    return Proposal(torch.stack(tokens, 1), drafted, law=sampled, origin=origin)
 
 
 def draft_tree(drafter: Drafter, view: View, levels: int | Sequence[int], width: int, *, origin: str) -> Proposal:

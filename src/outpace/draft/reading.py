@@ -16,7 +16,7 @@ from outpace.sampling import History
 from outpace.sampling.truncation import needs_order
 from outpace.types import Adapter, Context, Outcome, View
 
-__all__ = ["Drafter", "branch_scores", "forward_pending", "forward_token", "read_nodes", "read_texts"]
+__all__ = ["Drafter", "branch_scores", "columns", "forward_pending", "forward_token", "read_nodes", "read_texts"]
 
 SPREAD = 0.8  # of the drafter's error in logits; what served trees best at temperatures 0, 0.7 and 1 on the zoo's pair
 
@@ -52,8 +52,13 @@ class Drafter:
 
     @property
     def vocab_size(self) -> int:
-        """Entries of its logits."""
+        """Entries of the vocabulary that it drafts in."""
         return self.adapter.capabilities.vocab_size
+
+    @property
+    def ids(self) -> Tensor | None:
+        """The tokens that its logits speak of, [K] int64, ascending; None = all of the vocabulary."""
+        return None
 
     def reach(self, view: View, most: int | Sequence[int]) -> list[int]:
         """Return how many tokens ahead each row may draft; 0 past the drafter's context, whatever its neighbours do."""
@@ -63,15 +68,15 @@ class Drafter:
         return [max(0, min(limit, room - 1, context - length)) for limit, room, length in rows]
 
     def texts(self, view: View, reach: Sequence[int]) -> Tensor:
-        """Take in the texts, and return the logits after them, [B, V]; rows of reach 0 are left where they are."""
+        """Take in the texts, and return the logits after them, [B, K]; rows of reach 0 are left where they are."""
         return read_texts(self.adapter, self.cache, view, reach, self.skip)
 
     def nodes(self, tree: TokenTree, nodes: Tensor, is_real: Tensor) -> Tensor:
-        """Return the logits after some nodes [B, F] of a tree on top of the texts, [B, F, V]; see `read_nodes`."""
+        """Return the logits after some nodes [B, F] of a tree on top of the texts, [B, F, K]; see `read_nodes`."""
         return read_nodes(self.adapter, self.cache, tree, nodes, is_real, self.skip)
 
     def token(self, token: Tensor, place: Tensor, running: Sequence[bool]) -> Tensor:
-        """Lengthen the chain of each running row by a token [B] at a place [B]; return the logits after it, [B, V]."""
+        """Lengthen the chain of each running row by a token [B] at a place [B]; return the logits after it, [B, K]."""
         return forward_token(self.adapter, self.cache, token, place, running, self.skip)
 
     def observe(self, outcome: Outcome, view: View) -> None:
@@ -155,8 +160,34 @@ def read_nodes(
     return adapter.score(part.tokens, position, visible, cache, ask, skip=skip).logits
 
 
+def columns(drafter: Drafter, view: View, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return logits as the rows' processors can read them, and the tokens of their columns, None = the vocabulary.
+
+    A drafter of few tokens is answered for those alone, which is all that a pick or a law needs. Only where a processor
+    asks which token is which, the logits are spread over the vocabulary; the drafts are the same.
+
+    Args:
+        drafter: who gave the logits.
+        view: the run.
+        logits: [..., K], or [..., V] of one that spread them itself.
+    """
+    ids, size = drafter.ids, drafter.vocab_size
+    if ids is None or logits.shape[-1] == size:
+        return logits, None
+    if not view.sampler.settings.names_tokens:
+        return logits, ids
+    whole = logits.new_full((*logits.shape[:-1], size), float("-inf"))
+    whole[..., ids] = logits
+    return whole, None
+
+
 def branch_scores(
-    view: View, logits: Tensor, place: Tensor, history: History | None = None, spread: float = SPREAD
+    view: View,
+    logits: Tensor,
+    place: Tensor,
+    history: History | None = None,
+    spread: float = SPREAD,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Return log-probabilities that the target picks each token at each node, as the drafter sees it, [B, F, V].
 
@@ -171,6 +202,7 @@ def branch_scores(
         place: [B, F] or [B, 1] int64 position of the picked token.
         history: of the rows' final text, where processors need one (drafts on the path are not counted).
         spread: scale of the drafter's error.
+        ids: the tokens of the columns; None = the vocabulary.
     """
     sampler = view.sampler
     if history is None:
@@ -179,8 +211,8 @@ def branch_scores(
         logits = torch.stack([sampler.process(logits[:, i], history) for i in range(logits.shape[1])], 1)
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    vocabulary = torch.arange(logits.shape[-1], device=logits.device)
-    noisy = sampler.perturbed(logits, place, vocabulary)
+    tokens = torch.arange(logits.shape[-1], device=logits.device) if ids is None else ids
+    noisy = sampler.perturbed(logits, place, tokens)
     if not sampler.is_greedy and needs_order(sampler.settings):
         noisy = noisy.masked_fill(sampler.law(logits.flatten(0, 1)).probs().view(logits.shape) == 0, float("-inf"))
     return (noisy / spread).log_softmax(-1)

@@ -18,7 +18,7 @@ from operator import mul
 import torch
 from torch import Tensor
 
-from outpace.draft.reading import Drafter
+from outpace.draft.reading import Drafter, columns
 from outpace.run.tree import TokenTree
 from outpace.sampling import gumbel, place_in_step
 from outpace.types import Proposal, Sampled, Stream, View
@@ -67,8 +67,9 @@ class _Level:
 
     Attributes:
         nodes: [B, F] index of each, -1 = the last final token.
-        logits: [B, F, V] the drafter's, processed.
-        law: [B, F, V] what children are drawn from.
+        logits: [B, F, K] the drafter's, processed.
+        law: [B, F, K] what children are drawn from.
+        tokens: [K] of the columns.
         reached: [B, F] log-probability of the path.
         value: [B, F] perturbed log-probability: the Gumbel value of the best path through the node.
     """
@@ -76,6 +77,7 @@ class _Level:
     nodes: Tensor
     logits: Tensor
     law: Tensor
+    tokens: Tensor
     reached: Tensor
     value: Tensor
 
@@ -90,8 +92,9 @@ def draft_sampled(drafter: Drafter, view: View, reach: Sequence[int], shape: Gro
         shape: how the tree grows.
         origin: who drafts.
     """
-    logits = drafter.texts(view, reach).unsqueeze(1)
-    rows, device = logits.shape[0], logits.device
+    logits, ids = columns(drafter, view, drafter.texts(view, reach).unsqueeze(1))
+    rows, device, vocab = logits.shape[0], logits.device, drafter.vocab_size
+    every = torch.arange(vocab, device=device)
     none = torch.zeros(rows, 0, dtype=torch.int64, device=device)
     tree = TokenTree(none, none, [0] * rows)
     limit = torch.tensor(list(reach), device=device)
@@ -102,11 +105,14 @@ def draft_sampled(drafter: Drafter, view: View, reach: Sequence[int], shape: Gro
         # 1 The law that this level's nodes are the roots of: processed as the target's own would be, on each path.
         logits = _processed(view, logits, tree, nodes)
         law = view.sampler.law(logits.flatten(0, 1)).probs().view(logits.shape)
-        level = _Level(nodes, logits, law, reached, value)
+        level = _Level(nodes, logits, law, every if ids is None else ids, reached, value)
         # 2 Draw the children; a child says by `column` which node of the level it hangs on.
         column, tokens, reached, value = _children(view, level, shape, depth, tree.tokens.shape[1])
         # 3 Note what each was drawn from: the acceptor divides by it, so it must be the law before any removal.
-        laws.append(law.gather(1, column.unsqueeze(-1).expand(-1, -1, law.shape[-1])))
+        drawn_from = law.gather(1, column.unsqueeze(-1).expand(-1, -1, law.shape[-1]))
+        if ids is not None:
+            drawn_from = drawn_from.new_zeros(*column.shape, vocab).index_copy_(-1, ids, drawn_from)
+        laws.append(drawn_from)
         # 4 Hang them on. Rows of other reach share the width: their nodes beyond it count as padding.
         is_drafted = (limit > depth).tolist()
         size = tree.tokens.shape[1]
@@ -117,7 +123,8 @@ def draft_sampled(drafter: Drafter, view: View, reach: Sequence[int], shape: Gro
         )
         nodes = torch.arange(size, size + tokens.shape[1], device=device).expand(rows, -1)
         if depth + 1 < max(reach):
-            logits = drafter.nodes(tree, nodes, (limit > depth + 1).unsqueeze(1).expand(nodes.shape))
+            is_real = (limit > depth + 1).unsqueeze(1).expand(nodes.shape)
+            logits, ids = columns(drafter, view, drafter.nodes(tree, nodes, is_real))
     is_sampled = not view.sampler.is_greedy
     sampled = Sampled(torch.cat(laws, 1), shape.has_replacement) if is_sampled else None
     return Proposal(tree.tokens, tree.length, None if shape.is_chain else tree.parent, law=sampled, origin=origin)
@@ -152,17 +159,17 @@ def _children(view: View, level: _Level, shape: Growth, depth: int, size: int) -
         depth: levels drawn so far.
         size: nodes drawn so far.
     """
-    count, vocab = level.law.shape[1:]
+    count, width = level.law.shape[1:]
     # A greedy sampler has nothing to draw: siblings are the likeliest tokens, by their own log-probability.
     scores = level.logits.double().log_softmax(-1)
     if not view.sampler.is_greedy:
         scores = level.law.log()
         if shape.has_replacement:
             return _independent(view, level, scores, shape.branches[depth], size)
-        scores = scores + _noise(view, level.nodes + 1, vocab)
+        scores = scores + _noise(view, level.nodes + 1, level.tokens)
     # Without replacement = the largest of log-probability plus one Gumbel noise per token, in that order.
     if not shape.beam:
-        tokens = scores.topk(min(shape.branches[depth], vocab), dim=-1).indices
+        tokens = level.tokens[scores.topk(min(shape.branches[depth], width), dim=-1).indices]
         column = torch.arange(count, device=tokens.device).unsqueeze(-1).expand(tokens.shape)
         return column.flatten(1), tokens.flatten(1), level.reached, level.value
     if view.sampler.is_greedy:
@@ -170,27 +177,27 @@ def _children(view: View, level: _Level, shape: Growth, depth: int, size: int) -
     else:
         total = _bounded(scores + level.reached.unsqueeze(-1), level.value)
     # A stochastic beam takes the best of all nodes' children at once; the order of drawing is that of the values.
-    value, best = total.flatten(1).topk(min(shape.beam, count * vocab), dim=-1)
+    value, best = total.flatten(1).topk(min(shape.beam, count * width), dim=-1)
     reached = (level.reached.unsqueeze(-1) + level.law.log()).flatten(1).gather(1, best)
-    return best // vocab, best % vocab, reached, value
+    return best // width, level.tokens[best % width], reached, value
 
 
 def _independent(
     view: View, level: _Level, log_law: Tensor, branches: int, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw each child from its parent's law with noise of its own."""
-    rows, count, vocab = log_law.shape
+    rows, count, _ = log_law.shape
     own = torch.arange(size, size + count * branches, device=log_law.device).view(count, branches).expand(rows, -1, -1)
-    tokens = (log_law.unsqueeze(2) + _noise(view, own, vocab)).argmax(-1)
+    tokens = level.tokens[(log_law.unsqueeze(2) + _noise(view, own, level.tokens)).argmax(-1)]
     column = torch.arange(count, device=tokens.device).unsqueeze(-1).expand(tokens.shape)
     return column.flatten(1), tokens.flatten(1), level.reached, level.value
 
 
-def _noise(view: View, number: Tensor, vocab: int) -> Tensor:
-    """Return Gumbel noise [..., V] of the step's draws with these numbers [B, ...]."""
+def _noise(view: View, number: Tensor, tokens: Tensor) -> Tensor:
+    """Return Gumbel noise [..., K] of tokens [K], for the step's draws with these numbers [B, ...]."""
     lengths = torch.tensor(view.lengths, device=number.device).view(-1, *[1] * (number.dim() - 1))
     key = view.sampler.noise(Stream.DRAFT, place_in_step(lengths, number))
-    return gumbel(key, torch.arange(vocab, device=number.device))
+    return gumbel(key, tokens)
 
 
 def _bounded(perturbed: Tensor, most: Tensor) -> Tensor:

@@ -29,6 +29,11 @@ class HeadDrafter(Drafter):
     adapter: HeadModel
     features: Features
 
+    @property
+    def ids(self) -> Tensor | None:
+        """The tokens that the drafter was trained to draft; None = all."""
+        return self.adapter.ids
+
     @staticmethod
     def features_for(model: HeadModel, context: Context) -> Features:
         """Return those of the joining rows, of which nothing is known yet."""
@@ -114,7 +119,7 @@ class SlotDrafter(HeadDrafter):
                 self.features.held[row] = held[-1:]
 
     def texts(self, view: View, reach: Sequence[int]) -> Tensor:
-        """Make the laws of all places, and return the first, [B, V]."""
+        """Make the laws of all places, and return the first, [B, K]."""
         width = self.adapter.net.config.states_size
         none = torch.zeros(1, width, dtype=self.adapter.dtype, device=self.device)
         held = [held if ahead else none for held, ahead in zip(self.features.held, reach, strict=True)]
@@ -123,10 +128,10 @@ class SlotDrafter(HeadDrafter):
         self.cache.counter.add(len(held), 0)
         self.chain = last.unsqueeze(1)
         depth = torch.zeros(len(held), 1, dtype=torch.int64, device=self.device)
-        return self.adapter.spread(self._net.after(self.adapter, self.made, depth, self.chain.unsqueeze(1)))[:, 0]
+        return self._net.after(self.adapter, self.made, depth, self.chain.unsqueeze(1))[:, 0]
 
     def nodes(self, tree: TokenTree, nodes: Tensor, is_real: Tensor) -> Tensor:
-        """Return the laws after some nodes of a tree, [B, F, V]; no forward is run."""
+        """Return the laws after some nodes of a tree, [B, F, K]; no forward is run."""
         del is_real
         assert self.made is not None and self.chain is not None  # texts came first
         sees = ancestors(tree.parent).gather(1, nodes.unsqueeze(-1).expand(-1, -1, tree.parent.shape[1]))
@@ -137,16 +142,15 @@ class SlotDrafter(HeadDrafter):
         tokens = tokens.masked_fill(torch.arange(tokens.shape[-1], device=tokens.device) >= depth.unsqueeze(-1), -1)
         first = self.chain[:, :1].unsqueeze(1).expand(-1, nodes.shape[1], -1)
         path = torch.cat([first, tokens], -1)
-        return self.adapter.spread(self._net.after(self.adapter, self.made, self._within(depth), path))
+        return self._net.after(self.adapter, self.made, self._within(depth), path)
 
     def token(self, token: Tensor, place: Tensor, running: Sequence[bool]) -> Tensor:
-        """Lengthen the chains by a token each, and return the laws after it, [B, V]."""
+        """Lengthen the chains by a token each, and return the laws after it, [B, K]."""
         del place, running
         assert self.made is not None and self.chain is not None  # texts came first
         self.chain = torch.cat([self.chain, token.unsqueeze(1)], 1)
         depth = torch.full_like(self.chain[:, :1], self.chain.shape[1] - 1)
-        logits = self._net.after(self.adapter, self.made, self._within(depth), self.chain.unsqueeze(1))
-        return self.adapter.spread(logits)[:, 0]
+        return self._net.after(self.adapter, self.made, self._within(depth), self.chain.unsqueeze(1))[:, 0]
 
     def _within(self, depth: Tensor) -> Tensor:
         return depth.clamp(max=self.adapter.net.config.depth - 1)

@@ -16,7 +16,7 @@ from outpace.heads.model import HeadModel
 from outpace.heads.net import HeadConfig, HeadNet, load_kind
 from outpace.types import Adapter
 
-__all__ = ["MODEL_TYPE", "is_head", "open_head", "read_head", "save_head"]
+__all__ = ["MODEL_TYPE", "is_head", "open_head", "read_config", "read_head", "save_head"]
 
 MODEL_TYPE = "outpace_drafter"
 _IDS = "draft_ids"  # int32 [K], ascending
@@ -55,7 +55,7 @@ def read_head(directory: Path) -> tuple[HeadNet, Tensor | None]:
     Raises:
         ModelError: a file is missing or damaged, or holds other tensors than the network has.
     """
-    config = _read_config(directory)
+    config = read_config(directory)
     net = load_kind(config.kind)(config)
     try:
         tensors = load_file(directory / "model.safetensors")
@@ -84,7 +84,12 @@ def open_head(directory: str | Path, target: Adapter) -> HeadModel:
     return HeadModel(net, target, ids)
 
 
-def _read_config(directory: Path) -> HeadConfig:
+def read_config(directory: Path) -> HeadConfig:
+    """Return what a drafter is, and what it was made for.
+
+    Raises:
+        ModelError: its config.json is missing or damaged.
+    """
     try:
         found: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         found.pop("model_type", None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from outpace import store, zoo
 from outpace.errors import ConfigError, ModelError
-from outpace.heads.files import is_head
+from outpace.heads.files import is_head, read_config
 
 __all__ = ["drafters_folder", "find_head", "head_name", "target_word"]
 
@@ -37,12 +38,13 @@ def head_name(target: str, kind: str) -> str:
     return f"{target_word(target)}-{kind}"
 
 
-def find_head(target: str, kind: str) -> Path:
+def find_head(target: str, kind: str, known: Iterable[Path] = ()) -> Path:
     """Return the directory of the drafter of a kind for a target, one that was trained here before one that ships.
 
     Args:
         target: what the target was loaded as.
         kind: of the drafter.
+        known: drafters that fit the target whatever they are called (`outpace.heads.known`), the best one first.
 
     Raises:
         ConfigError: there is none; the hint is the command that trains one.
@@ -50,6 +52,9 @@ def find_head(target: str, kind: str) -> Path:
     name = head_name(target, kind)
     for directory in (drafters_folder() / name, _shipped(name)):
         if directory is not None and is_head(directory):
+            return directory
+    for directory in known:
+        if read_config(directory).kind == kind:
             return directory
     raise ConfigError(
         f"No drafter of the kind {kind!r} is known for {target!r}.",

@@ -12,7 +12,7 @@ Longer than most: every hook of a method is passed on to the arm at hand, and it
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, TypeVar
@@ -27,7 +27,7 @@ from outpace.run.commit import fit
 from outpace.schedule.bandit import ArmStats, Bandit, BanditArm, last_rows
 from outpace.schedule.tune import head_share, load_curve, relative_size
 from outpace.setting import setting
-from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+from outpace.types import Adapter, Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["Auto", "AutoState"]
 
@@ -49,6 +49,7 @@ class AutoState:
     is_packed: bool  # padding costs nothing
     prompt_share: float  # of a prompt token's time, what asking for logits adds
     is_served: bool  # rows come and go: none is the last
+    readers: frozenset[str] = frozenset()  # arms whose drafters read the target's states, in every step
 
 
 @lru_cache(maxsize=8)
@@ -66,7 +67,8 @@ class Auto(Method):
     Attributes:
         arms: names of exact methods, parted by commas; those that the target or the models at hand do not allow
             are left out.
-        draft: the drafter of arms that need one; "auto" = the one that the target's card names, if any.
+        draft: the drafter of arms that need one; "auto" = the one that is known for the target, if any. Where it was
+            trained to read the target, `trained-drafter` drafts with it, else the other arms do.
         explore: share of the decoding time that trials of other drafters may lose.
         is_timed: False = choose by the stored cost curve instead of the clock.
 
@@ -74,7 +76,7 @@ class Auto(Method):
         ConfigError: an arm that does not exist or is not exact, or a share outside [0, 1).
     """
 
-    arms: str = "suffix,token-recycling,opt-tree"
+    arms: str = "trained-drafter,suffix,token-recycling,opt-tree"
     draft: str = "auto"
     explore: float = setting(0.01, least=0, below=1)
     is_timed: bool = True
@@ -111,6 +113,7 @@ class Auto(Method):
             has_skip=any(need.has_skip for need in needs),
             width=max((need.width for need in needs), default=0),
             optional_models=tuple(dict.fromkeys(role for need in needs for role in need.models)),
+            takes_heads=any(need.takes_heads for need in needs),
         )
 
     def fitted(self, offered: Capabilities) -> tuple[Method, str]:
@@ -127,23 +130,20 @@ class Auto(Method):
     def start(self, context: Context) -> AutoState:
         """Note which arms fit; a drafter begins when it is first asked."""
         target = context.target
-        arms = tuple(
-            arm
-            for arm in _made(self.arms)
-            if not misfits(arm, target.capabilities) and all(role in context.models for role in arm.needs.models)
-        )
+        arms = tuple(arm for arm in _at_hand(_made(self.arms), context.models) if not misfits(arm, target.capabilities))
         facts = [BanditArm(0), *(self._facts(arm, context) for arm in arms)]
         bandit = Bandit(facts, load_curve(target), self.explore, self.is_timed)
         stats = [[ArmStats() for _ in facts] for _ in context.texts]
         is_packed = target.path == "compiled"
         # Rows of several laws share the choice; an arm that looks at the law has them apart.
         named = {arm.name: Mixed(arm) if "law" in arm.reads else arm for arm in arms}
-        idle, share = Idle(named, context), 1 + head_share(target)
-        return AutoState(arms, idle, stats, bandit, is_packed, share, context.is_served)
+        readers = frozenset(arm.name for arm in arms if any(context.models[role].reads for role in arm.needs.models))
+        idle, share = Idle(named, context, readers), 1 + head_share(target)
+        return AutoState(arms, idle, stats, bandit, is_packed, share, context.is_served, readers)
 
     def _facts(self, arm: Method, context: Context) -> BanditArm:
         """Return what is thought of an arm before it was tried."""
-        kind = "tree" if arm.needs.has_tree else "chain"
+        kind = "whole" if arm.is_sized else "tree" if arm.needs.has_tree else "chain"
         if not self.is_timed:
             return BanditArm(arm.needs.width, kind=kind)
         if not arm.needs.models:
@@ -176,7 +176,8 @@ class Auto(Method):
 
     def _cut(self, proposal: Proposal, state: AutoState, rooms: Sequence[int]) -> Proposal:
         bandit, facts = state.bandit, state.bandit.arms[state.bandit.current]
-        if proposal.visible is not None or proposal.carry is not None:
+        is_sized = state.arms[bandit.current - 1].is_sized
+        if is_sized or proposal.visible is not None or proposal.carry is not None:
             facts.kind = "whole"
             return proposal
         if proposal.tokens.shape[1]:
@@ -203,11 +204,14 @@ class Auto(Method):
                 sizes = [len(places) for places in outcome.chunk]
                 tokens = sum(sizes) if state.is_packed else len(sizes) * max(sizes)
                 bandit.cost.add_prompt(tokens, outcome.seconds["score"] * state.prompt_share)
+            for name in state.readers:
+                state.drafters.observe(name, outcome, view)
             return state
         seconds = outcome.seconds
         forward_s = seconds["score"] + seconds["accept"]
         for index, arm in enumerate(state.arms, 1):
-            if arm.harvests and index != bandit.current and bandit.may_watch(index, forward_s):
+            is_due = bandit.arms[index].is_open if arm.name in state.readers else arm.harvests
+            if is_due and index != bandit.current and (arm.name in state.readers or bandit.may_watch(index, forward_s)):
                 began = time.perf_counter()
                 state.drafters.observe(arm.name, outcome, view)
                 bandit.watched(index, time.perf_counter() - began)
@@ -230,6 +234,24 @@ class Auto(Method):
         progress = max(rooms) - max(view.room) if rooms else sum(written) / rows
         bandit.observe(tokens + beside, draft_s, forward_s, progress, others + outcome.read)
         return state
+
+
+def _at_hand(arms: Sequence[Method], models: Mapping[str, Adapter]) -> list[Method]:
+    """Return the arms whose models are there; with one drafter for several arms, those that make the most of it.
+
+    One that reads the target drafts for the arm that sizes its trees itself, a model for the others, where there are
+    such arms.
+    """
+    found = [arm for arm in arms if all(role in models for role in arm.needs.models) and _is_kind(arm, models)]
+    drafting = [arm for arm in found if arm.needs.models]
+    is_reader = any(model.reads for model in models.values())
+    fit = [arm for arm in drafting if arm.is_sized == is_reader] or drafting
+    return [arm for arm in found if arm in fit or not arm.needs.models]
+
+
+def _is_kind(arm: Method, models: Mapping[str, Adapter]) -> bool:
+    kind = arm.needs.head
+    return not kind or all(getattr(models[role], "kind", "") == kind for role in arm.needs.models)
 
 
 def _of_last(values: Sequence[T], rooms: Sequence[int]) -> Sequence[T]:

@@ -51,6 +51,8 @@ class Method:
     drafts_together: ClassVar[bool] = False
     """Rows of a batch share choices, so that a row's drafts (never its text) depend on its neighbours."""
 
+    is_sized: ClassVar[bool] = False
+    """It weighs what its drafts bring against what they cost; `auto` then leaves them as they are."""
     is_mixed: ClassVar[bool] = False
     """Rows may bring methods and settings of their own."""
     reads: ClassVar[frozenset[str]] = frozenset({"law", "scores"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +24,22 @@ class Idle:
     Args:
         methods: in any order, told apart by name, or by the name that they are given.
         context: of the joining rows.
+        at_once: those that begin with the rows: they read what the target tells of the prompt.
     """
 
-    def __init__(self, methods: Sequence[Method] | Mapping[str, Method], context: Context) -> None:
+    def __init__(
+        self,
+        methods: Sequence[Method] | Mapping[str, Method],
+        context: Context,
+        at_once: Collection[str] = (),
+    ) -> None:
         named = methods if isinstance(methods, Mapping) else {method.name: method for method in methods}
         self.methods = dict(named)
         self.context = replace(context, cache=None)  # rows that have left must not hold their pages through it
         self.given = [len(text) for text in context.texts]  # what was there when a row joined
         self.states: dict[str, Any] = {}
         self._seen: dict[str, int] = {}
-        if context.memory is not None:
-            self._begin(self.methods, context)
+        self._begin(self.methods if context.memory is not None else at_once, context)
 
     def awake(self, name: str, view: View) -> Any:
         """Return a method's state, begun if need be."""
@@ -78,7 +83,7 @@ class Idle:
         self.context = replace(self.context, texts=texts, sources=sources, sampler=sampler)
         return self
 
-    def _begin(self, names: Sequence[str] | dict[str, Method], context: Context) -> None:
+    def _begin(self, names: Collection[str], context: Context) -> None:
         texts = [text[:given] for text, given in zip(context.texts, self.given, strict=True)]
         for name in names:
             self.states[name] = self.methods[name].start(replace(context, texts=texts))

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
+
 from outpace.accept import sample_and_match
 from outpace.errors import ConfigError, NoPages
 from outpace.methods.base import Method, nothing
@@ -210,7 +212,7 @@ class Mixed(Method):
         for number, group in enumerate(groups):
             if decided[number] is None:
                 decided[number] = pick(merged, group.rows)
-        return replace(merged, carry=list(zip(own, decided, strict=True)))
+        return replace(merged, carry=_Parts(groups, list(zip(own, decided, strict=True))))
 
     def observe(self, outcome: Outcome, view: View, state: Groups) -> Groups:
         """Tell every group what became of its rows."""
@@ -231,6 +233,14 @@ class Mixed(Method):
         for group, own in zip(groups, _outcomes(outcome, groups), strict=True):
             told.update(zip(group.rows, group.method.report(own, group.look(view), group.state), strict=True))
         return [told[row] for row in range(len(told))]
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What each group proposed, and what was decided of it."""
+
+    groups: list[Group]
+    own: list[tuple[Proposal, Decision | None]]
 
 
 def _context_of(context: Context, group: Group, wanted: Wanted | None) -> Context:
@@ -284,9 +294,22 @@ def _outcomes(outcome: Outcome, groups: Sequence[Group]) -> list[Outcome]:
     """Return what a step, or a piece of a prompt, came to for each group."""
     if outcome.decision is None:
         return [outcome_of(outcome, group.rows, None, None) for group in groups]
-    found = []
-    for group, (proposal, decision) in zip(groups, outcome.decision.carry, strict=True):
+    carry, found = outcome.decision.carry, []
+    if not isinstance(carry, _Parts) or carry.groups is not groups:  # another method made the step, for all rows
+        return [outcome_of(outcome, group.rows, *_taken(outcome, group.rows)) for group in groups]
+    for group, (proposal, decision) in zip(groups, carry.own, strict=True):
         told = outcome_of(outcome, group.rows, proposal, decision, has_scores="scores" in group.method.reads)
         told.seconds = {**outcome.seconds, "draft": group.draft_s}
         found.append(told)
     return found
+
+
+def _taken(outcome: Outcome, rows: Sequence[int]) -> tuple[Proposal, Decision]:
+    """Return what was proposed for some rows, and decided of them, where nobody told them apart."""
+    proposal, decision = outcome.proposal, outcome.decision
+    assert proposal is not None and decision is not None  # a step
+    index = torch.tensor(list(rows), device=proposal.tokens.device)
+    parent, ask = (None if values is None else values[index] for values in (proposal.parent, proposal.ask))
+    length, origin = [proposal.length[i] for i in rows], proposal.origin
+    names = origin if isinstance(origin, str) else [origin[i] for i in rows]
+    return Proposal(proposal.tokens[index], length, parent, ask=ask, origin=names), pick(decision, rows)

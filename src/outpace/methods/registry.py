@@ -66,6 +66,7 @@ _BUILT_IN = {  # below outpace.methods
     "freedave": "diffusion.freedave:FreeDave",
     "ssd": "diffusion.ssd:SSD",
     "block-draft": "speculative.block_draft:BlockDraft",
+    "trained-drafter": "speculative.trained_drafter:TrainedDrafter",
     "medusa": "speculative.medusa:Medusa",
     "ppd": "speculative.ppd:Ppd",
     "bita": "speculative.bita:Bita",

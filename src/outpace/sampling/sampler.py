@@ -40,6 +40,11 @@ class Law:
     vocab_size: int
     is_sound: Tensor
 
+    def named(self, ids: Tensor, vocab_size: int = 0) -> Law:
+        """Return the law with the tokens [K] of its columns, which were taken for a vocabulary; V for `probs` alone."""
+        tokens = ids.expand(self.logits.shape) if self.ids is None else ids[self.ids]
+        return Law(self.logits, tokens, vocab_size, self.is_sound)
+
     def probs(self) -> Tensor:
         """Return normalised probabilities over the whole vocabulary, [N, V] float64; all 0 where no token is drawn."""
         probs = self.logits.softmax(-1).masked_fill_(~self.is_sound.unsqueeze(-1), 0)
@@ -219,7 +224,14 @@ class Sampler:
         only = torch.zeros(1, dtype=torch.int64, device=position.device)
         return uniform(self.noise(Stream.ACCEPT, position), only).squeeze(-1) < chance
 
-    def pick(self, logits: Tensor, position: Tensor, stream: Stream = Stream.TARGET, visit: int = 0) -> Tensor:
+    def pick(
+        self,
+        logits: Tensor,
+        position: Tensor,
+        stream: Stream = Stream.TARGET,
+        visit: int = 0,
+        ids: Tensor | None = None,
+    ) -> Tensor:
         """Draw one token per processed logits row; -1 where the row is NaN, or infinite upwards.
 
         Args:
@@ -227,11 +239,14 @@ class Sampler:
             position: [B, ...] int64 index of the drawn token in its row's sequence; not read at temperature 0.
             stream: which noise to use.
             visit: reference steps before this draw (canvases).
+            ids: [K] tokens of the columns, where `logits` speak of some only; None = of the vocabulary.
         """
         if self.settings.is_greedy:
-            return likeliest(logits)
+            best = likeliest(logits)
+            return best if ids is None else torch.where(best < 0, -1, ids[best.clamp(min=0)])
         key = self.noise(stream, position, visit).reshape(-1)
-        return self.draw(self.law(logits.reshape(-1, logits.shape[-1])), key).view(position.shape)
+        law = self.law(logits.reshape(-1, logits.shape[-1]))
+        return self.draw(law if ids is None else law.named(ids), key).view(position.shape)
 
     def margin(self, logits: Tensor, position: int, row: int, visit: int = 0) -> float:
         """Return how far the pick at one node is from being another token.

@@ -213,6 +213,11 @@ class Sampling:
             or self.exponential_decay_length_penalty is not None
         )
 
+    @property
+    def names_tokens(self) -> bool:
+        """Whether a processor asks which token a logit belongs to; else some tokens' logits can stand by themselves."""
+        return self.is_stateful or bool(self.logit_bias or self.suppress_tokens)
+
 
 def _sequence_bias(given: Any) -> dict[tuple[int, ...], float]:
     if not isinstance(given, Mapping):

@@ -32,6 +32,7 @@ __all__ = [
     "likely_curve",
     "load_curve",
     "measure_curve",
+    "pass_share",
     "relative_size",
     "save_curve",
 ]
@@ -187,6 +188,12 @@ def draft_seconds(curve: CostCurve | None, drafter: Adapter, share: float = 0.0)
 def head_share(target: Adapter) -> float:
     """Return what the output matrix computes over what the layers do; a fifth where the model's shape is not known."""
     return target.head_weights / target.layer_weights if target.layer_weights else 0.2
+
+
+def pass_share(drafter: Adapter, target: Adapter) -> float:
+    """Return the weights that a drafter's pass reads over those of a target's forward; a tenth where one is unknown."""
+    own, whole = (one.layer_weights + one.head_weights for one in (drafter, target))
+    return own / whole if drafter.layer_weights and target.layer_weights else _DRAFT_COST
 
 
 def relative_size(model: Adapter, target: Adapter) -> float:

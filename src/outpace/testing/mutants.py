@@ -352,8 +352,8 @@ def _cold(sampler: Any) -> Any:
 
 
 def _likeliest(sampler: Any) -> Any:
-    def pick(logits: Any, place: Any, stream: Stream = Stream.TARGET) -> Any:
-        return sampler.pick(logits, place, stream) if stream is Stream.TARGET else logits.argmax(-1)
+    def pick(logits: Any, place: Any, stream: Stream = Stream.TARGET, **named: Any) -> Any:
+        return sampler.pick(logits, place, stream, **named) if stream is Stream.TARGET else logits.argmax(-1)
 
     return pick
 
@@ -362,8 +362,8 @@ def _cut_by_token(draft_chain: Any) -> Any:
     def faulty(drafter: Any, view: Any, *given: Any, min_confidence: float = 0.0, **named: Any) -> Any:
         seen = []
 
-        def pick(logits: Any, *rest: Any) -> Any:
-            drawn = view.sampler.pick(logits, *rest)
+        def pick(logits: Any, *rest: Any, **named: Any) -> Any:
+            drawn = view.sampler.pick(logits, *rest, **named)
             seen.append(logits.softmax(-1).gather(-1, drawn.clamp(min=0).unsqueeze(-1))[:, 0] >= min_confidence)
             return drawn
 
@@ -381,8 +381,8 @@ def _siblings_of_one_noise(independent: Any) -> Any:
     noise = independent.__globals__["_noise"]
 
     def faulty(view: Any, level: Any, *rest: Any) -> Any:
-        def shared(view: Any, own: Any, vocab: int) -> Any:
-            return noise(view, level.nodes.unsqueeze(-1).expand(own.shape) + 1, vocab)
+        def shared(view: Any, own: Any, tokens: Any) -> Any:
+            return noise(view, level.nodes.unsqueeze(-1).expand(own.shape) + 1, tokens)
 
         return seeing(independent, _noise=shared)(view, level, *rest)
 

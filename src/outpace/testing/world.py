@@ -36,6 +36,7 @@ __all__ = [
     "kind_here",
     "make_rows",
     "make_run",
+    "partners_for",
     "reference",
     "toy_decode",
     "write",
@@ -147,6 +148,16 @@ def head_for(kind: str, target: Adapter) -> Adapter:
     return new_head(kind, target)
 
 
+def partners_for(method: Method, target: Adapter) -> dict[str, Adapter]:
+    """Return the models that a method needs beside a target, by role."""
+    needs, found = method.needs, dict[str, Adapter]()
+    for role in (*needs.models, *needs.optional_models):
+        found[role] = drafter_for(needs.model_attention.get(role, needs.attention))
+    if needs.head:
+        found["draft"] = head_for(needs.head, target)
+    return {role: respelled(drafter) for role, drafter in found.items()} if needs.has_text else found
+
+
 def make_rows(
     prompts: Sequence[Sequence[int]] = PROMPTS,
     max_tokens: int = NUM_TOKENS,
@@ -178,17 +189,8 @@ def make_run(
     width: int = 0,
 ) -> Run:
     """Return a run of the method on the toy world; short prefill chunks, so that prompts need several."""
-    attention = method.needs.attention
-    roles = (*method.needs.models, *method.needs.optional_models)
-    chosen = target if target is not None else target_for(attention)
-    drafters: dict[str, Adapter] = {
-        role: drafter_for(method.needs.model_attention.get(role, attention)) for role in roles
-    }
-    if method.needs.head:
-        drafters["draft"] = head_for(method.needs.head, chosen)
-    if method.needs.has_text:
-        drafters = {role: respelled(drafter) for role, drafter in drafters.items()}
-    others = models if models is not None else drafters
+    chosen = target if target is not None else target_for(method.needs.attention)
+    others = models if models is not None else partners_for(method, chosen)
     return Run(
         chosen,
         method,

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from outpace.canvas.background import fingerprint
 from outpace.draft.corpus import pieces
 from outpace.models.opening import locate
+from outpace.text.fingerprint import fingerprint
 from outpace.text.tokenizer import Tokenizer
 from outpace.train.sources import open_text
 

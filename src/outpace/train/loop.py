@@ -164,7 +164,7 @@ def _optimisers(network: nn.Module, recipe: AnyRecipe) -> tuple[list[torch.optim
     """Muon for the layers' matrices (Jordan et al., 2024), AdamW for embeddings, norms and biases; and their rates."""
     # Muon makes an update's directions equally strong, which fits maps from vectors to vectors. Rows of a table of
     # tokens are vectors of their own, touched when their token comes up.
-    matrices, others = [], []
+    matrices, others = list[nn.Parameter](), list[nn.Parameter]()
     for name, weight in network.named_parameters():
         if weight.requires_grad:
             (matrices if _is_matrix(name, weight) else others).append(weight)

@@ -10,7 +10,7 @@ from typing import Any
 
 from outpace.errors import ConfigError, ModelError, nearest
 
-__all__ = ["ModelCard", "card", "drafter_of", "names", "path"]
+__all__ = ["ModelCard", "card", "drafter_of", "home", "names", "path"]
 
 _HOME = Path(__file__).parent
 
@@ -48,6 +48,11 @@ class ModelCard:
 def names() -> tuple[str, ...]:
     """Return the names of the shipped models, in alphabetical order."""
     return tuple(sorted(config.parent.name for config in _HOME.glob("*/config.json")))
+
+
+def home() -> Path:
+    """Return where the shipped models lie, a directory each."""
+    return _HOME
 
 
 def path(name: str) -> Path:

@@ -96,18 +96,17 @@ class FrozenTarget:
         is_plain = spec.attention == "causal" and spec.positions == "rotary" and not spec.attn_softcap
         if not (is_kin and is_plain and len(spec.ropes) == 1 and not any(spec.windows) and not spec.turns_at):
             raise CapabilityError(
-                "This kind of drafter is trained through the target's layers, which are written out for Llama's kin alone.",
+                "This kind of drafter is trained through the target's layers, which are written out for Llama's alone.",
                 "Use a target of the Llama family, or another kind: medusa reads hidden states alone.",
             )
         if not self._layers:
             self._layers = [_parts(spec, w, self._dtype) for w in self._target.weights.layers]
 
     def _turns(self, position: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        cos, sin = rope_tables(
-            self._spec, self._spec.ropes[0], torch.float32, position.device, int(position.max().clamp(min=0)) + 1
-        )
+        end = int(position.max().clamp(min=0)) + 1
+        cos, sin = rope_tables(self._spec, self._spec.ropes[0], dtype, position.device, end)
         place = position.clamp(min=0)
-        return cos[place][:, None].to(dtype), sin[place][:, None].to(dtype)
+        return cos[place][:, None], sin[place][:, None]
 
     def _norm(self, x: Tensor, norm: Norm | None) -> Tensor:
         if norm is None:
@@ -118,7 +117,7 @@ class FrozenTarget:
     def _apply(self, layer: int, name: str, x: Tensor, hook: Any) -> Tensor:
         weight, bias = self._layers[layer][name]
         out = F.linear(x, weight, bias)
-        return out if hook is None else hook(name, layer, x, out)  # type: ignore[no-any-return]
+        return out if hook is None else hook(name, layer, x, out)
 
     def _attend(
         self, layer: int, x: Tensor, turns: tuple[Tensor, Tensor] | None, mask: Tensor, w: LayerWeights, hook: Any
@@ -136,7 +135,8 @@ class FrozenTarget:
         groups = spec.num_heads // spec.num_kv_heads
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         scores = query @ key.transpose(-1, -2) * spec.attn_scale + mask
-        mixed = scores.float().softmax(-1).to(value.dtype) @ value
+        exact = torch.promote_types(scores.dtype, torch.float32)
+        mixed = scores.softmax(-1, dtype=exact).to(value.dtype) @ value
         return self._apply(layer, "o_proj", mixed.transpose(1, 2).reshape(rows, size, -1), hook)
 
     def _mlp(self, layer: int, x: Tensor, hook: Any) -> Tensor:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from outpace import kernels
 from outpace.errors import ConfigError
 from outpace.failures import interruptible
 from outpace.heads.find import drafters_folder, head_name, target_word
@@ -21,6 +22,8 @@ from outpace.heads.net import HeadNet, load_kind
 from outpace.models.loading import read_end_tokens
 from outpace.models.opening import locate, open_model
 from outpace.text.chat import is_chat
+from outpace.text.fingerprint import fingerprint
+from outpace.text.tokenizer import Tokenizer
 from outpace.train import checkpoint
 from outpace.train.drafter.batches import Shape, draftable
 from outpace.train.drafter.frozen import FrozenTarget
@@ -117,14 +120,15 @@ def train_drafter(
         file = texts or drafters_folder() / f"{target_word(target)}-texts" / "texts.jsonl"
         if texts is None and not _write(target, prompts, file, writing, device):
             return EXIT_INTERRUPTED
-        model = open_model(target, "auto", device, None)
+        model = open_model(target, "auto", device, None)  # kernels would free the matrices that training needs
         read = read_texts(file, model.capabilities.vocab_size)
         saved = checkpoint.load(out / "checkpoint.pt") if resume else None
         if saved is not None:  # a file that has grown since changes nothing
             read = read[: saved["texts"]]
         net, ids = _new_net(network, model, target, read, plan, dict(settings or {}), saved)
         folder = (states or file.parent / _states_word(net, plan.length)) if has_cache else None
-        kept = States(model, target, read, net.config.outputs, plan.length, folder)
+        reader = open_model(target, "auto", device, kernels)
+        kept = States(reader, target, read, net.config.outputs, plan.length, folder)
         if not _fill(kept):
             return EXIT_INTERRUPTED
         frozen = FrozenTarget(model, ids)
@@ -154,7 +158,13 @@ def _new_net(
     width = model.embed(torch.zeros(1, 1, dtype=torch.int64, device=model.device)).shape[-1]
     ids = draftable(texts, offered.vocab_size, plan.draft_vocab, ends) if saved is None else saved["ids"]
     config = network.made_for(width, offered.vocab_size, offered.num_layers, target_word(target), **settings)
-    config = replace(config, target=target_word(target), draft_vocab=0 if ids is None else len(ids))
+    tokenizer = Tokenizer.from_directory(locate(target)[0])
+    config = replace(
+        config,
+        target=target_word(target),
+        draft_vocab=0 if ids is None else len(ids),
+        vocabulary=fingerprint(tokenizer),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         net = network(config)
@@ -199,11 +209,14 @@ def _write(target: str, prompts: Sequence[Prompt], file: Path, writing: Writing,
 
     lm = load(target, device=device)
     if not prompts:
-        if lm.tokenizer is None or lm.tokenizer.has_chat or not lm.encode(""):
+        # A model that knows no start token was trained on texts that follow an end token, as GPT-2 and its kin.
+        is_asked = lm.tokenizer is None or lm.tokenizer.has_chat
+        start = [] if is_asked else lm.encode("") or list(lm.end_tokens[:1])
+        if not start:
             raise ConfigError(
                 "There is no prompt to answer.", "Give --prompts FILE (a set of texts or questions), or --texts-from."
             )
-        prompts = [lm.encode("")]
+        prompts = [start]
         writing = replace(writing, greedy_share=0.0, temperature=1.0)
     elif lm.tokenizer is None or not lm.tokenizer.has_chat:
         prompts = [prompt if _is_plain(prompt) else prompt[-1]["content"] for prompt in prompts]  # type: ignore[index]

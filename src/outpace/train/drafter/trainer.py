@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from outpace.train.recipes import AnyRecipe
 __all__ = ["DrafterTrainer"]
 
 _CURVES = "curves.jsonl"
-_CHECKED = 24  # batches of held-out texts, at most
+_CHECKED = 12  # batches of held-out texts, at most
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,8 +114,6 @@ class DrafterTrainer(Steps):
 
     def advance(self) -> float:
         """Do one step, and look at the held-out texts when it is time."""
-        if self.step == 0 and not self.curves:
-            self.look()
         value = Steps.advance(self)
         if self.step % self.check_every == 0 or self.step == self.steps:
             self.look()
@@ -172,6 +170,8 @@ class DrafterTrainer(Steps):
     def keep(self, out: Path) -> None:
         """Write a checkpoint, the drafter, its curves and its card."""
         checkpoint.save(self.state(), out / "checkpoint.pt")
+        if self.curves:
+            self.network.config = replace(self.network.config, accepted=self.curves[-1]["accepted"][-1])
         save_head(self.network, out, self.frozen.ids)
         lines = "".join(json.dumps(one) + "\n" for one in self.curves)
         (out / _CURVES).write_text(lines, encoding="utf-8")
@@ -184,9 +184,12 @@ class DrafterTrainer(Steps):
             "curves": self.curves,
             "texts": len(self.texts),
             "steps": self.steps,
-            "config": json.dumps(self.network.config.to_dict(), sort_keys=True),
+            "config": self._stated(),
             "ids": self.frozen.ids,
         }
+
+    def _stated(self) -> str:
+        return json.dumps(replace(self.network.config, accepted=0.0).to_dict(), sort_keys=True)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint.
@@ -194,7 +197,7 @@ class DrafterTrainer(Steps):
         Raises:
             ConfigError: it is of other settings.
         """
-        mine = {"steps": self.steps, "config": json.dumps(self.network.config.to_dict(), sort_keys=True)}
+        mine = {"steps": self.steps, "config": self._stated()}
         odd = [name for name in mine if mine[name] != state.get(name)]
         if odd:
             raise ConfigError(
