@@ -46,8 +46,8 @@ class ExitDrafter(Drafter):
     taken: dict[int, list[int]]
     _trimmed: Adapter | None = field(default=None, init=False)
 
-    @staticmethod
-    def begin_with(model: Adapter, context: Context, exits: tuple[int, ...], confidence: float) -> ExitDrafter:
+    @classmethod
+    def begin_with(cls, model: Adapter, context: Context, exits: tuple[int, ...], confidence: float) -> ExitDrafter:
         """Return the drafter of the joining rows; its caches are empty."""
         rows, stages = len(context.texts), range(1, len(exits))
         width = model.embed(torch.zeros(1, 1, dtype=torch.int64, device=model.device)).shape[-1]
@@ -55,7 +55,7 @@ class ExitDrafter(Drafter):
         later = {stage: context.cache_for("draft") for stage in stages}
         waiting = {stage: [none] * rows for stage in stages}
         taken = {stage: [0] * rows for stage in range(len(exits))}
-        return ExitDrafter(model, context.cache_for("draft"), exits, confidence, later, waiting, taken)
+        return cls(model, context.cache_for("draft"), exits, confidence, later, waiting, taken)
 
     def texts(self, view: View, reach: Sequence[int]) -> Tensor:
         """Take in the texts, and return the logits after them at each row's exit, [B, V]."""

@@ -42,7 +42,8 @@ class Factors(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what is added to the product, [..., outputs]."""
-        return self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype))) * _SCALE
+        found: Tensor = self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype))) * _SCALE
+        return found
 
 
 class LowRankNet(ProbeNet):
@@ -58,7 +59,7 @@ class LowRankNet(ProbeNet):
     def _make(self, sizes: dict[str, list[int]]) -> None:
         rank = int(self.config.settings["rank"])
         for _ in range(self.config.num_layers if sizes else 0):
-            self.lora.append(nn.ModuleDict({name: Factors(*size, rank) for name, size in sizes.items()}))
+            self.lora.append(nn.ModuleDict({name: Factors(size[0], size[1], rank) for name, size in sizes.items()}))
 
     @classmethod
     def made_for(
@@ -97,7 +98,8 @@ class LowRankNet(ProbeNet):
         gate = self.gate(is_soft)
 
         def change(name: str, layer: int, x: Tensor, out: Tensor) -> Tensor:
-            return out + (self.lora[layer][name](x) * gate).to(out.dtype)  # type: ignore[index]
+            found: Tensor = out + (self.lora[layer][name](x) * gate).to(out.dtype)  # type: ignore[index]
+            return found
 
         return change
 
@@ -218,4 +220,5 @@ class GatedLoraNet(LowRankNet):
 
     def beside(self, target: Adapter) -> Adapter:
         """Return the target with the factors at masks."""
-        return GatedTarget.around(target, self.masks.weight, self.lora) if len(self.lora) else target
+        factors: Any = self.lora  # of modules that are called
+        return GatedTarget.around(target, self.masks.weight, factors) if len(self.lora) else target

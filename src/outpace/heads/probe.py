@@ -37,7 +37,7 @@ class ProbeNet(HeadNet):
 
     is_shared: ClassVar[bool] = False
     """One mask serves all levels."""
-    anchors: ClassVar[int] = 48
+    anchors: ClassVar[int] = 64
     """Places of a text that are taught per step."""
 
     def __init__(self, config: HeadConfig) -> None:
@@ -52,7 +52,7 @@ class ProbeNet(HeadNet):
         cls, hidden_size: int, vocab_size: int, num_layers: int, target: str = "", **settings: Any
     ) -> HeadConfig:
         """Return the configuration; see the class for its settings."""
-        own = {name: int(settings.pop(name)) for name in ("prompts", "ensemble") if name in settings}
+        own: dict[str, Any] = {name: int(settings.pop(name)) for name in ("prompts", "ensemble") if name in settings}
         for name, least in (("prompts", 0), ("ensemble", 1)):
             if own.get(name, least) < least:
                 raise ConfigError(f"{name} is {own[name]}.", f"Use {least} or more.")
@@ -284,7 +284,8 @@ class Sown:
         """Return what stands at the masks, [B, A, D, E, ...], of values [B, T + A X, ...]."""
         net, (rows, count) = self.net, self.place.shape
         own = values[:, -count * net.size :].view(rows, count, net.size, *values.shape[2:])
-        return own[:, :, net.num_prompts :].unflatten(2, (net.config.depth, net.ensemble))
+        masks: Tensor = own[:, :, net.num_prompts :].unflatten(2, (net.config.depth, net.ensemble))
+        return masks
 
 
 def sow(net: ProbeNet, batch: Batch, ahead: int = 2) -> Sown:

@@ -56,7 +56,8 @@ class Probed(Headed):
         drafts = super().propose(view, state)
         scores = drafts.carry if isinstance(drafts.carry, Tensor) else None
         drafts.carry = None
-        return state.drafter.hang(drafts, self.plans(drafts, scores, view, state.drafter))
+        drafter: ProbeDrafter = state.drafter
+        return drafter.hang(drafts, self.plans(drafts, scores, view, drafter))
 
     def grow(self, view: View, drafter: Any, reach: list[int]) -> Proposal:
         """Draft as `Headed` does; the best tree tells how likely the walk reaches each node."""
