@@ -18,7 +18,7 @@ from outpace.methods import catalogue, registry
 
 COMMANDS = [
     *("generate", "score", "chat", "serve", "get", "methods", "models", "certify", "bench", "train"),
-    *("index", "tune", "trace", "new-method", "papers", "cite"),
+    *("index", "tune", "trace", "new-method", "papers", "cite", "drafter"),
 ]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
 --presence-penalty --frequency-penalty --logit-bias --bad-word --min-tokens --regex --json-schema --grammar --seed

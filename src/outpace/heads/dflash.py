@@ -170,7 +170,7 @@ class DFlashNet(HeadNet):
         """Return what enters the layers, [..., S, H], of anchors [...] and the features [..., H] before them."""
         first = model.embed(anchor).to(feature.dtype).unsqueeze(-2)
         if self.config.settings["mask_id"] < 0:
-            masks = self.mask_embedding
+            masks: Tensor = self.mask_embedding
         else:
             mask = torch.full((1,), self.config.settings["mask_id"], device=anchor.device)
             masks = model.embed(mask).to(feature.dtype).expand(self.places - 1, -1)
@@ -248,8 +248,8 @@ class DFlashNet(HeadNet):
             loss = loss + (weight * wrong).sum()
             parts["confidence"] = float(wrong.detach().mean())
         right = torch.zeros_like(taught).masked_scatter(taught, found.right & is_known)
-        sums = (one.flatten(0, 1).sum(0).float() for one in (right, taught, right.cumprod(-1)))
-        return Lesson(loss, *sums, parts)
+        hits, counts, reached = (one.flatten(0, 1).sum(0).float() for one in (right, taught, right.cumprod(-1)))
+        return Lesson(loss, hits, counts, reached, parts)
 
     def new_drafter(self, model: HeadModel, context: Context) -> HeadDrafter:
         """Return a drafter with a cache of features."""
@@ -282,9 +282,8 @@ def new_table(config: HeadConfig, rank: int, is_table: bool) -> nn.Module:
 def looked_up(table: nn.Module, target: HeadModel | Frozen, token: Tensor) -> Tensor:
     """Return the short vectors [..., rank] of tokens [...]; -1 = none, of which it means nothing."""
     token = token.clamp(min=0)
-    if isinstance(table, nn.Embedding):
-        return table(token)  # type: ignore[no-any-return]
-    return table(target.embed(token).to(table.weight.dtype))  # type: ignore[no-any-return, call-overload]
+    found: Tensor = table(token if isinstance(table, nn.Embedding) else target.embed(token))
+    return found
 
 
 class _Blocks:

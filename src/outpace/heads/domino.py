@@ -33,7 +33,7 @@ class DominoNet(DFlashNet):
             nn.SiLU(),
             nn.Linear(rank, config.draft_vocab or config.vocab_size, bias=False),
         )
-        nn.init.zeros_(self.embed_proj[2].weight)
+        nn.init.zeros_(self.embed_proj[2].weight)  # type: ignore[arg-type]
 
     def teach(self, frozen: Frozen, hidden: Tensor, logits: Tensor, before: Tensor, is_taught: Tensor) -> Tensor:
         """Return the laws with what the state adds."""
@@ -48,10 +48,11 @@ class DominoNet(DFlashNet):
 
     def _states(self, target: HeadModel | Frozen, path: Tensor) -> Tensor:
         """Return the states [N, P, size] after each token of paths [N, P]."""
-        embedded = target.embed(path.clamp(min=0)).to(self.prefix_gru.weight_ih_l0.dtype)
+        embedded = target.embed(path.clamp(min=0))
         found: Tensor = self.prefix_gru(embedded)[0]
         return found
 
     def _add(self, hidden: Tensor, logits: Tensor, state: Tensor, depth: Tensor) -> Tensor:
         more: Tensor = self.embed_proj(torch.cat([hidden, state], -1))
-        return logits + more * (depth >= self.config.settings["pure"]).unsqueeze(-1)
+        found: Tensor = logits + more * (depth >= self.config.settings["pure"]).unsqueeze(-1)
+        return found
