@@ -41,6 +41,8 @@ def check_method(
     check_fit(method, offered)
     for role in method.needs.models:
         other = str(getattr(method, role))
+        if method.needs.head and other == "auto":  # known once the target is loaded
+            continue
         partner = offered_by(drafter_of(model) if other == "auto" else other)
         if partner is not None:
             wanted, is_same = method.needs.model_attention.get(role, ""), not method.needs.has_text
