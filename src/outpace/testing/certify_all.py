@@ -12,6 +12,7 @@ import torch
 
 from outpace.api.engine import LanguageModel, load
 from outpace.errors import OutpaceError
+from outpace.heads.find import find_head
 from outpace.methods.base import Method
 from outpace.methods.misfit import misfits
 from outpace.methods.registry import load_method, method_names
@@ -93,7 +94,7 @@ def _lacks(method: Method, model: str) -> str | None:
     for role in method.needs.models:
         if getattr(method, role) == "auto":
             try:
-                drafter_of(model)
+                find_head(model, method.needs.head) if method.needs.head else drafter_of(model)
             except OutpaceError as error:
                 return str(error)
     return None
