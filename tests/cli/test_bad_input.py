@@ -81,7 +81,7 @@ def test_mistakes_are_told_before_weights_load(
         (["cite", "autoregressive"], "comes from no paper"),
         (["new-method", "Not A Name"], "cannot be called"),
         (["train", "storys"], "no recipe 'storys'"),
-        (["train"], "Missing argument"),
+        (["train"], "Missing command"),
         (["certify", "--method", "jacobbi"], "no method 'jacobbi'"),
         (["bench", "--methods", "autoregressive,jacobbi"], "no method 'jacobbi'"),
         (["bench", "--inflate", "many"], "not a number of parameters"),

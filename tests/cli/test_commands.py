@@ -17,15 +17,15 @@ from outpace.errors import ConfigError, ModelError
 from outpace.methods import catalogue, registry
 
 COMMANDS = [
-    *("generate", "score", "chat", "serve", "get", "methods", "models", "certify", "bench", "train"),
-    *("index", "tune", "trace", "new-method", "papers", "cite", "drafter"),
+    *("generate", "score", "chat", "serve", "get", "methods", "models", "certify", "bench"),
+    *("index", "tune", "trace", "new-method", "papers", "cite", "train", "drafter"),
 ]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
 --presence-penalty --frequency-penalty --logit-bias --bad-word --min-tokens --regex --json-schema --grammar --seed
 --num-samples --stop --dtype --device --ignore-eos --json --chat --trace --logprobs --batch-invariant --no-compile
 --card --adapter --infill --threads --system --tools --documents --template --chat-variable --stop-token --keep-special
 --sampling --generation-config --prefix --prompt-file --batch --out --batch-size --top-log-probs
---tensor-parallel --help""".split()
+--tensor-parallel --cache-dtype --help""".split()
 
 
 def flags_of(name: str) -> set[str]:
@@ -33,8 +33,10 @@ def flags_of(name: str) -> set[str]:
 
     from outpace.cli import app
 
-    group = typer.main.get_command(app)
-    parameters = group.commands[name].get_params(group.commands[name].make_context(name, [], resilient_parsing=True))
+    command = typer.main.get_command(app)
+    for word in name.split():
+        command = command.commands[word]
+    parameters = command.get_params(command.make_context(name, [], resilient_parsing=True))
     return {flag for parameter in parameters for flag in parameter.opts if flag.startswith("--")}
 
 
@@ -66,7 +68,9 @@ def test_generate_has_exactly_the_promised_flags() -> None:
         ("tune", {"--model", "--json"}),
         ("bench", {"--model", "--methods", "--prompts", "--peers", "--json", "--plot"}),
         ("bench", {"--canvas", "--canvas-models", "--causal-models", "--sets"}),
-        ("train", {"--out", "--resume", "--data"}),
+        ("train recipe", {"--out", "--resume", "--data"}),
+        ("train drafter", {"--kind", "--target", "--out", "--resume", "--texts-from", "--steps"}),
+        ("drafter check", {"--target", "--keep"}),
     ],
 )
 def test_scripts_may_rely_on_these_flags(name: str, flags: set[str]) -> None:

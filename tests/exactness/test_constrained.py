@@ -41,6 +41,8 @@ GRAMMAR = 'start: "The " noun " and the " noun " " verb "."\nnoun: "cat" | "dog"
 ALL = [load_method(name)() for name in method_names()]
 CAUSAL = [method for method in ALL if method.needs.attention == "causal"]
 EXACT = [method for method in CAUSAL if method.guarantee is Guarantee.EXACT]
+# Those without a small network of their own, of which none is known for `stories`.
+ON_STORIES = [method for method in EXACT if not (method.needs.head or method.name in ("pard", "s2d"))]
 RULES = [DraftModel(draft_len=4, accept_rule="rejection"), DraftModel(draft_len=3, tree_width=2)]
 
 
@@ -95,7 +97,7 @@ def fulfils(kind: str, text: str) -> bool:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("method", EXACT, ids=names)
+@pytest.mark.parametrize("method", ON_STORIES, ids=names)
 def test_stories_under_a_grammar(stories: LanguageModel, method: Method, temperature: float) -> None:
     prompts = ["Once upon a time", "Lily said that the cat and the dog"]
     for kind, asked in KINDS.items():

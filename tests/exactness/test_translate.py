@@ -43,7 +43,11 @@ def plain(translator: outpace.LanguageModel) -> dict[str, list[list[int]]]:
     }
 
 
-EXACT = [name for name in built_in_names() if load_method(name)().guarantee is Guarantee.EXACT]
+METHODS = {name: load_method(name)() for name in built_in_names()}
+# Trained drafters read one target's states, and none was trained for this one.
+EXACT = [
+    name for name, one in METHODS.items() if one.guarantee is Guarantee.EXACT and not (one.needs.head or name == "pard")
+]
 MUST_FIT = {"auto", "autoregressive", "draft-model", "jacobi", "lookahead", "prompt-lookup", "suffix"}
 
 

@@ -566,10 +566,10 @@ def test_a_foreign_drafter_serves_every_method_and_is_tested_once(
     target = Obliging()
     model, _ = drafter("eagle3", target, depth=5, heads=2, head_dim=8, norm_before_residual=True)
     path = lay(tmp_path / "d", llama(model, draft_vocab_size=VOCAB), model.net.state_dict())
-    plain = LanguageModel(target).generate([PROMPT], max_tokens=16)[0].tokens
+    plain = LanguageModel(target).generate([PROMPT], max_tokens=24)[0].tokens
     for method, options in (("eagle3", {"budget": 6}), ("draft-model", {}), ("opt-tree", {})):
         result = LanguageModel(target).generate(
-            [PROMPT], method=method, options={"draft": str(path), **options}, max_tokens=16
+            [PROMPT], method=method, options={"draft": str(path), **options}, max_tokens=24
         )[0]
         assert result.tokens == plain and result.usage.num_accepted > 6
         assert any("does not say norm_before_residual: True was taken" in note for note in result.notes)

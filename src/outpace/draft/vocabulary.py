@@ -157,7 +157,7 @@ class TrimmedHead(Adapter):
     ) -> Scores:
         """Run one forward; logits are scattered back to the whole vocabulary, -inf elsewhere."""
         scores = self._inner.score(tokens, position, visible, cache, ask, outputs, inputs, skip)
-        return replace(scores, logits=self._spread(scores.logits))
+        return replace(scores, logits=self._spread(scores.logits)) if outputs.has_logits else scores
 
     def _spread(self, logits: Tensor) -> Tensor:
         known = logits if self.is_sliced else logits[..., self._ids]

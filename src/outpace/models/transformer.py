@@ -335,10 +335,10 @@ class Transformer(Adapter):
     ) -> Scores:
         rows, size = layout.rows, layout.size
         count = len(x) // rows if rows else 0
-        logits = self.head(x).view(rows, count, -1) if outputs.has_logits else x.new_zeros(rows, count, 0)
+        logits = self.head(x) if outputs.has_logits else x.new_zeros(rows * count, 0)
         kept = {i: self._select(h, rows, size, ask).clone().view(rows, -1, h.shape[-1]) for i, h in tapped.items()}
         last = x.clone().view(rows, -1, x.shape[-1]) if outputs.has_last else None
-        return Scores(logits, kept, {}, last)
+        return Scores(logits.view(rows, count, logits.shape[-1]), kept, {}, last)
 
     # Forwards that can be recorded
 
