@@ -23,6 +23,8 @@ from outpace.methods.speculative.medusa import Medusa
 from outpace.methods.speculative.trained_drafter import TrainedDrafter
 from outpace.text.fingerprint import fingerprint
 
+ARMS = "trained-drafter,suffix,token-recycling"
+
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
@@ -60,12 +62,12 @@ def test_auto_takes_it_without_being_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("outpace.heads.known.drafters_folder", lambda: tmp_path)
     other = outpace.load("stories")
     save(other, tmp_path / "any-name")
-    for method in (Auto(), TrainedDrafter(), Medusa()):
+    for method in (Auto(arms=ARMS), TrainedDrafter(), Medusa()):
         (model,) = other.partners.models(method, {}).values()
         assert getattr(model, "kind", "") == "medusa"
     kwargs = {"max_tokens": 24, "ignore_eos": True}
     plain = other.generate("Once upon a time", method="autoregressive", **kwargs)
-    for method in (Auto(explore=0.5), TrainedDrafter()):
+    for method in (Auto(arms=ARMS, explore=0.5), TrainedDrafter()):
         assert other.generate("Once upon a time", method=method, **kwargs).tokens == plain.tokens
 
 
@@ -95,7 +97,7 @@ def test_a_server_drafts_with_it_and_finds_prefixes_again(lm: LanguageModel, tmp
         Ask(prompt=prompt, arguments={"max_tokens": 24, "ignore_eos": True, "method": name, "options": options})
         for name, options in (
             ("trained-drafter", {"draft": str(tmp_path / "served")}),
-            ("auto", {"draft": str(tmp_path / "served"), "explore": 0.5}),
+            ("auto", {"draft": str(tmp_path / "served"), "explore": 0.5, "arms": ARMS}),
             ("medusa", {"draft": str(tmp_path / "served"), "budget": 6}),
         )
     ]
