@@ -77,7 +77,10 @@ def spy() -> HeadModel:
 
 
 MODELS = {"draft": spy()}
-AUTO, LONG = Auto(explore=0.5, is_timed=False), 40  # tokens, so that a trial pays
+AUTO, LONG = (
+    Auto(arms="trained-drafter,suffix,token-recycling", explore=0.5, is_timed=False),
+    40,
+)  # tokens, so that a trial pays
 
 
 @pytest.fixture(autouse=True)
