@@ -247,9 +247,9 @@ def _tested_with_draft_noise(accepts: Any) -> Any:
 def _target_noise(noise: Any) -> Any:
     del noise
 
-    def faulty(view: Any, number: Any, vocab: int) -> Any:
+    def faulty(view: Any, number: Any, tokens: Any) -> Any:
         lengths = torch.tensor(view.lengths).view(-1, *[1] * (number.dim() - 1))
-        return gumbel(view.sampler.noise(Stream.TARGET, lengths + number), torch.arange(vocab))
+        return gumbel(view.sampler.noise(Stream.TARGET, lengths + number), tokens)
 
     return faulty
 
@@ -390,7 +390,7 @@ def _siblings_of_one_noise(independent: Any) -> Any:
 
 
 def _without_noise(function: Any) -> Any:
-    return seeing(function, _noise=lambda view, number, vocab: torch.zeros(*number.shape, vocab))
+    return seeing(function, _noise=lambda view, number, tokens: torch.zeros(*number.shape, len(tokens)))
 
 
 def _beam_reversed(children: Any) -> Any:
