@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from outpace.api.engine import LanguageModel
 from outpace.bench import heads as bench
 from outpace.engine.face import Ask
 from outpace.errors import ModelError
-from outpace.heads.files import save_head
+from outpace.heads.files import open_head, save_head
 from outpace.heads.known import known_heads
+from outpace.heads.model import new_head
 from outpace.heads.net import load_kind
 from outpace.methods.auto import Auto
 from outpace.methods.speculative.medusa import Medusa
@@ -69,6 +71,16 @@ def test_auto_takes_it_without_being_told(tmp_path: Path, monkeypatch: pytest.Mo
     plain = other.generate("Once upon a time", method="autoregressive", **kwargs)
     for method in (Auto(arms=ARMS, explore=0.5), TrainedDrafter()):
         assert other.generate("Once upon a time", method=method, **kwargs).tokens == plain.tokens
+
+
+def test_a_drafter_without_a_setting_of_its_kind_is_refused(lm: LanguageModel, tmp_path: Path) -> None:
+    head = new_head("eagle", lm.target)
+    save_head(head.net.float(), tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    del told["settings"]["max_position_embeddings"]
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ModelError, match="max_position_embeddings"):
+        open_head(tmp_path, lm.target)
 
 
 def test_drafters_are_compared(lm: LanguageModel, tmp_path: Path) -> None:

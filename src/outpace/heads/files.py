@@ -53,10 +53,15 @@ def read_head(directory: Path) -> tuple[HeadNet, Tensor | None]:
     """Return a network, in float32, and the tokens that it drafts.
 
     Raises:
-        ModelError: a file is missing or damaged, or holds other tensors than the network has.
+        ModelError: a file is missing or damaged, lacks a setting, or holds other tensors than the network has.
     """
     config = read_config(directory)
-    net = load_kind(config.kind)(config)
+    try:
+        net = load_kind(config.kind)(config)
+    except KeyError as error:
+        raise ModelError(
+            f"The config.json of the drafter {directory} has no setting {error.args[0]!r}.", "Train it again."
+        ) from error
     try:
         tensors = load_file(directory / "model.safetensors")
     except (OSError, SafetensorError) as error:
