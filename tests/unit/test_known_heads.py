@@ -83,6 +83,11 @@ def test_a_drafter_without_a_setting_of_its_kind_is_refused(lm: LanguageModel, t
         open_head(tmp_path, lm.target)
 
 
+def test_a_drafter_is_no_model() -> None:
+    with pytest.raises(ModelError, match="trained drafter"):
+        outpace.load("smollm2-dspark")
+
+
 def test_drafters_are_compared(lm: LanguageModel, tmp_path: Path) -> None:
     save(lm, tmp_path / "repeats")
     (row,) = bench.compare(lm, [str(tmp_path / "repeats")], [lm.encode("Once upon a time")], 24, ignore_eos=True)

@@ -14,11 +14,12 @@ from torch import Tensor
 from outpace.errors import ModelError
 from outpace.heads.model import HeadModel
 from outpace.heads.net import HeadConfig, HeadNet, load_kind
+from outpace.models.opening import DRAFTER
 from outpace.types import Adapter
 
 __all__ = ["MODEL_TYPE", "is_head", "open_head", "read_config", "read_head", "save_head"]
 
-MODEL_TYPE = "outpace_drafter"
+MODEL_TYPE = DRAFTER
 _IDS = "draft_ids"  # int32 [K], ascending
 
 

@@ -15,8 +15,9 @@ from outpace.models.parallel import Split
 from outpace.models.transformer import Kernels
 from outpace.types import Adapter, Capabilities
 
-__all__ = ["locate", "offered_by", "open_model"]
+__all__ = ["DRAFTER", "locate", "offered_by", "open_model"]
 
+DRAFTER = "outpace_drafter"  # the model type of trained drafters, which stand beside a target (`outpace.heads`)
 _PREFIX = "hf:"
 
 
@@ -42,6 +43,8 @@ def _find(name: str) -> tuple[Path, bool, Path | None]:
     directory = base or named
     if not name.startswith(_PREFIX):  # asked for by name, transformers may read more formats
         check_checkpoint(directory)
+        if read_config(directory).get("model_type") == DRAFTER:
+            raise ModelError(f"{name} is a trained drafter, which writes nothing by itself.", "Name it in draft=.")
     has_loader = not name.startswith(_PREFIX) and is_native(read_config(directory))
     return directory, has_loader, named if base else None
 
