@@ -1,7 +1,7 @@
 """A decoder whose whole forward is one C call, on packed weights. See `decoder.cpp` for the other side.
 
-Serves pre-norm decoders with RMS norms, a gated SiLU MLP and rotary positions (or none): Llama, Mistral, Qwen2, Qwen3,
-SmolLM3. The result for a token has the same bits whatever its window, batch, thread count or chunk.
+Serves what a layer makes of one norm before attention and MLP, or one behind each: Llama, Mistral, Qwen2, Qwen3, Phi-3,
+SmolLM3, GPT-2, GPT-NeoX, OPT. The result for a token has the same bits whatever its window, batch, thread count or chunk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.errors import ConfigError
 from outpace.kernels.coding import code
-from outpace.kernels.library import FAILURES, CallView, LayerView, MatrixView, ModelView, empty_buffer, load
+from outpace.kernels.library import (
+    FAILURES,
+    CallView,
+    LayerView,
+    MatrixView,
+    ModelView,
+    NormView,
+    empty_buffer,
+    load,
+)
 from outpace.models.quantised import Quantised
 from outpace.models.rotation import Rotation
 from outpace.models.spec import Spec
@@ -36,19 +45,19 @@ FACTOR_BYTES = 4  # behind the bytes of a cached key or value
 ARENA = 64 << 20  # bytes of memory that matrices are placed in
 TRIM_BYTES = 32 << 20  # freed weights after which memory goes back to the system
 DTYPES = (torch.bfloat16, torch.float32)
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")  # `Activation` in activation.h
 
 
 def supports(spec: Spec) -> bool:
     """Whether the compiled path computes this decoder; the eager path serves the others."""
     return (
-        (spec.norm, spec.norm_placement, spec.activation, spec.is_gated) == ("rms", "pre", "silu", True)
-        and spec.positions in ("rotary", "none")
+        (spec.norm_placement == "pre" or (spec.norm_placement == "after" and not spec.has_final_norm))
+        and not (spec.is_parallel and spec.norm_placement != "pre")
+        and spec.activation in ACTIVATIONS
+        and spec.positions in ("rotary", "learned", "none")
         and spec.qk_norm in ("none", "head")
-        and spec.has_final_norm
         and spec.embed_size in (0, spec.hidden_size)
-        and spec.embed_scale == 1.0
         and spec.head_dim % 2 == 0
-        and not (spec.is_parallel or spec.o_bias or spec.mlp_bias or spec.head_bias)
         and not (spec.attn_softcap or spec.final_softcap)
     )
 
@@ -179,10 +188,21 @@ class _Views:
         padded[: values.numel()] = values.detach().float()
         return self.keep(padded)
 
-    def norm(self, norm: Norm | None, size: int) -> int | None:
-        """Keep the scale of an RMS norm; one without a weight scales by 1."""
-        weight = None if norm is None else norm.weight
-        return self.vector(torch.ones(size) if weight is None else weight)
+    def panel_vector(self, values: Tensor | None, is_gated: bool) -> int | None:
+        """As `vector`, in the order in which a gated matrix's panels hold its rows."""
+        if values is None or not is_gated:
+            return self.vector(values)
+        half, wide = values.numel() // 2, COLUMNS // 2
+        parts = torch.zeros(2, _round_up(half, wide))
+        parts[:, :half] = values.detach().float().view(2, half)
+        return self.vector(parts.view(2, -1, wide).transpose(0, 1).flatten())
+
+    def norm(self, norm: Norm | None, size: int) -> NormView:
+        """Keep a norm; one without a weight scales by 1."""
+        if norm is None:
+            return NormView()
+        weight = torch.ones(size) if norm.weight is None else norm.weight
+        return NormView(self.vector(weight), self.vector(norm.bias))
 
     def keep(self, tensor: Tensor) -> int:
         """Hold on to a tensor and return its address."""
@@ -209,7 +229,7 @@ class CompiledDecoder:
         self._view = _view_model(views, spec, weights, self._layers)
         self._kept, self.num_bytes = views.kept, views.num_bytes
         self._rotation = Rotation(spec, torch.float32, "cpu", is_half=True)
-        self._table = views.embedding
+        self._table, self._head_bias = views.embedding, weights.head.bias
         self._open()
 
     def _open(self) -> None:
@@ -230,8 +250,14 @@ class CompiledDecoder:
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [..., hidden] of tokens: the numbers that a forward begins with."""
         if self._table is not None:
-            return torch.nn.functional.embedding(tokens, self._table)
-        return self._rows(tokens.flatten(), is_head=False).view(*tokens.shape, -1)
+            found = torch.nn.functional.embedding(tokens, self._table)
+        else:
+            found = self._rows(tokens.flatten(), is_head=False).view(*tokens.shape, -1)
+        if self.spec.embed_scale == 1.0:
+            return found
+        # Rounded to the dtype of the model, as a forward rounds what it embeds.
+        scale = torch.tensor(self.spec.embed_scale, dtype=self.dtype)
+        return (found.float() * scale.float()).to(self.dtype)
 
     def _rows(self, ids: Tensor, is_head: bool) -> Tensor:
         ids, rows = self._known(ids), torch.empty(len(ids), self.spec.hidden_size)
@@ -264,6 +290,11 @@ class CompiledDecoder:
         other._view = ModelView.from_buffer_copy(self._view)
         other._view.vocab, other._view.head, other._view.embedding = len(ids), panels.view, MatrixView()
         other._kept = [*panels.kept, *self._kept]
+        if self._head_bias is not None:
+            other._head_bias = self._head_bias[ids]
+            bias = torch.nn.functional.pad(other._head_bias.detach().float(), (0, -len(ids) % PADDING))
+            other._kept.append(bias)
+            other._view.head_bias = bias.data_ptr()
         other._open()
         return other
 
@@ -457,31 +488,43 @@ def _view_layers(views: _Views, spec: Spec, weights: Weights) -> ctypes.Array[La
         view.attention_norm = views.norm(layer.attn_norm, spec.hidden_size)
         view.ffn_norm = views.norm(layer.mlp_norm, spec.hidden_size)
         view.query_norm, view.key_norm = views.vector(layer.q_norm), views.vector(layer.k_norm)
-        view.qkv_bias = views.vector(layer.qkv.bias)
+        view.qkv_bias, view.output_bias = views.vector(layer.qkv.bias), views.vector(layer.o.bias)
+        view.up_bias = views.panel_vector(layer.up.bias, spec.is_gated)
+        view.down_bias = views.vector(layer.down.bias)
         view.qkv, view.output = views.matrix(layer.qkv), views.matrix(layer.o)
-        view.gate_up, view.down = views.matrix(layer.up, is_gated=True), views.matrix(layer.down)
+        view.up, view.down = views.matrix(layer.up, is_gated=spec.is_gated), views.matrix(layer.down)
         view.window, view.rope = spec.windows[index] or 0, spec.rope_index[index]
     return layers
 
 
 def _view_model(views: _Views, spec: Spec, weights: Weights, layers: ctypes.Array[LayerView]) -> ModelView:
-    dtype = views.packer.dtype
-    view = ModelView(is_bfloat16=dtype == torch.bfloat16, is_full=spec.attention == "full")
-    view.block, view.is_shifted = spec.block_size, spec.logits_shift
-    view.vocab, view.hidden, view.layers = spec.vocab_size, spec.hidden_size, spec.num_layers
-    view.heads, view.kv_heads, view.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-    view.ffn, view.positions = spec.ffn_size, spec.max_positions
-    view.norm_eps, view.attention_scale = spec.norm_eps, spec.attn_scale
+    view = _view_shape(spec, views.packer.dtype)
     view.layer = ctypes.cast(layers, ctypes.POINTER(LayerView))
     view.final_norm = views.norm(weights.final_norm, spec.hidden_size)
+    if weights.positions is not None:
+        view.position_table = views.keep(weights.positions.detach().float().contiguous())
     # Asked before packing frees the head: a tied embedding is read back from the packed head, which saves a copy.
     is_tied = weights.is_tied
-    view.head = views.matrix(weights.head)
+    view.head, view.head_bias = views.matrix(weights.head), views.vector(weights.head.bias)
     if not is_tied and weights.table is not None:
         view.embedding = views.matrix(weights.table)
     elif not is_tied:
-        views.embedding = weights.embed.detach().to(dtype).contiguous()
+        views.embedding = weights.embed.detach().to(views.packer.dtype).contiguous()
         view.embedding.data = views.keep(views.embedding)
+    return view
+
+
+def _view_shape(spec: Spec, dtype: torch.dtype) -> ModelView:
+    view = ModelView(is_bfloat16=dtype == torch.bfloat16, is_full=spec.attention == "full")
+    view.block, view.is_shifted = spec.block_size, spec.logits_shift
+    view.has_mean, view.is_after = spec.norm == "layer", spec.norm_placement == "after"
+    view.is_parallel, view.is_gated = spec.is_parallel, spec.is_gated
+    view.activation = ACTIVATIONS.index(spec.activation)
+    view.vocab, view.hidden, view.layers = spec.vocab_size, spec.hidden_size, spec.num_layers
+    view.heads, view.kv_heads, view.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+    view.ffn, view.positions, view.first_row = spec.ffn_size, spec.max_positions, spec.position_offset
+    view.norm_eps, view.attention_scale = spec.norm_eps, spec.attn_scale
+    view.embed_scale, view.head_scale = spec.embed_scale, 1.0
     return view
 
 

@@ -102,6 +102,20 @@ inline void reserve_sights(Decoder& decoder, int64_t items, int64_t tokens) {
   }
 }
 
+// What the rows see of their sources. One list of masks serves all tokens: its stride is 0.
+inline void look_at_sources(Decoder& decoder, const Call& call) {
+  const int64_t blocks = (call.source_slots + kLanes - 1) / kLanes;
+  decoder.source_blocks.reserve(call.rows * blocks * sizeof(Block));
+  decoder.source_runs.reserve(call.rows * sizeof(Run));
+  decoder.source_masks.reserve(call.rows * blocks * sizeof(uint16_t));
+  decoder.sources.resize(call.rows);
+  for (int64_t row = 0; row < call.rows; row++) {
+    decoder.sources[row] = {decoder.source_blocks.as<Block>() + row * blocks, decoder.source_runs.as<Run>() + row,
+                            decoder.source_masks.as<uint16_t>() + row * blocks, 0, 0, 0};
+    look_at_source(row * call.source_slots, call.sources[row], decoder.sources[row]);
+  }
+}
+
 inline void reserve(Decoder& decoder, const Call& call) {
   const Sizes& sizes = decoder.sizes;
   const int64_t threads = call.threads;
@@ -116,11 +130,12 @@ inline void reserve(Decoder& decoder, const Call& call) {
   // Every block takes kLanes slots but the last one, and of every other page the last one.
   decoder.row_blocks = decoder.row_slots / kLanes + (slots - 1) / call.page_size;
   decoder.queries = std::max<int64_t>(tokens * sizes.group, kQueries);
-  decoder.bench_floats =
-      2 * decoder.row_slots + decoder.queries * (2 * sizes.head_dim + decoder.row_blocks * kLanes) +
-      sizes.head_dim * kLanes;
+  const int64_t blocks = std::max(decoder.row_blocks, (call.source_slots + kLanes - 1) / kLanes);
+  decoder.bench_floats = 2 * decoder.row_slots + decoder.queries * (2 * sizes.head_dim + blocks * kLanes) +
+                         sizes.head_dim * kLanes;
   reserve_sights(decoder, items, tokens);
   decoder.residual.reserve(4 * rows * sizes.hidden);
+  decoder.levels.reserve(sizeof(Level) * (rows + threads * kPrivateRows));
   decoder.normed.reserve(4 * std::max(rows, threads * kPrivateRows) * sizes.normed_row);
   decoder.coded.reserve(4 * std::max(sizes.coded(rows), threads * sizes.coded(kPrivateCodes)));
   decoder.projected.reserve(4 * rows * sizes.projected_row);
@@ -135,6 +150,7 @@ inline Status plan(Decoder& decoder, const Call& call) {
   if (status != kOk) return status;
   cut_chunks(decoder, call);
   reserve(decoder, call);
+  if (call.cross) look_at_sources(decoder, call);
   return kOk;
 }
 
