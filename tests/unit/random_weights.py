@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from outpace.models.spec import Spec
-from outpace.models.weights import LayerWeights, Matrix, Norm, Weights
+from outpace.models.weights import CrossWeights, LayerWeights, Matrix, Norm, Weights
 
 __all__ = ["make_weights", "streamed_bytes"]
 
@@ -39,6 +39,12 @@ def make_weights(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Weights:
     if spec.positions == "learned":
         rows = spec.position_offset + spec.max_positions
         weights.positions = torch.randn(rows, hidden, generator=generator).to(dtype)
+    if spec.has_embed_norm:
+        weights.embed_norm = norm(hidden)
+    if spec.has_cross:
+        for layer in layers:
+            query, both = matrix(spec.q_size, hidden), matrix(2 * spec.kv_size, hidden)
+            layer.cross = CrossWeights(query, both, matrix(hidden, spec.q_size), norm(hidden))
     return weights
 
 

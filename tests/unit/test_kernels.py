@@ -82,7 +82,6 @@ def make(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Weights:
     weights = make_weights(spec, dtype, seed)
     generator = torch.Generator().manual_seed(seed + 1)
 
-
     def bias(matrix: Matrix, spread: float = 1.0) -> Tensor:
         return (spread * torch.randn(matrix.shape[0], generator=generator)).to(dtype)
 

@@ -555,29 +555,28 @@ class Forward {
     const Stored<Entry> keys{entry<Entry>(index, 0, kv_head, 0), size, dim};
     const Stored<Entry> values{entry<Entry>(index, 1, kv_head, 0), size, dim};
     const LayerView& layer = decoder_.layers[index];
-    answer_item(item, sight, kv_head, sizes_.group, keys, values, layer.distance, layer.output);
+    answer_item(item, sight, kv_head, keys, values, layer.distance, layer.output);
   }
 
-  // Every head has keys and values of its own in a source.
   void attend_source(int64_t index) {
     using Entry = PlainEntry<Type>;
-    const int64_t items = chunk_->items.size(), dim = model_.head_dim, size = model_.heads * dim;
+    const int64_t items = chunk_->items.size(), dim = model_.head_dim, size = model_.kv_heads * dim;
     const auto* keys = static_cast<const Element*>(call_.cross[2 * index]);
     const auto* values = static_cast<const Element*>(call_.cross[2 * index + 1]);
-    worker_.claim(items * model_.heads, [&](int64_t work, bool) {
+    worker_.claim(items * model_.kv_heads, [&](int64_t work, bool) {
       const Item& item = decoder_.items[chunk_->items.begin + work % items];
       const Sight& sight = decoder_.sources[decoder_.tokens[item.first].row];
-      const int64_t head = work / items;
-      answer_item(item, sight, head, 1, Stored<Entry>{keys + head * dim, size, dim},
-                  Stored<Entry>{values + head * dim, size, dim}, nullptr, decoder_.layers[index].cross.output);
+      const int64_t first = work / items * dim;
+      answer_item(item, sight, work / items, Stored<Entry>{keys + first, size, dim},
+                  Stored<Entry>{values + first, size, dim}, nullptr, decoder_.layers[index].cross.output);
     });
   }
 
-  // The queries that share a key head, `group` of each token of an item.
+  // The queries of an item's tokens that share a key head; `output` is the matrix that reads what they find.
   template <class Entry>
-  void answer_item(const Item& item, const Sight& sight, int64_t kv_head, int64_t group, const Stored<Entry>& keys,
+  void answer_item(const Item& item, const Sight& sight, int64_t kv_head, const Stored<Entry>& keys,
                    const Stored<Entry>& values, const float* distance, const MatrixView& output) {
-    const int64_t queries = item.count * group;
+    const int64_t group = sizes_.group, queries = item.count * group;
     bench_.slots = sight.num_blocks * kLanes;
     for (int64_t q = 0; q < queries; q++) take_query(q, item.first + q / group, kv_head * group + q % group);
     score(bench_, sight, queries, group, keys);

@@ -93,7 +93,7 @@ struct Call {
   // [layers + 2], or null: where to write the stream as it enters each layer, as it leaves the last one, and the normed
   // state that the head reads; each null or [rows, asked, hidden].
   void* const* taps;
-  // Keys and values per layer for `CrossView`, each [rows, source_slots, heads, head_dim], the first `sources[row]` of a
+  // Keys and values per layer for `CrossView`, each [rows, source_slots, kv_heads, head_dim], the first `sources[row]` of a
   // row; null where there is no source.
   const void* const* cross;
   const int64_t* sources;
@@ -105,7 +105,7 @@ struct Call {
   }
 };
 
-enum Status : int64_t { kOk, kNoMemory, kBadToken, kBadPosition, kNoCapacity, kBadAsk };
+enum Status : int64_t { kOk, kNoMemory, kBadToken, kBadPosition, kNoCapacity, kBadAsk, kBadSource };
 
 constexpr int64_t kChunk = 256;       // tokens of a long causal forward that run together
 constexpr int64_t kPrivateRows = 16;  // up to here every thread normalises all rows itself: cheaper than a barrier

@@ -36,6 +36,7 @@ FAILURES = {
     3: "A position lies beyond the model's context.",
     4: "The cache has too few slots for the tokens of this forward.",
     5: "An asked index lies outside the tokens of this forward.",
+    6: "A source is empty, or longer than what is held of it.",
 }
 
 MOST_SELECTED = 64  # the largest top-k whose candidates are found from maxima of groups; there are 64 at least
