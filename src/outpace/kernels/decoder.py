@@ -1,7 +1,8 @@
 """A decoder whose whole forward is one C call, on packed weights. See `decoder.cpp` for the other side.
 
-Serves what a layer makes of one norm before attention and MLP, or one behind each: Llama, Mistral, Qwen2, Qwen3, Phi-3,
-SmolLM3, GPT-2, GPT-NeoX, OPT. The result for a token has the same bits whatever its window, batch, thread count or chunk.
+Serves layers with one norm before attention and MLP or one behind each: Llama, Mistral, Qwen2, Qwen3, Phi-3, SmolLM3,
+GPT-2, GPT-NeoX and OPT, and both sides of encoder-decoders. The result for a token has the same bits whatever its
+window, batch, thread count or chunk.
 """
 
 from __future__ import annotations
