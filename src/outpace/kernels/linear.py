@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import threading
-
 import torch
 from torch import Tensor, nn
 
-from outpace.errors import ConfigError
-from outpace.kernels.decoder import COLUMNS, DTYPES, Packer
-from outpace.kernels.library import FAILURES, load
+from outpace.kernels.decoder import COLUMNS, DTYPES, Packer, multiply
+from outpace.kernels.library import load
 from outpace.models.weights import Matrix
 
 __all__ = ["PackedLinear", "pack_linears"]
 
 _LEAST = 1 << 14  # numbers of a matrix; a smaller one costs what its call does
-_lock = threading.Lock()  # products share scratch memory
 
 
 class PackedLinear(nn.Linear):
@@ -48,16 +43,8 @@ class PackedLinear(nn.Linear):
             ConfigError: there is no memory for it.
         """
         given = input.reshape(-1, self.in_features).to(self._dtype).contiguous()
-        found = torch.empty(len(given), self.out_features, dtype=self._dtype)
         added = None if self._added is None else self._added.data_ptr()
-        weight, is_bfloat16 = ctypes.byref(self._panels.view), int(self._dtype == torch.bfloat16)
-        sizes = (len(given), self.in_features, self.out_features)
-        with _lock:
-            status = self._library.outpace_linear(
-                weight, is_bfloat16, given.data_ptr(), *sizes, added, found.data_ptr(), torch.get_num_threads()
-            )
-        if status:
-            raise ConfigError(FAILURES[status])
+        found = multiply(self._library, self._panels.view, given, self.out_features, added)
         return found.view(*input.shape[:-1], self.out_features)
 
 
