@@ -13,6 +13,9 @@ from .sources import MIXED_SOURCES, SOURCES, Source
 from .translation.criteria import CrossEntropy
 from .translation.marian import MarianShape
 from .translation.network import Criterion, PairShape
+from .translation.noise import Noise
+from .translation.smoothing import SequenceSmoothing, TokenSmoothing
+from .translation.transport import Transport
 
 PAPERS = (
     Paper(
@@ -203,7 +206,7 @@ _RECIPES = (
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 
 
-_SHAPE, _PLAIN = MarianShape(), CrossEntropy()
+_SHAPE, _PLAIN, _NOISE = MarianShape(), CrossEntropy(), Noise()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,8 +217,10 @@ class TranslationRecipe(AnyRecipe):
         shape: The kind of network and its sizes.
         vocab: Tokens of the vocabulary that both sides share.
         objective: `translation` (the pairs' own targets), `written` (the targets that the parent writes: distillation
-            at the level of sequences) or `distilled` (the parent's laws over the next token: at the level of tokens).
+            at the level of sequences), `distilled` (the parent's laws over the next token: at the level of tokens) or
+            `denoising` (each text of either side, from a spoilt copy of it).
         criterion: What is minimised.
+        noise: How the copies are spoilt (`denoising`).
         is_deepened: Start from the parent's layers, each repeated as often as there are more of them.
         source: Pairs to train on.
         direction: One of the source's directions; "" = its first.
@@ -229,8 +234,9 @@ class TranslationRecipe(AnyRecipe):
 
     shape: PairShape = _SHAPE
     vocab: int = 6144
-    objective: Literal["translation", "written", "distilled"] = "translation"
+    objective: Literal["translation", "written", "distilled", "denoising"] = "translation"
     criterion: Criterion = _PLAIN
+    noise: Noise = _NOISE
     is_deepened: bool = False
     source: PairSource = TATOEBA
     direction: str = ""
@@ -256,6 +262,7 @@ _CAPTIONS = TranslationRecipe(
     budget=2048,
     joined=0.0,
     averaged=5,
+    keeps_all=True,
     look_every=400,
     checkpoint_every=200,
     warmup=300,
@@ -263,6 +270,23 @@ _CAPTIONS = TranslationRecipe(
     other_rate=4e-3,
     steps=3700,
     gpu_steps=12000,
+)
+_SMALL = replace(
+    _CAPTIONS,
+    name="captions-small",
+    summary="A small translator of captions, to compare criteria with; for research, it does not ship.",
+    shape=MarianShape(width=128, encoder_layers=2, decoder_layers=2, ffn=256, dropout=0.1),
+    vocab=4096,
+    criterion=CrossEntropy(),
+    averaged=0,
+    keeps_all=False,
+    look_every=400,
+    checkpoint_every=200,
+    warmup=60,
+    matrix_rate=1.2e-2,
+    other_rate=5e-3,
+    steps=400,
+    gpu_steps=4000,
 )
 _TRANSLATIONS = (
     TranslationRecipe(
@@ -292,5 +316,51 @@ _TRANSLATIONS = (
         gpu_steps=4000,
     ),
     _CAPTIONS,
+    replace(
+        _CAPTIONS,
+        name="captions-deep-shallow",
+        summary="`captions-teacher` with twice the encoder and one decoder layer; for research, it does not ship.",
+        shape=MarianShape(encoder_layers=8, decoder_layers=1, ffn=512, dropout=0.2),
+        parent="captions-teacher",
+        objective="written",
+        is_deepened=True,
+        keeps_all=False,
+        matrix_rate=6e-3,
+        other_rate=3e-3,
+        warmup=100,
+        steps=1600,
+    ),
+    _SMALL,
+    replace(
+        _SMALL,
+        name="captions-token-smoothing",
+        summary="`captions-small` with labels that are laws over similar tokens; for research, it does not ship.",
+        criterion=TokenSmoothing(),
+    ),
+    replace(
+        _SMALL,
+        name="captions-sequence-smoothing",
+        summary="`captions-small`, other targets drawn around each reference; for research, it does not ship.",
+        criterion=SequenceSmoothing(),
+    ),
+    replace(
+        _SMALL,
+        name="captions-transport",
+        summary="`captions-small` with the cost of transport to the reference; for research, it does not ship.",
+        criterion=Transport(),
+    ),
+    replace(
+        _SMALL,
+        name="captions-denoising",
+        summary="Captions of both languages, written from spoilt copies; for research, it does not ship.",
+        objective="denoising",
+        look_every=0,
+    ),
+    replace(
+        _SMALL,
+        name="captions-denoised",
+        summary="`captions-small`, started from `captions-denoising`; for research, it does not ship.",
+        parent="captions-denoising",
+    ),
 )
 TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in _TRANSLATIONS}

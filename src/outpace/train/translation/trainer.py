@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from outpace.train.recipes import TRANSLATIONS, TranslationRecipe
 from .criteria import Taught
 from .look import HeldOut, draw_curves
 from .network import Criterion, PairNetwork
+from .noise import noiser
 from .snapshots import averaged, deepened, drop_others, keep_snapshot, recent_snapshots
 from .written import written_pairs
 
@@ -172,10 +173,14 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     held_out = None
     if recipe.look_every:
         held_out = HeldOut(recipe.source.pairs(folder, "valid", recipe.direction), tokenizer)
+    if recipe.objective == "denoising":
+        pairs = [(text, text) for pair in pairs for text in pair]
     batches = encode_pairs(tokenizer, join_neighbours(pairs, recipe.joined, seed), recipe.budget, recipe.longest, seed)
     if not batches.sources:
         hint = "Give texts with shorter lines, or a parent that ends its sentences."
         raise ConfigError(f"No pair of {recipe.source.name} has at most {recipe.longest} tokens a side.", hint)
+    if recipe.objective == "denoising":
+        batches = replace(batches, spoil=noiser(recipe.noise, tokenizer))
     log.info("%s: %d pairs, %d steps an epoch", recipe.source.name, len(batches.sources), batches.steps_per_epoch)
     return PairTrainer(
         recipe=recipe,
