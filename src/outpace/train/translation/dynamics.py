@@ -1,6 +1,6 @@
 """How a translator learns: what its kept checkpoints write, along the steps.
 
-    python -m outpace.train.translation.dynamics DIR --data DATA --set multi30k:valid
+    python -m outpace.train.translation.dynamics runs/captions-teacher --data DATA --plot curves.png
 
 Source: Voita, Sennrich and Titov (2021, arXiv 2109.01396): a translator first learns to write its target language, then
 to translate word by word, and last to reorder. Per checkpoint: the bits per token of its translations under an n-gram
@@ -48,7 +48,7 @@ PAPERS = (
         "2109.01396",
         101,
         "Alignments by fast_align and scores by KenLM.",
-        "python -m outpace.train.translation.dynamics",
+        "python -m outpace.train.translation.dynamics runs/captions-teacher",
     ),
 )
 ORDERS = (2, 3, 5)  # of the n-gram models
@@ -200,7 +200,9 @@ def draw(found: Sequence[Stage], path: Path) -> None:
 
 def main() -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m outpace.train.translation.dynamics", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m outpace.train.translation.dynamics runs/captions-teacher", description=__doc__
+    )
     parser.add_argument("directory", type=Path, help="of a run that kept its checkpoints")
     parser.add_argument("--split", default="valid", help="what is translated")
     parser.add_argument("--count", type=int, default=0, help="sentences of it (default: all)")
