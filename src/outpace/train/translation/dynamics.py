@@ -200,9 +200,7 @@ def draw(found: Sequence[Stage], path: Path) -> None:
 
 def main() -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m outpace.train.translation.dynamics runs/captions-teacher", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m outpace.train.translation.dynamics", description=__doc__)
     parser.add_argument("directory", type=Path, help="of a run that kept its checkpoints")
     parser.add_argument("--split", default="valid", help="what is translated")
     parser.add_argument("--count", type=int, default=0, help="sentences of it (default: all)")
