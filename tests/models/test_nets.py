@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from outpace import LanguageModel
+from outpace.api.scoring import rescored
+from outpace.errors import ConfigError
 from outpace.models.nets.adapter import NetAdapter
 from outpace.models.nets.base import PairNet
 from outpace.models.nets.files import find_kind
@@ -63,6 +65,31 @@ def test_pieces_and_trees_are_the_whole_forward(name: str) -> None:
     adapter.encode([SOURCES[0]], cache)
     found = adapter.score(torch.tensor([text]), torch.arange(6).unsqueeze(0), None, cache).logits[0]
     assert (found - logits(net, SOURCES[0], text)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_targets_are_scored_behind_their_sources(name: str) -> None:
+    net = tiny(name)
+    targets = [[6, 8, 3, 0], [0], [9, 3, 3, 3, 3, 0]]
+    lm = LanguageModel(NetAdapter(net), end_tokens=ENDS)
+    for scored, source, target in zip(
+        lm.score_pairs(list(zip(SOURCES, targets, strict=True))), SOURCES, targets, strict=True
+    ):
+        law = logits(net, source, [2, *target[:-1]]).log_softmax(-1)
+        wanted = law.gather(-1, torch.tensor(target).unsqueeze(-1)).squeeze(-1)
+        assert scored.tokens == [2, *target] and scored.log_probs[0] is None
+        assert torch.tensor(scored.log_probs[1:], dtype=torch.float64).allclose(wanted, rtol=1e-9)
+        assert scored.log_prob == pytest.approx(float(wanted.sum())) and scored.num_scored == len(target)
+
+
+def test_a_feature_of_phrase_pairs_reorders_candidates() -> None:
+    ranked = rescored(["a", "b", "c"], [-1.0, -1.5, -4.0], [-9.0, -2.0, -1.0], weight=0.5)
+    assert [text for text, _ in ranked] == ["b", "c", "a"] and ranked[0][1] == pytest.approx(-2.5)
+    assert rescored(["a", "b"], [-1.0, -1.5], [-9.0, -2.0], weight=0.0)[0][0] == "a"
+    lm = LanguageModel(NetAdapter(tiny("gru")), end_tokens=ENDS)
+    for pairs, message in (([([], [0])], "empty"), ([([4], [0] * 65)], "context"), ([([4], [99])], "vocabulary")):
+        with pytest.raises(ConfigError, match=message):
+            lm.score_pairs(pairs)
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -1,8 +1,8 @@
 """What a sequence-to-sequence network gives so that the engine can decode it: an encoder, and a step over new tokens.
 
-A network keeps an *entry* per target token, whatever that is: a recurrent state, a column of features, keys and values.
+A network keeps an *entry* per target token, whatever that is: a recurrent state, a row of features, keys and values.
 Entries lie in an ordinary cache, one slot a token, so drafts roll back, rows fork, and trees branch without a word from
-the network. It reads new tokens through a `Window`, which tells where the tokens before each of them have their entries.
+the network. It reads new tokens through a `Window`, which tells where the tokens before each of them have entries.
 """
 
 from __future__ import annotations
@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PairConfig", "PairNet", "Window", "attend", "gathered", "paired_loss"]
-
-IGNORED = -100  # a label that is none
+__all__ = ["PairConfig", "PairNet", "Window", "attend", "gathered"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,14 +23,14 @@ class PairConfig:
     """What every network says of itself; kinds add their sizes.
 
     Attributes:
-        vocab_size: tokens of the vocabulary that both sides share.
+        vocab_size: tokens of the vocabulary that both sides share; 0 = not said yet.
         max_positions: most target tokens, the start token included.
         max_source: most source tokens.
         start_token: what the decoder begins with.
         end_token: what ends sources and targets.
     """
 
-    vocab_size: int
+    vocab_size: int = 0
     max_positions: int = 256
     max_source: int = 256
     start_token: int = 2
@@ -98,9 +95,11 @@ class PairNet(nn.Module, ABC):
     Attributes:
         config: its sizes.
         num_layers: of its decoder, by which work is counted.
+        has_logits: whether `head` of `states` is what training maximises; else it has a `loss` of its own.
     """
 
     Config: ClassVar[type[Any]] = PairConfig
+    has_logits: ClassVar[bool] = True
     config: Any
     num_layers: int = 1
 
@@ -130,17 +129,6 @@ class PairNet(nn.Module, ABC):
     @abstractmethod
     def states(self, sources: Tensor, is_real: Tensor, inputs: Tensor) -> Tensor:
         """Return the last states [B, T, hidden] of whole targets [B, T], as training wants them: in one go."""
-
-    def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the mean cross-entropy in nats per token of a batch: sources, mask, inputs, labels (-100 = none)."""
-        sources, mask, inputs, labels = batch
-        return paired_loss(self, self.states(sources, mask.bool(), inputs), labels)
-
-
-def paired_loss(net: PairNet, states: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy of labels [B, T] given last states [B, T, hidden]."""
-    is_real = labels != IGNORED
-    return F.cross_entropy(net.head(states[is_real]).float(), labels[is_real], label_smoothing=smoothing)
 
 
 def gathered(past: Tensor, new: Tensor, index: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from outpace.errors import ModelError, nearest
 from outpace.models.nets.adapter import NetAdapter
-from outpace.models.nets.base import PairNet
+from outpace.models.nets.base import PairConfig, PairNet
 from outpace.text.files import read_object
 
-__all__ = ["KINDS", "MODEL_TYPE", "config_of", "find_kind", "open_net", "read_net"]
+__all__ = ["KINDS", "MODEL_TYPE", "config_of", "find_kind", "kind_of", "open_net", "read_net"]
 
 MODEL_TYPE = "outpace_pairs"
 KINDS = {
@@ -41,9 +41,14 @@ def find_kind(kind: str) -> type[PairNet]:
     return found
 
 
+def kind_of(config: PairConfig) -> type[PairNet]:
+    """Return the class of the network whose sizes these are."""
+    return next(kind for kind in map(find_kind, KINDS) if kind.Config is type(config))
+
+
 def config_of(net: PairNet) -> dict[str, Any]:
     """Return the `config.json` of a network."""
-    kind = next(kind for kind in KINDS if find_kind(kind) is type(net))
+    kind = next(name for name in KINDS if find_kind(name) is type(net))
     return {"model_type": MODEL_TYPE, "kind": kind, "is_encoder_decoder": True, **asdict(net.config)}
 
 

@@ -87,13 +87,13 @@ class Pervasive(PairNet):
     def __init__(self, config: PervasiveConfig) -> None:
         super().__init__()
         self.config, self.num_layers = config, config.layers
-        self.source = nn.Embedding(config.vocab_size, config.width)
+        self.source_embedding = nn.Embedding(config.vocab_size, config.width)
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         channels = [2 * config.width + n * config.growth for n in range(config.layers + 1)]
         self.layers = nn.ModuleList(_Layer(count, config) for count in channels[:-1])
         self.norm, self.merge = nn.LayerNorm(channels[-1]), nn.Linear(channels[-1], config.width)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        for table in (self.source, self.embedding):
+        for table in (self.source_embedding, self.embedding):
             nn.init.normal_(table.weight, std=config.width**-0.5)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Pervasive(PairNet):
 
     def encode(self, sources: Tensor, is_real: Tensor) -> list[Tensor]:
         """Return the mask [B, S] and the embeddings [B, S, width]: the grid does the rest."""
-        states = F.dropout(self.source(sources), self.config.dropout, self.training)
+        states = F.dropout(self.source_embedding(sources), self.config.dropout, self.training)
         return [is_real, states * is_real.unsqueeze(-1).to(states.dtype)]
 
     def entry_shapes(self, source: int) -> list[tuple[int, ...]]:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from outpace.models.nets.base import IGNORED, PairConfig, PairNet, Window, gathered
+from outpace.models.nets.base import PairConfig, PairNet, Window, gathered
 from outpace.papers import Paper
 
 __all__ = ["PAPERS", "Phrases", "PhrasesConfig", "segmentation_score"]
@@ -70,11 +70,12 @@ class Phrases(PairNet):
     """A reordering layer, a bidirectional GRU, and a GRU that writes phrases."""
 
     Config = PhrasesConfig
+    has_logits = False
 
     def __init__(self, config: PhrasesConfig) -> None:
         super().__init__()
         self.config, width, hidden = config, config.width, config.hidden
-        self.source, self.embedding = (nn.Embedding(config.vocab_size, width) for _ in range(2))
+        self.source_embedding, self.embedding = (nn.Embedding(config.vocab_size, width) for _ in range(2))
         self.reorder = nn.Linear((2 * config.reach + 1) * width, 2 * config.reach + 1)
         self.reader = nn.GRU(width, hidden // 2, batch_first=True, bidirectional=True)
         self.history, self.writer = nn.GRUCell(width, hidden), nn.GRUCell(width, hidden)
@@ -83,7 +84,7 @@ class Phrases(PairNet):
         self.classes = nn.Linear(hidden, classes + 1)  # the last one is the end of a phrase
         self.words = nn.Parameter(torch.randn(classes, size, hidden) * hidden**-0.5)
         self.bias = nn.Parameter(torch.zeros(classes, size))
-        for table in (self.source, self.embedding):
+        for table in (self.source_embedding, self.embedding):
             nn.init.normal_(table.weight, std=width**-0.5)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class Phrases(PairNet):
 
     def encode(self, sources: Tensor, is_real: Tensor) -> list[Tensor]:
         """Return the mask [B, S] and the states [B, S, hidden], each as it opens a phrase."""
-        states = F.dropout(self.source(sources), self.config.dropout, self.training)
+        states = F.dropout(self.source_embedding(sources), self.config.dropout, self.training)
         states = self.reordered(states * is_real.unsqueeze(-1).to(states.dtype))
         packed = pack_padded_sequence(states, is_real.sum(1).cpu(), batch_first=True, enforce_sorted=False)
         read, _ = pad_packed_sequence(self.reader(packed)[0], batch_first=True, total_length=sources.shape[1])
@@ -154,9 +155,14 @@ class Phrases(PairNet):
         return torch.where(is_over.unsqueeze(-1), ended, law)
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Return the mean negative log-likelihood in nats per token, over all segmentations; the end token is none."""
+        """Return the mean negative log-likelihood in nats per token, over all segmentations.
+
+        Args:
+            batch: sources, their mask, inputs and labels (negative = none). The end token is counted and costs nothing:
+                the text ends with the source.
+        """
         sources, mask, inputs, labels = batch
-        lengths = (labels != IGNORED).sum(1) - 1
+        lengths = (labels >= 0).sum(1) - 1
         scores = self.log_likelihood(sources, mask.bool(), inputs, lengths)
         return -scores.sum() / (lengths + 1).sum()
 

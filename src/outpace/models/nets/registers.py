@@ -94,10 +94,10 @@ class Registers(PairNet):
         self.config, self.num_layers = config, config.layers
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         sizes = {"source": config.max_source, "register": config.max_source, "target": config.max_positions}
-        self.places = nn.ModuleDict({name: nn.Embedding(size, config.width) for name, size in sizes.items()})
+        self.embed_places = nn.ModuleDict({name: nn.Embedding(size, config.width) for name, size in sizes.items()})
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        for table in (self.embedding, *self.places.values()):
+        for table in (self.embedding, *self.embed_places.values()):
             nn.init.normal_(table.weight, std=config.width**-0.5)  # type: ignore[arg-type]
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class Registers(PairNet):
         return torch.cat([source, registers], 1), torch.cat([is_real, is_register], 1), count
 
     def _placed(self, states: Tensor, table: str, places: Tensor) -> Tensor:
-        return F.dropout(states + self.places[table](places), self.config.dropout, self.training)
+        return F.dropout(states + self.embed_places[table](places), self.config.dropout, self.training)
 
 
 def stream_sight(is_real: Tensor, source: int, registers: int, target: int) -> Tensor:
