@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from outpace.models.nets.gru import GruConfig
+from outpace.models.nets.pervasive import PervasiveConfig
+from outpace.models.nets.phrases import PhrasesConfig
+from outpace.models.nets.registers import RegistersConfig
 from outpace.papers import Paper
 
 from .network import LlamaShape
-from .pairs import MULTI30K, TATOEBA, PairSource
+from .pairs import MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
 from .translation.criteria import CrossEntropy
 from .translation.marian import MarianShape
+from .translation.nets import NetShape
 from .translation.network import Criterion, PairShape
 from .translation.noise import Noise
 from .translation.smoothing import SequenceSmoothing, TokenSmoothing
@@ -333,18 +338,6 @@ _TRANSLATIONS = (
     _SMALL,
     replace(
         _SMALL,
-        name="captions-token-smoothing",
-        summary="`captions-small` with labels that are laws over similar tokens; for research, it does not ship.",
-        criterion=TokenSmoothing(),
-    ),
-    replace(
-        _SMALL,
-        name="captions-sequence-smoothing",
-        summary="`captions-small`, other targets drawn around each reference; for research, it does not ship.",
-        criterion=SequenceSmoothing(),
-    ),
-    replace(
-        _SMALL,
         name="captions-transport",
         summary="`captions-small` with the cost of transport to the reference; for research, it does not ship.",
         criterion=Transport(),
@@ -363,4 +356,69 @@ _TRANSLATIONS = (
         parent="captions-denoising",
     ),
 )
-TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in _TRANSLATIONS}
+_GRU = TranslationRecipe(
+    name="pairs-gru",
+    summary="A GRU encoder-decoder with attention that translates captions from English to German; for research only.",
+    shape=NetShape(config=GruConfig(width=128, hidden=192, dropout=0.2)),
+    vocab=3000,
+    source=MULTI30K,
+    direction="en-de",
+    budget=1536,
+    joined=0.0,
+    matrix_rate=5e-3,
+    other_rate=3e-3,
+    steps=1800,
+    gpu_steps=6000,
+)
+_BASELINES = (
+    _GRU,
+    replace(
+        _GRU,
+        name="captions-token-smoothing",
+        summary="`pairs-gru` with labels that are laws over similar tokens; for research, it does not ship.",
+        criterion=TokenSmoothing(),
+    ),
+    replace(
+        _GRU,
+        name="captions-sequence-smoothing",
+        summary="`pairs-gru`, other targets drawn around each reference; for research, it does not ship.",
+        criterion=SequenceSmoothing(),
+    ),
+    replace(
+        _GRU,
+        name="pairs-gru-plain",
+        summary="`pairs-gru` without attention: the RNN encoder-decoder as it was first published.",
+        shape=NetShape(config=GruConfig(width=128, hidden=192, dropout=0.2, has_attention=False)),
+    ),
+    replace(
+        _GRU,
+        name="pairs-pervasive",
+        summary="A two-dimensional convolutional translator of captions, English to German; for research only.",
+        shape=NetShape(config=PervasiveConfig(width=64, layers=6, growth=24, dropout=0.1)),
+        budget=768,
+        matrix_rate=4e-3,
+        steps=2400,
+    ),
+    replace(
+        _GRU,
+        name="pairs-registers",
+        summary="A decoder-only translator of captions with registers, English to German and French; for research.",
+        shape=NetShape(config=RegistersConfig(width=128, layers=4, heads=4, ffn=384, dropout=0.1)),
+        vocab=4096,
+        source=MULTI30K_TAGGED,
+        direction="en-x",
+        criterion=CrossEntropy(smoothing=0.1),
+        matrix_rate=8e-3,
+        steps=2400,
+    ),
+    replace(
+        _GRU,
+        name="pairs-phrases",
+        summary="A phrase-based translator of captions, English to German, that reads its source once; for research.",
+        shape=NetShape(config=PhrasesConfig(width=128, hidden=96, reach=3, longest=3, dropout=0.1)),
+        vocab=2048,
+        budget=768,
+        steps=2400,
+    ),
+)
+TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES)}

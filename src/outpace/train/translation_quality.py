@@ -1,8 +1,8 @@
 """How good a translator is, and how much work each method needs for its text: BLEU, forwards and drafts per token.
 
     python -m outpace.train.translation_quality translate --set tatoeba-pairs:test
+    python -m outpace.train.translation_quality runs/pairs-gru --set multi30k:test:en-de
     python -m outpace.train.translation_quality translate --methods autoregressive jacobi:mode=block,window=8
-    python -m outpace.train.translation_quality runs/captions-teacher --set multi30k:test:en-de
 
 The model is a zoo name or a directory. Steps are counted per sentence, so they do not depend on the batch. `--card`
 notes the BLEU of plain decoding in the card of a directory, and for a drafter how far it agrees with its parent.
@@ -61,12 +61,15 @@ class TranslationWork:
 
 
 def read_set(name: str, data: Path, count: int = 0) -> list[Pair]:
-    """Return the pairs of a set named "source:split" or "source:split:direction", or `count` of them, evenly spread.
+    """Return the pairs of a set named "source:split:direction", or `count` of them, evenly spread.
+
+    Without a direction the source's first is taken, without a split its test split.
 
     Raises:
         ConfigError: no such source, split or direction, or a file is missing.
     """
-    source, split, direction, *_ = [*name.split(":"), "", ""]
+    source, _, rest = name.partition(":")
+    split, _, direction = rest.partition(":")
     if source not in PAIR_SOURCES:
         raise ConfigError(f"There is no set of sentence pairs {source!r}.", nearest(source, PAIR_SOURCES, "set"))
     pairs = PAIR_SOURCES[source].pairs(data, split or "test", direction)

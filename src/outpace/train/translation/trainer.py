@@ -159,7 +159,7 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = find_data(data)
     pairs = recipe.source.pairs(folder, "train", recipe.direction)
-    tokenizer, directory = inherited(recipe, out, lambda: train_pair_tokenizer(pairs, recipe.vocab))
+    tokenizer, directory = inherited(recipe, out, lambda: train_pair_tokenizer(pairs, recipe.vocab, recipe.source.tags))
     torch.manual_seed(seed)
     network = recipe.shape.build(recipe.vocab)
     parent = None if directory is None else _load_parent(recipe, directory).to(device)
