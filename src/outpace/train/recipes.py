@@ -387,7 +387,7 @@ _BASELINES = (
     replace(
         _GRU,
         name="pairs-gru-plain",
-        summary="`pairs-gru` without attention: the RNN encoder-decoder as it was first published.",
+        summary="`pairs-gru` without attention: the RNN encoder-decoder as first published; for research only.",
         shape=NetShape(config=GruConfig(width=128, hidden=192, dropout=0.2, has_attention=False)),
     ),
     replace(
