@@ -18,7 +18,7 @@ from outpace.api.recall import Recall
 from outpace.api.request import CallOptions, Options
 from outpace.api.result import Result
 from outpace.api.running import advance, finish
-from outpace.api.scoring import Scored, check_causal, score_tokens
+from outpace.api.scoring import Scored, check_causal, check_pairs, score_pairs, score_tokens
 from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import CapabilityError, ConfigError
@@ -342,6 +342,30 @@ class LanguageModel:
         check_causal(self.target.capabilities)
         found = [score_tokens(self.target, ids, self.name, self.tokenizer) for ids in texts]
         return found[0] if is_single else found
+
+    def score_pairs(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[Scored]:
+        """Return what an encoder-decoder makes of given targets, each behind its source.
+
+        Args:
+            pairs: sources and targets, text or token ids; a target's end token is scored too (ids have to name it).
+
+        Returns:
+            A `Scored` per pair, whose first token is the decoder's start.
+
+        Raises:
+            ConfigError: a text that is empty or too long, or a token outside the vocabulary.
+            CapabilityError: the model has no encoder.
+        """
+        check_pairs(self.target.capabilities)
+        if not pairs:
+            return []
+        traits = self.target.capabilities
+        sources, _ = read_prompts([source for source, _ in pairs], self.encode, traits)
+        ends = list(self.end_tokens[:1])
+        targets, _ = read_prompts(
+            [target for _, target in pairs], lambda text: [*self.encode(text, is_special=False), *ends], traits
+        )
+        return score_pairs(self.target, list(zip(sources, targets, strict=True)), self.name, self.tokenizer)
 
     def encode(self, text: str, is_special: bool = True) -> list[int]:
         """Return the ids of a text; `is_special` adds what the tokenizer puts around it (a start token, say)."""

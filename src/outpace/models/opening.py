@@ -8,9 +8,10 @@ from typing import Any
 
 from outpace.errors import CapabilityError, ConfigError, ModelError
 from outpace.models.checkpoint import check_checkpoint
-from outpace.models.loading import load_model, read_capabilities, read_config, resolve
+from outpace.models.loading import load_model, pick_device, pick_dtype, read_capabilities, read_config, resolve
 from outpace.models.lookup import is_native
 from outpace.models.lora import base_directory
+from outpace.models.nets.files import MODEL_TYPE, open_net
 from outpace.models.parallel import Split
 from outpace.models.transformer import Kernels
 from outpace.types import Adapter, Capabilities
@@ -78,24 +79,29 @@ def open_model(
     if named is not None and adapter is not None:
         raise ConfigError(f"{name} is an adapter, and another one was given.", "Leave one out.")
     lora = named or adapter
+    is_own = not has_loader and not name.startswith(_PREFIX) and read_config(directory).get("model_type") == MODEL_TYPE
+    runner = "a network of its own" if is_own else "transformers"
     if has_loader:
         return load_model(
             directory, dtype, device, kernels=kernels, card=card, context=context, adapter=lora, split=split
         )
     if lora is not None:
         raise ConfigError(
-            f"An adapter was given for {name}, but transformers runs that model in its own way.",
+            f"An adapter was given for {name}, but {runner} runs that model in its own way.",
             "Merge it into its model first (peft: merge_and_unload, then save_pretrained).",
         )
     if split is not None:
-        raise CapabilityError(f"{name} is not split: transformers runs it in its own way.", "Load it in one process.")
-    from outpace.models.hf import load_transformers
-
+        raise CapabilityError(f"{name} is not split: {runner} runs it in its own way.", "Load it in one process.")
     if context:
         raise ConfigError(
-            f"A context was asked for, but transformers runs {name} in its own way.",
+            f"A context was asked for, but {runner} runs {name} in its own way.",
             "Leave it out.",
         )
+    if is_own:
+        place = pick_device(device)
+        return open_net(directory, pick_dtype(dtype, read_config(directory), place), place)
+    from outpace.models.hf import load_transformers
+
     model = load_transformers(str(directory), dtype=dtype, device=device)
     if not name.startswith(_PREFIX):
         model.notes.append("This architecture has no native loader: it runs through transformers, which is slower.")
