@@ -7,6 +7,7 @@ from typing import Literal
 
 from outpace.papers import Paper
 
+from .corrections import CORRECTIONS
 from .network import LlamaShape
 from .pairs import MULTI30K, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
@@ -212,7 +213,7 @@ class TranslationRecipe(AnyRecipe):
         ffn: Width of the feed-forward layers.
         vocab: Tokens of the vocabulary that both languages share.
         context: Most positions on either side.
-        objective: `translation` or `distilled` (taught by the parent).
+        objective: `translation`, `correction` (of mistakes) or `distilled` (taught by the parent).
         budget: Positions of a batch on the longer side, padding included.
         longest: Pairs with a longer side, in tokens, are left out.
         joined: Share of further pairs made by joining two or three.
@@ -227,7 +228,7 @@ class TranslationRecipe(AnyRecipe):
     ffn: int = 768
     vocab: int = 6144
     context: int = 256
-    objective: Literal["translation", "distilled"] = "translation"
+    objective: Literal["translation", "distilled", "correction"] = "translation"
     budget: int = 4096
     longest: int = 96
     joined: float = 0.05
@@ -268,6 +269,22 @@ _TRANSLATIONS = (
         other_rate=2e-3,
         steps=900,
         gpu_steps=4000,
+    ),
+    TranslationRecipe(
+        name="correct",
+        summary="A small corrector of English: spelling, agreement, articles, prepositions, verb forms and marks.",
+        width=128,
+        encoder_layers=6,
+        decoder_layers=1,
+        ffn=512,
+        vocab=4096,
+        objective="correction",
+        budget=2048,
+        dropout=0.0,
+        source=CORRECTIONS,
+        steps=4000,
+        gpu_steps=30000,
+        checkpoint_every=100,
     ),
 )
 TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in _TRANSLATIONS}
