@@ -1,4 +1,4 @@
-"""Drafts from a model whose whole output is there at once: what it would write, beside a target that writes by tokens."""
+"""Drafts from a model whose whole output is there at once, beside a target that writes token by token."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _LONGEST = 110  # characters: a sentence that a small model can hold
 _SENTENCE = re.compile(r"(?<=[.!?]\s)[A-Z][^.!?\n\"“”*#_\[\]]{12,}(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)[.!?](?=\s)")
 _PER_BOOK = 400  # sentences of a book, evenly spread
 _DRAWS = 2  # mistakes are drawn this often for each sentence
-_PLAIN = str.maketrans("’‘", "''")
+_PLAIN = str.maketrans("\u2018\u2019", "''")
 
 
 def correction_pairs(sentences: Sequence[str], seed: int, draws: int = 1) -> list[Pair]:
@@ -30,7 +30,7 @@ def correction_pairs(sentences: Sequence[str], seed: int, draws: int = 1) -> lis
 
 
 def clean_sentences(path: Path) -> Iterator[str]:
-    """Yield the English sentences of a file: the first column of a table of pairs, or sentences of books and problems."""
+    """Yield the English sentences of a file: the first column of a table, or sentences of books and problems."""
     if ".tsv" in path.suffixes:
         yield from (line.split("\t")[0].strip() for line in open_text(path).rstrip("\n").split("\n"))
         return

@@ -1,8 +1,9 @@
 """Mistakes made by rule in clean English: what a corrector learns to undo.
 
-A rule looks at one word and its neighbours and says what a learner, or a hurried hand, might have written there. It acts
-only where the right word can still be told from what stands around it, so that a corrector learns no habit of changing
-what was right. Text is cut into pieces, each a word or a mark with the blanks before it; joined, they are the text again.
+A rule looks at one word and its neighbours and says what a learner, or a hurried hand, might have written there. It
+acts only where the right word can still be told from what stands around it, so that a corrector learns no habit of
+changing what was right. Text is cut into pieces, each a word or a mark with the blanks before it; joined, they are the
+text again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ __all__ = ["RULES", "Rule", "make_mistakes", "pieces"]
 Rule = Callable[[Sequence[str], int, Random], str | None]
 """(bare pieces, place, draws) -> what stands there instead, "" = nothing; None = the rule does not apply."""
 
-_PIECE = re.compile(r"\s*(?:\w+(?:['’]\w+)*|[^\w\s])")
+_PIECE = re.compile(r"\s*(?:\w+(?:['\u2019]\w+)*|[^\w\s])")
 _COUNTS = (0, 0, 0, 1, 1, 1, 1, 2, 2, 3)  # mistakes in a sentence of ordinary length, drawn evenly
 _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _NEAR = {
@@ -71,8 +72,9 @@ catch catches caught caught catching;study studies studied studied studying;try 
 cry cries cried cried crying;use uses used used using;live lives lived lived living;love loves loved loved loving
 like likes liked liked liking;hope hopes hoped hoped hoping;move moves moved moved moving
 close closes closed closed closing;stop stops stopped stopped stopping;plan plans planned planned planning
-arrive arrives arrived arrived arriving;decide decides decided decided deciding;believe believes believed believed believing
-change changes changed changed changing;lie lies lay lain lying;put puts put put putting""".replace("\n", ";").split(";")
+arrive arrives arrived arrived arriving;decide decides decided decided deciding
+believe believes believed believed believing;change changes changed changed changing
+lie lies lay lain lying;put puts put put putting""".replace("\n", ";").split(";")
 ] + [
     [verb, verb + "s", verb + "ed", verb + "ed", verb + "ing"]
     for verb in """want need look play work help ask talk walk call open start turn seem show learn listen wait visit
