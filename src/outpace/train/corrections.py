@@ -73,4 +73,5 @@ CORRECTIONS = PairSource(
     licence="CC-BY-2.0, MIT and public domain",
     note="clean sentences; the mistakes are made by rule (outpace.train.mistakes)",
     read=_read,
+    languages=("wrong", "right"),
 )
