@@ -11,6 +11,7 @@ from outpace.models.nets.phrases import PhrasesConfig
 from outpace.models.nets.registers import RegistersConfig
 from outpace.papers import Paper
 
+from .corrections import CORRECTIONS
 from .network import LlamaShape
 from .pairs import MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
@@ -221,7 +222,7 @@ class TranslationRecipe(AnyRecipe):
     Attributes:
         shape: The kind of network and its sizes.
         vocab: Tokens of the vocabulary that both sides share.
-        objective: `translation` (the pairs' own targets), `written` (the targets that the parent writes: distillation
+        objective: `translation` or `correction` (the pairs' own targets), `written` (the targets that the parent writes: distillation
             at the level of sequences), `distilled` (the parent's laws over the next token: at the level of tokens) or
             `denoising` (each text of either side, from a spoilt copy of it).
         criterion: What is minimised.
@@ -239,7 +240,7 @@ class TranslationRecipe(AnyRecipe):
 
     shape: PairShape = _SHAPE
     vocab: int = 6144
-    objective: Literal["translation", "written", "distilled", "denoising"] = "translation"
+    objective: Literal["translation", "correction", "written", "distilled", "denoising"] = "translation"
     criterion: Criterion = _PLAIN
     noise: Noise = _NOISE
     is_deepened: bool = False
@@ -354,6 +355,18 @@ _TRANSLATIONS = (
         name="captions-denoised",
         summary="`captions-small`, started from `captions-denoising`; for research, it does not ship.",
         parent="captions-denoising",
+    ),
+    TranslationRecipe(
+        name="correct",
+        summary="A small corrector of English: spelling, agreement, articles, prepositions, verb forms and marks.",
+        shape=MarianShape(width=128, encoder_layers=6, decoder_layers=1, ffn=512, dropout=0.0),
+        vocab=4096,
+        objective="correction",
+        source=CORRECTIONS,
+        budget=2048,
+        steps=4000,
+        gpu_steps=30000,
+        checkpoint_every=100,
     ),
 )
 _GRU = TranslationRecipe(
