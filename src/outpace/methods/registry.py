@@ -23,6 +23,8 @@ _BUILT_IN = {  # below outpace.methods
     "autoregressive": "autoregressive:Autoregressive",
     "auto": "auto:Auto",
     "prompt-lookup": "speculative.prompt_lookup:PromptLookup",
+    "input-guided": "speculative.input_guided:InputGuided",
+    "generalised-aggressive": "speculative.generalised_aggressive:GeneralisedAggressive",
     "suffix": "speculative.suffix:Suffix",
     "token-recycling": "speculative.token_recycling:TokenRecycling",
     "aded": "speculative.aded:Aded",
