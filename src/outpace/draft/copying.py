@@ -1,7 +1,7 @@
 """Copying: a text that is expected to come again, perhaps with changes, and how far it has come.
 
-Source: Sun et al. (2021), arXiv 2106.04970, and Ge et al. (2022), arXiv 2205.10350: after a change, copying begins again
-where the end of what was written stands in the text that is copied.
+Source: Sun et al. (2021), arXiv 2106.04970, and Ge et al. (2022), arXiv 2205.10350: after a change, copying begins
+again where the end of what was written stands in the text that is copied.
 """
 
 from __future__ import annotations

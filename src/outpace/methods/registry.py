@@ -71,6 +71,7 @@ _BUILT_IN = {  # below outpace.methods
     "diffuspec": "speculative.diffuspec:DiffuSpec",
     "trained-drafter": "speculative.trained_drafter:TrainedDrafter",
     "medusa": "speculative.medusa:Medusa",
+    "blockwise": "speculative.blockwise:Blockwise",
     "eagle": "speculative.eagle:Eagle",
     "mtp": "speculative.mtp:Mtp",
     "fastmtp": "speculative.fast_mtp:FastMtp",
