@@ -43,6 +43,7 @@ _BUILT_IN = {  # below outpace.methods
     "vocab-trim": "speculative.vocab_trim:VocabTrim",
     "jacobi": "parallel.jacobi:Jacobi",
     "retrieval": "speculative.retrieval:Retrieval",
+    "one-pass": "parallel.one_pass:OnePass",
     "lookahead": "parallel.lookahead:Lookahead",
     "ouroboros": "speculative.ouroboros:Ouroboros",
     "layer-skip": "speculative.layer_skip:LayerSkip",

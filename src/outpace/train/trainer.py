@@ -200,7 +200,7 @@ def train(
     with logging_to(out / "train.log"):
         trainer: Loop
         if isinstance(chosen, TranslationRecipe):
-            from .seq2seq import build_translator  # transformers, which is optional
+            from .translation.trainer import build_translator
 
             trainer = build_translator(chosen, out, data, steps=steps, seed=seed)
         else:
