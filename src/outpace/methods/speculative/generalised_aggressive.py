@@ -18,8 +18,8 @@ from typing import ClassVar
 from outpace.draft.copying import Copies, Copy
 from outpace.draft.nested import NestedRun
 from outpace.draft.source import passed_tokens
+from outpace.draft.whole import whole_texts
 from outpace.methods.base import Paper, chain
-from outpace.methods.misfit import check_fit
 from outpace.methods.registry import load_method
 from outpace.methods.speculative.drafted import AdaptiveDraft
 from outpace.setting import setting
@@ -30,21 +30,20 @@ __all__ = ["GeneralisedAggressive", "WholeDrafts"]
 
 @dataclass
 class WholeDrafts(Copies):
-    """The drafter in a run of its own, and the texts that it made.
+    """Texts of the drafter, and what writes those that are missing.
 
     Attributes:
-        drafter: writes them.
+        drafter: a run of a model that writes token by token; None = every row had its text from the beginning.
         passed: tokens that stand before a text, not in it.
     """
 
-    drafter: NestedRun
+    drafter: NestedRun | None
     passed: frozenset[int]
 
     def write(self, view: View, most: int, largest: int) -> None:
         """Let the drafter write the texts of rows that have none yet, of `most` tokens at most."""
         new = [0 if copy is not None else most for copy in self.copies]
-        reach = self.drafter.reach(view, new)
-        if max(reach) == 0:
+        if self.drafter is None or max(reach := self.drafter.reach(view, new)) == 0:
             return
         for row, tokens in enumerate(self.drafter.write(view, reach, stops_at_ends=True)):
             if reach[row]:
@@ -57,7 +56,6 @@ class GeneralisedAggressive(AdaptiveDraft):
 
     Attributes:
         draft: the drafter: a zoo name, directory or hub id; "auto" = the one that the target's card names.
-        writer: the method by which the drafter writes.
         most: most tokens of its text.
         draft_len: most tokens copied per step.
         is_adaptive: let the length follow acceptance, where long windows cost time.
@@ -65,7 +63,6 @@ class GeneralisedAggressive(AdaptiveDraft):
     """
 
     draft: str = "auto"
-    writer: str = "autoregressive"
     most: int = setting(256, least=1)
     draft_len: int = setting(32, least=1)
     is_adaptive: bool = False
@@ -90,17 +87,13 @@ class GeneralisedAggressive(AdaptiveDraft):
         return Needs(has_rollback=True, width=self.draft_len, models=("draft",))
 
     def begin(self, context: Context) -> WholeDrafts:
-        """Begin a run of the drafter, which has written nothing yet.
-
-        Raises:
-            ConfigError: there is no such writer.
-            CapabilityError: it does not fit the drafter.
-        """
-        writer = load_method(self.writer)()
-        check_fit(writer, context.models["draft"].capabilities)
-        drafter = NestedRun.begin(context, writer)
-        rows = len(context.texts)
-        return WholeDrafts([None] * rows, [0] * rows, drafter, passed_tokens(context))
+        """Take the text of a one-pass model; begin a run of any other, which has written nothing yet."""
+        passed, rows = passed_tokens(context), len(context.texts)
+        if not context.models["draft"].capabilities.is_one_pass:
+            drafter = NestedRun.begin(context, load_method("autoregressive")())
+            return WholeDrafts([None] * rows, [0] * rows, drafter, passed)
+        copies = [Copy(text[: self.most], self.max_match, passed=passed) for text in whole_texts(context)]
+        return WholeDrafts(list(copies), [min(1, len(text)) for text in context.texts], None, passed)
 
     def grow(self, view: View, drafter: WholeDrafts, reach: list[int]) -> Proposal:
         """Let new rows be written by the drafter, then copy on."""
