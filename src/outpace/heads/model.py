@@ -53,7 +53,7 @@ class HeadModel(Adapter):
         self.capabilities, self.device, self.dtype = offered, target.device, target.dtype
         self.net, self.target = net.to(self.device, self.dtype).eval().requires_grad_(False), target
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
-            pack_linears(self.net)
+            pack_linears(self.net, net.coded)
         self.ids = None if ids is None else ids.to(self.device)
         self.kind, self.reads, self.path = config.kind, config.outputs, "torch"
         self.trimmed = None if self.ids is None else target.trim_head(self.ids)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from outpace.errors import ConfigError, nearest
+from outpace.models.quantised import Quantised
 from outpace.types import Adapter, Context, Outputs
 
 if TYPE_CHECKING:
@@ -163,6 +164,9 @@ class HeadNet(nn.Module, ABC):
 
     Args:
         config: what it is made for.
+
+    Attributes:
+        coded: matrices that were stored as bytes, by the name of their tensor; kernels that can compute with those.
     """
 
     kind: ClassVar[str] = ""
@@ -170,6 +174,7 @@ class HeadNet(nn.Module, ABC):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config = config
+        self.coded: dict[str, Quantised] = {}
 
     @classmethod
     def made_for(
@@ -217,7 +222,7 @@ class HeadNet(nn.Module, ABC):
         return sum(weight.numel() * weight.element_size() for weight in self.parameters())
 
 
-_LATER = ("net", "draft", "model", "files", "stored", "find", "losses", "known")
+_LATER = ("net", "draft", "model", "files", "stored", "find", "losses", "known", "rounded")
 
 
 def kinds() -> dict[str, type[HeadNet]]:
