@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from outpace.draft.likeliest import likeliest
-from outpace.draft.reading import SPREAD, Drafter, branch_scores, columns
+from outpace.draft.reading import SPREAD, Drafter, Limits, branch_scores, columns
 from outpace.run.tree import TokenTree, ancestors, kept_order
 from outpace.types import View
 
@@ -57,6 +57,9 @@ def draft_best(
         min_gain: a row stops growing after a level that raised its expected number of accepted drafts by no more.
         spread: as in `branch_scores`.
     """
+    at_once = drafter.best(view, levels, budget, width, by_slot, Limits(floor, min_gain, spread))
+    if at_once is not None:
+        return at_once
     # 1 Begin at the final text: a frontier of one node, the root, whose reach is certain where a row may draft.
     # Penalties see the final text alone: drafts differ by branch, and a wrong penalty costs acceptance only.
     history = view.sampler.history(view.texts, view.prompts, drafter.vocab_size)
