@@ -105,9 +105,8 @@ def load(
     directory, _ = locate(name)
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
     tokenizer = Tokenizer.from_directory(directory)
-    spoken = (
-        tokenizer.speak(source_language or "", target_language or "") if source_language or target_language else None
-    )
+    languages = (source_language or "", target_language or "")
+    spoken = tokenizer.speak(*languages) if any(languages) else None
     merged = None if adapter is None else path("adapter", adapter)
     target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0, merged, split)
     if cache_dtype not in ("auto", "int8"):
