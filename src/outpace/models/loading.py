@@ -12,7 +12,7 @@ import torch
 from outpace.errors import CapabilityError, ConfigError, ModelError, nearest
 from outpace.models.assemble import assemble
 from outpace.models.card import CARD_TABLE, read_card
-from outpace.models.checkpoint import check_checkpoint, check_file
+from outpace.models.checkpoint import check_checkpoint, check_file, check_marian
 from outpace.models.config_values import token_ids
 from outpace.models.gguf import GgufTensors
 from outpace.models.gguf_config import gguf_config
@@ -264,6 +264,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     if Path(directory).is_file():
         return gguf_config(read_gguf(Path(directory)))
     path = Path(directory) / "config.json"
+    check_marian(Path(directory))
     if not path.is_file():
         raise ModelError(f"{directory} has no config.json.", hint="Give the directory that holds a model's files.")
     return read_object(path)
