@@ -132,9 +132,7 @@ def piece_engine(pieces: Pieces, more: Sequence[str] = ()) -> Tokenizer:
         vocab = {text: index for index, text in enumerate(texts)}
         merges = merges_by_score(texts, scores, pieces.kinds)
         unknown = texts[pieces.unknown]
-        engine = Tokenizer(
-            models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=pieces.has_bytes)
-        )
+        engine = Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=pieces.has_bytes))
     else:
         # A control piece is never part of a text, but a unigram model knows no kinds: its spelling is barred below.
         listed = list(zip(texts, scores, strict=True))
