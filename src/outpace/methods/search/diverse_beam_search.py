@@ -10,7 +10,7 @@ Differences: the penalty stays in the score, as in transformers' group beams, wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from outpace.accept.beams import BeamRules
@@ -59,4 +59,4 @@ class DiverseBeamSearch(Searched):
     @property
     def rules(self) -> BeamRules:
         """What the search is after."""
-        return BeamRules(self.length_penalty, self.early_stopping, self.groups, self.diversity)
+        return replace(super().rules, num_groups=self.groups, diversity=self.diversity)

@@ -15,7 +15,7 @@ from outpace.methods.registry import load_method
 from outpace.setting import setting
 from outpace.types import Context, Decision, Needs, Outcome, Proposal, Scores, View
 
-__all__ = ["Searched", "SearchState"]
+__all__ = ["SearchState", "Searched"]
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Searched(Method):
         early_stopping: "true" = stop at as many ended texts as beams; "false" = when the likeliest text that goes on
             would not be better, ended now, than the worst of them; "never" = when it could not become so.
         n_best: how many texts are returned, the best first.
+        is_renormalised: let the probabilities that penalties and bans leave sum to 1 again.
         drafter: a method whose drafts are checked for all beams in one forward; "" = none.
         draft_len, tree_width: of the drafter, where it has such settings; 0 = its own.
         draft: the drafter's model, where it takes one.
@@ -48,6 +49,7 @@ class Searched(Method):
     length_penalty: float = setting(1.0, is_finite=True)
     early_stopping: str = setting("false", among=("false", "true", "never"))
     n_best: int = setting(1, least=1)
+    is_renormalised: bool = False
     drafter: str = ""
     draft_len: int = setting(0, least=0)
     tree_width: int = setting(0, least=0)
@@ -81,7 +83,7 @@ class Searched(Method):
     @property
     def rules(self) -> BeamRules:
         """What the search is after."""
-        return BeamRules(self.length_penalty, self.early_stopping)
+        return BeamRules(self.length_penalty, self.early_stopping, is_renormalised=self.is_renormalised)
 
     @property
     def drafted(self) -> Method:
