@@ -13,7 +13,7 @@ from outpace.errors import ConfigError
 from outpace.methods.base import Method, nothing
 from outpace.methods.registry import load_method
 from outpace.setting import setting
-from outpace.types import Context, Decision, Needs, Outcome, Proposal, Scores, View
+from outpace.types import Capabilities, Context, Decision, Needs, Outcome, Proposal, Scores, View
 
 __all__ = ["SearchState", "Searched"]
 
@@ -109,13 +109,25 @@ class Searched(Method):
         """The best ones."""
         return self.n_best
 
+    def fitted(self, offered: Capabilities) -> tuple[Method, str]:
+        """Return the search without drafts on a model that cannot score them."""
+        drafted = self.drafted.fitted(offered)[0]
+        needs = drafted.needs
+        if (
+            drafted == self.drafted
+            and offered.has_tree >= needs.has_tree
+            and offered.has_rollback >= needs.has_rollback
+        ):
+            return self, ""
+        return self.reference(), f"The model cannot score what {self.drafter} drafts: the beams went on without drafts."
+
     def reference(self) -> Method:
         """Return the same search without drafts, one token per step."""
         return replace(self, drafter="", draft_len=0, tree_width=0, draft="auto")
 
     def to_certify(self) -> Method:
-        """Return the search with drafts, which are what there is to certify."""
-        return self if self.drafter else replace(self, drafter="prompt-lookup")
+        """Return the search with drafts, which are what there is to certify; of few beams, that they may hold all."""
+        return self if self.drafter else replace(self, beams=2, n_best=min(self.n_best, 2), drafter="token-recycling")
 
     def start(self, context: Context) -> SearchState:
         """Begin the search, and the drafter."""
