@@ -32,10 +32,11 @@ class BeamRules:
 
     Attributes:
         length_penalty: a text's score is its log-probability divided by its written tokens to this power.
-        early_stopping: when a group with as many ended texts as beams stops: "true" = then, "false" = when its likeliest
-            text, if it ended now, would not be better than the worst ended one, "never" = when it could not become
-            better.
+        early_stopping: when a group with as many ended texts as beams stops: "true" = at once, "false" = when its
+            likeliest text, if it ended now, would not be better than the worst ended one, "never" = when it could not
+            become better.
         num_groups: groups of beams that keep apart.
+        is_renormalised: log-probabilities sum to 1 again behind penalties and bans.
         diversity: subtracted from a token's log-probability for each beam of an earlier group that goes on with it.
     """
 
@@ -43,6 +44,7 @@ class BeamRules:
     early_stopping: str = "false"
     num_groups: int = 1
     diversity: float = 0.0
+    is_renormalised: bool = False
 
 
 @dataclass
@@ -176,11 +178,11 @@ class _Search:
         if history is not None and sampler.settings.constraint is not None:
             stuck = [at for at in range(len(rows)) if history.is_stuck(at)]
             logits[stuck] = _NEVER
+        if self.rules.is_renormalised:
+            logits = logits.log_softmax(-1)
         return logits.view(shape).nan_to_num(nan=_NEVER, neginf=_NEVER), is_broken
 
-    def _choose(
-        self, groups: Sequence[_Group], now: Beams, beams: slice, laws: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _choose(self, groups: Sequence[_Group], now: Beams, beams: slice, laws: Tensor) -> tuple[Tensor, Tensor]:
         """Choose what the beams of a part go on from, and with; note what ends. [G, M] places in the group, tokens."""
         part, vocab, first = self.part, laws.shape[-1], beams.start
         is_open = now.is_open[:, beams.start].clone()
@@ -252,7 +254,9 @@ class _Search:
         rules, device = self.rules, now.total.device
         lengths = written
         if rules.early_stopping == "never" and rules.length_penalty > 0:
-            lengths = [n + self.view.room[g.rows[0]] - len(g.paths[0].tokens) - 1 for n, g in zip(written, groups, strict=True)]
+            lengths = [
+                n + self.view.room[g.rows[0]] - len(g.paths[0].tokens) - 1 for n, g in zip(written, groups, strict=True)
+            ]
         scale = torch.tensor([n**rules.length_penalty for n in lengths], dtype=torch.float64, device=device)
         worst = now.best[:, beams].amin(1)  # -inf until there are as many as beams
         is_better = now.total[:, beams.start] / scale > worst
@@ -287,7 +291,9 @@ def search_beams(proposal: Proposal, scores: Scores, view: View, beams: Beams, r
     return _decide(groups, children, len(view.texts), state)
 
 
-def _decide(groups: Sequence[_Group], children: Sequence[dict[tuple[int, int], int]], count: int, state: Beams) -> Decision:
+def _decide(
+    groups: Sequence[_Group], children: Sequence[dict[tuple[int, int], int]], count: int, state: Beams
+) -> Decision:
     """Put what the groups came to together, row by row."""
     paths, endings = [_Path(row) for row in range(count)], list[Ending | None]([None] * count)
     is_over, is_recovered = [False] * count, [False] * count

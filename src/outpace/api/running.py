@@ -58,7 +58,6 @@ class Plan:
     notes: list[str]
     cached_tokens: int = 0
 
-
     @property
     def shown(self) -> list[Row]:
         """The rows that are results; what others wrote was for these."""
@@ -92,7 +91,9 @@ def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple
             stepped = [row for row, _ in job.run.step()]
         for row in stepped:
             is_final = row.finish is not None
-            if id(row) not in number or row.text is None or (has_forks and not is_final):  # another's text may replace it
+            if (
+                id(row) not in number or row.text is None or (has_forks and not is_final)
+            ):  # another's text may replace it
                 continue
             piece = row.text.release(is_final=is_final)
             if piece:

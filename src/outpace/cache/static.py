@@ -225,8 +225,8 @@ class Cache:
     def follow(self, source: Sequence[int]) -> None:
         """Let row i go on from row `source[i]`, in place (rows may repeat); staged entries go with their rows.
 
-        Rows that stay where they are cost nothing, the others as much as they hold. Rows that follow each other have the
-        same `extra`: it tells of a source, and they go on with texts of one.
+        Rows that stay where they are cost nothing, the others as much as they hold. Rows that follow each other have
+        the same `extra`: it tells of a source, and they go on with texts of one.
         """
         moved = [row for row, old in enumerate(source) if old != row]
         if not moved:

@@ -56,7 +56,7 @@ class Method:
     is_mixed: ClassVar[bool] = False
     """Rows may bring methods and settings of their own."""
     draws: ClassVar[bool] = True
-    """Its texts depend on noise where the settings ask for it; False = it takes the likeliest texts, and no temperature."""
+    """Its texts depend on noise where the settings ask for it; False = it takes the likeliest ones, no temperature."""
     reads: ClassVar[frozenset[str]] = frozenset({"law", "scores"})
     """What it looks at where rows of several methods stand side by side, and what costs time there: "law", what the
     rows' settings make of logits, anywhere but in `Method.accept`; "scores", in `observe`."""

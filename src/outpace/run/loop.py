@@ -290,11 +290,11 @@ class Run:
             raise ConfigError(f"The method {self.method.name!r} forks rows unasked.", "Say so in needs.has_forks.")
         return self.batch.fork(source)
 
-    def _lay_aside(
-        self, rows: list[Row], proposal: Proposal, decision: Decision, scores: Scores, view: View
-    ) -> None:
+    def _lay_aside(self, rows: list[Row], proposal: Proposal, decision: Decision, scores: Scores, view: View) -> None:
         if not self._needs.has_forks:
-            raise ConfigError(f"The method {self.method.name!r} lays texts aside unasked.", "Say so in needs.has_forks.")
+            raise ConfigError(
+                f"The method {self.method.name!r} lays texts aside unasked.", "Say so in needs.has_forks."
+            )
         lay_aside(rows, proposal, decision, scores, view, (self.record, self.num_top) if self._has_records else None)
 
     def _observe(self, rows: list[Row], last: Outcome) -> None:

@@ -23,4 +23,6 @@ class BeamSearch(Searched):
     """Beam search."""
 
     name: ClassVar[str] = "beam-search"
-    summary: ClassVar[str] = "The likeliest texts side by side, the best of them returned; drafts for all beams at once."
+    summary: ClassVar[str] = (
+        "The likeliest texts side by side, the best of them returned; drafts for all beams at once."
+    )

@@ -10,12 +10,12 @@ Differences: the penalty stays in the score, as in transformers' group beams, wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from outpace.accept.beams import BeamRules
 from outpace.errors import ConfigError
-from outpace.methods.base import Paper
+from outpace.methods.base import Method, Paper
 from outpace.methods.search.searched import Searched
 from outpace.setting import setting
 
@@ -35,7 +35,7 @@ class DiverseBeamSearch(Searched):
     """
 
     groups: int = setting(2, least=1)
-    diversity: float = setting(0.5, least=0, is_finite=True)
+    diversity: float = setting(1.0, least=0, is_finite=True)
 
     name: ClassVar[str] = "diverse-beam-search"
     summary: ClassVar[str] = "Beam search in groups, each of which pays for tokens that others write at the same place."
@@ -56,7 +56,13 @@ class DiverseBeamSearch(Searched):
                 f"{self.beams} beams do not fall into {self.groups} equal groups.", "Let groups divide beams."
             )
 
+    def to_certify(self) -> Method:
+        """Return the search with drafts, and two groups of one beam."""
+        if self.drafter:
+            return self
+        return replace(self, beams=2, groups=2, n_best=min(self.n_best, 2), drafter="token-recycling")
+
     @property
     def rules(self) -> BeamRules:
         """What the search is after."""
-        return BeamRules(self.length_penalty, self.early_stopping, self.groups, self.diversity)
+        return replace(super().rules, num_groups=self.groups, diversity=self.diversity)

@@ -13,9 +13,9 @@ from outpace.errors import ConfigError
 from outpace.methods.base import Method, nothing
 from outpace.methods.registry import load_method
 from outpace.setting import setting
-from outpace.types import Context, Decision, Needs, Outcome, Proposal, Scores, View
+from outpace.types import Capabilities, Context, Decision, Needs, Outcome, Proposal, Scores, View
 
-__all__ = ["Searched", "SearchState"]
+__all__ = ["SearchState", "Searched"]
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Searched(Method):
         early_stopping: "true" = stop at as many ended texts as beams; "false" = when the likeliest text that goes on
             would not be better, ended now, than the worst of them; "never" = when it could not become so.
         n_best: how many texts are returned, the best first.
+        is_renormalised: let the probabilities that penalties and bans leave sum to 1 again.
         drafter: a method whose drafts are checked for all beams in one forward; "" = none.
         draft_len, tree_width: of the drafter, where it has such settings; 0 = its own.
         draft: the drafter's model, where it takes one.
@@ -48,6 +49,7 @@ class Searched(Method):
     length_penalty: float = setting(1.0, is_finite=True)
     early_stopping: str = setting("false", among=("false", "true", "never"))
     n_best: int = setting(1, least=1)
+    is_renormalised: bool = False
     drafter: str = ""
     draft_len: int = setting(0, least=0)
     tree_width: int = setting(0, least=0)
@@ -81,7 +83,7 @@ class Searched(Method):
     @property
     def rules(self) -> BeamRules:
         """What the search is after."""
-        return BeamRules(self.length_penalty, self.early_stopping)
+        return BeamRules(self.length_penalty, self.early_stopping, is_renormalised=self.is_renormalised)
 
     @property
     def drafted(self) -> Method:
@@ -107,13 +109,25 @@ class Searched(Method):
         """The best ones."""
         return self.n_best
 
+    def fitted(self, offered: Capabilities) -> tuple[Method, str]:
+        """Return the search without drafts on a model that cannot score them."""
+        drafted = self.drafted.fitted(offered)[0]
+        needs = drafted.needs
+        if (
+            drafted == self.drafted
+            and offered.has_tree >= needs.has_tree
+            and offered.has_rollback >= needs.has_rollback
+        ):
+            return self, ""
+        return self.reference(), f"The model cannot score what {self.drafter} drafts: the beams went on without drafts."
+
     def reference(self) -> Method:
         """Return the same search without drafts, one token per step."""
         return replace(self, drafter="", draft_len=0, tree_width=0, draft="auto")
 
     def to_certify(self) -> Method:
-        """Return the search with drafts, which are what there is to certify."""
-        return self if self.drafter else replace(self, drafter="prompt-lookup")
+        """Return the search with drafts, which are what there is to certify; of few beams, that they may hold all."""
+        return self if self.drafter else replace(self, beams=2, n_best=min(self.n_best, 2), drafter="token-recycling")
 
     def start(self, context: Context) -> SearchState:
         """Begin the search, and the drafter."""
