@@ -23,6 +23,7 @@ from outpace.train.translation.dynamics import fuzzy_reordering, reached, stages
 from outpace.train.translation.look import HeldOut, translate_all
 from outpace.train.translation.marian import MarianShape
 from outpace.train.translation.network import PairNetwork
+from outpace.train.translation.smoothing import TokenSmoothing
 from outpace.train.translation.snapshots import averaged, deepened, snapshots
 from outpace.train.translation.written import written_pairs
 from outpace.train.translation_quality import read_set
@@ -265,3 +266,11 @@ def test_research_recipes_say_that_they_do_not_ship() -> None:
             assert TRANSLATIONS[recipe.parent].vocab == recipe.vocab  # the tokenizer is the parent's
     deep, teacher = TRANSLATIONS["captions-deep-shallow"], TRANSLATIONS["captions-teacher"]
     assert deep.direction == teacher.direction == "en-de" and deep.parent == teacher.name
+    with pytest.raises(ConfigError, match="names none"):
+        replace(TINY, objective="written")
+
+
+def test_a_parents_laws_go_with_cross_entropy_alone(run: Path, data: Path) -> None:
+    recipe = replace(TINY, name="taught", parent="tiny", objective="distilled", criterion=TokenSmoothing())
+    with pytest.raises(ConfigError, match=r"cannot be learnt beside TokenSmoothing"):
+        train(recipe, run.parent / "taught", data=data, threads=1)

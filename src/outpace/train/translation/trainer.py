@@ -19,7 +19,7 @@ from outpace.train.loop import Loop, inherited, log
 from outpace.train.pairs import PairBatches, encode_pairs, join_neighbours, train_pair_tokenizer
 from outpace.train.recipes import TRANSLATIONS, TranslationRecipe
 
-from .criteria import Taught
+from .criteria import CrossEntropy, Taught
 from .look import HeldOut, draw_curves
 from .network import Criterion, PairNetwork
 from .noise import noiser
@@ -203,4 +203,7 @@ def _load_parent(recipe: TranslationRecipe, directory: Path) -> PairNetwork:
 def _criterion(recipe: TranslationRecipe, parent: PairNetwork | None) -> Criterion:
     if parent is None or recipe.objective != "distilled":
         return recipe.criterion
-    return Taught(parent, recipe.criterion)
+    if not isinstance(recipe.criterion, CrossEntropy):
+        hint = "Use CrossEntropy, or targets that the parent writes (objective `written`)."
+        raise ConfigError(f"A parent's laws cannot be learnt beside {recipe.criterion}.", hint)
+    return Taught(parent, recipe.criterion.smoothing)
