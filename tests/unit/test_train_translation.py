@@ -25,6 +25,7 @@ from outpace.train.translation.marian import MarianShape
 from outpace.train.translation.network import PairNetwork
 from outpace.train.translation.smoothing import TokenSmoothing
 from outpace.train.translation.snapshots import averaged, deepened, snapshots
+from outpace.train.translation.trainer import build_translator
 from outpace.train.translation.written import written_pairs
 from outpace.train.translation_quality import read_set
 
@@ -195,6 +196,18 @@ def test_a_student_learns_what_its_parent_wrote(run: Path, data: Path, monkeypat
     model = outpace.load(run.parent / "child", dtype="float32")
     texts = [result.text.strip() for result in model.generate([english for _, english in PAIRS[:3]], max_tokens=12)]
     assert seen and texts == ["der Hund."] * 3
+
+
+def test_a_denoiser_is_trained_and_gone_on_with(tmp_path: Path, data: Path) -> None:
+    recipe = replace(TINY, name="denoiser", objective="denoising", averaged=0, keeps_all=False, look_every=0, steps=60)
+    assert train(recipe, tmp_path / "denoiser", data=data, threads=1) == 0
+    losses = checkpoint.load(tmp_path / "denoiser" / "checkpoint.pt")["losses"]
+    assert sum(losses[-5:]) < sum(losses[:5]) * 0.6
+    child = replace(recipe, name="child", parent="denoiser", objective="translation")
+    trainer = build_translator(child, tmp_path / "child", data, steps=1, seed=0)
+    held = SHAPE.load(tmp_path / "denoiser").state_dict()
+    assert all(torch.equal(weight, held[name]) for name, weight in trainer.network.state_dict().items())
+    assert trainer.batches.spoil is None
 
 
 def test_directions_are_read_both_ways(data: Path) -> None:
