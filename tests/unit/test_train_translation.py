@@ -23,7 +23,9 @@ from outpace.train.translation.dynamics import fuzzy_reordering, reached, stages
 from outpace.train.translation.look import HeldOut, translate_all
 from outpace.train.translation.marian import MarianShape
 from outpace.train.translation.network import PairNetwork
+from outpace.train.translation.smoothing import TokenSmoothing
 from outpace.train.translation.snapshots import averaged, deepened, snapshots
+from outpace.train.translation.trainer import build_translator
 from outpace.train.translation.written import written_pairs
 from outpace.train.translation_quality import read_set
 
@@ -196,6 +198,18 @@ def test_a_student_learns_what_its_parent_wrote(run: Path, data: Path, monkeypat
     assert seen and texts == ["der Hund."] * 3
 
 
+def test_a_denoiser_is_trained_and_gone_on_with(tmp_path: Path, data: Path) -> None:
+    recipe = replace(TINY, name="denoiser", objective="denoising", averaged=0, keeps_all=False, look_every=0, steps=60)
+    assert train(recipe, tmp_path / "denoiser", data=data, threads=1) == 0
+    losses = checkpoint.load(tmp_path / "denoiser" / "checkpoint.pt")["losses"]
+    assert sum(losses[-5:]) < sum(losses[:5]) * 0.6
+    child = replace(recipe, name="child", parent="denoiser", objective="translation")
+    trainer = build_translator(child, tmp_path / "child", data, steps=1, seed=0)
+    held = SHAPE.load(tmp_path / "denoiser").state_dict()
+    assert all(torch.equal(weight, held[name]) for name, weight in trainer.network.state_dict().items())
+    assert trainer.batches.spoil is None
+
+
 def test_directions_are_read_both_ways(data: Path) -> None:
     assert read_set("tatoeba-pairs:test", data) == PAIRS
     assert read_set("tatoeba-pairs:test:en-de", data) == [(english, german) for german, english in PAIRS]
@@ -265,3 +279,11 @@ def test_research_recipes_say_that_they_do_not_ship() -> None:
             assert TRANSLATIONS[recipe.parent].vocab == recipe.vocab  # the tokenizer is the parent's
     deep, teacher = TRANSLATIONS["captions-deep-shallow"], TRANSLATIONS["captions-teacher"]
     assert deep.direction == teacher.direction == "en-de" and deep.parent == teacher.name
+    with pytest.raises(ConfigError, match="names none"):
+        replace(TINY, objective="written")
+
+
+def test_a_parents_laws_go_with_cross_entropy_alone(run: Path, data: Path) -> None:
+    recipe = replace(TINY, name="taught", parent="tiny", objective="distilled", criterion=TokenSmoothing())
+    with pytest.raises(ConfigError, match=r"cannot be learnt beside TokenSmoothing"):
+        train(recipe, run.parent / "taught", data=data, threads=1)

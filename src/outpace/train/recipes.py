@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from outpace.errors import ConfigError
 from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
@@ -255,6 +256,11 @@ class TranslationRecipe(AnyRecipe):
     warmup: int = 100
     matrix_rate: float = 1.2e-2
     other_rate: float = 5e-3
+
+    def __post_init__(self) -> None:
+        """Refuse a student without a parent."""
+        if self.parent is None and (self.is_deepened or self.objective in ("written", "distilled")):
+            raise ConfigError(f"The recipe {self.name} learns from a parent, but names none.", "Give it a parent.")
 
 
 _CAPTIONS = TranslationRecipe(
