@@ -9,6 +9,7 @@ from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
 from outpace.models.nets.registers import RegistersConfig
+from outpace.models.nets.stacks import equal_configs
 from outpace.papers import Paper
 
 from .network import LlamaShape
@@ -312,8 +313,24 @@ _GRU = TranslationRecipe(
     steps=3600,
     gpu_steps=6000,
 )
+_DECODER, _PAIR = equal_configs(6, width=96, heads=4, dropout=0.1)
 _BASELINES = (
     _GRU,
+    replace(
+        _GRU,
+        name="pairs-decoder-only",
+        summary="One stack of layers that reads a caption in English, then writes it in German; for research only.",
+        shape=NetShape(config=_DECODER),
+        criterion=CrossEntropy(smoothing=0.1),
+    ),
+    replace(
+        _GRU,
+        name="pairs-encoder-decoder",
+        summary="An encoder-decoder of the size of `pairs-decoder-only`, which teaches it; for research only.",
+        shape=NetShape(config=_PAIR),
+        objective="distilled",
+        parent="pairs-decoder-only",
+    ),
     replace(
         _GRU,
         name="pairs-gru-plain",
@@ -324,10 +341,8 @@ _BASELINES = (
         _GRU,
         name="pairs-pervasive",
         summary="A two-dimensional convolutional translator of captions, English to German; for research only.",
-        shape=NetShape(config=PervasiveConfig(width=64, layers=6, growth=24, dropout=0.1)),
-        budget=768,
-        matrix_rate=5e-3,
-        steps=2400,
+        shape=NetShape(config=PervasiveConfig(width=64, layers=5, growth=16, dropout=0.1)),
+        steps=4800,
     ),
     replace(
         _GRU,

@@ -79,11 +79,11 @@ def equal_configs(layers: int, **sizes: Any) -> tuple[DecoderOnlyConfig, Encoder
     """Return a decoder of so many layers, and an encoder-decoder of the same number of parameters.
 
     Args:
-        layers: of the decoder. Where 4 divides it, nearly two thirds of the other's weights lie in the encoder.
+        layers: of the decoder. Where 12 divides it, two thirds of the other's layers' weights lie in the encoder.
         **sizes: of both; the feed-forward layers are four times as wide as the stream.
     """
-    deep = 3 * max(1, layers // 4)  # 3 layers of 16 weigh as much as 4 of 12
-    encoder = layers - deep // 3 * 4
+    parts = max(1, round(layers / 12))
+    encoder, deep = layers - 4 * parts, 3 * parts  # 3 layers of 16 weigh as much as 4 of 12
     if encoder < 1:
         raise ValueError("an encoder-decoder needs at least five layers' worth of parameters")
     given = {**sizes, "ffn": 4 * sizes["width"]}
