@@ -60,6 +60,7 @@ class Cache:
         self.lengths = lengths if lengths is not None else [0] * (self.buffers[0].shape[0] if self.buffers else 0)
         self.extra = list(extra)
         self.phases = [0] * len(self.lengths)
+        self._num_staged = 0  # entries of the last forward, at the most
         self.has_fixed_extent = False  # attend over all slots, so that sums have one shape (batch-invariant mode)
 
     @property
@@ -101,7 +102,8 @@ class Cache:
         Raises:
             NoPages: of a cache on pages, none of which is free; nothing has changed then.
         """
-        self.reserve(max(self.lengths, default=0) + position.shape[1])
+        self._num_staged = position.shape[1]
+        self.reserve(max(self.lengths, default=0) + self._num_staged)
 
     @property
     def page_size(self) -> int:
@@ -221,8 +223,22 @@ class Cache:
         return self._derive(buffers, index, extra)
 
     def follow(self, source: Sequence[int]) -> None:
-        """Let row i go on from row `source[i]`, in place (rows may repeat); staged entries go with their rows."""
-        vars(self).update(vars(self.rows(source)))
+        """Let row i go on from row `source[i]`, in place (rows may repeat); staged entries go with their rows.
+
+        Rows that stay where they are cost nothing, the others as much as they hold. Rows that follow each other have
+        the same `extra`: it tells of a source, and they go on with texts of one.
+        """
+        moved = [row for row, old in enumerate(source) if old != row]
+        if not moved:
+            return
+        olds = [source[row] for row in moved]
+        used = min(self.slots, max(self.lengths[old] for old in olds) + self._num_staged)
+        to, come = (torch.tensor(rows, dtype=torch.int64, device=self.device) for rows in (moved, olds))
+        for buffer in self.buffers:
+            entries = buffer.narrow(self.slot_axis, 0, used)
+            entries.index_copy_(0, to, entries.index_select(0, come))
+        self.lengths = [self.lengths[old] for old in source]
+        self.phases = [self.phases[old] for old in source]
 
     def part(self, index: Sequence[int]) -> Cache:
         """Return a view of some rows, none twice: what is staged and kept there is staged and kept here.
