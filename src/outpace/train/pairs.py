@@ -214,13 +214,15 @@ class PairBatches:
         sources: Token ids of each source, end of text included.
         targets: Those of each translation.
         budget: Most positions of a batch, padding included, on the longer side.
-        seed: Of the order.
+        seed: Of the order, and of the noise.
+        spoil: Changes a source each time it comes up; None = sources stay as they are.
     """
 
     sources: tuple[Ints, ...]
     targets: tuple[Ints, ...]
     budget: int
     seed: int
+    spoil: Callable[[Ints, np.random.Generator], Ints] | None = None
 
     @property
     def lengths(self) -> Ints:
@@ -237,7 +239,11 @@ class PairBatches:
         """Return the batch of a step."""
         per_epoch = self.steps_per_epoch
         members = _plan(self, step // per_epoch)[step % per_epoch]
-        return make_batch([self.sources[index] for index in members], [self.targets[index] for index in members])
+        sources = [self.sources[index] for index in members]
+        if self.spoil is not None:
+            generator = np.random.default_rng([self.seed, step, 1])
+            sources = [self.spoil(source, generator) for source in sources]
+        return make_batch(sources, [self.targets[index] for index in members])
 
 
 @lru_cache(maxsize=2)

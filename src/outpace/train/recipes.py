@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from outpace.errors import ConfigError
 from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
@@ -19,6 +20,9 @@ from .translation.criteria import CrossEntropy
 from .translation.marian import MarianShape
 from .translation.nets import NetShape
 from .translation.network import Criterion, PairShape
+from .translation.noise import Noise
+from .translation.smoothing import SequenceSmoothing, TokenSmoothing
+from .translation.transport import Transport
 
 PAPERS = (
     Paper(
@@ -209,7 +213,7 @@ _RECIPES = (
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 
 
-_SHAPE, _PLAIN = MarianShape(), CrossEntropy()
+_SHAPE, _PLAIN, _NOISE = MarianShape(), CrossEntropy(), Noise()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,8 +224,10 @@ class TranslationRecipe(AnyRecipe):
         shape: The kind of network and its sizes.
         vocab: Tokens of the vocabulary that both sides share.
         objective: `translation` (the pairs' own targets), `written` (the targets that the parent writes: distillation
-            at the level of sequences) or `distilled` (the parent's laws over the next token: at the level of tokens).
+            at the level of sequences), `distilled` (the parent's laws over the next token: at the level of tokens) or
+            `denoising` (each text of either side, from a spoilt copy of it).
         criterion: What is minimised.
+        noise: How the copies are spoilt (`denoising`).
         is_deepened: Start from the parent's layers, each repeated as often as there are more of them.
         source: Pairs to train on.
         direction: One of the source's directions; "" = its first.
@@ -235,8 +241,9 @@ class TranslationRecipe(AnyRecipe):
 
     shape: PairShape = _SHAPE
     vocab: int = 6144
-    objective: Literal["translation", "written", "distilled"] = "translation"
+    objective: Literal["translation", "written", "distilled", "denoising"] = "translation"
     criterion: Criterion = _PLAIN
+    noise: Noise = _NOISE
     is_deepened: bool = False
     source: PairSource = TATOEBA
     direction: str = ""
@@ -250,6 +257,11 @@ class TranslationRecipe(AnyRecipe):
     matrix_rate: float = 1.2e-2
     other_rate: float = 5e-3
 
+    def __post_init__(self) -> None:
+        """Refuse a student without a parent."""
+        if self.parent is None and (self.is_deepened or self.objective in ("written", "distilled")):
+            raise ConfigError(f"The recipe {self.name} learns from a parent, but names none.", "Give it a parent.")
+
 
 _CAPTIONS = TranslationRecipe(
     name="captions-teacher",
@@ -262,6 +274,7 @@ _CAPTIONS = TranslationRecipe(
     budget=2048,
     joined=0.0,
     averaged=5,
+    keeps_all=True,
     look_every=400,
     checkpoint_every=200,
     warmup=300,
@@ -269,6 +282,23 @@ _CAPTIONS = TranslationRecipe(
     other_rate=4e-3,
     steps=3700,
     gpu_steps=12000,
+)
+_SMALL = replace(
+    _CAPTIONS,
+    name="captions-small",
+    summary="A small translator of captions, to compare criteria with; for research, it does not ship.",
+    shape=MarianShape(width=128, encoder_layers=2, decoder_layers=2, ffn=256, dropout=0.1),
+    vocab=4096,
+    criterion=CrossEntropy(),
+    averaged=0,
+    keeps_all=False,
+    look_every=400,
+    checkpoint_every=200,
+    warmup=60,
+    matrix_rate=1.2e-2,
+    other_rate=5e-3,
+    steps=400,
+    gpu_steps=4000,
 )
 _TRANSLATIONS = (
     TranslationRecipe(
@@ -298,6 +328,40 @@ _TRANSLATIONS = (
         gpu_steps=4000,
     ),
     _CAPTIONS,
+    replace(
+        _CAPTIONS,
+        name="captions-deep-shallow",
+        summary="`captions-teacher` with twice the encoder and one decoder layer; for research, it does not ship.",
+        shape=MarianShape(encoder_layers=8, decoder_layers=1, ffn=512, dropout=0.2),
+        parent="captions-teacher",
+        objective="written",
+        is_deepened=True,
+        keeps_all=False,
+        matrix_rate=6e-3,
+        other_rate=3e-3,
+        warmup=100,
+        steps=1600,
+    ),
+    _SMALL,
+    replace(
+        _SMALL,
+        name="captions-transport",
+        summary="`captions-small` with the cost of transport to the reference; for research, it does not ship.",
+        criterion=Transport(),
+    ),
+    replace(
+        _SMALL,
+        name="captions-denoising",
+        summary="Captions of both languages, written from spoilt copies; for research, it does not ship.",
+        objective="denoising",
+        look_every=0,
+    ),
+    replace(
+        _SMALL,
+        name="captions-denoised",
+        summary="`captions-small`, started from `captions-denoising`; for research, it does not ship.",
+        parent="captions-denoising",
+    ),
 )
 _GRU = TranslationRecipe(
     name="pairs-gru",
@@ -333,8 +397,20 @@ _BASELINES = (
     ),
     replace(
         _GRU,
+        name="captions-token-smoothing",
+        summary="`pairs-gru` with labels that are laws over similar tokens; for research, it does not ship.",
+        criterion=TokenSmoothing(),
+    ),
+    replace(
+        _GRU,
+        name="captions-sequence-smoothing",
+        summary="`pairs-gru`, other targets drawn around each reference; for research, it does not ship.",
+        criterion=SequenceSmoothing(),
+    ),
+    replace(
+        _GRU,
         name="pairs-gru-plain",
-        summary="`pairs-gru` without attention: the RNN encoder-decoder as it was first published.",
+        summary="`pairs-gru` without attention: the RNN encoder-decoder as first published; for research only.",
         shape=NetShape(config=GruConfig(width=128, hidden=192, dropout=0.2, has_attention=False)),
     ),
     replace(
