@@ -10,6 +10,7 @@ from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
 from outpace.models.nets.registers import RegistersConfig
+from outpace.models.nets.stacks import equal_configs
 from outpace.papers import Paper
 
 from .corrections import CORRECTIONS
@@ -382,15 +383,31 @@ _GRU = TranslationRecipe(
     vocab=3000,
     source=MULTI30K,
     direction="en-de",
-    budget=1536,
+    budget=768,
     joined=0.0,
-    matrix_rate=5e-3,
-    other_rate=3e-3,
-    steps=1800,
+    matrix_rate=8e-3,
+    other_rate=5e-3,
+    steps=3600,
     gpu_steps=6000,
 )
+_DECODER, _PAIR = equal_configs(6, width=96, heads=4, dropout=0.1)
 _BASELINES = (
     _GRU,
+    replace(
+        _GRU,
+        name="pairs-decoder-only",
+        summary="One stack of layers that reads a caption in English, then writes it in German; for research only.",
+        shape=NetShape(config=_DECODER),
+        criterion=CrossEntropy(smoothing=0.1),
+    ),
+    replace(
+        _GRU,
+        name="pairs-encoder-decoder",
+        summary="An encoder-decoder of the size of `pairs-decoder-only`, which teaches it; for research only.",
+        shape=NetShape(config=_PAIR),
+        objective="distilled",
+        parent="pairs-decoder-only",
+    ),
     replace(
         _GRU,
         name="captions-token-smoothing",
@@ -413,16 +430,14 @@ _BASELINES = (
         _GRU,
         name="pairs-pervasive",
         summary="A two-dimensional convolutional translator of captions, English to German; for research only.",
-        shape=NetShape(config=PervasiveConfig(width=64, layers=6, growth=24, dropout=0.1)),
-        budget=768,
-        matrix_rate=4e-3,
-        steps=2400,
+        shape=NetShape(config=PervasiveConfig(width=64, layers=5, growth=16, dropout=0.1)),
+        steps=4800,
     ),
     replace(
         _GRU,
         name="pairs-registers",
         summary="A decoder-only translator of captions with registers, English to German and French; for research.",
-        shape=NetShape(config=RegistersConfig(width=128, layers=4, heads=4, ffn=384, dropout=0.1)),
+        shape=NetShape(config=RegistersConfig(width=128, layers=4, heads=4, ffn=384, dropout=0.1, tags=(3, 4))),
         vocab=4096,
         source=MULTI30K_TAGGED,
         direction="en-x",

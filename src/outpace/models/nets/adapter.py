@@ -53,7 +53,7 @@ class NetAdapter(Adapter):
         """Run the encoder on each row's source tokens, and keep what the decoder reads in `cache`.
 
         Raises:
-            ConfigError: a source is empty, or longer than the network's positions.
+            ConfigError: a source is empty, longer than the network's positions, or lacks what the network looks for.
         """
         if not all(sources):
             raise ConfigError("A source is empty.", "Give at least one token.")
@@ -63,6 +63,8 @@ class NetAdapter(Adapter):
                 f"The source has {longest} tokens, but the encoder's positions end at {most}.",
                 "Shorten the source, or write it part by part.",
             )
+        for source in sources:
+            self.net.check(source)
         padded = [[*source, *[0] * (longest - len(source))] for source in sources]
         held = torch.tensor([len(source) for source in sources], device=self.device).unsqueeze(1)
         is_real = torch.arange(longest, device=self.device) < held

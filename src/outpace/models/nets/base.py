@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PairConfig", "PairNet", "Window", "attend", "gathered"]
+__all__ = ["PairConfig", "PairNet", "Window", "gathered"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +107,10 @@ class PairNet(nn.Module, ABC):
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, width] of target tokens [B, T]."""
 
+    def check(self, source: Sequence[int]) -> None:
+        """Refuse a source that the network cannot read, in a sentence; any will do."""
+        del source
+
     @abstractmethod
     def encode(self, sources: Tensor, is_real: Tensor) -> list[Tensor]:
         """Return what the decoder reads of sources [B, S], whose padding `is_real` [B, S] is False.
@@ -137,17 +141,3 @@ def gathered(past: Tensor, new: Tensor, index: Tensor) -> Tensor:
     rows = torch.arange(len(index), device=index.device).unsqueeze(1)
     found = both[rows, index.clamp(min=0)]
     return found * (index >= 0).view(*index.shape, *[1] * (found.dim() - 2)).to(found.dtype)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, sight: Tensor, heads: int) -> Tensor:
-    """Return multi-head attention [B, T, D] of queries [B, T, D] over keys and values [B, S, D].
-
-    Args:
-        queries, keys, values: before they are split into heads.
-        sight: [B, T or 1, S] bool, which key each query sees; one that sees none gets the mean, which nobody reads.
-        heads: how many.
-    """
-    split = [each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (queries, keys, values)]
-    weights = split[0] @ split[1].transpose(-1, -2) * split[0].shape[-1] ** -0.5
-    weights = weights.masked_fill(~sight.unsqueeze(1), torch.finfo(weights.dtype).min).softmax(-1)
-    return (weights @ split[2]).transpose(1, 2).flatten(2)

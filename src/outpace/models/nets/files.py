@@ -21,6 +21,8 @@ __all__ = ["KINDS", "MODEL_TYPE", "config_of", "find_kind", "kind_of", "open_net
 
 MODEL_TYPE = "outpace_pairs"
 KINDS = {
+    "decoder-only": "stacks:DecoderOnly",
+    "encoder-decoder": "stacks:EncoderDecoder",
     "gru": "gru:Gru",
     "pervasive": "pervasive:Pervasive",
     "registers": "registers:Registers",

@@ -10,6 +10,7 @@ the context joins the state behind the recurrence, so that a whole target is rea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,9 +76,13 @@ class Gru(PairNet):
 
     def encode(self, sources: Tensor, is_real: Tensor) -> list[Tensor]:
         """Return the mask [B, S], the source's states [B, S, hidden] and its summary [B, hidden]."""
-        packed = pack_padded_sequence(self.embed(sources), is_real.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        return self.encode_embedded(self.embed(sources), is_real)
+
+    def encode_embedded(self, embedded: Tensor, is_real: Tensor) -> list[Tensor]:
+        """Return what `encode` returns, of source embeddings [B, S, width]."""
+        packed = pack_padded_sequence(embedded, is_real.sum(1).cpu(), batch_first=True, enforce_sorted=False)
         read, last = self.reader(packed)
-        states, _ = pad_packed_sequence(read, batch_first=True, total_length=sources.shape[1])
+        states, _ = pad_packed_sequence(read, batch_first=True, total_length=embedded.shape[1])
         return [is_real, states, last.transpose(0, 1).flatten(1)]
 
     def entry_shapes(self, source: int) -> list[tuple[int, ...]]:
@@ -87,22 +92,28 @@ class Gru(PairNet):
 
     def read(self, window: Window) -> tuple[Tensor, list[Tensor]]:
         """Read new tokens one after another, each on the state of the token before it."""
-        _, _, summary = window.memory
-        inputs, first = self._fed(window.inputs, summary), self._first(summary)
-        parents, past = window.ancestors(1), window.past[0][:, : window.slots]
-        states = inputs.new_zeros(*inputs.shape[:2], self.config.hidden)
-        for at in range(inputs.shape[1]):
+        first, parents = self.first(window.memory), window.ancestors(1)
+        past = window.past[0][:, : window.slots]
+        shown, states = list[Tensor](), window.inputs.new_zeros(*window.inputs.shape[:2], self.config.hidden)
+        for at in range(window.inputs.shape[1]):
             parent = parents[:, at : at + 1]
-            before = torch.where(parent.unsqueeze(-1) < 0, first.unsqueeze(1), gathered(past, states, parent))
-            _, last = self.writer(inputs[:, at : at + 1], before.transpose(0, 1).contiguous())
-            states[:, at] = last[0]
-        return self._merged(states, window.memory), [states]
+            before = torch.where(parent < 0, first, gathered(past, states, parent)[:, 0])
+            hidden, states[:, at] = self.advance(window.inputs[:, at], before, window.memory)
+            shown.append(hidden)
+        return torch.stack(shown, 1), [states]
+
+    def advance(self, inputs: Tensor, state: Tensor, memory: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what the head reads behind one token [B, width], and the next state, both [B, ...]."""
+        _, last = self.writer(self._fed(inputs.unsqueeze(1), memory[2]), state.unsqueeze(0).contiguous())
+        return self._merged(last.transpose(0, 1), memory)[:, 0], last[0]
 
     def states(self, sources: Tensor, is_real: Tensor, inputs: Tensor) -> Tensor:
         """Return what the head reads of whole targets, [B, T, width]."""
-        memory = self.encode(sources, is_real)
-        summary = memory[2]
-        states, _ = self.writer(self._fed(self.embed(inputs), summary), self._first(summary).unsqueeze(0))
+        return self.states_on(self.encode(sources, is_real), inputs)
+
+    def states_on(self, memory: Sequence[Tensor], inputs: Tensor) -> Tensor:
+        """Return what `states` returns, of sources that are encoded."""
+        states, _ = self.writer(self._fed(self.embed(inputs), memory[2]), self.first(memory).unsqueeze(0))
         return F.dropout(self._merged(states, memory), self.config.dropout, self.training)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -112,10 +123,11 @@ class Gru(PairNet):
     def _fed(self, inputs: Tensor, summary: Tensor) -> Tensor:
         return torch.cat([inputs, summary.unsqueeze(1).expand(-1, inputs.shape[1], -1)], -1)
 
-    def _first(self, summary: Tensor) -> Tensor:
-        return torch.tanh(self.bridge(summary))
+    def first(self, memory: Sequence[Tensor]) -> Tensor:
+        """Return the state [B, hidden] before the first token."""
+        return torch.tanh(self.bridge(memory[2]))
 
-    def _merged(self, states: Tensor, memory: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    def _merged(self, states: Tensor, memory: Sequence[Tensor]) -> Tensor:
         """Join states [B, T, hidden] with what they attend to, or with the summary."""
         is_real, source, summary = memory
         if self.config.has_attention:

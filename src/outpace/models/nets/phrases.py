@@ -14,7 +14,7 @@ that all phrases of a sentence fit a step on a CPU; a phrase of the greatest len
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -215,7 +215,7 @@ class Phrases(PairNet):
         return words[..., : self.config.vocab_size], law[..., -1]
 
     def _advance(
-        self, inputs: Tensor, before: list[Tensor], is_first: Tensor, memory: list[Tensor] | tuple[Tensor, ...]
+        self, inputs: Tensor, before: list[Tensor], is_first: Tensor, memory: Sequence[Tensor]
     ) -> list[Tensor]:
         """Read one token [B, width] behind an entry, and close the phrases that end behind it."""
         history = self.history(inputs, before[0])

@@ -10,13 +10,17 @@ positions are learned, a table each for source, registers and target.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from outpace.models.nets.base import PairConfig, PairNet, Window, attend
+from outpace.errors import ConfigError
+from outpace.models.nets.base import PairConfig, PairNet, Window
+from outpace.models.nets.layers import Layer
 from outpace.papers import Paper
 
 __all__ = ["PAPERS", "Registers", "RegistersConfig", "stream_sight"]
@@ -44,6 +48,7 @@ class RegistersConfig(PairConfig):
         heads: of the attention.
         ffn: width of the feed-forward layers.
         factor: source tokens to a register, rounded up.
+        tags: tokens that name a target language, one of which opens each source; empty = any token may.
         dropout: of embeddings and residual branches, in training.
     """
 
@@ -52,36 +57,12 @@ class RegistersConfig(PairConfig):
     heads: int = 4
     ffn: int = 576
     factor: int = 1
+    tags: tuple[int, ...] = ()
     dropout: float = 0.1
 
     def num_registers(self, source: int) -> int:
         """Return how many registers stand behind so many source tokens."""
         return -(-source // self.factor)
-
-
-class Layer(nn.Module):
-    """A transformer layer with norms before: attention, then a feed-forward layer of GELUs."""
-
-    def __init__(self, config: RegistersConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.heads, self.dropout = config.heads, config.dropout
-        self.norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, config.ffn), nn.Linear(config.ffn, width)
-
-    def projected(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values [B, N, width] of what enters the layer."""
-        queries, keys, values = self.qkv(self.norm(states)).chunk(3, -1)
-        return queries, keys, values
-
-    def forward(self, states: Tensor, queries: Tensor, keys: Tensor, values: Tensor, sight: Tensor) -> Tensor:
-        """Return what leaves the layer."""
-        states = states + self._dropped(self.out(attend(queries, keys, values, sight, self.heads)))
-        return states + self._dropped(self.down(F.gelu(self.up(self.ffn_norm(states)))))
-
-    def _dropped(self, branch: Tensor) -> Tensor:
-        return F.dropout(branch, self.dropout, self.training)
 
 
 class Registers(PairNet):
@@ -95,10 +76,22 @@ class Registers(PairNet):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         sizes = {"source": config.max_source, "register": config.max_source, "target": config.max_positions}
         self.embed_places = nn.ModuleDict({name: nn.Embedding(size, config.width) for name, size in sizes.items()})
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        sizes_of = (config.width, config.heads, config.ffn, config.dropout)
+        self.layers: Any = nn.ModuleList(Layer(*sizes_of) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         for table in (self.embedding, *self.embed_places.values()):
             nn.init.normal_(table.weight, std=config.width**-0.5)  # type: ignore[arg-type]
+
+    def check(self, source: Sequence[int]) -> None:
+        """Refuse a source that no tag opens.
+
+        Raises:
+            ConfigError: its first token names no target language.
+        """
+        if self.config.tags and source[0] not in self.config.tags:
+            raise ConfigError(
+                "The source does not say into which language.", "Begin it with a tag that the model knows: <|de|>..."
+            )
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, width], without places."""
@@ -109,9 +102,9 @@ class Registers(PairNet):
         states, is_real, count = self._opened(sources, is_real)
         sight, kept = stream_sight(is_real, sources.shape[1], count, 0), [is_real[:, -count:]]
         for layer in self.layers:
-            queries, keys, values = layer.projected(states)  # type: ignore[operator]
+            queries, keys, values = layer.projected(states)
             kept += [keys[:, -count:], values[:, -count:]]
-            states = layer(states, queries, keys, values, sight)
+            states = layer.fed(layer.attended(states, queries, keys, values, sight))
         return kept
 
     def entry_shapes(self, source: int) -> list[tuple[int, ...]]:
@@ -126,12 +119,12 @@ class Registers(PairNet):
         seen = is_register.unsqueeze(1).expand(-1, states.shape[1], -1)
         sight = torch.cat([seen, window.whole_sight()], -1)
         for at, layer in enumerate(self.layers):
-            queries, *own = layer.projected(states)  # type: ignore[operator]
+            queries, *own = layer.projected(states)
             keys, values = (
                 torch.cat([window.memory[1 + 2 * at + n], window.past[2 * at + n][:, : window.slots], own[n]], 1)
                 for n in (0, 1)
             )
-            states = layer(states, queries, keys, values, sight)
+            states = layer.fed(layer.attended(states, queries, keys, values, sight))
             entries += own
         return self.norm(states), entries
 
@@ -143,7 +136,7 @@ class Registers(PairNet):
         states = torch.cat([states, target], 1)
         sight = stream_sight(is_real, sources.shape[1], count, size)
         for layer in self.layers:
-            states = layer(states, *layer.projected(states), sight)  # type: ignore[operator]
+            states = layer(states, sight)
         normed: Tensor = self.norm(states[:, -size:])
         return normed
 

@@ -83,8 +83,10 @@ class TrainedNet(PairNetwork):
     def translate(self, sources: Tensor, mask: Tensor, most: int) -> list[list[int]]:
         """Write the most likely next token until the end, by the engine; see `PairNetwork.translate`."""
         lm = LanguageModel(NetAdapter(self.net), end_tokens=(self.net.config.end_token,))
+        # The steps' products in bfloat16 would give entries of another type than the cache's.
         rows = [row[:count] for row, count in zip(sources.tolist(), mask.sum(1).tolist(), strict=True)]
-        return [until_end(result.tokens) for result in lm.generate(rows, max_tokens=most)]
+        with torch.autocast(sources.device.type, enabled=False):
+            return [until_end(result.tokens) for result in lm.generate(rows, max_tokens=most)]
 
     def export(self) -> NetworkFiles:
         """Return its files."""
