@@ -8,6 +8,7 @@ from typing import Any
 
 from outpace.errors import CapabilityError, ConfigError, ModelError
 from outpace.models.checkpoint import check_checkpoint
+from outpace.models.editing.files import is_editor, open_editor
 from outpace.models.loading import load_model, read_capabilities, read_config, resolve
 from outpace.models.lookup import is_native
 from outpace.models.lora import base_directory
@@ -89,6 +90,8 @@ def open_model(
         )
     if split is not None:
         raise CapabilityError(f"{name} is not split: transformers runs it in its own way.", "Load it in one process.")
+    if is_editor(directory):
+        return open_editor(directory, dtype, device)
     from outpace.models.hf import load_transformers
 
     if context:

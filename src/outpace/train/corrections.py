@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from .mistakes import make_mistakes
+from outpace.text.edits import edit_spans, write_spans
+
+from .mistakes import make_mistakes, swap_words
 from .pairs import Pair, PairSource
 from .sources import open_text, read_jsonl
 
-__all__ = ["CORRECTIONS", "clean_sentences", "correction_pairs"]
+__all__ = ["CORRECTIONS", "CORRECTION_SPANS", "REORDERED", "clean_sentences", "correction_pairs"]
 
 _LONGEST = 110  # characters: a sentence that a small model can hold
 _SENTENCE = re.compile(r"(?<=[.!?]\s)[A-Z][^.!?\n\"“”*#_\[\]]{12,}(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)[.!?](?=\s)")
@@ -74,4 +77,26 @@ CORRECTIONS = PairSource(
     note="clean sentences; the mistakes are made by rule (outpace.train.mistakes)",
     read=_read,
     languages=("wrong", "right"),
+)
+
+
+def _reordered(paths: Sequence[Path]) -> list[Pair]:
+    return [(swap_words(wrong, Random(wrong)), right) for wrong, right in _read(paths)]
+
+
+def _spans(paths: Sequence[Path]) -> list[Pair]:
+    return [(wrong, write_spans(edit_spans(wrong, right))) for wrong, right in _read(paths)]
+
+
+REORDERED = replace(
+    CORRECTIONS,
+    name="corrections-reordered",
+    note=CORRECTIONS.note + "; in some sentences two neighbouring words have changed places",
+    read=_reordered,
+)
+CORRECTION_SPANS = replace(
+    CORRECTIONS,
+    name="correction-spans",
+    note=CORRECTIONS.note + "; the targets are edit spans (outpace.text.edits)",
+    read=_spans,
 )
