@@ -54,9 +54,9 @@ def tiny(seed: int = 0) -> Edit5Model:
 
 
 def test_ragged_rows_equal_single_rows() -> None:
-    model = LanguageModel(tiny(), None, end_tokens=(0,))
-    together = model.generate(SOURCES, max_tokens=12)
-    alone = [model.generate([source], max_tokens=12)[0] for source in SOURCES]
+    model = LanguageModel(tiny(1), None, end_tokens=(0,))
+    together = model.generate(SOURCES, max_tokens=12, ignore_eos=True)
+    alone = [model.generate([source], max_tokens=12, ignore_eos=True)[0] for source in SOURCES]
     assert [a.tokens for a in together] == [b.tokens for b in alone]
     assert len({tuple(result.tokens) for result in together}) > 1
 
@@ -83,7 +83,7 @@ def test_a_cached_forward_equals_the_decoder_run_on_the_whole_program() -> None:
         whole = network.decode(tokens, torch.arange(4).expand(2, -1), sees, memory, is_real, slots, num[:, 0])
     model.score(tokens[:, :2], torch.tensor([[0, 1], [0, -1]]), None, cache)
     cache.keep([range(2), range(1)])
-    rest = torch.tensor([programs[0][2:] + [0], programs[1][1:]])
+    rest = torch.tensor([[*programs[0][2:], 0], programs[1][1:]])
     found = model.score(rest, torch.tensor([[2, 3, -1], [1, 2, 3]]), None, cache).logits[..., : whole.shape[-1]]
     assert torch.equal(found[0, :2].isinf(), whole[0, 2:].isinf())
     for ours, theirs in ((found[0, :2], whole[0, 2:]), (found[1], whole[1, 1:])):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from outpace.papers import Paper
 
-from .corrections import CORRECTION_SPANS, CORRECTIONS, REORDERED
+from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
 from .network import LlamaShape
 from .pairs import MULTI30K, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
@@ -383,7 +383,7 @@ _TRANSLATIONS = (
         shape=EditorShape(kind="copy-ctc"),
         vocab=4096,
         objective="correction",
-        source=CORRECTIONS,
+        source=FEW_CORRECTIONS,
         budget=2048,
         parent="correct",
         steps=2000,

@@ -30,6 +30,7 @@ PAPERS = (
         "outpace train correct-ctc",
     ),
 )
+_FAVOUR = 6.0  # nats by which a copy and a blank begin ahead of each token
 _NEVER = -1e30  # a logarithm that adds nothing to any sum, and whose gradient is no NaN
 
 
@@ -49,7 +50,8 @@ class CopyCtc(nn.Module):
         self.encoder = Encoder(sizes)
         self.spread = nn.Linear(sizes.width, factor * sizes.width)
         self.norm = nn.LayerNorm(sizes.width)
-        self.actions = nn.Linear(sizes.width, 2)  # copy, blank
+        self.actions = nn.Linear(sizes.width, 2)  # copy, blank: at first nearly all that it does
+        nn.init.constant_(self.actions.bias, _FAVOUR)
 
     def forward(self, sources: Tensor, is_real: Tensor) -> Tensor:
         """Return log-probabilities [B, S * factor, V + 2]: of each token, of a copy, of a blank."""

@@ -1,8 +1,8 @@
 """EdiT5: tag what stays, point to its order, and write only what is missing, token by token.
 
-Paper: Mallinson, Adamek, Malmi, Severyn (2022), arXiv 2205.12209. Keeping and ordering are decided for all source tokens
-at once; the decoder writes a *program*: a slot (behind how many kept tokens), the tokens that are put in there, the next
-slot, and so on. `realise` makes the text of it; every program has one.
+Paper: Mallinson, Adamek, Malmi, Severyn (2022), arXiv 2205.12209. Keeping and ordering are decided for all source
+tokens at once; the decoder writes a *program*: a slot (behind how many kept tokens), the tokens that are put in there,
+the next slot, and so on. `realise` makes the text of it; every program has one.
 
 Differences: slots are pointed at, rather than named by tokens of the vocabulary; the order is greedy over kept tokens
 not yet used; no T5 checkpoint is the start.
@@ -115,7 +115,7 @@ class Edit5(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def pointers(self, states: Tensor, is_real: Tensor) -> Tensor:
-        """Return how well each token [S] follows the start and each token [1 + S], [B, 1 + S, S]; padding never does."""
+        """Return how well each token follows the start and each token, [B, 1 + S, S]; padding never does."""
         start = self.start.expand(len(states), 1, -1)
         scores = self.point_from(torch.cat([start, states], 1)) @ self.point_to(states).transpose(1, 2)
         return (scores * states.shape[-1] ** -0.5).masked_fill(~is_real[:, None], float("-inf"))

@@ -40,10 +40,10 @@ class EditorShape:
     """
 
     kind: Literal["copy-ctc", "edit5"]
-    width: int = 128
-    layers: int = 6
+    width: int = 96
+    layers: int = 4
     heads: int = 4
-    ffn: int = 512
+    ffn: int = 384
     context: int = 256
     factor: int = 2
     decoder_layers: int = 1
