@@ -42,11 +42,7 @@ class EncoderDecoder(Transformer):
         super().__init__(pair.decoder, decoder, pack)
         self.encoder = Transformer(pair.encoder, encoder, pack)
         self.pair, self.start_token, self.shape = pair, pair.start_token, str(pair)
-
-    @property
-    def max_source(self) -> int:
-        """The longest source, in tokens."""
-        return self.pair.max_source
+        self.max_source = pair.max_source
 
     def compile(self, kernels: Kernels, pack: bool | None = None) -> bool:
         """Hand the weights of both sides to compiled kernels; see `Transformer.compile`.
