@@ -163,8 +163,10 @@ class Laid(Drafter):
         return law + short @ self.pairs.adds[:, : law.shape[-1]]
 
 
+RISING = [0.01 * 1.5**i for i in range(12)]
 CASES: list[dict[str, Any]] = [
-    {}, {"width": 3}, {"by_slot": True}, {"floor": 0.01}, {"min_gain": 0.3}, {"budget": 1}, {"budget": 40},
+    {}, {"width": 3}, {"by_slot": True}, {"floor": 0.01}, {"floor": RISING}, {"min_gain": 0.3}, {"budget": 1},
+    {"budget": 40},
     {"temperature": 0.7}, {"temperature": 1.3, "by_slot": True, "size": 1000}, {"size": 1000, "budget": 200},
     {"size": 3}, {"rank": 0}, {"levels": [0, 4, 1]}, {"hidden": True}, {"spoilt": True}, {"ids": True},
     {"temperature": 0.7, "ids": True, "size": 333},
@@ -200,9 +202,10 @@ def test_the_tree_is_the_one_drafted_level_by_level(case: dict[str, Any], monkey
             drafter.cache,
             Sampler(settings, [row_key(seed, i) for i in range(3)]),
         )
-        how = {name: given[name] for name in ("width", "by_slot", "floor", "min_gain") if name in given}
+        how = {name: given[name] for name in ("width", "by_slot", "min_gain") if name in given}
+        floor = given.get("floor", 0.0)
         spread, limit = 0.5, torch.tensor(given["levels"])
-        slow = draft_best(drafter, view, given["levels"], given["budget"], spread=spread, **how)
+        slow = draft_best(drafter, view, given["levels"], given["budget"], spread=spread, floor=floor, **how)
         place = torch.tensor(view.lengths).unsqueeze(1) + torch.arange(4)
         keys = view.sampler.noise(Stream.TARGET, place) if settings.temperature else None
         fast = TokenTree(
@@ -211,7 +214,7 @@ def test_the_tree_is_the_one_drafted_level_by_level(case: dict[str, Any], monkey
                 drafter.pairs,
                 drafter.anchors,
                 limit,
-                given["budget"],
+                [floor] * given["budget"] if isinstance(floor, float) else floor,
                 ids=drafter.columns,
                 keys=keys,
                 temperature=settings.temperature,

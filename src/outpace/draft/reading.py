@@ -32,9 +32,9 @@ SPREAD = 0.8  # of the drafter's error in logits; what served trees best at temp
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Where a best tree stops growing, and how far its drafter is believed: see `draft_best`."""
+    """Where a best tree stops growing, and how far its drafter is believed: see `draft_best`; a floor per rank."""
 
-    floor: float
+    floors: tuple[float, ...]
     min_gain: float
     spread: float
 
@@ -78,6 +78,11 @@ class Drafter:
         """The tokens that its logits speak of, [K] int64, ascending; None = all of the vocabulary."""
         return None
 
+    @property
+    def takes_passes(self) -> bool:
+        """Whether every level of a tree takes a pass of the drafter, or what costs as much."""
+        return True
+
     def reach(self, view: View, most: int | Sequence[int]) -> list[int]:
         """Return how many tokens ahead each row may draft; 0 past the drafter's context, whatever its neighbours do."""
         limits = [most] * len(view.texts) if isinstance(most, int) else most
@@ -97,11 +102,9 @@ class Drafter:
         """Lengthen the chain of each running row by a token [B] at a place [B]; return the logits after it, [B, K]."""
         return forward_token(self.adapter, self.cache, token, place, running, self.skip)
 
-    def best(
-        self, view: View, levels: Sequence[int], budget: int, width: int, by_slot: bool, limits: Limits
-    ) -> TokenTree | None:
+    def best(self, view: View, levels: Sequence[int], width: int, by_slot: bool, limits: Limits) -> TokenTree | None:
         """Return the tree of `draft_best`, where it is had at once; None = it is asked for level by level."""
-        del view, levels, budget, width, by_slot, limits
+        del view, levels, width, by_slot, limits
         return None
 
     def observe(self, outcome: Outcome, view: View) -> None:

@@ -35,9 +35,11 @@ class ContextDrafter(SlotDrafter):
 
     Attributes:
         feature: [B, H] the feature of the token before the last one.
+        embedded: [B, H] float32 the last tokens, where the pass is one call.
     """
 
     feature: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    embedded: Tensor | None = field(default=None, init=False)
 
     @classmethod
     def begin_with(cls, model: HeadModel, context: Context) -> ContextDrafter:
@@ -53,6 +55,11 @@ class ContextDrafter(SlotDrafter):
         none = torch.zeros(rows, net.config.hidden_size, dtype=dtype, device=model.device)
         return cls(model, cache, cls.features_for(model, context), none)
 
+    @property
+    def takes_passes(self) -> bool:
+        """Whether every level of a tree is asked for by itself."""
+        return self.adapter.pairs is None
+
     def observe(self, outcome: Outcome, view: View) -> None:
         """Take in the states of what became text."""
         self.features.observe(outcome, view)
@@ -63,9 +70,7 @@ class ContextDrafter(SlotDrafter):
         assert self.chain is not None  # looking set it
         return net.after(self.adapter, made, torch.zeros_like(self.chain), self.chain.unsqueeze(1))[:, 0]
 
-    def best(
-        self, view: View, levels: Sequence[int], budget: int, width: int, by_slot: bool, limits: Limits
-    ) -> TokenTree | None:
+    def best(self, view: View, levels: Sequence[int], width: int, by_slot: bool, limits: Limits) -> TokenTree | None:
         """Return the best tree in one call, where a path changes a law by its last token alone."""
         sampler, pairs = view.sampler, self.adapter.pairs
         is_whole = sampler.is_greedy or not needs_order(sampler.settings)
@@ -73,7 +78,7 @@ class ContextDrafter(SlotDrafter):
             return None
         net, ids = self._net_read, self.ids
         laws = self._look(view, levels)[..., net.config.hidden_size :]
-        assert self.chain is not None  # looking set it
+        assert self.chain is not None and self.embedded is not None  # looking set them
         keys = None
         if not sampler.is_greedy:
             place = torch.tensor(view.lengths).unsqueeze(1) + torch.arange(laws.shape[1])
@@ -81,15 +86,14 @@ class ContextDrafter(SlotDrafter):
         found = best_branches(
             laws,
             pairs,
-            net.shorts(self.adapter, self.chain[:, 0]),
+            pairs.short(self.chain[:, 0], self.embedded),
             torch.tensor(levels),
-            budget,
+            limits.floors,
             ids=ids,
             keys=keys,
             temperature=sampler.settings.temperature,
             width=width,
             by_slot=by_slot,
-            floor=limits.floor,
             min_gain=limits.min_gain,
             spread=limits.spread,
         )
@@ -117,8 +121,9 @@ class ContextDrafter(SlotDrafter):
         places = torch.tensor([reading.counts, cache.lengths, reading.offset, reading.anchor])
         furthest = max(max(reading.anchor) + net.places, *map(sum, zip(ends, reading.offset, strict=True)))
         turns = net.turns(furthest)
-        states, embedded = torch.cat(reading.states), self.adapter.embed(last)
-        made: Tensor = compiled.run(states, places, embedded, self.feature, cache, turns)
+        states = reading.states[0] if len(reading.states) == 1 else torch.cat(reading.states)
+        self.embedded = self.adapter.embed(last).float()
+        made: Tensor = compiled.run(states, places, self.embedded, self.feature, cache, turns)
         return made
 
     def _look_eagerly(self, net: DFlashNet, reading: _Reading, last: Tensor) -> Tensor:

@@ -277,11 +277,6 @@ class DFlashNet(HeadNet):
         del model
         return Pairs.none(self.config.draft_vocab or self.config.vocab_size) if self.has_pairs else None
 
-    def shorts(self, model: HeadModel, token: Tensor) -> Tensor:
-        """Return the short vectors [..., rank] of tokens, as `pairs` names those that can be drafted."""
-        del model
-        return torch.zeros(*token.shape, 0)
-
     def new_drafter(self, model: HeadModel, context: Context) -> HeadDrafter:
         """Return a drafter with a cache of features."""
         return ContextDrafter.begin_with(model, context)

@@ -65,12 +65,12 @@ class DSparkNet(DFlashNet):
 
     def pairs(self, model: HeadModel) -> Pairs:
         """Return the bigram."""
-        ids = torch.arange(self.config.vocab_size) if model.ids is None else model.ids
-        return Pairs.of(self.shorts(model, ids), self.markov_head.markov_w2.weight)
-
-    def shorts(self, model: HeadModel, token: Tensor) -> Tensor:
-        """Return w1 of tokens."""
-        return looked_up(self.markov_head.markov_w1, model, token)
+        ids, first = (
+            torch.arange(self.config.vocab_size) if model.ids is None else model.ids,
+            self.markov_head.markov_w1,
+        )
+        shorts = looked_up(first, model, ids)
+        return Pairs.of(shorts, self.markov_head.markov_w2.weight, first.weight, isinstance(first, nn.Embedding))
 
     def confidence(self, target: HeadModel | Frozen, hidden: Tensor, before: Tensor) -> Tensor | None:
         """Return logits [...] of hidden states [..., H] and the tokens before their places [...]."""

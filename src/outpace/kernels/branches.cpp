@@ -17,7 +17,8 @@ struct BranchCall {
   int64_t is_bfloat16, by_slot;
   int64_t rows, places, vocab, stride;  // numbers between the laws of two places
   int64_t budget, width, rank;
-  double floor, min_gain, spread, temperature;
+  double min_gain, spread, temperature;
+  const double* floors;    // [budget] the least probability of the likeliest node, of the next, ...
   const void* laws;        // [rows, places, stride], of which `vocab` logits are read
   const float* shorts;     // [vocab, rank] short vectors of tokens, or null with rank 0
   const float* adds;       // [rank, vocab] what they add
@@ -62,7 +63,8 @@ class Branches {
 
  public:
   Branches(const BranchCall& call, int64_t row)
-      : call_(call), row_(row), padded_(round_up(call.vocab, kPadding)), level_(padded_), law_(padded_) {}
+      : call_(call), row_(row), padded_(round_up(call.vocab, kPadding)), level_(padded_), law_(padded_),
+        values_(call.vocab), places_(call.vocab) {}
 
   void grow() {
     const int64_t limit = std::min(call_.levels[row_], call_.places);
@@ -74,17 +76,15 @@ class Branches {
       const bool is_full = static_cast<int64_t>(tree_.size()) == call_.budget;
       const double last = is_full ? least() : kNever;
       for (int64_t node : frontier) add_children(node, last, found);
-      keep_best(found, call_.width ? call_.width : call_.budget, 0);
-      const int64_t before = tree_.size();
-      tree_.insert(tree_.end(), found.begin(), found.end());
-      const std::vector<bool> is_new = keep_best(tree_, call_.budget, before);
+      keep_first(found, call_.width ? call_.width : call_.budget);
+      const std::vector<bool> is_new = join(found);
       const double now = sum();
       frontier.clear();
       if (!(now - reached > call_.min_gain)) break;
       reached = now;
       const double worst = static_cast<int64_t>(tree_.size()) == call_.budget ? least() : kNever;
-      for (size_t i = 0; i < tree_.size(); i++) {
-        if (is_new[i] && tree_[i].score > worst) frontier.push_back(i);
+      for (int64_t i = 0; i < static_cast<int64_t>(tree_.size()); i++) {
+        if (is_new[i] && tree_[i].score > worst && (call_.by_slot || has_room(i))) frontier.push_back(i);
       }
     }
     write();
@@ -101,6 +101,14 @@ class Branches {
     double found = 0.0;
     for (const Node& node : tree_) found += std::exp(node.score);
     return found;
+  }
+
+  // How many nodes are likelier than a node, -1 of the root.
+  int64_t rank_of(int64_t node) const { return node < 0 ? -1 : ranks_[node]; }
+
+  // Whether a child of a node could be above the floor of its rank.
+  bool has_room(int64_t node) const {
+    return ranks_[node] + 1 < call_.budget && std::exp(tree_[node].score) >= call_.floors[ranks_[node] + 1];
   }
 
   // The logits of a place, with the noise of the draw there.
@@ -122,7 +130,7 @@ class Branches {
   double law_after(int64_t node) {
     const int64_t rank = call_.rank;
     const float* before = node < 0 ? call_.anchors + row_ * rank : call_.shorts + tree_[node].column * rank;
-    const Floats spread = splat(static_cast<float>(call_.spread));
+    const Floats scale = splat(1.0f / static_cast<float>(call_.spread));
     Floats most = splat(-INFINITY);
     for (int64_t k = 0; k < padded_; k += kPadding) {
       constexpr int kParts = kPadding / kLanes;
@@ -135,7 +143,7 @@ class Branches {
         }
       }
       for (int v = 0; v < kParts; v++) {
-        const Floats value = (load<Floats>(&level_[k + v * kLanes]) + sums[v]) / spread;
+        const Floats value = (load<Floats>(&level_[k + v * kLanes]) + sums[v]) * scale;
         store(&law_[k + v * kLanes], value);
         most = value > most ? value : most;
       }
@@ -148,26 +156,29 @@ class Branches {
     return std::log(static_cast<double>(sum_lanes(total)));
   }
 
-  // The likeliest columns of the law, the likeliest first; of equals the earlier.
-  void likeliest(int64_t count) {
+  // The likeliest columns of the law, of at least a value, the likeliest first; of equals the earlier.
+  void likeliest(int64_t count, float least) {
     columns_.clear();
     const Selector<Float32> selector(law_.data(), call_.vocab);
     const float bound = count <= kGroups * kLanes ? selector.bound(0, count) : -INFINITY;
     if (std::isnan(bound)) return;
-    columns_.resize(call_.vocab);
-    values_.resize(call_.vocab);
-    columns_.resize(selector.take(0, bound, call_.vocab, values_.data(), columns_.data()));
-    count = std::min<int64_t>(count, columns_.size());
-    std::partial_sort(columns_.begin(), columns_.begin() + count, columns_.end(), [&](int64_t a, int64_t b) {
+    least = least > bound ? least : bound;
+    const int64_t found = selector.take(0, least, call_.vocab, values_.data(), places_.data());
+    count = std::min(count, found);
+    const auto end = places_.begin() + found;
+    std::partial_sort(places_.begin(), places_.begin() + count, end, [&](int64_t a, int64_t b) {
       return law_[a] > law_[b] || (law_[a] == law_[b] && a < b);
     });
-    columns_.resize(count);
+    columns_.assign(places_.begin(), places_.begin() + count);
   }
 
   // What may still come among the best of a node's likeliest children; `last` is the key that has to be surpassed.
   void add_children(int64_t node, double last, std::vector<Node>& found) {
     const double base = node < 0 ? 0.0 : tree_[node].score, total = law_after(node);
-    likeliest(std::min(call_.budget, call_.vocab));
+    // A child stands behind its parent, and has to be above the floor there; a little slack for rounding.
+    const double need = std::max(last, std::log(call_.floors[std::min(rank_of(node) + 1, call_.budget - 1)]));
+    const double least = call_.by_slot ? kNever : need - base + total + top_ - 1e-3;
+    likeliest(std::min(call_.budget, call_.vocab), static_cast<float>(least));
     double taken = 0.0;
     for (int64_t column : columns_) {
       const double value = static_cast<float>(law_[column] - top_ - static_cast<float>(total)), score = base + value;
@@ -181,27 +192,39 @@ class Branches {
     }
   }
 
-  // Keep the best nodes, of equals the earlier, in their order if `first` tells where new ones begin, else the best first;
-  // returns which of those kept are new.
-  std::vector<bool> keep_best(std::vector<Node>& nodes, int64_t count, int64_t first) {
-    std::vector<int64_t> order;
-    const bool is_tree = &nodes == &tree_;
-    for (size_t i = 0; i < nodes.size(); i++) {
-      if (nodes[i].key > kNever && !(is_tree && std::exp(nodes[i].key) < call_.floor)) order.push_back(i);
+  // Keep the best nodes, the best first; of equals the earlier.
+  static void keep_first(std::vector<Node>& nodes, int64_t count) {
+    std::stable_sort(nodes.begin(), nodes.end(), [](const Node& a, const Node& b) { return a.key > b.key; });
+    if (static_cast<int64_t>(nodes.size()) > count) nodes.resize(count);
+  }
+
+  // Join nodes to the tree, and keep the best of all, in their order; returns which of those kept are new.
+  std::vector<bool> join(const std::vector<Node>& found) {
+    const size_t before = tree_.size();
+    tree_.insert(tree_.end(), found.begin(), found.end());
+    std::vector<int64_t> order(tree_.size()), place(tree_.size(), -1);
+    for (size_t i = 0; i < order.size(); i++) order[i] = i;
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return tree_[a].key > tree_[b].key; });
+    size_t count = 0;
+    while (count < order.size() && static_cast<int64_t>(count) < call_.budget &&
+           std::exp(tree_[order[count]].key) >= call_.floors[count]) {
+      count++;
     }
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return nodes[a].key > nodes[b].key; });
-    if (static_cast<int64_t>(order.size()) > count) order.resize(count);
-    if (is_tree) std::sort(order.begin(), order.end());
+    order.resize(count);
+    std::vector<int64_t> rank(tree_.size());
+    for (size_t r = 0; r < count; r++) rank[order[r]] = r;
+    std::sort(order.begin(), order.end());
     std::vector<Node> kept;
     std::vector<bool> is_new;
-    std::vector<int64_t> place(nodes.size(), -1);
+    ranks_.clear();
     for (int64_t i : order) {
       place[i] = kept.size();
-      kept.push_back(nodes[i]);
-      if (is_tree && nodes[i].parent >= 0) kept.back().parent = place[nodes[i].parent];
-      is_new.push_back(i >= first);
+      ranks_.push_back(rank[i]);
+      kept.push_back(tree_[i]);
+      if (tree_[i].parent >= 0) kept.back().parent = place[tree_[i].parent];
+      is_new.push_back(i >= static_cast<int64_t>(before));
     }
-    nodes = std::move(kept);
+    tree_ = std::move(kept);
     return is_new;
   }
 
@@ -220,7 +243,7 @@ class Branches {
   const BranchCall& call_;
   const int64_t row_, padded_;
   std::vector<float> level_, law_, values_;
-  std::vector<int64_t> columns_;
+  std::vector<int64_t> places_, columns_, ranks_;
   std::vector<Node> tree_;
   float top_ = 0.0f;
 };
