@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from random_weights import make_weights
 from torch import Tensor
 
+import outpace
 from outpace import kernels
 from outpace.cache import Cache
-from outpace.errors import ConfigError
+from outpace.errors import CapabilityError, ConfigError
 from outpace.kernels import build as building
+from outpace.kernels.rounded import RoundedKernels
 from outpace.models.seq2seq.adapter import EncoderDecoder
 from outpace.models.seq2seq.pair import PairSpec
 from outpace.models.spec import Spec
@@ -77,15 +80,17 @@ def make_side(spec: Spec, dtype: torch.dtype, seed: int) -> Weights:
     return weights
 
 
-def make(name: str, dtype: torch.dtype, is_compiled: bool, kept: torch.dtype | None = None) -> EncoderDecoder:
-    """A model whose numbers are those of the dtype `kept`, computed in `dtype`."""
+def make(
+    name: str, dtype: torch.dtype, is_compiled: bool, kept: torch.dtype | None = None, chosen: Any = kernels
+) -> EncoderDecoder:
+    """A model whose numbers are those of the dtype `kept`, computed in `dtype`, on chosen kernels."""
     pair = make_pair(**SHAPES[name])
     sides = [make_side(side, kept or dtype, seed) for seed, side in enumerate((pair.encoder, pair.decoder))]
     encoder, decoder = (to(side, dtype) for side in sides)
     encoder.embed = decoder.embed
     encoder.head = Matrix(decoder.embed[:0])
     model = EncoderDecoder(pair, encoder, decoder, pack=False)
-    assert not is_compiled or model.compile(kernels)
+    assert not is_compiled or model.compile(chosen)
     return model
 
 
@@ -145,9 +150,10 @@ def test_agrees_with_float64(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-def test_bits_do_not_depend_on_neighbours(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("chosen", [kernels, RoundedKernels()], ids=["plain", "int8"])
+def test_bits_do_not_depend_on_neighbours(name: str, chosen: Any, dtype: torch.dtype) -> None:
     """A source's entries and a text's logits are those of the row alone, of single steps, and of a path of a tree."""
-    model, tokens = make(name, dtype, True), texts(3, 9)
+    model, tokens = make(name, dtype, True, chosen=chosen), texts(3, 9)
     together = encoded(model, SOURCES)
     logits = forward(model, together, tokens)
     for row, source in enumerate(SOURCES):
@@ -175,16 +181,39 @@ def check_tree(model: EncoderDecoder, source: list[int], tokens: Tensor) -> None
     assert torch.equal(found[:, [0, 1, 3]], chain)
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_weights_of_8_bits_move_logits_by_a_percent(name: str) -> None:
+    """A matrix whose width no group divides stays as it is; a tied embedding is rounded with the head."""
+    truth, model = (
+        make(name, torch.float64, False, torch.float32),
+        make(name, torch.float32, True, None, RoundedKernels()),
+    )
+    tokens = texts(3, 9)
+    found = forward(model, encoded(model, SOURCES), tokens)
+    assert 1e-4 < error(found, forward(truth, encoded(truth, SOURCES), tokens)) < 0.04
+    for matrix in [model.weights.head, *(m for layer in model.weights.layers for m in layer.all_matrices())]:
+        assert matrix.panels.view.coding.bits == (0 if matrix.shape[1] % 16 else 8)
+
+
+def test_weights_are_rounded_as_a_model_is_loaded() -> None:
+    plain, small = outpace.load("translate"), outpace.load("translate", quantize="int8")
+    assert "Weights are rounded to 8 bits." in small.generate("Ein Hund.", max_tokens=4).notes
+    assert small.target.is_quantised and small.target._compiled.num_bytes < 0.6 * plain.target._compiled.num_bytes
+    with pytest.raises(CapabilityError, match="compiled kernels"):
+        outpace.load("translate", quantize="int8", is_compiled=False)
+    with pytest.raises(ConfigError, match="quantize"):
+        outpace.load("translate", quantize="int3")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_that_fork_go_on_from_their_source(dtype: torch.dtype) -> None:
-    model, tokens = make("marian", dtype, True), texts(3, 4)
-    cache = encoded(model, SOURCES)
-    forward(model, cache, tokens)
+    model, tokens = make("marian", dtype, True), texts(3, 5)
+    cache = encoded(model, [SOURCES[0], SOURCES[0], SOURCES[2]])
+    forward(model, cache, tokens[:, :4])
     cache.keep([range(4)] * 3)
-    plain = forward(model, cache.rows([2, 0]), tokens[:2, :1], 4)
-    cache.follow([2, 2, 0])
-    forked = forward(model, cache, tokens[[0, 0, 1], :1], 4)
-    assert torch.equal(forked[[0, 2]], plain) and torch.equal(forked[0], forked[1])
+    plain = forward(model, cache.rows([1, 1, 2]), tokens[:, 4:], 4)
+    cache.follow([1, 1, 2])
+    assert torch.equal(forward(model, cache, tokens[:, 4:], 4), plain)
 
 
 def test_states_taps_and_a_trimmed_head() -> None:

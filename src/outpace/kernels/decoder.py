@@ -572,10 +572,10 @@ def _view_model(views: _Views, spec: Spec, weights: Weights, layers: ctypes.Arra
         view.position_table = views.keep(weights.positions.detach().float().contiguous())
     # Asked before packing frees the head: a tied embedding is read back from the packed head, which saves a copy.
     is_tied = weights.is_tied
-    if not weights.head.shape[0] and weights.table is not None:  # an encoder that embeds by the decoder's packed head
-        view.head = views.matrix(weights.table)
-        return view
-    view.head, view.head_bias = views.matrix(weights.head), views.vector(weights.head.bias)
+    if weights.head.shape[0]:
+        view.head, view.head_bias = views.matrix(weights.head), views.vector(weights.head.bias)
+    elif weights.table is not None:  # an encoder has no head: it embeds by the decoder's, where that is packed
+        view.head, is_tied = views.matrix(weights.table), True
     if not is_tied and weights.table is not None:
         view.embedding = views.matrix(weights.table)
     elif not is_tied:

@@ -66,12 +66,15 @@ class CompiledDecoder(Protocol):
 class Shelf(Protocol):
     """Where the packed weights of a model are kept between starts."""
 
-    def find(self) -> tuple[Weights, list[str]] | None:
-        """Return the weights and the notes that were put there; None where there are none."""
+    def find(self) -> tuple[list[Weights], list[str]] | None:
+        """Return the weights, side by side, and the notes that were put there; None where there are none."""
         ...
 
-    def put(self, weights: Weights, notes: Sequence[str]) -> str:
-        """Keep the weights of a compiled decoder; return what a user should know if that fails, else an empty text."""
+    def put(self, sides: Sequence[Weights], notes: Sequence[str]) -> str:
+        """Keep the weights of a compiled decoder, or of an encoder and a decoder.
+
+        Return what a user should know if that fails, else an empty text.
+        """
         ...
 
 
