@@ -100,9 +100,8 @@ def _jfleg(folder: Path) -> list[Sample]:
     files = ["dev.src", *(f"dev.ref{number}" for number in range(4))]
     for file in files:
         if not (folder / file).is_file():
-            raise ConfigError(
-                f"{file} is missing in {folder}", "Get it from github.com/keisks/jfleg (CC BY-NC-SA 4.0)."
-            )
+            hint = "Get it from github.com/keisks/jfleg (CC BY-NC-SA 4.0)."
+            raise ConfigError(f"{file} is missing in {folder}", hint)
     columns = [[_joined(line) for line in open_text(folder / file).rstrip("\n").split("\n")] for file in files]
     return [(row[0], tuple(row[1:])) for row in zip(*columns, strict=True)]
 
@@ -168,18 +167,17 @@ def measure(
     is_right = [text in references for (_, references), text in zip(samples, texts, strict=True)]
     clean = [source in references for source, references in samples]
     precision, recall, f05 = score(samples, texts)
-    size, num_clean = len(samples), max(sum(clean), 1)
+    size = len(samples)
     is_kept = [text == source for (source, _), text in zip(samples, texts, strict=True)]
+    is_wrong = [not one for one in clean]
     work = CorrectionWork(
         model=model.name,
         set=name,
         method=method or ("one-pass" if model.target.capabilities.is_one_pass else "autoregressive"),
         sentences=size,
         right=sum(is_right) / size,
-        fixed=sum(right for right, is_clean in zip(is_right, clean, strict=True) if not is_clean)
-        / max(size - sum(clean), 1),
-        kept=sum(text == source for (source, _), text, kept in zip(samples, texts, clean, strict=True) if kept)
-        / num_clean,
+        fixed=_share(is_right, is_wrong),
+        kept=_share(is_kept, clean),
         precision=precision,
         recall=recall,
         f05=f05,
@@ -188,6 +186,11 @@ def measure(
         steps=steps / size,
     )
     return work, texts
+
+
+def _share(values: Sequence[bool], chosen: Sequence[bool]) -> float:
+    """Return the share of true values among the chosen ones; 0 where none is chosen."""
+    return sum(a and b for a, b in zip(values, chosen, strict=True)) / max(sum(chosen), 1)
 
 
 HEAD = (

@@ -99,7 +99,9 @@ def copy_ctc_loss(
     size, factor = targets.shape[1], log_probs.shape[1] // sources.shape[1]
     vocab = log_probs.shape[2] - 2
     never = log_probs.new_full((len(sources), 1), _NEVER)
-    written = log_probs.gather(2, targets.unsqueeze(1).expand(-1, log_probs.shape[1], -1))  # [B, T, N]
+    # Cut frame by frame before the sums: the gradient of a cut out of [B, T, V + 2] is as large as that, each time.
+    written = log_probs.gather(2, targets.unsqueeze(1).expand(-1, log_probs.shape[1], -1)).unbind(1)  # [B, N] each
+    copying, silent = (log_probs[:, :, vocab + at].unsqueeze(2).unbind(1) for at in (0, 1))  # [B, 1] each
     is_same = torch.zeros_like(targets, dtype=torch.bool)
     is_same[:, 1:] = targets[:, 1:] == targets[:, :-1]
     # After each frame: how likely it is that so many labels are out, and that the last frame was a blank, a token (of
@@ -108,16 +110,15 @@ def copy_ctc_loss(
     token = copy = never.expand(-1, size + 1)
     for frame in range(log_probs.shape[1]):
         place, is_first = frame // factor, frame % factor == 0
-        now = log_probs[:, frame]
         # 1) A new label comes behind a blank, or behind another symbol.
         others = torch.where(is_same, _NEVER, token[:, :-1])
         before_token = [blank[:, :-1], others, copy[:, :-1], token[:, 1:]]
         before_copy = [blank[:, :-1], token[:, :-1], (copy[:, :-1] if is_first else copy[:, 1:])]
-        new_token = written[:, frame] + _total(before_token)
+        new_token = written[frame] + _total(before_token)
         can_copy = sources[:, place : place + 1] == targets
-        new_copy = torch.where(can_copy, now[:, vocab, None] + _total(before_copy), _NEVER)
+        new_copy = torch.where(can_copy, copying[frame] + _total(before_copy), _NEVER)
         # 2) A blank comes behind anything. Frames of padding change nothing.
-        new_blank = now[:, vocab + 1, None] + _total([blank, token, copy])
+        new_blank = silent[frame] + _total([blank, token, copy])
         is_on = (place < source_lengths).unsqueeze(1)
         blank = torch.where(is_on, new_blank, blank)
         token = torch.where(is_on, torch.cat([never, new_token], 1), token)
