@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from outpace.draft.corpus import Corpus, read_texts
-from outpace.draft.source import spelled
 from outpace.errors import ConfigError
 from outpace.text.tokenizer import Tokenizer
 
@@ -46,7 +45,7 @@ def read_translations(
     for source, line in zip(read or repeat(""), written, strict=bool(read)):
         if not line or (sources is not None and not source):
             continue
-        before = spelled(tokenizer.encode(source), tokenizer, tokenizer) if source else []
+        before = tokenizer.rewritten(tokenizer.encode(source)) if source else []
         found.texts.append(np.array([*before, start, *tokenizer.encode(line)], np.uint32))
         found.num_bytes += len(source.encode()) + len(line.encode())
 

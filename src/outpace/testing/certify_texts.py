@@ -44,6 +44,7 @@ SOURCES = (  # what an encoder-decoder reads: German first, as what ships transl
     "The cat sat on the mat. The dog sat on the mat. The cat sat on the dog.",
     "Wo ist das Buch? Wo ist der Schlüssel? Wo ist die Tasche? Wo ist das Buch?",
 )
+_READ = 40  # tokens of a text that is read again
 # In order of what they tell. Several laws take turns, the one under which most drafts are kept first: under a high
 # temperature and strong penalties few are, on a model that copies little.
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -71,12 +72,14 @@ SEARCHES: dict[str, tuple[dict[str, Any], ...]] = {
 def own_prompts(lm: LanguageModel) -> list[list[int]]:
     """Return the prompts that are used where none are given: `PROMPTS`, and of a model that chats, `CHATS` as well.
 
-    An encoder-decoder reads `SOURCES`.
+    An encoder-decoder reads `SOURCES`, and what it wrote of some of them, which it is likelier to copy.
     An answer is begun for the model, so that it copies; plain texts beside it leave enough drafts to reject.
     """
     tokenizer, chats = lm.tokenizer, list[list[int]]()
     if lm.target.capabilities.is_encoder_decoder:
-        return [lm.encode(text) for text in SOURCES]
+        sources = [lm.encode(text) for text in SOURCES]
+        read = lm.generate(sources[:3], max_tokens=_READ, ignore_eos=True)
+        return [lm.encode(result.text) for result in read if result.text.strip()] + sources
     if tokenizer is not None and tokenizer.has_chat:
         try:
             for asked, begun in CHATS:
