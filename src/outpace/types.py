@@ -261,6 +261,7 @@ class Adapter(ABC):
         mask_token: what stands for a token to be guessed, in a causal model that drafts several in one forward.
         exits: layers after which it was trained to say the next token, as well as after all.
         reads: what it reads of the target beside which it stands, where it is a trained drafter.
+        accepted: of a trained drafter, drafts that its target kept per step in held-out texts; 0 = not known.
         layer_weights, head_weights: numbers that a token is multiplied by in all layers and in the output matrix;
             0 = not known. Drafters are compared with targets by them.
     """
@@ -279,6 +280,7 @@ class Adapter(ABC):
     mask_token: int | None = None
     exits: tuple[int, ...] = ()
     reads: Outputs = NO_OUTPUTS
+    accepted: float = 0.0
     layer_weights: int = 0
     head_weights: int = 0
 

@@ -55,6 +55,7 @@ class HeadModel(Adapter):
         self.capabilities, self.device, self.dtype = offered, target.device, target.dtype
         self.net, self.target = net.to(self.device, self.dtype).eval().requires_grad_(False), target
         self.ids = None if ids is None else ids.to(self.device)
+        self.accepted = config.accepted
         self.kind, self.reads, self.path = config.kind, config.outputs, "torch"
         self.trimmed = None if self.ids is None else target.trim_head(self.ids)
         self.layer_weights = sum(weight.numel() for weight in net.parameters())
