@@ -265,6 +265,12 @@ def test_sources_that_cannot_be_read(model_root: Path) -> None:
         begun(model, [[5, 3], []])
     with pytest.raises(ConfigError, match="81 tokens, but the encoder's positions end at 80"):
         begun(model, [[5] * 81])
+    two = opened("marian-two-vocabularies", model_root)  # its encoder knows fewer tokens than its decoder
+    with pytest.raises(ConfigError, match="a token that the encoder does not know"):
+        begun(two, [[VOCAB]])
+    assert (two.capabilities.source_vocab, two.capabilities.vocab_size) == (VOCAB, 140)
+    with pytest.raises(ConfigError, match="prompt holds a token outside"):
+        LanguageModel(two).generate([VOCAB, 3])
     with pytest.raises(ConfigError, match="holds no source"):
         model.score(torch.tensor([[2]]), torch.tensor([[0]]), None, model.new_cache(1, 8))
     assert begun(opened("t5", model_root), [[5] * 300]).extra[1].shape[1] == 300  # distances have no end

@@ -44,7 +44,7 @@ class EncoderDecoder(Transformer):
         super().__init__(pair.decoder, decoder, pack)
         self.encoder = Transformer(pair.encoder, encoder, pack)
         self.pair, self.start_token, self.shape = pair, pair.start_token, str(pair)
-        self.max_source = pair.max_source
+        self.max_source, self.capabilities = pair.max_source, pair.capabilities
 
     def compile(self, kernels: Kernels, pack: bool | None = None) -> bool:
         """Hand the weights of both sides to compiled kernels; see `Transformer.compile`.
@@ -69,10 +69,15 @@ class EncoderDecoder(Transformer):
         """Run the encoder once over all different sources, and keep in `cache` what the decoder's layers read of them.
 
         Raises:
-            ConfigError: a source is empty or longer than the encoder's positions.
+            ConfigError: a source is empty, longer than the encoder's positions, or of another vocabulary.
         """
         if not all(sources):
             raise ConfigError("A source is empty.", "Give at least one token.")
+        words = self.pair.encoder.vocab_size
+        if any(not 0 <= token < words for source in sources for token in source):
+            raise ConfigError(
+                "A source holds a token that the encoder does not know.", f"Ids go from 0 to {words - 1}."
+            )
         longest = max(len(source) for source in sources)
         if longest > self.max_source:
             raise ConfigError(
