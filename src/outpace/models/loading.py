@@ -22,8 +22,9 @@ from outpace.models.lookup import find_family, make_spec
 from outpace.models.lora import AdaptedFiles, has_adapter
 from outpace.models.parallel import Split, SplitTransformer
 from outpace.models.seq2seq.families import is_pair
+from outpace.models.spec import spec_capabilities
 from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
-from outpace.models.transformer import Kernels, Transformer, spec_capabilities
+from outpace.models.transformer import Kernels, Transformer
 from outpace.models.weights import can_pack
 from outpace.text.files import read_object
 from outpace.text.gguf_file import find_gguf, read_gguf
