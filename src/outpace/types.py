@@ -84,6 +84,7 @@ class Capabilities:
         vocab_size: V.
         mask_id: the mask token of a masked model, else None.
         is_encoder_decoder: the prompt goes through an encoder once.
+        source_vocab: tokens that the encoder knows, where its vocabulary is another; 0 = V.
         turns_at: texts longer than this turn their positions by other frequencies (rotary scalings); 0 = never.
         turns_anew: such a text is read anew from its beginning (long-rope); else its later positions alone differ.
         has_hidden: hidden states are given where `Outputs` asks for them.
@@ -99,6 +100,7 @@ class Capabilities:
     num_layers: int = 0
     mask_id: int | None = None
     is_encoder_decoder: bool = False
+    source_vocab: int = 0
     block_size: int = 0
     logits_shift: bool = False
     turns_at: int = 0
@@ -249,6 +251,7 @@ class Adapter(ABC):
         is_quantised: its files hold quantised weights, which dtype "auto" keeps where it can.
         tokenizer: what turns text into its tokens, where it carries one.
         start_token: of an encoder-decoder, the first decoder token, which the model never writes.
+        max_source: of an encoder-decoder, the longest source in tokens; 0 = any, or no encoder.
         shape: the sizes of the model as one text, by which measured costs are kept; "" = its capabilities tell.
         mask_token: what stands for a token to be guessed, in a causal model that drafts several in one forward.
         exits: layers after which it was trained to say the next token, as well as after all.
@@ -266,6 +269,7 @@ class Adapter(ABC):
     is_quantised: bool = False
     tokenizer: Tokenizer | None = None
     start_token: int | None = None
+    max_source: int = 0
     shape: str = ""
     mask_token: int | None = None
     exits: tuple[int, ...] = ()

@@ -12,7 +12,7 @@ import torch
 from outpace.errors import CapabilityError, ConfigError, ModelError, nearest
 from outpace.models.assemble import assemble
 from outpace.models.card import CARD_TABLE, read_card
-from outpace.models.checkpoint import check_checkpoint, check_file
+from outpace.models.checkpoint import check_checkpoint, check_file, check_marian
 from outpace.models.config_values import token_ids
 from outpace.models.gguf import GgufTensors
 from outpace.models.gguf_config import gguf_config
@@ -22,8 +22,9 @@ from outpace.models.lookup import find_family, make_spec
 from outpace.models.lora import AdaptedFiles, has_adapter
 from outpace.models.parallel import Split, SplitTransformer
 from outpace.models.seq2seq.families import is_pair
+from outpace.models.spec import spec_capabilities
 from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
-from outpace.models.transformer import Kernels, Transformer, spec_capabilities
+from outpace.models.transformer import Kernels, Transformer
 from outpace.models.weights import can_pack
 from outpace.text.files import read_object
 from outpace.text.gguf_file import find_gguf, read_gguf
@@ -265,6 +266,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     if Path(directory).is_file():
         return gguf_config(read_gguf(Path(directory)))
     path = Path(directory) / "config.json"
+    check_marian(Path(directory))
     if not path.is_file():
         raise ModelError(f"{directory} has no config.json.", hint="Give the directory that holds a model's files.")
     return read_object(path)

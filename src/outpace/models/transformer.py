@@ -20,11 +20,11 @@ from outpace.errors import CapabilityError, ConfigError
 from outpace.models.attention import additive, attend, chain_mask, window_mask
 from outpace.models.graphs import FIRST_EXTENT, Graphs, extent_for
 from outpace.models.rotation import Rotation, Tables, turn
-from outpace.models.spec import Spec
+from outpace.models.spec import Spec, spec_capabilities
 from outpace.models.weights import CrossWeights, LayerWeights, Norm, Packer, Weights, can_pack
-from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
+from outpace.types import NO_OUTPUTS, Adapter, Counter, Outputs, Scores
 
-__all__ = ["CompiledDecoder", "Kernels", "Shelf", "Transformer", "spec_capabilities"]
+__all__ = ["CompiledDecoder", "Kernels", "Shelf", "Transformer"]
 
 SMALL_CHAIN = 64  # chains up to this long read their mask from one precomputed table
 
@@ -112,24 +112,6 @@ class Kernels(Protocol):
     def warnings(self) -> list[str]:
         """Return what a user should put right."""
         ...
-
-
-def spec_capabilities(spec: Spec) -> Capabilities:
-    """Return what a native decoder of this shape offers."""
-    return Capabilities(
-        vocab_size=spec.vocab_size,
-        max_positions=spec.max_positions,
-        attention=spec.attention,
-        block_size=spec.block_size,
-        logits_shift=spec.logits_shift,
-        has_skip=True,
-        num_layers=spec.num_layers,
-        mask_id=spec.mask_id,
-        turns_at=spec.turns_at,
-        turns_anew=spec.turns_anew,
-        has_hidden=True,
-        is_encoder_decoder=spec.has_cross,
-    )
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from outpace.models.seq2seq.assemble import assemble_pair
 from outpace.models.seq2seq.families import find_pair, make_pair
 from outpace.models.seq2seq.pair import PairSpec
 from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
-from outpace.models.transformer import Kernels, Shelf, spec_capabilities
+from outpace.models.transformer import Kernels, Shelf
 from outpace.models.weights import can_pack
 from outpace.text.files import read_object
 from outpace.types import Capabilities
@@ -83,4 +83,4 @@ def _shape(directory: Path, context: int = 0) -> PairSpec:
 
 def pair_capabilities(directory: Path, context: int = 0) -> Capabilities:
     """Return what a model offers, from its files of settings alone."""
-    return spec_capabilities(_shape(directory, context).decoder)
+    return _shape(directory, context).capabilities
