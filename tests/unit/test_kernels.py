@@ -481,9 +481,11 @@ def test_caches_that_do_not_fit_are_refused(kind: str) -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="an x86 architecture level")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("machine", ["-march=x86-64-v3"])
-def test_older_machines_run_the_same_code(machine: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ["window", "after", "opt", "neox"])
+def test_older_machines_run_the_same_code(name: str, machine: str, dtype: torch.dtype) -> None:
     """AVX2, no bfloat16 instructions: other bits, the same accuracy, and still independent of the width."""
-    spec = make_spec(num_heads=6, num_kv_heads=2, head_dim=20, hidden_size=45, ffn_size=75, windows=(None, 9, None))
+    sizes = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 20, "hidden_size": 45, "ffn_size": 75}
+    spec = make_spec(**{**SHAPES[name], **sizes})
     weights, decoder = make(spec, dtype), compiled(spec, dtype, machine)
     tokens, position = chain(40, spec.vocab_size)
     logits = decoder.forward(tokens, position, None, new_cache(spec, dtype))

@@ -107,11 +107,10 @@ def write_marian(folder: Path, shape: Mapping[str, int], seed: int = 0) -> None:
     from transformers import MarianConfig, MarianMTModel
 
     last = shape["vocab_size"] - 1
-    places = {"pad_token_id": last, "decoder_start_token_id": last, "eos_token_id": 0, "forced_eos_token_id": None}
+    settings: dict[str, Any] = {"activation_function": "swish", "scale_embedding": True, "eos_token_id": 0}
+    settings |= {"pad_token_id": last, "decoder_start_token_id": last, "bos_token_id": 0, "forced_eos_token_id": None}
     torch.manual_seed(seed)
-    model = MarianMTModel(
-        MarianConfig(**shape, **places, bos_token_id=0, activation_function="swish", scale_embedding=True)
-    )
+    model: Any = MarianMTModel(MarianConfig(**settings, **dict[str, Any](shape)))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 1:
@@ -242,7 +241,7 @@ def _job(row: Mapping[str, Any]) -> tuple[str, str]:
 def _ratio(ours: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """Return the median over rounds of how many times faster a side is than another."""
     pairs = zip(ours["seconds"], other["seconds"], strict=False)
-    return statistics.median((b / other["tokens"]) / (a / ours["tokens"]) for a, b in pairs)
+    return float(statistics.median((b / other["tokens"]) / (a / ours["tokens"]) for a, b in pairs))
 
 
 def _sides(
