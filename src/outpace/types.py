@@ -255,6 +255,7 @@ class Adapter(ABC):
         is_quantised: its files hold quantised weights, which dtype "auto" keeps where it can.
         tokenizer: what turns text into its tokens, where it carries one.
         start_token: of an encoder-decoder, the first decoder token, which the model never writes.
+        max_source: of an encoder-decoder, the longest source in tokens; 0 = any, or no encoder.
         shape: the sizes of the model as one text, by which measured costs are kept; "" = its capabilities tell.
         mask_token: what stands for a token to be guessed, in a causal model that drafts several in one forward.
         exits: layers after which it was trained to say the next token, as well as after all.
@@ -272,6 +273,7 @@ class Adapter(ABC):
     is_quantised: bool = False
     tokenizer: Tokenizer | None = None
     start_token: int | None = None
+    max_source: int = 0
     shape: str = ""
     mask_token: int | None = None
     exits: tuple[int, ...] = ()

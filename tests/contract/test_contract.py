@@ -55,6 +55,8 @@ ON_PAIRS = (
         "autoregressive",
         "auto",
         "prompt-lookup",
+        "input-guided",
+        "generalised-aggressive",
         "token-recycling",
         "draft-model",
         "multi-candidate",

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from outpace.errors import ModelError, nearest
+from outpace.errors import CapabilityError, ConfigError, ModelError, nearest
 from outpace.models.assemble import assemble
 from outpace.models.card import CARD_TABLE, read_card
-from outpace.models.checkpoint import check_checkpoint, check_file
+from outpace.models.checkpoint import check_checkpoint, check_file, check_marian
 from outpace.models.config_values import token_ids
 from outpace.models.gguf import GgufTensors
 from outpace.models.gguf_config import gguf_config
@@ -21,6 +21,7 @@ from outpace.models.hfquant_settings import read_quantisation
 from outpace.models.lookup import find_family, make_spec
 from outpace.models.lora import AdaptedFiles, has_adapter
 from outpace.models.parallel import Split, SplitTransformer
+from outpace.models.seq2seq.families import is_pair
 from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
 from outpace.models.transformer import Kernels, Transformer, spec_capabilities
 from outpace.models.weights import can_pack
@@ -59,7 +60,7 @@ def load_model(
     adapter: str | os.PathLike[str] | None = None,
     split: Split | None = None,
 ) -> Transformer:
-    """Load a decoder.
+    """Load a decoder, or an encoder-decoder (`outpace.models.seq2seq`).
 
     Args:
         name: a directory, a GGUF file, or an id on the Hugging Face hub.
@@ -77,6 +78,8 @@ def load_model(
     if not directory.is_file():
         check_checkpoint(directory)
     config = read_config(directory)
+    if is_pair(config):
+        return _load_pair(directory, dtype, device, context, kernels, pack, card, adapter, split)
     spec, family = make_spec(config, context, card), find_family(config)
     place = pick_device(device)
     if split is not None:
@@ -117,6 +120,32 @@ def load_model(
             "dtype float32 rounds none."
         )
     return model
+
+
+def _load_pair(
+    directory: Path,
+    dtype: str | torch.dtype,
+    device: str | torch.device,
+    context: int,
+    kernels: Kernels | None,
+    pack: bool | None,
+    card: Mapping[str, Any] | None,
+    adapter: str | os.PathLike[str] | None,
+    split: Split | None,
+) -> Transformer:
+    """Load an encoder-decoder, for which some settings mean nothing."""
+    from outpace.models.seq2seq.loading import load_pair  # which reads files by functions of this module
+
+    if card:
+        raise ConfigError("A card was given, but an encoder-decoder has none.", "Leave the card out.")
+    if adapter is not None:
+        raise ConfigError(
+            "An adapter was given for an encoder-decoder, into which none is merged here.",
+            "Merge it into its model first (peft: merge_and_unload, then save_pretrained).",
+        )
+    if split is not None:
+        raise CapabilityError("An encoder-decoder is not split over processes.", "Load it in one process.")
+    return load_pair(directory, dtype, device, context=context, kernels=kernels, pack=pack)
 
 
 def _mask_token(config: Mapping[str, Any]) -> int | None:
@@ -235,6 +264,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     if Path(directory).is_file():
         return gguf_config(read_gguf(Path(directory)))
     path = Path(directory) / "config.json"
+    check_marian(Path(directory))
     if not path.is_file():
         raise ModelError(f"{directory} has no config.json.", hint="Give the directory that holds a model's files.")
     return read_object(path)
@@ -244,6 +274,10 @@ def read_capabilities(
     directory: str | os.PathLike[str], context: int = 0, card: Mapping[str, Any] | None = None
 ) -> Capabilities:
     """Return what a model offers, from its config.json and what the user says of its card."""
+    if is_pair(read_config(directory)):
+        from outpace.models.seq2seq.loading import pair_capabilities
+
+        return pair_capabilities(Path(directory), context)
     return spec_capabilities(make_spec(read_config(directory), context, card))
 
 
