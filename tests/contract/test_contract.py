@@ -62,7 +62,7 @@ ON_PAIRS = (
         "multi-candidate",
         "typical-acceptance",
     ),
-    *("staged", "jacobi", "lookahead", "layer-skip", "early-exit", "bild"),
+    *("staged", "jacobi", "lookahead", "layer-skip", "early-exit", "bild", "suffix", "medusa", "eagle", "blockwise"),
 )
 
 
