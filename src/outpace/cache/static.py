@@ -63,6 +63,7 @@ class Cache:
         self.lengths = lengths if lengths is not None else [0] * (self.buffers[0].shape[0] if self.buffers else 0)
         self.extra = list(extra)
         self.phases = [0] * len(self.lengths)
+        self._num_staged = 0  # entries of the last forward, at the most
         self.has_fixed_extent = False  # attend over all slots, so that sums have one shape (batch-invariant mode)
 
     @property
@@ -104,7 +105,8 @@ class Cache:
         Raises:
             NoPages: of a cache on pages, none of which is free; nothing has changed then.
         """
-        self.reserve(max(self.lengths, default=0) + position.shape[1])
+        self._num_staged = position.shape[1]
+        self.reserve(max(self.lengths, default=0) + self._num_staged)
 
     @property
     def page_size(self) -> int:
@@ -224,13 +226,25 @@ class Cache:
         return self._derive(buffers, index, extra)
 
     def follow(self, source: Sequence[int]) -> None:
-        """Let row i go on from row `source[i]`, in place (rows may repeat); staged entries go with their rows."""
-        extra = self.extra
-        if is_same := self.has_same_extra(source):  # rows that fork read one source: nothing of it is moved
-            self.extra = []
-        vars(self).update(vars(self.rows(source)))
-        if is_same:
-            self.extra = extra
+        """Let row i go on from row `source[i]`, in place (rows may repeat); staged entries go with their rows.
+
+        Rows that stay where they are cost nothing, the others as much as they hold.
+        """
+        moved = [row for row, old in enumerate(source) if old != row]
+        if not moved:
+            return
+        olds = [source[row] for row in moved]
+        used = min(self.slots, max(self.lengths[old] for old in olds) + self._num_staged)
+        to, come = (torch.tensor(rows, dtype=torch.int64, device=self.device) for rows in (moved, olds))
+        for buffer in self.buffers:
+            entries = buffer.narrow(self.slot_axis, 0, used)
+            entries.index_copy_(0, to, entries.index_select(0, come))
+        if not self.has_same_extra(source):  # rows that fork read one source: nothing of it is moved
+            order = torch.tensor(list(source), dtype=torch.int64, device=self.device)
+            self.extra = [tensor.index_select(0, order) for tensor in self.extra]
+        self.lengths = [self.lengths[old] for old in source]
+        self.phases = [self.phases[old] for old in source]
+        self.origins = tuple(self.origins[old] for old in source) if self.origins else ()
 
     def has_same_extra(self, source: Sequence[int]) -> bool:
         """Return whether `extra` is known to stay as it is where row i goes on from row `source[i]`."""
@@ -313,7 +327,7 @@ class Cache:
 
     @staticmethod
     def join(caches: Sequence[Cache]) -> Cache:
-        """Stack the rows of several caches of one adapter; capacities may differ."""
+        """Stack the rows of several caches of one adapter; capacities may differ, and widths that hang on a source."""
         caches = [cache.owned() for cache in [cache for cache in caches if cache.lengths] or caches[:1]]
         return caches[0] if len(caches) == 1 else caches[0]._joined(caches)
 
@@ -323,15 +337,13 @@ class Cache:
 
     def _joined(self, caches: Sequence[Cache]) -> Cache:
         first = self
-        slots = max(cache.slots for cache in caches)
         buffers = []
         for parts in zip(*(cache.buffers for cache in caches), strict=True):
-            shape = list(parts[0].shape)
-            shape[0], shape[first.slot_axis] = sum(part.shape[0] for part in parts), slots
-            joined, row = parts[0].new_zeros(shape), 0
+            longest = (max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True))
+            joined, row = parts[0].new_zeros(sum(len(part) for part in parts), *longest), 0
             for part in parts:
-                joined[row : row + part.shape[0]].narrow(first.slot_axis, 0, part.shape[first.slot_axis]).copy_(part)
-                row += part.shape[0]
+                joined[(slice(row, row + len(part)), *map(slice, part.shape[1:]))] = part
+                row += len(part)
             buffers.append(joined)
         extra = [stacked(parts) for parts in zip(*(cache.extra for cache in caches), strict=True)]
         joined = first._derive(buffers, (), extra)

@@ -17,8 +17,9 @@ from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
 from outpace.run.loop import Run
 from outpace.run.row import Row
-from outpace.sampling import Sampling, row_key
+from outpace.sampling import Sampling, fork_key, row_key
 from outpace.testing.grammar import ToyGrammar
+from outpace.testing.one_pass import ToyOnePass
 from outpace.testing.spelling import respelled, toy_tokenizers
 from outpace.testing.toy import ToyEncoderDecoder, ToyModel
 from outpace.text.stream import TextStream
@@ -33,6 +34,7 @@ __all__ = [
     "drive",
     "ends_under",
     "inhabited",
+    "join",
     "kind_here",
     "make_rows",
     "make_run",
@@ -99,7 +101,7 @@ _KIND = ContextVar("kind", default="decoder")
 
 @contextmanager
 def inhabited(kind: str) -> Iterator[None]:
-    """Let the models of the world be of one kind while in the block: "decoder" or "encoder-decoder".
+    """Let the models of the world be of one kind while in the block: "decoder", "encoder-decoder" or "one-pass".
 
     Where a method writes on a canvas, its model is one whatever the kind.
     """
@@ -115,24 +117,26 @@ def kind_here() -> str:
     return _KIND.get()
 
 
-def target_for(attention: str) -> ToyModel:
+def target_for(attention: str) -> Adapter:
     """Return the toy target with such attention; where a method asks for any canvas, one with full attention."""
     return _target("full" if attention == "canvas" else attention, _KIND.get())
 
 
-def drafter_for(attention: str) -> ToyModel:
+def drafter_for(attention: str) -> Adapter:
     """Return a drafter that agrees with `target_for` often, but not always; for "canvas", with the causal one."""
     return _drafter(attention, _KIND.get())
 
 
 @functools.lru_cache(maxsize=8)
-def _target(attention: str, kind: str) -> ToyModel:
+def _target(attention: str, kind: str) -> Adapter:
+    if kind == "one-pass":
+        return ToyOnePass()
     is_pair = kind == "encoder-decoder" and attention == "causal"
     return ToyEncoderDecoder() if is_pair else ToyModel(attention=attention)
 
 
 @functools.lru_cache(maxsize=8)
-def _drafter(attention: str, kind: str) -> ToyModel:
+def _drafter(attention: str, kind: str) -> Adapter:
     if attention == "canvas":
         causal = _target("causal", "decoder")
         return ToyModel(attention="block", like=causal, noise=0.15, seed=1, block_size=4, logits_shift=True)
@@ -173,7 +177,7 @@ def make_rows(
         Row(list(prompt), len(prompt), key, max_tokens, tuple(end_tokens))
         for prompt, key in zip(prompts, keys, strict=True)
     ]
-    if _KIND.get() == "encoder-decoder":
+    if _KIND.get() != "decoder":
         for row in rows:
             first = row.tokens[0]  # all that a text which goes on shares with its prompt
             row.source = [first, (3 * first + 1) % 13, (first + 5) % 13][: 1 + first % 3]
@@ -206,9 +210,26 @@ def make_run(
     )
 
 
+def join(run: Run, rows: Sequence[Row]) -> None:
+    """Let rows join, each with as many beside it as its method writes together."""
+    joining = list[Row]()
+    for number, row in enumerate(rows):
+        joining.append(row)
+        if row.group is None and run.method.num_rows > 1:
+            row.group = hash((id(row), number))
+            for place in range(1, run.method.num_rows):
+                text = None if row.text is None else row.text.fork()
+                other = Row(
+                    list(row.tokens), row.num_prompt, fork_key(row.key, place), row.max_tokens, row.end_tokens, text
+                )
+                other.source, other.group, other.place = row.source, row.group, place
+                joining.append(other)
+    run.join(joining)
+
+
 def drive(run: Run, rows: Sequence[Row] = (), steps: int = 10_000) -> Run:
     """Join rows, and step until all are finished or `steps` were taken."""
-    run.join(list(rows))
+    join(run, rows)
     while run.rows and steps > 0:
         run.step()
         steps -= 1

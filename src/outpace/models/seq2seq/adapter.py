@@ -51,12 +51,15 @@ class EncoderDecoder(Transformer):
 
         Returns whether both are served: only then do a token's logits not depend on what stands beside it.
         """
-        is_read = kernels.supports(self.pair.encoder) and self.encoder.compile(kernels, pack)
-        if not is_read:
-            self.encoder._pack(pack)
+        is_shared = self.weights.is_tied and self.encoder.weights.embed is self.weights.embed
         is_served = kernels.supports(self.pair.decoder) and super().compile(kernels, pack)
         if not is_served:
             self._pack(pack)
+        elif is_shared and kernels.supports(self.pair.encoder):  # the packed head embeds for both sides
+            self.encoder.weights.table, self.encoder.weights.embed = self.weights.head, self.weights.embed
+        is_read = kernels.supports(self.pair.encoder) and self.encoder.compile(kernels, pack)
+        if not is_read:
+            self.encoder._pack(pack)
         self.is_invariant = is_read and is_served
         return self.is_invariant
 
@@ -99,17 +102,16 @@ class EncoderDecoder(Transformer):
         padded = [[*source, *([0] * (longest - len(source)))] for source in sources]
         tokens, slots = torch.tensor(padded, device=self.device), torch.arange(longest, device=self.device)
         position = torch.where(slots < lengths, slots, -1)
-        scratch = self.encoder.new_cache(len(sources), longest)
+        scratch = self.encoder.new_scratch(len(sources), longest)
         states = self.encoder.score(tokens, position, None, scratch, outputs=_STATES).last
         assert states is not None
         return states
 
     def _entries(self, states: Tensor) -> list[Tensor]:
         """Return per layer the keys and the values of the states, each [B, S, K, D]."""
-        spec, found = self.spec, list[Tensor]()
-        shape = (*states.shape[:2], 2 * spec.num_kv_heads, spec.head_dim)
-        for layer in self.weights.layers:
-            assert layer.cross is not None
-            both = layer.cross.kv(states.flatten(0, 1)).view(shape)
-            found += [part.contiguous() for part in both.chunk(2, dim=2)]
-        return found
+        flat, shape = states.flatten(0, 1), (*states.shape[:2], 2 * self.spec.num_kv_heads, self.spec.head_dim)
+        if self._compiled is not None:
+            both = self._compiled.cross(flat)
+        else:
+            both = [layer.cross.kv(flat) for layer in self.weights.layers if layer.cross is not None]
+        return [part.contiguous() for one in both for part in one.view(shape).chunk(2, dim=2)]
