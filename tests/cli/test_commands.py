@@ -55,7 +55,7 @@ def test_generate_has_exactly_the_promised_flags() -> None:
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("score", {"--model", "--prompt-file", "--json"}),
+        ("score", {"--model", "--prompt-file", "--source", "--pairs", "--json"}),
         ("methods", {"--json"}),
         ("models", {"--json"}),
         ("get", {"--from", "--json"}),

@@ -60,6 +60,8 @@ ON_PAIRS = (
         "autoregressive",
         "auto",
         "prompt-lookup",
+        "input-guided",
+        "generalised-aggressive",
         "token-recycling",
         "draft-model",
         "multi-candidate",

@@ -18,7 +18,7 @@ from outpace.api.recall import Recall
 from outpace.api.request import CallOptions, Options
 from outpace.api.result import Result
 from outpace.api.running import advance, finish
-from outpace.api.scoring import Scored, check_causal, score_tokens
+from outpace.api.scoring import Scored, check_causal, check_pairs, score_pairs, score_tokens
 from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import CapabilityError, ConfigError
@@ -180,6 +180,7 @@ class LanguageModel:
         self.name, self.dtype, self.device = name, dtype, device
         self.is_compiled, self.graphs = True, "auto"  # as its partners are loaded
         self.load_s = 0.0
+        self.first_token: int | None = None  # of every text, where it names the language to be written
         self.cuts_source = False  # of sources that are too long only the beginning is read
         self.directory: Path | None = None  # its files, where it was loaded from some
         self.notes: list[str] = []  # of loading, for every result
@@ -372,6 +373,30 @@ class LanguageModel:
         found = [score_tokens(self.target, ids, self.name, self.tokenizer) for ids in texts]
         return found[0] if is_single else found
 
+    def score_pairs(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[Scored]:
+        """Return what an encoder-decoder makes of given targets, each behind its source.
+
+        Args:
+            pairs: sources and targets, text or token ids; a target's end token is scored too (ids have to name it).
+
+        Returns:
+            A `Scored` per pair, whose first token is the decoder's start.
+
+        Raises:
+            ConfigError: a text that is empty or too long, or a token outside the vocabulary.
+            CapabilityError: the model has no encoder.
+        """
+        check_pairs(self.target.capabilities)
+        if not pairs:
+            return []
+        traits = self.target.capabilities
+        sources, _ = read_prompts([source for source, _ in pairs], self.encode, traits)
+        ends = list(self.end_tokens[:1])
+        targets, _ = read_prompts(
+            [target for _, target in pairs], lambda text: [*self.encode(text, is_special=False), *ends], traits
+        )
+        return score_pairs(self.target, list(zip(sources, targets, strict=True)), self.name, self.tokenizer)
+
     def encode(self, text: str, is_special: bool = True) -> list[int]:
         """Return the ids of a text; `is_special` adds what the tokenizer puts around it (a start token, say)."""
         if self.tokenizer is None:
@@ -387,8 +412,7 @@ class LanguageModel:
 
 def _speak(lm: LanguageModel, spoken: Frame) -> None:
     """Let a translator write the language that was asked for."""
-    if spoken.forced is not None:
-        lm.generation = lm.generation.forcing(spoken.forced)
+    lm.first_token = spoken.forced
     if spoken.start is not None:
         lm.target.start_token = spoken.start
 

@@ -327,7 +327,7 @@ class Cache:
 
     @staticmethod
     def join(caches: Sequence[Cache]) -> Cache:
-        """Stack the rows of several caches of one adapter; capacities may differ."""
+        """Stack the rows of several caches of one adapter; capacities may differ, and widths that hang on a source."""
         caches = [cache.owned() for cache in [cache for cache in caches if cache.lengths] or caches[:1]]
         return caches[0] if len(caches) == 1 else caches[0]._joined(caches)
 
@@ -337,15 +337,13 @@ class Cache:
 
     def _joined(self, caches: Sequence[Cache]) -> Cache:
         first = self
-        slots = max(cache.slots for cache in caches)
         buffers = []
         for parts in zip(*(cache.buffers for cache in caches), strict=True):
-            shape = list(parts[0].shape)
-            shape[0], shape[first.slot_axis] = sum(part.shape[0] for part in parts), slots
-            joined, row = parts[0].new_zeros(shape), 0
+            longest = (max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True))
+            joined, row = parts[0].new_zeros(sum(len(part) for part in parts), *longest), 0
             for part in parts:
-                joined[row : row + part.shape[0]].narrow(first.slot_axis, 0, part.shape[first.slot_axis]).copy_(part)
-                row += part.shape[0]
+                joined[(slice(row, row + len(part)), *map(slice, part.shape[1:]))] = part
+                row += len(part)
             buffers.append(joined)
         extra = [stacked(parts) for parts in zip(*(cache.extra for cache in caches), strict=True)]
         joined = first._derive(buffers, (), extra)

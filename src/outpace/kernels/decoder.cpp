@@ -647,12 +647,6 @@ class Forward {
 
 // --- one parallel region -----------------------------------------------------------------------------------------
 
-template <class Body>
-void in_parallel(int64_t threads, Body body) {
-  const auto call = [](void* data) { (*static_cast<Body*>(data))(omp_get_thread_num(), omp_get_num_threads()); };
-  GOMP_parallel(call, &body, static_cast<unsigned>(std::min<int64_t>(threads, kMaxThreads)), 0);
-}
-
 template <class Type>
 void forward(Decoder& decoder, const Call& call) {
   in_parallel(call.threads, [&](int thread, int threads) {

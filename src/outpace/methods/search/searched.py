@@ -111,13 +111,9 @@ class Searched(Method):
 
     def fitted(self, offered: Capabilities) -> tuple[Method, str]:
         """Return the search without drafts on a model that cannot score them."""
-        drafted = self.drafted.fitted(offered)[0]
-        needs = drafted.needs
-        if (
-            drafted == self.drafted
-            and offered.has_tree >= needs.has_tree
-            and offered.has_rollback >= needs.has_rollback
-        ):
+        needs, fitted = self.drafted.needs, self.drafted.fitted(offered)[0]
+        lacks_trees, lacks_rollback = needs.has_tree > offered.has_tree, needs.has_rollback > offered.has_rollback
+        if fitted == self.drafted and not (lacks_trees or lacks_rollback):
             return self, ""
         return self.reference(), f"The model cannot score what {self.drafter} drafts: the beams went on without drafts."
 
