@@ -67,7 +67,8 @@ ON_PAIRS = (
         "multi-candidate",
         "typical-acceptance",
     ),
-    *("beam-search", "staged", "jacobi", "lookahead", "layer-skip", "early-exit", "bild"),
+    *("staged", "jacobi", "lookahead", "layer-skip", "early-exit", "bild", "suffix", "medusa", "eagle", "blockwise"),
+    "beam-search",
 )
 
 

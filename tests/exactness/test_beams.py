@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from outpace.api.engine import LanguageModel
+from outpace.api.engine import LanguageModel, load
 from outpace.api.result import Result
 from outpace.errors import ConfigError, ModelError
 from outpace.methods.search.beam_search import BeamSearch
@@ -202,6 +203,29 @@ def test_constrained_searches_find_the_best_of_all_texts(is_open: bool) -> None:
 def _obeys(grammar: ToyGrammar, text: list[int]) -> bool:
     state = grammar.start()
     return all(state.push(token) for token in text) and not state.is_final
+
+
+@pytest.mark.parametrize(
+    ("law", "obeys"),
+    [
+        ({"regex": "(yes|no|maybe)( sir)?"}, lambda text: text.removesuffix(" sir") in ("yes", "no", "maybe")),
+        ({"json_schema": {"enum": ["red", "green", 7]}}, lambda text: json.loads(text) in ("red", "green", 7)),
+        ({"grammar": 'start: ("a" | "b")+ "."'}, lambda text: text.endswith(".") and set(text[:-1]) <= {"a", "b"}),
+    ],
+    ids=["regex", "json", "grammar"],
+)
+def test_every_text_of_a_search_obeys(stories: LanguageModel, law: Any, obeys: Callable[[str], bool]) -> None:
+    for method in (BeamSearch(n_best=3), DiverseBeamSearch(groups=2, n_best=3, drafter="token-recycling")):
+        found = stories.generate("Tom said", method=method, max_tokens=10, **law)
+        assert isinstance(found, list) and len({tuple(one.tokens) for one in found}) == 3  # texts may be spelled twice
+        assert all(obeys(one.text) or one.finish_reason == "length" for one in found)
+        assert any(obeys(one.text) for one in found)
+
+
+@pytest.fixture(scope="module")
+def stories() -> LanguageModel:
+    pytest.importorskip("llguidance")
+    return load("stories", dtype="float32", is_checked=False)
 
 
 def test_fewer_texts_than_asked_for_are_said_to_be_fewer() -> None:

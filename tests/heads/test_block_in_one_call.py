@@ -132,6 +132,18 @@ def test_bytes_cost_little(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found
 
 
+def test_a_target_may_embed_in_another_type_than_it_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = outpace.load("stories", dtype="bfloat16")
+    embed = lm.target.embed
+    monkeypatch.setattr(lm.target, "embed", lambda tokens: embed(tokens).float())  # as quantised ones do
+    prompt = make_rows([tuple(lm.encode("Once upon a time"))], 8)
+    plain = make_rows([tuple(lm.encode("Once upon a time"))], 8)
+    model = new_head("dspark", lm.target, depth=3)
+    write(load_method("dspark")(budget=4), rows=prompt, target=lm.target, models={"draft": model})
+    write(load_method("autoregressive")(), rows=plain, target=lm.target)
+    assert prompt[0].written == plain[0].written and prompt[0].usage.num_proposed > 0
+
+
 # --- trees ---------------------------------------------------------------------------------------------------------
 
 

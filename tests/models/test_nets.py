@@ -63,6 +63,35 @@ def written(net: PairNet, source: list[int], count: int) -> list[int]:
     return text[1:]
 
 
+def searched(net: PairNet, source: list[int], beams: int, most: int) -> list[int]:
+    """Return the best text of a slow beam search that stops at as many ended texts as beams."""
+    running, done = [(0.0, list[int]())], list[tuple[float, list[int]]]()
+    for size in range(1, most + 1):
+        grown = [
+            (score + value, [*text, token])
+            for score, text in running
+            for token, value in enumerate(logits(net, source, [2, *text])[-1].log_softmax(-1).tolist())
+        ]
+        grown = sorted(grown, key=lambda one: -one[0])[: 2 * beams]
+        ended = [text[-1] in ENDS or size == most for _, text in grown]
+        done += [(grown[n][0] / size, grown[n][1]) for n in range(beams) if ended[n]]
+        running = [one for one, is_over in zip(grown, ended, strict=True) if not is_over][:beams]
+        if len(done) >= beams or not running:
+            break
+    return max(done)[1]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_beams_are_rows_that_fork(name: str) -> None:
+    net = tiny(name)
+    lm = LanguageModel(NetAdapter(net), end_tokens=ENDS)
+    wanted = [searched(net, source, 3, 7) for source in SOURCES]
+    for drafter in ("", "prompt-lookup"):
+        options = {"beams": 3, "early_stopping": "true", "drafter": drafter}
+        found = lm.generate(SOURCES, method="beam-search", options=options, max_tokens=7)
+        assert [result.tokens for result in found] == wanted, drafter
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_pieces_and_trees_are_the_whole_forward(name: str) -> None:
     net = tiny(name)

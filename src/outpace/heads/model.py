@@ -78,8 +78,8 @@ class HeadModel(Adapter):
         return Cache([torch.zeros(rows, capacity, 0, device=self.device)], 1, counter)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Return the target's embeddings [..., hidden]."""
-        return self.target.embed(tokens)
+        """Return the target's embeddings [..., hidden]; a quantised one gives them in float32."""
+        return self.target.embed(tokens).to(self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the target's logits [..., K] of last hidden states [..., hidden], of tokens that can be drafted."""

@@ -139,8 +139,10 @@ def _target(attention: str, kind: str) -> Adapter:
 def _drafter(attention: str, kind: str) -> Adapter:
     if attention == "canvas":
         causal = _target("causal", "decoder")
+        assert isinstance(causal, ToyModel)
         return ToyModel(attention="block", like=causal, noise=0.15, seed=1, block_size=4, logits_shift=True)
     target = target_for(attention)
+    assert isinstance(target, ToyModel)  # a one-pass model is a drafter itself
     if isinstance(target, ToyEncoderDecoder):
         return ToyEncoderDecoder(like=target, noise=0.25, seed=1)
     return ToyModel(attention=target.capabilities.attention, like=target, noise=0.15, seed=1)

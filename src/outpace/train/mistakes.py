@@ -83,9 +83,9 @@ suggest expect wonder order offer point pull reach fill lift count doubt end act
 cost demand enter fail finish gain last lead mean own pass prefer prevent prove report sound spend wash watch""".split()
 ]
 _FORMS: dict[str, list[tuple[int, list[str]]]] = {}
-for _verb in _VERBS:
-    for _at, _form in enumerate(_verb):
-        _FORMS.setdefault(_form, []).append((_at, _verb))
+for _forms in _VERBS:
+    for _at, _form in enumerate(_forms):
+        _FORMS.setdefault(_form, []).append((_at, _forms))
 
 
 def pieces(text: str) -> list[str]:

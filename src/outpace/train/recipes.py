@@ -237,6 +237,7 @@ class TranslationRecipe(AnyRecipe):
         budget: Positions of a batch on the longer side, padding included.
         longest: Pairs with a longer side, in tokens, are left out.
         joined: Share of further pairs made by joining two or three.
+        method: How its card says to decode it; "" = plainly.
         averaged: Weights are kept at each checkpoint, and the mean of the last so many is exported; 0 = the last alone.
         keeps_all: Keep the weights of every checkpoint, to look into the training later.
         look_every: Steps between two looks at the held-out split (loss and BLEU); 0 = none.
@@ -250,6 +251,7 @@ class TranslationRecipe(AnyRecipe):
     is_deepened: bool = False
     source: PairSource = TATOEBA
     direction: str = ""
+    method: str = ""
     budget: int = 4096
     longest: int = 96
     joined: float = 0.05
@@ -372,6 +374,7 @@ _TRANSLATIONS = (
         vocab=4096,
         objective="correction",
         source=CORRECTIONS,
+        method="input-guided",
         budget=2048,
         steps=4000,
         gpu_steps=30000,

@@ -118,7 +118,8 @@ class Edit5(nn.Module):
         """Return how well each token follows the start and each token, [B, 1 + S, S]; padding never does."""
         start = self.start.expand(len(states), 1, -1)
         scores = self.point_from(torch.cat([start, states], 1)) @ self.point_to(states).transpose(1, 2)
-        return (scores * states.shape[-1] ** -0.5).masked_fill(~is_real[:, None], float("-inf"))
+        masked: Tensor = (scores * states.shape[-1] ** -0.5).masked_fill(~is_real[:, None], float("-inf"))
+        return masked
 
     def ordered(self, states: Tensor, orders: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Return what the decoder reads: states with their ranks [B, S, E], and the slots' states [B, K + 1, E]."""

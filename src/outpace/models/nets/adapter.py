@@ -69,7 +69,7 @@ class NetAdapter(Adapter):
         held = torch.tensor([len(source) for source in sources], device=self.device).unsqueeze(1)
         is_real = torch.arange(longest, device=self.device) < held
         cache.extra = self.net.encode(torch.tensor(padded, device=self.device), is_real)
-        cache.buffers = self._buffers(len(sources), cache.slots, longest)
+        cache.buffers = self._buffers(len(cache.lengths), cache.slots, longest)  # beams of one source are many rows
 
     @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:

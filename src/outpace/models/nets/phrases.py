@@ -4,12 +4,13 @@ Papers: Huang et al. (2018), "Towards Neural Phrase-based Machine Translation", 
 is eq. 3, decoding section 2.3; Wang et al. (2017), "Sequence Modeling via Segmentations" (SWAN), arXiv:1702.07463: the
 probability of a target is a sum over all ways to cut it into phrases, one a source state, some of them empty (eq. 1),
 by dynamic programming (eq. 3).
-Decoding: greedily, a phrase ends where its end is likelier than any word, and the next source state goes on. So the
-state behind a token is a function of the text, and the engine may draft, sample or branch: the law of the next token is
-that of the words where the phrases stand. The text ends with the source.
-Differences: a recurrent state over the whole target joins the source state at the start of a phrase, as in SWAN with
-carried-over states; the softmax is taken in two steps, a class and a word in it (Goodman 2001, arXiv:cs/0108006), so
-that all phrases of a sentence fit a step on a CPU; a phrase of the greatest length needs no end.
+Decoding: greedily, a phrase ends where its end is likelier than not, and the next source state goes on. So the state
+behind a token is a function of the text, and the engine may draft, sample or branch: the law of the next token is that
+of the words where the phrases stand. The text ends with the source.
+Differences: the paper ends a phrase where its end is likelier than each single word, which a network that hesitates
+between words does too soon; a recurrent state over the whole target joins the source state at the start of a phrase, as
+in SWAN with carried-over states; the softmax is taken in two steps, a class and a word in it (Goodman 2001,
+arXiv:cs/0108006), so that all phrases of a sentence fit a step on a CPU; a phrase of the greatest length needs no end.
 """
 
 from __future__ import annotations
@@ -225,8 +226,8 @@ class Phrases(PairNet):
         at, count = at.masked_fill(is_first, -1), (count + 1).masked_fill(is_first, self.config.longest)
         held, opened = memory[0].sum(1), torch.tanh(memory[1] + self.from_history(history).unsqueeze(1))
         while True:
-            words, close = self._law(state)
-            is_ended = ((count >= self.config.longest) | (close > words.amax(-1))) & (at < held)
+            close = self.classes(state).softmax(-1)[..., -1]
+            is_ended = ((count >= self.config.longest) | (close > 0.5)) & (at < held)
             if not is_ended.any():
                 return [history, state, torch.stack([at, count], -1).to(state.dtype)]
             at, count = at + is_ended.long(), count.masked_fill(is_ended, 0)

@@ -30,7 +30,7 @@ PAPERS = (
         "2501.16273",
         249,
         "Its models of 330 million parameters and the encoder of images.",
-        "python -m outpace.bench.stacks",
+        "outpace bench --stacks 128,512,1024",
     ),
 )
 
