@@ -84,8 +84,8 @@ class Capabilities:
         vocab_size: V.
         mask_id: the mask token of a masked model, else None.
         is_encoder_decoder: the prompt goes through an encoder once.
-        source_vocab: tokens that the encoder knows, where its vocabulary is another; 0 = V.
         is_one_pass: the encoder's pass gives the whole text; a token's law depends on the source and its place alone.
+        source_vocab: tokens that the encoder knows, where its vocabulary is another; 0 = V.
         turns_at: texts longer than this turn their positions by other frequencies (rotary scalings); 0 = never.
         turns_anew: such a text is read anew from its beginning (long-rope); else its later positions alone differ.
         has_hidden: hidden states are given where `Outputs` asks for them.
@@ -101,8 +101,8 @@ class Capabilities:
     num_layers: int = 0
     mask_id: int | None = None
     is_encoder_decoder: bool = False
-    source_vocab: int = 0
     is_one_pass: bool = False
+    source_vocab: int = 0
     block_size: int = 0
     logits_shift: bool = False
     turns_at: int = 0

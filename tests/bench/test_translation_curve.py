@@ -10,7 +10,7 @@ from outpace.bench.plots import draw_quality
 from outpace.bench.translation import Answer, Work
 from outpace.errors import ConfigError
 
-PAIRS = [("Guten Morgen.", "Good morning.")] * (translation_curve.WARM + 2)
+PAIRS = [("Guten Morgen.", "Tom and his brother went to the market this morning.")] * (translation_curve.WARM + 2)
 
 
 def test_points_hold_what_was_counted(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_points_hold_what_was_counted(tmp_path: Path) -> None:
 
     def right(work: Work) -> Answer:
         asked.append(work)
-        return Answer([lm.encode("Good morning.")], 0.5)
+        return Answer([lm.encode(PAIRS[0][1])], 0.5)
 
     def empty(work: Work) -> Answer:
         asked.append(work)
