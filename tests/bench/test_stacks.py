@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from outpace.bench.stacks import main, new_pair, work_of
+from outpace.bench.stacks import compare, new_pair, work_of
+from outpace.errors import ConfigError
 
 
 @pytest.mark.parametrize("layers", (6, 12))
@@ -16,10 +17,9 @@ def test_equal_parameters_less_work(layers: int) -> None:
     assert longer[0].first - longer[1].first > plain.first - split.first  # the longer the source, the more is saved
 
 
-def test_the_command_prints_both(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--sources", "8,16", "--target", "2", "--layers", "6", "--width", "8", "--vocab", "32"]
-    assert main([*arguments, "--repeats", "1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_the_table_has_both() -> None:
+    lines = list(compare([8, 16], 2, layers=6, width=8, vocab=32, repeats=1))
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["DecoderOnly", "EncoderDecoder"] * 2
-    assert main(["--layers", "3"]) == 2
-    assert "no two networks of equal size" in capsys.readouterr().err
+    for layers, sources, message in ((3, [8], "no two networks of equal size"), (6, [0], "1 or more")):
+        with pytest.raises(ConfigError, match=message):
+            list(compare(sources, 2, layers=layers, width=8, vocab=32))

@@ -1,6 +1,6 @@
 """An encoder-decoder against a decoder of equal size on long sources: time to the first token, tokens a second.
 
-    python -m outpace.bench.stacks --sources 128,512,1024 --target 64
+    outpace bench --stacks 128,512,1024 --max-tokens 64 --threads 1
 
 Weights are random, both run on the eager path, in turn and several times; the table holds medians. Multiplications are
 counted besides, which no noise touches.
@@ -8,24 +8,21 @@ counted besides, which no noise touches.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from outpace.api.engine import LanguageModel
-from outpace.bench.command import new_parser, numbers, run_command
 from outpace.errors import ConfigError
 from outpace.models.nets.adapter import NetAdapter
 from outpace.models.nets.base import PairNet
 from outpace.models.nets.stacks import DecoderOnly, EncoderDecoder, equal_configs
 
-__all__ = ["Work", "main", "measure", "new_pair", "work_of"]
+__all__ = ["Work", "compare", "measure", "new_pair", "work_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,33 +87,37 @@ def _source(net: PairNet, size: int, seed: int) -> list[int]:
     return torch.randint(3, net.config.vocab_size, (size,), generator=generator).tolist()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = new_parser("stacks", __doc__, threads=1)
-    parser.add_argument("--sources", type=numbers, default=[128, 512, 1024], help="tokens of the source")
-    parser.add_argument("--target", type=int, default=64, help="tokens written")
-    parser.add_argument("--layers", type=int, default=12, help="of the decoder; the other has as many parameters")
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--vocab", type=int, default=8192)
-    parser.add_argument("--repeats", type=int, default=3)
-    return run_command(parser, _report, arguments)
+def compare(
+    sources: Sequence[int],
+    target: int,
+    *,
+    layers: int = 12,
+    width: int = 256,
+    vocab: int = 8192,
+    repeats: int = 3,
+) -> Iterator[str]:
+    """Yield the lines of a table, as they are measured: for each source length, what both networks do.
 
+    Args:
+        sources: tokens of the sources.
+        target: tokens written.
+        layers: of the decoder; the other network has as many parameters.
+        width, vocab: of both.
+        repeats: of everything; medians are shown.
 
-def _report(given: argparse.Namespace) -> None:
-    """Print a line for each source length."""
-    nets = new_pair(given.layers, given.width, given.vocab, max(given.sources), given.target)
-    print("| source | network | parameters | MFLOP, first token | MFLOP, later | first token, ms | tokens/s |")
-    print("|---|---|---|---|---|---|---|")
-    for size in given.sources:
-        rounds = [[measure(net, size, given.target, seed) for net in nets] for seed in range(given.repeats)]
+    Raises:
+        ConfigError: a number that is not positive, or too few layers to be split.
+    """
+    if min(*sources, target, repeats) < 1:
+        raise ConfigError("Sources, targets and repetitions are 1 or more.", "Write it as in --stacks 128,512,1024.")
+    nets = new_pair(layers, width, vocab, max(sources), target)
+    yield "| source | network | parameters | MFLOP, first token | MFLOP, later | first token, ms | tokens/s |"
+    yield "|---|---|---|---|---|---|---|"
+    for size in sources:
+        rounds = [[measure(net, size, target, seed) for net in nets] for seed in range(repeats)]
         for net, runs in zip(nets, zip(*rounds, strict=True), strict=True):
             work, (first, rate) = work_of(net, size), (statistics.median(each) for each in zip(*runs, strict=True))
-            print(
+            yield (
                 f"| {size} | {type(net).__name__} | {work.parameters:,} | {work.first:,.0f} | {work.later:,.1f} "
-                f"| {1000 * first:,.0f} | {rate:,.1f} |",
-                flush=True,
+                f"| {1000 * first:,.0f} | {rate:,.1f} |"
             )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

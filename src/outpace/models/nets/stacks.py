@@ -9,6 +9,7 @@ Differences: both read learned positions, source and target each from 0.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ PAPERS = (
         "2501.16273",
         249,
         "Its models of 330 million parameters and the encoder of images.",
-        "python -m outpace.bench.stacks",
+        "outpace bench --stacks 128,512,1024",
     ),
 )
 
@@ -108,7 +109,8 @@ class _Stacked(PairNet):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, width], without places."""
-        return self.embedding(tokens) * self.config.width**0.5
+        found: Tensor = self.embedding(tokens) * math.sqrt(self.config.width)
+        return found
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits by the embedding matrix."""
