@@ -25,7 +25,7 @@ FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p 
 --num-samples --stop --dtype --device --ignore-eos --json --chat --trace --logprobs --batch-invariant --no-compile
 --card --adapter --infill --threads --system --tools --documents --template --chat-variable --stop-token --keep-special
 --sampling --generation-config --prefix --prompt-file --batch --out --batch-size --top-log-probs
---tensor-parallel --cache-dtype --help""".split()
+--tensor-parallel --cache-dtype --source-language --target-language --cut-source --help""".split()
 
 
 def flags_of(name: str) -> set[str]:
@@ -55,7 +55,7 @@ def test_generate_has_exactly_the_promised_flags() -> None:
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("score", {"--model", "--prompt-file", "--json"}),
+        ("score", {"--model", "--prompt-file", "--source", "--pairs", "--json"}),
         ("methods", {"--json"}),
         ("models", {"--json"}),
         ("get", {"--from", "--json"}),
@@ -67,7 +67,7 @@ def test_generate_has_exactly_the_promised_flags() -> None:
         ("trace", {"--html", "--json"}),
         ("tune", {"--model", "--json"}),
         ("bench", {"--model", "--methods", "--prompts", "--peers", "--json", "--plot"}),
-        ("bench", {"--canvas", "--canvas-models", "--causal-models", "--sets"}),
+        ("bench", {"--canvas", "--canvas-models", "--causal-models", "--sets", "--stacks"}),
         ("train recipe", {"--out", "--resume", "--data"}),
         ("train drafter", {"--kind", "--target", "--out", "--resume", "--texts-from", "--steps"}),
         ("drafter check", {"--target", "--keep"}),

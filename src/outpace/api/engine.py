@@ -18,10 +18,11 @@ from outpace.api.recall import Recall
 from outpace.api.request import CallOptions, Options
 from outpace.api.result import Result
 from outpace.api.running import advance, finish
-from outpace.api.scoring import Scored, check_causal, score_tokens
+from outpace.api.scoring import Scored, check_causal, check_pairs, score_pairs, score_tokens
 from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import CapabilityError, ConfigError
+from outpace.kernels.rounded import RoundedKernels
 from outpace.models.generation import GenerationConfig, read_generation
 from outpace.models.graphs import make_graphs
 from outpace.models.loading import count_parameters, pick_device, read_end_tokens
@@ -32,6 +33,7 @@ from outpace.models.unmasking import check_unmasking
 from outpace.run.threads import begin
 from outpace.text import gguf_file
 from outpace.text.chat import Message, is_chat
+from outpace.text.languages import Frame, languages_of
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter
 
@@ -53,6 +55,10 @@ def load(
     graphs: str = "auto",
     split: Split | None = None,
     cache_dtype: str = "auto",
+    source_language: str | None = None,
+    target_language: str | None = None,
+    cut_source: bool = False,
+    quantize: str = "none",
 ) -> LanguageModel:
     """Load a model by zoo name, directory, GGUF file or hub id.
 
@@ -78,11 +84,17 @@ def load(
         split: this process's share of a model that several processes hold together; see `outpace.models.parallel`.
         cache_dtype: "auto" = keys and values are kept as they are computed; "int8" = as bytes, in half the memory of
             bfloat16, which changes the text a little (docs/serve.md states the error); compiled kernels only.
+        source_language, target_language: of a translator whose tokenizer names languages, by its own names ("de" of
+            M2M100, "deu_Latn" of NLLB); None = as the files say.
+        cut_source: read only the beginning of sources that are longer than the encoder's positions, and say so.
+        quantize: "int8" = plain weights are rounded to 8 bits as they are loaded, which changes the text a little and
+            makes the model smaller and faster; compiled kernels only. "none" = they are used as they are stored.
 
     Raises:
         ModelError: it cannot be found, read or trusted, or the adapter is of another model.
-        ConfigError: the card contradicts itself, fewer threads than one are asked for, or graphs without a CUDA device.
-        CapabilityError: the model cannot be split so, or its cache cannot be int8 here.
+        ConfigError: the card contradicts itself, fewer threads than one are asked for, graphs without a CUDA device, or
+            a language that the tokenizer does not name.
+        CapabilityError: the model cannot be split so, or its cache or weights cannot be int8 here.
     """
     began, name = time.perf_counter(), path("model", model)
     kind, place = _named("dtype", dtype), _named("device", device)
@@ -96,8 +108,19 @@ def load(
     recorder = make_graphs(graphs, pick_device(place))  # it may be refused too
     directory, _ = locate(name)
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
+    tokenizer = Tokenizer.from_directory(directory)
+    languages = (source_language or "", target_language or "")
+    spoken = tokenizer.speak(*languages) if any(languages) else None
     merged = None if adapter is None else path("adapter", adapter)
-    target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0, merged, split)
+    if quantize not in ("none", "int8"):
+        raise ConfigError(f"quantize is {quantize!r}.", "Use none or int8.")
+    compiler = kernels if quantize == "none" else RoundedKernels()
+    target = open_model(name, kind, place, compiler if is_compiled else None, card, context or 0, merged, split)
+    if quantize == "int8":
+        if not isinstance(target, Transformer) or not target.is_invariant:
+            raise CapabilityError(f"int8 weights need compiled kernels, which do not serve {name} here.")
+        target.is_quantised = True
+        target.notes.append("Weights are rounded to 8 bits.")
     if cache_dtype not in ("auto", "int8"):
         raise ConfigError(f"cache_dtype is {cache_dtype!r}.", "Use auto or int8.")
     if isinstance(target, Transformer):
@@ -111,14 +134,19 @@ def load(
         raise ConfigError(f"CUDA graphs were asked for, but transformers runs {name}.", "Use graphs=auto.")
     lm = LanguageModel(
         target,
-        Tokenizer.from_directory(directory),
+        tokenizer,
         end_tokens=read_end_tokens(directory, card),
         name=name,
         dtype=kind,
         device=place,
     )
     generation.check_vocabulary(target.capabilities.vocab_size)
-    lm.generation, lm.directory = generation, directory
+    lm.generation, lm.directory, lm.cuts_source = generation, directory, flag("cut_source", cut_source)
+    if spoken is not None:
+        _speak(lm, spoken)
+    elif tokenizer.kind != "MarianTokenizer" and (known := languages_of(tokenizer)):
+        if "forced_bos_token_id" not in generation.law:
+            lm.notes.append(f"No language to write was named: target_language takes one of {len(known)}.")
     if is_checked and lm.tokenizer is not None and (note := check_unmasking(target, lm.tokenizer)):
         lm.notes.append(note)
     lm.is_compiled, lm.graphs = is_compiled, graphs
@@ -152,6 +180,7 @@ class LanguageModel:
         self.name, self.dtype, self.device = name, dtype, device
         self.is_compiled, self.graphs = True, "auto"  # as its partners are loaded
         self.load_s = 0.0
+        self.cuts_source = False  # of sources that are too long only the beginning is read
         self.directory: Path | None = None  # its files, where it was loaded from some
         self.notes: list[str] = []  # of loading, for every result
         self.generation = GenerationConfig()  # what its files ask of a text; nothing unless `load` read them
@@ -343,6 +372,30 @@ class LanguageModel:
         found = [score_tokens(self.target, ids, self.name, self.tokenizer) for ids in texts]
         return found[0] if is_single else found
 
+    def score_pairs(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[Scored]:
+        """Return what an encoder-decoder makes of given targets, each behind its source.
+
+        Args:
+            pairs: sources and targets, text or token ids; a target's end token is scored too (ids have to name it).
+
+        Returns:
+            A `Scored` per pair, whose first token is the decoder's start.
+
+        Raises:
+            ConfigError: a text that is empty or too long, or a token outside the vocabulary.
+            CapabilityError: the model has no encoder.
+        """
+        check_pairs(self.target.capabilities)
+        if not pairs:
+            return []
+        traits = self.target.capabilities
+        sources, _ = read_prompts([source for source, _ in pairs], self.encode, traits)
+        ends = list(self.end_tokens[:1])
+        targets, _ = read_prompts(
+            [target for _, target in pairs], lambda text: [*self.encode(text, is_special=False), *ends], traits
+        )
+        return score_pairs(self.target, list(zip(sources, targets, strict=True)), self.name, self.tokenizer)
+
     def encode(self, text: str, is_special: bool = True) -> list[int]:
         """Return the ids of a text; `is_special` adds what the tokenizer puts around it (a start token, say)."""
         if self.tokenizer is None:
@@ -354,6 +407,14 @@ class LanguageModel:
         if self.tokenizer is None:
             raise ConfigError("The model has no tokenizer, hence no chat template.", "Give token ids.")
         return self.tokenizer.encode_chat(messages, **extra)
+
+
+def _speak(lm: LanguageModel, spoken: Frame) -> None:
+    """Let a translator write the language that was asked for."""
+    if spoken.forced is not None:
+        lm.generation = lm.generation.forcing(spoken.forced)
+    if spoken.start is not None:
+        lm.target.start_token = spoken.start
 
 
 def _named(name: str, value: Any) -> Any:

@@ -68,6 +68,8 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     )
     request, settings = split(arguments)
     prompts, is_single = read_prompts(_framed(lm, prompt), lm.encode, offered)
+    prompts, cut = _fitting(lm, prompts)
+    notes = [*notes, *cut]
     method = _method(request.method, request.options)
     # 2) What the vocabulary and the model's abilities rule out.
     if request.stop and lm.tokenizer is None:
@@ -112,6 +114,22 @@ def _framed(lm: LanguageModel, prompt: Any) -> Any:
     if isinstance(prompt, list | tuple) and any(is_chat(item) for item in prompt):
         return [lm.encode_chat(item) if is_chat(item) else item for item in prompt]
     return prompt
+
+
+def _fitting(lm: LanguageModel, prompts: list[list[int]]) -> tuple[list[list[int]], list[str]]:
+    """Return prompts whose sources the encoder has positions for, where the caller lets them be cut, and what was."""
+    most, notes = lm.target.max_source, list[str]()
+    if not lm.cuts_source or not most:
+        return prompts, notes
+    kept = []
+    for ids in prompts:
+        if len(ids) > most:
+            notes.append(f"The source was cut from {len(ids)} to {most} tokens.")
+            # The tokenizer frames a text: its end token, and perhaps a language behind that, stay.
+            framed = next((count for count in (1, 2) if ids[-count] in lm.end_tokens), 0)
+            ids = [*ids[: most - framed], *ids[len(ids) - framed :]]
+        kept.append(ids)
+    return kept, notes
 
 
 def _method(method: str | Method, options: Mapping[str, Any] | None) -> Method:

@@ -23,12 +23,15 @@ from outpace.cli.options import (
     CacheDtype,
     Cards,
     ChatVariables,
+    CutSource,
     DeviceName,
     DtypeName,
     GenerationConfigName,
     MethodOptions,
     ModelName,
     NoCompile,
+    SourceLanguage,
+    TargetLanguage,
     TemplateName,
     Threads,
     bad_word_ids,
@@ -48,6 +51,7 @@ from outpace.cli.values import (
 from outpace.errors import ConfigError
 from outpace.failures import FAILURE, INTERRUPTED, interruptible, tell
 from outpace.sampling.settings import Sampling
+from outpace.zoo import method_of
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
@@ -109,12 +113,15 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="How to decode; `outpace methods` lists all. Plainly, unless the model's files ask for beams."
+            help="How to decode; `outpace methods` lists all (default: as the model's files ask, else plain)."
         ),
     ] = None,
     option: MethodOptions = None,
     card: Cards = None,
     adapter: AdapterName = None,
+    source_language: SourceLanguage = None,
+    target_language: TargetLanguage = None,
+    cut_source: CutSource = False,
     infill: Annotated[
         bool,
         typer.Option("--infill", help="Fill gaps: [[12]] in the prompt stands for 12 tokens.", rich_help_panel=RUN),
@@ -181,7 +188,7 @@ def generate(
         batch_size=batch_size,
         processes=tensor_parallel,
         model=model,
-        method=method,
+        method=method or method_of(model),
         options=options(option or []),
         is_chat=chat or any(it is not None for it in (system, tools, documents, template, chat_variable)),
         system=system,
@@ -205,6 +212,9 @@ def generate(
             "card": model_card(card or []),
             "generation_config": generation_config,
             "adapter": adapter,
+            "source_language": source_language,
+            "target_language": target_language,
+            "cut_source": cut_source,
         },
         run=run,
         law=law,

@@ -26,12 +26,15 @@ __all__ = [
     "CacheDtype",
     "Cards",
     "ChatVariables",
+    "CutSource",
     "DeviceName",
     "DtypeName",
     "GenerationConfigName",
     "MethodOptions",
     "ModelName",
     "NoCompile",
+    "SourceLanguage",
+    "TargetLanguage",
     "TemplateName",
     "Threads",
     "bad_word_ids",
@@ -48,6 +51,19 @@ _KINDS: dict[str, Any] = {"bool": bool, "int": int, "float": float, "Sequence[in
 ModelName = Annotated[str, typer.Option("--model", help="A shipped model, a directory, a GGUF file or a hub id.")]
 AdapterName = Annotated[
     str | None, typer.Option("--adapter", metavar="DIR", help="A LoRA (PEFT) to merge into the model.")
+]
+SourceLanguage = Annotated[
+    str | None,
+    typer.Option("--source-language", metavar="NAME", help="The language read, of a translator.", rich_help_panel=RUN),
+]
+TargetLanguage = Annotated[
+    str | None,
+    typer.Option(
+        "--target-language", metavar="NAME", help="The language written, of a translator.", rich_help_panel=RUN
+    ),
+]
+CutSource = Annotated[
+    bool, typer.Option("--cut-source", help="Read the beginning of a source that is too long.", rich_help_panel=RUN)
 ]
 Cards = Annotated[
     list[str] | None,

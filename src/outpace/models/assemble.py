@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from outpace.models.spec import Spec, rotary_order
 from outpace.models.tensors import TensorFiles
 from outpace.models.weights import LayerWeights, Matrix, Norm, Packer, Weights
 
-__all__ = ["assemble", "assemble_layer"]
+__all__ = ["Reader", "assemble", "assemble_layer", "check_unused"]
 
 Shuffle = Callable[[Tensor], Tensor]
 
@@ -56,7 +56,7 @@ def assemble(
         packer: keeps quantised matrices as they are stored; None = they are read as plain ones.
         split: keeps a process's share of each layer, as soon as it is read; None = all of it.
     """
-    reader = _Reader(files, spec, family, dtype, device, packer)
+    reader = Reader(files, spec, family, dtype, device, packer)
     weights = reader.outer() if split is None else split.head(reader.outer())
     for index in range(spec.num_layers):
         layer = reader.layer(index) if split is None else split.layer(reader.layer(index), spec)
@@ -66,8 +66,18 @@ def assemble(
             elif packer is not None and matrix.quantised is not None:
                 packer.pack(matrix, is_gated=spec.is_gated and matrix is layer.up)
         weights.layers.append(layer)
-    ignored = [re.compile(pattern) for pattern in family.ignored]
-    unused = [name for name in files.unused() if not any(pattern.search(name) for pattern in ignored)]
+    check_unused(files, family.ignored)
+    return weights
+
+
+def check_unused(files: TensorFiles, ignored: Iterable[str]) -> None:
+    """Refuse tensors that nobody read, but for parts that others read and names that match a pattern.
+
+    Raises:
+        ModelError: there is one.
+    """
+    patterns = [re.compile(pattern) for pattern in ignored]
+    unused = [name for name in files.unused() if not any(pattern.search(name) for pattern in patterns)]
     unused = [name for name in unused if not _is_module(name, files)]
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
@@ -76,7 +86,6 @@ def assemble(
             "expected.",
             hint="The files are not of this config.json.",
         )
-    return weights
 
 
 def assemble_layer(
@@ -93,7 +102,7 @@ def assemble_layer(
         ModelError: a tensor is missing or has another shape.
     """
     names = {role: prefix + name.split("{}.", 1)[1] for role, name in family.layer.items()}
-    reader = _Reader(files, spec, replace(family, layer=names), dtype, device, None)
+    reader = Reader(files, spec, replace(family, layer=names), dtype, device, None)
     reader.prefix = ""
     return reader.layer(0)
 
@@ -106,7 +115,7 @@ def _is_module(name: str, files: TensorFiles) -> bool:
     return layer is not None and layer[0] + "eh_proj.weight" in files
 
 
-class _Reader:
+class Reader:
     """Finds tensors by role and puts them into the forward's layout."""
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any
 from outpace.errors import ModelError
 from outpace.models.hfquant_settings import read_quantisation
 
-__all__ = ["check_checkpoint", "check_file"]
+__all__ = ["check_checkpoint", "check_file", "check_marian"]
 
 
 def _read(path: Path) -> Any:
@@ -31,9 +31,23 @@ def check_file(path: Path) -> None:
     """
     if not path.is_file():
         return
+    check_marian(path)
     raise ModelError(
         f"{path} is neither a model directory nor a GGUF file.", "Give the directory that holds config.json."
     )
+
+
+def check_marian(path: Path) -> None:
+    """Refuse a model in Marian's own form: a file, or a directory without a config.json that holds one.
+
+    Raises:
+        ModelError: it is one.
+    """
+    if path.suffix == ".npz" or (not (path / "config.json").is_file() and any(path.glob("*.npz"))):
+        raise ModelError(
+            f"{path} is a Marian model in its own form (npz), which is not read here.",
+            "Convert it with transformers (convert_marian_to_pytorch.py), or use its conversion on the hub.",
+        )
 
 
 def check_checkpoint(directory: Path) -> None:

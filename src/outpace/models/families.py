@@ -13,7 +13,18 @@ from typing import Any
 from outpace.errors import ModelError
 from outpace.models.rope import make_rope, rope_settings, stretched
 
-__all__ = ["CAUSAL", "LLAMA_NAMES", "OUTER_NAMES", "QK_NAMES", "Config", "Family", "llama", "qwen2", "qwen3"]
+__all__ = [
+    "CAUSAL",
+    "LLAMA_NAMES",
+    "OUTER_NAMES",
+    "QK_NAMES",
+    "Config",
+    "Family",
+    "llama",
+    "qwen2",
+    "qwen3",
+    "read_activation",
+]
 
 Config = Mapping[str, Any]
 
@@ -71,12 +82,13 @@ def _common(config: Config, context: int) -> dict[str, Any]:
         "ffn_size": config["intermediate_size"],
         "max_positions": context or trained,
         "norm_eps": config.get("rms_norm_eps", 1e-6),
-        "activation": _activation(config.get("hidden_act", "silu")),
+        "activation": read_activation(config.get("hidden_act", "silu")),
         "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
 
 
-def _activation(name: str) -> str:
+def read_activation(name: str) -> str:
+    """Return what a `Spec` calls an activation of a config.json; `ModelError` where it is not known."""
     if name not in ACTIVATIONS:
         raise ModelError(f"Activation {name!r} is not known here.", hint="Load it with the transformers adapter.")
     return ACTIVATIONS[name]
@@ -263,7 +275,7 @@ def _gpt2(config: Config, context: int) -> dict[str, Any]:
         "norm": "layer",
         "norm_eps": config.get("layer_norm_epsilon", 1e-5),
         "has_norm_bias": True,
-        "activation": _activation(config.get("activation_function", "gelu_new")),
+        "activation": read_activation(config.get("activation_function", "gelu_new")),
         "is_gated": False,
         "positions": "learned",
         "qkv_bias": True,
@@ -315,7 +327,7 @@ def _opt(config: Config, context: int) -> dict[str, Any]:
         "has_norm_bias": True,
         "norm_placement": "pre" if is_before else "after",
         "has_final_norm": is_before and not config.get("_remove_final_layer_norm", False),
-        "activation": _activation(config.get("activation_function", "relu")),
+        "activation": read_activation(config.get("activation_function", "relu")),
         "is_gated": False,
         "positions": "learned",
         "position_offset": 2,

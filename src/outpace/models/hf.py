@@ -618,8 +618,7 @@ class TransformersSeq2Seq(TransformersAdapter):
     A cache's `extra` holds the encoder's states [B, S, hidden], their mask [B, S] (1 = a source token), and per decoder
     layer the cross-attention's keys and values, each [B, S, H, D].
 
-    Attributes:
-        max_source: tokens that the encoder has positions for; infinite where it counts distances, or computes them.
+    `max_source` is 0 where the encoder counts distances, or computes its positions.
     """
 
     start_token: int
@@ -644,9 +643,9 @@ class TransformersSeq2Seq(TransformersAdapter):
         if not all(sources):
             raise ConfigError("A source is empty.", "Give at least one token.")
         longest, pad = max(len(source) for source in sources), self.model.config.pad_token_id or 0
-        if longest > self.max_source:
+        if 0 < self.max_source < longest:
             raise ConfigError(
-                f"The source has {longest} tokens, but the encoder's positions end at {self.max_source:.0f}.",
+                f"The source has {longest} tokens, but the encoder's positions end at {self.max_source}.",
                 "Shorten the source, or write it part by part.",
             )
         padded = [[*source, *([pad] * (longest - len(source)))] for source in sources]
@@ -695,14 +694,17 @@ class TransformersSeq2Seq(TransformersAdapter):
         return cache
 
 
-def _source_positions(encoder: Any) -> float:
-    """Return how many positions the encoder's tables hold: the smallest table whose name says that it holds them."""
+def _source_positions(encoder: Any) -> int:
+    """Return how many positions the encoder's tables hold: the smallest table whose name says that it holds them.
+
+    0 = it has none.
+    """
     sizes = [
         module.num_embeddings - _first_position(module)
         for name, module in encoder.named_modules()
         if isinstance(module, torch.nn.Embedding) and "position" in name and "relative" not in name
     ]
-    return float(min(sizes, default=float("inf")))
+    return min(sizes, default=0)
 
 
 def _first_position(table: Any) -> int:

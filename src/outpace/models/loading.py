@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from outpace.errors import ModelError, nearest
+from outpace.errors import CapabilityError, ConfigError, ModelError, nearest
 from outpace.models.assemble import assemble
 from outpace.models.card import CARD_TABLE, read_card
-from outpace.models.checkpoint import check_checkpoint, check_file
+from outpace.models.checkpoint import check_checkpoint, check_file, check_marian
 from outpace.models.config_values import token_ids
 from outpace.models.gguf import GgufTensors
 from outpace.models.gguf_config import gguf_config
@@ -21,8 +21,10 @@ from outpace.models.hfquant_settings import read_quantisation
 from outpace.models.lookup import find_family, make_spec
 from outpace.models.lora import AdaptedFiles, has_adapter
 from outpace.models.parallel import Split, SplitTransformer
+from outpace.models.seq2seq.families import is_pair
+from outpace.models.spec import spec_capabilities
 from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
-from outpace.models.transformer import Kernels, Transformer, spec_capabilities
+from outpace.models.transformer import Kernels, Transformer
 from outpace.models.weights import can_pack
 from outpace.text.files import read_object
 from outpace.text.gguf_file import find_gguf, read_gguf
@@ -31,6 +33,7 @@ from outpace.zoo import published
 
 __all__ = [
     "count_parameters",
+    "list_sources",
     "load_model",
     "open_tensors",
     "pick_device",
@@ -59,7 +62,7 @@ def load_model(
     adapter: str | os.PathLike[str] | None = None,
     split: Split | None = None,
 ) -> Transformer:
-    """Load a decoder.
+    """Load a decoder, or an encoder-decoder (`outpace.models.seq2seq`).
 
     Args:
         name: a directory, a GGUF file, or an id on the Hugging Face hub.
@@ -77,6 +80,8 @@ def load_model(
     if not directory.is_file():
         check_checkpoint(directory)
     config = read_config(directory)
+    if is_pair(config):
+        return _load_pair(directory, dtype, device, context, kernels, pack, card, adapter, split)
     spec, family = make_spec(config, context, card), find_family(config)
     place = pick_device(device)
     if split is not None:
@@ -91,20 +96,20 @@ def load_model(
     is_packed = compiler is None and (can_pack(kind, place) if pack is None else pack)
     # Codes are kept where the dtype is left to us and kernels read them; else they are decoded to what is computed in.
     packer = compiler.new_packer(spec, kind) if compiler is not None and dtype == "auto" else None
-    sources, variant = _sources(directory, files, adapter), "plain" if packer is None else "codes"
+    sources, variant = list_sources(directory, files, adapter), "plain" if packer is None else "codes"
     shelf = None if compiler is None else compiler.open_shelf(spec, kind, sources, variant)
     with torch.no_grad(), one_thread():
         kept = None if shelf is None else shelf.find()
         if kept is None:
             weights, notes = assemble(files, spec, family, kind, place, is_packed, packer, split), files.notes
         else:
-            weights, notes = kept
+            (weights,), notes = kept
         if split is None:
             model = Transformer(spec, weights, pack=is_packed)
         else:
             model = SplitTransformer(spec, weights, split)
         if compiler is not None and model.compile(compiler, pack) and shelf is not None and kept is None:
-            failed = shelf.put(weights, notes)
+            failed = shelf.put([weights], notes)
             model.notes += [failed] if failed else []
     model.notes += [*loading_notes(directory, config, dtype, kind), *notes]
     model.mask_token, model.exits = _mask_token(config), _exits(config, spec.num_layers)
@@ -117,6 +122,32 @@ def load_model(
             "dtype float32 rounds none."
         )
     return model
+
+
+def _load_pair(
+    directory: Path,
+    dtype: str | torch.dtype,
+    device: str | torch.device,
+    context: int,
+    kernels: Kernels | None,
+    pack: bool | None,
+    card: Mapping[str, Any] | None,
+    adapter: str | os.PathLike[str] | None,
+    split: Split | None,
+) -> Transformer:
+    """Load an encoder-decoder, for which some settings mean nothing."""
+    from outpace.models.seq2seq.loading import load_pair  # which reads files by functions of this module
+
+    if card:
+        raise ConfigError("A card was given, but an encoder-decoder has none.", "Leave the card out.")
+    if adapter is not None:
+        raise ConfigError(
+            "An adapter was given for an encoder-decoder, into which none is merged here.",
+            "Merge it into its model first (peft: merge_and_unload, then save_pretrained).",
+        )
+    if split is not None:
+        raise CapabilityError("An encoder-decoder is not split over processes.", "Load it in one process.")
+    return load_pair(directory, dtype, device, context=context, kernels=kernels, pack=pack)
 
 
 def _mask_token(config: Mapping[str, Any]) -> int | None:
@@ -132,7 +163,7 @@ def _exits(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     return found if all(isinstance(layer, int) and 0 < layer <= layers for layer in found) else ()
 
 
-def _sources(directory: Path, files: TensorFiles, adapter: str | os.PathLike[str] | None) -> set[Path]:
+def list_sources(directory: Path, files: TensorFiles, adapter: str | os.PathLike[str] | None = None) -> set[Path]:
     """Return all files that a model's weights are made of, those that say how to read them included."""
     sources = {entry.path for entry in files.entries.values()}
     for folder in [directory] if adapter is None else [directory, Path(adapter).expanduser()]:
@@ -235,6 +266,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     if Path(directory).is_file():
         return gguf_config(read_gguf(Path(directory)))
     path = Path(directory) / "config.json"
+    check_marian(Path(directory))
     if not path.is_file():
         raise ModelError(f"{directory} has no config.json.", hint="Give the directory that holds a model's files.")
     return read_object(path)
@@ -244,6 +276,10 @@ def read_capabilities(
     directory: str | os.PathLike[str], context: int = 0, card: Mapping[str, Any] | None = None
 ) -> Capabilities:
     """Return what a model offers, from its config.json and what the user says of its card."""
+    if is_pair(read_config(directory)):
+        from outpace.models.seq2seq.loading import pair_capabilities
+
+        return pair_capabilities(Path(directory), context)
     return spec_capabilities(make_spec(read_config(directory), context, card))
 
 

@@ -10,6 +10,7 @@ from outpace.models.card import kind_of, read_card
 from outpace.models.config_values import checked_config
 from outpace.models.diffusion_families import DIFFUSION
 from outpace.models.families import CAUSAL, Family
+from outpace.models.seq2seq.families import PAIRS, is_pair
 from outpace.models.spec import Spec
 
 __all__ = ["FAMILIES", "find_family", "is_native", "make_spec"]
@@ -21,17 +22,19 @@ FAMILIES: dict[str, Family] = CAUSAL | DIFFUSION
 
 def is_native(config: Config) -> bool:
     """Return whether a family here is named by this config.json."""
-    return kind_of(config) in FAMILIES
+    return kind_of(config) in FAMILIES or is_pair(config)
 
 
 def find_family(config: Config) -> Family:
     """Return the family that a `config.json` names, or say which other door is open."""
     name = kind_of(config)
+    if is_pair(config):
+        raise ModelError(f"{name} is an encoder-decoder.", "This takes a model that is a decoder alone.")
     if name not in FAMILIES:
         called = name or ", ".join(config.get("architectures") or ()) or "unnamed"
         raise ModelError(
             f"Architecture {called!r} has no native loader.",
-            hint="Load it with the transformers adapter (`hf:NAME`); native: " + ", ".join(FAMILIES) + ".",
+            hint="Load it with the transformers adapter (`hf:NAME`); native: " + ", ".join([*FAMILIES, *PAIRS]) + ".",
         )
     return FAMILIES[name]
 

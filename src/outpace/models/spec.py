@@ -1,4 +1,4 @@
-"""One decoder-only transformer, described by its shape: everything that differs between the families.
+"""One transformer stack, described by its shape: everything that differs between the families.
 
 A `Spec` holds no weights and reads no file. `outpace.models.lookup` makes one from a `config.json`,
 `outpace.models.transformer` runs it. Per-layer facts are tuples of length `num_layers`.
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from outpace.errors import ModelError
+from outpace.types import Capabilities
 
-__all__ = ["Rope", "Spec", "rope_tables", "rotary_order"]
+__all__ = ["Rope", "Spec", "rope_tables", "rotary_order", "spec_capabilities"]
 
 CHOICES = {
     "norm": ("rms", "layer"),
     "norm_placement": ("pre", "post", "sandwich", "after"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu"),
-    "positions": ("rotary", "learned", "none"),
+    "positions": ("rotary", "learned", "relative", "none"),
     "qk_norm": ("none", "head", "full"),
     "attention": ("causal", "full", "block"),
 }
@@ -85,8 +86,11 @@ class Spec:
         is_parallel: attention and MLP both read the layer's input (GPT-NeoX); otherwise one after the other.
         activation: "silu", "gelu", "gelu_tanh" or "relu".
         is_gated: MLP = down(act(gate(x)) * up(x)); otherwise down(act(up(x))).
-        positions: "rotary", "learned" (added to the embedding) or "none".
+        positions: "rotary", "learned" (added to the embedding; computed tables are held like learned ones), "relative"
+            (a number per head and distance, added to query-key products, T5) or "none".
         position_offset: added to a position before the learned table is read (OPT: 2).
+        relative_buckets: numbers per head that the files hold for "relative" positions.
+        relative_distance: distances from this one on share a number; see `LayerWeights.relative`.
         rotary_dim: leading dimensions of each head that turn; the rest pass. Rotation pairs dimension i with
             i + rotary_dim / 2, the half-split convention of Hugging Face weights.
         ropes: the frequency sets that layers use (Gemma 3 has two).
@@ -99,6 +103,9 @@ class Spec:
         final_softcap: the same for logits.
         embed_scale: factor on embedded tokens (Gemma: sqrt(hidden_size)).
         tie_embeddings: the head is the embedding.
+        head_scale: factor on the last hidden state before the head (T5: hidden_size ** -0.5).
+        has_embed_norm: a norm over the embeddings, positions added (BART).
+        has_cross: each layer looks at an encoder's states between its attention and its MLP.
         attention: "causal", "full", or "block" (all of one's block of `block_size` positions and all before it).
         block_size: positions per block of "block".
         mask_id: the mask token of a masked model, else None.
@@ -139,6 +146,11 @@ class Spec:
     final_softcap: float = 0.0
     embed_scale: float = 1.0
     tie_embeddings: bool = False
+    head_scale: float = 1.0
+    has_embed_norm: bool = False
+    has_cross: bool = False
+    relative_buckets: int = 0
+    relative_distance: int = 0
     attention: str = "causal"
     block_size: int = 0
     mask_id: int | None = None
@@ -155,6 +167,13 @@ class Spec:
             raise ModelError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key heads evenly.")
         if (self.attention == "block") != (self.block_size > 0):
             raise ModelError(f"Attention is {self.attention} and block_size {self.block_size}.")
+        if (self.positions == "relative") != (min(self.relative_buckets, self.relative_distance) > 0):
+            raise ModelError(
+                f"Positions are {self.positions}, with {self.relative_buckets} buckets for distances up to "
+                f"{self.relative_distance}."
+            )
+        if self.has_cross and (self.is_parallel or self.norm_placement not in ("pre", "after")):
+            raise ModelError("Layers of this form do not look at an encoder.")
         fill = object.__setattr__  # frozen: defaults that depend on other fields are filled once, here
         if not self.windows:
             fill(self, "windows", (None,) * self.num_layers)
@@ -198,7 +217,7 @@ class Spec:
     @property
     def layer_weights(self) -> int:
         """Parameters in the matrices of all layers."""
-        attention = self.hidden_size * (2 * self.q_size + 2 * self.kv_size)
+        attention = self.hidden_size * (2 * self.q_size + 2 * self.kv_size) * (2 if self.has_cross else 1)
         mlp = self.hidden_size * self.ffn_size * (3 if self.is_gated else 2)
         return self.num_layers * (attention + mlp)
 
@@ -207,6 +226,24 @@ class Spec:
         """Parameters in matrices (norms and biases left out), a tied head counted once."""
         embed = self.vocab_size * (self.embed_size or self.hidden_size)
         return self.layer_weights + embed * (1 if self.tie_embeddings else 2)
+
+
+def spec_capabilities(spec: Spec) -> Capabilities:
+    """Return what a native decoder of this shape offers."""
+    return Capabilities(
+        vocab_size=spec.vocab_size,
+        max_positions=spec.max_positions,
+        attention=spec.attention,
+        block_size=spec.block_size,
+        logits_shift=spec.logits_shift,
+        has_skip=True,
+        num_layers=spec.num_layers,
+        mask_id=spec.mask_id,
+        turns_at=spec.turns_at,
+        turns_anew=spec.turns_anew,
+        has_hidden=True,
+        is_encoder_decoder=spec.has_cross,
+    )
 
 
 def rope_tables(

@@ -1,4 +1,4 @@
-"""The native decoder: one forward for every family that a `Spec` can describe.
+"""The native stack of layers: one forward for every family that a `Spec` can describe.
 
 Knows shapes, weights, caches and masks. Knows no method, no sampler, no tokenizer and no file format.
 """
@@ -20,11 +20,11 @@ from outpace.errors import CapabilityError, ConfigError
 from outpace.models.attention import additive, attend, chain_mask, window_mask
 from outpace.models.graphs import FIRST_EXTENT, Graphs, extent_for
 from outpace.models.rotation import Rotation, Tables, turn
-from outpace.models.spec import Spec
-from outpace.models.weights import LayerWeights, Norm, Packer, Weights, can_pack
-from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
+from outpace.models.spec import Spec, spec_capabilities
+from outpace.models.weights import CrossWeights, LayerWeights, Norm, Packer, Weights, can_pack
+from outpace.types import NO_OUTPUTS, Adapter, Counter, Outputs, Scores
 
-__all__ = ["CompiledDecoder", "Kernels", "Shelf", "Transformer", "spec_capabilities"]
+__all__ = ["CompiledDecoder", "Kernels", "Shelf", "Transformer"]
 
 SMALL_CHAIN = 64  # chains up to this long read their mask from one precomputed table
 
@@ -58,16 +58,23 @@ class CompiledDecoder(Protocol):
         """Return a decoder whose logits are those of some tokens."""
         ...
 
+    def cross(self, states: Tensor) -> list[Tensor]:
+        """Return per layer the keys and values [N, 2 * K * D] of an encoder's states [N, hidden]."""
+        ...
+
 
 class Shelf(Protocol):
     """Where the packed weights of a model are kept between starts."""
 
-    def find(self) -> tuple[Weights, list[str]] | None:
-        """Return the weights and the notes that were put there; None where there are none."""
+    def find(self) -> tuple[list[Weights], list[str]] | None:
+        """Return the weights, side by side, and the notes that were put there; None where there are none."""
         ...
 
-    def put(self, weights: Weights, notes: Sequence[str]) -> str:
-        """Keep the weights of a compiled decoder; return what a user should know if that fails, else an empty text."""
+    def put(self, sides: Sequence[Weights], notes: Sequence[str]) -> str:
+        """Keep the weights of a compiled decoder, or of an encoder and a decoder.
+
+        Return what a user should know if that fails, else an empty text.
+        """
         ...
 
 
@@ -107,23 +114,6 @@ class Kernels(Protocol):
         ...
 
 
-def spec_capabilities(spec: Spec) -> Capabilities:
-    """Return what a native decoder of this shape offers."""
-    return Capabilities(
-        vocab_size=spec.vocab_size,
-        max_positions=spec.max_positions,
-        attention=spec.attention,
-        block_size=spec.block_size,
-        logits_shift=spec.logits_shift,
-        has_skip=True,
-        num_layers=spec.num_layers,
-        mask_id=spec.mask_id,
-        turns_at=spec.turns_at,
-        turns_anew=spec.turns_anew,
-        has_hidden=True,
-    )
-
-
 @dataclass(slots=True)
 class Layout:
     """Where one forward's tokens go and what they see; made once, read by every layer.
@@ -136,6 +126,9 @@ class Layout:
         rotation: per frequency set, (cos, sin) broadcast to [B, T, 1, D].
         tables: what `rotation` was gathered from.
         masks: per window size, (first slot looked at, additive mask or None, is_causal).
+        distance: [1 or B, T, extent] rows of a relative table, where positions are relative.
+        sources: per layer the keys and values [B, K, S, D] of what the encoder read.
+        source_mask: additive, [B, 1, 1, S], or None where all sources are equally long.
     """
 
     rows: int
@@ -147,6 +140,19 @@ class Layout:
     rotation: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     tables: list[Tables] = field(default_factory=list)
     masks: dict[int | None, tuple[int, Tensor | None, bool]] = field(default_factory=dict)
+    distance: Tensor | None = None
+    sources: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    source_mask: Tensor | None = None
+    biased: dict[int, Tensor] = field(default_factory=dict)
+
+    def bias(self, table: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what a relative table [2R + 1, H] and a mask add to products, [1 or B, H, T, extent]; made once."""
+        found = self.biased.get(id(table))
+        if found is None:
+            assert self.distance is not None
+            found = F.embedding(self.distance, table).permute(0, 3, 1, 2)
+            found = self.biased[id(table)] = found if mask is None else found + mask
+        return found
 
 
 class Transformer(Adapter):
@@ -248,6 +254,15 @@ class Transformer(Adapter):
             buffers = list(torch.zeros((2 * spec.num_layers, *shape), dtype=dtype, device=self.device))
         return Cache(buffers, 2, counter, [0] * rows, limit=capacity)
 
+    def new_scratch(self, rows: int, slots: int) -> Cache:
+        """Return a cache for one forward of so many tokens a row, whose entries nobody reads later."""
+        if self._compiled is None:
+            return self.new_cache(rows, slots)
+        shape = (rows, self.spec.num_kv_heads, slots, self.spec.head_dim)
+        # Layers run one after the other: all of them write into the same two buffers.
+        one = [torch.empty(shape, dtype=self.dtype), torch.empty(shape, dtype=self.dtype)]
+        return Cache(one * self.spec.num_layers, 2, None, [0] * rows)
+
     def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
         """Return memory for paged caches, per layer keys and values [num_pages, K, page_size, D].
 
@@ -325,7 +340,7 @@ class Transformer(Adapter):
         """Return what the head reads, [B * A, hidden], and what enters the tapped layers, [B * T, hidden] each."""
         rows, size = tokens.shape
         x = self.embed(tokens) if inputs is None else inputs.to(self.dtype)
-        x = self._add_positions(x, position, layout)
+        x = self._norm(self._add_positions(x, position, layout), self.weights.embed_norm)
         x, tapped = self._run_layers(x.reshape(rows * size, -1), layout, buffers, skip, outputs.layers)
         # The head is the largest matrix of a small model: only what is asked goes through it.
         return self._norm(self._select(x, rows, size, ask, self.spec.logits_shift), self.weights.final_norm), tapped
@@ -422,7 +437,20 @@ class Transformer(Adapter):
         else:
             held = upload(cache.lengths, position.device)
             self._lay_rows(layout, position, visible, cache, held)
+        if self.spec.has_cross:
+            self._lay_sources(layout, cache.extra)
         return layout
+
+    def _lay_sources(self, layout: Layout, extra: Sequence[Tensor]) -> None:
+        """Lay out what `EncoderDecoder.encode` left: the sources' lengths [B, 1], then per layer keys and values."""
+        if not extra:
+            raise ConfigError("The cache holds no source.", "Call encode before the first forward.")
+        lengths, entries = extra[0], [tensor.transpose(1, 2) for tensor in extra[1:]]
+        layout.sources = list(zip(entries[::2], entries[1::2], strict=True))
+        longest = extra[1].shape[1]
+        if layout.rows > 1 or int(lengths[0, 0]) < longest:  # a device need not be asked about one row in vain
+            is_read = torch.arange(longest, device=lengths.device) < lengths
+            layout.source_mask = additive(is_read, extra[1])[:, None, None]
 
     def _lay_chain(self, layout: Layout, cache: Cache) -> None:
         """All rows stage one chain at the same slots: tables and masks are slices, nothing is computed."""
@@ -435,10 +463,19 @@ class Transformer(Adapter):
             # One token sees all before it, and a whole prompt is what torch calls causal: neither needs a mask.
             if layout.size == 1:
                 layout.masks[window] = (first, None, False)
-            elif start == 0 and is_plain:
+            elif start == 0 and is_plain and self.spec.positions != "relative":
                 layout.masks[window] = (0, None, True)
             else:
                 layout.masks[window] = (first, self._chain_rows(layout.size, start, first, window, cache.slots), False)
+
+        if self.spec.positions == "relative":
+            slots = torch.arange(end, device=self.device)
+            layout.distance = self._distance(slots[None, start:], slots[None])
+
+    def _distance(self, position: Tensor, key_position: Tensor) -> Tensor:
+        """Return the rows of relative tables, [B, T, E], for queries at [B, T] and keys at [B, E]."""
+        reach = self.spec.relative_distance
+        return (position[:, :, None] - key_position[:, None, :]).clamp(-reach, reach) + reach
 
     def _chain_rows(self, size: int, start: int, first: int, window: int | None, slots: int) -> Tensor:
         """Return the mask [size, start + size - first] of a chain, from the table if it is short."""
@@ -473,6 +510,8 @@ class Transformer(Adapter):
             if window is not None:
                 seen = is_seen & (position[:, :, None] - key_position[:, None, :] < window)
             layout.masks[window] = (0, additive(seen, like)[:, None], False)
+        if spec.positions == "relative":
+            layout.distance = self._distance(position, key_position)
 
     def _turns(self, layout: Layout, position: Tensor, cache: Cache) -> list[tuple[Tensor, Tensor]]:
         """Return cos and sin [B, T, 1, D] per frequency set, each row's by its phase."""
@@ -542,6 +581,8 @@ class Transformer(Adapter):
         if self.spec.is_parallel:
             return x + attention + self._mlp(w, self._norm(x, w.mlp_norm))
         x = x + attention
+        if w.cross is not None:
+            x = x + self._cross(index, w.cross, self._norm(x, w.cross.norm), layout)
         return x + self._mlp(w, self._norm(x, w.mlp_norm))
 
     def _post_layer(self, index: int, w: LayerWeights, x: Tensor, layout: Layout, buffers: list[Tensor]) -> Tensor:
@@ -554,6 +595,8 @@ class Transformer(Adapter):
     def _after_layer(self, index: int, w: LayerWeights, x: Tensor, layout: Layout, buffers: list[Tensor]) -> Tensor:
         """norm(x + f(x))."""
         x = self._norm(x + self._attention(index, w, x, layout, buffers), w.attn_norm)
+        if w.cross is not None:
+            x = self._norm(x + self._cross(index, w.cross, x, layout), w.cross.norm)
         return self._norm(x + self._mlp(w, x), w.mlp_norm)
 
     def _norm(self, x: Tensor, norm: Norm | None) -> Tensor:
@@ -593,7 +636,16 @@ class Transformer(Adapter):
         first, mask, is_causal = layout.masks[spec.windows[index]]
         extent = layout.extent - first
         keys, values = keys.narrow(2, first, extent), values.narrow(2, first, extent)
+        if w.relative is not None:
+            mask, is_causal = layout.bias(w.relative, mask), False
         return w.o(attend(query, keys, values, mask, is_causal, spec.attn_scale, spec.attn_softcap))
+
+    def _cross(self, index: int, w: CrossWeights, x: Tensor, layout: Layout) -> Tensor:
+        """Attention over what the encoder read; x [B * T, hidden]."""
+        spec = self.spec
+        query = w.q(x).view(layout.rows, layout.size, spec.num_heads, spec.head_dim)
+        keys, values = layout.sources[index]
+        return w.o(attend(query, keys, values, layout.source_mask, False, spec.attn_scale, 0.0))
 
     def _norm_heads(self, w: LayerWeights, turned: Tensor) -> Tensor:
         """Norm queries and keys [B, T, H + K, D], each head by itself or all heads at once."""
@@ -624,6 +676,8 @@ class Transformer(Adapter):
         """Return the logits [..., V] of last hidden states [..., hidden], as `Scores.last` holds them."""
         weights, cap = self.weights, self.spec.final_softcap
         flat = hidden.reshape(-1, hidden.shape[-1])
+        if self.spec.head_scale != 1.0 and self._compiled is None:
+            flat = flat * self.spec.head_scale
         if self._compiled is not None:
             logits = self._compiled.head(flat)
         elif not flat.shape[0]:

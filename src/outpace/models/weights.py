@@ -1,4 +1,4 @@
-"""The weights of one decoder in the layout that the forward reads: fused matrices, plain or packed for oneDNN.
+"""The weights of one stack of layers in the layout that the forward reads: fused matrices, plain or packed for oneDNN.
 
 Shapes: V vocabulary, E hidden, H query heads, K key heads, D head size, F MLP width. Matrices are [out, in].
 """
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from outpace.models.quantised import Quantised
 
-__all__ = ["LayerWeights", "Matrix", "Norm", "Packer", "Weights", "can_pack"]
+__all__ = ["CrossWeights", "LayerWeights", "Matrix", "Norm", "Packer", "Weights", "can_pack"]
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
@@ -98,11 +98,29 @@ class Norm:
 
 
 @dataclass(slots=True)
+class CrossWeights:
+    """The part of a layer that looks at an encoder's states.
+
+    `kv` is [2 * K * D, E of the encoder], rows of key, then of value; it is applied once per source.
+    """
+
+    q: Matrix  # [H * D, E]
+    kv: Matrix
+    o: Matrix  # [E, H * D]
+    norm: Norm | None = None
+
+    def matrices(self) -> tuple[Matrix, Matrix, Matrix]:
+        """Return the three matrices."""
+        return self.q, self.kv, self.o
+
+
+@dataclass(slots=True)
 class LayerWeights:
     """One layer. `qkv` is [(H + 2K) * D, E], rows of query, key, value; head rows lie in `rotary_order`.
 
     `up` is [2F, E] with the gate first when the MLP is gated, else [F, E]. Norms that the placement does not use
-    are None.
+    are None. `relative` is [2R + 1, H] with R = `Spec.relative_distance`: row R + clamp(d, -R, R) is what is added to
+    the products of a query and a key that stands d positions before it. Layers may share one table.
     """
 
     qkv: Matrix
@@ -115,10 +133,16 @@ class LayerWeights:
     mlp_post_norm: Norm | None = None
     q_norm: Tensor | None = None  # [D] per head or [H * D] over all
     k_norm: Tensor | None = None
+    relative: Tensor | None = None
+    cross: CrossWeights | None = None
 
     def matrices(self) -> tuple[Matrix, Matrix, Matrix, Matrix]:
-        """Return the four matrices in the order they are applied."""
+        """Return the four matrices in the order they are applied; those of `cross` are apart."""
         return self.qkv, self.o, self.up, self.down
+
+    def all_matrices(self) -> tuple[Matrix, ...]:
+        """Return the four matrices, and those of `cross`."""
+        return self.matrices() if self.cross is None else (*self.matrices(), *self.cross.matrices())
 
 
 @dataclass(slots=True)
@@ -133,6 +157,7 @@ class Weights:
     layers: list[LayerWeights]
     head: Matrix  # [V, E]
     final_norm: Norm | None = None
+    embed_norm: Norm | None = None
     positions: Tensor | None = None  # [max_positions + offset, E], learned positions
     project_in: Matrix | None = None  # OPT 350m
     project_out: Matrix | None = None
@@ -144,11 +169,11 @@ class Weights:
 
         A tied head is packed beside the embedding only where that copy stays under a quarter of the layers' memory.
         """
-        sizes = [rows * columns for layer in self.layers for rows, columns in (m.shape for m in layer.matrices())]
+        sizes = [rows * columns for layer in self.layers for rows, columns in (m.shape for m in layer.all_matrices())]
         for layer in self.layers:
-            for matrix in layer.matrices():
+            for matrix in layer.all_matrices():
                 matrix.pack()
-        if not self.is_tied or 4 * self.embed.numel() <= sum(sizes):
+        if self.head.shape[0] and (not self.is_tied or 4 * self.embed.numel() <= sum(sizes)):
             self.head.pack(keep=False)
 
     @property
@@ -169,18 +194,25 @@ class Weights:
         for matrix in (self.head, self.project_in, self.project_out, self.table):
             if matrix is not None:
                 yield from _stored(matrix)
+        for norm in (self.final_norm, self.embed_norm):
+            yield from _norm(norm)
         for layer in self.layers:
-            for matrix in layer.matrices():
+            for matrix in layer.all_matrices():
                 yield from _stored(matrix)
-            for norm in (layer.attn_norm, layer.mlp_norm, layer.attn_post_norm, layer.mlp_post_norm, self.final_norm):
-                if norm is not None:
-                    yield from (norm.weight, norm.bias)
-            yield from (layer.q_norm, layer.k_norm)
+            for norm in (layer.attn_norm, layer.mlp_norm, layer.attn_post_norm, layer.mlp_post_norm):
+                yield from _norm(norm)
+            yield from _norm(None if layer.cross is None else layer.cross.norm)
+            yield from (layer.q_norm, layer.k_norm, layer.relative)
 
     @property
     def num_bytes(self) -> int:
         """Memory of all stored tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+
+
+def _norm(norm: Norm | None) -> Iterator[Tensor | None]:
+    if norm is not None:
+        yield from (norm.weight, norm.bias)
 
 
 def _stored(matrix: Matrix) -> Iterator[Tensor | None]:

@@ -54,9 +54,11 @@ def run_contract(
     Args:
         method: a method object, or a class whose defaults are checked.
         checks: which ones; None = all of `contract_checks`.
-        kind: of the toy models, "decoder" or "encoder-decoder"; a method that writes canvases gets canvas models.
+        kind: of the toy models, "decoder" or "encoder-decoder"; a method that writes canvases gets canvas models, one
+            that takes whole texts a one-pass model.
     """
     chosen = method() if isinstance(method, type) else method
+    kind = "one-pass" if chosen.needs.is_one_pass else kind
     failures = {}
     for check in contract_checks() if checks is None else checks:
         try:
@@ -433,7 +435,8 @@ def check_broken_neighbour(method: Method) -> None:
     """A row with NaN logits ends with an error and keeps what it wrote; its neighbours go on unchanged."""
     for name in ("greedy", "top-p"):
         expected, rows = _expected(method, name), make_rows()
-        first = 6 if method.needs.attention == "causal" else 1  # a canvas may be full after two forwards
+        # A canvas may be full after two forwards, and a whole text after the first behind its prompt.
+        first = 1 if _is_canvas(method) else 3 if method.needs.is_one_pass else 6
         size = method.num_rows
         target = world.NanRow(world.target_for(method.needs.attention), row=size, rows=size * len(rows), first=first)
         write(method, SETTINGS[name], rows, target=target)

@@ -6,6 +6,7 @@ cuts at contractions, words, single digits, punctuation, line breaks and spaces,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from outpace.errors import ModelError
 from outpace.text.added_tokens import token_of
 from outpace.text.files import AGAIN
 
-__all__ = ["has_byte_pairs", "read_byte_pairs"]
+__all__ = ["byte_alphabet", "has_byte_pairs", "read_byte_pairs"]
 
 _CLASSES = ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast")
 _CUTS = "|".join(
@@ -69,3 +70,11 @@ def read_byte_pairs(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
                 hint=AGAIN,
             )
     return engine
+
+
+@functools.lru_cache(maxsize=1)
+def byte_alphabet() -> dict[str, int]:
+    """Return the byte that each letter of the byte-level alphabet stands for: printable ones stand for themselves."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}

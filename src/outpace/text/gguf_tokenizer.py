@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from outpace.errors import ModelError
 from outpace.text.files import AGAIN
 from outpace.text.gguf_file import Gguf
+from outpace.text.sentencepiece import merges_by_score
 
 __all__ = ["end_ids", "gguf_engine", "gguf_settings", "gguf_templates"]
 
@@ -224,7 +225,7 @@ def _engine(gguf: Gguf, vocab: dict[str, int], merges: list[tuple[str, str]], **
 def _sentencepiece(gguf: Gguf, tokens: list[str], types: np.ndarray[Any, Any]) -> Tokenizer:
     vocab, unknown = _vocab(gguf, tokens), gguf.get("tokenizer.ggml.unknown_token_id", int, -1)
     settings = {"unk_token": tokens[unknown]} if unknown is not None and 0 <= unknown < len(tokens) else {}
-    merges = _merges(tokens, _of_tokens(gguf, "scores", 0.0), types)
+    merges = merges_by_score(tokens, _of_tokens(gguf, "scores", 0.0).tolist(), types.tolist())
     engine = _engine(gguf, vocab, merges, fuse_unk=True, byte_fallback=True, **settings)
     is_led = gguf.get("tokenizer.ggml.add_space_prefix", bool, True)
     lead = [normalizers.Prepend(_SPACE)] if is_led else []
@@ -232,19 +233,6 @@ def _sentencepiece(gguf: Gguf, tokens: list[str], types: np.ndarray[Any, Any]) -
     parts = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     engine.decoder = decoders.Sequence([*parts, *([decoders.Strip(" ", 1, 0)] if is_led else [])])
     return engine
-
-
-def _merges(tokens: list[str], scores: np.ndarray[Any, Any], types: np.ndarray[Any, Any]) -> list[tuple[str, str]]:
-    """Return the pairs that make tokens, best score first: sentencepiece merges whatever pair makes the best token."""
-    known = {token for token, kind in zip(tokens, types, strict=True) if kind not in (_UNKNOWN, _CONTROL, _USER)}
-    found = []
-    for index in np.argsort(-scores, kind="stable").tolist():
-        token = tokens[index]
-        if len(token) > 1 and token in known:
-            found += [
-                (token[:at], token[at:]) for at in range(1, len(token)) if token[:at] in known and token[at:] in known
-            ]
-    return found
 
 
 # Tokens outside the merging

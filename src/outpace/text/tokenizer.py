@@ -14,11 +14,13 @@ from tokenizers import Tokenizer as Engine
 
 from outpace.errors import ModelError, check_characters
 from outpace.text.added_tokens import add_tokens, said_beside
-from outpace.text.byte_pairs import has_byte_pairs, read_byte_pairs
+from outpace.text.byte_pairs import byte_alphabet, has_byte_pairs, read_byte_pairs
 from outpace.text.chat import ROLES, Message, choose_template, read_templates, render_chat, unread
 from outpace.text.files import AGAIN
 from outpace.text.gguf_file import read_gguf
 from outpace.text.gguf_tokenizer import gguf_engine, gguf_settings, gguf_templates
+from outpace.text.languages import Frame, find_frame
+from outpace.text.pieced import ROLES_OF_PIECES, Sides, has_sides, is_pieced, read_pieced, read_sides
 
 __all__ = ["Tokenizer", "spell"]
 
@@ -33,17 +35,26 @@ class Tokenizer:
         engine: from the tokenizers library.
         settings: the parsed tokenizer_config.json.
         templates: the chat templates by name, "default" first of all; empty if there are none.
+        sides: of an encoder-decoder, what cuts its sources and its own texts, where `engine` only names ids.
     """
 
     def __init__(
-        self, engine: Engine, settings: Mapping[str, Any] | None = None, templates: Mapping[str, str] | None = None
+        self,
+        engine: Engine,
+        settings: Mapping[str, Any] | None = None,
+        templates: Mapping[str, str] | None = None,
+        sides: Sides | None = None,
     ) -> None:
+        self._sides = sides
+        self._frame: Frame | None = None  # what stands around a source, where its language was named
         self._engine = engine
         self._settings = dict(settings or {})
         self.templates = dict(templates or {})
         self.eos_id = self._special_id("eos_token")
         self.bos_id = self._special_id("bos_token")
         self.pad_id = self._special_id("pad_token")
+        if sides is not None:
+            self._frame = find_frame(self, "", "")
 
     @classmethod
     def from_directory(cls, directory: str | os.PathLike[str]) -> Tokenizer:
@@ -65,6 +76,13 @@ class Tokenizer:
             engine = _read_engine(path)
         elif has_byte_pairs(folder, settings):
             engine = read_byte_pairs(folder, settings)
+        elif is_pieced(folder, settings):
+            engine = read_pieced(folder, settings)
+            known = {role: token for role, token in ROLES_OF_PIECES.items() if engine.token_to_id(token) is not None}
+            settings = known | settings
+        elif has_sides(folder, settings):
+            sides, settings = read_sides(folder, settings), ROLES_OF_PIECES | settings
+            return cls(sides.written, settings, read_templates(folder, settings), sides)
         else:
             kinds = (name for name in _OTHER_KINDS if (folder / name).is_file())
             raise ModelError(
@@ -88,11 +106,65 @@ class Tokenizer:
             ConfigError: the text holds half of a surrogate pair, which is no character.
         """
         check_characters(text, "The text")
+        if self._sides is not None and not is_special:
+            return self._sides.encode_target(text)
+        if self._frame is not None and is_special:
+            return [*self._frame.before, *self._cut(text), *self._frame.after]
         ids = list(self._engine.encode(text, add_special_tokens=is_special).ids)
         if is_special and self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
             own = self._engine.encode(text, add_special_tokens=False).ids
             return ids[1:] if len(own) < len(ids) else ids
         return ids
+
+    def _cut(self, text: str) -> list[int]:
+        """Return the ids of a source alone."""
+        if self._sides is not None:
+            return self._sides.encode_source(text)
+        return list(self._engine.encode(text, add_special_tokens=False).ids)
+
+    def speak(self, source: str, target: str) -> Frame:
+        """Name the languages of what is read and of what is to be written, once and for all; "" = as the files say.
+
+        Returns:
+            What tells the model, beside what stands around a source from now on.
+
+        Raises:
+            ConfigError: the tokenizer has no such language, or names none at all.
+        """
+        self._frame = find_frame(self, source, target)
+        return self._frame
+
+    @property
+    def kind(self) -> str:
+        """The class that tokenizer_config.json names, without "Fast"; "" where it names none."""
+        named = str(self._settings.get("tokenizer_class") or "").removesuffix("Fast")
+        return named or ("" if self._sides is None else "MarianTokenizer")
+
+    def setting(self, name: str) -> Any:
+        """Return what tokenizer_config.json says under a name, None where it says nothing."""
+        return self._settings.get(name)
+
+    def rewritten(self, source: Sequence[int]) -> list[int]:
+        """Return a source's text, and its end, in the ids of what is written; special tokens before it are left out."""
+        end = self._special("eos_token")
+        if self._sides is None:
+            special = {*self.special_ids.values()} - {self.eos_id}
+            first = next((at for at, token in enumerate(source) if token not in special), len(source))
+            return list(source[first:])
+        is_ended = bool(source) and end is not None and source[-1] == self.source_id(end) and self.eos_id is not None
+        words = self._sides.encode_target(self._sides.source_text(source, self.special_ids.keys()))
+        return [*words, self.eos_id] if is_ended and self.eos_id is not None else words
+
+    def source_id(self, token: str) -> int | None:
+        """Return the id of a token in sources."""
+        return self.token_id(token) if self._sides is None else self._sides.source_id(token)
+
+    @property
+    def source_tokens(self) -> list[str]:
+        """Return the spellings of all tokens of sources."""
+        if self._sides is None:
+            return list(self._engine.get_vocab(with_added_tokens=True))
+        return self._sides.source_tokens
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of ids; bytes that do not make a character yet show as U+FFFD."""
@@ -242,16 +314,8 @@ def spell(token: str, kinds: Collection[str]) -> bytes | None:
     if "?" in kinds:
         return None
     if "ByteLevel" in kinds:
-        alphabet = _byte_alphabet()
+        alphabet = byte_alphabet()
         return bytes(alphabet[letter] for letter in token) if all(letter in alphabet for letter in token) else None
     if "ByteFallback" in kinds and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", token):
         return bytes([int(token[3:5], 16)])
     return (token.replace(_SPACE, " ") if "Metaspace" in kinds or "Replace" in kinds else token).encode()
-
-
-@functools.lru_cache(maxsize=1)
-def _byte_alphabet() -> dict[str, int]:
-    """Return the byte that each letter of the byte-level alphabet stands for: printable ones stand for themselves."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}

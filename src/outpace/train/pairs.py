@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,21 +33,39 @@ class PairSource(PublicText):
 
     Attributes:
         splits: Files of each split inside the data folder.
-        read: Yields the pairs (German, English) of the named files.
+        read: Returns the pairs of the named files, their sides in the order of `languages`.
+        languages: What the two sides are.
+        tags: Tokens of their own that the sources hold.
     """
 
     splits: dict[str, tuple[str, ...]]
     read: Callable[[Sequence[Path]], list[Pair]]
+    languages: tuple[str, str] = ("de", "en")
+    tags: tuple[str, ...] = ()
 
-    def pairs(self, data: Path, split: str) -> list[Pair]:
-        """Return the pairs of a split.
+    @property
+    def directions(self) -> tuple[str, str]:
+        """Both directions, as "source-target"."""
+        first, second = self.languages
+        return f"{first}-{second}", f"{second}-{first}"
+
+    def pairs(self, data: Path, split: str, direction: str = "") -> list[Pair]:
+        """Return the pairs (source, target) of a split.
+
+        Args:
+            data: Folder of the texts.
+            split: Name of the split.
+            direction: One of `directions`; "" = the first.
 
         Raises:
-            ConfigError: When it has no such split, or a file is missing.
+            ConfigError: When it has no such split or direction, or a file is missing.
         """
         if split not in self.splits:
             raise ConfigError(f"{self.name} has no split {split!r}", f"Its splits: {', '.join(self.splits)}.")
-        return self.read(self.paths(self.splits[split], data))
+        if direction and direction not in self.directions:
+            raise ConfigError(f"{self.name} has no {direction!r}", f"Its directions: {', '.join(self.directions)}.")
+        pairs = self.read(self.paths(self.splits[split], data))
+        return [(b, a) for a, b in pairs] if direction == self.directions[1] else pairs
 
 
 def _lines(path: Path) -> list[str]:
@@ -60,11 +79,61 @@ def _tsv(paths: Sequence[Path]) -> list[Pair]:
 
 def _aligned(paths: Sequence[Path]) -> list[Pair]:
     german, english = (_lines(path) for path in paths)
+    if len(german) != len(english):
+        raise ConfigError(
+            f"{paths[0].name} has {len(german)} lines, {paths[1].name} {len(english)}: "
+            f"line {min(len(german), len(english)) + 1} has no partner",
+            "Line i of one file must translate line i of the other.",
+        )
     return [(a.strip(), b.strip()) for a, b in zip(german, english, strict=True)]
+
+
+def _tagged(paths: Sequence[Path]) -> list[Pair]:
+    """Return the sources of the first file with the lines of each other one, behind a tag of its language."""
+    first, *others = paths
+    found = list[Pair]()
+    for path in others:
+        tag = f"<|{path.name.split('.')[-2]}|>"
+        found += [(f"{tag}{source}", target) for source, target in _aligned((first, path))]
+    return found
 
 
 def _multi30k(name: str) -> tuple[str, str]:
     return f"multi30k/{name}.de.gz", f"multi30k/{name}.en.gz"
+
+
+class PairBatch(NamedTuple):
+    """Pairs side by side.
+
+    Attributes:
+        sources: Token ids, [B, S], padded at the end.
+        mask: 1 where a source token stands, int64 [B, S].
+        inputs: What the decoder reads, [B, T]: the start, then the target without its last token.
+        labels: What it must say, [B, T]; -100 where there is nothing.
+    """
+
+    sources: Tensor
+    mask: Tensor
+    inputs: Tensor
+    labels: Tensor
+
+    @property
+    def is_real(self) -> Tensor:
+        """Where there is a label, bool [B, T]; its N true places are the rows of a network's logits [N, V]."""
+        return self.labels != IGNORED
+
+    def to(self, device: torch.device) -> PairBatch:
+        """Return the batch on a device."""
+        return PairBatch(*(tensor.to(device) for tensor in self))
+
+
+def make_batch(sources: Sequence[Ints], targets: Sequence[Ints]) -> PairBatch:
+    """Pad encoded sources and targets, each ending with its end of text."""
+    shifted = [np.concatenate([[START_ID], target[:-1]]) for target in targets]
+    padded = _pad(sources, EOS_ID)
+    held = torch.tensor([len(source) for source in sources]).unsqueeze(1)
+    mask = (torch.arange(padded.shape[1]) < held).long()
+    return PairBatch(padded, mask, _pad(shifted, EOS_ID), _pad(targets, IGNORED))
 
 
 TATOEBA = PairSource(
@@ -72,7 +141,7 @@ TATOEBA = PairSource(
     splits={split: (f"tatoeba_pairs/en-de.{split}.tsv.gz",) for split in ("train", "valid", "test")},
     origin="tatoeba.org through www.manythings.org/anki, the copy in github.com/rioyshky/translation",
     licence="CC-BY-2.0",
-    note="German to English, split by a hash of the English sentence",
+    note="split by a hash of the English sentence",
     read=_tsv,
 )
 MULTI30K = PairSource(
@@ -85,15 +154,35 @@ MULTI30K = PairSource(
     },
     origin="github.com/multi30k/dataset",
     licence="none, research use only",
-    note="captions, German to English",
+    note="captions",
     read=_aligned,
 )
-PAIR_SOURCES = {source.name: source for source in (TATOEBA, MULTI30K)}
+MULTI30K_TAGGED = PairSource(
+    name="multi30k-tagged",
+    splits={
+        "train": tuple(f"multi30k/train.{language}.gz" for language in ("en", "de", "fr")),
+        "valid": tuple(f"multi30k/val.{language}.gz" for language in ("en", "de", "fr")),
+        **{
+            f"test-{language}": tuple(f"multi30k/test_2016_flickr.{side}.gz" for side in ("en", language))
+            for language in ("de", "fr")
+        },
+    },
+    origin=MULTI30K.origin,
+    licence=MULTI30K.licence,
+    note="captions; a tag before each source names the language of its target",
+    read=_tagged,
+    languages=("en", "x"),
+    tags=("<|de|>", "<|fr|>"),
+)
+PAIR_SOURCES = {source.name: source for source in (TATOEBA, MULTI30K, MULTI30K_TAGGED)}
 
 
-def train_pair_tokenizer(pairs: Iterable[Pair], vocab: int) -> Tokenizer:
-    """A byte-level BPE shared by both languages, ending each text with `<|endoftext|>`; id 2 starts the decoder."""
-    tokenizer = train_tokenizer((text for pair in pairs for text in pair), vocab, extra=(START,))
+def train_pair_tokenizer(pairs: Iterable[Pair], vocab: int, tags: Sequence[str] = ()) -> Tokenizer:
+    """A byte-level BPE shared by both languages, ending each text with `<|endoftext|>`.
+
+    Id 2 starts the decoder; tags, which come next, are tokens of their own.
+    """
+    tokenizer = train_tokenizer((text for pair in pairs for text in pair), vocab, extra=(START, *tags))
     tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, EOS_ID)])
     return tokenizer
 
@@ -125,13 +214,15 @@ class PairBatches:
         sources: Token ids of each source, end of text included.
         targets: Those of each translation.
         budget: Most positions of a batch, padding included, on the longer side.
-        seed: Of the order.
+        seed: Of the order, and of the noise.
+        spoil: Changes a source each time it comes up; None = sources stay as they are.
     """
 
     sources: tuple[Ints, ...]
     targets: tuple[Ints, ...]
     budget: int
     seed: int
+    spoil: Callable[[Ints, np.random.Generator], Ints] | None = None
 
     @property
     def lengths(self) -> Ints:
@@ -144,21 +235,15 @@ class PairBatches:
         """Batches that hold each pair once."""
         return len(_plan(self, 0))
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the batch of a step.
-
-        Returns:
-            sources [B, S], their mask [B, S] (1 = a token), decoder inputs [B, T] and labels [B, T] (-100 = none).
-        """
+    def batch(self, step: int) -> PairBatch:
+        """Return the batch of a step."""
         per_epoch = self.steps_per_epoch
         members = _plan(self, step // per_epoch)[step % per_epoch]
         sources = [self.sources[index] for index in members]
-        targets = [self.targets[index] for index in members]
-        shifted = [np.concatenate([[START_ID], target[:-1]]) for target in targets]
-        padded = _pad(sources, EOS_ID)
-        held = torch.tensor([len(source) for source in sources]).unsqueeze(1)
-        mask = (torch.arange(padded.shape[1]) < held).long()
-        return padded, mask, _pad(shifted, EOS_ID), _pad(targets, IGNORED)
+        if self.spoil is not None:
+            generator = np.random.default_rng([self.seed, step, 1])
+            sources = [self.spoil(source, generator) for source in sources]
+        return make_batch(sources, [self.targets[index] for index in members])
 
 
 @lru_cache(maxsize=2)

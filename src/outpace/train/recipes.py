@@ -5,11 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from outpace.errors import ConfigError
+from outpace.models.nets.gru import GruConfig
+from outpace.models.nets.pervasive import PervasiveConfig
+from outpace.models.nets.phrases import PhrasesConfig
+from outpace.models.nets.registers import RegistersConfig
+from outpace.models.nets.stacks import equal_configs
 from outpace.papers import Paper
 
+from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
 from .network import LlamaShape
-from .pairs import MULTI30K, TATOEBA, PairSource
+from .pairs import MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
+from .translation.criteria import CrossEntropy
+from .translation.editing import EditorShape
+from .translation.marian import MarianShape
+from .translation.nets import NetShape
+from .translation.network import Criterion, PairShape
+from .translation.noise import Noise
+from .translation.smoothing import SequenceSmoothing, TokenSmoothing
+from .translation.transport import Transport
 
 PAPERS = (
     Paper(
@@ -200,44 +215,96 @@ _RECIPES = (
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
 
 
+_SHAPE, _PLAIN, _NOISE = MarianShape(), CrossEntropy(), Noise()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TranslationRecipe(AnyRecipe):
-    """How one encoder-decoder of the zoo is trained.
+    """How one network is trained on sentence pairs.
 
     Attributes:
-        width: Size of the residual stream.
-        encoder_layers: Layers of the encoder.
-        decoder_layers: Layers of the decoder.
-        heads: Attention heads.
-        ffn: Width of the feed-forward layers.
-        vocab: Tokens of the vocabulary that both languages share.
-        context: Most positions on either side.
-        objective: `translation` or `distilled` (taught by the parent).
+        shape: The kind of network and its sizes.
+        vocab: Tokens of the vocabulary that both sides share.
+        objective: `translation` or `correction` (the pairs' own targets; a correction takes only the tokenizer of the
+            parent), `written` (the targets that the parent writes: distillation at the level of sequences), `distilled`
+            (the parent's laws over the next token: at the level of tokens) or `denoising` (each text of either side,
+            from a spoilt copy of it).
+        criterion: What is minimised.
+        noise: How the copies are spoilt (`denoising`).
+        is_deepened: Start from the parent's layers, each repeated as often as there are more of them.
+        source: Pairs to train on.
+        direction: One of the source's directions; "" = its first.
         budget: Positions of a batch on the longer side, padding included.
         longest: Pairs with a longer side, in tokens, are left out.
         joined: Share of further pairs made by joining two or three.
-        dropout: Of the residual branches.
-        source: Pairs to train on.
+        method: How its card says to decode it; "" = plainly.
+        averaged: Weights are kept at each checkpoint, and the mean of the last so many is exported; 0 = the last alone.
+        keeps_all: Keep the weights of every checkpoint, to look into the training later.
+        look_every: Steps between two looks at the held-out split (loss and BLEU); 0 = none.
     """
 
-    width: int = 192
-    encoder_layers: int = 3
-    decoder_layers: int = 3
-    heads: int = 4
-    ffn: int = 768
+    shape: PairShape = _SHAPE
     vocab: int = 6144
-    context: int = 256
-    objective: Literal["translation", "distilled"] = "translation"
+    objective: Literal["translation", "correction", "written", "distilled", "denoising"] = "translation"
+    criterion: Criterion = _PLAIN
+    noise: Noise = _NOISE
+    is_deepened: bool = False
+    source: PairSource = TATOEBA
+    direction: str = ""
+    method: str = ""
     budget: int = 4096
     longest: int = 96
     joined: float = 0.05
-    dropout: float = 0.1
+    averaged: int = 0
+    keeps_all: bool = False
+    look_every: int = 0
     warmup: int = 100
     matrix_rate: float = 1.2e-2
     other_rate: float = 5e-3
-    source: PairSource = TATOEBA
+
+    def __post_init__(self) -> None:
+        """Refuse a student without a parent."""
+        if self.parent is None and (self.is_deepened or self.objective in ("written", "distilled")):
+            raise ConfigError(f"The recipe {self.name} learns from a parent, but names none.", "Give it a parent.")
 
 
+_CAPTIONS = TranslationRecipe(
+    name="captions-teacher",
+    summary="A balanced Transformer that translates captions from English to German; for research, it does not ship.",
+    shape=MarianShape(width=192, encoder_layers=4, decoder_layers=4, heads=4, ffn=512, dropout=0.3),
+    vocab=6144,
+    criterion=CrossEntropy(smoothing=0.1),
+    source=MULTI30K,
+    direction="en-de",
+    budget=2048,
+    joined=0.0,
+    averaged=5,
+    keeps_all=True,
+    look_every=400,
+    checkpoint_every=200,
+    warmup=300,
+    matrix_rate=8e-3,
+    other_rate=4e-3,
+    steps=3700,
+    gpu_steps=12000,
+)
+_SMALL = replace(
+    _CAPTIONS,
+    name="captions-small",
+    summary="A small translator of captions, to compare criteria with; for research, it does not ship.",
+    shape=MarianShape(width=128, encoder_layers=2, decoder_layers=2, ffn=256, dropout=0.1),
+    vocab=4096,
+    criterion=CrossEntropy(),
+    averaged=0,
+    keeps_all=False,
+    look_every=400,
+    checkpoint_every=200,
+    warmup=60,
+    matrix_rate=1.2e-2,
+    other_rate=5e-3,
+    steps=400,
+    gpu_steps=4000,
+)
 _TRANSLATIONS = (
     TranslationRecipe(
         name="translate",
@@ -248,26 +315,188 @@ _TRANSLATIONS = (
     TranslationRecipe(
         name="translate-draft",
         summary="A drafter of about a million parameters with one decoder layer, distilled from `translate`.",
-        width=96,
-        encoder_layers=2,
-        decoder_layers=1,
-        ffn=384,
+        shape=MarianShape(width=96, encoder_layers=2, decoder_layers=1, ffn=384, dropout=0.0),
         objective="distilled",
         parent="translate",
-        dropout=0.0,
         steps=1400,
         gpu_steps=16000,
     ),
     TranslationRecipe(
         name="translate-captions",
         summary="`translate`, trained on to describe pictures; its texts are for research only, so it does not ship.",
+        shape=MarianShape(dropout=0.2),
         parent="translate",
         source=MULTI30K,
-        dropout=0.2,
         matrix_rate=4e-3,
         other_rate=2e-3,
         steps=900,
         gpu_steps=4000,
     ),
+    _CAPTIONS,
+    replace(
+        _CAPTIONS,
+        name="captions-deep-shallow",
+        summary="`captions-teacher` with twice the encoder and one decoder layer; for research, it does not ship.",
+        shape=MarianShape(encoder_layers=8, decoder_layers=1, ffn=512, dropout=0.2),
+        parent="captions-teacher",
+        objective="written",
+        is_deepened=True,
+        keeps_all=False,
+        matrix_rate=6e-3,
+        other_rate=3e-3,
+        warmup=100,
+        steps=1600,
+    ),
+    _SMALL,
+    replace(
+        _SMALL,
+        name="captions-transport",
+        summary="`captions-small` with the cost of transport to the reference; for research, it does not ship.",
+        criterion=Transport(),
+    ),
+    replace(
+        _SMALL,
+        name="captions-denoising",
+        summary="Captions of both languages, written from spoilt copies; for research, it does not ship.",
+        objective="denoising",
+        look_every=0,
+    ),
+    replace(
+        _SMALL,
+        name="captions-denoised",
+        summary="`captions-small`, started from `captions-denoising`; for research, it does not ship.",
+        parent="captions-denoising",
+    ),
+    TranslationRecipe(
+        name="correct",
+        summary="A small corrector of English: spelling, agreement, articles, prepositions, verb forms and marks.",
+        shape=MarianShape(width=128, encoder_layers=6, decoder_layers=1, ffn=512, dropout=0.0),
+        vocab=4096,
+        objective="correction",
+        source=CORRECTIONS,
+        method="input-guided",
+        budget=2048,
+        steps=4000,
+        gpu_steps=30000,
+        checkpoint_every=100,
+    ),
+    TranslationRecipe(
+        name="correct-ctc",
+        summary="A corrector of English that writes its text in one pass, by copy-aware CTC; it does not ship.",
+        shape=EditorShape(kind="copy-ctc"),
+        vocab=4096,
+        objective="correction",
+        source=FEW_CORRECTIONS,
+        budget=2048,
+        parent="correct",
+        steps=2000,
+        gpu_steps=30000,
+        checkpoint_every=100,
+    ),
+    TranslationRecipe(
+        name="correct-edit5",
+        summary="A corrector of English that tags, orders and inserts; it does not ship.",
+        shape=EditorShape(kind="edit5"),
+        vocab=4096,
+        objective="correction",
+        source=REORDERED,
+        budget=2048,
+        parent="correct",
+        steps=2000,
+        gpu_steps=30000,
+        checkpoint_every=100,
+    ),
+    TranslationRecipe(
+        name="correct-spans",
+        summary="`correct`, trained on to write edits alone: where each is and what stands there; it does not ship.",
+        shape=MarianShape(width=128, encoder_layers=6, decoder_layers=1, ffn=512, dropout=0.0),
+        vocab=4096,
+        source=CORRECTION_SPANS,
+        budget=2048,
+        joined=0.0,
+        parent="correct",
+        steps=1000,
+        gpu_steps=30000,
+        checkpoint_every=100,
+    ),
 )
-TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in _TRANSLATIONS}
+_GRU = TranslationRecipe(
+    name="pairs-gru",
+    summary="A GRU encoder-decoder with attention that translates captions from English to German; for research only.",
+    shape=NetShape(config=GruConfig(width=128, hidden=192, dropout=0.2)),
+    vocab=3000,
+    source=MULTI30K,
+    direction="en-de",
+    budget=768,
+    joined=0.0,
+    matrix_rate=8e-3,
+    other_rate=5e-3,
+    steps=3600,
+    gpu_steps=6000,
+)
+_DECODER, _PAIR = equal_configs(6, width=96, heads=4, dropout=0.1)
+_BASELINES = (
+    _GRU,
+    replace(
+        _GRU,
+        name="pairs-decoder-only",
+        summary="One stack of layers that reads a caption in English, then writes it in German; for research only.",
+        shape=NetShape(config=_DECODER),
+        criterion=CrossEntropy(smoothing=0.1),
+    ),
+    replace(
+        _GRU,
+        name="pairs-encoder-decoder",
+        summary="An encoder-decoder of the size of `pairs-decoder-only`, which teaches it; for research only.",
+        shape=NetShape(config=_PAIR),
+        objective="distilled",
+        parent="pairs-decoder-only",
+    ),
+    replace(
+        _GRU,
+        name="captions-token-smoothing",
+        summary="`pairs-gru` with labels that are laws over similar tokens; for research, it does not ship.",
+        criterion=TokenSmoothing(),
+    ),
+    replace(
+        _GRU,
+        name="captions-sequence-smoothing",
+        summary="`pairs-gru`, other targets drawn around each reference; for research, it does not ship.",
+        criterion=SequenceSmoothing(),
+    ),
+    replace(
+        _GRU,
+        name="pairs-gru-plain",
+        summary="`pairs-gru` without attention: the RNN encoder-decoder as first published; for research only.",
+        shape=NetShape(config=GruConfig(width=128, hidden=192, dropout=0.2, has_attention=False)),
+    ),
+    replace(
+        _GRU,
+        name="pairs-pervasive",
+        summary="A two-dimensional convolutional translator of captions, English to German; for research only.",
+        shape=NetShape(config=PervasiveConfig(width=64, layers=5, growth=16, dropout=0.1)),
+        steps=4800,
+    ),
+    replace(
+        _GRU,
+        name="pairs-registers",
+        summary="A decoder-only translator of captions with registers, English to German and French; for research.",
+        shape=NetShape(config=RegistersConfig(width=128, layers=4, heads=4, ffn=384, dropout=0.1, tags=(3, 4))),
+        vocab=4096,
+        source=MULTI30K_TAGGED,
+        direction="en-x",
+        criterion=CrossEntropy(smoothing=0.1),
+        matrix_rate=8e-3,
+        steps=2400,
+    ),
+    replace(
+        _GRU,
+        name="pairs-phrases",
+        summary="A phrase-based translator of captions, English to German, that reads its source once; for research.",
+        shape=NetShape(config=PhrasesConfig(width=128, hidden=96, reach=3, longest=3, dropout=0.1)),
+        vocab=2048,
+        budget=768,
+        steps=2400,
+    ),
+)
+TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES)}

@@ -1,0 +1,1 @@
+"""Encoder-decoders that run natively: two specs, their weights, and one adapter."""

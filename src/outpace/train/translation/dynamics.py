@@ -1,0 +1,240 @@
+"""How a translator learns: what its kept checkpoints write, along the steps.
+
+    python -m outpace.train.translation.dynamics runs/captions-teacher --data DATA --plot curves.png
+
+Source: Voita, Sennrich and Titov (2021, arXiv 2109.01396): a translator first learns to write its target language, then
+to translate word by word, and last to reorder. Per checkpoint: the bits per token of its translations under an n-gram
+model of the target side (low = fluent), their BLEU, and how monotone they are. The paper aligns words by fast_align and
+scores with KenLM; here attention aligns, and the n-gram model is ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from outpace.errors import ConfigError
+from outpace.failures import guarded
+from outpace.papers import Paper
+from outpace.train import checkpoint
+from outpace.train.bleu import bleu
+from outpace.train.data import EOS_ID, find_data
+from outpace.train.export import load_tokenizer
+from outpace.train.ngram import NGram
+from outpace.train.pairs import Ints, Pair, make_batch
+from outpace.train.recipes import TRANSLATIONS, TranslationRecipe
+
+from .look import evaluating, write_all
+from .network import PairNetwork
+from .snapshots import load_snapshot, snapshots
+
+__all__ = ["Stage", "fuzzy_reordering", "language_model", "main", "stages"]
+
+PAPERS = (
+    Paper(
+        "Language Modeling, Lexical Translation, Reordering: The Training Process of NMT through the Lens of Classical "
+        "SMT",
+        "Voita et al.",
+        2021,
+        "2109.01396",
+        101,
+        "Alignments by fast_align and scores by KenLM.",
+        "python -m outpace.train.translation.dynamics runs/captions-teacher",
+    ),
+)
+ORDERS = (2, 3, 5)  # of the n-gram models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What a network writes at one step.
+
+    Attributes:
+        step: Of the training.
+        bits: Bits per token of its translations under the n-gram models, by order.
+        bleu: Of its translations.
+        monotone: Mean fuzzy reordering score: 1 = the source's order, 0 = every word elsewhere.
+        tokens: Tokens per translation, the end with it.
+    """
+
+    step: int
+    bits: dict[int, float]
+    bleu: float
+    monotone: float
+    tokens: float
+
+
+def fuzzy_reordering(aligned: Sequence[int]) -> float:
+    """Return how far target words follow the order of their source words, from 0 to 1.
+
+    Talbot et al. (2011): 1 - (C - 1) / (M - 1), where the M target words fall into C runs whose source places go on one
+    after the other. Words of one source place belong to one run.
+
+    Args:
+        aligned: source place of each target word.
+    """
+    if len(aligned) < 2:
+        return 1.0
+    runs = 1 + sum(after - before not in (0, 1) for before, after in pairwise(aligned))
+    return 1 - (runs - 1) / (len(aligned) - 1)
+
+
+def language_model(tokenizer: Tokenizer, texts: Sequence[str], order: int) -> NGram:
+    """Return an n-gram model of target texts, the end of text between them."""
+    rows = tokenizer.encode_batch(list(texts))
+    return NGram(_stream([row.ids[:-1] for row in rows]), order, tokenizer.get_vocab_size())
+
+
+def _stream(rows: Sequence[Sequence[int]]) -> Ints:
+    return np.array([EOS_ID, *(token for row in rows for token in (*row, EOS_ID))], dtype=np.int64)
+
+
+@torch.no_grad()
+def monotonicity(
+    network: PairNetwork, tokenizer: Tokenizer, sources: Sequence[str], written: Sequence[Sequence[int]]
+) -> float:
+    """Return the mean fuzzy reordering score of translations (tokens without the end), aligned by attention."""
+    device, scores = next(network.parameters()).device, list[float]()
+    with evaluating(network, device):
+        for start in range(0, len(sources), 64):
+            texts = tokenizer.encode_batch(list(sources[start : start + 64]))
+            rows = [np.array([*row, EOS_ID], dtype=np.int64) for row in written[start : start + 64]]
+            batch = make_batch([np.array(text.ids, dtype=np.int64) for text in texts], rows).to(device)
+            # The end of text on either side translates nothing.
+            inside = torch.arange(batch.sources.shape[1], device=device) < batch.mask.sum(1, keepdim=True) - 1
+            places = network.attention(batch).float().masked_fill(~inside.unsqueeze(1), -1.0).argmax(-1)
+            scores += [fuzzy_reordering(row[: len(ids) - 1]) for row, ids in zip(places.tolist(), rows, strict=True)]
+    return sum(scores) / len(scores)
+
+
+def stages(out: Path, recipe: TranslationRecipe, train: Sequence[Pair], pairs: Sequence[Pair]) -> list[Stage]:
+    """Look at every checkpoint that a run has kept in `out`.
+
+    Args:
+        out: the run's directory, with a tokenizer and kept checkpoints.
+        recipe: how it was trained.
+        train: its pairs; the targets make the n-gram models.
+        pairs: held-out pairs that are translated.
+
+    Raises:
+        ConfigError: when nothing was kept.
+    """
+    kept = snapshots(out)
+    if not kept:
+        raise ConfigError(f"{out} holds no checkpoints of a training.", "Train with a recipe that keeps them all.")
+    tokenizer, device = load_tokenizer(out), torch.device("cpu")
+    models = {order: language_model(tokenizer, [target for _, target in train], order) for order in ORDERS}
+    network, found = recipe.shape.build(recipe.vocab), list[Stage]()
+    sources, references = [source for source, _ in pairs], [target for _, target in pairs]
+    for step, path in kept:
+        load_snapshot(network, path)
+        written = write_all(network, tokenizer, sources, device)
+        stream = _stream(written)
+        found.append(
+            Stage(
+                step=step,
+                bits={order: float(model.bits(stream).mean()) for order, model in models.items()},
+                bleu=bleu(tokenizer.decode_batch(written), references),
+                monotone=monotonicity(network, tokenizer, sources, written),
+                tokens=(len(stream) - 1) / len(pairs),
+            )
+        )
+        print(_line(found[-1]), flush=True)
+    return found
+
+
+_HEAD = (
+    f"| step | {' | '.join(f'bits per token, {order}-grams' for order in ORDERS)} | BLEU | monotone | tokens |\n"
+    f"|{'---|' * (len(ORDERS) + 4)}"
+)
+
+
+def _line(stage: Stage) -> str:
+    bits = " | ".join(f"{stage.bits[order]:.2f}" for order in ORDERS)
+    return f"| {stage.step} | {bits} | {stage.bleu:.2f} | {stage.monotone:.3f} | {stage.tokens:.1f} |"
+
+
+def reached(values: Sequence[float], share: float = 0.95) -> int:
+    """Return the first place from which a share of the way from the first value to the last is done for good."""
+    if values[0] == values[-1]:
+        return 0
+    way = [(value - values[0]) / (values[-1] - values[0]) for value in values]
+    return max((place + 1 for place, done in enumerate(way) if done < share), default=0)
+
+
+def draw(found: Sequence[Stage], path: Path) -> None:
+    """Draw the three along the steps.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("Drawing needs matplotlib, which is not installed.", 'pip install "outpace[plot]"') from None
+    figure = Figure(figsize=(10.4, 3.2), dpi=100, layout="constrained")
+    steps = [stage.step for stage in found]
+    fluency, quality, order = figure.subplots(1, 3)
+    for size in ORDERS:
+        fluency.plot(steps, [stage.bits[size] for stage in found], label=f"{size}-grams")
+    fluency.set(ylabel="bits per token of the translations")
+    fluency.legend(fontsize=8)
+    quality.plot(steps, [stage.bleu for stage in found], color="#3a8f5c")
+    quality.set(ylabel="BLEU")
+    order.plot(steps, [stage.monotone for stage in found], color="#1b6ca8")
+    order.set(ylabel="fuzzy reordering score (1 = monotone)")
+    for axes in (fluency, quality, order):
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m outpace.train.translation.dynamics", description=__doc__)
+    parser.add_argument("directory", type=Path, help="of a run that kept its checkpoints")
+    parser.add_argument("--split", default="valid", help="what is translated")
+    parser.add_argument("--count", type=int, default=0, help="sentences of it (default: all)")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--json", type=Path, help="note the figures here")
+    parser.add_argument("--plot", type=Path, help="draw the curves here")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    return guarded(lambda _: _report(given), [])
+
+
+def _report(given: argparse.Namespace) -> int:
+    name = checkpoint.load(given.directory / "checkpoint.pt")["recipe"]
+    if name not in TRANSLATIONS:
+        raise ConfigError(f"{given.directory} was trained by {name}, which translates nothing.", "Give a translator.")
+    recipe, folder = TRANSLATIONS[name], find_data(given.data)
+    train = recipe.source.pairs(folder, "train", recipe.direction)
+    pairs = recipe.source.pairs(folder, given.split, recipe.direction)
+    print(_HEAD)
+    found = stages(given.directory, recipe, train, pairs[: given.count or None])
+    curves = {
+        "fluency": [-stage.bits[max(ORDERS)] for stage in found],
+        "BLEU": [stage.bleu for stage in found],
+        "order": [-stage.monotone for stage in found],
+    }
+    for name, values in curves.items():
+        print(f"{name}: 95% of the way at step {found[reached(values)].step}")
+    if given.json:
+        given.json.write_text(json.dumps([asdict(stage) for stage in found], indent=1) + "\n", encoding="utf-8")
+    if given.plot:
+        draw(found, given.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
