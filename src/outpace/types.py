@@ -84,6 +84,8 @@ class Capabilities:
         vocab_size: V.
         mask_id: the mask token of a masked model, else None.
         is_encoder_decoder: the prompt goes through an encoder once.
+        is_one_pass: the encoder's pass gives the whole text; a token's law depends on the source and its place alone.
+        source_vocab: tokens that the encoder knows, where its vocabulary is another; 0 = V.
         turns_at: texts longer than this turn their positions by other frequencies (rotary scalings); 0 = never.
         turns_anew: such a text is read anew from its beginning (long-rope); else its later positions alone differ.
         has_hidden: hidden states are given where `Outputs` asks for them.
@@ -99,6 +101,8 @@ class Capabilities:
     num_layers: int = 0
     mask_id: int | None = None
     is_encoder_decoder: bool = False
+    is_one_pass: bool = False
+    source_vocab: int = 0
     block_size: int = 0
     logits_shift: bool = False
     turns_at: int = 0
@@ -152,6 +156,7 @@ class Needs:
         width: the widest window proposed.
         copies: a canvas method forwards up to this many copies of what a row has not cached.
         has_mask: a mask token.
+        is_one_pass: a model whose whole text is there at once, as in `Capabilities`.
         models: other models, by role, e.g. ("draft",).
         optional_models: roles that are filled where a model is named or known, and left empty elsewhere.
         has_text: the tokenizers of the target and of the other models, which may then have other vocabularies.
@@ -180,6 +185,7 @@ class Needs:
     model_attention: Mapping[str, str] = field(default_factory=dict)
     outputs: Outputs = NO_OUTPUTS
     has_forks: bool = False
+    is_one_pass: bool = False
     head: str = ""
     takes_heads: bool = False
 
@@ -197,7 +203,10 @@ class Needs:
         )
 
 
-_FLAGS = ("has_tree", "has_rollback", "has_skip", "has_mask", "has_text", "has_prefill_logits", "has_forks")
+_FLAGS = (
+    *("has_tree", "has_rollback", "has_skip", "has_mask", "has_text", "has_prefill_logits", "has_forks"),
+    "is_one_pass",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +263,7 @@ class Adapter(ABC):
         mask_token: what stands for a token to be guessed, in a causal model that drafts several in one forward.
         exits: layers after which it was trained to say the next token, as well as after all.
         reads: what it reads of the target beside which it stands, where it is a trained drafter.
+        accepted: of a trained drafter, drafts that its target kept per step in held-out texts; 0 = not known.
         layer_weights, head_weights: numbers that a token is multiplied by in all layers and in the output matrix;
             0 = not known. Drafters are compared with targets by them.
     """
@@ -272,6 +282,7 @@ class Adapter(ABC):
     mask_token: int | None = None
     exits: tuple[int, ...] = ()
     reads: Outputs = NO_OUTPUTS
+    accepted: float = 0.0
     layer_weights: int = 0
     head_weights: int = 0
 

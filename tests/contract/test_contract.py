@@ -60,12 +60,15 @@ ON_PAIRS = (
         "autoregressive",
         "auto",
         "prompt-lookup",
+        "input-guided",
+        "generalised-aggressive",
         "token-recycling",
         "draft-model",
         "multi-candidate",
         "typical-acceptance",
     ),
-    *("beam-search", "staged", "jacobi", "lookahead", "layer-skip", "early-exit", "bild"),
+    *("staged", "jacobi", "lookahead", "layer-skip", "early-exit", "bild", "suffix", "medusa", "eagle", "blockwise"),
+    "beam-search",
 )
 
 

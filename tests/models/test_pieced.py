@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pairs import saved_pair
 
+import outpace
 from outpace.errors import ConfigError, ModelError
 from outpace.text.sentencepiece import piece_engine, read_pieces
 from outpace.text.tokenizer import Tokenizer
@@ -157,6 +159,47 @@ def test_m2m100_frames_a_source_by_its_language(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == size + 3 + 8
     with pytest.raises(ConfigError, match="no source language 'xx'"):
         tokenizer.speak("xx", "af")
+
+
+def translator(tmp_path: Path, model_root: Path) -> Path:
+    """A random M2M100 with a tokenizer of fewer tokens than it has embeddings."""
+    saved, _ = saved_pair("m2m100", model_root)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(saved / name)
+    write_pieces(tmp_path / "sentencepiece.bpe.model", "bpe")
+    pieces = [text for text, _, kind in KNOWN["bpe"]["pieces"] if kind == 1]
+    vocab = {piece: at for at, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *pieces])}
+    named = {"additional_special_tokens": ["__af__", "__de__", "__en__"]}
+    return directory(tmp_path, {"tokenizer_class": "M2M100Tokenizer"}, vocab=vocab, special_tokens_map=named)
+
+
+def test_a_translator_writes_the_language_that_is_named(tmp_path: Path, model_root: Path) -> None:
+    folder = translator(tmp_path, model_root)
+    lm = outpace.load(folder, dtype="float64", source_language="de", target_language="af")
+    assert lm.tokenizer is not None
+    result = lm.generate("the fox", max_tokens=4)
+    assert result.tokens[0] == lm.tokenizer.token_id("__af__") and not result.notes
+    assert result.prompt_tokens[0] == lm.tokenizer.token_id("__de__")
+    free = outpace.load(folder, dtype="float64").generate("the fox", max_tokens=4)
+    assert free.notes == ["No language to write was named: target_language takes one of 3."]
+    (folder / "model.safetensors").unlink()  # languages are looked at before weights
+    with pytest.raises(ConfigError, match="no target language 'fr'") as caught:
+        outpace.load(folder, target_language="fr")
+    assert caught.value.hint == "There are af, de, en."
+
+
+def test_a_long_source_is_cut_on_request_only(tmp_path: Path, model_root: Path) -> None:
+    folder = translator(tmp_path, model_root)
+    settings: dict[str, Any] = {"dtype": "float64", "source_language": "de", "target_language": "af"}
+    whole, cut = (outpace.load(folder, cut_source=it, **settings) for it in (False, True))
+    ids = [7, *range(10, 94), 2]
+    with pytest.raises(ConfigError, match="86 tokens, but the encoder's positions end at 80"):
+        whole.generate(ids, max_tokens=4)
+    found = cut.generate([ids, ids[:5]], max_tokens=6)
+    assert [result.tokens for result in found] == [
+        whole.generate(source, max_tokens=6).tokens for source in ([*ids[:79], 2], ids[:5])
+    ]
+    assert "The source was cut from 86 to 80 tokens." in found[0].notes
 
 
 @pytest.mark.parametrize(

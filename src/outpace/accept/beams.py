@@ -168,9 +168,11 @@ class _Search:
         view, paths = self.view, [path for group in groups for path in group.paths]
         rows, device = [path.row for path in paths], self.scores.logits.device
         asked = torch.tensor([path.node + 1 for path in paths], device=device)
-        logits = self.scores.logits[torch.tensor(rows, device=device), asked].double().log_softmax(-1)
+        logits = self.scores.logits[torch.tensor(rows, device=device), asked]
+        is_short = logits.dtype in (torch.float16, torch.bfloat16)
+        logits = (logits.float() if is_short else logits).log_softmax(-1)
         shape = (len(groups), -1, logits.shape[-1])
-        is_broken = logits.isnan().any(-1).view(shape[:2]).any(1).tolist()
+        is_broken = logits.sum(-1).isnan().view(shape[:2]).any(1).tolist()
         sampler = view.sampler.rows(rows)
         texts = [[*view.texts[path.row], *path.tokens] for path in paths] if sampler.settings.is_stateful else []
         history = sampler.history(texts, [view.prompts[row] for row in rows], logits.shape[-1])
@@ -180,18 +182,19 @@ class _Search:
             logits[stuck] = _NEVER
         if self.rules.is_renormalised:
             logits = logits.log_softmax(-1)
-        return logits.view(shape).nan_to_num(nan=_NEVER, neginf=_NEVER), is_broken
+        return logits.view(shape), is_broken
 
     def _choose(self, groups: Sequence[_Group], now: Beams, beams: slice, laws: Tensor) -> tuple[Tensor, Tensor]:
         """Choose what the beams of a part go on from, and with; note what ends. [G, M] places in the group, tokens."""
-        part, vocab, first = self.part, laws.shape[-1], beams.start
-        is_open = now.is_open[:, beams.start].clone()
-        values = (now.total[:, beams, None] + laws).masked_fill(~is_open[:, None, None], _NEVER).flatten(1)
+        part, is_open = self.part, now.is_open[:, beams.start].clone()
         sizes = [part * max(2, 1 + len(self.view.sampler.end_tokens[group.rows[0]])) for group in groups]
-        values, index = values.topk(min(max(sizes), values.shape[1]), sorted=True)
+        # The likeliest of all are among the likeliest of each, which saves sums over the vocabulary.
+        each, named = laws.topk(min(max(sizes), laws.shape[-1]))
+        sums = (now.total[:, beams, None] + each).masked_fill(~is_open[:, None, None], _NEVER).flatten(1)
+        values, index = (found[:, : max(sizes)] for found in sums.sort(dim=1, descending=True, stable=True))
         order = torch.arange(values.shape[1], device=values.device)
         values = values.masked_fill(order >= torch.tensor(sizes, device=values.device).unsqueeze(1), _NEVER)
-        source, token = index // vocab + first, index % vocab
+        source, token = index // each.shape[-1] + beams.start, named.flatten(1).gather(1, index)
         ends = torch.tensor(self._ends(groups, values, source, token), device=values.device)
 
         # Only the likeliest candidates, as many as beams, may end; the others are there to go on with.
@@ -200,7 +203,7 @@ class _Search:
         ended = (values / scale.unsqueeze(1)).masked_fill(~ends | (order >= part), _NEVER)
         merged, origin = torch.cat([now.best[:, beams], ended], 1).sort(dim=1, descending=True, stable=True)
         now.best[:, beams] = merged[:, :part]
-        self._note(groups, first, merged[:, :part], origin[:, :part], source, token)
+        self._note(groups, beams.start, merged[:, :part], origin[:, :part], source, token)
 
         running, at = values.masked_fill(ends, _NEVER).sort(dim=1, descending=True, stable=True)
         missing = part - running.shape[1]

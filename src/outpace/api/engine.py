@@ -22,6 +22,7 @@ from outpace.api.scoring import Scored, check_causal, check_pairs, score_pairs, 
 from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import CapabilityError, ConfigError
+from outpace.kernels.rounded import RoundedKernels
 from outpace.models.generation import GenerationConfig, read_generation
 from outpace.models.graphs import make_graphs
 from outpace.models.loading import count_parameters, pick_device, read_end_tokens
@@ -57,6 +58,7 @@ def load(
     source_language: str | None = None,
     target_language: str | None = None,
     cut_source: bool = False,
+    quantize: str = "none",
 ) -> LanguageModel:
     """Load a model by zoo name, directory, GGUF file or hub id.
 
@@ -85,12 +87,14 @@ def load(
         source_language, target_language: of a translator whose tokenizer names languages, by its own names ("de" of
             M2M100, "deu_Latn" of NLLB); None = as the files say.
         cut_source: read only the beginning of sources that are longer than the encoder's positions, and say so.
+        quantize: "int8" = plain weights are rounded to 8 bits as they are loaded, which changes the text a little and
+            makes the model smaller and faster; compiled kernels only. "none" = they are used as they are stored.
 
     Raises:
         ModelError: it cannot be found, read or trusted, or the adapter is of another model.
         ConfigError: the card contradicts itself, fewer threads than one are asked for, graphs without a CUDA device, or
             a language that the tokenizer does not name.
-        CapabilityError: the model cannot be split so, or its cache cannot be int8 here.
+        CapabilityError: the model cannot be split so, or its cache or weights cannot be int8 here.
     """
     began, name = time.perf_counter(), path("model", model)
     kind, place = _named("dtype", dtype), _named("device", device)
@@ -108,7 +112,15 @@ def load(
     languages = (source_language or "", target_language or "")
     spoken = tokenizer.speak(*languages) if any(languages) else None
     merged = None if adapter is None else path("adapter", adapter)
-    target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0, merged, split)
+    if quantize not in ("none", "int8"):
+        raise ConfigError(f"quantize is {quantize!r}.", "Use none or int8.")
+    compiler = kernels if quantize == "none" else RoundedKernels()
+    target = open_model(name, kind, place, compiler if is_compiled else None, card, context or 0, merged, split)
+    if quantize == "int8":
+        if not isinstance(target, Transformer) or not target.is_invariant:
+            raise CapabilityError(f"int8 weights need compiled kernels, which do not serve {name} here.")
+        target.is_quantised = True
+        target.notes.append("Weights are rounded to 8 bits.")
     if cache_dtype not in ("auto", "int8"):
         raise ConfigError(f"cache_dtype is {cache_dtype!r}.", "Use auto or int8.")
     if isinstance(target, Transformer):

@@ -51,6 +51,7 @@ from outpace.cli.values import (
 from outpace.errors import ConfigError
 from outpace.failures import FAILURE, INTERRUPTED, interruptible, tell
 from outpace.sampling.settings import Sampling
+from outpace.zoo import method_of
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
@@ -112,7 +113,7 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="How to decode; `outpace methods` lists all. Plainly, unless the model's files ask for beams."
+            help="How to decode; `outpace methods` lists all (default: as the model's files ask, else plain)."
         ),
     ] = None,
     option: MethodOptions = None,
@@ -187,7 +188,7 @@ def generate(
         batch_size=batch_size,
         processes=tensor_parallel,
         model=model,
-        method=method,
+        method=method or method_of(model),
         options=options(option or []),
         is_chat=chat or any(it is not None for it in (system, tools, documents, template, chat_variable)),
         system=system,

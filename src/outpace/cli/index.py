@@ -23,12 +23,16 @@ def index(
     corpus: Annotated[list[Path], typer.Argument(help="Text files, folders, or .jsonl files with a text per line.")],
     out: Annotated[Path, typer.Option(help="The datastore to write.")],
     model: Annotated[str, typer.Option(help="The model whose tokenizer is used.")] = "stories",
+    sources: Annotated[
+        Path | None, typer.Option(help="Of an encoder-decoder: what the corpus' lines were written for, line by line.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as one object.")] = False,
 ) -> int:
     """Make a datastore that `--method retrieval -o index=FILE` drafts from.
 
-    It answers for any model with the same tokenizer. The file is written beside the old one and then swapped in.
+    It answers for any model with the same tokenizer. The file is written beside the old one and then swapped in. Of an
+    encoder-decoder each line of the corpus is a text, and a translation memory gives its other side with --sources.
     """
     if out.exists() and not force:
         raise ConfigError(f"{str(out)!r} exists.", "Name another file with --out, or add --force.")
@@ -37,13 +41,17 @@ def index(
     _check_place(out)
     from outpace.draft.corpus import Corpus
     from outpace.draft.datastore import vocabulary_mark, write_datastore
+    from outpace.draft.translations import read_translations
     from outpace.models.opening import locate
     from outpace.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_directory(locate(model)[0])
-    found, began = Corpus(), time.perf_counter()
-    with _progress(corpus) as advance:
-        found.read(corpus, lambda text: tokenizer.encode(text, is_special=False), advance)
+    start, found, began = _decoder_start(model, sources), Corpus(), time.perf_counter()
+    if start is not None:
+        read_translations(found, corpus, sources, tokenizer, start)
+    else:
+        with _progress(corpus) as advance:
+            found.read(corpus, lambda text: tokenizer.encode(text, is_special=False), advance)
     encoded = time.perf_counter()
     size = write_datastore(out, found.texts, tokenizer.vocab_size, vocabulary_mark(tokenizer))
     ended = time.perf_counter()
@@ -62,6 +70,23 @@ def index(
     }
     print_json(figures) if json else typer.echo(_sentence(figures))
     return 0
+
+
+def _decoder_start(model: str, sources: Path | None) -> int | None:
+    """Return what an encoder-decoder's texts begin with; None for a model that has no encoder.
+
+    Raises:
+        ConfigError: sources for such a model.
+    """
+    from outpace.models.loading import read_config
+    from outpace.models.opening import locate, open_model
+
+    place = locate(model)[0]
+    if place.is_dir() and read_config(place).get("is_encoder_decoder"):
+        return open_model(model, "auto", "cpu").start_token
+    if sources is not None:
+        raise ConfigError(f"Sources were given, but {model} has no encoder.", "Leave --sources out.")
+    return None
 
 
 def _check_place(out: Path) -> None:

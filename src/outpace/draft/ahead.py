@@ -35,6 +35,11 @@ class Ahead:
         for text, pool in zip(texts, self.pool, strict=True):
             pool.read(text)
 
+    def hear(self, sources: Sequence[Sequence[int]]) -> None:
+        """Put what the rows' sources say into their pools."""
+        for source, pool in zip(sources, self.pool, strict=True):
+            pool.add_all(source)
+
     def propose(self, view: View, guesses: int, origin: str, least: int = 2) -> Proposal:
         """Return the phrases after each row's last token, and its window where a row has room for `least` tokens."""
         phrases = [

@@ -26,6 +26,8 @@ class DraftRow(Row):
             self.max_tokens -= self.room
         elif self.room > 0:
             self.tokens.append(token)
+            if token in self.end_tokens:  # none, where it is to go on
+                self.max_tokens -= self.room
         return self.room <= 0
 
 
@@ -78,18 +80,24 @@ class NestedRun:
     def forget(self, outcome: Outcome, view: View) -> None:
         """Do nothing: what was drafted is withdrawn when the next texts come."""
 
-    def write(self, view: View, reach: Sequence[int]) -> list[list[int]]:
+    def write(self, view: View, reach: Sequence[int], *, stops_at_ends: bool = False) -> list[list[int]]:
         """Let the drafting model go on behind the texts, and return what it wrote, `reach` tokens per row.
 
         The drafts are those that it would write token by token, whatever its method guesses; a row whose logits are no
         numbers writes fewer. A row of reach 0 is left where it is.
+
+        Args:
+            view: the target's run.
+            reach: tokens per row.
+            stops_at_ends: a row writes nothing behind one of its end tokens.
         """
+        ends = view.sampler.end_tokens if stops_at_ends else [()] * len(view.texts)
         texts = [
             text if ahead > 0 else text[: max(1, held)]
             for text, ahead, held in zip(view.texts, reach, self.cache.lengths, strict=True)
         ]
-        for row, text, prompt, ahead in zip(self.run.rows, texts, view.prompts, reach, strict=True):
-            row.num_prompt = min(prompt, len(text))
+        for row, text, prompt, ahead, own in zip(self.run.rows, texts, view.prompts, reach, ends, strict=True):
+            row.num_prompt, row.end_tokens = min(prompt, len(text)), own
             row.max_tokens = len(text) - row.num_prompt + ahead
             row.sources.clear()
         self.run.sync(texts, view.sampler)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = ["NgramIndex"]
 
 
@@ -11,10 +13,11 @@ class NgramIndex:
     Args:
         smallest: shortest n-gram that counts as a match.
         largest: longest n-gram tried.
+        before: what stands before the text and may be matched too, such as a source (`follow` alone looks there).
     """
 
-    def __init__(self, smallest: int, largest: int) -> None:
-        self.smallest, self.largest = smallest, largest
+    def __init__(self, smallest: int, largest: int, before: Sequence[int] = ()) -> None:
+        self.smallest, self.largest, self.before = smallest, largest, list(before)
         self._last: dict[tuple[int, ...], int] = {}
         self._size = 0
 
@@ -35,6 +38,7 @@ class NgramIndex:
 
     def follow(self, text: list[int], most: int) -> tuple[list[int], int]:
         """Take in a text; return up to `most` tokens that followed its longest, most recent match, and its length."""
+        text = self.before + text if self.before else text
         self.extend(text)
         at = self.lookup(text)
         if at is None:
@@ -46,6 +50,6 @@ class NgramIndex:
 
     def copy(self) -> NgramIndex:
         """Return an independent copy (a forked row)."""
-        other = NgramIndex(self.smallest, self.largest)
+        other = NgramIndex(self.smallest, self.largest, self.before)
         other._last, other._size = dict(self._last), self._size
         return other

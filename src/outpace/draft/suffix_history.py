@@ -59,22 +59,28 @@ class SuffixHistory:
         depth: longest match in the row's own text.
         given: leading tokens that are not the run's output, and do not go into the memory.
         memory: outputs of earlier calls, or None.
+        before: what stands before the text and may be matched too, such as a source.
     """
 
-    def __init__(self, depth: int, given: int, memory: SuffixMemory | None = None) -> None:
+    def __init__(self, depth: int, given: int, memory: SuffixMemory | None = None, before: Sequence[int] = ()) -> None:
         self._counts, self._tip, self._match = SuffixCounts(depth), Tip(), Place()
         self._size, self._given, self._memory = 0, given, memory
         self._writes: tuple[SuffixCounts, Tip] | None = None
         self._reads: list[tuple[SuffixCounts, Place]] = []
+        for token in before:
+            self._add(token)
 
     def extend(self, text: Sequence[int]) -> None:
         """Take in what the text has grown by."""
         for token in text[self._size :]:
-            self._counts.advance(self._match, token)  # before the token is added: a match lies in the past
-            self._counts.append(self._tip, token)
+            self._add(token)
         if self._memory is not None:
             self._share(self._memory, text)
         self._size = len(text)
+
+    def _add(self, token: int) -> None:
+        self._counts.advance(self._match, token)  # before the token is added: a match lies in the past
+        self._counts.append(self._tip, token)
 
     def draft(self, rule: SuffixRule) -> Draft:
         """Return the best draft, the row's own text first."""

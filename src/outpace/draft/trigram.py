@@ -78,22 +78,30 @@ class TrigramTable:
         branch: most tokens per law.
         given: leading tokens that are not the run's output, and do not go into the memory.
         memory: counts of other texts, or None.
+        before: what stands before the text and is counted too, such as a source.
     """
 
-    def __init__(self, branch: int, given: int = 0, memory: TrigramMemory | None = None) -> None:
+    def __init__(
+        self, branch: int, given: int = 0, memory: TrigramMemory | None = None, before: Sequence[int] = ()
+    ) -> None:
         self.branch = branch
         self._given, self._memory, self._size = given, memory, 0
         self._weight: dict[_Pair, dict[int, float]] = {}
+        for first, second, third in zip(before, before[1:], before[2:], strict=False):
+            self._add(first, second, third)
 
     def extend(self, text: Sequence[int]) -> None:
         """Take in what the text has grown by."""
         for end in range(max(2, self._size), len(text)):
             first, second, third = text[end - 2], text[end - 1], text[end]
-            after = self._weight.setdefault((first, second), {})
-            after[third] = min(_CAP, after.get(third, 0.0) + _GAIN)
+            self._add(first, second, third)
             if self._memory is not None and end >= self._given:
                 self._memory.count(first, second, third)
         self._size = len(text)
+
+    def _add(self, first: int, second: int, third: int) -> None:
+        after = self._weight.setdefault((first, second), {})
+        after[third] = min(_CAP, after.get(third, 0.0) + _GAIN)
 
     def law(self, first: int, second: int) -> TrigramLaw:
         """Return the likeliest tokens after two tokens: the memory's probability plus the row's weight, normalised."""

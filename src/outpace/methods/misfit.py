@@ -19,6 +19,8 @@ def misfits(method: Method, offered: Capabilities) -> list[str]:
         lacks.append(f"{wanted} attention (the model's is {offered.attention})")
     if needs.has_mask and offered.mask_id is None:
         lacks.append("a mask token")
+    if needs.is_one_pass and not offered.is_one_pass:
+        lacks.append("a model that gives its whole text in one pass")
     if needs.has_skip and not offered.has_skip:
         lacks.append("layers that can be skipped")
     if needs.has_tree and not offered.has_tree:

@@ -147,7 +147,9 @@ def _share(value: Any) -> float:
 
 
 def _stopping(value: Any) -> bool | str:
-    return value if isinstance(value, bool) or value == "never" else _refuse()
+    is_known = isinstance(value, bool) or value == "never"
+    found: bool | str = value if is_known else _refuse()
+    return found
 
 
 def _flag(value: Any) -> bool:

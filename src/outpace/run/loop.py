@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
 
 __all__ = ["Run"]
+
+
+_NUMBERS = itertools.count()  # of sources, where the adapter gives none
 
 
 class Run:
@@ -152,8 +156,13 @@ class Run:
         leads = sorted(set(lead))
         self.target.encode([sources[at] for at in leads], cache)
         if len(leads) < len(rows):
-            index = torch.tensor([leads.index(at) for at in lead], device=cache.device)
+            places = [leads.index(at) for at in lead]
+            index, numbers = (
+                torch.tensor(places, device=cache.device),
+                cache.origins or tuple(next(_NUMBERS) for _ in leads),
+            )
             cache.extra = [values.index_select(0, index) for values in cache.extra]
+            cache.origins = tuple(numbers[place] for place in places)
 
     def _new_cache(self, rows: Sequence[Row], slots: int) -> Cache:
         """Return a cache for joining rows, on pages where there are any: those that hold what a row begins with too."""
@@ -344,6 +353,8 @@ class Run:
         is_due = (offered.turns_at or behind > 1) and not 1 < behind <= self.tail
         if not is_due or offered.attention == "full":
             return
+        if self._needs.has_forks and not (self._needs.outputs or self._needs.has_prefill_logits or offered.turns_at):
+            self._read_once(cache)
         size, held = len(batch.rows), cache.lengths[len(batch.rows) :]
         texts = [row.tokens for row in batch.rows] + [
             row.tokens[: n + 1] for row, n in zip(batch.waiting, held, strict=True)
@@ -358,6 +369,21 @@ class Run:
             chunk = Outcome([[] for _ in empty], empty, scores=part, chunk=places[:size], seconds=took)
             batch.state = self.method.observe(chunk, batch.view(self.num_steps, self.last), batch.state)
             began = time.perf_counter()
+
+    def _read_once(self, cache: Cache) -> None:
+        """Read what rows of a group have in common once, and let the others go on from it."""
+        rows, lead = self.batch.rows, list(range(len(cache.lengths)))
+        due = [at for at, row in enumerate(rows) if len(row.tokens) - cache.lengths[at] > 1]
+        for group in self.batch.groups if not self.batch.prompts else []:
+            first = group[0]
+            for at in group:
+                is_same = rows[at].tokens == rows[first].tokens and cache.lengths[at] == cache.lengths[first]
+                lead[at] = first if is_same and at in due else at
+        leads = sorted({lead[at] for at in due})
+        if len(leads) < len(due):
+            for _ in catch_up(self.target, cache.part(leads), [rows[at].tokens for at in leads], self.chunk):
+                pass
+            cache.follow(lead)
 
     def _has_read(self, pieces: list[list[int]], scores: Scores | None) -> None:
         """Show the method what was read of rows in line, and let those begin whose prompts were read to the end."""

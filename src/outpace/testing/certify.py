@@ -219,7 +219,10 @@ def _law_checks(method: Method) -> dict[str, str]:
 
 @torch.no_grad()
 def logit_drift(target: Adapter, texts: Sequence[Sequence[int]], length: int = 48) -> float:
-    """Return the largest difference between the logits of forwards of one, of eight and of all tokens of a text."""
+    """Return the largest difference between the logits of forwards of one, of eight and of all tokens of a text.
+
+    An encoder-decoder reads each text too, as the source of itself.
+    """
     worst = 0.0
     for text in texts:
         ids = list(text)[:length]
@@ -232,6 +235,9 @@ def logit_drift(target: Adapter, texts: Sequence[Sequence[int]], length: int = 4
 def _scored(target: Adapter, ids: list[int], size: int) -> Tensor:
     """Score a text `size` tokens at a time."""
     cache, parts = target.new_cache(1, len(ids) + size), []
+    if target.capabilities.is_encoder_decoder:
+        target.encode([ids], cache)
+        ids = [token % target.capabilities.vocab_size for token in ids]
     device = cache.device
     for at in range(0, len(ids), size):
         piece = torch.tensor([ids[at : at + size]], device=device)

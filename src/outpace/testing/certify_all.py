@@ -76,12 +76,13 @@ def certifiable(model: str, names: Sequence[str] = ()) -> Iterator[tuple[Method 
     """
     from outpace.models.opening import offered_by
 
-    offered = offered_by(model)
+    # Of a model without a native loader, only trying it tells what it can do.
+    offered = offered_by(model) or load(model, dtype="float64").target.capabilities
     for name in names or [name for name in method_names() if name != _PLAIN]:
         method = load_method(name)()
         if method.guarantee is Guarantee.APPROXIMATE:
             yield None, Entry(name, reason="approximate: it may change the text, so there is nothing to certify")
-        elif offered is not None and misfits(method, offered):
+        elif misfits(method, offered):
             yield None, Entry(name, reason=f"needs {' and '.join(misfits(method, offered))}")
         elif (lacks := _lacks(method, model)) is not None:
             yield None, Entry(name, reason=lacks)

@@ -8,7 +8,7 @@ from typing import Any
 from outpace.api.engine import LanguageModel
 from outpace.errors import OutpaceError
 
-__all__ = ["CHATS", "PROMPTS", "SEARCHES", "SETTINGS", "own_prompts"]
+__all__ = ["CHATS", "PROMPTS", "SEARCHES", "SETTINGS", "SOURCES", "own_prompts"]
 
 PROMPTS = (
     "Once upon a time, there was a little girl named Lily. Lily loved to play in the park. One day, Lily",
@@ -34,6 +34,17 @@ CHATS = (  # what is asked of a model that chats, and how its answer begins: cop
         "def add(a, b):\n    return a + b\n\n\ndef",
     ),
 )
+SOURCES = (  # what an encoder-decoder reads: German first, as what ships translates from it
+    "Tom hat ein Auto. Tom hat ein Haus. Tom hat einen Hund. Tom hat eine Katze. Tom hat ein Boot.",
+    "Ich bin müde. Du bist müde. Er ist müde. Sie ist müde. Wir sind müde. Ihr seid müde.",
+    "Ein Mann fährt Fahrrad. Eine Frau fährt Fahrrad. Ein Kind fährt Fahrrad.",
+    "Hallo!",
+    "She go to school every day. He go to school every day. They goes to school every day.",
+    "Ich weiß nicht, was ich sagen soll, und ich weiß nicht, was ich tun soll.",
+    "The cat sat on the mat. The dog sat on the mat. The cat sat on the dog.",
+    "Wo ist das Buch? Wo ist der Schlüssel? Wo ist die Tasche? Wo ist das Buch?",
+)
+_READ = 40  # tokens of a text that is read again
 # In order of what they tell. Several laws take turns, the one under which most drafts are kept first: under a high
 # temperature and strong penalties few are, on a model that copies little.
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -61,9 +72,14 @@ SEARCHES: dict[str, tuple[dict[str, Any], ...]] = {
 def own_prompts(lm: LanguageModel) -> list[list[int]]:
     """Return the prompts that are used where none are given: `PROMPTS`, and of a model that chats, `CHATS` as well.
 
+    An encoder-decoder reads `SOURCES`, and what it wrote of some of them, which it is likelier to copy.
     An answer is begun for the model, so that it copies; plain texts beside it leave enough drafts to reject.
     """
     tokenizer, chats = lm.tokenizer, list[list[int]]()
+    if lm.target.capabilities.is_encoder_decoder:
+        sources = [lm.encode(text) for text in SOURCES]
+        read = lm.generate(sources[:3], max_tokens=_READ, ignore_eos=True)
+        return [lm.encode(result.text) for result in read if result.text.strip()] + sources
     if tokenizer is not None and tokenizer.has_chat:
         try:
             for asked, begun in CHATS:

@@ -19,6 +19,7 @@ from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling, fork_key, row_key
 from outpace.testing.grammar import ToyGrammar
+from outpace.testing.one_pass import ToyOnePass
 from outpace.testing.spelling import respelled, toy_tokenizers
 from outpace.testing.toy import ToyEncoderDecoder, ToyModel
 from outpace.text.stream import TextStream
@@ -100,7 +101,7 @@ _KIND = ContextVar("kind", default="decoder")
 
 @contextmanager
 def inhabited(kind: str) -> Iterator[None]:
-    """Let the models of the world be of one kind while in the block: "decoder" or "encoder-decoder".
+    """Let the models of the world be of one kind while in the block: "decoder", "encoder-decoder" or "one-pass".
 
     Where a method writes on a canvas, its model is one whatever the kind.
     """
@@ -116,28 +117,32 @@ def kind_here() -> str:
     return _KIND.get()
 
 
-def target_for(attention: str) -> ToyModel:
+def target_for(attention: str) -> Adapter:
     """Return the toy target with such attention; where a method asks for any canvas, one with full attention."""
     return _target("full" if attention == "canvas" else attention, _KIND.get())
 
 
-def drafter_for(attention: str) -> ToyModel:
+def drafter_for(attention: str) -> Adapter:
     """Return a drafter that agrees with `target_for` often, but not always; for "canvas", with the causal one."""
     return _drafter(attention, _KIND.get())
 
 
 @functools.lru_cache(maxsize=8)
-def _target(attention: str, kind: str) -> ToyModel:
+def _target(attention: str, kind: str) -> Adapter:
+    if kind == "one-pass":
+        return ToyOnePass()
     is_pair = kind == "encoder-decoder" and attention == "causal"
     return ToyEncoderDecoder() if is_pair else ToyModel(attention=attention)
 
 
 @functools.lru_cache(maxsize=8)
-def _drafter(attention: str, kind: str) -> ToyModel:
+def _drafter(attention: str, kind: str) -> Adapter:
     if attention == "canvas":
         causal = _target("causal", "decoder")
+        assert isinstance(causal, ToyModel)
         return ToyModel(attention="block", like=causal, noise=0.15, seed=1, block_size=4, logits_shift=True)
     target = target_for(attention)
+    assert isinstance(target, ToyModel)  # a one-pass model is a drafter itself
     if isinstance(target, ToyEncoderDecoder):
         return ToyEncoderDecoder(like=target, noise=0.25, seed=1)
     return ToyModel(attention=target.capabilities.attention, like=target, noise=0.15, seed=1)
@@ -174,7 +179,7 @@ def make_rows(
         Row(list(prompt), len(prompt), key, max_tokens, tuple(end_tokens))
         for prompt, key in zip(prompts, keys, strict=True)
     ]
-    if _KIND.get() == "encoder-decoder":
+    if _KIND.get() != "decoder":
         for row in rows:
             first = row.tokens[0]  # all that a text which goes on shares with its prompt
             row.source = [first, (3 * first + 1) % 13, (first + 5) % 13][: 1 + first % 3]

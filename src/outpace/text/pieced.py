@@ -9,7 +9,7 @@ M2M100           sentencepiece.bpe.model cuts, vocab.json gives ids, with the la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from outpace.errors import ModelError
 from outpace.text.byte_pairs import byte_alphabet
 from outpace.text.files import AGAIN, read_object
-from outpace.text.sentencepiece import Pieces, piece_decoder, piece_engine, read_pieces
+from outpace.text.sentencepiece import SPACE, Pieces, piece_decoder, piece_engine, read_pieces
 
 __all__ = ["ROLES_OF_PIECES", "Sides", "has_sides", "is_pieced", "read_pieced", "read_sides"]
 
@@ -132,6 +132,13 @@ class Sides:
         )
         found = (self.written.token_to_id(token) for token in spelt)
         return [index for index in (unknown if known is None else known for known in found) if index is not None]
+
+    def source_text(self, ids: Sequence[int], hidden: Collection[str]) -> str:
+        """Return the text of a source's ids, but for hidden pieces and tags of languages."""
+        names = {index: token for token, index in self._source_ids.items()}
+        found = [names.get(index, "") for index in ids]
+        shown = (token for token in found if token not in hidden and not (self._has_tags and _tag(token)[0] == token))
+        return "".join(shown).replace(SPACE, " ").strip()
 
     @property
     def source_tokens(self) -> list[str]:

@@ -144,6 +144,17 @@ class Tokenizer:
         """Return what tokenizer_config.json says under a name, None where it says nothing."""
         return self._settings.get(name)
 
+    def rewritten(self, source: Sequence[int]) -> list[int]:
+        """Return a source's text, and its end, in the ids of what is written; special tokens before it are left out."""
+        end = self._special("eos_token")
+        if self._sides is None:
+            special = {*self.special_ids.values()} - {self.eos_id}
+            first = next((at for at, token in enumerate(source) if token not in special), len(source))
+            return list(source[first:])
+        is_ended = bool(source) and end is not None and source[-1] == self.source_id(end) and self.eos_id is not None
+        words = self._sides.encode_target(self._sides.source_text(source, self.special_ids.keys()))
+        return [*words, self.eos_id] if is_ended and self.eos_id is not None else words
+
     def source_id(self, token: str) -> int | None:
         """Return the id of a token in sources."""
         return self.token_id(token) if self._sides is None else self._sides.source_id(token)

@@ -13,10 +13,12 @@ from outpace.models.nets.registers import RegistersConfig
 from outpace.models.nets.stacks import equal_configs
 from outpace.papers import Paper
 
+from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
 from .network import LlamaShape
 from .pairs import MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
 from .translation.criteria import CrossEntropy
+from .translation.editing import EditorShape
 from .translation.marian import MarianShape
 from .translation.nets import NetShape
 from .translation.network import Criterion, PairShape
@@ -223,9 +225,10 @@ class TranslationRecipe(AnyRecipe):
     Attributes:
         shape: The kind of network and its sizes.
         vocab: Tokens of the vocabulary that both sides share.
-        objective: `translation` (the pairs' own targets), `written` (the targets that the parent writes: distillation
-            at the level of sequences), `distilled` (the parent's laws over the next token: at the level of tokens) or
-            `denoising` (each text of either side, from a spoilt copy of it).
+        objective: `translation` or `correction` (the pairs' own targets; a correction takes only the tokenizer of the
+            parent), `written` (the targets that the parent writes: distillation at the level of sequences), `distilled`
+            (the parent's laws over the next token: at the level of tokens) or `denoising` (each text of either side,
+            from a spoilt copy of it).
         criterion: What is minimised.
         noise: How the copies are spoilt (`denoising`).
         is_deepened: Start from the parent's layers, each repeated as often as there are more of them.
@@ -234,6 +237,7 @@ class TranslationRecipe(AnyRecipe):
         budget: Positions of a batch on the longer side, padding included.
         longest: Pairs with a longer side, in tokens, are left out.
         joined: Share of further pairs made by joining two or three.
+        method: How its card says to decode it; "" = plainly.
         averaged: Weights are kept at each checkpoint, and the mean of the last so many is exported; 0 = the last alone.
         keeps_all: Keep the weights of every checkpoint, to look into the training later.
         look_every: Steps between two looks at the held-out split (loss and BLEU); 0 = none.
@@ -241,12 +245,13 @@ class TranslationRecipe(AnyRecipe):
 
     shape: PairShape = _SHAPE
     vocab: int = 6144
-    objective: Literal["translation", "written", "distilled", "denoising"] = "translation"
+    objective: Literal["translation", "correction", "written", "distilled", "denoising"] = "translation"
     criterion: Criterion = _PLAIN
     noise: Noise = _NOISE
     is_deepened: bool = False
     source: PairSource = TATOEBA
     direction: str = ""
+    method: str = ""
     budget: int = 4096
     longest: int = 96
     joined: float = 0.05
@@ -361,6 +366,58 @@ _TRANSLATIONS = (
         name="captions-denoised",
         summary="`captions-small`, started from `captions-denoising`; for research, it does not ship.",
         parent="captions-denoising",
+    ),
+    TranslationRecipe(
+        name="correct",
+        summary="A small corrector of English: spelling, agreement, articles, prepositions, verb forms and marks.",
+        shape=MarianShape(width=128, encoder_layers=6, decoder_layers=1, ffn=512, dropout=0.0),
+        vocab=4096,
+        objective="correction",
+        source=CORRECTIONS,
+        method="input-guided",
+        budget=2048,
+        steps=4000,
+        gpu_steps=30000,
+        checkpoint_every=100,
+    ),
+    TranslationRecipe(
+        name="correct-ctc",
+        summary="A corrector of English that writes its text in one pass, by copy-aware CTC; it does not ship.",
+        shape=EditorShape(kind="copy-ctc"),
+        vocab=4096,
+        objective="correction",
+        source=FEW_CORRECTIONS,
+        budget=2048,
+        parent="correct",
+        steps=2000,
+        gpu_steps=30000,
+        checkpoint_every=100,
+    ),
+    TranslationRecipe(
+        name="correct-edit5",
+        summary="A corrector of English that tags, orders and inserts; it does not ship.",
+        shape=EditorShape(kind="edit5"),
+        vocab=4096,
+        objective="correction",
+        source=REORDERED,
+        budget=2048,
+        parent="correct",
+        steps=2000,
+        gpu_steps=30000,
+        checkpoint_every=100,
+    ),
+    TranslationRecipe(
+        name="correct-spans",
+        summary="`correct`, trained on to write edits alone: where each is and what stands there; it does not ship.",
+        shape=MarianShape(width=128, encoder_layers=6, decoder_layers=1, ffn=512, dropout=0.0),
+        vocab=4096,
+        source=CORRECTION_SPANS,
+        budget=2048,
+        joined=0.0,
+        parent="correct",
+        steps=1000,
+        gpu_steps=30000,
+        checkpoint_every=100,
     ),
 )
 _GRU = TranslationRecipe(

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from outpace.accept import sample_and_match
 from outpace.draft.ahead import Ahead
+from outpace.draft.source import originals
 from outpace.draft.window import phrases_only
 from outpace.methods.base import Method, Paper, nothing
 from outpace.setting import setting
@@ -64,8 +65,11 @@ class Lookahead(Method):
         return Needs(has_tree=True, has_rollback=True, width=(self.window + self.guesses) * (self.ngram - 1) - 1)
 
     def start(self, context: Context) -> Ahead:
-        """Return made-up windows and empty pools."""
-        return Ahead.begin(context, self.window, self.ngram, self.guesses)
+        """Return made-up windows, and pools that hold what the sources say where the model has an encoder."""
+        state = Ahead.begin(context, self.window, self.ngram, self.guesses)
+        if self.has_history:
+            state.hear(originals(context))
+        return state
 
     def propose(self, view: View, state: Ahead) -> Proposal:
         """Propose the phrases after each row's last token, and its window."""

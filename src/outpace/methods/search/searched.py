@@ -69,7 +69,8 @@ class Searched(Method):
                 f"n_best is {self.n_best}, but there are {self.beams} beams.", "Search with as many beams as texts."
             )
         needs = self.drafted.needs
-        if needs.attention != "causal" or needs.has_forks:
+        is_alone = set(needs.models) <= {"draft"} and not needs.optional_models  # what `draft` can name
+        if needs.attention != "causal" or needs.has_forks or not is_alone:
             raise ConfigError(f"The method {self.drafter!r} does not draft for beams.", "Use prompt-lookup, say.")
 
     @classmethod

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from outpace.draft.memory import claim
+from outpace.draft.source import originals
 from outpace.draft.trigram import TrigramMemory, TrigramTable, search
 from outpace.methods.base import Method, Paper, trees
 from outpace.setting import setting
@@ -62,7 +63,8 @@ class Aded(Method):
     def start(self, context: Context) -> list[TrigramTable]:
         """Return a table per row."""
         memory = claim(context, self.name, TrigramMemory)
-        return [TrigramTable(self.branch, len(text), memory) for text in context.texts]
+        rows = zip(context.texts, originals(context), strict=True)
+        return [TrigramTable(self.branch, len(text), memory, source) for text, source in rows]
 
     def propose(self, view: View, state: list[TrigramTable]) -> Proposal:
         """Search each row's law from its last two tokens."""

@@ -21,6 +21,7 @@ from outpace.draft.ahead import LookAhead
 from outpace.draft.harvest import harvest
 from outpace.draft.nested import NestedRun
 from outpace.draft.phrases import PhrasePool
+from outpace.draft.source import originals
 from outpace.draft.window import first_paths, merged
 from outpace.methods.base import Paper, as_device
 from outpace.methods.speculative.drafted import AdaptiveDraft, Paced
@@ -89,7 +90,10 @@ class Ouroboros(AdaptiveDraft):
     def begin(self, context: Context) -> NestedRun:
         """Begin a run of the drafter, which looks ahead itself and takes what it has not read along with its drafts."""
         method = LookAhead(self.window, self.ngram, self.guesses, sample_and_match)
-        return NestedRun.begin(context, method, tail=_MOST_PENDING)
+        drafter = NestedRun.begin(context, method, tail=_MOST_PENDING)
+        if self.has_history:
+            drafter.state.hear(originals(context))
+        return drafter
 
     def grow(self, view: View, drafter: NestedRun, reach: list[int]) -> Proposal:
         """Draft a chain per row and hang the phrases after its last token on its end."""

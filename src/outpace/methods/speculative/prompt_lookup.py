@@ -1,4 +1,4 @@
-"""Draft what followed the same words before, in the prompt or in the output.
+"""Draft what followed the same words before, in the source, the prompt or the output.
 
 Paper: Saxena (2023), Prompt Lookup Decoding (a repository, no paper).
 Guarantee: exact (sample and match).
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from outpace.draft.ngram import NgramIndex
+from outpace.draft.source import originals
 from outpace.methods.base import Method, Paper, chain
 from outpace.setting import ordered, setting
 from outpace.types import Context, Needs, Outcome, Proposal, View
@@ -53,21 +54,19 @@ class PromptLookup(Method):
         return Needs(has_rollback=True, width=self.draft_len)
 
     def start(self, context: Context) -> list[NgramIndex]:
-        """Return an empty index per row."""
-        return [NgramIndex(self.min_ngram, self.max_ngram) for _ in context.texts]
+        """Return an index per row, which holds its source where the model has an encoder."""
+        return [NgramIndex(self.min_ngram, self.max_ngram, source) for source in originals(context)]
 
     def propose(self, view: View, state: list[NgramIndex]) -> Proposal:
         """Draft the tokens after the longest, most recent match."""
         drafts = []
         for text, room, index in zip(view.texts, view.room, state, strict=True):
-            index.extend(text)
-            at = index.lookup(text)
-            drafts.append([] if at is None else text[at : at + min(self.draft_len, room - 1)])
+            drafts.append(index.follow(text, max(0, min(self.draft_len, room - 1)))[0])
         return chain(view, drafts, self.name)
 
     def observe(self, outcome: Outcome, view: View, state: list[NgramIndex]) -> list[NgramIndex]:
         """Index what is final: the prompt before the first step, then what was written."""
         del outcome
         for text, index in zip(view.texts, state, strict=True):
-            index.extend(text)
+            index.follow(text, 0)
         return state

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from outpace.draft.datastore import Datastore, open_datastore
 from outpace.draft.ngram import NgramIndex
+from outpace.draft.source import originals
 from outpace.errors import ConfigError
 from outpace.methods.base import Ids, Method, Paper, chain, trees
 from outpace.setting import ordered, setting
@@ -98,7 +99,8 @@ class Retrieval(Method):
         store = open_datastore(self.index) if self.index else None
         if store is not None:
             store.check(context.target.capabilities.vocab_size, context.tokenizers.get("target"))
-        return RetrievalState(store, [NgramIndex(self.min_match, self.max_match) for _ in context.texts])
+        sources = originals(context)
+        return RetrievalState(store, [NgramIndex(self.min_match, self.max_match, source) for source in sources])
 
     def propose(self, view: View, state: RetrievalState) -> Proposal:
         """Draft the most frequent continuations of the longest match; a match as long in the row's own text wins."""
@@ -109,7 +111,8 @@ class Retrieval(Method):
         ]
         if state.store is None:
             return chain(view, [tokens for tokens, _ in own], self.name)
-        found = zip(view.texts, view.room, own, strict=True)
+        whole = [index.before + text for index, text in zip(state.history, view.texts, strict=True)]
+        found = zip(whole, view.room, own, strict=True)
         return trees(view, [self._longer(state.store, *one) for one in found], self.name)
 
     def _longer(self, store: Datastore, text: list[int], room: int, own: tuple[list[int], int]) -> tuple[Ids, Ids]:

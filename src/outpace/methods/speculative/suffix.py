@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from outpace.draft.memory import claim
+from outpace.draft.source import originals
 from outpace.draft.suffix import Draft, SuffixRule
 from outpace.draft.suffix_history import SuffixHistory, SuffixMemory
 from outpace.errors import ConfigError
@@ -75,9 +76,10 @@ class Suffix(Method):
         return Needs(has_tree=self.is_tree, has_rollback=True, width=self.nodes)
 
     def start(self, context: Context) -> list[SuffixHistory]:
-        """Return an empty history per row."""
+        """Return a history per row, which begins with its source where the model has an encoder."""
         memory = claim(context, self.name, SuffixMemory)
-        return [SuffixHistory(self.max_match, len(text), memory) for text in context.texts]
+        rows = zip(context.texts, originals(context), strict=True)
+        return [SuffixHistory(self.max_match, len(text), memory, source) for text, source in rows]
 
     def propose(self, view: View, state: list[SuffixHistory]) -> Proposal:
         """Draft for each row what its counts call likeliest."""

@@ -14,7 +14,75 @@ from outpace.models.transformer import Transformer, activate, rms_norm
 from outpace.models.weights import LayerWeights, Norm
 from outpace.types import Adapter
 
-__all__ = ["FrozenTarget"]
+__all__ = ["FrozenHead", "FrozenTarget", "freeze"]
+
+
+def freeze(target: Adapter, ids: Tensor | None = None) -> FrozenTarget | FrozenHead:
+    """Return the target as a drafter is trained beside it.
+
+    Raises:
+        CapabilityError: its matrices are not at hand.
+    """
+    return FrozenHead(target, ids) if target.capabilities.is_encoder_decoder else FrozenTarget(target, ids)
+
+
+class FrozenHead:
+    """An encoder-decoder's embeddings and output matrix, for kinds that read its states and need no layer of it.
+
+    Whoever runs it, the matrix is read off what the adapter answers: its head is a matrix and a bias.
+
+    Args:
+        target: the model.
+        ids: [K] int64, ascending, the tokens that can be drafted; None = all.
+        dtype: of the matrix; products are rounded to it.
+
+    Raises:
+        CapabilityError: the head does more than multiply and add.
+    """
+
+    def __init__(self, target: Adapter, ids: Tensor | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.ids, self.device, self._target, self._dtype = ids, target.device, target, dtype
+        width = target.embed(torch.zeros(1, 1, dtype=torch.int64, device=target.device)).shape[-1]
+        unit = torch.eye(width, dtype=target.dtype, device=target.device)
+        probe = torch.linspace(-3, 3, width, dtype=target.dtype, device=target.device)[None]
+        bias = target.head(torch.zeros_like(unit[:1]))[0].float()
+        head = target.head(unit).float() - bias
+        wanted = target.head(probe)[0].float()
+        if (probe[0].float() @ head + bias - wanted).abs().max() > 0.05 * wanted.abs().max():
+            raise CapabilityError(
+                "The model's logits are not a matrix times its last state.", "Use an encoder-decoder with a plain head."
+            )
+        chosen = slice(None) if ids is None else ids
+        self._head, self._bias = head.T[chosen].to(dtype).clone(), bias[chosen].clone()
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return float32 embeddings [..., hidden] of tokens [...]."""
+        with torch.no_grad():
+            flat = self._target.embed(tokens.reshape(1, -1))
+        return flat.float().clone().view(*tokens.shape, -1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the target's logits [..., K] of last hidden states [..., hidden], of tokens that can be drafted."""
+        return F.linear(hidden.to(self._dtype), self._head) + self._bias
+
+    def forward(
+        self,
+        inputs: Tensor,
+        position: Tensor,
+        visible: Tensor,
+        states: Tensor | None = None,
+        first: int = 0,
+        hook: Any = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Refuse.
+
+        Raises:
+            CapabilityError: always; the layers of an encoder-decoder are not written out for training.
+        """
+        raise CapabilityError(
+            "This kind of drafter is trained through the target's layers, which an encoder-decoder does not lend.",
+            "Use a kind that reads hidden states alone, such as medusa or blockwise.",
+        )
 
 
 class FrozenTarget:

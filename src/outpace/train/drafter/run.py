@@ -18,7 +18,7 @@ from outpace import kernels
 from outpace.errors import ConfigError
 from outpace.failures import interruptible
 from outpace.heads.find import drafters_folder, head_name, target_word
-from outpace.heads.net import HeadNet, load_kind
+from outpace.heads.net import Frozen, HeadNet, load_kind
 from outpace.models.loading import read_end_tokens
 from outpace.models.opening import locate, open_model
 from outpace.text.chat import is_chat
@@ -26,7 +26,7 @@ from outpace.text.fingerprint import fingerprint
 from outpace.text.tokenizer import Tokenizer
 from outpace.train import checkpoint
 from outpace.train.drafter.batches import Shape, draftable
-from outpace.train.drafter.frozen import FrozenTarget
+from outpace.train.drafter.frozen import freeze
 from outpace.train.drafter.states import States
 from outpace.train.drafter.texts import Text, Writing, read_texts, write_texts
 from outpace.train.drafter.trainer import DrafterTrainer
@@ -131,9 +131,9 @@ def train_drafter(
         kept = States(reader, target, read, net.config.outputs, plan.length, folder)
         if not _fill(kept):
             return EXIT_INTERRUPTED
-        frozen = FrozenTarget(model, ids)
+        frozen = freeze(model, ids)
         net.begin(frozen)  # where it goes on, its weights are read over
-        trainer = _trainer(net, frozen, read, kept, plan, head_name(target, kind), target)
+        trainer = _trainer(net, frozen, read, kept, plan, head_name(target, kind), target, model.device)
         log.info("%d texts to learn from, %d batches held out", len(trainer._learn), len(trainer._held))
         return run_loop(trainer, out, resume=resume)
 
@@ -172,7 +172,14 @@ def _new_net(
 
 
 def _trainer(
-    net: HeadNet, frozen: FrozenTarget, texts: Sequence[Text], states: States, plan: Plan, name: str, target: str
+    net: HeadNet,
+    frozen: Frozen,
+    texts: Sequence[Text],
+    states: States,
+    plan: Plan,
+    name: str,
+    target: str,
+    device: torch.device,
 ) -> DrafterTrainer:
     recipe = AnyRecipe(
         name=name,
@@ -190,7 +197,7 @@ def _trainer(
     return DrafterTrainer(
         recipe=recipe,
         network=net.float(),
-        device=frozen.device,
+        device=device,
         seed=plan.seed,
         steps=plan.steps,
         frozen=frozen,
@@ -208,6 +215,8 @@ def _write(target: str, prompts: Sequence[Prompt], file: Path, writing: Writing,
     from outpace.api.engine import load  # it imports most of the package
 
     lm = load(target, device=device)
+    if not prompts and lm.target.capabilities.is_encoder_decoder:
+        raise ConfigError("There is no source to read.", "Give --prompts FILE (sources), or --texts-from.")
     if not prompts:
         # A model that knows no start token was trained on texts that follow an end token, as GPT-2 and its kin.
         is_asked = lm.tokenizer is None or lm.tokenizer.has_chat

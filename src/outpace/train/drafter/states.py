@@ -27,13 +27,16 @@ _FORWARD = 4096  # tokens of a forward, padding included
 _PIECE = 128  # texts that are written at once
 
 
-def forward_states(target: Adapter, tokens: Sequence[Sequence[int]], outputs: Outputs) -> Tensor:
+def forward_states(
+    target: Adapter, tokens: Sequence[Sequence[int]], outputs: Outputs, sources: Sequence[Sequence[int]] = ()
+) -> Tensor:
     """Return the joined states [B, T, F] of texts, padded at the right; one forward.
 
     Args:
         target: the model; a head that is trimmed to few tokens saves most of a small model's time.
         tokens: the texts.
         outputs: which states.
+        sources: of an encoder-decoder, what it reads for each.
     """
     size = max(map(len, tokens))
     ids = torch.zeros(len(tokens), size, dtype=torch.int64)
@@ -42,6 +45,8 @@ def forward_states(target: Adapter, tokens: Sequence[Sequence[int]], outputs: Ou
         ids[row, : len(text)] = torch.tensor(text)
         position[row, : len(text)] = torch.arange(len(text))
     cache = target.new_cache(len(tokens), size)
+    if target.capabilities.is_encoder_decoder:
+        target.encode([list(source) for source in sources], cache)
     ids, position = ids.to(target.device), position.to(target.device)
     return joined_states(target.score(ids, position, None, cache, outputs=outputs), outputs)
 
@@ -68,6 +73,7 @@ class States:
         self._outputs = Outputs(outputs.layers, True)
         target.check(self._outputs)
         self._texts = [(text.prompt + text.answer)[:length] for text in texts]
+        self._sources = [text.source for text in texts]
         self._target, self._folder = target, folder
         self._width = 0
         self._trimmed = target.trim_head(torch.zeros(1, dtype=torch.int64, device=target.device)) or target
@@ -87,7 +93,7 @@ class States:
         if index.is_file():
             for line in index.read_bytes().splitlines(keepends=True)[: len(self._texts)]:
                 text = self._texts[len(self._sizes)]
-                if line != _line(text):
+                if line != self._line(len(self._sizes)):
                     if not line.endswith(b"\n"):  # the process was killed here
                         break
                     raise ConfigError(f"The states in {folder} are of other texts.", "Delete them.")
@@ -118,16 +124,16 @@ class States:
                 kept = sum(self._sizes) * self._width * 2
                 if len(self._sizes) < len(self._texts):  # else it may hold more, of a longer list
                     file.truncate(kept)
-                    names.truncate(sum(len(_line(text)) for text in self._texts[: len(self._sizes)]))
+                    names.truncate(sum(len(self._line(i)) for i in range(len(self._sizes))))
                 while self.missing and not is_stopping():
-                    piece = self._texts[len(self._sizes) : len(self._sizes) + _PIECE]
+                    piece = range(len(self._sizes), min(len(self._sizes) + _PIECE, len(self._texts)))
                     for states in self._compute(piece):
                         file.write(states.contiguous().view(torch.int16).numpy().tobytes())
                     file.flush()
                     os.fsync(file.fileno())
-                    names.write(b"".join(map(_line, piece)))
+                    names.write(b"".join(map(self._line, piece)))
                     names.flush()
-                    self._sizes += map(len, piece)
+                    self._sizes += [len(self._texts[i]) for i in piece]
                     show(len(self._sizes))
         except OSError as error:
             raise StorageError(
@@ -141,11 +147,18 @@ class States:
         if self._sizes:
             self._file = np.memmap(path, np.int16, "r", shape=(self._starts[-1], self._width))
 
-    def _compute(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Return the states of texts, [T, F] bfloat16 each."""
+    def _line(self, i: int) -> bytes:
+        """Return the line of a text in the index: its length, and a hash of all that its states follow from."""
+        text = self._texts[i]
+        return json.dumps([len(text), _hash([*self._sources[i], *text])]).encode() + b"\n"
+
+    def _compute(self, index: Sequence[int]) -> list[Tensor]:
+        """Return the states of some texts, [T, F] bfloat16 each."""
+        texts, sources = [self._texts[i] for i in index], [self._sources[i] for i in index]
         found: list[Tensor] = [torch.empty(0)] * len(texts)
-        for batch in _batches([len(text) for text in texts]):
-            states = forward_states(self._trimmed, [texts[i] for i in batch], self._outputs)
+        for batch in _batches([len(text) + len(source) for text, source in zip(texts, sources, strict=True)]):
+            given = ([texts[i] for i in batch], self._outputs, [sources[i] for i in batch])
+            states = forward_states(self._trimmed, *given)
             for row, i in enumerate(batch):
                 found[i] = states[row, : len(texts[i])].to("cpu", torch.bfloat16)
         return found
@@ -153,7 +166,7 @@ class States:
     def read(self, index: Sequence[int]) -> list[Tensor]:
         """Return the states [T, F] of some texts, bfloat16, the last hidden state behind the others."""
         if self._folder is None:
-            return self._compute([self._texts[i] for i in index])
+            return self._compute(index)
         if self._file is None:
             self._map(self._folder / "states.bin")
         assert self._file is not None  # fill came first
@@ -178,7 +191,3 @@ def _hash(text: Sequence[int]) -> int:
     for token in text:
         value = (value * 1000003 + token + 1) % (1 << 61)
     return value
-
-
-def _line(text: Sequence[int]) -> bytes:
-    return json.dumps([len(text), _hash(text)]).encode() + b"\n"

@@ -32,12 +32,14 @@ class Text:
 
     Attributes:
         id: names prompt and attempt, "PROMPT-ATTEMPT"; attempts at one prompt are never parted.
-        prompt, answer: token ids.
+        prompt, answer: token ids; of an encoder-decoder those of its decoder, whose prompt is its start token.
+        source: token ids that an encoder-decoder read.
     """
 
     id: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    source: tuple[int, ...] = ()
 
     @property
     def group(self) -> str:
@@ -121,7 +123,8 @@ def read_texts(path: Path, vocab_size: int) -> list[Text]:
             continue
         try:
             told = json.loads(line)
-            text = Text(str(told["id"]), tuple(map(int, told["prompt"])), tuple(map(int, told["answer"])))
+            parts = [tuple(map(int, found)) for found in (told["prompt"], told["answer"], told.get("source", ()))]
+            text = Text(str(told["id"]), *parts)
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(
                 f"Line {number} of {path} is no text.", 'It needs "id", "prompt" and "answer".'
@@ -242,7 +245,7 @@ async def _write(
                     result = (await ticket.results())[0]
                 except OutpaceError:  # a prompt that does not fit the model is passed over
                     continue
-                told = {"id": name, "t": temperature, "prompt": list(result.prompt_tokens)}
+                told = {"id": name, "t": temperature, **_given(lm.target, result.prompt_tokens)}
                 told |= {"answer": list(result.tokens), "finish": result.finish_reason}
                 file.write(json.dumps(told) + "\n")
                 file.flush()
@@ -251,3 +254,10 @@ async def _write(
                 show(*count)
 
         await asyncio.gather(*(work() for _ in range(how.rows + how.rows // 4)))
+
+
+def _given(target: Adapter, prompt: Sequence[int]) -> dict[str, list[int]]:
+    """Return what an answer was given for: its prompt, or the source and what the decoder starts with."""
+    if not target.capabilities.is_encoder_decoder:
+        return {"prompt": list(prompt)}
+    return {"source": list(prompt), "prompt": [] if target.start_token is None else [target.start_token]}

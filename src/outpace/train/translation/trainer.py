@@ -117,6 +117,7 @@ class PairTrainer(Loop):
             facts=(
                 f"- architecture: {files.architecture}",
                 f"- direction: {recipe.direction or source.directions[0]}, criterion: {recipe.criterion}",
+                *([f"- method: {recipe.method}"] if recipe.method else []),
                 *([f"- weights: the mean of the last {recipe.averaged} checkpoints"] if recipe.averaged else []),
                 *_look_lines(self.looks),
             ),

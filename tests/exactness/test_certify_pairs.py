@@ -1,0 +1,45 @@
+"""Certificates on random encoder-decoders of four families: what is promised holds, and enough is seen to tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import outpace
+from outpace.errors import ConfigError
+from outpace.methods.registry import load_method
+from outpace.testing.certify import certify_model, logit_drift, own_prompts
+from outpace.testing.plan import Plan
+from outpace.testing.random_pairs import FAMILIES, make_pair
+
+pytest.importorskip("transformers")
+METHODS = ("input-guided", "jacobi", "token-recycling", "generalised-aggressive")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> outpace.LanguageModel:
+    return outpace.load(make_pair(request.param, tmp_path_factory.mktemp(request.param)), dtype="float64")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_random_pair_is_certified_as_far_as_it_is_seen(name: str, pair: outpace.LanguageModel) -> None:
+    method = load_method(name)
+    # The model drafts for itself where a drafter is needed: another one of the same letters would seldom agree.
+    chosen = method.from_settings({"draft": pair.name} if method().needs.models else {})
+    prompts, clock = own_prompts(pair)[:5], iter(range(10**6))
+    settings = ("greedy", "temperature 0.7")
+    given = {"settings": settings, "max_rounds": 1, "max_tokens": 20, "plan": Plan(10**9, clock=lambda: next(clock))}
+    certificate = certify_model(pair, chosen, prompts, **given)
+    assert [line.setting for line in certificate.lines] == list(settings)
+    assert not any(line.faults for line in certificate.lines), certificate.render()
+    assert sum(line.accepted for line in certificate.lines) > 0 < sum(line.tokens for line in certificate.lines)
+
+
+def test_what_rounding_does_to_a_pair_is_measured_beside_its_source(pair: outpace.LanguageModel) -> None:
+    assert 0 < logit_drift(pair.target, own_prompts(pair)[:2], 16) < 1e-9
+
+
+def test_an_unknown_family_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no family 'gpt'"):
+        make_pair("gpt", tmp_path)
