@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
 
 __all__ = ["Run"]
+
+
+_NUMBERS = itertools.count()  # of sources, where the adapter gives none
 
 
 class Run:
@@ -152,8 +156,13 @@ class Run:
         leads = sorted(set(lead))
         self.target.encode([sources[at] for at in leads], cache)
         if len(leads) < len(rows):
-            index = torch.tensor([leads.index(at) for at in lead], device=cache.device)
+            places = [leads.index(at) for at in lead]
+            index, numbers = (
+                torch.tensor(places, device=cache.device),
+                cache.origins or tuple(next(_NUMBERS) for _ in leads),
+            )
             cache.extra = [values.index_select(0, index) for values in cache.extra]
+            cache.origins = tuple(numbers[place] for place in places)
 
     def _new_cache(self, rows: Sequence[Row], slots: int) -> Cache:
         """Return a cache for joining rows, on pages where there are any: those that hold what a row begins with too."""
