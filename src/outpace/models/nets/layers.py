@@ -78,4 +78,5 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, sight: Tensor, heads: 
     split = [each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (queries, keys, values)]
     weights = split[0] @ split[1].transpose(-1, -2) / math.sqrt(split[0].shape[-1])
     weights = weights.masked_fill(~sight.unsqueeze(1), torch.finfo(weights.dtype).min).softmax(-1)
-    return (weights @ split[2]).transpose(1, 2).flatten(2)
+    found: Tensor = (weights @ split[2]).transpose(1, 2).flatten(2)
+    return found
