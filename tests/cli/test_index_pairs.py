@@ -47,3 +47,19 @@ def test_what_does_not_go_together_is_one_sentence(cli: Command, tmp_path: Path)
         ended = cli(*words)
         assert ended.status == 2 and reason in ended.err, (words, ended.err)
         assert len(ended.err.strip().splitlines()) == 2 and not out.exists()
+
+
+def test_what_speaks_another_vocabulary_is_one_sentence(cli: Command, tmp_path: Path) -> None:
+    written, out = tmp_path / "written.txt", tmp_path / "stories.outpace"
+    written.write_text("One day, Tom had a car.\n", encoding="utf-8")
+    assert cli("index", written, "--out", out).status == 0  # with the tokenizer of the stories
+    cases = [
+        (("retrieval", "-o", f"index={out}"), "another tokenizer"),
+        (("generalised-aggressive", "-o", "draft=stories"), "the target 6144"),
+        (("draft-model", "-o", "draft=stories"), "the target 6144"),
+        (("blockwise",), "No drafter of the kind 'blockwise'"),
+    ]
+    for words, reason in cases:
+        ended = cli("generate", READ[0], "--model", "translate", "--method", *words)
+        assert ended.status == 2 and reason in ended.err, (words, ended.err)
+        assert len(ended.err.strip().splitlines()) == 2

@@ -5,15 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from outpace.errors import ConfigError
+from outpace.models.nets.gru import GruConfig
+from outpace.models.nets.pervasive import PervasiveConfig
+from outpace.models.nets.phrases import PhrasesConfig
+from outpace.models.nets.registers import RegistersConfig
+from outpace.models.nets.stacks import equal_configs
 from outpace.papers import Paper
 
 from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
 from .network import LlamaShape
-from .pairs import MULTI30K, TATOEBA, PairSource
+from .pairs import MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
 from .translation.criteria import CrossEntropy
 from .translation.editing import EditorShape
 from .translation.marian import MarianShape
+from .translation.nets import NetShape
 from .translation.network import Criterion, PairShape
 from .translation.noise import Noise
 from .translation.smoothing import SequenceSmoothing, TokenSmoothing
@@ -255,6 +262,11 @@ class TranslationRecipe(AnyRecipe):
     matrix_rate: float = 1.2e-2
     other_rate: float = 5e-3
 
+    def __post_init__(self) -> None:
+        """Refuse a student without a parent."""
+        if self.parent is None and (self.is_deepened or self.objective in ("written", "distilled")):
+            raise ConfigError(f"The recipe {self.name} learns from a parent, but names none.", "Give it a parent.")
+
 
 _CAPTIONS = TranslationRecipe(
     name="captions-teacher",
@@ -338,18 +350,6 @@ _TRANSLATIONS = (
     _SMALL,
     replace(
         _SMALL,
-        name="captions-token-smoothing",
-        summary="`captions-small` with labels that are laws over similar tokens; for research, it does not ship.",
-        criterion=TokenSmoothing(),
-    ),
-    replace(
-        _SMALL,
-        name="captions-sequence-smoothing",
-        summary="`captions-small`, other targets drawn around each reference; for research, it does not ship.",
-        criterion=SequenceSmoothing(),
-    ),
-    replace(
-        _SMALL,
         name="captions-transport",
         summary="`captions-small` with the cost of transport to the reference; for research, it does not ship.",
         criterion=Transport(),
@@ -420,4 +420,83 @@ _TRANSLATIONS = (
         checkpoint_every=100,
     ),
 )
-TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in _TRANSLATIONS}
+_GRU = TranslationRecipe(
+    name="pairs-gru",
+    summary="A GRU encoder-decoder with attention that translates captions from English to German; for research only.",
+    shape=NetShape(config=GruConfig(width=128, hidden=192, dropout=0.2)),
+    vocab=3000,
+    source=MULTI30K,
+    direction="en-de",
+    budget=768,
+    joined=0.0,
+    matrix_rate=8e-3,
+    other_rate=5e-3,
+    steps=3600,
+    gpu_steps=6000,
+)
+_DECODER, _PAIR = equal_configs(6, width=96, heads=4, dropout=0.1)
+_BASELINES = (
+    _GRU,
+    replace(
+        _GRU,
+        name="pairs-decoder-only",
+        summary="One stack of layers that reads a caption in English, then writes it in German; for research only.",
+        shape=NetShape(config=_DECODER),
+        criterion=CrossEntropy(smoothing=0.1),
+    ),
+    replace(
+        _GRU,
+        name="pairs-encoder-decoder",
+        summary="An encoder-decoder of the size of `pairs-decoder-only`, which teaches it; for research only.",
+        shape=NetShape(config=_PAIR),
+        objective="distilled",
+        parent="pairs-decoder-only",
+    ),
+    replace(
+        _GRU,
+        name="captions-token-smoothing",
+        summary="`pairs-gru` with labels that are laws over similar tokens; for research, it does not ship.",
+        criterion=TokenSmoothing(),
+    ),
+    replace(
+        _GRU,
+        name="captions-sequence-smoothing",
+        summary="`pairs-gru`, other targets drawn around each reference; for research, it does not ship.",
+        criterion=SequenceSmoothing(),
+    ),
+    replace(
+        _GRU,
+        name="pairs-gru-plain",
+        summary="`pairs-gru` without attention: the RNN encoder-decoder as first published; for research only.",
+        shape=NetShape(config=GruConfig(width=128, hidden=192, dropout=0.2, has_attention=False)),
+    ),
+    replace(
+        _GRU,
+        name="pairs-pervasive",
+        summary="A two-dimensional convolutional translator of captions, English to German; for research only.",
+        shape=NetShape(config=PervasiveConfig(width=64, layers=5, growth=16, dropout=0.1)),
+        steps=4800,
+    ),
+    replace(
+        _GRU,
+        name="pairs-registers",
+        summary="A decoder-only translator of captions with registers, English to German and French; for research.",
+        shape=NetShape(config=RegistersConfig(width=128, layers=4, heads=4, ffn=384, dropout=0.1, tags=(3, 4))),
+        vocab=4096,
+        source=MULTI30K_TAGGED,
+        direction="en-x",
+        criterion=CrossEntropy(smoothing=0.1),
+        matrix_rate=8e-3,
+        steps=2400,
+    ),
+    replace(
+        _GRU,
+        name="pairs-phrases",
+        summary="A phrase-based translator of captions, English to German, that reads its source once; for research.",
+        shape=NetShape(config=PhrasesConfig(width=128, hidden=96, reach=3, longest=3, dropout=0.1)),
+        vocab=2048,
+        budget=768,
+        steps=2400,
+    ),
+)
+TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES)}
