@@ -87,6 +87,7 @@ def read_set(name: str, data: Path, count: int = 0) -> list[Sample]:
     """
     source, _, split = name.partition(":")
     known = {one.name: one for one in (CORRECTIONS, REORDERED)}
+    found: list[Sample]
     if source in known:
         found = [(wrong, (right,)) for wrong, right in known[source].pairs(data, split or "test")]
     elif source in _READERS:
