@@ -68,5 +68,5 @@ class PromptLookup(Method):
         """Index what is final: the prompt before the first step, then what was written."""
         del outcome
         for text, index in zip(view.texts, state, strict=True):
-            index.follow(text, 0)
+            index.extend(index.whole(text))
         return state
