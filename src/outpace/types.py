@@ -9,7 +9,7 @@ Lengths that the host already knows are Python lists; what a forward decides is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ __all__ = [
     "Context",
     "Counter",
     "Decision",
+    "Ending",
     "FinishReason",
     "Guarantee",
     "Needs",
@@ -84,6 +85,7 @@ class Capabilities:
         mask_id: the mask token of a masked model, else None.
         is_encoder_decoder: the prompt goes through an encoder once.
         is_one_pass: the encoder's pass gives the whole text; a token's law depends on the source and its place alone.
+        source_vocab: tokens that the encoder knows, where its vocabulary is another; 0 = V.
         turns_at: texts longer than this turn their positions by other frequencies (rotary scalings); 0 = never.
         turns_anew: such a text is read anew from its beginning (long-rope); else its later positions alone differ.
         has_hidden: hidden states are given where `Outputs` asks for them.
@@ -100,6 +102,7 @@ class Capabilities:
     mask_id: int | None = None
     is_encoder_decoder: bool = False
     is_one_pass: bool = False
+    source_vocab: int = 0
     block_size: int = 0
     logits_shift: bool = False
     turns_at: int = 0
@@ -260,6 +263,7 @@ class Adapter(ABC):
         mask_token: what stands for a token to be guessed, in a causal model that drafts several in one forward.
         exits: layers after which it was trained to say the next token, as well as after all.
         reads: what it reads of the target beside which it stands, where it is a trained drafter.
+        accepted: of a trained drafter, drafts that its target kept per step in held-out texts; 0 = not known.
         layer_weights, head_weights: numbers that a token is multiplied by in all layers and in the output matrix;
             0 = not known. Drafters are compared with targets by them.
     """
@@ -278,6 +282,7 @@ class Adapter(ABC):
     mask_token: int | None = None
     exits: tuple[int, ...] = ()
     reads: Outputs = NO_OUTPUTS
+    accepted: float = 0.0
     layer_weights: int = 0
     head_weights: int = 0
 
@@ -437,6 +442,23 @@ class Proposal:
     is_whole: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A text that has ended and is laid aside, while its group goes on with others.
+
+    Attributes:
+        row: the row whose text, as it was before this step, it goes on from.
+        tokens: its last tokens; the last one ends it. Empty = it is what lies beside that row already.
+        path: window node of each of them, -1 = none.
+        score: how good the method thinks it is.
+    """
+
+    row: int
+    tokens: list[int]
+    path: list[int]
+    score: float
+
+
 @dataclass(slots=True)
 class Decision:
     """Which candidates are written, and how many leading positions are now final.
@@ -457,6 +479,10 @@ class Decision:
         score: [B] float64, how good the method thinks each row is; noted on the rows for whoever picks one.
         is_recovered: [B] bool, the last token replaced a rejected draft (False: it is a bonus after full acceptance).
         log_probs: [B, N] float64, the log-probability of each token when it was drawn, where that was not in this step.
+        endings: per row, the ended text that lies beside it from now on, out of its own group, or None; None = as
+            before. A row's fork takes none along. Asks for `Needs.has_forks`.
+        is_over: per row, it ends here with the text beside it, in place of its own; without one, with an error. None =
+            no row does.
         carry: handed to the method's own `observe`.
     """
 
@@ -468,6 +494,8 @@ class Decision:
     score: Tensor | None = None
     is_recovered: Tensor | None = None
     log_probs: Tensor | None = None
+    endings: Sequence[Ending | None] | None = None
+    is_over: Sequence[bool] | None = None
     carry: Any = None
 
 
@@ -525,6 +553,12 @@ class Outcome:
     read: int = 0
 
 
+def never(row: int, tokens: Sequence[int]) -> bool:
+    """Return False: no text is known to end."""
+    del row, tokens
+    return False
+
+
 @dataclass(slots=True)
 class View:
     """What a method may read during a step. Read-only.
@@ -537,7 +571,9 @@ class View:
         cache: the target's cache.
         sampler: `law`, `pick` and `noise`, bound to the rows' keys.
         last: the last Outcome.
-        groups: the rows by group; rows may continue others of their own group only. A row that came alone is a group.
+        groups: the rows by group, in the order of their places; rows may continue others of their own group only. A row
+            that came alone is a group.
+        ends: tells whether a row's text would end with the last of some tokens behind it, its greatest length apart.
         beside: rows of other methods that share the forward.
     """
 
@@ -550,6 +586,7 @@ class View:
     last: Outcome | None = None
     groups: list[list[int]] = field(default_factory=list)
     beside: int = 0
+    ends: Callable[[int, Sequence[int]], bool] = never
 
     @property
     def device(self) -> torch.device:
@@ -574,7 +611,11 @@ class View:
         texts, prompts = [self.texts[i] for i in index], [self.prompts[i] for i in index]
         room, kept = [self.room[i] for i in index], [group for group in groups if group]
         chosen, beside = sampler or self.sampler.rows(index), self.beside + len(self.texts) - len(index)
-        return View(texts, prompts, room, self.step, cache, chosen, self.last, kept, beside)
+
+        def ends(row: int, tokens: Sequence[int]) -> bool:
+            return self.ends(index[row], tokens)
+
+        return View(texts, prompts, room, self.step, cache, chosen, self.last, kept, beside, ends)
 
 
 @dataclass(frozen=True, slots=True)

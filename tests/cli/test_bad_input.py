@@ -87,6 +87,8 @@ def test_mistakes_are_told_before_weights_load(
         (["bench", "--inflate", "many"], "not a number of parameters"),
         (["bench", "--temperatures", "warm"], "not a temperature"),
         (["bench", "--peers", "hff"], "no peer 'hff'"),
+        (["bench", "--stacks", "128,long"], "no whole numbers"),
+        (["score", "a dog", "--pairs", "pairs.tsv"], "Pairs were given, and a text"),
         (["bench", "--prompts", "storis"], "no prompt set or file 'storis'"),
         (["certify", "--prompts", "/nowhere/prompts"], "no prompt set or file"),
     ],

@@ -55,7 +55,7 @@ def test_generate_has_exactly_the_promised_flags() -> None:
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("score", {"--model", "--prompt-file", "--json"}),
+        ("score", {"--model", "--prompt-file", "--source", "--pairs", "--json"}),
         ("methods", {"--json"}),
         ("models", {"--json"}),
         ("get", {"--from", "--json"}),
@@ -67,7 +67,7 @@ def test_generate_has_exactly_the_promised_flags() -> None:
         ("trace", {"--html", "--json"}),
         ("tune", {"--model", "--json"}),
         ("bench", {"--model", "--methods", "--prompts", "--peers", "--json", "--plot"}),
-        ("bench", {"--canvas", "--canvas-models", "--causal-models", "--sets"}),
+        ("bench", {"--canvas", "--canvas-models", "--causal-models", "--sets", "--stacks"}),
         ("train recipe", {"--out", "--resume", "--data"}),
         ("train drafter", {"--kind", "--target", "--out", "--resume", "--texts-from", "--steps"}),
         ("drafter check", {"--target", "--keep"}),

@@ -10,6 +10,8 @@ import pytest
 from outpace.methods.base import Method
 from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
 from outpace.methods.registry import load_method, method_names
+from outpace.methods.search.beam_search import BeamSearch
+from outpace.methods.search.diverse_beam_search import DiverseBeamSearch
 from outpace.methods.speculative.draft_model import DraftModel
 from outpace.methods.speculative.layer_skip import LayerSkip
 from outpace.methods.speculative.prompt_lookup import PromptLookup
@@ -24,6 +26,9 @@ VARIANTS = [
     DraftModel(accept_rule="rejection", draft_len=4),
     DraftModel(min_confidence=0.3, is_adaptive=False),
     LayerSkip(skip=(0, 2), min_confidence=0.2),
+    BeamSearch(beams=3, drafter="prompt-lookup", length_penalty=0.4),
+    BeamSearch(beams=2, drafter="draft-model", tree_width=3, early_stopping="true"),
+    DiverseBeamSearch(beams=4, drafter="token-recycling", early_stopping="never"),
     MaskedDiffusion(order="margin", per_step=2),
     MaskedDiffusion(cache="delayed", refresh=3),
 ]
@@ -63,6 +68,7 @@ ON_PAIRS = (
         "typical-acceptance",
     ),
     *("staged", "jacobi", "lookahead", "layer-skip", "early-exit", "bild", "suffix", "medusa", "eagle", "blockwise"),
+    "beam-search",
 )
 
 

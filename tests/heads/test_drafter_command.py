@@ -11,7 +11,7 @@ from outpace import zoo
 from outpace.api import drafter_check
 from outpace.api.engine import load
 from outpace.cli import main
-from outpace.heads.files import save_head
+from outpace.heads.files import read_head, save_head
 from outpace.heads.model import new_head
 
 
@@ -27,6 +27,11 @@ def test_a_drafter_is_exported_checked_and_kept(
     assert main(export) == 0 and "tokens a round before" in capsys.readouterr().out
     assert json.loads((theirs / "config.json").read_text())["medusa_num_heads"] == 2
     assert main(export) == 2 and "exists" in capsys.readouterr().err
+    small = ["drafter", "export", str(ours), "--to", "int8", "--out", str(tmp_path / "small"), "--target", target]
+    assert main(small) == 0 and "int8" in capsys.readouterr().out
+    assert (
+        read_head(tmp_path / "small")[0].coded and read_head(ours)[0].config == read_head(tmp_path / "small")[0].config
+    )
     check = ["drafter", "check", str(theirs), "--target", target]
     assert main(check) == 1
     told = capsys.readouterr().out

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from shapes import CASES, greedy, reference_logits, saved
 from torch import Tensor
 
+from outpace import kernels
 from outpace.models.loading import load_model
 from outpace.models.transformer import Transformer
 
@@ -40,6 +41,24 @@ def test_teacher_forced_equals_transformers(case: str, model_root: Path) -> None
         for is_packed in (False, True)[: 1 + (dtype == "float32")]:
             model = load_model(directory, dtype, pack=is_packed)
             assert distance(prefix_logits(model, random_ids()), expected) <= limit
+
+
+COMPILED = [case for case in CASES if not case.startswith(("gemma", "olmo2", "opt-350m"))]
+
+
+@pytest.mark.skipif(kernels.load_library() is None, reason=kernels.note())
+@pytest.mark.parametrize("case", COMPILED)
+def test_compiled_equals_transformers(case: str, model_root: Path) -> None:
+    """float32 to its rounding; single steps, which kernels compute as they do the whole, by the text."""
+    directory, reference = saved(case, model_root)
+    model = load_model(directory, "float32", kernels=kernels)
+    assert model.path == "compiled"
+    assert distance(prefix_logits(model, random_ids()), reference_logits(reference, random_ids())) <= 1e-4
+    prompt = random_ids()[0, :8].tolist()
+    text = greedy(model, prompt, LENGTH)
+    logits = reference_logits(reference, torch.tensor([text]))[0, len(prompt) - 1 : -1]
+    written = logits.gather(1, torch.tensor(text[len(prompt) :])[:, None])[:, 0]
+    assert bool((logits.amax(1) - written <= 1e-3 * logits.abs().amax()).all())
 
 
 @pytest.mark.parametrize("case", CASES)

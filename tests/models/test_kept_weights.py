@@ -15,13 +15,16 @@ import pytest
 import torch
 import transformers as hf
 from gguf_layouts import BASE, write_gguf
+from pairs import SOURCES, saved_pair
 from test_lora import pair, save
 
 from outpace import kernels, store
 from outpace.errors import ConfigError
 from outpace.kernels import packed_file, shelf
+from outpace.kernels.rounded import RoundedKernels
 from outpace.models import loading
 from outpace.models.loading import load_model
+from outpace.models.seq2seq import loading as reading
 from outpace.models.transformer import Transformer
 
 pytestmark = pytest.mark.skipif(kernels.load_library() is None, reason=kernels.note())
@@ -91,6 +94,25 @@ def test_kept_weights_are_those_of_the_files(kind: str, is_tied: bool, starts: S
     assert starts.count == 1 and len(starts.files) == 1
     assert same(first, second) and first.notes == second.notes and first.is_quantised == second.is_quantised
     assert first._compiled.num_bytes == second._compiled.num_bytes  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("case", ["marian", "bart-untied", "t5-gated", "umt5"])
+@pytest.mark.parametrize("chosen", [kernels, RoundedKernels()], ids=["plain", "int8"])
+def test_kept_sides_are_those_of_the_files(
+    case: str, chosen: Any, starts: Starts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, _ = saved_pair(case, tmp_path)
+    first = load_model(directory, "float32", "cpu", kernels=chosen)
+    monkeypatch.setattr(reading, "assemble_pair", None)  # nobody reads the files again
+    assert len(starts.files) == 1
+    second = load_model(directory, "float32", "cpu", kernels=chosen)
+    texts = []
+    for model in (first, second):
+        assert model.path == "compiled" and model.is_invariant
+        cache = model.new_cache(3, 16)
+        model.encode(SOURCES, cache)
+        texts.append(model.score(TEXT.expand(3, 8), torch.arange(8).expand(3, 8), None, cache).logits)
+    assert torch.equal(*texts) and first.notes == second.notes
 
 
 def test_small_pages_are_read_in_place_of_mapped(starts: Starts, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from outpace.api.engine import LanguageModel
+from outpace.cache import Cache
 from outpace.errors import CapabilityError, ConfigError, ModelError
 from outpace.models.loading import load_model, read_capabilities
 from outpace.models.opening import locate, offered_by, open_model
@@ -129,7 +130,7 @@ def test_hidden_states_soft_inputs_and_skipped_layers(case: str, model_root: Pat
         setattr(stack, name, layers)
 
 
-@pytest.mark.parametrize("case", ["marian-two-vocabularies", "mbart", "t5-gated"])
+@pytest.mark.parametrize("case", ["mbart", "t5-gated"])
 def test_every_tensor_matters(case: str, model_root: Path, tmp_path: Path) -> None:
     """Zeroing any one tensor of the file changes the logits."""
     directory, _ = saved_pair(case, model_root)
@@ -170,6 +171,37 @@ def test_paged_rows_and_forks_read_their_own_source(model_root: Path) -> None:
         turned = ids[[2, 2, 0], 12:]
         found = model.score(turned, torch.arange(12, 20).expand(3, -1), None, cache).logits
         assert distance(found, expected[[2, 2, 0], 12:]) <= 1e-9
+
+
+def test_a_source_is_read_once_for_all_its_samples(model_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = opened("t5", model_root), words("t5", 3, 12)
+    sources = [SOURCES[0], SOURCES[1], SOURCES[0]]
+    expected = torch.cat([whole(model, ids[row : row + 1], [source]).logits for row, source in enumerate(sources)])
+    read, score = list[int](), model.encoder.score
+
+    def noted(tokens: Tensor, *rest: Any, **more: Any) -> Any:
+        read.append(len(tokens))
+        return score(tokens, *rest, **more)
+
+    monkeypatch.setattr(model.encoder, "score", noted)
+    pool = model.new_pool(16, 16)
+    assert pool is not None
+    for cache in (pool.new_cache(3), model.new_cache(3, 64)):
+        model.encode(sources, cache)
+        held = cache.extra[1]
+        cache.follow([2, 1, 0])  # the first and the last read one source: nothing of it moves
+        assert cache.extra[1] is held
+        found = model.score(ids, torch.arange(12).expand(3, -1), None, cache).logits
+        assert distance(found, expected) <= 1e-9
+        other = cache.rows([0, 1])
+        other.follow([1, 1])
+        assert torch.equal(other.extra[0], torch.tensor([[2], [2]])) and torch.equal(other.extra[1][0], held[1])
+        joined = Cache.join([cache.rows([0]), other])
+        joined.follow([0, 2, 2])
+        assert joined.extra[0].tolist() == [[8], [2], [2]]
+        joined.leave([2])
+        assert joined.origins == cache.origins[1:2]
+    assert read == [2, 2]
 
 
 def test_shared_embeddings_are_held_once(model_root: Path) -> None:
@@ -233,6 +265,12 @@ def test_sources_that_cannot_be_read(model_root: Path) -> None:
         begun(model, [[5, 3], []])
     with pytest.raises(ConfigError, match="81 tokens, but the encoder's positions end at 80"):
         begun(model, [[5] * 81])
+    two = opened("marian-two-vocabularies", model_root)  # its encoder knows fewer tokens than its decoder
+    with pytest.raises(ConfigError, match="a token that the encoder does not know"):
+        begun(two, [[VOCAB]])
+    assert (two.capabilities.source_vocab, two.capabilities.vocab_size) == (VOCAB, 140)
+    with pytest.raises(ConfigError, match="prompt holds a token outside"):
+        LanguageModel(two).generate([VOCAB, 3])
     with pytest.raises(ConfigError, match="holds no source"):
         model.score(torch.tensor([[2]]), torch.tensor([[0]]), None, model.new_cache(1, 8))
     assert begun(opened("t5", model_root), [[5] * 300]).extra[1].shape[1] == 300  # distances have no end
@@ -252,7 +290,7 @@ SETTINGS: list[tuple[str, dict[str, Any], str]] = [
     ("marian", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
     ("m2m100", {"pad_token_id": -3}, "padding token"),
     ("t5", {"relative_attention_num_buckets": 8}, r"relative_attention_bias.weight has shape \[10, 3\]"),
-    ("t5", {"relative_attention_num_buckets": 0}, "relative, with 0 buckets"),
+    ("t5", {"relative_attention_num_buckets": 0}, "relative_attention_num_buckets is 0"),
     ("t5", {"feed_forward_proj": "double-relu"}, "'double-relu' is not known"),
     ("t5", {"num_heads": 4}, "has shape"),
 ]

@@ -94,3 +94,19 @@ def test_guidellm(http: httpx.Client) -> None:
     frames = _events(http, "/v1/completions", {**body, **told})
     counts = [frame["usage"]["completion_tokens"] for frame in frames]
     assert counts == sorted(counts) and counts[-1] == 16 and len(set(counts)) > 1
+
+
+def test_beams_are_asked_for_by_the_method(http: httpx.Client, stories: outpace.LanguageModel) -> None:
+    """n texts are a search's n best; nothing is drawn, and a temperature is refused."""
+    body = {"model": "stories", "prompt": "Once upon a time", "max_tokens": 8, "n": 2}
+    body |= {"outpace": {"method": "beam-search", "options": {"beams": 3}}}
+    found = http.post("/v1/completions", json=body).json()
+    wanted = stories.generate("Once upon a time", method="beam-search", options={"beams": 3, "n_best": 2}, max_tokens=8)
+    texts = sorted((choice["index"], choice["text"]) for choice in found["choices"])
+    assert [text for _, text in texts] == [result.text for result in wanted]
+    frames = _events(http, "/v1/completions", {**body, "stream": True})
+    parts = [choice for frame in frames for choice in frame["choices"]]
+    assert ["".join(part["text"] for part in parts if part["index"] == at) for at in (0, 1)] == [t for _, t in texts]
+    for wrong, word in (({"temperature": 0.7}, "temperature is 0.7"), ({"n": 4}, "n_best is 4")):
+        answer = http.post("/v1/completions", json={**body, **wrong})
+        assert answer.status_code == 400 and word in answer.json()["error"]["message"]

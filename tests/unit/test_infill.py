@@ -11,7 +11,7 @@ from outpace.api.engine import LanguageModel
 from outpace.api.infill import filled, lay_pieces, read_gaps
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
-from outpace.models.transformer import spec_capabilities
+from outpace.models.spec import spec_capabilities
 
 
 def letters(text: str, is_first: bool) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 from collections.abc import Iterator
 
@@ -17,13 +18,24 @@ from outpace.errors import ConfigError
 from outpace.kernels import build as building
 from outpace.kernels.decoder import CompiledDecoder, compile_decoder
 from outpace.models.spec import Rope, Spec, rope_tables
-from outpace.models.weights import Weights
+from outpace.models.weights import LayerWeights, Matrix, Norm, Weights
 from outpace.types import Outputs
 
 pytestmark = pytest.mark.skipif(building.build().library is None, reason=building.build().note)
 
 DTYPES = [torch.float32, torch.bfloat16]
 CAPACITY = 96
+
+OLDER = {
+    "norm": "layer",
+    "has_norm_bias": True,
+    "is_gated": False,
+    "positions": "learned",
+    "qkv_bias": True,
+    "o_bias": True,
+    "mlp_bias": True,
+    "head_bias": True,
+}
 
 # Every odd size at once: nothing is a multiple of a panel, a vector or a pair.
 SHAPES = {
@@ -39,6 +51,13 @@ SHAPES = {
     "window": {"windows": (None, 5, 3)},
     "nope": {"rope_index": (0, -1, 0)},
     "full": {"attention": "full"},
+    # What decoders before Llama are made of.
+    "gpt2": OLDER | {"activation": "gelu_tanh", "tie_embeddings": True},
+    "opt": OLDER | {"activation": "relu", "position_offset": 2, "hidden_size": 45, "ffn_size": 75, "head_dim": 10},
+    "neox": OLDER | {"activation": "gelu", "positions": "rotary", "is_parallel": True, "rotary_dim": 4},
+    "after": OLDER | {"norm_placement": "after", "has_final_norm": False, "embed_scale": 8.3, "hidden_size": 45},
+    "after_rms": {"norm_placement": "after", "has_final_norm": False},
+    "gated": {"activation": "gelu_tanh", "mlp_bias": True, "ffn_size": 75, "head_bias": True, "has_final_norm": False},
 }
 
 
@@ -53,20 +72,35 @@ def make_spec(**changes: object) -> Spec:
         "ffn_size": 96,
         "max_positions": 400,
     } | changes
-    dim = shape["head_dim"]
+    if shape.get("positions", "rotary") != "rotary":
+        return Spec(**shape)
+    dim = shape.get("rotary_dim", shape["head_dim"])
     return Spec(**shape, ropes=(Rope(tuple(10000.0 ** (-i / dim) for i in range(0, dim, 2))),))
 
 
 def make(spec: Spec, dtype: torch.dtype, seed: int = 0) -> Weights:
     weights = make_weights(spec, dtype, seed)
     generator = torch.Generator().manual_seed(seed + 1)
+
+    def bias(matrix: Matrix, spread: float = 1.0) -> Tensor:
+        return (spread * torch.randn(matrix.shape[0], generator=generator)).to(dtype)
+
     for layer in weights.layers:
         layer.attn_norm.weight += 0.2 * torch.randn(spec.hidden_size, generator=generator)
         if spec.qkv_bias:
-            layer.qkv.bias = torch.randn(spec.q_size + 2 * spec.kv_size, generator=generator).to(dtype)
+            layer.qkv.bias = bias(layer.qkv)
+        if spec.o_bias:
+            layer.o.bias = bias(layer.o)
+        if spec.mlp_bias:
+            layer.up.bias, layer.down.bias = bias(layer.up), bias(layer.down)
+        for one in (layer.attn_norm, layer.mlp_norm):
+            if one.bias is not None:
+                one.bias += 0.2 * torch.randn(spec.hidden_size, generator=generator).to(dtype)
         if spec.qk_norm == "head":
             layer.q_norm = (1 + 0.3 * torch.randn(spec.head_dim, generator=generator)).to(dtype)
             layer.k_norm = (1 + 0.3 * torch.randn(spec.head_dim, generator=generator)).to(dtype)
+    if spec.head_bias:
+        weights.head.bias = bias(weights.head)
     return weights
 
 
@@ -93,24 +127,59 @@ def reference(
     spec: Spec, weights: Weights, tokens: Tensor, seen: Tensor, position: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """One row without a cache: tokens [T], seen [T, T], position [T] -> logits [T, V]; everything in `dtype`."""
-    x = weights.embed[tokens].to(dtype)
+    x = weights.embed[tokens].to(dtype) * torch.tensor(spec.embed_scale, dtype=dtype)
+    if weights.positions is not None:
+        x = x + weights.positions[position + spec.position_offset].to(dtype)
     for index, layer in enumerate(weights.layers):
-        x = x + attention(spec, index, layer, norm(spec, x, layer.attn_norm.weight), seen, position)
-        gate, up = (norm(spec, x, layer.mlp_norm.weight) @ layer.up.weight.to(dtype).T).chunk(2, -1)
-        x = x + (torch.nn.functional.silu(gate) * up) @ layer.down.weight.to(dtype).T
-    return norm(spec, x, weights.final_norm.weight) @ weights.head.weight.to(dtype).T
+        before = spec.norm_placement == "pre"
+        read = norm(spec, x, layer.attn_norm) if before else x
+        attended = attention(spec, index, layer, read, seen, position)
+        if spec.is_parallel:
+            x = x + attended + mlp(spec, layer, norm(spec, x, layer.mlp_norm))
+        elif before:
+            x = x + attended
+            x = x + mlp(spec, layer, norm(spec, x, layer.mlp_norm))
+        else:
+            x = norm(spec, x + attended, layer.attn_norm)
+            x = norm(spec, x + mlp(spec, layer, x), layer.mlp_norm)
+    return product(norm(spec, x, weights.final_norm), weights.head)
 
 
-def norm(spec: Spec, x: Tensor, weight: Tensor) -> Tensor:
-    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight.to(x.dtype), spec.norm_eps)
+def norm(spec: Spec, x: Tensor, norm: Norm | None) -> Tensor:
+    if norm is None:
+        return x
+    weight, bias = (None if part is None else part.to(x.dtype) for part in (norm.weight, norm.bias))
+    if spec.norm == "layer":
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, spec.norm_eps)
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, spec.norm_eps)
 
 
-def attention(spec: Spec, index: int, layer: object, x: Tensor, seen: Tensor, position: Tensor) -> Tensor:
-    bias = 0 if layer.qkv.bias is None else layer.qkv.bias.to(x.dtype)
-    qkv = (x @ layer.qkv.weight.to(x.dtype).T + bias).unflatten(-1, (-1, spec.head_dim)).transpose(0, 1)
+def product(x: Tensor, matrix: Matrix) -> Tensor:
+    found = x @ matrix.weight.to(x.dtype).T
+    return found if matrix.bias is None else found + matrix.bias.to(x.dtype)
+
+
+ACTIVATIONS = {
+    "silu": torch.nn.functional.silu,
+    "relu": torch.nn.functional.relu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
+}
+
+
+def mlp(spec: Spec, layer: LayerWeights, x: Tensor) -> Tensor:
+    up, act = product(x, layer.up), ACTIVATIONS[spec.activation]
+    if not spec.is_gated:
+        return product(act(up), layer.down)
+    gate, up = up.chunk(2, -1)
+    return product(act(gate) * up, layer.down)
+
+
+def attention(spec: Spec, index: int, layer: LayerWeights, x: Tensor, seen: Tensor, position: Tensor) -> Tensor:
+    qkv = product(x, layer.qkv).unflatten(-1, (-1, spec.head_dim)).transpose(0, 1)
     query, key, value = qkv.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads])
     if layer.q_norm is not None:
-        query, key = norm(spec, query, layer.q_norm), norm(spec, key, layer.k_norm)
+        query, key = norm(spec, query, Norm(layer.q_norm)), norm(spec, key, Norm(layer.k_norm))
     if spec.rope_index[index] >= 0:
         cos, sin = (table[position] for table in rope_tables(spec, spec.ropes[0], x.dtype, "cpu"))
         query, key = (h * cos + h.roll(spec.head_dim // 2, -1) * sin for h in (query, key))
@@ -119,7 +188,7 @@ def attention(spec: Spec, index: int, layer: object, x: Tensor, seen: Tensor, po
     groups = spec.num_heads // spec.num_kv_heads
     key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
     score = (query @ key.transpose(1, 2) * spec.attn_scale).masked_fill(~seen, float("-inf"))
-    return (score.softmax(-1) @ value).transpose(0, 1).flatten(1) @ layer.o.weight.to(x.dtype).T
+    return product((score.softmax(-1) @ value).transpose(0, 1).flatten(1), layer.o)
 
 
 def error(result: Tensor, truth: Tensor) -> float:
@@ -357,7 +426,7 @@ def test_inputs_and_taps(dtype: torch.dtype) -> None:
     assert torch.equal(decoder.head(out.last[0]), plain[0])
     head = out.last.double() @ weights.head.weight.double().T
     assert error(out.logits, head) < (1e-6 if dtype == torch.float32 else 4e-3)
-    stream = norm(spec, out.taps[3].double(), weights.final_norm.weight)
+    stream = norm(spec, out.taps[3].double(), weights.final_norm)
     assert error(out.last, stream) < (1e-6 if dtype == torch.float32 else 8e-3)
     none = decoder.score(*call, new_cache(spec, dtype), ask, Outputs((0, 1)), soft, (0, 1, 2))
     assert torch.equal(none.taps[0][0], soft[0, ask[0]]) and torch.equal(none.taps[1], none.taps[0])
@@ -412,9 +481,11 @@ def test_caches_that_do_not_fit_are_refused(kind: str) -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="an x86 architecture level")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("machine", ["-march=x86-64-v3"])
-def test_older_machines_run_the_same_code(machine: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ["window", "after", "opt", "neox"])
+def test_older_machines_run_the_same_code(name: str, machine: str, dtype: torch.dtype) -> None:
     """AVX2, no bfloat16 instructions: other bits, the same accuracy, and still independent of the width."""
-    spec = make_spec(num_heads=6, num_kv_heads=2, head_dim=20, hidden_size=45, ffn_size=75, windows=(None, 9, None))
+    sizes = {"num_heads": 6, "num_kv_heads": 2, "head_dim": 20, "hidden_size": 45, "ffn_size": 75}
+    spec = make_spec(**{**SHAPES[name], **sizes})
     weights, decoder = make(spec, dtype), compiled(spec, dtype, machine)
     tokens, position = chain(40, spec.vocab_size)
     logits = decoder.forward(tokens, position, None, new_cache(spec, dtype))
@@ -437,11 +508,9 @@ def test_released_weights_are_freed_and_packing_adds_little() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"norm": "layer"},
         {"norm_placement": "sandwich"},
-        {"activation": "gelu_tanh"},
-        {"is_gated": False},
-        {"o_bias": True},
+        {"norm_placement": "after"},  # with a final norm
+        {"embed_size": 20},
         {"attn_softcap": 30.0},
         {"qk_norm": "full"},
     ],

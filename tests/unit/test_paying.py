@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from outpace.draft.paying import Trust, paying
+from outpace.draft.paying import Trust, least_worths, paying
 from outpace.run.tree import TokenTree
 from outpace.schedule.bandit import ArmStats, Bandit, BanditArm
 from outpace.schedule.cost import CostCurve
@@ -60,6 +60,22 @@ def test_no_choice_of_nodes_writes_more_per_second(seed: int) -> None:
             assert above < node and (above < 0) == (before < 0)
             assert above < 0 or int(kept.tokens[row, above]) - 5 * row == before
             assert kept.score[row, node] == tree.score[row, old]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_worth_less_than_the_least_never_pays(seed: int) -> None:
+    draw = random.Random(seed)
+    times = list(itertools.accumulate(draw.choice([0.0, 0.02, 0.1, 0.4]) for _ in range(6)))
+    curve = CostCurve((1, 3, 4, 6, 9, 12), tuple(1.0 + more for more in times))
+    rows, beside = draw.randint(1, 2), draw.randint(0, 1)
+    tree = random_trees(rows, 5, seed)
+    least = least_worths(curve, rows + beside, rows, 5)
+    assert sorted(least) == list(least)
+    _, chances = paying(tree, [0.9] * rows, curve.seconds_for_all, beside)
+    for row in chances:
+        assert all(0.9 * chance >= worth - 1e-12 for chance, worth in zip(row, least, strict=False))
+    free = least_worths(CostCurve((1, 40), (1.0, 1.0)), 1, 1, 4)
+    assert free == (0.0,) * 4 and least_worths(CostCurve((1,), (1.0,)), 1, 1, 4) == pytest.approx((1.0,) * 4)
 
 
 def test_nothing_is_drafted_where_nothing_pays() -> None:

@@ -20,13 +20,13 @@ from torch import Tensor
 import outpace
 from outpace.errors import ConfigError, ModelError, StorageError
 from outpace.models.loading import load_model
+from outpace.models.rounding import round_matrix
 from outpace.quantize import convert as converting
 from outpace.quantize.compressed import pack_codes
 from outpace.quantize.convert import Plan, Written, check_output, convert, needed_bytes
 from outpace.quantize.finequant import choose_group, group_sizes
 from outpace.quantize.gguf_file import encode, write_plain
 from outpace.quantize.measure import bits_per_byte
-from outpace.quantize.rounding import round_matrix
 from outpace.quantize.source import open_source
 
 TEXT = "the quick brown fox jumps over the lazy dog and then the fox sleeps. " * 12

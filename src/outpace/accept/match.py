@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from outpace.accept.nodes import is_real, parents
+from outpace.accept.nodes import children_of, is_real, parents
 from outpace.run.beside import merge
 from outpace.run.tree import ancestors
 from outpace.sampling import Sampler
@@ -90,7 +90,7 @@ def _walk(proposal: Proposal, scores: Scores, view: View) -> Decision:
         parts.append(picks(proposal, scores, view))
     table = torch.cat(parts, 1).tolist()
     children = [
-        _children(row[:width], row[width : 2 * width], n) for row, n in zip(table, proposal.length, strict=True)
+        children_of(row[:width], row[width : 2 * width], n) for row, n in zip(table, proposal.length, strict=True)
     ]
     ahead = [row[2 * width :] for row in table]
 
@@ -136,14 +136,6 @@ def _is_at_once(sampler: Sampler, logits: Tensor) -> bool:
     if logits.device.type != "cpu":
         return sampler.is_parallel
     return sampler.is_parallel and sampler.settings.is_greedy and logits[0].numel() <= _FEW
-
-
-def _children(tokens: list[int], parent: list[int], length: int) -> dict[tuple[int, int], int]:
-    """Return the node that follows (node, token), the first of equal ones; padding is left out."""
-    found: dict[tuple[int, int], int] = {}
-    for node, key in enumerate(zip(parent[:length], tokens[:length], strict=True)):
-        found.setdefault(key, node)
-    return found
 
 
 def _padded(rows: list[list[int]], device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from outpace.run.tree import ancestors
 from outpace.sampling import Law
 from outpace.types import Decision, Proposal, Scores, Stream, View
 
-__all__ = ["chance_of", "decide", "is_real", "left_over", "node_laws", "parents"]
+__all__ = ["chance_of", "children_of", "decide", "is_real", "left_over", "node_laws", "parents"]
 
 
 def parents(proposal: Proposal) -> Tensor:
@@ -91,3 +91,11 @@ def decide(proposal: Proposal, scores: Scores, view: View, end: Tensor, law: Ten
     )
     has_child = ((parent == end.unsqueeze(1)) & is_real(proposal)).any(-1)
     return Decision(tokens, num + 1, torch.where(path == width, -1, path), is_recovered=has_child)
+
+
+def children_of(tokens: list[int], parent: list[int], length: int) -> dict[tuple[int, int], int]:
+    """Return the node that follows (node, token), the first of equal ones; padding is left out."""
+    found: dict[tuple[int, int], int] = {}
+    for node, key in enumerate(zip(parent[:length], tokens[:length], strict=True)):
+        found.setdefault(key, node)
+    return found

@@ -201,9 +201,10 @@ class Conversation:
         told, num_left_out = self._fitting(text, before)
         arguments: dict[str, Any] = {**self.settings, **how, "recall": self.recall}
         if self.is_plain:
-            result: Result = self.lm.generate(_as_text(told), **arguments)
+            found: Any = self.lm.generate(_as_text(told), **arguments)
         else:
-            result = self.lm.chat(told, template=self.template, variables=self.variables, **arguments)
+            found = self.lm.chat(told, template=self.template, variables=self.variables, **arguments)
+        result: Result = found[0] if isinstance(found, list) else found  # of a search, its best text
         if num_left_out:
             turns = f"{num_left_out} oldest turns are" if num_left_out > 1 else "oldest turn is"
             size = f"{self.lm.target.capabilities.max_positions:,} tokens"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from outpace.errors import CapabilityError, ModelError
-from outpace.heads.files import is_head, open_head
+from outpace.heads.files import is_head, open_head, read_head, save_head
 from outpace.heads.foreign.export import write_drafter, write_pard
 from outpace.heads.foreign.opening import Opened, check_lossless, open_foreign
 from outpace.heads.foreign.source import Choice, Source, read_source
@@ -133,7 +133,7 @@ def export_drafter(lm: LanguageModel, path: Path, out: Path, form: str) -> tuple
         lm: the target.
         path: the drafter's directory, ours or a foreign one.
         out: the directory to write.
-        form: a name of `outpace.heads.foreign.export.FORMS`.
+        form: a name of `outpace.heads.foreign.export.FORMS`, "pard", or "int8": our own layout with matrices of bytes.
 
     Returns:
         Tokens a round on the fixed prompts, before, and read back by the reader of that layout.
@@ -147,6 +147,10 @@ def export_drafter(lm: LanguageModel, path: Path, out: Path, form: str) -> tuple
         write_pard(path, out)
         return tuple(_masked_rate(lm, one, prompts) for one in (path, out))  # type: ignore[return-value]
     model = open_head(path, lm.target) if is_head(path) else open_checked(lm, path)
+    if form == "int8":
+        net, ids = read_head(path) if is_head(path) else (model.net, model.ids)
+        save_head(net, out, ids, torch.int8)
+        return _rate(lm, model, prompts), _rate(lm, open_head(out, lm.target), prompts)
     write_drafter(model, out, form)
     return _rate(lm, model, prompts), _rate(lm, open_foreign(read_source(out), lm.target).model, prompts)
 

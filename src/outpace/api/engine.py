@@ -18,10 +18,11 @@ from outpace.api.recall import Recall
 from outpace.api.request import CallOptions, Options
 from outpace.api.result import Result
 from outpace.api.running import advance, finish
-from outpace.api.scoring import Scored, check_causal, score_tokens
+from outpace.api.scoring import Scored, check_causal, check_pairs, score_pairs, score_tokens
 from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import CapabilityError, ConfigError
+from outpace.kernels.rounded import RoundedKernels
 from outpace.models.generation import GenerationConfig, read_generation
 from outpace.models.graphs import make_graphs
 from outpace.models.loading import count_parameters, pick_device, read_end_tokens
@@ -57,6 +58,7 @@ def load(
     source_language: str | None = None,
     target_language: str | None = None,
     cut_source: bool = False,
+    quantize: str = "none",
 ) -> LanguageModel:
     """Load a model by zoo name, directory, GGUF file or hub id.
 
@@ -85,12 +87,14 @@ def load(
         source_language, target_language: of a translator whose tokenizer names languages, by its own names ("de" of
             M2M100, "deu_Latn" of NLLB); None = as the files say.
         cut_source: read only the beginning of sources that are longer than the encoder's positions, and say so.
+        quantize: "int8" = plain weights are rounded to 8 bits as they are loaded, which changes the text a little and
+            makes the model smaller and faster; compiled kernels only. "none" = they are used as they are stored.
 
     Raises:
         ModelError: it cannot be found, read or trusted, or the adapter is of another model.
         ConfigError: the card contradicts itself, fewer threads than one are asked for, graphs without a CUDA device, or
             a language that the tokenizer does not name.
-        CapabilityError: the model cannot be split so, or its cache cannot be int8 here.
+        CapabilityError: the model cannot be split so, or its cache or weights cannot be int8 here.
     """
     began, name = time.perf_counter(), path("model", model)
     kind, place = _named("dtype", dtype), _named("device", device)
@@ -105,11 +109,18 @@ def load(
     directory, _ = locate(name)
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
     tokenizer = Tokenizer.from_directory(directory)
-    spoken = (
-        tokenizer.speak(source_language or "", target_language or "") if source_language or target_language else None
-    )
+    languages = (source_language or "", target_language or "")
+    spoken = tokenizer.speak(*languages) if any(languages) else None
     merged = None if adapter is None else path("adapter", adapter)
-    target = open_model(name, kind, place, kernels if is_compiled else None, card, context or 0, merged, split)
+    if quantize not in ("none", "int8"):
+        raise ConfigError(f"quantize is {quantize!r}.", "Use none or int8.")
+    compiler = kernels if quantize == "none" else RoundedKernels()
+    target = open_model(name, kind, place, compiler if is_compiled else None, card, context or 0, merged, split)
+    if quantize == "int8":
+        if not isinstance(target, Transformer) or not target.is_invariant:
+            raise CapabilityError(f"int8 weights need compiled kernels, which do not serve {name} here.")
+        target.is_quantised = True
+        target.notes.append("Weights are rounded to 8 bits.")
     if cache_dtype not in ("auto", "int8"):
         raise ConfigError(f"cache_dtype is {cache_dtype!r}.", "Use auto or int8.")
     if isinstance(target, Transformer):
@@ -360,6 +371,30 @@ class LanguageModel:
         check_causal(self.target.capabilities)
         found = [score_tokens(self.target, ids, self.name, self.tokenizer) for ids in texts]
         return found[0] if is_single else found
+
+    def score_pairs(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[Scored]:
+        """Return what an encoder-decoder makes of given targets, each behind its source.
+
+        Args:
+            pairs: sources and targets, text or token ids; a target's end token is scored too (ids have to name it).
+
+        Returns:
+            A `Scored` per pair, whose first token is the decoder's start.
+
+        Raises:
+            ConfigError: a text that is empty or too long, or a token outside the vocabulary.
+            CapabilityError: the model has no encoder.
+        """
+        check_pairs(self.target.capabilities)
+        if not pairs:
+            return []
+        traits = self.target.capabilities
+        sources, _ = read_prompts([source for source, _ in pairs], self.encode, traits)
+        ends = list(self.end_tokens[:1])
+        targets, _ = read_prompts(
+            [target for _, target in pairs], lambda text: [*self.encode(text, is_special=False), *ends], traits
+        )
+        return score_pairs(self.target, list(zip(sources, targets, strict=True)), self.name, self.tokenizer)
 
     def encode(self, text: str, is_special: bool = True) -> list[int]:
         """Return the ids of a text; `is_special` adds what the tokenizer puts around it (a start token, say)."""

@@ -36,7 +36,7 @@ def read_prompts(
     for tokens in found:
         if not tokens:
             raise ConfigError("The prompt is empty.", "Give at least one character.")
-        check_tokens("The prompt holds a token", tokens, offered.vocab_size)
+        check_tokens("The prompt holds a token", tokens, offered.source_vocab or offered.vocab_size)
         if not offered.is_encoder_decoder and len(tokens) >= offered.max_positions:
             raise ConfigError(
                 f"The prompt has {len(tokens)} tokens, but the model's context is {offered.max_positions}.",

@@ -38,6 +38,8 @@ class Result:
         filled: the text written in each gap, where gaps were to be filled.
         guarantee: what the method promises of the text: "exact", "greedy-exact" or "approximate".
         cached_tokens: prompt tokens found in a cache: an engine's, a conversation's or a `Recall`.
+        score: how good the method thinks the text is, where it says so: of a search, its log-probability under the law,
+            divided by its length to the power of the length penalty.
         steps: of an engine's result, per step what was drafted and what of it was kept.
         prompt_log_probs: where an engine was asked: per prompt token its log-probability after those before it (None
             for the first), and the likeliest tokens in its place with theirs.
@@ -62,6 +64,7 @@ class Result:
     filled: list[str] = field(default_factory=list)
     guarantee: str = ""
     cached_tokens: int = 0
+    score: float | None = None
     steps: list[tuple[int, int]] = field(default_factory=list)
     prompt_log_probs: list[tuple[float | None, list[tuple[int, float]]]] = field(default_factory=list)
 

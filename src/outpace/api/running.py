@@ -58,6 +58,16 @@ class Plan:
     notes: list[str]
     cached_tokens: int = 0
 
+    @property
+    def shown(self) -> list[Row]:
+        """The rows that are results; what others wrote was for these."""
+        return [row for row in self.rows if row.place < self.num_texts]
+
+    @property
+    def num_texts(self) -> int:
+        """Results per prompt."""
+        return max(self.request.num_samples, self.method.num_texts)
+
 
 @dataclass(slots=True)
 class Job:
@@ -69,7 +79,7 @@ class Job:
 
 def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple[int, str]]:
     """Step until every row has ended, yielding (row index, text) as text becomes final."""
-    number = {id(row): index for index, row in enumerate(job.plan.rows)}
+    number = {id(row): index for index, row in enumerate(job.plan.shown)}
     has_forks = job.plan.method.needs.has_forks  # asked once: a method of many parts adds theirs up each time
     while job.run.rows:
         if is_cancelled is not None and is_cancelled():
@@ -81,7 +91,9 @@ def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple
             stepped = [row for row, _ in job.run.step()]
         for row in stepped:
             is_final = row.finish is not None
-            if row.text is None or (has_forks and not is_final):  # another's text may replace it
+            if (
+                id(row) not in number or row.text is None or (has_forks and not is_final)
+            ):  # another's text may replace it
                 continue
             piece = row.text.release(is_final=is_final)
             if piece:
@@ -102,7 +114,7 @@ def finish(lm: LanguageModel, plan: Plan, seconds: Mapping[str, float]) -> list[
             usage=row.usage,
             timing=dict(timing),
             seed=plan.request.seed,
-            sample=index % plan.request.num_samples,
+            sample=index % plan.num_texts,
             notes=_notes(lm, row, plan),
             log_probs=row.log_probs,
             top_log_probs=row.top_log_probs,
@@ -112,8 +124,9 @@ def finish(lm: LanguageModel, plan: Plan, seconds: Mapping[str, float]) -> list[
             filled=_filled(lm, row, plan.request.keep_special),
             guarantee=plan.method.guarantee.value,
             cached_tokens=plan.cached_tokens,
+            score=row.score,
         )
-        for index, row in enumerate(plan.rows)
+        for index, row in enumerate(plan.shown)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from outpace.types import Adapter, Capabilities
 if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
 
-__all__ = ["Scored", "check_causal", "check_top", "score_tokens"]
+__all__ = ["Scored", "check_causal", "check_pairs", "check_top", "rescored", "score_pairs", "score_tokens"]
 
 _CHUNK = 256  # tokens per forward
+_PAIRS = 32  # pairs per forward
 
 
 @dataclass(slots=True)
@@ -58,7 +60,22 @@ def check_causal(capabilities: Capabilities) -> None:
     if capabilities.attention != "causal" or capabilities.is_encoder_decoder:
         raise CapabilityError(
             "The model gives no log-probability of a text: it does not write one from left to right.",
-            "Use a causal model, such as stories.",
+            "Score a target behind its source (--pairs)."
+            if capabilities.is_encoder_decoder
+            else "Use a causal model, such as stories.",
+        )
+
+
+def check_pairs(capabilities: Capabilities) -> None:
+    """Refuse a model that reads no source.
+
+    Raises:
+        CapabilityError: it is no encoder-decoder.
+    """
+    if not capabilities.is_encoder_decoder:
+        raise CapabilityError(
+            "The model has no encoder, so it scores no pairs of source and target.",
+            "Use an encoder-decoder, such as translate; or score the whole text.",
         )
 
 
@@ -104,3 +121,77 @@ def score_tokens(target: Adapter, ids: list[int], name: str = "model", tokenizer
     notes = list(target.notes)
     bits = -total / math.log(2) / num_bytes if num_bytes > 0 else None
     return Scored(name, list(ids), found, total, len(ids) - 1, max(0, num_bytes), bits, notes)
+
+
+@torch.no_grad()
+def score_pairs(
+    target: Adapter,
+    pairs: Sequence[tuple[list[int], list[int]]],
+    name: str = "model",
+    tokenizer: Tokenizer | None = None,
+) -> list[Scored]:
+    """Return the log-probability of each target given its source, token by token; many pairs in one forward.
+
+    This is the feature by which Cho et al. (2014, arXiv:1406.1078, section 3.1) rescore a table of phrase pairs.
+
+    Args:
+        target: an encoder-decoder.
+        pairs: tokens of each source and target; the target as the model would write it, end token included.
+        name: shown in the result.
+        tokenizer: tells the bytes.
+
+    Raises:
+        CapabilityError: the model has no encoder.
+        ConfigError: a target that does not fit the decoder's context, or a source the encoder's.
+    """
+    check_pairs(target.capabilities)
+    first = [] if target.start_token is None else [target.start_token]
+    longest = max((len(written) for _, written in pairs), default=0) + len(first)
+    if longest > target.capabilities.max_positions:
+        raise ConfigError(
+            f"A target has {longest} tokens, but the decoder's context is {target.capabilities.max_positions}.",
+            "Shorten it.",
+        )
+    found = list[Scored]()
+    for at in range(0, len(pairs), _PAIRS):
+        part = pairs[at : at + _PAIRS]
+        for tokens, scores in zip(part, _pair_scores(target, part, first), strict=True):
+            ids = [*first, *tokens[1]]
+            num_bytes = 0 if tokenizer is None else len(tokenizer.decode(ids).encode())
+            total = math.fsum(scores)
+            bits = -total / math.log(2) / num_bytes if num_bytes else None
+            notes = list(target.notes)
+            found.append(Scored(name, ids, [None, *scores][-len(ids) :], total, len(scores), num_bytes, bits, notes))
+    return found
+
+
+def _pair_scores(target: Adapter, pairs: Sequence[tuple[list[int], list[int]]], first: list[int]) -> list[list[float]]:
+    """Return the log-probability of every token behind the first one that the decoder reads."""
+    texts = [[*first, *written] for _, written in pairs]
+    size = max(map(len, texts)) - 1
+    cache = target.new_cache(len(pairs), size + 1)
+    target.encode([source for source, _ in pairs], cache)
+    read = torch.tensor([[*text[:-1], *[text[0]] * (size + 1 - len(text))] for text in texts], device=cache.device)
+    held = torch.tensor([len(text) - 1 for text in texts], device=cache.device).unsqueeze(1)
+    places = torch.arange(size, device=cache.device).expand_as(read)
+    law = target.score(read, torch.where(places < held, places, -1), None, cache).logits.double().log_softmax(-1)
+    found = list[list[float]]()
+    for row, text in zip(law, texts, strict=True):
+        after = torch.tensor(text[1:], device=law.device)
+        found.append(row[: len(after)].gather(-1, after.unsqueeze(-1)).squeeze(-1).tolist())
+    return found
+
+
+def rescored(
+    candidates: Sequence[str], scores: Sequence[float], features: Sequence[float], weight: float = 1.0
+) -> list[tuple[str, float]]:
+    """Return candidates with `score + weight * feature`, best first: one more feature of a log-linear model.
+
+    Args:
+        candidates: texts, as an n-best list or the entries of a phrase table for one source.
+        scores: what they were ranked by, in nats, larger is better.
+        features: log-probabilities of `score_pairs`.
+        weight: of the feature.
+    """
+    summed = [(text, score + weight * more) for text, score, more in zip(candidates, scores, features, strict=True)]
+    return sorted(summed, key=lambda entry: -entry[1])

@@ -17,7 +17,7 @@ from outpace.cache import Cache, Pages
 from outpace.errors import CapabilityError, ConfigError
 from outpace.heads.model import HeadModel
 from outpace.methods.base import Method
-from outpace.methods.misfit import check_fit
+from outpace.methods.misfit import check_fit, check_search
 from outpace.methods.mixed import Mixed
 from outpace.methods.registry import load_method
 from outpace.run.loop import Run
@@ -78,6 +78,7 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     check_top(request.top_log_probs, offered)
     settings = settings.within(offered.vocab_size)
     check_fit(method, offered)
+    check_search(method, settings, request.num_samples)
     # Where every forward has to have one width, since the kernels give no equal rows by themselves, no tree fits.
     is_fixed = request.is_batch_invariant and not lm.target.is_invariant
     method, note = method.fitted(replace(offered, has_tree=offered.has_tree and not is_fixed))
@@ -88,14 +89,16 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     models = lm.partners.models(method, request.models or {})
     tokenizers = lm.partners.tokenizers(method, request.models or {})
     rows = [
-        _row(lm, ids, row_key(request.seed, sample), request, first, group)
+        _row(lm, ids, row_key(request.seed, sample), request, first, group, sample)
         for group, ids in enumerate(prompts)
-        for sample in range(request.num_samples)
+        for sample in range(max(request.num_samples, method.num_rows))
     ]
     _check_width(offered, method, is_fixed)
     is_text = isinstance(prompt, str) or (isinstance(prompt, list | tuple) and isinstance(prompt[0], str))
     notes = [*notes, *([note] if note else []), *_told_by(models)]
-    is_single = is_single and request.num_samples == 1
+    is_single = is_single and max(request.num_samples, method.num_texts) == 1
+    if not method.draws:  # nothing was drawn that could have come otherwise
+        request = replace(request, record=[name for name in request.record if name != "margins"])
     return Plan(rows, method, settings, request, models, tokenizers, is_fixed, is_single, is_text, notes)
 
 
@@ -179,14 +182,18 @@ def _decoder_start(lm: LanguageModel, request: Request, settings: Sampling) -> l
     return whole
 
 
-def _row(lm: LanguageModel, ids: list[int], key: int, request: Request, first: Sequence[int], group: int) -> Row:
+def _row(
+    lm: LanguageModel, ids: list[int], key: int, request: Request, first: Sequence[int], group: int, place: int
+) -> Row:
     """Return a fresh row; `first` is what an encoder-decoder's decoder begins with, `group` its prompt's number."""
     ends = () if request.ignore_eos else lm.end_tokens
     tokens, source = (list(first), ids) if first else (list(ids), None)
     text = new_text(lm, request, tokens)
     held, stops, canvas = len(tokens), tuple(request.stop_tokens), list(request.canvas)
     most = len(canvas) or min(request.room(held), lm.target.capabilities.max_positions - held)
-    return Row(tokens, held, key, most, ends, text, source=source, canvas=canvas, stop_tokens=stops, group=group)
+    found = Row(tokens, held, key, most, ends, text, source=source, canvas=canvas, stop_tokens=stops, group=group)
+    found.place = place
+    return found
 
 
 def new_text(lm: LanguageModel, request: Request, context: Sequence[int]) -> TextStream | None:

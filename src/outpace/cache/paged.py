@@ -19,7 +19,7 @@ from torch import Tensor
 
 from outpace.cache.counter import Counter
 from outpace.cache.pages import Pages, Table
-from outpace.cache.static import Cache, spread, stacked
+from outpace.cache.static import Cache, joined_origins, spread, stacked
 from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class PagedCache(Cache):
 
     def lend(self, buffers: Sequence[Tensor], index: Sequence[int]) -> Cache:
         """Return a static cache of some rows over buffers that hold their entries."""
-        lengths, extra = [self.lengths[row] for row in index], [tensor[list(index)] for tensor in self.extra]
+        lengths, extra = [self.lengths[row] for row in index], self.extra_of(index)
         lent = Cache(buffers, self.slot_axis, self.counter, lengths, extra, self.limit)
         lent.phases, lent.has_fixed_extent = [self.phases[row] for row in index], self.has_fixed_extent
         return lent
@@ -363,11 +363,14 @@ class PagedCache(Cache):
         cache = PagedCache(self.pages, tables, counter, [self.lengths[row] for row in index], extra, self.limit)
         cache.phases = [self.phases[row] for row in index]
         cache.has_fixed_extent, cache.prefixes = self.has_fixed_extent, self.prefixes
+        cache.origins = self._origins_of(index)
         return cache
 
     def _become(self, tables: list[Table], index: Sequence[int]) -> None:
         self.row_tables = tables
-        self.extra = [tensor[list(index)] for tensor in self.extra]
+        if not self.has_same_extra(index):
+            self.extra = [tensor[list(index)] for tensor in self.extra]
+        self.origins = self._origins_of(index)
         self.lengths, self.phases = [self.lengths[row] for row in index], [self.phases[row] for row in index]
 
     def _joined(self, caches: Sequence[Cache]) -> Cache:
@@ -378,5 +381,6 @@ class PagedCache(Cache):
         joined.extra = [stacked(each) for each in zip(*(part.extra for part in parts), strict=True)]
         joined.lengths = [length for part in parts for length in part.lengths]
         joined.phases = [phase for part in parts for phase in part.phases]
+        joined.origins = joined_origins(parts)
         joined.limit = max(part.limit for part in parts)
         return joined

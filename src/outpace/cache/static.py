@@ -21,7 +21,7 @@ from torch import Tensor
 
 from outpace.cache.counter import Counter
 
-__all__ = ["FIRST_SLOTS", "Cache", "spread", "stacked"]
+__all__ = ["FIRST_SLOTS", "Cache", "joined_origins", "spread", "stacked"]
 
 Each = TypeVar("Each")
 
@@ -42,7 +42,10 @@ class Cache:
 
     Attributes:
         phases: per row, how its positions turn; 0 = as those of a short text, see `Capabilities.turns_at`.
+        origins: per row, a number that rows with the same `extra` share; empty = it is not known who does.
     """
+
+    origins: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class Cache:
         self.lengths = lengths if lengths is not None else [0] * (self.buffers[0].shape[0] if self.buffers else 0)
         self.extra = list(extra)
         self.phases = [0] * len(self.lengths)
+        self._num_staged = 0  # entries of the last forward, at the most
         self.has_fixed_extent = False  # attend over all slots, so that sums have one shape (batch-invariant mode)
 
     @property
@@ -101,7 +105,8 @@ class Cache:
         Raises:
             NoPages: of a cache on pages, none of which is free; nothing has changed then.
         """
-        self.reserve(max(self.lengths, default=0) + position.shape[1])
+        self._num_staged = position.shape[1]
+        self.reserve(max(self.lengths, default=0) + self._num_staged)
 
     @property
     def page_size(self) -> int:
@@ -221,8 +226,29 @@ class Cache:
         return self._derive(buffers, index, extra)
 
     def follow(self, source: Sequence[int]) -> None:
-        """Let row i go on from row `source[i]`, in place (rows may repeat); staged entries go with their rows."""
-        vars(self).update(vars(self.rows(source)))
+        """Let row i go on from row `source[i]`, in place (rows may repeat); staged entries go with their rows.
+
+        Rows that stay where they are cost nothing, the others as much as they hold.
+        """
+        moved = [row for row, old in enumerate(source) if old != row]
+        if not moved:
+            return
+        olds = [source[row] for row in moved]
+        used = min(self.slots, max(self.lengths[old] for old in olds) + self._num_staged)
+        to, come = (torch.tensor(rows, dtype=torch.int64, device=self.device) for rows in (moved, olds))
+        for buffer in self.buffers:
+            entries = buffer.narrow(self.slot_axis, 0, used)
+            entries.index_copy_(0, to, entries.index_select(0, come))
+        if not self.has_same_extra(source):  # rows that fork read one source: nothing of it is moved
+            order = torch.tensor(list(source), dtype=torch.int64, device=self.device)
+            self.extra = [tensor.index_select(0, order) for tensor in self.extra]
+        self.lengths = [self.lengths[old] for old in source]
+        self.phases = [self.phases[old] for old in source]
+        self.origins = tuple(self.origins[old] for old in source) if self.origins else ()
+
+    def has_same_extra(self, source: Sequence[int]) -> bool:
+        """Return whether `extra` is known to stay as it is where row i goes on from row `source[i]`."""
+        return bool(self.origins) and tuple(self.origins[row] for row in source) == self.origins
 
     def part(self, index: Sequence[int]) -> Cache:
         """Return a view of some rows, none twice: what is staged and kept there is staged and kept here.
@@ -236,7 +262,13 @@ class Cache:
 
     def lend(self, buffers: Sequence[Tensor], index: Sequence[int]) -> Cache:
         """Return a static cache of some rows over other buffers, which hold their entries."""
-        return self._derive(buffers, index, [tensor[list(index)] for tensor in self.extra])
+        return self._derive(buffers, index, self.extra_of(index))
+
+    def extra_of(self, index: Sequence[int]) -> list[Tensor]:
+        """Return `extra` of some rows; of all in their order without a copy."""
+        if list(index) == list(range(len(self.lengths))):
+            return self.extra
+        return [tensor[list(index)] for tensor in self.extra]
 
     def take_back(self, lent: Cache, index: Sequence[int]) -> None:
         """Take over what a forward on a cache from `lend` changed beside the buffers."""
@@ -277,6 +309,7 @@ class Cache:
             self.extra = [tensor.index_select(0, gather) for tensor in self.extra]
         self.lengths = [self.lengths[i] for i in stay]
         self.phases = [self.phases[i] for i in stay]
+        self.origins = self._origins_of(stay)
 
     def _derive(
         self, buffers: Sequence[Tensor], index: Sequence[int], extra: Sequence[Tensor], counter: Counter | None = None
@@ -286,11 +319,15 @@ class Cache:
         cache = Cache(buffers, self.slot_axis, counter or self.counter, lengths, extra, self.limit)
         cache.phases = [self.phases[i] for i in index]
         cache.has_fixed_extent = self.has_fixed_extent
+        cache.origins = self._origins_of(index)
         return cache
+
+    def _origins_of(self, index: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.origins[row] for row in index) if self.origins else ()
 
     @staticmethod
     def join(caches: Sequence[Cache]) -> Cache:
-        """Stack the rows of several caches of one adapter; capacities may differ."""
+        """Stack the rows of several caches of one adapter; capacities may differ, and widths that hang on a source."""
         caches = [cache.owned() for cache in [cache for cache in caches if cache.lengths] or caches[:1]]
         return caches[0] if len(caches) == 1 else caches[0]._joined(caches)
 
@@ -300,21 +337,20 @@ class Cache:
 
     def _joined(self, caches: Sequence[Cache]) -> Cache:
         first = self
-        slots = max(cache.slots for cache in caches)
         buffers = []
         for parts in zip(*(cache.buffers for cache in caches), strict=True):
-            shape = list(parts[0].shape)
-            shape[0], shape[first.slot_axis] = sum(part.shape[0] for part in parts), slots
-            joined, row = parts[0].new_zeros(shape), 0
+            longest = (max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True))
+            joined, row = parts[0].new_zeros(sum(len(part) for part in parts), *longest), 0
             for part in parts:
-                joined[row : row + part.shape[0]].narrow(first.slot_axis, 0, part.shape[first.slot_axis]).copy_(part)
-                row += part.shape[0]
+                joined[(slice(row, row + len(part)), *map(slice, part.shape[1:]))] = part
+                row += len(part)
             buffers.append(joined)
         extra = [stacked(parts) for parts in zip(*(cache.extra for cache in caches), strict=True)]
         joined = first._derive(buffers, (), extra)
         joined.lengths = [length for cache in caches for length in cache.lengths]
         joined.phases = [phase for cache in caches for phase in cache.phases]
         joined.limit = max(cache.limit for cache in caches)
+        joined.origins = joined_origins(caches)
         joined._adopt(caches)
         return joined
 
@@ -328,6 +364,12 @@ def spread(rows: Sequence[int], values: Sequence[Each], others: Sequence[Each]) 
     for row, value in zip(rows, values, strict=True):
         whole[row] = value
     return whole
+
+
+def joined_origins(caches: Sequence[Cache]) -> tuple[int, ...]:
+    """Return the origins of the rows of several caches; empty where one of them knows none."""
+    is_known = all(len(cache.origins) == len(cache.lengths) for cache in caches)
+    return tuple(number for cache in caches for number in cache.origins) if is_known else ()
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:

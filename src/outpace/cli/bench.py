@@ -91,6 +91,14 @@ def bench(
     axes: Annotated[
         str, typer.Option(metavar="AXIS,...", help="Of --growth.", rich_help_panel=_OTHER)
     ] = "batch,context,budget",
+    stacks: Annotated[
+        str,
+        typer.Option(
+            metavar="TOKENS,...",
+            help="An encoder-decoder against a decoder of equal size, random weights, sources so long.",
+            rich_help_panel=_OTHER,
+        ),
+    ] = "",
     micro: Annotated[
         bool,
         typer.Option("--micro", help="Forwards, overhead and memory on random models.", rich_help_panel=_MICRO),
@@ -121,6 +129,9 @@ def bench(
             threads=threads,
             time_limit_s=time_limit,
         )
+        return
+    if stacks:
+        _run_stacks(_items(stacks), max_tokens, repeats, threads)
         return
     if growth:
         curves = GrowthOptions(
@@ -211,6 +222,19 @@ def _run_canvas(folder: Path, **asked: Any) -> None:
 
     run_canvas(CanvasOptions(out=folder, **asked), _tell)
     print(next(folder.glob("canvas-speed.md" if asked["inflate"] else "canvas.md")).read_text(encoding="utf-8"))
+
+
+def _run_stacks(sources: tuple[str, ...], target: int, repeats: int, threads: int) -> None:
+    if not sources or not all(item.isdecimal() for item in sources):
+        raise ConfigError("The sources' lengths are no whole numbers.", "Write them as in --stacks 128,512,1024.")
+    import torch
+
+    from outpace.bench.stacks import compare
+
+    if threads:
+        torch.set_num_threads(threads)
+    for line in compare([int(item) for item in sources], target, repeats=repeats):
+        print(line, flush=True)
 
 
 def _run_micro(options: MicroOptions) -> Report:

@@ -17,6 +17,7 @@ def check_method(
     options: Mapping[str, str],
     law: Mapping[str, Any] | None = None,
     card: Mapping[str, Any] | None = None,
+    num_samples: int = 1,
 ) -> tuple[Method, int | None]:
     """Build a method from its options and see that it and its drafters fit a model, by the model's config alone.
 
@@ -29,12 +30,12 @@ def check_method(
     from outpace.methods.registry import load_method
 
     method = load_method(name).from_settings(options)
-    from outpace.methods.misfit import check_fit, check_partner
+    from outpace.methods.misfit import check_fit, check_partner, check_search
     from outpace.models.opening import offered_by
     from outpace.sampling import Sampling
     from outpace.zoo import drafter_of
 
-    Sampling(**(law or {}))
+    check_search(method, Sampling(**(law or {})), num_samples)
     offered = offered_by(model, card)
     if offered is None:  # a model that only transformers can load is checked when it is loaded
         return method, None

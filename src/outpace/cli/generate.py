@@ -51,6 +51,7 @@ from outpace.cli.values import (
 from outpace.errors import ConfigError
 from outpace.failures import FAILURE, INTERRUPTED, interruptible, tell
 from outpace.sampling.settings import Sampling
+from outpace.zoo import method_of
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
@@ -68,7 +69,7 @@ class _Asked:
 
     prompt: str
     model: str
-    method: str
+    method: str | None
     options: dict[str, str]
     is_chat: bool
     is_json: bool
@@ -109,7 +110,12 @@ def generate(
         typer.Option(metavar="FILE", help="Write a text for each line: .jsonl with a prompt each, or plain prompts."),
     ] = None,
     model: ModelName = "stories",
-    method: Annotated[str, typer.Option(help="How to decode; `outpace methods` lists all.")] = "autoregressive",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="How to decode; `outpace methods` lists all (default: as the model's files ask, else plain)."
+        ),
+    ] = None,
     option: MethodOptions = None,
     card: Cards = None,
     adapter: AdapterName = None,
@@ -182,7 +188,7 @@ def generate(
         batch_size=batch_size,
         processes=tensor_parallel,
         model=model,
-        method=method,
+        method=method or method_of(model),
         options=options(option or []),
         is_chat=chat or any(it is not None for it in (system, tools, documents, template, chat_variable)),
         system=system,
@@ -256,10 +262,14 @@ def _write_with(request: _Asked, method: Method, split: Split | None) -> int:
     law = {**request.law, "bad_words": bad_word_ids(request.bad_words, lm) or None}
     is_json = request.is_json or request.batch is not None
     record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if is_json else []
+    is_named = request.method is not None or bool(request.options) or request.trace is not None
+    arguments = {"record": record, "method": method if is_named else None, **request.run, **law}
+    is_searched = lm.generation.is_searched(arguments)
+    num_texts = max(request.run["num_samples"], lm.generation.num_texts if is_searched else method.num_texts)
     if request.batch is not None:
-        return _write_batch(request, lm, {"method": method, "record": record, **request.run, **law})
+        return _write_batch(request, lm, arguments, num_texts)
     prompt = _prompt(request)
-    is_streamed = not request.is_json and request.run["num_samples"] == 1
+    is_streamed = not request.is_json and num_texts == 1
     if is_streamed and request.is_infill and isinstance(prompt[0], str):
         write_text(prompt[0])  # the pieces are given; the stream goes on from the first
     with interruptible() as is_wished, _recorded(request, lm, method) as recorder:
@@ -268,13 +278,10 @@ def _write_with(request: _Asked, method: Method, split: Split | None) -> int:
             write = functools.partial(lm.chat, **request.chat)
         found = write(
             prompt,
-            method=method,
-            record=record,
             on_text=(lambda _, text: write_text(text)) if is_streamed else None,
             is_cancelled=is_wished if split is None else lambda: split.agree(is_wished()),
             watch=recorder,
-            **request.run,
-            **law,
+            **arguments,
         )
         results = found if isinstance(found, list) else [found]
         if recorder is not None:
@@ -283,7 +290,7 @@ def _write_with(request: _Asked, method: Method, split: Split | None) -> int:
     return _status(results)
 
 
-def _write_batch(request: _Asked, lm: LanguageModel, arguments: dict[str, Any]) -> int:
+def _write_batch(request: _Asked, lm: LanguageModel, arguments: dict[str, Any], num_texts: int) -> int:
     """Write a text for each line of a file; return the exit status."""
     assert request.batch is not None
     jobs, most = [(job, _ids(job, request, lm)) for job in request.jobs], lm.target.capabilities.max_positions
@@ -296,7 +303,7 @@ def _write_batch(request: _Asked, lm: LanguageModel, arguments: dict[str, Any]) 
             results: list[Result] = lm.generate(prompts, is_cancelled=is_wished, **arguments)
             return results
 
-        return _status(run_jobs(jobs, write, request.out, request.batch_size, request.run["num_samples"]))
+        return _status(run_jobs(jobs, write, request.out, request.batch_size, num_texts))
 
 
 def _ids(job: Job, request: _Asked, lm: LanguageModel) -> list[int]:
@@ -325,7 +332,9 @@ def _recorded(request: _Asked, lm: LanguageModel, method: Method) -> Iterator[Re
     from outpace.trace import Recorder
 
     recorder = Recorder(request.trace, lm.tokenizer.decode if lm.tokenizer is not None else None)
-    recorder.begin(request.model, method.name, method.to_dict(), [request.prompt] * request.run["num_samples"])
+    recorder.begin(
+        request.model, method.name, method.to_dict(), [request.prompt] * method.num_texts * request.run["num_samples"]
+    )
     yield recorder
 
 
@@ -362,7 +371,8 @@ def _check(request: _Asked) -> Method:
             )
     if any(not word for word in request.bad_words):
         raise ConfigError("A bad word is empty.", "Give each bad word at least one character.")
-    method, vocab_size = check_method(request.model, request.method, request.options, request.law, request.load["card"])
+    given = (request.options, request.law, request.load["card"], request.run["num_samples"])
+    method, vocab_size = check_method(request.model, request.method or "autoregressive", *given)
     if vocab_size is not None and any(not 0 <= token < vocab_size for token in request.law.get("logit_bias", ())):
         raise ConfigError("A logit bias is for a token outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
     return method
@@ -384,7 +394,7 @@ def _conversation(request: _Asked, prompt: str) -> list[dict[str, str]]:
 def _print(request: _Asked, results: list[Result], is_streamed: bool) -> None:
     if request.is_json:
         records = [result.to_dict() for result in results]
-        print_json(records if request.run["num_samples"] > 1 else records[0])
+        print_json(records if len(records) > 1 else records[0])
         return
     write_text("\n" if is_streamed else "\n---\n".join(result.text for result in results) + "\n")
     statistics(results)

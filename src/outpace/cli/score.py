@@ -8,7 +8,8 @@ import typer
 
 from outpace.cli.options import AdapterName, CacheDtype, Cards, DeviceName, DtypeName, ModelName, NoCompile
 from outpace.cli.output import print_json, write_text
-from outpace.cli.values import Device, Dtype, model_card, prompt_text
+from outpace.cli.values import Device, Dtype, model_card, prompt_text, text_file
+from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
@@ -29,22 +30,36 @@ def score(
     adapter: AdapterName = None,
     no_compile: NoCompile = False,
     cache_dtype: CacheDtype = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print one object.")] = False,
+    source: Annotated[
+        str | None, typer.Option(help="Of an encoder-decoder: the source behind which the text is scored.")
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Pairs to score, 'source TAB target' a line: a log-probability for each."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one object (a line each with --pairs).")] = False,
 ) -> None:
     """Print the log-probability of each token of a text after those before it, their sum, and bits per byte.
 
     Probabilities are the model's own: no temperature, cuts or penalties. The first token has none, unless the tokenizer
     begins every text with a start token, which is then the first.
+
+    An encoder-decoder scores a text behind its --source, end token included; --pairs does so for many, in one go: the
+    feature by which n-best lists and phrase tables are rescored.
     """
-    given = prompt_text(text, prompt_file)
+    if pairs is not None and (text is not None or prompt_file is not None or source is not None):
+        raise ConfigError("Pairs were given, and a text or a source besides.", "Leave one out.")
+    rows = [] if pairs is None else _read_pairs(pairs)
+    given = prompt_text(text, prompt_file) if pairs is None else ""
+    has_source = bool(rows) or source is not None
     from outpace.api.engine import load
-    from outpace.api.scoring import check_causal
+    from outpace.api.scoring import check_causal, check_pairs
     from outpace.models.opening import offered_by
 
     replaced = model_card(card or [])
     offered = offered_by(model, replaced)
     if offered is not None:  # before any weight is read
-        check_causal(offered)
+        (check_pairs if has_source else check_causal)(offered)
     lm = load(
         model,
         dtype=dtype.value,
@@ -54,8 +69,28 @@ def score(
         card=replaced,
         adapter=adapter,
     )
-    scored: Scored = lm.score(given)
+    if rows:
+        for one in lm.score_pairs(rows):
+            print_json(one.to_dict()) if json else write_text(f"{one.log_prob:.4f}\n")
+        return
+    scored: Scored = lm.score(given) if source is None else lm.score_pairs([(source, given)])[0]
     print_json(scored.to_dict()) if json else write_text(_table(scored, lm))
+
+
+def _read_pairs(path: str) -> list[tuple[str, str]]:
+    """Return the pairs of a file.
+
+    Raises:
+        ConfigError: it cannot be read, is empty, or a line does not hold a source and a target.
+    """
+    lines = text_file(path).rstrip("\n").split("\n")
+    found = list[tuple[str, str]]()
+    for number, line in enumerate(lines, 1):
+        sides = tuple(side.strip() for side in line.split("\t"))
+        if len(sides) != 2 or not all(sides):
+            raise ConfigError(f"Line {number} of {path} is no pair.", "Write a source, a tab and a target.")
+        found.append((sides[0], sides[1]))
+    return found
 
 
 def _table(scored: Scored, lm: LanguageModel) -> str:

@@ -205,8 +205,9 @@ class _Answers:
             prompts = [self.tok_encode(requests[index].args[0])[-room:] for index in members]
             for batch in _batches([(prompt, ()) for prompt in prompts], self.batch_size):
                 arguments = self._arguments(asked[members[0]])
-                results = self.lm.generate([prompts[place] for place in batch], **arguments)
-                for place, result in zip(batch, results, strict=True):
+                found = self.lm.generate([prompts[place] for place in batch], **arguments)
+                best = [result for result in found if result.sample == 0]  # a file may ask for several of a search
+                for place, result in zip(batch, best, strict=True):
                     texts[members[place]] = result.text
                     self.cache_hook.add_partial("generate_until", requests[members[place]].args, result.text)
         return texts

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from outpace.draft.likeliest import likeliest
-from outpace.draft.reading import SPREAD, Drafter, branch_scores, columns
+from outpace.draft.reading import SPREAD, Drafter, Limits, branch_scores, columns
 from outpace.run.tree import TokenTree, ancestors, kept_order
 from outpace.types import View
 
@@ -34,7 +34,7 @@ def draft_best(
     *,
     width: int = 0,
     by_slot: bool = False,
-    floor: float = 0.0,
+    floor: float | Sequence[float] = 0.0,
     min_gain: float = -1.0,
     spread: float = SPREAD,
 ) -> TokenTree:
@@ -53,10 +53,15 @@ def draft_best(
         budget: most nodes per row.
         width: most nodes per level; 0 = no other limit than the budget.
         by_slot: rank by slot.
-        floor: nodes ranked below this probability are not drafted.
+        floor: nodes ranked below this probability are not drafted; or one probability for the likeliest node of a row,
+            one for the next, and so on, `budget` of them, none below the one before it.
         min_gain: a row stops growing after a level that raised its expected number of accepted drafts by no more.
         spread: as in `branch_scores`.
     """
+    floors = (float(floor),) * budget if isinstance(floor, int | float) else tuple(floor)
+    at_once = drafter.best(view, levels, width, by_slot, Limits(floors, min_gain, spread))
+    if at_once is not None:
+        return at_once
     # 1 Begin at the final text: a frontier of one node, the root, whose reach is certain where a row may draft.
     # Penalties see the final text alone: drafts differ by branch, and a wrong penalty costs acceptance only.
     history = view.sampler.history(view.texts, view.prompts, drafter.vocab_size)
@@ -73,7 +78,7 @@ def draft_best(
         # 3 Keep the best of old and new together: a new child may push an older node out, and nothing can hang on
         # that one, since no key rises from parent to child. Order is kept, so parents still precede children.
         size, before = tree.key.shape[1], tree.reached()
-        tree, is_new = tree.joined(found).kept(budget, floor, size)
+        tree, is_new = tree.joined(found).kept(floors, size)
         # 4 Choose what grows on: nodes of this level that were kept and can still have a child among the best.
         is_growing = (tree.reached() - before > min_gain) & (level + 1 < limit)
         # Where the budget is spent, a first child gets in only if its parent's score beats the last of the best.
@@ -130,16 +135,15 @@ class _Nodes:
         pairs = ((getattr(self, name), getattr(other, name)) for name in ("tokens", "parent", "score", "key"))
         return _Nodes(*(np.concatenate(pair, 1) for pair in pairs))
 
-    def kept(self, budget: int, floor: float, size: int) -> tuple[_Nodes, Flags]:
-        """Return the `budget` best in their order, and which of them stood at `size` or behind it.
+    def kept(self, floors: Sequence[float], size: int) -> tuple[_Nodes, Flags]:
+        """Return the best above their floors in their order, and which of them stood at `size` or behind it.
 
         Being stable, this keeps the parent of every node that it keeps if keys never rise from parent to child.
         """
-        key = np.where(np.exp(self.key) < floor, -np.inf, self.key)
-        best = np.argsort(-key, axis=1, kind="stable")[:, :budget]
-        is_kept = np.zeros(key.shape, dtype=bool)
-        np.put_along_axis(is_kept, best, True, 1)
-        is_kept &= key > -np.inf
+        best = np.argsort(-self.key, axis=1, kind="stable")[:, : len(floors)]
+        keys = np.take_along_axis(self.key, best, 1)
+        is_kept = np.zeros(self.key.shape, dtype=bool)
+        np.put_along_axis(is_kept, best, (keys > -np.inf) & (np.exp(keys) >= floors[: best.shape[1]]), 1)
         order = _order(is_kept)
         place = np.pad(is_kept.cumsum(-1) - 1, ((0, 0), (1, 0)), constant_values=-1)  # where they went; the root first
         nodes, is_node = self.at(order), np.take_along_axis(is_kept, order, 1)

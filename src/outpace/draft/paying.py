@@ -6,15 +6,19 @@ accepted drafts; Chen et al. (2024), Sequoia, arXiv 2402.12374, section 3.3: its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
 from outpace.run.tree import TokenTree
+from outpace.schedule.cost import CostCurve
 
-__all__ = ["Trust", "paying"]
+__all__ = ["Trust", "least_worths", "paying", "seconds_for"]
 
 _PRIOR = 2.0  # drafts that are taken to have been kept as was hoped
 _KEPT = 0.95  # of what was counted, per step
@@ -61,29 +65,67 @@ def paying(
         beside: rows of others in the same forward.
     """
     assert tree.score is not None
-    rows, width = tree.tokens.shape
-    is_node = np.arange(width) < np.array(tree.length)[:, None]
-    chance = np.where(is_node, np.exp(tree.score.double().cpu().numpy()), 0.0)
+    # Lists throughout: nodes are few, and after a forward a call of numpy or torch finds its code out of the caches.
+    length, device = tree.length, tree.tokens.device
+    table = zip(tree.tokens.tolist(), tree.parent.tolist(), tree.score.tolist(), length, strict=True)
+    rows = [(tokens, parent, score, [math.exp(x) for x in score[:count]]) for tokens, parent, score, count in table]
     # 1 Of the nodes of all rows, from the likeliest on, as many as raise the tokens per second of the step.
-    worth = (chance * np.array(trust)[:, None]).ravel()
-    best = np.argsort(-worth, kind="stable")[: int((worth > 0).sum())]
-    written = rows + beside + np.concatenate([[0.0], worth[best].cumsum()])
-    rates = [tokens / seconds(rows + beside + count) for count, tokens in enumerate(written)]
-    chosen = best[: int(np.argmax(rates))]
-    length = np.bincount(chosen // max(1, width), minlength=rows).tolist()
+    worth = [(factor * chance, row) for row, factor in enumerate(trust) for chance in rows[row][3]]
+    worth.sort(key=lambda one: -one[0])
+    others = len(rows) + beside
+    best, written, counts = others / seconds(others), float(others), [0] * len(rows)
+    taken = 0
+    for size, (more, _) in enumerate(worth, 1):
+        written += more
+        rate = written / seconds(others + size)
+        if rate > best and more > 0:
+            best, taken = rate, size
+    for _, row in worth[:taken]:
+        counts[row] += 1
     # 2 In order of their chance: what is cut off behind any of them is the least likely.
-    order = np.argsort(-chance, axis=1, kind="stable")
-    place = np.argsort(order, axis=1, kind="stable")
-    parent = tree.parent.cpu().numpy()
-    above = np.where(parent < 0, -1, np.take_along_axis(place, np.maximum(parent, 0), 1))
-    most, device = max(length, default=0), tree.tokens.device
-    order = order[:, :most]
-    at = torch.from_numpy(order).to(device)
-    chances = np.take_along_axis(chance, order, 1)
-    kept = TokenTree(
-        tree.tokens.gather(1, at),
-        torch.from_numpy(np.take_along_axis(above, order, 1)).to(device),
-        length,
-        tree.score.gather(1, at),
-    )
-    return kept, [row[:count].tolist() for row, count in zip(chances, length, strict=True)]
+    kept, most = [_likeliest(*row, count) for row, count in zip(rows, counts, strict=True)], max(counts, default=0)
+    filled = [[values + [rest] * (most - len(values)) for values, rest in zip(row, _NONE, strict=True)] for row in kept]
+    columns = [torch.tensor([row[i] for row in filled], dtype=kind, device=device) for i, kind in enumerate(_KINDS)]
+    return TokenTree(columns[0], columns[1], counts, columns[2]), [row[3] for row in kept]
+
+
+_KINDS = (torch.int64, torch.int64, torch.float64)
+_NONE: tuple[Any, ...] = (0, -1, -math.inf, 0.0)  # what pads a row
+
+
+def _likeliest(
+    tokens: list[int], parent: list[int], score: list[float], chance: list[float], count: int
+) -> tuple[list[Any], ...]:
+    """Return a row's likeliest nodes, the likeliest first: tokens, parents among them, scores and chances."""
+    order = sorted(range(len(chance)), key=lambda node: -chance[node])[:count]
+    place = {node: i for i, node in enumerate(order)} | {-1: -1}
+    above = [place[parent[node]] for node in order]
+    return ([tokens[i] for i in order], above, [score[i] for i in order], [chance[i] for i in order])
+
+
+@lru_cache(maxsize=256)
+def least_worths(curve: CostCurve, tokens: int, rows: int, most: int) -> tuple[float, ...]:
+    """Return what the likeliest node of a row has to be worth at the least to be among those that pay, the next, ...
+
+    If n nodes pay best, those behind the first m of them bring no less per second than all do, and all no less than
+    none do: (n - m) times the worth of the next is at least the plain rate times what they take longer. A node of a
+    lower worth is left out whatever else is drafted, so that nothing need be drafted behind it.
+
+    Args:
+        curve: of forwards.
+        tokens: in a forward without nodes, of all rows together.
+        rows: that nodes are drafted for.
+        most: nodes of a row.
+    """
+    total = rows * most
+    times = np.array([seconds_for(curve, tokens + count) for count in range(total + 1)]) / seconds_for(curve, tokens)
+    least = [float(((times[m + 1 :] - times[m]) / np.arange(1, total - m + 1)).min()) for m in range(total)]
+    # Among all rows' nodes a row's node has its rank there or a later one, so that the least of what follows holds.
+    ahead = np.minimum.accumulate(least[::-1])[::-1]
+    return tuple(max(0.0, tokens * float(worth)) for worth in ahead[:most])
+
+
+@lru_cache(maxsize=4096)
+def seconds_for(curve: CostCurve, tokens: int) -> float:
+    """Return the time of a forward of so many tokens, all rows together, without looking it up each time."""
+    return curve.seconds_for_all(tokens)

@@ -16,9 +16,27 @@ from outpace.sampling import History
 from outpace.sampling.truncation import needs_order
 from outpace.types import Adapter, Context, Outcome, View
 
-__all__ = ["Drafter", "branch_scores", "columns", "forward_pending", "forward_token", "read_nodes", "read_texts"]
+__all__ = [
+    "Drafter",
+    "Limits",
+    "branch_scores",
+    "columns",
+    "forward_pending",
+    "forward_token",
+    "read_nodes",
+    "read_texts",
+]
 
 SPREAD = 0.8  # of the drafter's error in logits; what served trees best at temperatures 0, 0.7 and 1 on the zoo's pair
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Where a best tree stops growing, and how far its drafter is believed: see `draft_best`; a floor per rank."""
+
+    floors: tuple[float, ...]
+    min_gain: float
+    spread: float
 
 
 @dataclass
@@ -60,6 +78,11 @@ class Drafter:
         """The tokens that its logits speak of, [K] int64, ascending; None = all of the vocabulary."""
         return None
 
+    @property
+    def takes_passes(self) -> bool:
+        """Whether every level of a tree takes a pass of the drafter, or what costs as much."""
+        return True
+
     def reach(self, view: View, most: int | Sequence[int]) -> list[int]:
         """Return how many tokens ahead each row may draft; 0 past the drafter's context, whatever its neighbours do."""
         limits = [most] * len(view.texts) if isinstance(most, int) else most
@@ -78,6 +101,11 @@ class Drafter:
     def token(self, token: Tensor, place: Tensor, running: Sequence[bool]) -> Tensor:
         """Lengthen the chain of each running row by a token [B] at a place [B]; return the logits after it, [B, K]."""
         return forward_token(self.adapter, self.cache, token, place, running, self.skip)
+
+    def best(self, view: View, levels: Sequence[int], width: int, by_slot: bool, limits: Limits) -> TokenTree | None:
+        """Return the tree of `draft_best`, where it is had at once; None = it is asked for level by level."""
+        del view, levels, width, by_slot, limits
+        return None
 
     def observe(self, outcome: Outcome, view: View) -> None:
         """Take in a step, or a piece of the prompts: drafted entries that did not become text are dropped."""

@@ -105,6 +105,8 @@ class Entry:
             step: what its step did, where the ask is traced.
         """
         first, written, is_final = self.handed[row], len(row.tokens) - row.num_prompt, row.finish is not None
+        if row.place >= self.plan.num_texts:
+            return None  # it was written for others of its group
         if not is_final and ((first == written and step is None) or self.has_forks):
             return None  # another's text may replace that of a row that forks
         places = range(first, written)

@@ -370,7 +370,7 @@ class Scheduler:
         except Exception as error:
             entry.sink.end(None, error)
             return
-        for result, row in zip(results, entry.plan.rows, strict=True):
+        for result, row in zip(results, entry.plan.shown, strict=True):
             result.cached_tokens, result.prompt_log_probs = entry.cached_tokens, entry.scored
             result.steps = row.steps or []
         entry.sink.end(results)

@@ -250,7 +250,7 @@ def _plan(lm: LanguageModel, ask: Ask) -> Plan:
             raise ConfigError(f"prompt_log_probs is {num}.", "It must be 0 or more.")
         check_top(num, lm.target.capabilities)
     plan = prepare(lm, prompt, arguments)
-    if len(plan.rows) != plan.request.num_samples:
+    if len(plan.shown) != plan.num_texts:
         raise ConfigError("An ask has one prompt.", "Submit one ask per prompt.")
     return plan
 

@@ -22,11 +22,13 @@ from torch.nn import functional as F
 
 from outpace.errors import ConfigError
 from outpace.heads.block_layers import Layer, RMSNorm, rope_table
+from outpace.heads.compiled import compile_body
 from outpace.heads.context import ContextDrafter
 from outpace.heads.draft import HeadDrafter
 from outpace.heads.losses import as_labels, compare
 from outpace.heads.model import HeadModel
 from outpace.heads.net import Batch, Frozen, HeadConfig, HeadNet, Lesson
+from outpace.kernels.branches import Pairs
 from outpace.types import Context
 
 __all__ = ["DFlashNet", "JetSpecNet", "looked_up", "new_table"]
@@ -56,6 +58,7 @@ class DFlashNet(HeadNet):
     """
 
     kind: ClassVar[str] = "dflash"
+    has_pairs: ClassVar[bool] = True
     own: ClassVar[dict[str, Any]] = {
         "blocks": 1,
         "heads": 0,
@@ -86,7 +89,7 @@ class DFlashNet(HeadNet):
         self.places = config.depth + (not own["anchor_drafts"])
         if own["mask_id"] < 0:
             self.mask_embedding = nn.Parameter(0.02 * torch.randn(self.places - 1, size))
-        self._table = torch.zeros(0)
+        self._table, self._turns = torch.zeros(0), torch.zeros(0)
 
     @classmethod
     def made_for(
@@ -168,14 +171,16 @@ class DFlashNet(HeadNet):
 
     def block(self, model: HeadModel | Frozen, anchor: Tensor, feature: Tensor) -> Tensor:
         """Return what enters the layers, [..., S, H], of anchors [...] and the features [..., H] before them."""
-        first = model.embed(anchor).to(feature.dtype).unsqueeze(-2)
-        if self.config.settings["mask_id"] < 0:
-            masks: Tensor = self.mask_embedding
-        else:
-            mask = torch.full((1,), self.config.settings["mask_id"], device=anchor.device)
-            masks = model.embed(mask).to(feature.dtype).expand(self.places - 1, -1)
+        first, masks = model.embed(anchor).to(feature.dtype).unsqueeze(-2), self.masks(model).to(feature.dtype)
         x = torch.cat([first, masks.expand(*anchor.shape, *masks.shape)], -2)
         return x + feature.unsqueeze(-2) if self.config.settings["adds_state"] else x
+
+    def masks(self, model: HeadModel | Frozen) -> Tensor:
+        """Return what enters the layers behind the anchor, [S - 1, H]."""
+        mask_id = self.config.settings["mask_id"]
+        if mask_id < 0:
+            return self.mask_embedding
+        return model.embed(torch.full((1,), mask_id, device=self.fc.weight.device)).expand(self.places - 1, -1)
 
     def run(self, x: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Return hidden states [..., D, H] of the places that draft.
@@ -196,6 +201,16 @@ class DFlashNet(HeadNet):
             own = self.config.settings
             self._table = rope_table(length, own["head_dim"], own["theta"], weight.device).to(weight.dtype)
         return self._table
+
+    def turns(self, positions: int) -> Tensor:
+        """Return cosines and sines as kernels read them, [positions or more, 2, head_dim / 2] float32."""
+        if len(self._turns) < positions:
+            own = self.config.settings
+            table = rope_table(
+                max(512, 1 << (positions - 1).bit_length()), own["head_dim"], own["theta"], torch.device("cpu")
+            )
+            self._turns = table[..., : own["head_dim"] // 2].contiguous()
+        return self._turns
 
     def loss(self, batch: Batch) -> Lesson:
         """Cross-entropy of every place of random blocks against the text and the target's own law.
@@ -250,6 +265,17 @@ class DFlashNet(HeadNet):
         right = torch.zeros_like(taught).masked_scatter(taught, found.right & is_known)
         hits, counts, reached = (one.flatten(0, 1).sum(0).float() for one in (right, taught, right.cumprod(-1)))
         return Lesson(loss, hits, counts, reached, parts)
+
+    served: ClassVar[tuple[str, ...]] = ("fc", "layers")
+
+    def compile(self, model: HeadModel) -> Any:
+        """Return the pass over a block in one call (`CompiledBlock`), or None."""
+        return compile_body(self, model)
+
+    def pairs(self, model: HeadModel) -> Pairs | None:
+        """Return what a token adds to the laws after it, where that is all that a path changes; None = it is not."""
+        del model
+        return Pairs.none(self.config.draft_vocab or self.config.vocab_size) if self.has_pairs else None
 
     def new_drafter(self, model: HeadModel, context: Context) -> HeadDrafter:
         """Return a drafter with a cache of features."""

@@ -40,6 +40,7 @@ class DFlash2Net(DFlashNet):
     """Settings beside DFlash's: conv_taps, conv_group (channels that share a kernel), rank, top, has_table (of A)."""
 
     kind: ClassVar[str] = "dflash2"
+    has_pairs: ClassVar[bool] = False
     own: ClassVar[dict[str, Any]] = {
         **DFlashNet.own,
         "conv_taps": 2,

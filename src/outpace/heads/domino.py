@@ -22,6 +22,7 @@ class DominoNet(DFlashNet):
     """Settings beside DFlash's: rank (width of the joint layer), gru_size, pure."""
 
     kind: ClassVar[str] = "domino"
+    has_pairs: ClassVar[bool] = False
     own: ClassVar[dict[str, Any]] = {**DFlashNet.own, "rank": 64, "gru_size": 64, "pure": 0}
 
     def __init__(self, config: HeadConfig) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from outpace.heads.dflash import DFlashNet, looked_up, new_table
 from outpace.heads.model import HeadModel
 from outpace.heads.net import Frozen, HeadConfig
+from outpace.kernels.branches import Pairs
 
 __all__ = ["DSparkNet"]
 
@@ -61,6 +62,15 @@ class DSparkNet(DFlashNet):
         del hidden
         found: Tensor = logits + self.markov_head.markov_w2(looked_up(self.markov_head.markov_w1, target, before))
         return found
+
+    def pairs(self, model: HeadModel) -> Pairs:
+        """Return the bigram."""
+        ids, first = (
+            torch.arange(self.config.vocab_size) if model.ids is None else model.ids,
+            self.markov_head.markov_w1,
+        )
+        shorts = looked_up(first, model, ids)
+        return Pairs.of(shorts, self.markov_head.markov_w2.weight, first.weight, isinstance(first, nn.Embedding))
 
     def confidence(self, target: HeadModel | Frozen, hidden: Tensor, before: Tensor) -> Tensor | None:
         """Return logits [...] of hidden states [..., H] and the tokens before their places [...]."""

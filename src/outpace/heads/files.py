@@ -14,6 +14,7 @@ from torch import Tensor
 from outpace.errors import ModelError
 from outpace.heads.model import HeadModel
 from outpace.heads.net import HeadConfig, HeadNet, load_kind
+from outpace.heads.rounded import SCALE, joined, split
 from outpace.models.opening import DRAFTER
 from outpace.types import Adapter
 
@@ -35,11 +36,23 @@ def is_head(directory: str | Path) -> bool:
 def save_head(net: HeadNet, directory: Path, ids: Tensor | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write a network, and the tokens that it drafts (None = all).
 
+    Args:
+        net: the network.
+        directory: where to; what lies there is replaced.
+        ids: [K] int64, ascending.
+        dtype: of its numbers; int8 = matrices as bytes with a scale per row, the rest in bfloat16.
+
     Raises:
         OSError: the disk is full, or the directory cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: weight.detach().to(dtype).contiguous() for name, weight in net.state_dict().items()}
+    tensors = {name: weight.detach() for name, weight in net.state_dict().items()}
+    if dtype == torch.int8:
+        tensors, dtype = split(tensors), torch.bfloat16
+    tensors = {
+        name: (tensor if _is_rounded(name, tensor) else tensor.to(dtype)).contiguous()
+        for name, tensor in tensors.items()
+    }
     if ids is not None:
         tensors[_IDS] = ids.to(torch.int32)
     part = directory / "model.safetensors.part"
@@ -48,6 +61,10 @@ def save_head(net: HeadNet, directory: Path, ids: Tensor | None = None, dtype: t
     net.write_beside(directory)
     config = {"model_type": MODEL_TYPE, **net.config.to_dict()}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_rounded(name: str, tensor: Tensor) -> bool:
+    return tensor.dtype == torch.int8 or name.endswith(SCALE)
 
 
 def read_head(directory: Path) -> tuple[HeadNet, Tensor | None]:
@@ -70,11 +87,13 @@ def read_head(directory: Path) -> tuple[HeadNet, Tensor | None]:
             f"The weights of the drafter {directory} cannot be read ({error}).", "Fetch it again."
         ) from error
     ids = tensors.pop(_IDS, None)
+    tensors, coded = joined(tensors)
     own = net.state_dict()
     odd = sorted({*own} ^ {*tensors}) or [name for name in own if own[name].shape != tensors[name].shape]
     if odd:
         raise ModelError(f"The drafter {directory} does not have the tensors of its kind: {odd[0]}.", "Train it again.")
     net.load_state_dict({name: weight.float() for name, weight in tensors.items()})
+    net.coded = coded
     _check_ids(ids, config, directory)
     return net, None if ids is None else ids.long()
 

@@ -27,6 +27,8 @@ class HeadModel(Adapter):
 
     Attributes:
         trimmed: the target with the logits of these tokens alone; None where that saves nothing.
+        compiled: what the network makes of its own for the compiled kernels (`HeadNet.compile`), or None.
+        pairs: what a token adds to the laws after it, for trees in one call; None = they are drafted level by level.
 
     Raises:
         CapabilityError: it was trained for a target of other sizes, or the target does not give hidden states.
@@ -52,13 +54,16 @@ class HeadModel(Adapter):
             )
         self.capabilities, self.device, self.dtype = offered, target.device, target.dtype
         self.net, self.target = net.to(self.device, self.dtype).eval().requires_grad_(False), target
-        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
-            pack_linears(self.net)
         self.ids = None if ids is None else ids.to(self.device)
+        self.accepted = config.accepted
         self.kind, self.reads, self.path = config.kind, config.outputs, "torch"
         self.trimmed = None if self.ids is None else target.trim_head(self.ids)
         self.layer_weights = sum(weight.numel() for weight in net.parameters())
         self.head_weights = config.hidden_size * (config.draft_vocab or config.vocab_size)
+        self.compiled = net.compile(self)
+        self.pairs = net.pairs(self) if self.compiled is not None else None
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+            pack_linears(self.net, net.coded, () if self.compiled is None else net.served)
 
     def new_drafter(self, context: Context) -> Any:
         """Return what drafts for the joining rows (`outpace.heads.draft.HeadDrafter`)."""
@@ -73,8 +78,8 @@ class HeadModel(Adapter):
         return Cache([torch.zeros(rows, capacity, 0, device=self.device)], 1, counter)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Return the target's embeddings [..., hidden]."""
-        return self.target.embed(tokens)
+        """Return the target's embeddings [..., hidden]; a quantised one gives them in float32."""
+        return self.target.embed(tokens).to(self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the target's logits [..., K] of last hidden states [..., hidden], of tokens that can be drafted."""
@@ -85,6 +90,14 @@ class HeadModel(Adapter):
             found = self.target.head(flat)
             found = found if self.ids is None else found[:, self.ids]
         return found.view(*hidden.shape[:-1], -1)
+
+    def output_matrix(self) -> Tensor | None:
+        """Return the matrix [K, hidden] that `logits` multiplies with; None where it does more (biases, a soft cap)."""
+        eye = torch.eye(self.net.config.hidden_size, dtype=self.dtype, device=self.device)
+        whole, double = self.logits(eye).T, self.logits(2 * eye).T
+        if bool(self.logits(eye[:1] * 0).any()) or not torch.allclose(double.float(), 2 * whole.float(), 0.02, 1e-3):
+            return None
+        return whole.contiguous()
 
     def spread(self, logits: Tensor) -> Tensor:
         """Return logits [..., K] over the whole vocabulary, [..., V]; -inf where nothing can be drafted."""

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from outpace.errors import ConfigError, nearest
+from outpace.kernels.branches import Pairs
+from outpace.models.quantised import Quantised
 from outpace.types import Adapter, Context, Outputs
 
 if TYPE_CHECKING:
@@ -163,6 +165,9 @@ class HeadNet(nn.Module, ABC):
 
     Args:
         config: what it is made for.
+
+    Attributes:
+        coded: matrices that were stored as bytes, by the name of their tensor; kernels that can compute with those.
     """
 
     kind: ClassVar[str] = ""
@@ -170,6 +175,7 @@ class HeadNet(nn.Module, ABC):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config = config
+        self.coded: dict[str, Quantised] = {}
 
     @classmethod
     def made_for(
@@ -208,6 +214,19 @@ class HeadNet(nn.Module, ABC):
         """Return the target as it is run where this drafts for it (`Adapter.beside`)."""
         return target
 
+    served: ClassVar[tuple[str, ...]] = ()
+    """Children that what `compile` returns takes the place of."""
+
+    def compile(self, model: HeadModel) -> Any:
+        """Return what compiled kernels run in place of the network's own modules; None = nothing."""
+        del model
+        return None
+
+    def pairs(self, model: HeadModel) -> Pairs | None:
+        """Return what a token adds to the laws after it, where that is all that a path changes; None = it is not."""
+        del model
+        return None
+
     def write_beside(self, directory: Path) -> None:
         """Write what belongs to the drafter beside its own files."""
         del directory
@@ -217,7 +236,7 @@ class HeadNet(nn.Module, ABC):
         return sum(weight.numel() * weight.element_size() for weight in self.parameters())
 
 
-_LATER = ("net", "draft", "model", "files", "stored", "find", "losses", "known")
+_LATER = ("net", "draft", "model", "files", "stored", "find", "losses", "known", "rounded", "compiled")
 
 
 def kinds() -> dict[str, type[HeadNet]]:

@@ -22,7 +22,7 @@ constexpr float kHidden = -__builtin_inff();
 // behind `count` are hidden.
 struct Block {
   int64_t place;
-  int32_t count;
+  int32_t count, slot;  // the first one's slot of its row
   bool is_whole;  // every token of the item sees all kLanes
 };
 
@@ -106,12 +106,23 @@ struct CodedEntry {
   }
 };
 
-// kLanes keys become columns of floats. Beyond `count` the last key is repeated; its scores are never read.
+// The keys or the values of one head: entry `place` begins `stride` elements behind the one before it.
 template <class Entry>
-inline void transpose_keys(const typename Entry::Element* keys, int64_t count, int64_t head_dim, const Bench& bench) {
+struct Stored {
+  using Element = typename Entry::Element;
+  const Element* first;
+  int64_t stride, dim;
+
+  const Element* at(int64_t place) const { return first + place * stride; }
+};
+
+// kLanes keys from a place on become columns of floats. Beyond `count` the last key is repeated; nobody reads its scores.
+template <class Entry>
+inline void transpose_keys(const Stored<Entry>& stored, int64_t place, int64_t count, const Bench& bench) {
   float* to = bench.keys;
   constexpr int kPer = Entry::kPerWord;
-  const int64_t size = Entry::size(head_dim);
+  const auto* keys = stored.at(place);
+  const int64_t size = stored.stride, head_dim = stored.dim;
   float factors[kLanes];
   for (int i = 0; i < kLanes; i++) factors[i] = Entry::factor(keys + std::min<int64_t>(i, count - 1) * size, head_dim);
   int64_t word = 0;
@@ -139,10 +150,10 @@ inline void transpose_keys(const typename Entry::Element* keys, int64_t count, i
 }
 
 // Ask for the entries of a block elsewhere in memory before they are read; a stream that goes on fetches itself.
-template <class Element>
-inline void fetch(const Element* entries, int64_t size) {
-  const char* from = reinterpret_cast<const char*>(entries);
-  for (int64_t at = 0; at < static_cast<int64_t>(kLanes * size * sizeof(Element)); at += 64) {
+template <class Entry>
+inline void fetch(const Stored<Entry>& stored, int64_t place) {
+  const char* from = reinterpret_cast<const char*>(stored.at(place));
+  for (int64_t at = 0; at < static_cast<int64_t>(kLanes * stored.stride * sizeof(*stored.first)); at += 64) {
     __builtin_prefetch(from + at, 0, 3);
   }
 }
@@ -178,14 +189,13 @@ inline void hide(float* scores, uint32_t mask) {
 // Scores of `queries` against the keys they see; `group` queries belong to one token.
 template <class Entry>
 inline void score(const Bench& bench, const Sight& sight, int64_t queries, int64_t group,
-                  const typename Entry::Element* keys, int64_t head_dim) {
-  const int64_t size = Entry::size(head_dim);
+                  const Stored<Entry>& keys) {
   for (int64_t b = 0; b < sight.num_blocks; b++) {
     const Block& block = sight.blocks[b];
     if (b + 1 < sight.num_blocks && sight.blocks[b + 1].place != block.place + kLanes) {
-      fetch(keys + sight.blocks[b + 1].place * size, size);
+      fetch(keys, sight.blocks[b + 1].place);
     }
-    transpose_keys<Entry>(keys + block.place * size, block.count, head_dim, bench);
+    transpose_keys(keys, block.place, block.count, bench);
     int64_t q = 0;
     for (; q + kTile <= queries; q += kTile) score_block<kTile>(bench, q, b * kLanes);
     for (; q < queries; q++) score_block<1>(bench, q, b * kLanes);
@@ -193,6 +203,34 @@ inline void score(const Bench& bench, const Sight& sight, int64_t queries, int64
     for (q = 0; q < queries; q++) {
       hide(bench.scores + q * bench.slots + b * kLanes, sight.masks[q / group * sight.stride + b]);
     }
+  }
+}
+
+// Distances lie that far beyond `reach` in a table of them, to either side: a block of keys is one load from it.
+constexpr int64_t kMargin = 16;
+
+constexpr int64_t num_distances(int64_t reach) { return 2 * (reach + kMargin) + 1; }
+
+// Add to the scores of a query what a table [num_distances] says of how far each key lies ahead of it.
+//   from: the query's position.
+//   keys: the position of the key at a slot of the row.
+template <class Keys>
+inline void bend(const Bench& bench, const Sight& sight, int64_t query, const float* table, int64_t reach, int64_t from,
+                 const Keys& keys) {
+  static_assert(kLanes <= kMargin, "a block reaches no further than the margin");
+  const auto place = [&](int64_t key) {
+    return std::min(std::max(key - from, -reach - kMargin), reach) + reach + kMargin;
+  };
+  for (int64_t b = 0; b < sight.num_blocks; b++) {
+    const Block& block = sight.blocks[b];
+    const int64_t first = keys(block.slot);
+    bool is_straight = true;
+    for (int i = 1; i < block.count; i++) is_straight &= keys(block.slot + i) == first + i;
+    Floats added{};
+    if (is_straight) added = load<Floats>(table + place(first));
+    else for (int i = 0; i < block.count; i++) added[i] = table[place(keys(block.slot + i))];
+    float* scores = bench.scores + query * bench.slots + b * kLanes;
+    store(scores, load<Floats>(scores) + added);
   }
 }
 
@@ -211,15 +249,14 @@ inline void weigh(float* scores, int64_t slots) {
 
 // kWide vectors of the outputs of kCount queries, from dimension `at`.
 template <class Entry, int kCount, int kWide>
-inline void average(const Bench& bench, const Sight& sight, int64_t query, const typename Entry::Element* values,
-                    int64_t head_dim, int64_t at) {
-  const int64_t size = Entry::size(head_dim);
+inline void average(const Bench& bench, const Sight& sight, int64_t query, const Stored<Entry>& values, int64_t at) {
+  const int64_t size = values.stride, head_dim = values.dim;
   Floats sums[kCount][kWide] = {}, total[kCount] = {};
   for (int64_t r = 0; r < sight.num_runs; r++) {
     const Run run = sight.runs[r];
-    if (at == 0 && r + 1 < sight.num_runs) fetch(values + sight.runs[r + 1].place * size, size);
+    if (at == 0 && r + 1 < sight.num_runs) fetch(values, sight.runs[r + 1].place);
     const float* weights = bench.scores + query * bench.slots + run.rank;
-    const auto* from = values + run.place * size + at;
+    const auto* from = values.at(run.place) + at;
     for (int64_t slot = 0; slot < run.count; slot++) {
       Floats value[kWide];
 #pragma GCC unroll 4
@@ -245,9 +282,9 @@ inline void average(const Bench& bench, const Sight& sight, int64_t query, const
 
 // The same sums one dimension at a time, for `dims` from `at`: what fills no vector, and the repair below.
 template <class Entry>
-inline void average_slowly(const Bench& bench, const Sight& sight, int64_t query,
-                           const typename Entry::Element* values, int64_t head_dim, int64_t at) {
-  const int64_t size = Entry::size(head_dim);
+inline void average_slowly(const Bench& bench, const Sight& sight, int64_t query, const Stored<Entry>& values,
+                           int64_t at) {
+  const int64_t head_dim = values.dim;
   for (int64_t d = at; d < head_dim; d++) {
     float sum = 0.0f, total = 0.0f;
     for (int64_t r = 0; r < sight.num_runs; r++) {
@@ -256,7 +293,7 @@ inline void average_slowly(const Bench& bench, const Sight& sight, int64_t query
       for (int64_t slot = 0; slot < run.count; slot++) {
         if (weights[slot] == 0.0f) continue;
         total += weights[slot];
-        const auto* entry = values + (run.place + slot) * size;
+        const auto* entry = values.at(run.place + slot);
         const float share = Entry::kIsCoded ? weights[slot] * Entry::factor(entry, head_dim) : weights[slot];
         sum = fma(share, Entry::read_one(entry[d]), sum);
       }
@@ -267,36 +304,33 @@ inline void average_slowly(const Bench& bench, const Sight& sight, int64_t query
 
 // A hidden value that is NaN or infinite spoils the vector sums, where it is multiplied by 0; leave it out.
 template <class Entry>
-inline void repair(const Bench& bench, const Sight& sight, int64_t query, const typename Entry::Element* values,
-                   int64_t head_dim) {
+inline void repair(const Bench& bench, const Sight& sight, int64_t query, const Stored<Entry>& values) {
   const float* outputs = bench.outputs + query * bench.dims;
-  const bool is_broken = std::any_of(outputs, outputs + head_dim, [](float value) { return value != value; });
-  if (is_broken) average_slowly<Entry>(bench, sight, query, values, head_dim, 0);
+  const bool is_broken = std::any_of(outputs, outputs + values.dim, [](float value) { return value != value; });
+  if (is_broken) average_slowly(bench, sight, query, values, 0);
 }
 
 template <class Entry, int kCount>
-inline void average_tile(const Bench& bench, const Sight& sight, int64_t query, const typename Entry::Element* values,
-                         int64_t head_dim) {
+inline void average_tile(const Bench& bench, const Sight& sight, int64_t query, const Stored<Entry>& values) {
   constexpr int kWide = 4;
   int64_t at = 0;
-  for (; at + kWide * kLanes <= head_dim; at += kWide * kLanes) {
-    average<Entry, kCount, kWide>(bench, sight, query, values, head_dim, at);
+  for (; at + kWide * kLanes <= values.dim; at += kWide * kLanes) {
+    average<Entry, kCount, kWide>(bench, sight, query, values, at);
   }
-  for (; at + kLanes <= head_dim; at += kLanes) {
-    average<Entry, kCount, 1>(bench, sight, query, values, head_dim, at);
+  for (; at + kLanes <= values.dim; at += kLanes) {
+    average<Entry, kCount, 1>(bench, sight, query, values, at);
   }
-  if (at == head_dim) return;
-  for (int q = 0; q < kCount; q++) average_slowly<Entry>(bench, sight, query + q, values, head_dim, at);
+  if (at == values.dim) return;
+  for (int q = 0; q < kCount; q++) average_slowly(bench, sight, query + q, values, at);
 }
 
 // Weighted means of the values that `queries` see.
 template <class Entry>
-inline void gather(const Bench& bench, const Sight& sight, int64_t queries, const typename Entry::Element* values,
-                   int64_t head_dim) {
+inline void gather(const Bench& bench, const Sight& sight, int64_t queries, const Stored<Entry>& values) {
   int64_t q = 0;
-  for (; q + kTile <= queries; q += kTile) average_tile<Entry, kTile>(bench, sight, q, values, head_dim);
-  for (; q < queries; q++) average_tile<Entry, 1>(bench, sight, q, values, head_dim);
-  for (q = 0; q < queries; q++) repair<Entry>(bench, sight, q, values, head_dim);
+  for (; q + kTile <= queries; q += kTile) average_tile<Entry, kTile>(bench, sight, q, values);
+  for (; q < queries; q++) average_tile<Entry, 1>(bench, sight, q, values);
+  for (q = 0; q < queries; q++) repair(bench, sight, q, values);
 }
 
 }  // namespace outpace

@@ -128,7 +128,8 @@ def _compile(command: list[str], runtime: Path) -> bytes:
     _tell("outpace: compiling kernels for this machine; this takes some 20 s and is done once.")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "decoder.so"
-        parts = [*command, str(SOURCE / "decoder.cpp"), "-o", str(made), str(runtime), f"-Wl,-rpath,{runtime.parent}"]
+        sources = [str(path) for path in sorted(SOURCE.glob("*.cpp"))]
+        parts = [*command, *sources, "-o", str(made), str(runtime), f"-Wl,-rpath,{runtime.parent}"]
         subprocess.run(parts, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
         return made.read_bytes()
 

@@ -8,6 +8,7 @@
 
 #include <chrono>
 
+#include "activation.h"
 #include "decoder.h"
 #include "plan.h"
 #include "select.h"
@@ -28,6 +29,34 @@ inline float rms_scale(const float* values, int64_t count, int64_t padded, doubl
   Floats total = sums[0];
   for (int v = 1; v < kVectors; v++) total += sums[v];
   return 1.0f / __builtin_sqrtf(sum_lanes(total) / static_cast<float>(count) + static_cast<float>(eps));
+}
+
+// Mean and 1 / deviation of `count` values, likewise.
+inline Level mean_level(const float* values, int64_t count, int64_t padded, double eps) {
+  Floats sums[kVectors] = {};
+  for (int64_t i = 0; i < padded; i += kColumns) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; v++) sums[v] += load<Floats>(values + i + v * kLanes);
+  }
+  Floats total = sums[0];
+  for (int v = 1; v < kVectors; v++) total += sums[v];
+  const float mean = sum_lanes(total) / static_cast<float>(count);
+  Ints lane;
+  for (int i = 0; i < kLanes; i++) lane[i] = i;
+  Floats squares[kVectors] = {};
+  for (int64_t i = 0; i < padded; i += kColumns) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; v++) {
+      Floats rest = load<Floats>(values + i + v * kLanes) - splat(mean);
+      if (i + kColumns > count) {  // the padding has no part in it
+        rest = lane + static_cast<int32_t>(i + v * kLanes) < static_cast<int32_t>(count) ? rest : Floats{};
+      }
+      squares[v] = fma(rest, rest, squares[v]);
+    }
+  }
+  total = squares[0];
+  for (int v = 1; v < kVectors; v++) total += squares[v];
+  return {mean, 1.0f / __builtin_sqrtf(sum_lanes(total) / static_cast<float>(count) + static_cast<float>(eps))};
 }
 
 // Row `id` of a packed matrix, as floats.
@@ -62,6 +91,7 @@ class Forward {
   void run() {
     for (const Chunk& chunk : decoder_.chunks) {
       chunk_ = &chunk;
+      pending_ = {};
       embed();
       look_around();
       worker_.wait();
@@ -110,21 +140,50 @@ class Forward {
     return next < model_.layers ? decoder_.qkv(decoder_.layers[next]) : decoder_.head();
   }
 
+  // Where a norm lies behind a sum, the stream holds the sum, and `pending_` is what it still has to go through:
+  // whoever reads it applies it, so that no thread waits for it.
+  const NormView& before(const NormView& norm) const { return model_.is_after ? pending_ : norm; }
+
+  void settle(const NormView& norm) {
+    if (model_.is_after) pending_ = norm;
+  }
+
   void run_layer(int64_t index) {
     const LayerView& layer = decoder_.layers[index];
     const Matrix qkv = decoder_.qkv(layer), output = decoder_.output(layer);
-    const Matrix gate_up = decoder_.gate_up(layer), down = decoder_.down(layer);
-    project(layer, normalise(layer.attention_norm, qkv), qkv, output);
+    const Matrix up = decoder_.up(layer), down = decoder_.down(layer);
+    project(normalise(before(layer.attention_norm), qkv), qkv, layer.qkv_bias, output);
     worker_.wait();
     place(layer, index);
     worker_.wait();
     attend(index);
     worker_.wait();
-    add(take(decoder_.attended, sizes_.attended_row, model_.heads * model_.head_dim, output), output, gate_up);
+    if (model_.is_parallel) {
+      activate(normalise(layer.ffn_norm, up), up, layer.up_bias, down);
+      worker_.wait();
+    }
+    add_attended(output, layer.output_bias, up);
+    settle(layer.attention_norm);
     worker_.wait();
-    activate(normalise(layer.ffn_norm, gate_up), gate_up, down);
+    if (layer.cross.query.data && call_.cross) run_cross(layer, index);
+    if (!model_.is_parallel) {
+      activate(normalise(before(layer.ffn_norm), up), up, layer.up_bias, down);
+      worker_.wait();
+    }
+    add(take(decoder_.activated, sizes_.activated_row, model_.ffn, down), down, layer.down_bias, after(index));
+    settle(layer.ffn_norm);
     worker_.wait();
-    add(take(decoder_.activated, sizes_.activated_row, model_.ffn, down), down, after(index));
+  }
+
+  void run_cross(const LayerView& layer, int64_t index) {
+    const CrossView& cross = layer.cross;
+    const Matrix query = decoder_.cross_query(layer), output = decoder_.cross_output(layer);
+    project(normalise(before(cross.norm), query), query, cross.query_bias, output);
+    worker_.wait();
+    attend_source(index);
+    worker_.wait();
+    add_attended(output, cross.output_bias, decoder_.up(layer));
+    settle(cross.norm);
     worker_.wait();
   }
 
@@ -133,20 +192,49 @@ class Forward {
   void embed() {
     constexpr int64_t kSegment = 256;  // words per work item: rows of a tied head are gathered word by word
     const int64_t words = sizes_.words(model_.hidden), segments = (words + kSegment - 1) / kSegment;
-    const Matrix embedding = decoder_.embedding();
+    const bool is_coded = decoder_.embedding().is_coded();
     worker_.share(num_tokens() * segments, [&](int64_t item) {
-      const int64_t m = item / segments, begin = item % segments * kSegment;
-      const int64_t end = std::min(words, begin + kSegment);
+      const int64_t m = item / segments, first = item % segments * kSegment;
+      const int64_t last = std::min(words, first + kSegment);
+      const int64_t begin = first * Type::kPerWord, end = std::min(model_.hidden, last * Type::kPerWord);
       if (call_.inputs) {
-        copy_inputs(m, begin * Type::kPerWord, std::min(model_.hidden, end * Type::kPerWord));
-      } else if (!embedding.is_coded()) {
-        for (int64_t word = begin; word < end; word++) embed_word(m, word);
+        copy_inputs(m, begin, end);
+      } else if (!is_coded) {
+        for (int64_t word = first; word < last; word++) embed_word(m, word);
       } else if (begin == 0) {
-        read_weights<Type>(embedding, token(m).id, model_.hidden, residual(m));
+        read_weights<Type>(decoder_.embedding(), token(m).id, model_.hidden, residual(m));
       }
+      // Codes are read row by row, by whoever has the first segment.
+      const Range range = !is_coded || call_.inputs ? Range{begin, end} : Range{0, begin ? 0 : model_.hidden};
+      if (!call_.inputs && model_.embed_scale != 1.0) stretch(residual(m), range);
+      if (model_.position_table) add_position(m, range);
       // Padding is cleared each time: a row that went NaN in an earlier call has spoiled it.
       if (begin == 0) std::fill(residual(m) + model_.hidden, residual(m) + sizes_.hidden, 0.0f);
     });
+    if (!model_.embed_norm.weight) return;
+    worker_.wait();
+    worker_.share(num_tokens(), [&](int64_t m) {
+      normalise_row(residual(m), model_.embed_norm, level_of(residual(m), model_.embed_norm),
+                    [&](int64_t at, const Floats(&values)[kVectors]) { write_floats(residual(m) + at, values); });
+    });
+  }
+
+  // Times the factor, rounded as embeddings handed over by `inputs` are: both begin with the same numbers.
+  void stretch(float* row, Range range) const {
+    const float factor = Type::read_one(Type::narrow_one(static_cast<float>(model_.embed_scale)));
+    for (int64_t i = range.begin; i < range.end; i += kLanes) {
+      const int64_t count = std::min<int64_t>(kLanes, range.end - i);
+      float values[kLanes] = {};
+      Element rounded[kLanes];
+      std::copy(row + i, row + i + count, values);
+      Type::write(rounded, load<Floats>(values) * splat(factor));
+      for (int64_t k = 0; k < count; k++) row[i + k] = Type::read_one(rounded[k]);
+    }
+  }
+
+  void add_position(int64_t m, Range range) const {
+    const float* from = model_.position_table + (model_.first_row + token(m).position) * model_.hidden;
+    for (int64_t i = range.begin; i < range.end; i++) residual(m)[i] += from[i];
   }
 
   void copy_inputs(int64_t m, int64_t begin, int64_t end) {
@@ -194,14 +282,22 @@ class Forward {
 
   static Tiles tiles_of(int64_t rows, const Matrix& to) { return {rows, kMaxCodeTile, to.steps}; }
 
+  Level* levels_in(int64_t rows, bool is_coded) const {
+    const int64_t all = worker_.threads * kPrivateRows;
+    const bool is_private = rows <= (is_coded ? kPrivateCodes : kPrivateRows);
+    return decoder_.levels.as<Level>() + (is_private ? worker_.thread * kPrivateRows : all);
+  }
+
   // The residual stream of all tokens, normalised, and rounded to what the product with `to` reads.
-  Inputs normalise(const float* weight, const Matrix& to) {
+  Inputs normalise(const NormView& norm, const Matrix& to) {
     const Inputs words = words_in(num_tokens(), to.is_coded());
     const Inputs coded = codes_in(num_tokens());
     const Tiles tiles = tiles_of(num_tokens(), to);
+    levels_ = levels_in(num_tokens(), to.is_coded());
     prepare(num_tokens(), to.is_coded(), [&](int64_t m) {
       uint32_t* row = to.is_coded() ? tiles.place(coded.data, m) : words.data + m * words.stride;
-      normalise_row(residual(m), weight, [&](int64_t at, const Floats(&values)[kVectors]) {
+      levels_[m] = level_of(residual(m), norm);
+      normalise_row(residual(m), norm, levels_[m], [&](int64_t at, const Floats(&values)[kVectors]) {
         if (to.is_coded()) encode_block(to.coding, values, row + at / kBlock * kTileBlock);
         else write_words(row, at, values);
       });
@@ -209,17 +305,33 @@ class Forward {
     return to.is_coded() ? coded : words;
   }
 
+  Level level_of(const float* row, const NormView& norm) const {
+    if (!norm.weight) return {0.0f, 1.0f};
+    if (model_.has_mean) return mean_level(row, model_.hidden, sizes_.hidden, model_.norm_eps);
+    return {0.0f, rms_scale(row, model_.hidden, sizes_.hidden, model_.norm_eps)};
+  }
+
+  // One vector of a normed row; `at` counts from the row's beginning.
+  static Floats normed(const float* row, int64_t at, const NormView& norm, const Level& level) {
+    Floats value = load<Floats>(row + at);
+    if (!norm.weight) return value;
+    if (level.mean != 0.0f) value -= splat(level.mean);
+    value = value * splat(level.scale) * load<Floats>(norm.weight + at);
+    return norm.bias ? value + load<Floats>(norm.bias + at) : value;
+  }
+
   // Calls `write(position, kColumns values)` all along a row.
   template <class Write>
-  void normalise_row(const float* from, const float* weight, const Write& write) const {
-    const Floats scale = splat(rms_scale(from, model_.hidden, sizes_.hidden, model_.norm_eps));
+  void normalise_row(const float* from, const NormView& norm, const Level& level, const Write& write) const {
     for (int64_t at = 0; at < sizes_.hidden; at += kColumns) {
       Floats values[kVectors];
-      for (int v = 0; v < kVectors; v++) {
-        values[v] = load<Floats>(from + at + v * kLanes) * scale * load<Floats>(weight + at + v * kLanes);
-      }
+      for (int v = 0; v < kVectors; v++) values[v] = normed(from, at + v * kLanes, norm, level);
       write(at, values);
     }
+  }
+
+  static void write_floats(float* to, const Floats (&values)[kVectors]) {
+    for (int v = 0; v < kVectors; v++) store(to + v * kLanes, values[v]);
   }
 
   static void write_words(uint32_t* row, int64_t at, const Floats (&values)[kVectors]) {
@@ -255,7 +367,9 @@ class Forward {
     const Tiles tiles = tiles_of(count, head);
     prepare(count, head.is_coded(), [&](int64_t i) {
       uint32_t* row = words.data + i * words.stride;
-      normalise_row(residual(answers[i].token - chunk_->tokens.begin), model_.final_norm,
+      const float* from = residual(answers[i].token - chunk_->tokens.begin);
+      const NormView& norm = before(model_.final_norm);
+      normalise_row(from, norm, level_of(from, norm),
                     [&](int64_t at, const Floats(&values)[kVectors]) { write_words(row, at, values); });
       if (head.is_coded()) encode_words(head, row, tiles.place(coded.data, i));
     });
@@ -273,7 +387,16 @@ class Forward {
   void write_logits(const Inputs& rows, const Matrix& then, const Answer* answers) {
     product<Type>(worker_, rows, decoder_.head(), then, [&](int64_t i, int64_t column, const Sums& sums) {
       Element* logits = static_cast<Element*>(call_.logits) + (answers ? answers[i].output : i) * model_.vocab + column;
-      write_row(logits, reinterpret_cast<const float*>(sums), std::min<int64_t>(kColumns, model_.vocab - column));
+      const int64_t count = std::min<int64_t>(kColumns, model_.vocab - column);
+      if (!model_.head_bias && model_.head_scale == 1.0) {
+        return write_row(logits, reinterpret_cast<const float*>(sums), count);
+      }
+      Sums found;
+      for (int v = 0; v < kVectors; v++) {
+        const Floats scaled = sums[v] * splat(static_cast<float>(model_.head_scale));
+        found[v] = with(model_.head_bias, column + v * kLanes, scaled);
+      }
+      write_row(logits, reinterpret_cast<const float*>(found), count);
     });
   }
 
@@ -282,7 +405,12 @@ class Forward {
     if (!call_.taps || !call_.taps[index]) return;
     const Answer* answers = decoder_.answers.data() + chunk_->answers.begin;
     worker_.share(chunk_->answers.size(), [&](int64_t i) {
-      write_row(tapped(index, answers[i]), residual(answers[i].asked - chunk_->tokens.begin), model_.hidden);
+      const float* from = residual(answers[i].asked - chunk_->tokens.begin);
+      if (!pending_.weight) return write_row(tapped(index, answers[i]), from, model_.hidden);
+      normalise_row(from, pending_, level_of(from, pending_), [&](int64_t at, const Sums& values) {
+        const int64_t count = std::min<int64_t>(kColumns, model_.hidden - at);
+        write_row(tapped(index, answers[i]) + at, reinterpret_cast<const float*>(values), count);
+      });
     });
   }
 
@@ -299,33 +427,46 @@ class Forward {
 
   // --- matrix products -------------------------------------------------------------------------------------------
 
-  void project(const LayerView& layer, const Inputs& in, const Matrix& weight, const Matrix& then) {
+  static Floats with(const float* bias, int64_t at, Floats value) {
+    return bias ? value + load<Floats>(bias + at) : value;
+  }
+
+  void project(const Inputs& in, const Matrix& weight, const float* bias, const Matrix& then) {
     product<Type>(worker_, in, weight, then, [&](int64_t m, int64_t column, const Sums& sums) {
       for (int v = 0; v < kVectors; v++) {
         const int64_t at = column + v * kLanes;
-        store(projected(m) + at, layer.qkv_bias ? sums[v] + load<Floats>(layer.qkv_bias + at) : sums[v]);
+        store(projected(m) + at, with(bias, at, sums[v]));
       }
     });
   }
 
-  void add(const Inputs& in, const Matrix& weight, const Matrix& then) {
+  void add_attended(const Matrix& weight, const float* bias, const Matrix& then) {
+    add(take(decoder_.attended, sizes_.attended_row, model_.heads * model_.head_dim, weight), weight, bias, then);
+  }
+
+  // Add a product to the stream, to its normed form where a norm is pending: `normalise` has left its levels.
+  void add(const Inputs& in, const Matrix& weight, const float* bias, const Matrix& then) {
     product<Type>(worker_, in, weight, then, [&](int64_t m, int64_t column, const Sums& sums) {
-      float* to = residual(m) + column;
-      for (int v = 0; v < kVectors; v++) store(to + v * kLanes, load<Floats>(to + v * kLanes) + sums[v]);
+      float* row = residual(m);
+      for (int v = 0; v < kVectors; v++) {
+        const int64_t at = column + v * kLanes;
+        const Floats before = pending_.weight ? normed(row, at, pending_, levels_[m]) : load<Floats>(row + at);
+        store(row + at, before + with(bias, at, sums[v]));
+      }
     });
   }
 
-  // A panel of `weight` holds half a panel of gates and the same columns of the other branch; `then` reads the outcome.
-  void activate(const Inputs& in, const Matrix& weight, const Matrix& then) {
-    constexpr int kGates = kVectors / 2;
+  // From the first half of an MLP to what the second, `then`, reads.
+  void activate(const Inputs& in, const Matrix& weight, const float* bias, const Matrix& then) {
+    const int gates = model_.is_gated ? kVectors / 2 : kVectors;
     product<Type>(worker_, in, weight, then, [&](int64_t m, int64_t column, const Sums& sums) {
       uint32_t* row = decoder_.activated.as<uint32_t>() + m * sizes_.activated_row;
-      for (int v = 0; v < kGates; v++) {
-        const Floats gate = sums[v];
-        const Floats silu = gate / (splat(1.0f) + exponential(Floats{} - gate));
-        const int64_t at = column / 2 + v * kLanes;
-        if (then.is_coded()) store(reinterpret_cast<float*>(row) + at, silu * sums[v + kGates]);
-        else Type::write(reinterpret_cast<Element*>(row) + at, silu * sums[v + kGates]);
+      for (int v = 0; v < gates; v++) {
+        Floats value = activated(model_.activation, with(bias, column + v * kLanes, sums[v]));
+        if (model_.is_gated) value *= with(bias, column + (v + gates) * kLanes, sums[v + gates]);
+        const int64_t at = column / (kVectors / gates) + v * kLanes;
+        if (then.is_coded()) store(reinterpret_cast<float*>(row) + at, value);
+        else Type::write(reinterpret_cast<Element*>(row) + at, value);
       }
     });
   }
@@ -410,15 +551,50 @@ class Forward {
 
   template <class Entry>
   void attend_item(int64_t index, const Item& item, const Sight& sight, int64_t kv_head) {
-    const int64_t group = sizes_.group, dim = model_.head_dim;
-    const int64_t queries = item.count * group;
+    const int64_t dim = model_.head_dim, size = Entry::size(dim);
+    const Stored<Entry> keys{entry<Entry>(index, 0, kv_head, 0), size, dim};
+    const Stored<Entry> values{entry<Entry>(index, 1, kv_head, 0), size, dim};
+    const LayerView& layer = decoder_.layers[index];
+    answer_item(item, sight, kv_head, keys, values, layer.distance, layer.output);
+  }
+
+  void attend_source(int64_t index) {
+    using Entry = PlainEntry<Type>;
+    const int64_t items = chunk_->items.size(), dim = model_.head_dim, size = model_.kv_heads * dim;
+    const auto* keys = static_cast<const Element*>(call_.cross[2 * index]);
+    const auto* values = static_cast<const Element*>(call_.cross[2 * index + 1]);
+    worker_.claim(items * model_.kv_heads, [&](int64_t work, bool) {
+      const Item& item = decoder_.items[chunk_->items.begin + work % items];
+      const Sight& sight = decoder_.sources[decoder_.tokens[item.first].row];
+      const int64_t first = work / items * dim;
+      answer_item(item, sight, work / items, Stored<Entry>{keys + first, size, dim},
+                  Stored<Entry>{values + first, size, dim}, nullptr, decoder_.layers[index].cross.output);
+    });
+  }
+
+  // The queries of an item's tokens that share a key head; `output` is the matrix that reads what they find.
+  template <class Entry>
+  void answer_item(const Item& item, const Sight& sight, int64_t kv_head, const Stored<Entry>& keys,
+                   const Stored<Entry>& values, const float* distance, const MatrixView& output) {
+    const int64_t group = sizes_.group, queries = item.count * group;
     bench_.slots = sight.num_blocks * kLanes;
     for (int64_t q = 0; q < queries; q++) take_query(q, item.first + q / group, kv_head * group + q % group);
-    score<Entry>(bench_, sight, queries, group, entry<Entry>(index, 0, kv_head, 0), dim);
+    score(bench_, sight, queries, group, keys);
+    for (int64_t q = 0; distance && q < queries; q++) {
+      add_distances(q, item.first + q / group, kv_head * group + q % group, sight, distance);
+    }
     for (int64_t q = 0; q < queries; q++) weigh(bench_.scores + q * bench_.slots, bench_.slots);
-    gather<Entry>(bench_, sight, queries, entry<Entry>(index, 1, kv_head, 0), dim);
-    const bool is_coded = decoder_.layers[index].output.coding.bits != 0;
+    gather(bench_, sight, queries, values);
+    const bool is_coded = output.coding.bits != 0;
     for (int64_t q = 0; q < queries; q++) give_output(q, item.first + q / group, kv_head * group + q % group, is_coded);
+  }
+
+  void add_distances(int64_t query, int64_t token, int64_t head, const Sight& sight, const float* distance) {
+    const Token& asker = decoder_.tokens[token];
+    const int64_t length = call_.lengths[asker.row];
+    const int64_t* staged = call_.position + asker.row * call_.width - length;
+    bend(bench_, sight, query, distance + head * num_distances(model_.reach), model_.reach, asker.position,
+         [&](int64_t slot) { return slot < length ? slot : staged[slot]; });
   }
 
   void take_query(int64_t query, int64_t token, int64_t head) {
@@ -444,15 +620,11 @@ class Forward {
   Worker& worker_;
   const Chunk* chunk_ = nullptr;
   Bench bench_{};
+  NormView pending_{};
+  Level* levels_ = nullptr;
 };
 
 // --- one parallel region -----------------------------------------------------------------------------------------
-
-template <class Body>
-void in_parallel(int64_t threads, Body body) {
-  const auto call = [](void* data) { (*static_cast<Body*>(data))(omp_get_thread_num(), omp_get_num_threads()); };
-  GOMP_parallel(call, &body, static_cast<unsigned>(std::min<int64_t>(threads, kMaxThreads)), 0);
-}
 
 template <class Type>
 void forward(Decoder& decoder, const Call& call) {

@@ -18,18 +18,37 @@ struct MatrixView {
   const uint8_t* data;  // panels
 };
 
+struct NormView {
+  const float* weight;  // vectors of floats are padded with zeros to kPadding; null = no norm
+  const float* bias;    // null = none
+};
+
+// Attention to what an encoder made of a source; keys and values are the call's.
+struct CrossView {
+  NormView norm;
+  MatrixView query;
+  const float* query_bias;
+  MatrixView output;  // none where `query` is none
+  const float* output_bias;
+};
+
 struct LayerView {
-  const float* attention_norm;  // vectors of floats are padded with zeros to kPadding
+  NormView attention_norm;  // before what it is named after, or, where the model `is_after`, behind it
   MatrixView qkv;
-  const float* qkv_bias;    // null = none
+  const float* qkv_bias;    // biases may all be null = none
   const float* query_norm;  // null = none
   const float* key_norm;
   MatrixView output;
-  const float* ffn_norm;
-  MatrixView gate_up;
+  const float* output_bias;
+  CrossView cross;
+  NormView ffn_norm;
+  MatrixView up;         // gated: each panel holds half a panel of gates and the same columns of the other branch
+  const float* up_bias;  // in the order of the panels' columns
   MatrixView down;
-  int64_t window;  // latest positions seen; 0 = all
-  int64_t rope;    // which of the frequency sets turns this layer; -1 = none
+  const float* down_bias;
+  int64_t window;         // latest positions seen; 0 = all
+  int64_t rope;           // which of the frequency sets turns this layer; -1 = none
+  const float* distance;  // [heads, distances] added to scores by how far a key is ahead (see bend); null = nothing
 };
 
 struct ModelView {
@@ -37,12 +56,21 @@ struct ModelView {
   int64_t is_full;     // every token sees every other; else, with a `block`, those of its block and of earlier ones
   int64_t block;       // positions per block; 0 = a token sees itself and those before it in its row
   int64_t is_shifted;  // the output for a token is read one token before it
+  int64_t has_mean;    // norms take the mean away, and divide by the deviation
+  int64_t is_after;    // norm(x + f(x)) in place of x + f(norm(x))
+  int64_t is_parallel;  // attention and MLP both read the layer's input
+  int64_t activation, is_gated;
   int64_t vocab, hidden, layers, heads, kv_heads, head_dim, ffn, positions;
+  int64_t first_row;    // of `position_table`, for position 0
+  int64_t reach;        // distances that a layer's `distance` tells apart, to either side
   double norm_eps, attention_scale;
+  double embed_scale, head_scale;  // factors on embedded tokens and on logits
   const LayerView* layer;
   MatrixView embedding;  // plain [vocab, hidden], or the panels of a quantised one; null = read from the packed head
-  const float* final_norm;
+  const float* position_table;  // [first_row + positions, hidden] added to what is embedded; or null
+  NormView embed_norm, final_norm;
   MatrixView head;
+  const float* head_bias;
 };
 
 struct Call {
@@ -65,6 +93,11 @@ struct Call {
   // [layers + 2], or null: where to write the stream as it enters each layer, as it leaves the last one, and the normed
   // state that the head reads; each null or [rows, asked, hidden].
   void* const* taps;
+  // Keys and values per layer for `CrossView`, each [rows, source_slots, kv_heads, head_dim], the first `sources[row]` of a
+  // row; null where there is no source.
+  const void* const* cross;
+  const int64_t* sources;
+  int64_t source_slots;
 
   // Where a slot of a row lies in every buffer, in entries, for the first key head.
   int64_t place(int64_t row, int64_t slot) const {
@@ -72,7 +105,7 @@ struct Call {
   }
 };
 
-enum Status : int64_t { kOk, kNoMemory, kBadToken, kBadPosition, kNoCapacity, kBadAsk };
+enum Status : int64_t { kOk, kNoMemory, kBadToken, kBadPosition, kNoCapacity, kBadAsk, kBadSource };
 
 constexpr int64_t kChunk = 256;       // tokens of a long causal forward that run together
 constexpr int64_t kPrivateRows = 16;  // up to here every thread normalises all rows itself: cheaper than a barrier
@@ -86,6 +119,10 @@ struct Answer {  // one row of logits
   int64_t token;   // whose state the head reads
   int64_t asked;   // whose states are tapped: the same token, or the next when outputs are shifted
   int64_t output;
+};
+
+struct Level {  // what a norm makes of a row: (value - mean) * scale
+  float mean, scale;
 };
 
 struct Item {  // neighbouring tokens of one row that attend together
@@ -191,18 +228,25 @@ struct Decoder {
   int64_t row_blocks = 0;     // of keys in a row, at most
   int64_t bench_floats = 0;   // per thread
   std::vector<Sight> sights;  // [items of the largest chunk, windows]; filled in by the threads (see sight.h)
-  Buffer blocks, runs, masks, residual, normed, coded, projected, attended, activated, bench;
+  std::vector<Sight> sources;  // [rows] of a call with sources: all tokens of a row see the same
+  Buffer blocks, runs, masks, residual, levels, normed, coded, projected, attended, activated, bench;
+  Buffer source_blocks, source_runs, source_masks;
   Team team;
 
   Matrix qkv(const LayerView& l) const { return matrix(l.qkv, model.hidden, sizes.projected); }
-  Matrix output(const LayerView& l) const { return matrix(l.output, model.heads * model.head_dim, model.hidden); }
-  Matrix gate_up(const LayerView& l) const { return matrix(l.gate_up, model.hidden, 2 * round_up(model.ffn, kColumns / 2)); }
+  Matrix output(const LayerView& l) const { return matrix(l.output, width(), model.hidden); }
+  Matrix cross_query(const LayerView& l) const { return matrix(l.cross.query, model.hidden, width()); }
+  Matrix cross_output(const LayerView& l) const { return matrix(l.cross.output, width(), model.hidden); }
+  Matrix up(const LayerView& l) const {
+    return matrix(l.up, model.hidden, model.is_gated ? 2 * round_up(model.ffn, kColumns / 2) : model.ffn);
+  }
   Matrix down(const LayerView& l) const { return matrix(l.down, model.ffn, model.hidden); }
   Matrix head() const { return matrix(model.head, model.hidden, model.vocab); }
   // The matrix that holds the embedding's rows as columns of its panels.
   Matrix embedding() const { return matrix(model.embedding.data ? model.embedding : model.head, model.hidden, model.vocab); }
 
  private:
+  int64_t width() const { return model.heads * model.head_dim; }
   Matrix matrix(const MatrixView& view, int64_t inputs, int64_t outputs) const {
     return matrix_of(view, inputs, outputs, sizes.per_word);
   }

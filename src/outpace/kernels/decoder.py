@@ -1,7 +1,8 @@
 """A decoder whose whole forward is one C call, on packed weights. See `decoder.cpp` for the other side.
 
-Serves pre-norm decoders with RMS norms, a gated SiLU MLP and rotary positions (or none): Llama, Mistral, Qwen2, Qwen3,
-SmolLM3. The result for a token has the same bits whatever its window, batch, thread count or chunk.
+Serves layers with one norm before attention and MLP or one behind each: Llama, Mistral, Qwen2, Qwen3, Phi-3, SmolLM3,
+GPT-2, GPT-NeoX and OPT, and both sides of encoder-decoders. The result for a token has the same bits whatever its
+window, batch, thread count or chunk.
 """
 
 from __future__ import annotations
@@ -20,35 +21,47 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.errors import ConfigError
 from outpace.kernels.coding import code
-from outpace.kernels.library import FAILURES, CallView, LayerView, MatrixView, ModelView, empty_buffer, load
+from outpace.kernels.library import (
+    FAILURES,
+    CallView,
+    CrossView,
+    LayerView,
+    MatrixView,
+    ModelView,
+    NormView,
+    empty_buffer,
+    load,
+)
 from outpace.models.quantised import Quantised
 from outpace.models.rotation import Rotation
 from outpace.models.spec import Spec
-from outpace.models.weights import Matrix, Norm, Weights
+from outpace.models.weights import CrossWeights, Matrix, Norm, Weights
 from outpace.types import NO_OUTPUTS, Outputs, Scores
 
-__all__ = ["CompiledDecoder", "Packer", "TrimmedDecoder", "compile_decoder", "new_packer", "supports"]
+__all__ = ["CompiledDecoder", "Packer", "TrimmedDecoder", "compile_decoder", "multiply", "new_packer", "supports"]
 
 COLUMNS = 32  # output columns per panel; `kColumns` in gemm.h
 PADDING = 32  # floats that vectors are padded to; `kPadding` in simd.h
 ALIGNMENT = 128  # bytes
+MARGIN = 16  # `kMargin` in attention.h
 FACTOR_BYTES = 4  # behind the bytes of a cached key or value
 ARENA = 64 << 20  # bytes of memory that matrices are placed in
 TRIM_BYTES = 32 << 20  # freed weights after which memory goes back to the system
 DTYPES = (torch.bfloat16, torch.float32)
+_product_lock = threading.Lock()  # single products share scratch memory
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")  # `Activation` in activation.h
 
 
 def supports(spec: Spec) -> bool:
     """Whether the compiled path computes this decoder; the eager path serves the others."""
     return (
-        (spec.norm, spec.norm_placement, spec.activation, spec.is_gated) == ("rms", "pre", "silu", True)
-        and spec.positions in ("rotary", "none")
+        (spec.norm_placement == "pre" or (spec.norm_placement == "after" and not spec.has_final_norm))
+        and not (spec.is_parallel and spec.norm_placement != "pre")
+        and spec.activation in ACTIVATIONS
+        and spec.positions in ("rotary", "learned", "relative", "none")
         and spec.qk_norm in ("none", "head")
-        and spec.has_final_norm
         and spec.embed_size in (0, spec.hidden_size)
-        and spec.embed_scale == 1.0
         and spec.head_dim % 2 == 0
-        and not (spec.is_parallel or spec.o_bias or spec.mlp_bias or spec.head_bias)
         and not (spec.attn_softcap or spec.final_softcap)
     )
 
@@ -162,6 +175,7 @@ class _Views:
         self.packer = packer
         self.kept: list[Tensor] = []
         self.num_bytes = 0
+        self.tables: dict[int, int] = {}  # of distances, which layers may share
         self.embedding: Tensor | None = None  # a plain one of its own; others are read out of panels
 
     def matrix(self, matrix: Matrix, is_gated: bool = False) -> MatrixView:
@@ -179,16 +193,52 @@ class _Views:
         padded[: values.numel()] = values.detach().float()
         return self.keep(padded)
 
-    def norm(self, norm: Norm | None, size: int) -> int | None:
-        """Keep the scale of an RMS norm; one without a weight scales by 1."""
-        weight = None if norm is None else norm.weight
-        return self.vector(torch.ones(size) if weight is None else weight)
+    def panel_vector(self, values: Tensor | None, is_gated: bool) -> int | None:
+        """As `vector`, in the order in which a gated matrix's panels hold its rows."""
+        if values is None or not is_gated:
+            return self.vector(values)
+        half, wide = values.numel() // 2, COLUMNS // 2
+        parts = torch.zeros(2, _round_up(half, wide))
+        parts[:, :half] = values.detach().float().view(2, half)
+        return self.vector(parts.view(2, -1, wide).transpose(0, 1).flatten())
+
+    def distances(self, relative: Tensor | None) -> int | None:
+        """Keep what is added to scores by distance, [H, 2 * (R + MARGIN) + 1], of a table [2R + 1, H].
+
+        That one begins with the keys farthest ahead of a query, and this one with those farthest behind.
+        """
+        if relative is None:
+            return None
+        if id(relative) not in self.tables:
+            ends = relative.detach().float().flip(0).T  # [H, 2R + 1]
+            padded = torch.nn.functional.pad(ends[None], (MARGIN, MARGIN), mode="replicate")[0]
+            self.tables[id(relative)] = self.keep(padded.contiguous())
+        return self.tables[id(relative)]
+
+    def norm(self, norm: Norm | None, size: int) -> NormView:
+        """Keep a norm; one without a weight scales by 1."""
+        if norm is None:
+            return NormView()
+        weight = torch.ones(size) if norm.weight is None else norm.weight
+        return NormView(self.vector(weight), self.vector(norm.bias))
 
     def keep(self, tensor: Tensor) -> int:
         """Hold on to a tensor and return its address."""
         self.kept.append(tensor)
         self.num_bytes += tensor.numel() * tensor.element_size()
         return tensor.data_ptr()
+
+
+class _Product:
+    """A packed matrix [outputs, inputs] by itself, with its bias."""
+
+    def __init__(self, views: _Views, matrix: Matrix) -> None:
+        self.bias = views.vector(matrix.bias)
+        self.outputs, self.view = matrix.shape[0], views.matrix(matrix)
+
+    def __call__(self, library: ctypes.CDLL, given: Tensor) -> Tensor:
+        """Return [N, outputs] of [N, inputs], in its dtype."""
+        return multiply(library, self.view, given, self.outputs, self.bias)
 
 
 class CompiledDecoder:
@@ -207,9 +257,10 @@ class CompiledDecoder:
         views = _Views(Packer(library, dtype, release))
         self._layers = _view_layers(views, spec, weights)
         self._view = _view_model(views, spec, weights, self._layers)
-        self._kept, self.num_bytes = views.kept, views.num_bytes
+        self._cross = [_Product(views, layer.cross.kv) for layer in weights.layers if layer.cross is not None]
         self._rotation = Rotation(spec, torch.float32, "cpu", is_half=True)
-        self._table = views.embedding
+        self._kept, self.num_bytes = views.kept, views.num_bytes
+        self._table, self._head_bias = views.embedding, weights.head.bias
         self._open()
 
     def _open(self) -> None:
@@ -223,6 +274,11 @@ class CompiledDecoder:
         if getattr(self, "_handle", None):
             self._library.outpace_delete(self._handle)
 
+    def cross(self, states: Tensor) -> list[Tensor]:
+        """Return per layer the keys and values [N, 2 * K * D] of an encoder's states [N, hidden]."""
+        states = states.to(self.dtype).contiguous()
+        return [product(self._library, states) for product in self._cross]
+
     def head_rows(self, ids: Tensor) -> Tensor:
         """Return some rows of the head, [len(ids), hidden], in the model's dtype; quantised ones in float32."""
         return self._rows(ids, is_head=True)
@@ -230,8 +286,14 @@ class CompiledDecoder:
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [..., hidden] of tokens: the numbers that a forward begins with."""
         if self._table is not None:
-            return torch.nn.functional.embedding(tokens, self._table)
-        return self._rows(tokens.flatten(), is_head=False).view(*tokens.shape, -1)
+            found = torch.nn.functional.embedding(tokens, self._table)
+        else:
+            found = self._rows(tokens.flatten(), is_head=False).view(*tokens.shape, -1)
+        if self.spec.embed_scale == 1.0:
+            return found
+        # Rounded to the dtype of the model, as a forward rounds what it embeds.
+        scale = torch.tensor(self.spec.embed_scale, dtype=self.dtype)
+        return (found.float() * scale.float()).to(self.dtype)
 
     def _rows(self, ids: Tensor, is_head: bool) -> Tensor:
         ids, rows = self._known(ids), torch.empty(len(ids), self.spec.hidden_size)
@@ -264,6 +326,11 @@ class CompiledDecoder:
         other._view = ModelView.from_buffer_copy(self._view)
         other._view.vocab, other._view.head, other._view.embedding = len(ids), panels.view, MatrixView()
         other._kept = [*panels.kept, *self._kept]
+        if self._head_bias is not None:
+            other._head_bias = self._head_bias[ids]
+            bias = torch.nn.functional.pad(other._head_bias.detach().float(), (0, -len(ids) % PADDING))
+            other._kept.append(bias)
+            other._view.head_bias = bias.data_ptr()
         other._open()
         return other
 
@@ -344,6 +411,7 @@ class CompiledDecoder:
         places = (ctypes.c_void_p * rows)(*[table.buffer_info()[0] for table in tables])
         held = (ctypes.c_int64 * rows)(*map(len, tables))
         skipped = _flags(skip, self.spec.num_layers)
+        cross = self._source(cache.extra, rows) if self.spec.has_cross else None
         # Rotary tables reach as far as this call's last position, each row's by the phase that its text is in.
         last = min(int(position.max()) + 1, self.spec.max_positions) if position.numel() else 0
         found = {phase: self._rotation.tables(max(1, last), phase) for phase in cache.phases}
@@ -367,11 +435,27 @@ class CompiledDecoder:
             call.logits = logits.data_ptr() if outputs.has_logits else None
             call.inputs = None if inputs is None else inputs.data_ptr()
             call.taps = None if states is None else ctypes.addressof(states)
+            call.cross = None if cross is None else ctypes.addressof(cross)
+            if cross is not None:
+                call.sources, call.source_slots = cache.extra[0].data_ptr(), cache.extra[1].shape[1]
             status = self._library.outpace_forward(self._handle, self._call_address)
         if status:
             raise ConfigError(FAILURES[status])
         hidden = tapped.pop(self.spec.num_layers + 1) if outputs.has_last else None
         return Scores(logits, tapped, {}, hidden)
+
+    def _source(self, extra: Sequence[Tensor], rows: int) -> ctypes.Array[ctypes.c_void_p]:
+        """Return the addresses of what `EncoderDecoder.encode` left, each checked."""
+        if not extra:
+            raise ConfigError("The cache holds no source.", "Call encode before the first forward.")
+        lengths, *entries = extra
+        shape = (rows, entries[0].shape[1], self.spec.num_kv_heads, self.spec.head_dim)
+        is_fit = len(entries) == 2 * self.spec.num_layers and lengths.shape == (rows, 1)
+        for tensor in entries:
+            is_fit &= tensor.shape == shape and tensor.dtype == self.dtype and tensor.is_contiguous()
+        if not is_fit or lengths.dtype != torch.int64 or not lengths.is_contiguous():
+            raise ConfigError(f"What is held of sources has to be lengths [B, 1] and {self.dtype} {list(shape)}.")
+        return (ctypes.c_void_p * len(entries))(*[tensor.data_ptr() for tensor in entries])
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits [N, V] of last hidden states [N, hidden], with the bits that a forward gives them."""
@@ -446,6 +530,10 @@ class TrimmedDecoder:
         """As `CompiledDecoder.embed`."""
         return self._whole.embed(tokens)
 
+    def cross(self, states: Tensor) -> list[Tensor]:
+        """As `CompiledDecoder.cross`."""
+        return self._whole.cross(states)
+
     def trim_head(self, ids: Tensor) -> TrimmedDecoder:
         """Return a decoder with some of these rows."""
         return TrimmedDecoder(self._decoder._trim(ids), self._whole)
@@ -457,32 +545,84 @@ def _view_layers(views: _Views, spec: Spec, weights: Weights) -> ctypes.Array[La
         view.attention_norm = views.norm(layer.attn_norm, spec.hidden_size)
         view.ffn_norm = views.norm(layer.mlp_norm, spec.hidden_size)
         view.query_norm, view.key_norm = views.vector(layer.q_norm), views.vector(layer.k_norm)
-        view.qkv_bias = views.vector(layer.qkv.bias)
+        view.qkv_bias, view.output_bias = views.vector(layer.qkv.bias), views.vector(layer.o.bias)
+        view.up_bias = views.panel_vector(layer.up.bias, spec.is_gated)
+        view.down_bias = views.vector(layer.down.bias)
         view.qkv, view.output = views.matrix(layer.qkv), views.matrix(layer.o)
-        view.gate_up, view.down = views.matrix(layer.up, is_gated=True), views.matrix(layer.down)
+        view.up, view.down = views.matrix(layer.up, is_gated=spec.is_gated), views.matrix(layer.down)
         view.window, view.rope = spec.windows[index] or 0, spec.rope_index[index]
+        view.distance = views.distances(layer.relative)
+        if layer.cross is not None:
+            _view_cross(views, view.cross, layer.cross, spec.hidden_size)
     return layers
 
 
+def _view_cross(views: _Views, view: CrossView, cross: CrossWeights, hidden: int) -> None:
+    view.norm = views.norm(cross.norm, hidden)
+    view.query_bias, view.output_bias = views.vector(cross.q.bias), views.vector(cross.o.bias)
+    view.query, view.output = views.matrix(cross.q), views.matrix(cross.o)
+
+
 def _view_model(views: _Views, spec: Spec, weights: Weights, layers: ctypes.Array[LayerView]) -> ModelView:
-    dtype = views.packer.dtype
-    view = ModelView(is_bfloat16=dtype == torch.bfloat16, is_full=spec.attention == "full")
-    view.block, view.is_shifted = spec.block_size, spec.logits_shift
-    view.vocab, view.hidden, view.layers = spec.vocab_size, spec.hidden_size, spec.num_layers
-    view.heads, view.kv_heads, view.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-    view.ffn, view.positions = spec.ffn_size, spec.max_positions
-    view.norm_eps, view.attention_scale = spec.norm_eps, spec.attn_scale
+    view = _view_shape(spec, views.packer.dtype)
     view.layer = ctypes.cast(layers, ctypes.POINTER(LayerView))
+    view.embed_norm = views.norm(weights.embed_norm, spec.hidden_size)
     view.final_norm = views.norm(weights.final_norm, spec.hidden_size)
+    if weights.positions is not None:
+        view.position_table = views.keep(weights.positions.detach().float().contiguous())
     # Asked before packing frees the head: a tied embedding is read back from the packed head, which saves a copy.
     is_tied = weights.is_tied
-    view.head = views.matrix(weights.head)
+    if weights.head.shape[0]:
+        view.head, view.head_bias = views.matrix(weights.head), views.vector(weights.head.bias)
+    elif weights.table is not None:  # an encoder has no head: it embeds by the decoder's, where that is packed
+        view.head, is_tied = views.matrix(weights.table), True
     if not is_tied and weights.table is not None:
         view.embedding = views.matrix(weights.table)
     elif not is_tied:
-        views.embedding = weights.embed.detach().to(dtype).contiguous()
+        views.embedding = weights.embed.detach().to(views.packer.dtype).contiguous()
         view.embedding.data = views.keep(views.embedding)
     return view
+
+
+def _view_shape(spec: Spec, dtype: torch.dtype) -> ModelView:
+    view = ModelView(is_bfloat16=dtype == torch.bfloat16, is_full=spec.attention == "full")
+    view.block, view.is_shifted = spec.block_size, spec.logits_shift
+    view.has_mean, view.is_after = spec.norm == "layer", spec.norm_placement == "after"
+    view.is_parallel, view.is_gated = spec.is_parallel, spec.is_gated
+    view.activation = ACTIVATIONS.index(spec.activation)
+    view.vocab, view.hidden, view.layers = spec.vocab_size, spec.hidden_size, spec.num_layers
+    view.heads, view.kv_heads, view.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+    view.ffn, view.positions, view.first_row = spec.ffn_size, spec.max_positions, spec.position_offset
+    view.norm_eps, view.attention_scale = spec.norm_eps, spec.attn_scale
+    view.embed_scale, view.head_scale = spec.embed_scale, spec.head_scale
+    view.reach = spec.relative_distance
+    return view
+
+
+def multiply(library: ctypes.CDLL, view: MatrixView, given: Tensor, outputs: int, bias: int | None) -> Tensor:
+    """Return [N, outputs], one product by itself.
+
+    Args:
+        library: the kernels.
+        view: a packed matrix.
+        given: [N, inputs], contiguous, in a type that kernels compute in.
+        outputs: rows of the matrix.
+        bias: address of padded float32 numbers; None = none.
+
+    Raises:
+        ConfigError: there is no memory for it.
+    """
+    rows, inputs = given.shape
+    found = torch.empty(rows, outputs, dtype=given.dtype)
+    is_bfloat16, threads = int(given.dtype == torch.bfloat16), torch.get_num_threads()
+    sizes = (rows, inputs, outputs)
+    with _product_lock:
+        status = library.outpace_linear(
+            ctypes.byref(view), is_bfloat16, given.data_ptr(), *sizes, bias, found.data_ptr(), threads
+        )
+    if status:
+        raise ConfigError(FAILURES[status])
+    return found
 
 
 def _num_panels(outputs: int, is_gated: bool = False) -> int:

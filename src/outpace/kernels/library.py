@@ -17,9 +17,11 @@ __all__ = [
     "CallView",
     "Coded",
     "Coding",
+    "CrossView",
     "LayerView",
     "MatrixView",
     "ModelView",
+    "NormView",
     "Reader",
     "load",
     "note",
@@ -34,6 +36,7 @@ FAILURES = {
     3: "A position lies beyond the model's context.",
     4: "The cache has too few slots for the tokens of this forward.",
     5: "An asked index lies outside the tokens of this forward.",
+    6: "A source is empty, or longer than what is held of it.",
 }
 
 MOST_SELECTED = 64  # the largest top-k whose candidates are found from maxima of groups; there are 64 at least
@@ -66,17 +69,41 @@ class MatrixView(Structure):
     _fields_ = [("coding", Coding), ("data", c_void_p)]
 
 
+class NormView(Structure):
+    """Mirror of the C++ `NormView`."""
+
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p)]
+
+
+class CrossView(Structure):
+    """Mirror of the C++ `CrossView`."""
+
+    _fields_ = [
+        ("norm", NormView),
+        ("query", MatrixView),
+        ("query_bias", c_void_p),
+        ("output", MatrixView),
+        ("output_bias", c_void_p),
+    ]
+
+
 class LayerView(Structure):
     """Mirror of the C++ `LayerView`."""
 
     _fields_ = [
-        ("attention_norm", c_void_p),
+        ("attention_norm", NormView),
         ("qkv", MatrixView),
         *[(name, c_void_p) for name in ("qkv_bias", "query_norm", "key_norm")],
         ("output", MatrixView),
-        ("ffn_norm", c_void_p),
-        *[(name, MatrixView) for name in ("gate_up", "down")],
+        ("output_bias", c_void_p),
+        ("cross", CrossView),
+        ("ffn_norm", NormView),
+        ("up", MatrixView),
+        ("up_bias", c_void_p),
+        ("down", MatrixView),
+        ("down_bias", c_void_p),
         *[(name, c_int64) for name in ("window", "rope")],
+        ("distance", c_void_p),
     ]
 
 
@@ -85,13 +112,16 @@ class ModelView(Structure):
 
     _fields_ = [
         *[(name, c_int64) for name in ("is_bfloat16", "is_full", "block", "is_shifted")],
+        *[(name, c_int64) for name in ("has_mean", "is_after", "is_parallel", "activation", "is_gated")],
         *[(name, c_int64) for name in ("vocab", "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn")],
-        ("positions", c_int64),
-        *[(name, c_double) for name in ("norm_eps", "attention_scale")],
+        *[(name, c_int64) for name in ("positions", "first_row", "reach")],
+        *[(name, c_double) for name in ("norm_eps", "attention_scale", "embed_scale", "head_scale")],
         ("layer", POINTER(LayerView)),
         ("embedding", MatrixView),
-        ("final_norm", c_void_p),
+        ("position_table", c_void_p),
+        *[(name, NormView) for name in ("embed_norm", "final_norm")],
         ("head", MatrixView),
+        ("head_bias", c_void_p),
     ]
 
 
@@ -105,7 +135,8 @@ class CallView(Structure):
             (name, c_void_p)
             for name in ("tokens", "position", "inputs", "visible", "lengths", "tables", "held", "buffers")
         ],
-        *[(name, c_void_p) for name in ("ask", "skip", "turns", "logits", "taps")],
+        *[(name, c_void_p) for name in ("ask", "skip", "turns", "logits", "taps", "cross", "sources")],
+        ("source_slots", c_int64),
     ]
 
 

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from outpace.kernels.decoder import ALIGNMENT, Panels
 from outpace.kernels.library import Coding, MatrixView, empty_buffer
-from outpace.models.weights import LayerWeights, Matrix, Norm, Weights
+from outpace.models.weights import CrossWeights, LayerWeights, Matrix, Norm, Weights
 
 __all__ = ["Described", "open_packed"]
 
 BLOCK = 2 << 20
 MOST_FAULTS = 4  # per block; small pages are mapped some 16 at a time, which makes 32
-_MAGIC = b"outpace packed 1"
+_MAGIC = b"outpace packed 2"
 _CODING = ("bits", "group", "factors", "has_shift", "zero")
 _TABLE = 16  # entries of a table of codes, as of 4 bits
 
@@ -38,21 +38,31 @@ _TABLE = 16  # entries of a table of codes, as of 4 bits
 
 
 class Described:
-    """Weights as a description that JSON holds, and the bytes that it speaks of."""
+    """Weights as a description that JSON holds, and the bytes that it speaks of.
 
-    def __init__(self, weights: Weights, notes: Sequence[str]) -> None:
+    Args:
+        sides: of a decoder, or of an encoder and a decoder; what they share is held once.
+        notes: told again to whoever opens the file.
+    """
+
+    def __init__(self, sides: Sequence[Weights], notes: Sequence[str]) -> None:
         self.num_bytes = 0
         self._parts: list[tuple[int, memoryview]] = []
-        self._kept = weights
+        self._places: dict[tuple[int, int], int] = {}
+        self._kept = sides
+        self._record = {"notes": list(notes), "sides": [self._side(weights) for weights in sides]}
+
+    def _side(self, weights: Weights) -> dict[str, Any]:
         is_tied = weights.table is weights.head or (weights.table is None and not weights.embed.numel())
-        self._record = {
-            "notes": list(notes),
+        return {
             "embed": self._tensor(weights.embed),
-            "head": self._matrix(weights.head),
+            "head": self._matrix(weights.head) if weights.head.shape[0] else None,
             "table": None if is_tied or weights.table is None else self._matrix(weights.table),
             "is_tied": is_tied,
             "final_norm": self._norm(weights.final_norm),
-            "layers": [self._layer(layer) for layer in weights.layers],
+            "embed_norm": self._norm(weights.embed_norm),
+            "positions": self._tensor(weights.positions),
+            "layers": [self._parts_of(layer) for layer in weights.layers],
         }
 
     @property
@@ -69,12 +79,14 @@ class Described:
         text = json.dumps({**self._record, "sums": sums}).encode()
         yield text + hashlib.sha256(text).digest() + len(text).to_bytes(8, "little") + _MAGIC
 
-    def _layer(self, layer: LayerWeights) -> dict[str, Any]:
+    def _parts_of(self, layer: LayerWeights | CrossWeights) -> dict[str, Any]:
         described: dict[str, Any] = {}
         for field in dataclasses.fields(layer):
             part = getattr(layer, field.name)
             if isinstance(part, Matrix):
                 described[field.name] = self._matrix(part)
+            elif isinstance(part, CrossWeights):
+                described[field.name] = self._parts_of(part)
             else:
                 described[field.name] = self._norm(part) if isinstance(part, Norm) else self._tensor(part)
         return described
@@ -99,14 +111,17 @@ class Described:
     def _tensor(self, tensor: Tensor | None) -> dict[str, Any] | None:
         if tensor is None:
             return None
-        assert tensor.is_contiguous()  # vectors, and an embedding that kernels read
+        assert tensor.is_contiguous()  # vectors, tables, and an embedding that kernels read
         num_bytes = tensor.numel() * tensor.element_size()
         kind = str(tensor.dtype).removeprefix("torch.")
         return {"at": self._place(tensor.data_ptr(), num_bytes), "dtype": kind, "shape": list(tensor.shape)}
 
     def _place(self, address: int, num_bytes: int) -> int:
-        """Return where bytes will lie in the file."""
+        """Return where bytes will lie in the file: once, whoever shares them."""
+        if num_bytes and (address, num_bytes) in self._places:
+            return self._places[address, num_bytes]
         at = -(-self.num_bytes // ALIGNMENT) * ALIGNMENT
+        self._places[address, num_bytes] = at
         if num_bytes:
             self._parts.append((at, memoryview((ctypes.c_uint8 * num_bytes).from_address(address)).cast("B")))
         self.num_bytes = at + num_bytes
@@ -137,8 +152,8 @@ def _sums(words: np.ndarray[Any, np.dtype[np.uint64]]) -> list[int]:
 # Reading
 
 
-def open_packed(library: ctypes.CDLL, path: Path) -> tuple[Weights, list[str]]:
-    """Return the weights of a file; what a damaged one ends in is an error of many kinds."""
+def open_packed(library: ctypes.CDLL, path: Path) -> tuple[list[Weights], list[str]]:
+    """Return the weights of a file, side by side; what a damaged one ends in is an error of many kinds."""
     record, size = _record(path)
     storage: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
     data = torch.empty(0, dtype=torch.uint8).set_(storage)
@@ -150,14 +165,7 @@ def open_packed(library: ctypes.CDLL, path: Path) -> tuple[Weights, list[str]]:
         mapped, data = data, empty_buffer(library, size)
         data.copy_(mapped)
     reader = _Reader(data)
-    head = reader.matrix(record["head"])
-    weights = Weights(reader.tensor(record["embed"]), [reader.layer(layer) for layer in record["layers"]], head)
-    weights.final_norm = reader.norm(record["final_norm"])
-    if record["is_tied"]:
-        weights.table = head
-    elif record["table"] is not None:
-        weights.table = reader.matrix(record["table"])
-    return weights, record["notes"]
+    return [reader.side(described) for described in record["sides"]], record["notes"]
 
 
 def _record(path: Path) -> tuple[dict[str, Any], int]:
@@ -197,15 +205,30 @@ class _Reader:
 
     data: Tensor
 
-    def layer(self, described: dict[str, Any]) -> LayerWeights:
-        """Return a layer."""
+    def side(self, described: dict[str, Any]) -> Weights:
+        """Return the weights of a decoder or of an encoder."""
+        embed = self.tensor(described["embed"])
+        head = Matrix(embed[:0]) if described["head"] is None else self.matrix(described["head"])
+        weights = Weights(embed, [LayerWeights(**self.parts(layer)) for layer in described["layers"]], head)
+        weights.final_norm, weights.embed_norm = (self.norm(described[n]) for n in ("final_norm", "embed_norm"))
+        weights.positions = self.tensor(described["positions"])
+        if described["is_tied"]:
+            weights.table = head
+        elif described["table"] is not None:
+            weights.table = self.matrix(described["table"])
+        return weights
+
+    def parts(self, described: dict[str, Any]) -> dict[str, Any]:
+        """Return the parts of a layer, or of what looks at an encoder in one, each told by what describes it."""
         parts: dict[str, Any] = {}
         for name, part in described.items():
-            if name in ("qkv", "o", "up", "down"):
-                parts[name] = self.matrix(part)
+            if isinstance(part, list):
+                parts[name] = self.norm(part)
+            elif part is None or "dtype" in part:
+                parts[name] = self.tensor(part)
             else:
-                parts[name] = self.tensor(part) if name in ("q_norm", "k_norm") else self.norm(part)
-        return LayerWeights(**parts)
+                parts[name] = self.matrix(part) if "coding" in part else CrossWeights(**self.parts(part))
+        return parts
 
     def matrix(self, described: dict[str, Any]) -> Matrix:
         """Return a packed matrix."""

@@ -41,8 +41,8 @@ inline Status list_answers(Decoder& decoder, const Call& call) {
     if (index < 0 || index >= call.width) return kBadAsk;
     const int64_t at = row * call.width + index, asked = token_at[at];
     const int64_t token = decoder.model.is_shifted && index > 0 ? token_at[at - 1] : asked;
-    if (call.logits && (token < 0 || asked < 0)) memset(static_cast<char*>(call.logits) + output * bytes, 0, bytes);
-    else decoder.answers.push_back({token, asked, output});
+    if (token >= 0 && asked >= 0) decoder.answers.push_back({token, asked, output});
+    else if (call.logits) memset(static_cast<char*>(call.logits) + output * bytes, 0, bytes);
   }
   std::stable_sort(decoder.answers.begin(), decoder.answers.end(),
                    [](const Answer& a, const Answer& b) { return a.token < b.token; });
@@ -102,6 +102,22 @@ inline void reserve_sights(Decoder& decoder, int64_t items, int64_t tokens) {
   }
 }
 
+// What the rows see of their sources. One list of masks serves all tokens: its stride is 0.
+inline Status look_at_sources(Decoder& decoder, const Call& call) {
+  const int64_t blocks = (call.source_slots + kLanes - 1) / kLanes;
+  decoder.source_blocks.reserve(call.rows * blocks * sizeof(Block));
+  decoder.source_runs.reserve(call.rows * sizeof(Run));
+  decoder.source_masks.reserve(call.rows * blocks * sizeof(uint16_t));
+  decoder.sources.resize(call.rows);
+  for (int64_t row = 0; row < call.rows; row++) {
+    if (call.sources[row] < 1 || call.sources[row] > call.source_slots) return kBadSource;
+    decoder.sources[row] = {decoder.source_blocks.as<Block>() + row * blocks, decoder.source_runs.as<Run>() + row,
+                            decoder.source_masks.as<uint16_t>() + row * blocks, 0, 0, 0};
+    look_at_source(row * call.source_slots, call.sources[row], decoder.sources[row]);
+  }
+  return kOk;
+}
+
 inline void reserve(Decoder& decoder, const Call& call) {
   const Sizes& sizes = decoder.sizes;
   const int64_t threads = call.threads;
@@ -116,11 +132,12 @@ inline void reserve(Decoder& decoder, const Call& call) {
   // Every block takes kLanes slots but the last one, and of every other page the last one.
   decoder.row_blocks = decoder.row_slots / kLanes + (slots - 1) / call.page_size;
   decoder.queries = std::max<int64_t>(tokens * sizes.group, kQueries);
-  decoder.bench_floats =
-      2 * decoder.row_slots + decoder.queries * (2 * sizes.head_dim + decoder.row_blocks * kLanes) +
-      sizes.head_dim * kLanes;
+  const int64_t blocks = std::max(decoder.row_blocks, (call.source_slots + kLanes - 1) / kLanes);
+  decoder.bench_floats = 2 * decoder.row_slots + decoder.queries * (2 * sizes.head_dim + blocks * kLanes) +
+                         sizes.head_dim * kLanes;
   reserve_sights(decoder, items, tokens);
   decoder.residual.reserve(4 * rows * sizes.hidden);
+  decoder.levels.reserve(sizeof(Level) * (rows + threads * kPrivateRows));
   decoder.normed.reserve(4 * std::max(rows, threads * kPrivateRows) * sizes.normed_row);
   decoder.coded.reserve(4 * std::max(sizes.coded(rows), threads * sizes.coded(kPrivateCodes)));
   decoder.projected.reserve(4 * rows * sizes.projected_row);
@@ -135,7 +152,7 @@ inline Status plan(Decoder& decoder, const Call& call) {
   if (status != kOk) return status;
   cut_chunks(decoder, call);
   reserve(decoder, call);
-  return kOk;
+  return call.cross ? look_at_sources(decoder, call) : kOk;
 }
 
 }  // namespace outpace

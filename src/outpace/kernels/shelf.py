@@ -75,8 +75,8 @@ class Shelf:
         self.key = self._find_key()
         self.path = store.packed_folder() / f"{self.key}.weights"
 
-    def find(self) -> tuple[Weights, list[str]] | None:
-        """Return packed weights and the notes that were put there with them; None where there are none.
+    def find(self) -> tuple[list[Weights], list[str]] | None:
+        """Return packed weights, side by side, and the notes that were put there with them; None where there are none.
 
         A damaged file is removed, and stands for none.
         """
@@ -92,9 +92,9 @@ class Shelf:
             os.utime(self.path)  # used now
         return found
 
-    def put(self, weights: Weights, notes: Sequence[str]) -> str:
+    def put(self, sides: Sequence[Weights], notes: Sequence[str]) -> str:
         """Keep packed weights for later starts; return what a user should know if that fails, else an empty text."""
-        described = Described(weights, notes)
+        described = Described(sides, notes)
         is_worth = described.num_bytes >= SMALLEST and described.size <= store.packed_limit()
         if not is_worth or self._find_key() != self.key:
             return ""
@@ -160,5 +160,5 @@ def _ends(path: Path, size: int, count: int = 1 << 16) -> bytes:
 def _code() -> str:
     """Return a hash of the code that reads files and packs what they hold."""
     root = Path(__file__).parents[1]
-    files = [*sorted(root.glob("models/*.py")), *sorted(root.glob("kernels/*.py")), root / "text" / "gguf_file.py"]
+    files = [*sorted(root.glob("models/**/*.py")), *sorted(root.glob("kernels/*.py")), root / "text" / "gguf_file.py"]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()

@@ -61,7 +61,7 @@ inline void cut_blocks(const Call& call, int64_t row, const uint64_t* bits, uint
         sight.masks[token * sight.stride + block] = static_cast<uint16_t>(mask);
       }
     }
-    sight.blocks[block] = {place, static_cast<int32_t>(count), is_whole};
+    sight.blocks[block] = {place, static_cast<int32_t>(count), static_cast<int32_t>(slot), is_whole};
     Run* run = sight.runs + sight.num_runs;
     if (sight.num_runs > 0 && run[-1].place + rank - run[-1].rank == place) {
       run[-1].count = rank - run[-1].rank + count;
@@ -70,6 +70,18 @@ inline void cut_blocks(const Call& call, int64_t row, const uint64_t* bits, uint
       sight.num_runs++;
     }
     slot += most;
+  }
+}
+
+// What every token of a row sees of its source, whose `count` keys lie from `place` on.
+inline void look_at_source(int64_t place, int64_t count, Sight& sight) {
+  sight.num_blocks = (count + kLanes - 1) / kLanes;
+  sight.num_runs = count > 0;
+  sight.runs[0] = {place, 0, count};
+  for (int64_t block = 0; block < sight.num_blocks; block++) {
+    const int64_t slot = block * kLanes, seen = std::min<int64_t>(kLanes, count - slot);
+    sight.blocks[block] = {place + slot, static_cast<int32_t>(seen), static_cast<int32_t>(slot), seen == kLanes};
+    sight.masks[block] = static_cast<uint16_t>((1u << seen) - 1);
   }
 }
 

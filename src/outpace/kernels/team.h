@@ -124,4 +124,11 @@ class Worker {
   int stage_ = 0;
 };
 
+// Run `body(thread, threads)` on every thread of a team.
+template <class Body>
+inline void in_parallel(int64_t threads, Body body) {
+  const auto call = [](void* data) { (*static_cast<Body*>(data))(omp_get_thread_num(), omp_get_num_threads()); };
+  GOMP_parallel(call, &body, static_cast<unsigned>(std::min<int64_t>(threads, kMaxThreads)), 0);
+}
+
 }  // namespace outpace

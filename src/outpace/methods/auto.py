@@ -34,6 +34,7 @@ __all__ = ["Auto", "AutoState"]
 T = TypeVar("T")
 _PLAIN = "plain"
 _HOST_S, _MODEL_S = 1e-4, 1e-3  # what drafting takes at the least, from text (per row) and with a small model
+_KNOWN_STEPS, _KNOWN_SHARE = 8.0, 0.6  # how far a trained drafter's record on texts like its training's is believed
 _INDEX_S = 4e-6  # per token that a drafter from text has not seen
 _LEARN_S, _SORT_S = 5e-5, 5e-9  # of learning from the scores of a row: at the least, and per entry of the vocabulary
 
@@ -67,9 +68,8 @@ class Auto(Method):
     Attributes:
         arms: names of exact methods, parted by commas; those that the target or the models at hand do not allow
             are left out.
-        draft: the drafter of arms that need one; "auto" = the one that is known for the target, if any. One that was
-            trained to read the target drafts where `trained-drafter` is among the arms; it is not unless it is named,
-            since drafting with it costs more than it brings on a CPU yet (docs/log.md).
+        draft: the drafter of arms that need one; "auto" = the one that is known for the target, if any. Where it was
+            trained to read the target, `trained-drafter` drafts with it, else the other arms do.
         explore: share of the decoding time that trials of other drafters may lose.
         is_timed: False = choose by the stored cost curve instead of the clock.
 
@@ -77,7 +77,7 @@ class Auto(Method):
         ConfigError: an arm that does not exist or is not exact, or a share outside [0, 1).
     """
 
-    arms: str = "suffix,token-recycling,opt-tree"
+    arms: str = "trained-drafter,suffix,token-recycling,opt-tree"
     draft: str = "auto"
     explore: float = setting(0.01, least=0, below=1)
     is_timed: bool = True
@@ -151,8 +151,11 @@ class Auto(Method):
             learn_s = arm.harvests * len(context.texts) * (_LEARN_S + _SORT_S * context.target.capabilities.vocab_size)
             draft_s = _HOST_S * (1 + len(context.texts) / 4) + learn_s
             return BanditArm(arm.needs.width, draft_s, _INDEX_S, kind=kind, watch_s=learn_s)
-        share = relative_size(context.models[arm.needs.models[0]], context.target)
-        return BanditArm(arm.needs.width, _MODEL_S, lag_share=share, kind=kind)
+        model = context.models[arm.needs.models[0]]
+        facts = BanditArm(arm.needs.width, _MODEL_S, lag_share=relative_size(model, context.target), kind=kind)
+        if model.accepted and arm.is_sized:
+            facts.prior_steps, facts.prior_tokens = _KNOWN_STEPS, 1 + _KNOWN_SHARE * model.accepted
+        return facts
 
     def to_certify(self) -> Auto:
         """Try drafters often, also where plain decoding wins: what is tried never changes the text."""

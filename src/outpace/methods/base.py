@@ -55,6 +55,8 @@ class Method:
     """It weighs what its drafts bring against what they cost; `auto` then leaves them as they are."""
     is_mixed: ClassVar[bool] = False
     """Rows may bring methods and settings of their own."""
+    draws: ClassVar[bool] = True
+    """Its texts depend on noise where the settings ask for it; False = it takes the likeliest ones, no temperature."""
     reads: ClassVar[frozenset[str]] = frozenset({"law", "scores"})
     """What it looks at where rows of several methods stand side by side, and what costs time there: "law", what the
     rows' settings make of logits, anywhere but in `Method.accept`; "scores", in `observe`."""
@@ -76,6 +78,16 @@ class Method:
     def guarantee(self) -> Guarantee:
         """The weakest promise among the acceptor, the draft law and the cache policy."""
         return Guarantee.EXACT
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that write one prompt's text together, as a group."""
+        return 1
+
+    @property
+    def num_texts(self) -> int:
+        """How many of them are results: the first ones, the best of which comes first."""
+        return 1
 
     def fitted(self, offered: Capabilities) -> tuple[Method, str]:
         """Return the method as it runs on such a model, and a sentence on what was left out for it, or ""."""

@@ -142,7 +142,8 @@ def _module_papers() -> Iterator[tuple[Paper, str, str, str]]:
             name = ".".join(["outpace", *path.relative_to(home).with_suffix("").parts]).removesuffix(".__init__")
             for paper in importlib.import_module(name).PAPERS:
                 words = shlex.split(paper.command)
-                runs = f"recipe {words[2]}" if words[1] == "train" else f"command {' '.join(words[:2])}"
+                shown = words[: 3 if words[0] == "python" else 2]
+                runs = f"recipe {words[2]}" if words[1] == "train" else f"command {' '.join(shown)}"
                 yield paper, runs, paper.command, ""
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from outpace.errors import CapabilityError
+from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
 from outpace.methods.registry import load_method, method_names
+from outpace.sampling import Sampling
 from outpace.types import Capabilities
 
-__all__ = ["check_fit", "check_partner", "misfits"]
+__all__ = ["check_fit", "check_partner", "check_search", "misfits"]
 
 
 def misfits(method: Method, offered: Capabilities) -> list[str]:
@@ -53,6 +54,24 @@ def check_fit(method: Method, offered: Capabilities) -> None:
         raise CapabilityError(
             f"The method {method.name!r} needs {' and '.join(lacks)}.",
             f"Methods that fit this model: {', '.join(fitting)}." if fitting else "No method here fits this model.",
+        )
+
+
+def check_search(method: Method, settings: Sampling, num_samples: int = 1) -> None:
+    """Raise if a search is asked for what only drawn texts have.
+
+    Raises:
+        ConfigError: a temperature, or several samples.
+    """
+    if not method.draws and not settings.is_greedy:
+        raise ConfigError(
+            f"The method {method.name!r} takes the likeliest texts, but temperature is {settings.temperature:g}.",
+            "Leave temperature out, or draw with another method.",
+        )
+    if method.num_rows > 1 and num_samples > 1:
+        raise ConfigError(
+            f"The method {method.name!r} searches once per prompt, but num_samples is {num_samples}.",
+            f"Ask for its best texts: -o n_best={num_samples}.",
         )
 
 

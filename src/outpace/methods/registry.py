@@ -22,6 +22,8 @@ _GROUP = "outpace.methods"
 _BUILT_IN = {  # below outpace.methods
     "autoregressive": "autoregressive:Autoregressive",
     "auto": "auto:Auto",
+    "beam-search": "search.beam_search:BeamSearch",
+    "diverse-beam-search": "search.diverse_beam_search:DiverseBeamSearch",
     "prompt-lookup": "speculative.prompt_lookup:PromptLookup",
     "input-guided": "speculative.input_guided:InputGuided",
     "generalised-aggressive": "speculative.generalised_aggressive:GeneralisedAggressive",

@@ -18,7 +18,10 @@ _COUNTS = frozenset(
     """vocab_size embedding_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
     intermediate_size max_position_embeddings original_max_position_embeddings n_embd n_head n_layer n_inner n_positions
     ffn_dim word_embed_proj_dim sliding_window max_window_layers no_rope_layer_interval sliding_window_pattern bd_size
-    block_size block_length d_model n_heads n_layers n_kv_heads mlp_hidden_size max_sequence_length""".split()
+    block_size block_length d_model n_heads n_layers n_kv_heads mlp_hidden_size max_sequence_length d_kv d_ff num_layers
+    num_decoder_layers num_heads encoder_layers decoder_layers encoder_attention_heads decoder_attention_heads
+    encoder_ffn_dim decoder_ffn_dim decoder_vocab_size relative_attention_num_buckets
+    relative_attention_max_distance""".split()
 )
 _MAY_BE_ZERO = frozenset({"max_window_layers"})
 _NUMBERS = frozenset(
@@ -28,9 +31,12 @@ _NUMBERS = frozenset(
 _FLAGS = frozenset(
     """tie_word_embeddings attention_bias mlp_bias use_sliding_window do_layer_norm_before enable_bias
     use_parallel_residual scale_attn_weights scale_attn_by_inverse_layer_idx layer_norm_elementwise_affine
-    _remove_final_layer_norm use_bidirectional_attention""".split()
+    _remove_final_layer_norm use_bidirectional_attention scale_embedding share_encoder_decoder_embeddings
+    scale_decoder_outputs is_encoder_decoder""".split()
 )
-_TEXTS = frozenset({"model_type", "hidden_act", "hidden_activation", "activation_function", "dtype", "torch_dtype"})
+_TEXTS = frozenset(
+    "model_type hidden_act hidden_activation activation_function feed_forward_proj dtype torch_dtype".split()
+)
 _LISTS = frozenset({"layer_types", "no_rope_layers", "architectures"})
 _TABLES = frozenset({"rope_scaling", "rope_parameters", "text_config"})
 _OFF = frozenset({"sliding_window", "attn_logit_softcapping", "final_logit_softcapping"})  # null switches them off

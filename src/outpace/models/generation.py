@@ -1,7 +1,8 @@
 """What a checkpoint's own files ask of the texts that it writes: generation_config.json, key by key.
 
 Every key is obeyed, or named in a note: nothing is dropped without a word. Keys mean what they mean in transformers'
-`generate` with one beam. An older checkpoint without the file keeps the same keys in its config.json.
+`generate`: with one beam, or, where the file asks for several and the caller names no method and draws nothing, with as
+many. An older checkpoint without the file keeps the same keys in its config.json.
 """
 
 from __future__ import annotations
@@ -87,7 +88,6 @@ _IDLE = {
     "output_scores",
     "prefill_chunk_size",
     "prompt_lookup_num_tokens",
-    "renormalize_logits",
     "return_dict_in_generate",
     "return_legacy_cache",
     "speculation_type",
@@ -97,19 +97,13 @@ _IDLE = {
 }
 _UNMET = {
     "constraints",
-    "diversity_penalty",
     "dola_layers",
-    "early_stopping",
     "epsilon_cutoff",
     "eta_cutoff",
     "force_words_ids",
     "forced_decoder_ids",
     "guidance_scale",
-    "length_penalty",
     "max_time",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
     "penalty_alpha",
     "remove_invalid_values",
     "token_healing",
@@ -146,6 +140,16 @@ def _number(value: Any) -> float:
 
 def _scale(value: Any) -> float:
     return number if (number := _number(value)) > 0 else _refuse()
+
+
+def _share(value: Any) -> float:
+    return number if (number := _number(value)) >= 0 else _refuse()
+
+
+def _stopping(value: Any) -> bool | str:
+    is_known = isinstance(value, bool) or value == "never"
+    found: bool | str = value if is_known else _refuse()
+    return found
 
 
 def _flag(value: Any) -> bool:
@@ -213,7 +217,24 @@ _SAMPLING: dict[str, _Reader] = {
     "top_p": (_number, "a number from 0 to 1"),
     "typical_p": (_number, "a number from 0 to 1"),
 }
-_KNOWN = {*_LAWS, *_SAMPLING, *_IDLE, *_UNMET, "do_sample"}
+# How many texts are searched for, and which of them are best; keys that have another name among a method's options.
+_SEARCH: dict[str, _Reader] = {
+    "diversity_penalty": (_share, "a number of 0 or more"),
+    "early_stopping": (_stopping, 'true, false or "never"'),
+    "length_penalty": (_number, "a number"),
+    "num_beam_groups": (_positive, "a whole number of 1 or more"),
+    "num_beams": (_positive, "a whole number of 1 or more"),
+    "num_return_sequences": (_positive, "a whole number of 1 or more"),
+    "renormalize_logits": (_flag, "true or false"),
+}
+_OPTIONS = {
+    "diversity_penalty": "diversity",
+    "num_beam_groups": "groups",
+    "num_beams": "beams",
+    "num_return_sequences": "n_best",
+    "renormalize_logits": "is_renormalised",
+}
+_KNOWN = {*_LAWS, *_SAMPLING, *_SEARCH, *_IDLE, *_UNMET, "do_sample"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +246,8 @@ class GenerationConfig:
         law: what is obeyed, as arguments of `LanguageModel.generate`.
         sampling: the same of drawing tokens, obeyed where a user asks for the model's own sampling.
         is_sampled: the file asks for sampling.
+        search: what it asks of a search with several beams, by its own names; empty = it asks for none.
+        num_texts: how many texts it asks for.
         unmet: keys that are not obeyed, with their values.
         idle: keys that have no effect on the text here, with their values.
     """
@@ -233,6 +256,8 @@ class GenerationConfig:
     law: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     is_sampled: bool = False
+    search: Mapping[str, Any] = field(default_factory=dict)
+    num_texts: int = 1
     unmet: Mapping[str, Any] = field(default_factory=dict)
     idle: Mapping[str, Any] = field(default_factory=dict)
 
@@ -250,12 +275,19 @@ class GenerationConfig:
         for ours, other in (("max_tokens", "max_length"), ("min_tokens", "min_length")):
             if ours in law:  # as in transformers, the number without the prompt wins
                 law.pop(other, None)
-        idle = {key: value for key, value in asked.items() if key in _IDLE}
+        search = {key: _read_one(key, asked[key], _SEARCH[key], file) for key in _SEARCH if key in asked}
+        num_texts = search.pop("num_return_sequences", 1)
+        has_beams = search.get("num_beams", 1) > 1
+        idle = {key: value for key, value in asked.items() if key in _IDLE or (key in search and not has_beams)}
+        if has_beams:
+            _check_search(search, num_texts, file)
         return GenerationConfig(
             file=file,
             law={name: value for name, value in law.items() if value not in ((), {})},
             sampling={"temperature": 1.0, "top_k": 50, **drawn} if is_sampled else {},
             is_sampled=is_sampled,
+            search=search if has_beams else {},
+            num_texts=num_texts,
             unmet={k: v for k, v in asked.items() if k in _UNMET or k not in _KNOWN},
             idle=idle if is_sampled else {**idle, **drawn},
         )
@@ -297,6 +329,7 @@ class GenerationConfig:
         given = {name: value for name, value in given.items() if value is not None}
         law, missed = dict(self.law), dict(self.unmet)
         wants_model = str(given.get("sampling")) == "model"
+        search, told = self._search(given, missed, is_free=not is_canvas)
         for one, other in (("max_tokens", "max_length"), ("min_tokens", "min_length")):
             if one in given or other in given:
                 law.pop(one, None), law.pop(other, None)
@@ -317,7 +350,32 @@ class GenerationConfig:
         if wants_model:
             law |= self.sampling
         kept = {name: value for name, value in law.items() if name not in given and value != ()}
-        return {**kept, **given}, self._notes(kept, missed, given, wants_model)
+        return {**kept, **search, **given}, self._notes({**kept, **told}, missed, given, wants_model)
+
+    def is_searched(self, given: Mapping[str, Any]) -> bool:
+        """Return whether a search is made as the file asks: the caller names no method, and wants nothing drawn."""
+        is_drawn = given.get("temperature") or (self.is_sampled and str(given.get("sampling")) == "model")
+        is_free = given.get("method") is None and not given.get("options") and given.get("num_samples") in (None, 1)
+        return bool(self.search) and is_free and not is_drawn
+
+    def _search(
+        self, given: Mapping[str, Any], missed: dict[str, Any], *, is_free: bool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the arguments that make the search which the file asks for, and its keys; else note what is missed."""
+        asked = {**self.search, **({"num_return_sequences": self.num_texts} if self.num_texts > 1 else {})}
+        if is_free and self.is_searched(given):
+            groups = self.search.get("num_beam_groups", 1)
+            options = {_OPTIONS.get(key, key): value for key, value in asked.items()}
+            if groups == 1:
+                options.pop("diversity", None)
+            return {"method": "beam-search" if groups == 1 else "diverse-beam-search", "options": options}, asked
+        is_drawn = self.is_sampled and str(given.get("sampling")) == "model"
+        if is_drawn and self.num_texts > 1 and "num_samples" not in given:
+            told = {"num_return_sequences": asked.pop("num_return_sequences")}
+            missed |= asked
+            return {"num_samples": self.num_texts}, told
+        missed |= asked
+        return {}, {}
 
     def _notes(
         self, kept: Mapping[str, Any], missed: Mapping[str, Any], given: Mapping[str, Any], wants_model: bool
@@ -331,9 +389,8 @@ class GenerationConfig:
         notes = [f"{self.file}, {'; '.join(told)}."] if told else []
         if self.is_sampled and not wants_model and "temperature" not in given:
             asked = ", ".join(map(_shown, self.sampling, self.sampling.values()))
-            notes.append(
-                f"{self.file} asks for sampling ({asked}); the likeliest token was taken. --sampling model obeys."
-            )
+            taken = "likeliest texts were searched for" if self.is_searched(given) else "likeliest token was taken"
+            notes.append(f"{self.file} asks for sampling ({asked}); the {taken}. --sampling model obeys.")
         if wants_model and not self.is_sampled:
             notes.append("The model's files ask for no sampling: the likeliest token was taken unless you set more.")
         return notes
@@ -383,6 +440,19 @@ def _of_gguf(gguf: Gguf) -> GenerationConfig:
     if set(_GGUF.values()) & set(found):
         found = {"do_sample": True, "top_k": 0} | found
     return GenerationConfig.read(found, gguf.path.name)
+
+
+def _check_search(search: Mapping[str, Any], num_texts: int, file: str) -> None:
+    """Raise if what is asked of a search contradicts itself.
+
+    Raises:
+        ModelError: more texts than beams, or beams that do not fall into equal groups.
+    """
+    beams, groups = search["num_beams"], search.get("num_beam_groups", 1)
+    if num_texts > beams:
+        raise ModelError(f"{file}: num_return_sequences is {num_texts}, but num_beams is {beams}.", _HINT)
+    if beams % groups:
+        raise ModelError(f"{file}: num_beam_groups is {groups}, which does not divide num_beams, {beams}.", _HINT)
 
 
 def _asks(key: str, value: Any) -> bool:

@@ -87,6 +87,10 @@ class OwnCache(Cache):
         picked = super().rows(index)
         return OwnCache(picked.buffers[0], self.counter, picked.lengths, [self._shared(row) for row in index])
 
+    def follow(self, source: Sequence[int]) -> None:
+        """Let row i go on from row `source[i]`, in place, its state included."""
+        vars(self).update(vars(self.rows(source)))
+
     def leave(self, stay: Sequence[int]) -> None:
         """Keep the given rows, in that order, in place."""
         super().leave(stay)

@@ -22,8 +22,9 @@ from outpace.models.lookup import find_family, make_spec
 from outpace.models.lora import AdaptedFiles, has_adapter
 from outpace.models.parallel import Split, SplitTransformer
 from outpace.models.seq2seq.families import is_pair
+from outpace.models.spec import spec_capabilities
 from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
-from outpace.models.transformer import Kernels, Transformer, spec_capabilities
+from outpace.models.transformer import Kernels, Transformer
 from outpace.models.weights import can_pack
 from outpace.text.files import read_object
 from outpace.text.gguf_file import find_gguf, read_gguf
@@ -32,6 +33,7 @@ from outpace.zoo import published
 
 __all__ = [
     "count_parameters",
+    "list_sources",
     "load_model",
     "open_tensors",
     "pick_device",
@@ -94,20 +96,20 @@ def load_model(
     is_packed = compiler is None and (can_pack(kind, place) if pack is None else pack)
     # Codes are kept where the dtype is left to us and kernels read them; else they are decoded to what is computed in.
     packer = compiler.new_packer(spec, kind) if compiler is not None and dtype == "auto" else None
-    sources, variant = _sources(directory, files, adapter), "plain" if packer is None else "codes"
+    sources, variant = list_sources(directory, files, adapter), "plain" if packer is None else "codes"
     shelf = None if compiler is None else compiler.open_shelf(spec, kind, sources, variant)
     with torch.no_grad(), one_thread():
         kept = None if shelf is None else shelf.find()
         if kept is None:
             weights, notes = assemble(files, spec, family, kind, place, is_packed, packer, split), files.notes
         else:
-            weights, notes = kept
+            (weights,), notes = kept
         if split is None:
             model = Transformer(spec, weights, pack=is_packed)
         else:
             model = SplitTransformer(spec, weights, split)
         if compiler is not None and model.compile(compiler, pack) and shelf is not None and kept is None:
-            failed = shelf.put(weights, notes)
+            failed = shelf.put([weights], notes)
             model.notes += [failed] if failed else []
     model.notes += [*loading_notes(directory, config, dtype, kind), *notes]
     model.mask_token, model.exits = _mask_token(config), _exits(config, spec.num_layers)
@@ -161,7 +163,7 @@ def _exits(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     return found if all(isinstance(layer, int) and 0 < layer <= layers for layer in found) else ()
 
 
-def _sources(directory: Path, files: TensorFiles, adapter: str | os.PathLike[str] | None) -> set[Path]:
+def list_sources(directory: Path, files: TensorFiles, adapter: str | os.PathLike[str] | None = None) -> set[Path]:
     """Return all files that a model's weights are made of, those that say how to read them included."""
     sources = {entry.path for entry in files.entries.values()}
     for folder in [directory] if adapter is None else [directory, Path(adapter).expanduser()]:

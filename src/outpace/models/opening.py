@@ -8,9 +8,11 @@ from typing import Any
 
 from outpace.errors import CapabilityError, ConfigError, ModelError
 from outpace.models.checkpoint import check_checkpoint
-from outpace.models.loading import load_model, read_capabilities, read_config, resolve
+from outpace.models.editing.files import is_editor, open_editor
+from outpace.models.loading import load_model, pick_device, pick_dtype, read_capabilities, read_config, resolve
 from outpace.models.lookup import is_native
 from outpace.models.lora import base_directory
+from outpace.models.nets.files import MODEL_TYPE, open_net
 from outpace.models.parallel import Split
 from outpace.models.transformer import Kernels
 from outpace.types import Adapter, Capabilities
@@ -78,28 +80,44 @@ def open_model(
     if named is not None and adapter is not None:
         raise ConfigError(f"{name} is an adapter, and another one was given.", "Leave one out.")
     lora = named or adapter
+    is_own = not has_loader and not name.startswith(_PREFIX) and _is_own(directory)
+    runner = "a network of its own" if is_own else "transformers"
     if has_loader:
         return load_model(
             directory, dtype, device, kernels=kernels, card=card, context=context, adapter=lora, split=split
         )
     if lora is not None:
         raise ConfigError(
-            f"An adapter was given for {name}, but transformers runs that model in its own way.",
+            f"An adapter was given for {name}, but {runner} runs that model in its own way.",
             "Merge it into its model first (peft: merge_and_unload, then save_pretrained).",
         )
     if split is not None:
-        raise CapabilityError(f"{name} is not split: transformers runs it in its own way.", "Load it in one process.")
-    from outpace.models.hf import load_transformers
-
+        raise CapabilityError(f"{name} is not split: {runner} runs it in its own way.", "Load it in one process.")
     if context:
         raise ConfigError(
-            f"A context was asked for, but transformers runs {name} in its own way.",
+            f"A context was asked for, but {runner} runs {name} in its own way.",
             "Leave it out.",
         )
+    if is_own:
+        return _open_own(directory, dtype, device)
+    from outpace.models.hf import load_transformers
+
     model = load_transformers(str(directory), dtype=dtype, device=device)
     if not name.startswith(_PREFIX):
         model.notes.append("This architecture has no native loader: it runs through transformers, which is slower.")
     return model
+
+
+def _is_own(directory: Path) -> bool:
+    """Return whether a directory holds a network that this project alone has."""
+    return is_editor(directory) or read_config(directory).get("model_type") == MODEL_TYPE
+
+
+def _open_own(directory: Path, dtype: str, device: str) -> Adapter:
+    if is_editor(directory):
+        return open_editor(directory, dtype, device)
+    place = pick_device(device)
+    return open_net(directory, pick_dtype(dtype, read_config(directory), place), place)
 
 
 def _check_card(name: str, has_loader: bool, card: Mapping[str, Any] | None) -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from outpace.errors import ModelError
+from outpace.types import Capabilities
 
-__all__ = ["Rope", "Spec", "rope_tables", "rotary_order"]
+__all__ = ["Rope", "Spec", "rope_tables", "rotary_order", "spec_capabilities"]
 
 CHOICES = {
     "norm": ("rms", "layer"),
@@ -225,6 +226,24 @@ class Spec:
         """Parameters in matrices (norms and biases left out), a tied head counted once."""
         embed = self.vocab_size * (self.embed_size or self.hidden_size)
         return self.layer_weights + embed * (1 if self.tie_embeddings else 2)
+
+
+def spec_capabilities(spec: Spec) -> Capabilities:
+    """Return what a native decoder of this shape offers."""
+    return Capabilities(
+        vocab_size=spec.vocab_size,
+        max_positions=spec.max_positions,
+        attention=spec.attention,
+        block_size=spec.block_size,
+        logits_shift=spec.logits_shift,
+        has_skip=True,
+        num_layers=spec.num_layers,
+        mask_id=spec.mask_id,
+        turns_at=spec.turns_at,
+        turns_anew=spec.turns_anew,
+        has_hidden=True,
+        is_encoder_decoder=spec.has_cross,
+    )
 
 
 def rope_tables(

@@ -20,11 +20,11 @@ from outpace.errors import CapabilityError, ConfigError
 from outpace.models.attention import additive, attend, chain_mask, window_mask
 from outpace.models.graphs import FIRST_EXTENT, Graphs, extent_for
 from outpace.models.rotation import Rotation, Tables, turn
-from outpace.models.spec import Spec
+from outpace.models.spec import Spec, spec_capabilities
 from outpace.models.weights import CrossWeights, LayerWeights, Norm, Packer, Weights, can_pack
-from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
+from outpace.types import NO_OUTPUTS, Adapter, Counter, Outputs, Scores
 
-__all__ = ["CompiledDecoder", "Kernels", "Shelf", "Transformer", "spec_capabilities"]
+__all__ = ["CompiledDecoder", "Kernels", "Shelf", "Transformer"]
 
 SMALL_CHAIN = 64  # chains up to this long read their mask from one precomputed table
 
@@ -58,16 +58,23 @@ class CompiledDecoder(Protocol):
         """Return a decoder whose logits are those of some tokens."""
         ...
 
+    def cross(self, states: Tensor) -> list[Tensor]:
+        """Return per layer the keys and values [N, 2 * K * D] of an encoder's states [N, hidden]."""
+        ...
+
 
 class Shelf(Protocol):
     """Where the packed weights of a model are kept between starts."""
 
-    def find(self) -> tuple[Weights, list[str]] | None:
-        """Return the weights and the notes that were put there; None where there are none."""
+    def find(self) -> tuple[list[Weights], list[str]] | None:
+        """Return the weights, side by side, and the notes that were put there; None where there are none."""
         ...
 
-    def put(self, weights: Weights, notes: Sequence[str]) -> str:
-        """Keep the weights of a compiled decoder; return what a user should know if that fails, else an empty text."""
+    def put(self, sides: Sequence[Weights], notes: Sequence[str]) -> str:
+        """Keep the weights of a compiled decoder, or of an encoder and a decoder.
+
+        Return what a user should know if that fails, else an empty text.
+        """
         ...
 
 
@@ -105,24 +112,6 @@ class Kernels(Protocol):
     def warnings(self) -> list[str]:
         """Return what a user should put right."""
         ...
-
-
-def spec_capabilities(spec: Spec) -> Capabilities:
-    """Return what a native decoder of this shape offers."""
-    return Capabilities(
-        vocab_size=spec.vocab_size,
-        max_positions=spec.max_positions,
-        attention=spec.attention,
-        block_size=spec.block_size,
-        logits_shift=spec.logits_shift,
-        has_skip=True,
-        num_layers=spec.num_layers,
-        mask_id=spec.mask_id,
-        turns_at=spec.turns_at,
-        turns_anew=spec.turns_anew,
-        has_hidden=True,
-        is_encoder_decoder=spec.has_cross,
-    )
 
 
 @dataclass(slots=True)
@@ -264,6 +253,15 @@ class Transformer(Adapter):
         else:  # one piece of memory, which the next text is likely to get again
             buffers = list(torch.zeros((2 * spec.num_layers, *shape), dtype=dtype, device=self.device))
         return Cache(buffers, 2, counter, [0] * rows, limit=capacity)
+
+    def new_scratch(self, rows: int, slots: int) -> Cache:
+        """Return a cache for one forward of so many tokens a row, whose entries nobody reads later."""
+        if self._compiled is None:
+            return self.new_cache(rows, slots)
+        shape = (rows, self.spec.num_kv_heads, slots, self.spec.head_dim)
+        # Layers run one after the other: all of them write into the same two buffers.
+        one = [torch.empty(shape, dtype=self.dtype), torch.empty(shape, dtype=self.dtype)]
+        return Cache(one * self.spec.num_layers, 2, None, [0] * rows)
 
     def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
         """Return memory for paged caches, per layer keys and values [num_pages, K, page_size, D].

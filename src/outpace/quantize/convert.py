@@ -17,11 +17,11 @@ from torch import Tensor
 
 from outpace.errors import ConfigError, ModelError, StorageError
 from outpace.models.quantised import Quantised
+from outpace.models.rounding import round_matrix
 from outpace.models.tensors import one_thread
 from outpace.quantize.compressed import entries, quantization_config, write_folder
 from outpace.quantize.finequant import choose_group
 from outpace.quantize.gguf_file import Stored, block_type, check_architecture, plan_tensors, write_gguf
-from outpace.quantize.rounding import round_matrix
 from outpace.quantize.source import SMALLEST, Source
 from outpace.text.files import read_object
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -125,7 +126,7 @@ class Batch:
         groups: dict[object, list[int]] = {}
         for index, row in enumerate(self.rows):
             groups.setdefault(row if row.group is None else row.group, []).append(index)
-        self.groups = list(groups.values())
+        self.groups = [sorted(index, key=lambda at: self.rows[at].place) for index in groups.values()]
         inputs = [row.inputs for row in self.rows]
         self.prompts = inputs if any(one is not None for one in inputs) else []
 
@@ -146,7 +147,7 @@ class Batch:
             held = held.part(range(len(self.rows)))
         texts, prompts = [row.tokens for row in self.rows], [row.num_prompt for row in self.rows]
         room = [row.room for row in self.rows]
-        return View(texts, prompts, room, step, held, self.sampler, last, self.groups)
+        return View(texts, prompts, room, step, held, self.sampler, last, self.groups, ends=partial(_ends, self.rows))
 
     def views_in_line(self, step: int, last: Outcome | None) -> list[View]:
         """Return what a method may read of each arrival."""
@@ -157,6 +158,10 @@ class Batch:
             views.append(arrived.view(step, last, self.cache.part(index)))
             first = index.stop
         return views
+
+
+def _ends(rows: Sequence[Row], row: int, tokens: Sequence[int]) -> bool:
+    return rows[row].would_end(tokens)
 
 
 def bind(settings: Sampling, rows: Sequence[Row]) -> Sampler:

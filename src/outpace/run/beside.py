@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from outpace.types import Decision, Outcome, Proposal
+from outpace.types import Decision, Ending, Outcome, Proposal
 
 __all__ = ["lay_beside", "merge", "outcome_of", "padded", "part_of", "pick"]
 
@@ -123,7 +123,15 @@ def merge(decisions: Sequence[Decision], places: Sequence[Index]) -> Decision:
     has_paths = any(decision.path is not None for decision in decisions)
     path = torch.full_like(tokens, -1) if has_paths else None
     source = torch.arange(count, device=device) if any(one.source is not None for one in decisions) else None
+    endings = list[Ending | None]([None] * count) if any(one.endings is not None for one in decisions) else None
+    is_over = [False] * count if any(one.is_over is not None for one in decisions) else None
     for decision, index in zip(decisions, places, strict=True):
+        for row, ending in zip(index, decision.endings or [], strict=False):
+            if endings is not None and ending is not None:
+                endings[row] = replace(ending, row=index[ending.row])
+        for row, one in zip(index, decision.is_over or [], strict=False):
+            if is_over is not None:
+                is_over[row] = one
         rows, own = torch.tensor(list(index), device=device), decision.tokens.shape[1]
         tokens[rows, :own], num[rows] = decision.tokens, decision.num
         if decision.is_recovered is not None:
@@ -132,7 +140,7 @@ def merge(decisions: Sequence[Decision], places: Sequence[Index]) -> Decision:
             path[rows, :own] = _paths(decision)
         if source is not None and decision.source is not None:
             source[rows] = rows[decision.source]
-    return Decision(tokens, num, path, source=source, is_recovered=is_recovered)
+    return Decision(tokens, num, path, source=source, is_recovered=is_recovered, endings=endings, is_over=is_over)
 
 
 def _paths(decision: Decision) -> Tensor:

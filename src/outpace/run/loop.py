@@ -24,13 +24,14 @@ from outpace.errors import ConfigError
 from outpace.run.batch import Batch, bind
 from outpace.run.beside import padded
 from outpace.run.commit import append, fit, kept, read_back, record, sound
+from outpace.run.endings import end_over, lay_aside
 from outpace.run.layout import lay_out, soften
 from outpace.run.prefill import catch_up, next_pieces, read_pieces
 from outpace.run.room import affordable, check_room
 from outpace.run.row import Row
 from outpace.run.threads import shared
 from outpace.sampling import Sampler, Sampling
-from outpace.types import Adapter, Context, Counter, Needs, Outcome, Proposal, Scores
+from outpace.types import Adapter, Context, Counter, Decision, Needs, Outcome, Proposal, Scores, View
 
 if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
@@ -132,7 +133,7 @@ class Run:
             cache.reserve(slots)
         sources = [row.source or [] for row in rows]
         if offered.is_encoder_decoder:
-            self.target.encode(sources, cache)
+            self._encode(rows, sources, cache)
         texts, sampler = [row.tokens for row in rows], bind(self.settings, rows)
         given = (self.models, self.counters, self.memory, cache, self.tokenizers, sources)
         canvases = [row.canvas or [-1] * row.room for row in rows] if offered.is_canvas else []
@@ -141,6 +142,18 @@ class Run:
         self.batch.join(rows, cache, self.method.start(context), in_line=in_line)
         if self._is_mixed:
             self._sum_needs()
+
+    def _encode(self, rows: Sequence[Row], sources: list[list[int]], cache: Cache) -> None:
+        """Run the encoder once for rows of a group, which have one source."""
+        first: dict[object, int] = {}
+        lead = [first.setdefault(row if row.group is None else row.group, at) for at, row in enumerate(rows)]
+        if any(sources[at] != source for at, source in zip(lead, sources, strict=True)):
+            raise ConfigError("Rows of one group have different sources.", "Give each source a group of its own.")
+        leads = sorted(set(lead))
+        self.target.encode([sources[at] for at in leads], cache)
+        if len(leads) < len(rows):
+            index = torch.tensor([leads.index(at) for at in lead], device=cache.device)
+            cache.extra = [values.index_select(0, index) for values in cache.extra]
 
     def _new_cache(self, rows: Sequence[Row], slots: int) -> Cache:
         """Return a cache for joining rows, on pages where there are any: those that hold what a row begins with too."""
@@ -239,13 +252,17 @@ class Run:
         decision = self.method.accept(proposal, scores, view, batch.state)
         host = read_back(decision)
         t3 = time.perf_counter()
-        # 6 continue other rows, cut token by token
+        # 6 lay ended texts aside, continue other rows, cut token by token
+        if decision.endings is not None:
+            self._lay_aside(rows, proposal, decision, scores, view)
         if host.source is not None:
             cache = self._fork(host.source)
         lengths, starts = host.follow(proposal.drafts or proposal.length), host.follow(layout.start[: len(rows)])
         origins = repeat(proposal.origin) if isinstance(proposal.origin, str) else host.follow(proposal.origin)
         decided = zip(rows, host.tokens, host.path, host.is_recovered, lengths, origins, strict=False)
         counts = [append(*one) for one in decided]
+        if decision.is_over is not None:
+            end_over(rows, decision)
         emitted = [tokens[:count] for tokens, count in zip(host.tokens, counts, strict=True)]
         path = [nodes[:count] for nodes, count in zip(host.path, counts, strict=True)]
         accepted = [sum([n >= 0 for n in nodes]) for nodes in path]
@@ -272,6 +289,13 @@ class Run:
         if not self._needs.has_forks:
             raise ConfigError(f"The method {self.method.name!r} forks rows unasked.", "Say so in needs.has_forks.")
         return self.batch.fork(source)
+
+    def _lay_aside(self, rows: list[Row], proposal: Proposal, decision: Decision, scores: Scores, view: View) -> None:
+        if not self._needs.has_forks:
+            raise ConfigError(
+                f"The method {self.method.name!r} lays texts aside unasked.", "Say so in needs.has_forks."
+            )
+        lay_aside(rows, proposal, decision, scores, view, (self.record, self.num_top) if self._has_records else None)
 
     def _observe(self, rows: list[Row], last: Outcome) -> None:
         """Show the step to the method, and to whoever watches."""
@@ -320,6 +344,8 @@ class Run:
         is_due = (offered.turns_at or behind > 1) and not 1 < behind <= self.tail
         if not is_due or offered.attention == "full":
             return
+        if self._needs.has_forks and not (self._needs.outputs or self._needs.has_prefill_logits or offered.turns_at):
+            self._read_once(cache)
         size, held = len(batch.rows), cache.lengths[len(batch.rows) :]
         texts = [row.tokens for row in batch.rows] + [
             row.tokens[: n + 1] for row, n in zip(batch.waiting, held, strict=True)
@@ -334,6 +360,21 @@ class Run:
             chunk = Outcome([[] for _ in empty], empty, scores=part, chunk=places[:size], seconds=took)
             batch.state = self.method.observe(chunk, batch.view(self.num_steps, self.last), batch.state)
             began = time.perf_counter()
+
+    def _read_once(self, cache: Cache) -> None:
+        """Read what rows of a group have in common once, and let the others go on from it."""
+        rows, lead = self.batch.rows, list(range(len(cache.lengths)))
+        due = [at for at, row in enumerate(rows) if len(row.tokens) - cache.lengths[at] > 1]
+        for group in self.batch.groups if not self.batch.prompts else []:
+            first = group[0]
+            for at in group:
+                is_same = rows[at].tokens == rows[first].tokens and cache.lengths[at] == cache.lengths[first]
+                lead[at] = first if is_same and at in due else at
+        leads = sorted({lead[at] for at in due})
+        if len(leads) < len(due):
+            for _ in catch_up(self.target, cache.part(leads), [rows[at].tokens for at in leads], self.chunk):
+                pass
+            cache.follow(lead)
 
     def _has_read(self, pieces: list[list[int]], scores: Scores | None) -> None:
         """Show the method what was read of rows in line, and let those begin whose prompts were read to the end."""

@@ -17,12 +17,13 @@ from outpace.types import FinishReason, Wanted
 if TYPE_CHECKING:
     from outpace.constrain.protocol import Constraint, ConstraintState
 
-__all__ = ["BROKEN", "DEAD_END", "DISOBEYED", "FORBIDDEN", "Row", "Usage", "follow"]
+__all__ = ["BROKEN", "DEAD_END", "DISOBEYED", "FORBIDDEN", "NO_MORE", "Row", "Usage", "follow", "forked"]
 
 # Why a row ended with an error.
 BROKEN = "The model produced NaN or infinite logits; the text ends before them."
 DEAD_END = "The constraint allows no token here, although the text is not complete."
 FORBIDDEN = "Every token that the constraint allows here is forbidden by the other settings, or its logit is no number."
+NO_MORE = "The search found fewer texts than were asked for."
 DISOBEYED = "The method wrote a token that the constraint forbids; the text ends before it."
 
 
@@ -83,6 +84,8 @@ class Row:
             ids may then be any; None = there are none.
         group: rows of one number may continue each other's texts: they have one prompt, one greatest length and one
             way to end, and join a run together. None = this row is alone.
+        place: its number among the rows of its group, by which they are ordered.
+        aside: a text of its group that has ended, laid beside the row while the group goes on; None = there is none.
         score: how good the method thinks the row is; None = it does not say.
         settings: how its tokens are drawn; None = as the run's.
         wanted: the method that writes it, in a run whose method serves several; None = as the run's.
@@ -114,6 +117,8 @@ class Row:
     stop_tokens: Sequence[int] = ()
     inputs: Tensor | None = None
     group: int | None = None
+    place: int = 0
+    aside: Row | None = None
     score: float | None = None
     settings: Sampling | None = None
     wanted: Wanted | None = None
@@ -175,6 +180,19 @@ class Row:
             self.text.flush()
         return self.finish is not None
 
+    def would_end(self, tokens: Sequence[int]) -> bool:
+        """Return whether the text would end with the last of some tokens behind it, its greatest length apart."""
+        if tokens[-1] in self.end_tokens or tokens[-1] in self.stop_tokens:
+            return True
+        if self.text is not None and self.text.has_stops:
+            stream = self.text.fork()
+            if any([stream.push(token) for token in tokens]):
+                return True
+        if self.state is None:
+            return False
+        state = self.state.fork()
+        return all(state.push(token) for token in tokens) and state.is_final
+
     def _may_write(self, state: ConstraintState, token: int) -> bool:
         """Advance the constraint's state by a token; return whether it is allowed."""
         return state.is_complete if token in self.end_tokens else state.push(token)
@@ -218,11 +236,16 @@ def follow(rows: Sequence[Row], source: Sequence[int]) -> None:
         if row.group is None or row.group != other.group:
             raise ConfigError("A method let a row continue the text of another group.", "Fork within `view.groups`.")
         heir = at if at in heirs[at] else min(heirs[at], key=lambda one: keys[one])
-        told = {name: _copied(getattr(other, name)) for name in _TOLD}
+        told = forked(other)
         taken.append((row, told | {"key": keys[at] if index == heir else fork_key(keys[at], keys[index])}))
     for row, told in taken:  # only now, since rows may swap
         for name, value in told.items():
             setattr(row, name, value)
+
+
+def forked(row: Row) -> dict[str, Any]:
+    """Return copies of all that tells of a row's text, by the name of the field."""
+    return {name: _copied(getattr(row, name)) for name in _TOLD}
 
 
 def _copied(value: Any) -> Any:

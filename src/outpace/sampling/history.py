@@ -83,6 +83,10 @@ class History:
             allowed[self.end_tokens[row]] = state.is_complete
         return allowed if bool(allowed.any()) else None
 
+    def is_stuck(self, row: int) -> bool:
+        """Return whether the row's constraint allows no token, not even an end."""
+        return self._states[row] is not None and self.allowed(row) is None
+
 
 def state_after(
     constraint: Constraint, written: Sequence[int], known: ConstraintState | None

@@ -21,6 +21,7 @@ _PRIOR_KEPT, _PRIOR_LOST = 1.5, 0.5  # drafts of an untried chain
 _PRIOR_GAIN = 0.6  # tokens by which an untried arm is believed
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of windows that are weighed
 _PRIOR_STEPS, _PRIOR_TOKENS = 1.0, 1.4  # an untried arm that cannot be cut: as if it had once written 1.4 tokens
+_FADE = 0.97  # per step, of a stronger belief than that
 _POOLED = 2.0  # drafts of all rows that a row's own chance leans on
 _SMOOTH = 0.1
 _HYSTERESIS = 1.03
@@ -152,6 +153,7 @@ class BanditArm:
         reach: of a chain, the share of rows that have a draft at each depth.
         cut: of a tree.
         mean_width: nodes per row and step of what cannot be cut.
+        prior_steps, prior_tokens: as if it had made so many steps before the first, and written so much in each.
         gain, hoped: tokens that the last row won in steps of the arm, and what was expected, discounted.
         last_tried: step; -1 = never.
         rest: steps until it is tried again.
@@ -168,6 +170,8 @@ class BanditArm:
     reach: list[float] = field(default_factory=list)
     cut: TreeCut = field(default_factory=lambda: TreeCut(0))
     mean_width: float = 0.0
+    prior_steps: float = _PRIOR_STEPS
+    prior_tokens: float = _PRIOR_TOKENS
     gain: float = _PRIOR_GAIN
     hoped: float = _PRIOR_GAIN
     last_tried: int = -1
@@ -264,6 +268,7 @@ class Bandit:
         self.num_drafted += 1
         arm.last_tried = self.num_steps
         arm.won(progress - 1, self.hoped if arm.kind in ("chain", "tree") else self.plan.gain)
+        arm.prior_steps = max(_PRIOR_STEPS, _FADE * arm.prior_steps)
         arm.mean_width += 0.2 * (tokens / rows - 1 - arm.mean_width)
         # The first step after a rest brings the drafter up to date: a price of its own, not that of a step.
         # 2 What it cost. A drafter that got four times slower for one step met something else on the machine.
@@ -379,7 +384,8 @@ class Bandit:
         base_s = self._draft_s(arm)
         if arm.kind in ("whole", "sized") and not is_hopeful:
             gain, seconds = self._tokens(index, stats) - 1, base_s + forward_s(round(rows * (1 + arm.mean_width)))
-            return WindowPlan((rows + drafted * gain * arm.trust) / seconds, seconds, arm.width, gain)
+            trust = 1.0 if arm.kind == "sized" else arm.trust  # its own record is all that it is judged by
+            return WindowPlan((rows + drafted * gain * trust) / seconds, seconds, arm.width, gain)
         # Weigh windows of growing size: the tokens that they are expected to write, over what they cost.
         gains = self._gains(index, stats, is_hopeful=is_hopeful)
         trust, is_chain = 1.0 if is_hopeful else arm.trust, arm.kind == "chain" and not is_hopeful
@@ -395,7 +401,8 @@ class Bandit:
         return best
 
     def _tokens(self, index: int, stats: Sequence[Sequence[ArmStats]]) -> float:
-        steps, tokens = _PRIOR_STEPS, _PRIOR_TOKENS
+        steps = self.arms[index].prior_steps
+        tokens = steps * self.arms[index].prior_tokens
         for row in stats:
             steps, tokens = steps + row[index].steps, tokens + row[index].tokens
         return tokens / steps

@@ -249,7 +249,18 @@ def arguments(
     found |= _room(engine, settings, scope, num_prompt, max_tokens)
     if (body.min_tokens or 0) > found.get("max_tokens", body.min_tokens or 0):
         raise _wrong("min_tokens", f"min_tokens is {body.min_tokens}, above max_tokens.")
-    return found | method(body.outpace or Extra(), engine, settings)
+    chosen = method(body.outpace or Extra(), engine, settings)
+    return found | chosen if load_method(chosen["method"]).draws else _searched(body, found, chosen)
+
+
+def _searched(body: TextBody, found: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return what a search is asked for: nothing is drawn where the request says nothing, and n texts are its best."""
+    if body.temperature is None:
+        found |= {"temperature": 0.0, "sampling": "plain"}
+    options = {**chosen["options"], "n_best": found["num_samples"]}
+    if chosen["options"].get("n_best", options["n_best"]) != options["n_best"]:
+        raise _wrong("outpace.options.n_best", "A request's n says how many texts come back. Leave n_best out.")
+    return found | {"num_samples": 1, "method": chosen["method"], "options": options}
 
 
 def _num_samples(body: TextBody, settings: ServerSettings) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from outpace.api.engine import LanguageModel
 from outpace.errors import OutpaceError
 
-__all__ = ["CHATS", "PROMPTS", "SETTINGS", "SOURCES", "own_prompts"]
+__all__ = ["CHATS", "PROMPTS", "SEARCHES", "SETTINGS", "SOURCES", "own_prompts"]
 
 PROMPTS = (
     "Once upon a time, there was a little girl named Lily. Lily loved to play in the park. One day, Lily",
@@ -60,6 +60,13 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
 if importlib.util.find_spec("llguidance") is not None:  # constraints are an extra
     # Complete everywhere, so that a text may end at any token and stops keep their meaning.
     SETTINGS["grammar"] = ({"temperature": 0.7, "regex": r"[A-Za-z ,.!?'\"\n]*"},)
+
+# A search draws nothing: it is certified under laws without temperature.
+SEARCHES: dict[str, tuple[dict[str, Any], ...]] = {
+    name: tuple({key: value for key, value in law.items() if key != "temperature"} for law in SETTINGS[name])
+    for name in ("greedy", "penalties", "grammar")
+    if name in SETTINGS
+}
 
 
 def own_prompts(lm: LanguageModel) -> list[list[int]]:

@@ -97,7 +97,12 @@ def contract_checks() -> list[Check]:
 
 def _is_exact(method: Method) -> bool:
     """Whether it must write plain decoding's text; on a canvas the reference is another (`testing.canvas_checks`)."""
-    return method.guarantee is Guarantee.EXACT and not _is_canvas(method)
+    return method.guarantee is Guarantee.EXACT and not (_is_canvas(method) or _is_search(method))
+
+
+def _is_search(method: Method) -> bool:
+    """Whether rows of a group search together; the reference is then the search without drafts."""
+    return method.num_rows > 1
 
 
 def _is_canvas(method: Method) -> bool:
@@ -165,7 +170,7 @@ def check_needs(method: Method) -> None:
     target = world.Watched(world.target_for(needs.attention))
     assert not misfits(method, target.capabilities), f"A toy model lacks {misfits(method, target.capabilities)}."
     run = make_run(method, SETTINGS[_WARM], target=target)
-    run.join(make_rows(max_tokens=12))
+    world.join(run, make_rows(max_tokens=12))
     wanted = functools.reduce(operator.or_, [model.reads for model in run.models.values()], needs.outputs)
     while run.rows:
         run.step()
@@ -201,12 +206,13 @@ def check_bookkeeping(method: Method) -> None:
         skips_itself = method.needs.has_skip  # the target also drafts, and that is counted as drafting
         assert target.calls.num == total or (skips_itself and target.calls.num > total), "Forwards were miscounted."
         for row in rows:
-            _check_usage(row)
+            _check_usage(row, is_shared=_is_search(method))
         assert max(row.usage.target_nfe for row in rows) == total, "The longest row took part in every forward."
     assert vars(method) == before, "The method keeps something on itself."
 
 
-def _check_usage(row: Row) -> None:
+def _check_usage(row: Row, *, is_shared: bool) -> None:
+    """The counts of a row agree; `is_shared`: its prompt was read once for several, each of which has a share of it."""
     usage, sources = row.usage, row.sources
     assert row.finish is FinishReason.LENGTH, f"The row ended with {row.finish} instead of its length."
     assert len(row.written) == usage.num_emitted == row.max_tokens, "The row is shorter or longer than max_tokens."
@@ -215,17 +221,18 @@ def _check_usage(row: Row) -> None:
     assert sources.count("recovered") == usage.num_recovered, "Recovered tokens were miscounted."
     assert sources.count("bonus") == usage.num_bonus, "Bonus tokens were miscounted."
     assert usage.num_prompt == row.num_prompt, "Prompt tokens were miscounted."
-    assert usage.num_steps <= usage.target_nfe <= usage.positions_scored, "Forwards or positions were miscounted."
+    assert usage.num_steps <= usage.target_nfe, "Forwards were miscounted."
+    assert usage.target_nfe <= usage.positions_scored or is_shared, "Positions were miscounted."
     assert usage.num_emitted <= usage.num_steps + usage.num_accepted, "A step made more than one undrafted token final."
 
 
 def check_determinism(method: Method) -> None:
-    """One seed gives one text, another seed another one; no mask and no foreign id is ever written."""
+    """One seed gives one text, another seed another one where it draws; no mask and no foreign id is ever written."""
     settings = SETTINGS["temperature 1.3"]
     first, second = write(method, settings), write(method, settings)
     _same(_written(first), _written(second), "Twice the same seed")
     other = write(method, settings, make_rows(keys=[row_key(SEED + 1, i) for i in range(len(PROMPTS))]))
-    assert _written(other) != _written(first), "The seed makes no difference."
+    assert (_written(other) != _written(first)) is method.draws, "The seed makes a difference where it should not."
     capabilities = world.target_for(method.needs.attention).capabilities
     for token in (token for row in first for token in row.written):
         assert 0 <= token < capabilities.vocab_size, f"Id {token} is outside the vocabulary."
@@ -233,7 +240,13 @@ def check_determinism(method: Method) -> None:
 
 
 def check_equality(method: Method) -> None:
-    """An exact method writes plain decoding's text, greedily and at two temperatures."""
+    """An exact method writes plain decoding's text, greedily and at two temperatures; a search its reference's."""
+    if _is_search(method) and method.guarantee is Guarantee.EXACT:
+        for name, settings in SETTINGS.items():
+            ours, theirs = (write(one, settings) for one in (method, method.reference()))
+            _same(_written(ours), _written(theirs), name)
+            pairs = zip(ours, theirs, strict=True)
+            assert all(abs((a.score or 0.0) - (b.score or 0.0)) < 1e-9 for a, b in pairs), f"{name}: other scores."
     if _is_exact(method):
         for name in ("greedy", "temperature 0.7", "temperature 1.3"):
             _same(_written(write(method, SETTINGS[name])), _plain(name), name)
@@ -273,8 +286,8 @@ def check_drafts_alone(method: Method) -> None:
 
 def check_end_tokens(method: Method) -> None:
     """An end token ends its row inside an accepted run too, and is the last token written."""
-    if _is_canvas(method):
-        _check_canvas_ends(method)
+    if _is_canvas(method) or _is_search(method):
+        _check_other_ends(method)
         return
     text = _expected(method, _WARM)[0]
     ends = sorted(set(text))
@@ -288,8 +301,11 @@ def check_end_tokens(method: Method) -> None:
         assert row.finish is FinishReason.EOS, f"The row with end token {end} finished with {row.finish}."
 
 
-def _check_canvas_ends(method: Method) -> None:
-    """What stands before an end token may differ from the text without one: it no longer sees what would follow."""
+def _check_other_ends(method: Method) -> None:
+    """What stands before an end token may differ from the text without one.
+
+    On a canvas it no longer sees what would follow, and a search weighs texts that ended against those that went on.
+    """
     ends = sorted(set(_expected(method, _WARM)[0]))
     rows = make_rows([PROMPTS[0]] * len(ends), keys=[row_key(SEED, 0)] * len(ends))
     for row, end in zip(rows, ends, strict=True):
@@ -320,6 +336,9 @@ def check_lengths(method: Method) -> None:
 def check_stops(method: Method) -> None:
     """A stop string across a token border ends its row inside an accepted run too; nothing follows it."""
     text = _expected(method, _WARM)[0]
+    if _is_search(method):
+        _check_search_stops(method, text)
+        return
     whole = world.toy_decode(text)
     stops = sorted({whole[i : i + 3] for i in range(1, len(whole) - 3, 2)})
     rows = make_rows([PROMPTS[0]] * len(stops), len(text), keys=[row_key(SEED, 0)] * len(stops))
@@ -331,6 +350,19 @@ def check_stops(method: Method) -> None:
         _same([row.written], [text[:size]], f"Stop string {stop!r}")
         assert row.finish is FinishReason.STOP, f"The row with stop string {stop!r} finished with {row.finish}."
         assert row.text is not None and row.text.text == whole[: whole.index(stop)], "The text is not cut at the stop."
+
+
+def _check_search_stops(method: Method, text: list[int]) -> None:
+    """A text that a search returns ends at its first stop string, or at its length without one."""
+    stops = sorted({world.toy_decode(text)[i : i + 3] for i in range(1, 2 * len(text) - 3, 2)})
+    rows = [world.with_stop(row, stop) for row, stop in zip(make_rows([PROMPTS[0]] * len(stops)), stops, strict=True)]
+    write(method, SETTINGS[_WARM], rows)
+    for row, stop in zip(rows, stops, strict=True):
+        whole, before = world.toy_decode(row.written), world.toy_decode(row.written[:-1])
+        assert stop not in before, f"Text follows the stop string {stop!r}."
+        assert (stop in whole) is (row.finish is FinishReason.STOP), f"{whole!r} finished with {row.finish}."
+        assert row.text is not None and row.text.text == whole.partition(stop)[0], "The text is not cut at the stop."
+    assert any(row.finish is FinishReason.STOP for row in rows), "No row ended with its stop string."
 
 
 def check_continue(method: Method) -> None:
@@ -348,6 +380,8 @@ def check_continue(method: Method) -> None:
 
 def check_rejoin(method: Method) -> None:
     """A row may leave between two steps and rejoin in another slot; its neighbours do not notice."""
+    if _is_search(method):  # a group's rows stay together, and begin a new search elsewhere
+        return
     for name in ("greedy", _WARM):
         expected, rows, run = _expected(method, name), make_rows(), make_run(method, SETTINGS[name])
         run.join(rows)
@@ -373,6 +407,8 @@ def check_late_rows(method: Method) -> None:
 
 def check_samples(method: Method) -> None:
     """Four samples of one prompt are four texts, each the one its sample number stands for."""
+    if not method.draws:
+        return
     rows = make_rows([PROMPTS[2]] * 4)
     write(method, SETTINGS["temperature 1.3"], rows)
     assert len({tuple(row.written) for row in rows}) == 4, "Two samples of one prompt are the same text."
@@ -387,7 +423,7 @@ def check_interleaved(method: Method) -> None:
     runs = [make_run(method, SETTINGS[name]) for name in ("greedy", _WARM)]
     both = [make_rows(), make_rows()]
     for run, rows in zip(runs, both, strict=True):
-        run.join(rows)
+        world.join(run, rows)
     while any(run.rows for run in runs):
         for run in runs:
             drive(run, steps=1)
@@ -401,12 +437,14 @@ def check_broken_neighbour(method: Method) -> None:
         expected, rows = _expected(method, name), make_rows()
         # A canvas may be full after two forwards, and a whole text after the first behind its prompt.
         first = 1 if _is_canvas(method) else 3 if method.needs.is_one_pass else 6
-        target = world.NanRow(world.target_for(method.needs.attention), row=1, rows=len(rows), first=first)
+        size = method.num_rows
+        target = world.NanRow(world.target_for(method.needs.attention), row=size, rows=size * len(rows), first=first)
         write(method, SETTINGS[name], rows, target=target)
         assert rows[1].finish is FinishReason.ERROR, f"The broken row finished with {rows[1].finish}."
         others = [i for i in range(len(rows)) if i != 1]
         _same([rows[i].written for i in others], [expected[i] for i in others], f"{name}, beside a NaN row")
-        _same([rows[1].written], [expected[1][: len(rows[1].written)]], f"{name}, before the NaN")
+        if not _is_search(method):
+            _same([rows[1].written], [expected[1][: len(rows[1].written)]], f"{name}, before the NaN")
 
 
 def check_fixed_width(method: Method) -> None:

@@ -11,7 +11,7 @@ from outpace.api.engine import LanguageModel
 from outpace.api.result import Result
 from outpace.methods.base import Method
 from outpace.testing.certificate import Flip, Line
-from outpace.testing.certify_texts import SETTINGS
+from outpace.testing.certify_texts import SEARCHES, SETTINGS
 from outpace.testing.plan import Plan
 from outpace.types import Guarantee
 
@@ -46,6 +46,11 @@ class Work:
     max_rounds: int
     plan: Plan
 
+    @property
+    def laws(self) -> dict[str, tuple[dict[str, Any], ...]]:
+        """What texts are written under, by the name of the setting."""
+        return SETTINGS if self.method.draws else SEARCHES
+
     def prove(self, settings: Sequence[str]) -> list[Line]:
         """Run settings in float64, round after round, until each has seen enough, something differs or time is up."""
         lines = [self.new_line(name, dtype_of(self.lm)) for name in settings]
@@ -76,7 +81,7 @@ class Work:
 
     def _is_open(self, line: Line, number: int) -> bool:
         """Whether a setting has laws that were not tried yet, or has not seen enough; one that differs is done."""
-        return not line.faults and (number < len(SETTINGS[line.setting]) or bool(line.missing))
+        return not line.faults and (number < len(self.laws[line.setting]) or bool(line.missing))
 
     def _probe(self) -> float:
         """Write a few tokens and return the seconds that a token of a round may take."""
@@ -124,7 +129,7 @@ class Work:
         **arguments: Any,
     ) -> list[Result]:
         """Write a text per prompt, under the setting's law of this round."""
-        laws = SETTINGS[name]
+        laws = self.laws[name]
         chosen: dict[str, Any] = {"method": method or self.method.reference(), "max_tokens": self.max_tokens}
         chosen |= {"seed": self.seed + number, "ignore_eos": True, "is_cancelled": self.plan.tick}
         chosen |= {**laws[number % len(laws)], **arguments}
@@ -175,7 +180,7 @@ class Work:
                 if self.method.guarantee is Guarantee.EXACT:
                     self._compare(line, self._write(lm, [ids], name, number, **changes), ended, "at a stop")
                 # What the model's own files ask of ends may hold this one back.
-                is_free = not self.method.needs.has_mask and not lm.generation.law
+                is_free = self.method.draws and not self.method.needs.has_mask and not lm.generation.law
                 if is_free and ended[0].tokens != result.tokens[: j + 1]:
                     line.faults.append(f"A stop at token {j} left {len(ended[0].tokens)} tokens.")
                 line.stops_inside += ended[0].sources[-1:] == ["draft"]
@@ -200,8 +205,8 @@ class Work:
 
     def rounded_line(self, lm: LanguageModel, name: str, tolerance: float) -> Line:
         """Run one setting below float64 and list the flips; no evidence is asked for, the float64 line has it."""
-        line, last = Line(name, dtype_of(lm)), len(SETTINGS[name]) - 1
-        chosen = SETTINGS[name][last]
+        line, last = Line(name, dtype_of(lm)), len(self.laws[name]) - 1
+        chosen = self.laws[name][last]
         plain = self._write(lm, self.prompts, name, last, record=("margins",))
         ours = self._write(lm, self.prompts, name, last, self.method)
         penalty = chosen.get("repetition_penalty", 1.0)

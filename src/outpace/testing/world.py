@@ -17,7 +17,7 @@ from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
 from outpace.run.loop import Run
 from outpace.run.row import Row
-from outpace.sampling import Sampling, row_key
+from outpace.sampling import Sampling, fork_key, row_key
 from outpace.testing.grammar import ToyGrammar
 from outpace.testing.one_pass import ToyOnePass
 from outpace.testing.spelling import respelled, toy_tokenizers
@@ -34,6 +34,7 @@ __all__ = [
     "drive",
     "ends_under",
     "inhabited",
+    "join",
     "kind_here",
     "make_rows",
     "make_run",
@@ -138,8 +139,10 @@ def _target(attention: str, kind: str) -> Adapter:
 def _drafter(attention: str, kind: str) -> Adapter:
     if attention == "canvas":
         causal = _target("causal", "decoder")
+        assert isinstance(causal, ToyModel)
         return ToyModel(attention="block", like=causal, noise=0.15, seed=1, block_size=4, logits_shift=True)
     target = target_for(attention)
+    assert isinstance(target, ToyModel)  # a one-pass model is a drafter itself
     if isinstance(target, ToyEncoderDecoder):
         return ToyEncoderDecoder(like=target, noise=0.25, seed=1)
     return ToyModel(attention=target.capabilities.attention, like=target, noise=0.15, seed=1)
@@ -209,9 +212,26 @@ def make_run(
     )
 
 
+def join(run: Run, rows: Sequence[Row]) -> None:
+    """Let rows join, each with as many beside it as its method writes together."""
+    joining = list[Row]()
+    for number, row in enumerate(rows):
+        joining.append(row)
+        if row.group is None and run.method.num_rows > 1:
+            row.group = hash((id(row), number))
+            for place in range(1, run.method.num_rows):
+                text = None if row.text is None else row.text.fork()
+                other = Row(
+                    list(row.tokens), row.num_prompt, fork_key(row.key, place), row.max_tokens, row.end_tokens, text
+                )
+                other.source, other.group, other.place = row.source, row.group, place
+                joining.append(other)
+    run.join(joining)
+
+
 def drive(run: Run, rows: Sequence[Row] = (), steps: int = 10_000) -> Run:
     """Join rows, and step until all are finished or `steps` were taken."""
-    run.join(list(rows))
+    join(run, rows)
     while run.rows and steps > 0:
         run.step()
         steps -= 1

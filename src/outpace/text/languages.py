@@ -47,7 +47,7 @@ class Frame:
 
 
 def languages_of(tokenizer: Tokenizer) -> dict[str, int]:
-    """Return the languages that a tokenizer names, with the ids of their tokens in sources; empty where it names none."""
+    """Return the languages that a tokenizer names, with their ids in sources; empty where it names none."""
     pattern = _TAGS.get(tokenizer.kind)
     if pattern is None:
         return {}
@@ -98,7 +98,6 @@ def _chosen(name: str, known: dict[str, int], role: str) -> int | None:
         some = [*known][:_SHOWN]
         more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
         hint = nearest(name, list(known), "language") if len(known) > _SHOWN else ""
-        raise ConfigError(
-            f"There is no {role} language {name!r}.", f"{hint} There are {', '.join(some)}{more}.".strip()
-        )
+        listed = f"{hint} There are {', '.join(some)}{more}.".strip()
+        raise ConfigError(f"There is no {role} language {name!r}.", listed)
     return known[name]

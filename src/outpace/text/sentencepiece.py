@@ -64,8 +64,9 @@ def read_pieces(path: Path) -> Pieces:
 
 
 def _read_model(data: bytes) -> Pieces:
-    found = Pieces()
+    found, parts = Pieces(), set[int]()
     for number, value in _fields(data):
+        parts.add(number)
         if number == 1 and isinstance(value, bytes):
             piece = dict(_fields(value))
             score, text = piece.get(2, b"\0\0\0\0"), piece.get(1, b"")
@@ -86,6 +87,8 @@ def _read_model(data: bytes) -> Pieces:
             charsmap = rules.get(2, b"")
             found.charsmap = charsmap if isinstance(charsmap, bytes) else b""
             found.is_led, found.is_squeezed = bool(rules.get(3, 1)), bool(rules.get(4, 1))
+    if not {1, 2, 3} <= parts:  # the end is missing
+        raise ValueError
     return found
 
 
@@ -120,6 +123,9 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def piece_engine(pieces: Pieces, more: Sequence[str] = ()) -> Tokenizer:
     """Return the tokenizer of a sentencepiece model; nothing is put around texts.
 
+    Control tokens and a user's own pieces are found in a text before it is cut, and what follows one begins anew, with
+    a space, as in the tokenizers of transformers; sentencepiece itself reads the former as plain characters.
+
     Args:
         pieces: its file.
         more: special tokens whose ids follow those of the pieces.
@@ -134,7 +140,6 @@ def piece_engine(pieces: Pieces, more: Sequence[str] = ()) -> Tokenizer:
         unknown = texts[pieces.unknown]
         engine = Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=pieces.has_bytes))
     else:
-        # A control piece is never part of a text, but a unigram model knows no kinds: its spelling is barred below.
         listed = list(zip(texts, scores, strict=True))
         engine = Tokenizer(models.Unigram(listed, unk_id=pieces.unknown, byte_fallback=pieces.has_bytes))
     engine.normalizer = _normalizer(pieces)

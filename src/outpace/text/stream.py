@@ -67,6 +67,11 @@ class TextStream:
         for token in self._window:
             self._enter(token)
 
+    @property
+    def has_stops(self) -> bool:
+        """Whether some string ends the text."""
+        return bool(self._stops or self._naming)
+
     def fork(self) -> TextStream:
         """Return an independent copy, to go on with another text."""
         other = copy.copy(self)

@@ -77,7 +77,9 @@ class Tokenizer:
         elif has_byte_pairs(folder, settings):
             engine = read_byte_pairs(folder, settings)
         elif is_pieced(folder, settings):
-            engine, settings = read_pieced(folder, settings), ROLES_OF_PIECES | settings
+            engine = read_pieced(folder, settings)
+            known = {role: token for role, token in ROLES_OF_PIECES.items() if engine.token_to_id(token) is not None}
+            settings = known | settings
         elif has_sides(folder, settings):
             sides, settings = read_sides(folder, settings), ROLES_OF_PIECES | settings
             return cls(sides.written, settings, read_templates(folder, settings), sides)

@@ -1,7 +1,7 @@
 """Corpus BLEU: up to 4-grams, mteval-v13a tokenisation, case kept, one reference, exponential smoothing.
 
-Source: Papineni et al. (2002); the choices are those of Post (2018), so figures compare with what sacrebleu prints as
-`nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp`.
+Source: Papineni et al. (2002); the choices are those of Post (2018), so figures compare with what sacrebleu prints
+under the same signature.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-__all__ = ["bleu", "tokenise"]
+__all__ = ["SIGNATURE", "bleu", "tokenise"]
+
+SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp"
 
 ORDER = 4
 _ENTITIES = (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-from .mistakes import make_mistakes
+from outpace.text.edits import edit_spans, write_spans
+
+from .mistakes import make_mistakes, swap_words
 from .pairs import Pair, PairSource
 from .sources import open_text, read_jsonl
 
-__all__ = ["CORRECTIONS", "clean_sentences", "correction_pairs"]
+__all__ = ["CORRECTIONS", "CORRECTION_SPANS", "FEW_CORRECTIONS", "REORDERED", "clean_sentences", "correction_pairs"]
 
 _LONGEST = 110  # characters: a sentence that a small model can hold
 _SENTENCE = re.compile(r"(?<=[.!?]\s)[A-Z][^.!?\n\"“”*#_\[\]]{12,}(?<!Mr)(?<!Mrs)(?<!Dr)(?<!St)[.!?](?=\s)")
@@ -45,14 +48,14 @@ def _unique(paths: Sequence[Path]) -> list[str]:
     return [sentence for sentence in found if sentence.isascii() and 1 < len(sentence) <= _LONGEST]
 
 
-def _read(paths: Sequence[Path]) -> list[Pair]:
+def _read(paths: Sequence[Path], draws: int = _DRAWS) -> list[Pair]:
     """Return training pairs where training files are among the paths, else those of the held-out files."""
     taught = [path for path in paths if "train" in path.name]
     if not taught:
         return correction_pairs(_unique(paths), 1)
     # The held-out sentences of one language pair may be among the training sentences of the other.
     held = {sentence for path in paths if path not in taught for sentence in _unique([path])}
-    return correction_pairs([sentence for sentence in _unique(taught) if sentence not in held], 0, _DRAWS)
+    return correction_pairs([sentence for sentence in _unique(taught) if sentence not in held], 0, draws)
 
 
 _TATOEBA = {split: f"tatoeba_pairs/en-de.{split}.tsv.gz" for split in ("train", "valid", "test")}
@@ -74,4 +77,38 @@ CORRECTIONS = PairSource(
     note="clean sentences; the mistakes are made by rule (outpace.train.mistakes)",
     read=_read,
     languages=("wrong", "right"),
+)
+
+
+def _few(paths: Sequence[Path]) -> list[Pair]:
+    return _read(paths, draws=1)
+
+
+def _reordered(paths: Sequence[Path]) -> list[Pair]:
+    return [(swap_words(wrong, Random(wrong)), right) for wrong, right in _few(paths)]
+
+
+def _spans(paths: Sequence[Path]) -> list[Pair]:
+    return [(wrong, write_spans(edit_spans(wrong, right))) for wrong, right in _few(paths)]
+
+
+FEW_CORRECTIONS = replace(
+    CORRECTIONS,
+    name="corrections-few",
+    splits={**CORRECTIONS.splits, "train": tuple(_TATOEBA.values())},
+    origin="English sentences of tatoeba.org through www.manythings.org/anki",
+    licence="CC-BY-2.0",
+    read=_few,
+)
+REORDERED = replace(
+    FEW_CORRECTIONS,
+    name="corrections-reordered",
+    note=CORRECTIONS.note + "; in some sentences two neighbouring words have changed places",
+    read=_reordered,
+)
+CORRECTION_SPANS = replace(
+    FEW_CORRECTIONS,
+    name="correction-spans",
+    note=CORRECTIONS.note + "; the targets are edit spans (outpace.text.edits)",
+    read=_spans,
 )

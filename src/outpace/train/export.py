@@ -107,7 +107,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 def _card(loop: Loop, told: Export, parameters: int) -> str:
     """The model card, in Markdown."""
     recipe, recent = loop.recipe, loop.losses[-50:]
-    origin = "taught by" if recipe.objective == "distilled" else "from the weights of"
+    origins = {"distilled": "taught by", "written": "taught by", "reconstruction": "beside"}
+    origin = origins.get(recipe.objective, "from the weights of")
     day = datetime.now(UTC).date().isoformat()
     return "\n".join(
         [

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from random import Random
 
-__all__ = ["RULES", "Rule", "make_mistakes", "pieces"]
+__all__ = ["RULES", "Rule", "make_mistakes", "pieces", "swap_words"]
 
 Rule = Callable[[Sequence[str], int, Random], str | None]
 """(bare pieces, place, draws) -> what stands there instead, "" = nothing; None = the rule does not apply."""
@@ -83,9 +83,9 @@ suggest expect wonder order offer point pull reach fill lift count doubt end act
 cost demand enter fail finish gain last lead mean own pass prefer prevent prove report sound spend wash watch""".split()
 ]
 _FORMS: dict[str, list[tuple[int, list[str]]]] = {}
-for _verb in _VERBS:
-    for _at, _form in enumerate(_verb):
-        _FORMS.setdefault(_form, []).append((_at, _verb))
+for _forms in _VERBS:
+    for _at, _form in enumerate(_forms):
+        _FORMS.setdefault(_form, []).append((_at, _forms))
 
 
 def pieces(text: str) -> list[str]:
@@ -118,6 +118,16 @@ def make_mistakes(text: str, random: Random, most: int | None = None) -> str:
         changed |= {at, at + 1}
         wanted -= 1
     return "".join(found).strip() or text
+
+
+def swap_words(text: str, random: Random, share: float = 0.25) -> str:
+    """Return the text, in a share of the cases with two neighbouring small words in each other's place."""
+    found = pieces(text)
+    places = [at for at in range(1, len(found) - 1) if found[at].strip().islower() and found[at + 1].strip().islower()]
+    if places and random.random() < share:
+        at = random.choice(places)
+        found[at], found[at + 1] = found[at + 1], found[at]
+    return "".join(found).strip()
 
 
 def _as(word: str, like: str) -> str:

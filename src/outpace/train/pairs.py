@@ -35,11 +35,13 @@ class PairSource(PublicText):
         splits: Files of each split inside the data folder.
         read: Returns the pairs of the named files, their sides in the order of `languages`.
         languages: What the two sides are.
+        tags: Tokens of their own that the sources hold.
     """
 
     splits: dict[str, tuple[str, ...]]
     read: Callable[[Sequence[Path]], list[Pair]]
     languages: tuple[str, str] = ("de", "en")
+    tags: tuple[str, ...] = ()
 
     @property
     def directions(self) -> tuple[str, str]:
@@ -84,6 +86,16 @@ def _aligned(paths: Sequence[Path]) -> list[Pair]:
             "Line i of one file must translate line i of the other.",
         )
     return [(a.strip(), b.strip()) for a, b in zip(german, english, strict=True)]
+
+
+def _tagged(paths: Sequence[Path]) -> list[Pair]:
+    """Return the sources of the first file with the lines of each other one, behind a tag of its language."""
+    first, *others = paths
+    found = list[Pair]()
+    for path in others:
+        tag = f"<|{path.name.split('.')[-2]}|>"
+        found += [(f"{tag}{source}", target) for source, target in _aligned((first, path))]
+    return found
 
 
 def _multi30k(name: str) -> tuple[str, str]:
@@ -145,12 +157,32 @@ MULTI30K = PairSource(
     note="captions",
     read=_aligned,
 )
-PAIR_SOURCES = {source.name: source for source in (TATOEBA, MULTI30K)}
+MULTI30K_TAGGED = PairSource(
+    name="multi30k-tagged",
+    splits={
+        "train": tuple(f"multi30k/train.{language}.gz" for language in ("en", "de", "fr")),
+        "valid": tuple(f"multi30k/val.{language}.gz" for language in ("en", "de", "fr")),
+        **{
+            f"test-{language}": tuple(f"multi30k/test_2016_flickr.{side}.gz" for side in ("en", language))
+            for language in ("de", "fr")
+        },
+    },
+    origin=MULTI30K.origin,
+    licence=MULTI30K.licence,
+    note="captions; a tag before each source names the language of its target",
+    read=_tagged,
+    languages=("en", "x"),
+    tags=("<|de|>", "<|fr|>"),
+)
+PAIR_SOURCES = {source.name: source for source in (TATOEBA, MULTI30K, MULTI30K_TAGGED)}
 
 
-def train_pair_tokenizer(pairs: Iterable[Pair], vocab: int) -> Tokenizer:
-    """A byte-level BPE shared by both languages, ending each text with `<|endoftext|>`; id 2 starts the decoder."""
-    tokenizer = train_tokenizer((text for pair in pairs for text in pair), vocab, extra=(START,))
+def train_pair_tokenizer(pairs: Iterable[Pair], vocab: int, tags: Sequence[str] = ()) -> Tokenizer:
+    """A byte-level BPE shared by both languages, ending each text with `<|endoftext|>`.
+
+    Id 2 starts the decoder; tags, which come next, are tokens of their own.
+    """
+    tokenizer = train_tokenizer((text for pair in pairs for text in pair), vocab, extra=(START, *tags))
     tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, EOS_ID)])
     return tokenizer
 

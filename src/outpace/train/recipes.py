@@ -5,14 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from outpace.errors import ConfigError
+from outpace.models.nets.gru import GruConfig
+from outpace.models.nets.pervasive import PervasiveConfig
+from outpace.models.nets.phrases import PhrasesConfig
+from outpace.models.nets.registers import RegistersConfig
+from outpace.models.nets.stacks import equal_configs
 from outpace.papers import Paper
 
-from .corrections import CORRECTIONS
+from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
 from .network import LlamaShape
-from .pairs import MULTI30K, TATOEBA, PairSource
+from .pairs import MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
 from .translation.criteria import CrossEntropy
+from .translation.editing import EditorShape
 from .translation.marian import MarianShape
+from .translation.nets import NetShape
 from .translation.network import Criterion, PairShape
 from .translation.noise import Noise
 from .translation.smoothing import SequenceSmoothing, TokenSmoothing
@@ -217,9 +225,10 @@ class TranslationRecipe(AnyRecipe):
     Attributes:
         shape: The kind of network and its sizes.
         vocab: Tokens of the vocabulary that both sides share.
-        objective: `translation` or `correction` (the pairs' own targets), `written` (the targets that the parent writes: distillation
-            at the level of sequences), `distilled` (the parent's laws over the next token: at the level of tokens) or
-            `denoising` (each text of either side, from a spoilt copy of it).
+        objective: `translation` or `correction` (the pairs' own targets; a correction takes only the tokenizer of the
+            parent), `written` (the targets that the parent writes: distillation at the level of sequences), `distilled`
+            (the parent's laws over the next token: at the level of tokens) or `denoising` (each text of either side,
+            from a spoilt copy of it).
         criterion: What is minimised.
         noise: How the copies are spoilt (`denoising`).
         is_deepened: Start from the parent's layers, each repeated as often as there are more of them.
@@ -228,6 +237,7 @@ class TranslationRecipe(AnyRecipe):
         budget: Positions of a batch on the longer side, padding included.
         longest: Pairs with a longer side, in tokens, are left out.
         joined: Share of further pairs made by joining two or three.
+        method: How its card says to decode it; "" = plainly.
         averaged: Weights are kept at each checkpoint, and the mean of the last so many is exported; 0 = the last alone.
         keeps_all: Keep the weights of every checkpoint, to look into the training later.
         look_every: Steps between two looks at the held-out split (loss and BLEU); 0 = none.
@@ -241,6 +251,7 @@ class TranslationRecipe(AnyRecipe):
     is_deepened: bool = False
     source: PairSource = TATOEBA
     direction: str = ""
+    method: str = ""
     budget: int = 4096
     longest: int = 96
     joined: float = 0.05
@@ -250,6 +261,11 @@ class TranslationRecipe(AnyRecipe):
     warmup: int = 100
     matrix_rate: float = 1.2e-2
     other_rate: float = 5e-3
+
+    def __post_init__(self) -> None:
+        """Refuse a student without a parent."""
+        if self.parent is None and (self.is_deepened or self.objective in ("written", "distilled")):
+            raise ConfigError(f"The recipe {self.name} learns from a parent, but names none.", "Give it a parent.")
 
 
 _CAPTIONS = TranslationRecipe(
@@ -334,18 +350,6 @@ _TRANSLATIONS = (
     _SMALL,
     replace(
         _SMALL,
-        name="captions-token-smoothing",
-        summary="`captions-small` with labels that are laws over similar tokens; for research, it does not ship.",
-        criterion=TokenSmoothing(),
-    ),
-    replace(
-        _SMALL,
-        name="captions-sequence-smoothing",
-        summary="`captions-small`, other targets drawn around each reference; for research, it does not ship.",
-        criterion=SequenceSmoothing(),
-    ),
-    replace(
-        _SMALL,
         name="captions-transport",
         summary="`captions-small` with the cost of transport to the reference; for research, it does not ship.",
         criterion=Transport(),
@@ -370,10 +374,129 @@ _TRANSLATIONS = (
         vocab=4096,
         objective="correction",
         source=CORRECTIONS,
+        method="input-guided",
         budget=2048,
         steps=4000,
         gpu_steps=30000,
         checkpoint_every=100,
     ),
+    TranslationRecipe(
+        name="correct-ctc",
+        summary="A corrector of English that writes its text in one pass, by copy-aware CTC; it does not ship.",
+        shape=EditorShape(kind="copy-ctc"),
+        vocab=4096,
+        objective="correction",
+        source=FEW_CORRECTIONS,
+        budget=2048,
+        parent="correct",
+        steps=2000,
+        gpu_steps=30000,
+        checkpoint_every=100,
+    ),
+    TranslationRecipe(
+        name="correct-edit5",
+        summary="A corrector of English that tags, orders and inserts; it does not ship.",
+        shape=EditorShape(kind="edit5"),
+        vocab=4096,
+        objective="correction",
+        source=REORDERED,
+        budget=2048,
+        parent="correct",
+        steps=2000,
+        gpu_steps=30000,
+        checkpoint_every=100,
+    ),
+    TranslationRecipe(
+        name="correct-spans",
+        summary="`correct`, trained on to write edits alone: where each is and what stands there; it does not ship.",
+        shape=MarianShape(width=128, encoder_layers=6, decoder_layers=1, ffn=512, dropout=0.0),
+        vocab=4096,
+        source=CORRECTION_SPANS,
+        budget=2048,
+        joined=0.0,
+        parent="correct",
+        steps=1000,
+        gpu_steps=30000,
+        checkpoint_every=100,
+    ),
 )
-TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in _TRANSLATIONS}
+_GRU = TranslationRecipe(
+    name="pairs-gru",
+    summary="A GRU encoder-decoder with attention that translates captions from English to German; for research only.",
+    shape=NetShape(config=GruConfig(width=128, hidden=192, dropout=0.2)),
+    vocab=3000,
+    source=MULTI30K,
+    direction="en-de",
+    budget=768,
+    joined=0.0,
+    matrix_rate=8e-3,
+    other_rate=5e-3,
+    steps=3600,
+    gpu_steps=6000,
+)
+_DECODER, _PAIR = equal_configs(6, width=96, heads=4, dropout=0.1)
+_BASELINES = (
+    _GRU,
+    replace(
+        _GRU,
+        name="pairs-decoder-only",
+        summary="One stack of layers that reads a caption in English, then writes it in German; for research only.",
+        shape=NetShape(config=_DECODER),
+        criterion=CrossEntropy(smoothing=0.1),
+    ),
+    replace(
+        _GRU,
+        name="pairs-encoder-decoder",
+        summary="An encoder-decoder of the size of `pairs-decoder-only`, which teaches it; for research only.",
+        shape=NetShape(config=_PAIR),
+        objective="distilled",
+        parent="pairs-decoder-only",
+    ),
+    replace(
+        _GRU,
+        name="captions-token-smoothing",
+        summary="`pairs-gru` with labels that are laws over similar tokens; for research, it does not ship.",
+        criterion=TokenSmoothing(),
+    ),
+    replace(
+        _GRU,
+        name="captions-sequence-smoothing",
+        summary="`pairs-gru`, other targets drawn around each reference; for research, it does not ship.",
+        criterion=SequenceSmoothing(),
+    ),
+    replace(
+        _GRU,
+        name="pairs-gru-plain",
+        summary="`pairs-gru` without attention: the RNN encoder-decoder as first published; for research only.",
+        shape=NetShape(config=GruConfig(width=128, hidden=192, dropout=0.2, has_attention=False)),
+    ),
+    replace(
+        _GRU,
+        name="pairs-pervasive",
+        summary="A two-dimensional convolutional translator of captions, English to German; for research only.",
+        shape=NetShape(config=PervasiveConfig(width=64, layers=5, growth=16, dropout=0.1)),
+        steps=4800,
+    ),
+    replace(
+        _GRU,
+        name="pairs-registers",
+        summary="A decoder-only translator of captions with registers, English to German and French; for research.",
+        shape=NetShape(config=RegistersConfig(width=128, layers=4, heads=4, ffn=384, dropout=0.1, tags=(3, 4))),
+        vocab=4096,
+        source=MULTI30K_TAGGED,
+        direction="en-x",
+        criterion=CrossEntropy(smoothing=0.1),
+        matrix_rate=8e-3,
+        steps=2400,
+    ),
+    replace(
+        _GRU,
+        name="pairs-phrases",
+        summary="A phrase-based translator of captions, English to German, that reads its source once; for research.",
+        shape=NetShape(config=PhrasesConfig(width=128, hidden=96, reach=3, longest=3, dropout=0.1)),
+        vocab=2048,
+        budget=768,
+        steps=2400,
+    ),
+)
+TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES)}

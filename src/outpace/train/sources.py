@@ -173,6 +173,11 @@ def held_out_library() -> list[tuple[str, str]]:
     return [(relative, text) for relative, text in texts if len(text) > 200]
 
 
+def tiny_stories() -> Source:
+    """Return the stories that every text model of the zoo is trained on."""
+    return next(source for source in SOURCES if source.name == "tinystories")
+
+
 def held_out_stories(data: Path) -> list[str]:
     """The stories of TinyStories that no recipe trains on."""
     return list(_stories("valid.txt")(data))

@@ -32,8 +32,10 @@ from .objectives import (
 from .objectives_block import block_canvas
 from .objectives_parallel import parallel_canvas
 from .recipes import RECIPES, TRANSLATIONS, Recipe, TranslationRecipe
+from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
+AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe
 
 
 @dataclass(slots=True, kw_only=True)
@@ -165,7 +167,7 @@ def build_llama(
 
 
 def train(
-    recipe: str | Recipe | TranslationRecipe,
+    recipe: str | AnyOfThem,
     out: Path,
     data: Path | None = None,
     resume: bool = False,
@@ -177,7 +179,7 @@ def train(
     """Train one model of the zoo and export it.
 
     Args:
-        recipe: A name in `RECIPES` or `TRANSLATIONS`, or a recipe.
+        recipe: A name in `RECIPES`, `TRANSLATIONS` or `COMPRESSIONS`, or a recipe.
         out: Directory for the checkpoint, the log and the exported model.
         data: Folder of training texts (default: ./data).
         resume: Continue from the checkpoint in `out`.
@@ -203,16 +205,18 @@ def train(
             from .translation.trainer import build_translator
 
             trainer = build_translator(chosen, out, data, steps=steps, seed=seed)
+        elif isinstance(chosen, CompressionRecipe):
+            trainer = build_compressor(chosen, out, data, steps=steps, seed=seed)
         else:
             trainer = build_llama(chosen, out, data, steps=steps, seed=seed, compiled=compiled)
         trainer.tokenizer.save(str(out / "tokenizer.json"))
         return run_loop(trainer, out, resume=resume)
 
 
-def _find(recipe: str | Recipe | TranslationRecipe) -> Recipe | TranslationRecipe:
+def _find(recipe: str | AnyOfThem) -> AnyOfThem:
     if not isinstance(recipe, str):
         return recipe
-    known = RECIPES | TRANSLATIONS
+    known: dict[str, AnyOfThem] = {**RECIPES, **TRANSLATIONS, **COMPRESSIONS}
     if recipe not in known:
         raise ConfigError(f"there is no recipe {recipe!r}", nearest(recipe, known, "recipe"))
     return known[recipe]

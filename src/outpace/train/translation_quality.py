@@ -1,6 +1,7 @@
 """How good a translator is, and how much work each method needs for its text: BLEU, forwards and drafts per token.
 
     python -m outpace.train.translation_quality translate --set tatoeba-pairs:test
+    python -m outpace.train.translation_quality runs/pairs-gru --set multi30k:test:en-de
     python -m outpace.train.translation_quality translate --methods autoregressive jacobi:mode=block,window=8
 
 The model is a zoo name or a directory. Steps are counted per sentence, so they do not depend on the batch. `--card`
@@ -24,7 +25,7 @@ from outpace.api.result import Result
 from outpace.errors import ConfigError, nearest
 from outpace.failures import guarded
 
-from .bleu import bleu
+from .bleu import SIGNATURE, bleu
 from .data import find_data
 from .pairs import PAIR_SOURCES, Pair
 from .quality import HEADING, note_in_card
@@ -60,15 +61,18 @@ class TranslationWork:
 
 
 def read_set(name: str, data: Path, count: int = 0) -> list[Pair]:
-    """Return the pairs of a set named "source:split", or `count` of them, evenly spread.
+    """Return the pairs of a set named "source:split:direction", or `count` of them, evenly spread.
+
+    Without a direction the source's first is taken, without a split its test split.
 
     Raises:
-        ConfigError: no such source or split, or a file is missing.
+        ConfigError: no such source, split or direction, or a file is missing.
     """
-    source, _, split = name.partition(":")
+    source, _, rest = name.partition(":")
+    split, _, direction = rest.partition(":")
     if source not in PAIR_SOURCES:
         raise ConfigError(f"There is no set of sentence pairs {source!r}.", nearest(source, PAIR_SOURCES, "set"))
-    pairs = PAIR_SOURCES[source].pairs(data, split or "test")
+    pairs = PAIR_SOURCES[source].pairs(data, split or "test", direction)
     if not 0 < count < len(pairs):
         return pairs
     return [pairs[index * len(pairs) // count] for index in range(count)]
@@ -104,7 +108,7 @@ def measure(
     first: list[Result] = []
     works = []
     for method in methods:
-        results = translate(model, [german for german, _ in pairs], method, **arguments)
+        results = translate(model, [source for source, _ in pairs], method, **arguments)
         first = first or results
         tokens = sum(len(result.tokens) for result in results)
         works.append(
@@ -113,7 +117,7 @@ def measure(
                 method=method,
                 sentences=len(pairs),
                 tokens=tokens,
-                bleu=bleu([result.text for result in results], [english for _, english in pairs]),
+                bleu=bleu([result.text for result in results], [target for _, target in pairs]),
                 same=sum(a.tokens == b.tokens for a, b in zip(first, results, strict=True)) / len(pairs),
                 forwards=sum(result.usage.num_steps for result in results) / tokens,
                 drafts=sum(result.usage.num_proposed for result in results) / tokens,
@@ -140,7 +144,7 @@ def write_card(directory: Path, works: Sequence[TranslationWork]) -> None:
     """Put the figures into the directory's card, in place of earlier ones."""
     rows = [f"| {work.set} | {work.sentences:,} | {work.bleu:.1f} |" for work in works]
     lines = [HEADING, "", "| translated set | sentences | BLEU |", "|---|---|---|", *rows, ""]
-    lines.append("BLEU as sacrebleu counts it (13a, case kept), greedy decoding in float32, one reference a sentence.")
+    lines.append(f"BLEU as sacrebleu counts it ({SIGNATURE}), greedy decoding in float32.")
     note_in_card(directory, "\n".join(lines) + "\n")
 
 
@@ -176,6 +180,7 @@ def _measure_all(given: argparse.Namespace) -> int:
     for name in given.set:
         pairs = read_set(name, data, given.count)
         works += measure(model, name, pairs, given.methods, rows=given.rows, max_tokens=given.max_tokens)
+    print(f"BLEU: {SIGNATURE}")
     if given.card:
         write_card(Path(given.model), [work for work in works if work.method == "autoregressive"])
     if given.json:

@@ -10,7 +10,7 @@ from typing import Any
 
 from outpace.errors import ConfigError, ModelError, nearest
 
-__all__ = ["ModelCard", "card", "drafter_of", "home", "names", "path"]
+__all__ = ["ModelCard", "card", "drafter_of", "home", "method_of", "names", "path"]
 
 _HOME = Path(__file__).parent
 
@@ -28,6 +28,7 @@ class ModelCard:
         parent: the model whose weights started or taught this one, or "".
         sources: names of the texts that it was trained on.
         licence: of the weights.
+        method: how to decode it where nobody says, or "".
     """
 
     name: str
@@ -38,6 +39,7 @@ class ModelCard:
     parent: str
     sources: tuple[str, ...]
     licence: str
+    method: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -86,6 +88,7 @@ def card(name: str) -> ModelCard:
         parent=_first(re.search(r"`(.+?)`", origin)),
         sources=tuple(re.findall(r"^\| (?!source )([\w-]+) \|", text, flags=re.MULTILINE)),
         licence=_first(re.search(r"weights ship under (\S+)", text)),
+        method=_fact(text, "method"),
     )
 
 
@@ -101,6 +104,11 @@ def drafter_of(model: str) -> str:
         if card(other).objective == "distilled" and card(other).parent == name:
             return other
     raise ConfigError(f"No drafter is known for the model {model!r}.", "Name one with -o draft=MODEL.")
+
+
+def method_of(model: str) -> str:
+    """Return how a model is decoded where nobody says: as the card of a shipped one names, else plainly."""
+    return (card(model).method if model in names() else "") or "autoregressive"
 
 
 def _read(file: Path) -> str:

@@ -13,10 +13,11 @@ Differences: none. Nodes are weighed in every step: the drafter's chance of each
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from outpace.draft.grow import draft_best
-from outpace.draft.paying import Trust, paying
+from outpace.draft.paying import Trust, least_worths, paying, seconds_for
 from outpace.draft.reading import Drafter
 from outpace.methods.base import Method, nothing
 from outpace.schedule.cost import CostCurve
@@ -56,7 +57,7 @@ class TrainedDrafter(Method):
         budget: most nodes of the tree; 0 = as many as may pay, 32 at most.
         max_depth: most levels.
         min_gain: the tree stops growing after a level that adds no more than this to the expected drafts kept; 0 = as
-            much as the drafter's pass costs.
+            much as the drafter's pass costs, if it takes one per level.
         spread: scale of the drafter's error (`branch_scores`).
     """
 
@@ -80,7 +81,7 @@ class TrainedDrafter(Method):
         """Return the drafter of the joining rows."""
         drafter, count = Drafter.begin(context), len(context.texts)
         curve = claim_curve(context, self.name) or likely_curve(context.target)
-        gain = self.min_gain or pass_share(drafter.adapter, context.target)
+        gain = self.min_gain or (pass_share(drafter.adapter, context.target) if drafter.takes_passes else 0.0)
         return TrainedState(drafter, [Trust()] * count, [[]] * count, curve, gain)
 
     def propose(self, view: View, state: TrainedState) -> Proposal:
@@ -89,10 +90,15 @@ class TrainedDrafter(Method):
         state.hopes = [[]] * len(reach)
         if not max(reach):
             return nothing(view)
-        budget = self.budget or _MOST
-        tree = draft_best(state.drafter, view, reach, budget, min_gain=state.min_gain, spread=self.spread)
         trust = [one.value for one in state.trust]
-        tree, state.hopes = paying(tree, trust, state.curve.seconds_for_all, view.beside)
+        floor = [
+            worth / max(trust)
+            for worth in least_worths(state.curve, len(reach) + view.beside, len(reach), self.budget or _MOST)
+        ]
+        tree = draft_best(
+            state.drafter, view, reach, len(floor), floor=floor, min_gain=state.min_gain, spread=self.spread
+        )
+        tree, state.hopes = paying(tree, trust, partial(seconds_for, state.curve), view.beside)
         return tree.proposal(self.name)
 
     def observe(self, outcome: Outcome, view: View, state: TrainedState) -> TrainedState:

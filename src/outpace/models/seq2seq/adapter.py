@@ -6,6 +6,7 @@ in the cache, so that a step reads them and computes nothing of the source.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ from outpace.types import Outputs
 __all__ = ["EncoderDecoder"]
 
 _STATES = Outputs(has_last=True, has_logits=False)
+_NUMBERS = itertools.count()  # of sources that were read, in all caches
 
 
 class EncoderDecoder(Transformer):
@@ -42,19 +44,22 @@ class EncoderDecoder(Transformer):
         super().__init__(pair.decoder, decoder, pack)
         self.encoder = Transformer(pair.encoder, encoder, pack)
         self.pair, self.start_token, self.shape = pair, pair.start_token, str(pair)
-        self.max_source = pair.max_source
+        self.max_source, self.capabilities = pair.max_source, pair.capabilities
 
     def compile(self, kernels: Kernels, pack: bool | None = None) -> bool:
         """Hand the weights of both sides to compiled kernels; see `Transformer.compile`.
 
         Returns whether both are served: only then do a token's logits not depend on what stands beside it.
         """
-        is_read = kernels.supports(self.pair.encoder) and self.encoder.compile(kernels, pack)
-        if not is_read:
-            self.encoder._pack(pack)
+        is_shared = self.weights.is_tied and self.encoder.weights.embed is self.weights.embed
         is_served = kernels.supports(self.pair.decoder) and super().compile(kernels, pack)
         if not is_served:
             self._pack(pack)
+        elif is_shared and kernels.supports(self.pair.encoder):  # the packed head embeds for both sides
+            self.encoder.weights.table, self.encoder.weights.embed = self.weights.head, self.weights.embed
+        is_read = kernels.supports(self.pair.encoder) and self.encoder.compile(kernels, pack)
+        if not is_read:
+            self.encoder._pack(pack)
         self.is_invariant = is_read and is_served
         return self.is_invariant
 
@@ -64,39 +69,49 @@ class EncoderDecoder(Transformer):
 
     @torch.no_grad()
     def encode(self, sources: Sequence[list[int]], cache: Cache) -> None:
-        """Run the encoder once over all rows, and keep in `cache` what the decoder's layers read of it.
+        """Run the encoder once over all different sources, and keep in `cache` what the decoder's layers read of them.
 
         Raises:
-            ConfigError: a source is empty or longer than the encoder's positions.
+            ConfigError: a source is empty, longer than the encoder's positions, or of another vocabulary.
         """
         if not all(sources):
             raise ConfigError("A source is empty.", "Give at least one token.")
+        words = self.pair.encoder.vocab_size
+        if any(not 0 <= token < words for source in sources for token in source):
+            raise ConfigError(
+                "A source holds a token that the encoder does not know.", f"Ids go from 0 to {words - 1}."
+            )
         longest = max(len(source) for source in sources)
         if longest > self.max_source:
             raise ConfigError(
                 f"The source has {longest} tokens, but the encoder's positions end at {self.max_source}.",
                 "Shorten the source, or write it part by part.",
             )
-        lengths = torch.tensor([[len(source)] for source in sources], device=self.device)
-        states = self._read(sources, lengths, longest)
-        cache.extra = [lengths, *self._entries(states)]
+        # Samples and beams of a text come with one source each: it is read once.
+        places = {source: at for at, source in enumerate(dict.fromkeys(map(tuple, sources)))}
+        lengths = torch.tensor([[len(source)] for source in places], device=self.device)
+        extra = [lengths, *self._entries(self._read([list(source) for source in places], lengths, longest))]
+        if len(places) < len(sources):
+            index = torch.tensor([places[tuple(source)] for source in sources], device=self.device)
+            extra = [tensor.index_select(0, index) for tensor in extra]
+        numbers = [next(_NUMBERS) for _ in places]
+        cache.extra, cache.origins = extra, tuple(numbers[places[tuple(source)]] for source in sources)
 
     def _read(self, sources: Sequence[list[int]], lengths: Tensor, longest: int) -> Tensor:
         """Return the encoder's states [B, S, hidden]."""
         padded = [[*source, *([0] * (longest - len(source)))] for source in sources]
         tokens, slots = torch.tensor(padded, device=self.device), torch.arange(longest, device=self.device)
         position = torch.where(slots < lengths, slots, -1)
-        scratch = self.encoder.new_cache(len(sources), longest)
+        scratch = self.encoder.new_scratch(len(sources), longest)
         states = self.encoder.score(tokens, position, None, scratch, outputs=_STATES).last
         assert states is not None
         return states
 
     def _entries(self, states: Tensor) -> list[Tensor]:
         """Return per layer the keys and the values of the states, each [B, S, K, D]."""
-        spec, found = self.spec, list[Tensor]()
-        shape = (*states.shape[:2], 2 * spec.num_kv_heads, spec.head_dim)
-        for layer in self.weights.layers:
-            assert layer.cross is not None
-            both = layer.cross.kv(states.flatten(0, 1)).view(shape)
-            found += [part.contiguous() for part in both.chunk(2, dim=2)]
-        return found
+        flat, shape = states.flatten(0, 1), (*states.shape[:2], 2 * self.spec.num_kv_heads, self.spec.head_dim)
+        if self._compiled is not None:
+            both = self._compiled.cross(flat)
+        else:
+            both = [layer.cross.kv(flat) for layer in self.weights.layers if layer.cross is not None]
+        return [part.contiguous() for one in both for part in one.view(shape).chunk(2, dim=2)]

@@ -9,13 +9,13 @@ import torch
 
 from outpace.errors import ModelError
 from outpace.models.checkpoint import check_checkpoint
-from outpace.models.loading import loading_notes, pick_device, pick_dtype, read_config
+from outpace.models.loading import list_sources, loading_notes, pick_device, pick_dtype, read_config
 from outpace.models.seq2seq.adapter import EncoderDecoder
 from outpace.models.seq2seq.assemble import assemble_pair
 from outpace.models.seq2seq.families import find_pair, make_pair
 from outpace.models.seq2seq.pair import PairSpec
 from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
-from outpace.models.transformer import Kernels, spec_capabilities
+from outpace.models.transformer import Kernels, Shelf
 from outpace.models.weights import can_pack
 from outpace.text.files import read_object
 from outpace.types import Capabilities
@@ -47,13 +47,27 @@ def load_pair(
     kind = pick_dtype(dtype, config, place, files.stored_dtype())
     compiler = kernels if kernels is not None and _is_served(kernels, pair, kind, place) else None
     is_packed = compiler is None and (can_pack(kind, place) if pack is None else pack)
+    shelf = None if compiler is None else _shelf(compiler, pair, kind, directory, files)
     with torch.no_grad(), one_thread():
-        encoder, decoder = assemble_pair(files, pair, family, config, kind, place, is_packed)
-        model = EncoderDecoder(pair, encoder, decoder, pack=is_packed)
-        if compiler is not None:
-            model.compile(compiler, pack)
-    model.notes += [*loading_notes(directory, config, dtype, kind), *files.notes]
+        kept = None if shelf is None else shelf.find()
+        if kept is None:
+            sides = assemble_pair(files, pair, family, config, kind, place, is_packed)
+            notes = files.notes
+        else:
+            sides, notes = (kept[0][0], kept[0][1]), kept[1]
+        model = EncoderDecoder(pair, *sides, pack=is_packed)
+        if compiler is not None and model.compile(compiler, pack) and shelf is not None and kept is None:
+            failed = shelf.put(sides, notes)
+            model.notes += [failed] if failed else []
+    model.notes += [*loading_notes(directory, config, dtype, kind), *notes]
     return model
+
+
+def _shelf(kernels: Kernels, pair: PairSpec, kind: torch.dtype, directory: Path, files: TensorFiles) -> Shelf | None:
+    """Return where the packed weights of both sides are kept, if both are packed."""
+    if not (kernels.supports(pair.encoder) and kernels.supports(pair.decoder)):
+        return None
+    return kernels.open_shelf(pair.decoder, kind, list_sources(directory, files), f"encoder {pair.encoder}")
 
 
 def _is_served(kernels: Kernels, pair: PairSpec, kind: torch.dtype, place: torch.device) -> bool:
@@ -69,4 +83,4 @@ def _shape(directory: Path, context: int = 0) -> PairSpec:
 
 def pair_capabilities(directory: Path, context: int = 0) -> Capabilities:
     """Return what a model offers, from its files of settings alone."""
-    return spec_capabilities(_shape(directory, context).decoder)
+    return _shape(directory, context).capabilities

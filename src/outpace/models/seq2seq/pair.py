@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from outpace.errors import ModelError
-from outpace.models.spec import Spec
+from outpace.models.spec import Spec, spec_capabilities
+from outpace.types import Capabilities
 
 __all__ = ["PairSpec"]
 
@@ -34,6 +35,13 @@ class PairSpec:
             )
         if not 0 <= self.start_token < self.decoder.vocab_size:
             raise ModelError(f"The decoder starts with token {self.start_token}, which its vocabulary does not hold.")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What a model of these shapes offers."""
+        words = self.encoder.vocab_size
+        offered = spec_capabilities(self.decoder)
+        return replace(offered, source_vocab=0 if words == self.decoder.vocab_size else words)
 
     @property
     def max_source(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from outpace.train.objectives import TEACHER_SHARE
 from outpace.train.pairs import PairBatch
 
-from .network import Criterion, PairNetwork
+from .network import PairNetwork
 
 __all__ = ["CrossEntropy", "Taught"]
 
@@ -39,17 +39,18 @@ class Taught:
 
     Attributes:
         teacher: The parent's network.
-        text: Criterion of the text.
+        smoothing: Share of each of the text's labels that is spread evenly over the vocabulary.
         share: Weight of the parent.
     """
 
     teacher: PairNetwork
-    text: Criterion = CrossEntropy()
+    smoothing: float = 0.0
     share: float = TEACHER_SHARE
 
     def __call__(self, network: PairNetwork, batch: PairBatch) -> Tensor:
         """Return the loss in nats per target token."""
         with torch.no_grad():
             law = self.teacher.logits(batch).float().softmax(-1)
-        taught = F.cross_entropy(network.logits(batch).float(), law)
-        return self.share * taught + (1 - self.share) * network.loss(batch, self.text)
+        logits = network.logits(batch).float()
+        text = F.cross_entropy(logits, batch.labels[batch.is_real], label_smoothing=self.smoothing)
+        return self.share * F.cross_entropy(logits, law) + (1 - self.share) * text

@@ -1,6 +1,6 @@
 """How a translator learns: what its kept checkpoints write, along the steps.
 
-    python -m outpace.train.translation.dynamics DIR --data DATA --set multi30k:valid
+    python -m outpace.train.translation.dynamics runs/captions-teacher --data DATA --plot curves.png
 
 Source: Voita, Sennrich and Titov (2021, arXiv 2109.01396): a translator first learns to write its target language, then
 to translate word by word, and last to reorder. Per checkpoint: the bits per token of its translations under an n-gram
@@ -30,10 +30,10 @@ from outpace.train.bleu import bleu
 from outpace.train.data import EOS_ID, find_data
 from outpace.train.export import load_tokenizer
 from outpace.train.ngram import NGram
-from outpace.train.pairs import Pair, make_batch
+from outpace.train.pairs import Ints, Pair, make_batch
 from outpace.train.recipes import TRANSLATIONS, TranslationRecipe
 
-from .look import evaluating, translate_all
+from .look import evaluating, write_all
 from .network import PairNetwork
 from .snapshots import load_snapshot, snapshots
 
@@ -48,7 +48,7 @@ PAPERS = (
         "2109.01396",
         101,
         "Alignments by fast_align and scores by KenLM.",
-        "python -m outpace.train.translation.dynamics",
+        "python -m outpace.train.translation.dynamics runs/captions-teacher",
     ),
 )
 ORDERS = (2, 3, 5)  # of the n-gram models
@@ -63,7 +63,7 @@ class Stage:
         bits: Bits per token of its translations under the n-gram models, by order.
         bleu: Of its translations.
         monotone: Mean fuzzy reordering score: 1 = the source's order, 0 = every word elsewhere.
-        tokens: Tokens per translation.
+        tokens: Tokens per translation, the end with it.
     """
 
     step: int
@@ -90,29 +90,29 @@ def fuzzy_reordering(aligned: Sequence[int]) -> float:
 
 def language_model(tokenizer: Tokenizer, texts: Sequence[str], order: int) -> NGram:
     """Return an n-gram model of target texts, the end of text between them."""
-    return NGram(_stream(tokenizer, texts), order, tokenizer.get_vocab_size())
-
-
-def _stream(tokenizer: Tokenizer, texts: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     rows = tokenizer.encode_batch(list(texts))
-    return np.array([EOS_ID, *(token for row in rows for token in row.ids)], dtype=np.int64)
+    return NGram(_stream([row.ids[:-1] for row in rows]), order, tokenizer.get_vocab_size())
+
+
+def _stream(rows: Sequence[Sequence[int]]) -> Ints:
+    return np.array([EOS_ID, *(token for row in rows for token in (*row, EOS_ID))], dtype=np.int64)
 
 
 @torch.no_grad()
-def monotonicity(network: PairNetwork, tokenizer: Tokenizer, pairs: Sequence[Pair], device: torch.device) -> float:
-    """Return the mean fuzzy reordering score of (source, translation) pairs, aligned by the network's attention."""
-    scores: list[float] = []
+def monotonicity(
+    network: PairNetwork, tokenizer: Tokenizer, sources: Sequence[str], written: Sequence[Sequence[int]]
+) -> float:
+    """Return the mean fuzzy reordering score of translations (tokens without the end), aligned by attention."""
+    device, scores = next(network.parameters()).device, list[float]()
     with evaluating(network, device):
-        for start in range(0, len(pairs), 64):
-            sides = [tokenizer.encode_batch([pair[side] for pair in pairs[start : start + 64]]) for side in (0, 1)]
-            arrays = [[np.array(row.ids, dtype=np.int64) for row in side] for side in sides]
-            batch = make_batch(*arrays).to(device)
+        for start in range(0, len(sources), 64):
+            texts = tokenizer.encode_batch(list(sources[start : start + 64]))
+            rows = [np.array([*row, EOS_ID], dtype=np.int64) for row in written[start : start + 64]]
+            batch = make_batch([np.array(text.ids, dtype=np.int64) for text in texts], rows).to(device)
             # The end of text on either side translates nothing.
-            lengths = batch.mask.sum(1) - 1
-            inside = torch.arange(batch.sources.shape[1], device=device) < lengths.unsqueeze(1)
+            inside = torch.arange(batch.sources.shape[1], device=device) < batch.mask.sum(1, keepdim=True) - 1
             places = network.attention(batch).float().masked_fill(~inside.unsqueeze(1), -1.0).argmax(-1)
-            for row, target in zip(places.tolist(), arrays[1], strict=True):
-                scores.append(fuzzy_reordering(row[: len(target) - 1]))
+            scores += [fuzzy_reordering(row[: len(ids) - 1]) for row, ids in zip(places.tolist(), rows, strict=True)]
     return sum(scores) / len(scores)
 
 
@@ -134,17 +134,17 @@ def stages(out: Path, recipe: TranslationRecipe, train: Sequence[Pair], pairs: S
     tokenizer, device = load_tokenizer(out), torch.device("cpu")
     models = {order: language_model(tokenizer, [target for _, target in train], order) for order in ORDERS}
     network, found = recipe.shape.build(recipe.vocab), list[Stage]()
+    sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     for step, path in kept:
         load_snapshot(network, path)
-        texts = translate_all(network, tokenizer, [source for source, _ in pairs], device)
-        stream = _stream(tokenizer, texts)
-        written = [(source, text) for (source, _), text in zip(pairs, texts, strict=True)]
+        written = write_all(network, tokenizer, sources, device)
+        stream = _stream(written)
         found.append(
             Stage(
                 step=step,
                 bits={order: float(model.bits(stream).mean()) for order, model in models.items()},
-                bleu=bleu(texts, [target for _, target in pairs]),
-                monotone=monotonicity(network, tokenizer, written, device),
+                bleu=bleu(tokenizer.decode_batch(written), references),
+                monotone=monotonicity(network, tokenizer, sources, written),
                 tokens=(len(stream) - 1) / len(pairs),
             )
         )
@@ -165,7 +165,9 @@ def _line(stage: Stage) -> str:
 
 def reached(values: Sequence[float], share: float = 0.95) -> int:
     """Return the first place from which a share of the way from the first value to the last is done for good."""
-    way = [(value - values[0]) / (values[-1] - values[0] or 1.0) for value in values]
+    if values[0] == values[-1]:
+        return 0
+    way = [(value - values[0]) / (values[-1] - values[0]) for value in values]
     return max((place + 1 for place, done in enumerate(way) if done < share), default=0)
 
 

@@ -17,7 +17,7 @@ from outpace.train.pairs import Pair, encode_pairs, make_batch
 from .criteria import CrossEntropy
 from .network import PairNetwork
 
-__all__ = ["HeldOut", "draw_curves", "translate_all"]
+__all__ = ["HeldOut", "draw_curves", "evaluating", "translate_all", "write_all"]
 
 ROWS = 64
 
@@ -73,21 +73,28 @@ def evaluating(network: PairNetwork, device: torch.device) -> Iterator[None]:
         network.train(was_training)
 
 
-def translate_all(
+def write_all(
     network: PairNetwork, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device, most: int = 96
-) -> list[str]:
-    """Translate texts greedily, similar lengths together, and return the translations in the given order."""
+) -> list[list[int]]:
+    """Translate texts greedily, similar lengths together, and return the tokens of each, its end left out."""
     sources = [np.array(encoding.ids, dtype=np.int64) for encoding in tokenizer.encode_batch(list(texts))]
     order = sorted(range(len(texts)), key=lambda index: len(sources[index]))
-    found: dict[int, str] = {}
+    found: dict[int, list[int]] = {}
     with evaluating(network, device):
         for start in range(0, len(order), ROWS):
             part = order[start : start + ROWS]
             rows = [sources[index] for index in part]
             batch = make_batch(rows, rows).to(device)
-            written = network.translate(batch.sources, batch.mask, most)
-            found.update(zip(part, tokenizer.decode_batch(written), strict=True))
+            found.update(zip(part, network.translate(batch.sources, batch.mask, most), strict=True))
     return [found[index] for index in range(len(texts))]
+
+
+def translate_all(
+    network: PairNetwork, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device, most: int = 96
+) -> list[str]:
+    """Translate texts greedily and return the translations."""
+    decoded: list[str] = tokenizer.decode_batch(write_all(network, tokenizer, texts, device, most))
+    return decoded
 
 
 def draw_curves(looks: Sequence[dict[str, float]], title: str, path: Path) -> bool:

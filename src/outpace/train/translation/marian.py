@@ -134,6 +134,7 @@ class Marian(PairNetwork):
     @torch.no_grad()
     def translate(self, sources: Tensor, mask: Tensor, most: int) -> list[list[int]]:
         """Write the most likely next token until the end; see `PairNetwork.translate`."""
+        most = min(most, self.model.config.max_position_embeddings - 1)
         options = {"max_new_tokens": most, "do_sample": False, "num_beams": 1}
         written: Tensor = self.model.generate(input_ids=sources, attention_mask=mask, **options)
         return [until_end(row) for row in written[:, 1:].tolist()]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from outpace.errors import ConfigError
@@ -16,10 +17,10 @@ from outpace.train import checkpoint
 from outpace.train.data import find_data
 from outpace.train.export import Export, write_model
 from outpace.train.loop import Loop, inherited, log
-from outpace.train.pairs import PairBatches, encode_pairs, join_neighbours, train_pair_tokenizer
+from outpace.train.pairs import Pair, PairBatches, encode_pairs, join_neighbours, train_pair_tokenizer
 from outpace.train.recipes import TRANSLATIONS, TranslationRecipe
 
-from .criteria import Taught
+from .criteria import CrossEntropy, Taught
 from .look import HeldOut, draw_curves
 from .network import Criterion, PairNetwork
 from .noise import noiser
@@ -116,6 +117,7 @@ class PairTrainer(Loop):
             facts=(
                 f"- architecture: {files.architecture}",
                 f"- direction: {recipe.direction or source.directions[0]}, criterion: {recipe.criterion}",
+                *([f"- method: {recipe.method}"] if recipe.method else []),
                 *([f"- weights: the mean of the last {recipe.averaged} checkpoints"] if recipe.averaged else []),
                 *_look_lines(self.looks),
             ),
@@ -157,42 +159,48 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
         OutpaceError: For a missing text, a parent that is not there, transformers not installed.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = find_data(data)
-    pairs = recipe.source.pairs(folder, "train", recipe.direction)
-    tokenizer, directory = inherited(recipe, out, lambda: train_pair_tokenizer(pairs, recipe.vocab))
-    torch.manual_seed(seed)
-    network = recipe.shape.build(recipe.vocab)
+    folder, source = find_data(data), recipe.source
+    pairs = source.pairs(folder, "train", recipe.direction)
+    tokenizer, directory = inherited(recipe, out, lambda: train_pair_tokenizer(pairs, recipe.vocab, source.tags))
     parent = None if directory is None else _load_parent(recipe, directory).to(device)
+    torch.manual_seed(seed)
+    network = _started(recipe.shape.build(recipe.vocab), recipe, parent)
+    if parent is not None and directory is not None and recipe.objective == "written":
+        name = f"{source.name}-{recipe.direction or source.directions[0]}.jsonl"
+        pairs = written_pairs(parent, tokenizer, pairs, directory / "written" / name, device)
+    batches = _batches(recipe, tokenizer, pairs, seed)
+    log.info("%s: %d pairs, %d steps an epoch", source.name, len(batches.sources), batches.steps_per_epoch)
+    is_looking = recipe.look_every > 0
+    return PairTrainer(
+        recipe=recipe,
+        network=network,
+        criterion=_criterion(recipe, parent),
+        batches=batches,
+        held_out=HeldOut(source.pairs(folder, "valid", recipe.direction), tokenizer) if is_looking else None,
+        tokenizer=tokenizer,
+        device=device,
+        seed=seed,
+        steps=steps,
+    )
+
+
+def _started(network: PairNetwork, recipe: TranslationRecipe, parent: PairNetwork | None) -> PairNetwork:
+    """Put a parent's weights into a new network where the recipe goes on from them."""
     if parent is not None and recipe.is_deepened:
         network.load_state_dict(deepened(parent, network))
-    elif parent is not None and recipe.objective == "translation":
+    elif parent is not None and recipe.objective in ("translation", "denoising"):
         network.load_state_dict(parent.state_dict())
-    if parent is not None and directory is not None and recipe.objective == "written":
-        name = f"{recipe.source.name}-{recipe.direction or recipe.source.directions[0]}.jsonl"
-        pairs = written_pairs(parent, tokenizer, pairs, directory / "written" / name, device)
-    held_out = None
-    if recipe.look_every:
-        held_out = HeldOut(recipe.source.pairs(folder, "valid", recipe.direction), tokenizer)
+    return network
+
+
+def _batches(recipe: TranslationRecipe, tokenizer: Tokenizer, pairs: Sequence[Pair], seed: int) -> PairBatches:
     if recipe.objective == "denoising":
         pairs = [(text, text) for pair in pairs for text in pair]
     batches = encode_pairs(tokenizer, join_neighbours(pairs, recipe.joined, seed), recipe.budget, recipe.longest, seed)
     if not batches.sources:
         hint = "Give texts with shorter lines, or a parent that ends its sentences."
         raise ConfigError(f"No pair of {recipe.source.name} has at most {recipe.longest} tokens a side.", hint)
-    if recipe.objective == "denoising":
-        batches = replace(batches, spoil=noiser(recipe.noise, tokenizer))
-    log.info("%s: %d pairs, %d steps an epoch", recipe.source.name, len(batches.sources), batches.steps_per_epoch)
-    return PairTrainer(
-        recipe=recipe,
-        network=network,
-        criterion=_criterion(recipe, parent),
-        batches=batches,
-        held_out=held_out,
-        tokenizer=tokenizer,
-        device=device,
-        seed=seed,
-        steps=steps,
-    )
+    return replace(batches, spoil=noiser(recipe.noise, tokenizer)) if recipe.objective == "denoising" else batches
 
 
 def _load_parent(recipe: TranslationRecipe, directory: Path) -> PairNetwork:
@@ -203,4 +211,7 @@ def _load_parent(recipe: TranslationRecipe, directory: Path) -> PairNetwork:
 def _criterion(recipe: TranslationRecipe, parent: PairNetwork | None) -> Criterion:
     if parent is None or recipe.objective != "distilled":
         return recipe.criterion
-    return Taught(parent, recipe.criterion)
+    if not isinstance(recipe.criterion, CrossEntropy):
+        hint = "Use CrossEntropy, or targets that the parent writes (objective `written`)."
+        raise ConfigError(f"A parent's laws cannot be learnt beside {recipe.criterion}.", hint)
+    return Taught(parent, recipe.criterion.smoothing)

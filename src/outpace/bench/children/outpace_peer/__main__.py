@@ -4,6 +4,7 @@
 {"do": "convert", "source", "target", "precision"} -> {"ok": null}
 {"do": "open", ...fields of Job}                 -> {"ok": {"libraries": bytes held before the model was loaded}}
 {"do": "run", ...fields of Request}                 -> {"ok": a generation, see `base.finish`}
+{"do": "translate", "sources", "max_tokens", "beams"} -> {"ok": {"tokens", "seconds"}}, of CTranslate2 alone
 {"do": "memory"}                                 -> {"ok": the most bytes this process ever held}
 
 A request that fails is answered by {"error": sentence}.
@@ -25,12 +26,16 @@ def _engine(name: str) -> Engine:
         from .llama_cpp import LlamaCpp
 
         return LlamaCpp()
+    if name == "ctranslate2":
+        from .ctranslate2 import CTranslate2
+
+        return CTranslate2()
     from .openvino import OpenVino
 
     return OpenVino()
 
 
-def _answer(engine: Engine, request: dict[str, Any]) -> Any:
+def _answer(engine: Any, request: dict[str, Any]) -> Any:
     what = request.pop("do")
     if what == "versions":
         return engine.versions()
@@ -41,6 +46,8 @@ def _answer(engine: Engine, request: dict[str, Any]) -> Any:
         held = _peak()
         engine.open(Job(**request))
         return {"libraries": held}
+    if what == "translate":
+        return engine.translate(**request)
     if what == "run":
         return engine.run(Request(**request))
     return _peak()

@@ -1,0 +1,1 @@
+"""Methods that write several texts of a prompt side by side and keep the best."""

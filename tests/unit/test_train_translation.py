@@ -1,0 +1,289 @@
+"""The trainer for sentence pairs: looks, averages, depth, written targets, checkpoints along a run, and its counts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import outpace
+from outpace.errors import ConfigError, ModelError
+from outpace.train import TRANSLATIONS, TranslationRecipe, checkpoint, train
+from outpace.train.bleu import bleu
+from outpace.train.export import load_tokenizer
+from outpace.train.loop import Loop
+from outpace.train.pairs import TATOEBA, make_batch
+from outpace.train.translation import dynamics, speed
+from outpace.train.translation.dynamics import fuzzy_reordering, reached, stages
+from outpace.train.translation.look import HeldOut, translate_all
+from outpace.train.translation.marian import MarianShape
+from outpace.train.translation.network import PairNetwork
+from outpace.train.translation.smoothing import TokenSmoothing
+from outpace.train.translation.snapshots import averaged, deepened, snapshots
+from outpace.train.translation.trainer import build_translator
+from outpace.train.translation.written import written_pairs
+from outpace.train.translation_quality import read_set
+
+pytest.importorskip("transformers")
+WORDS = {"der": "the", "Hund": "dog", "Mann": "man", "sieht": "sees", "hört": "hears", "das": "the", "Kind": "child"}
+PAIRS = [
+    (f"{a} {b} {verb} {c} {d}.", f"{WORDS[a]} {WORDS[b]} {WORDS[verb]} {WORDS[c]} {WORDS[d]}.")
+    for a, b in (("der", "Hund"), ("der", "Mann"), ("das", "Kind"))
+    for verb in ("sieht", "hört")
+    for c, d in (("das", "Kind"), ("der", "Hund"))
+]
+SHAPE = MarianShape(width=32, encoder_layers=2, decoder_layers=2, heads=2, ffn=48, context=64, dropout=0.0)
+TINY = TranslationRecipe(
+    name="tiny",
+    summary="A toy.",
+    shape=SHAPE,
+    vocab=300,
+    direction="en-de",
+    budget=64,
+    joined=0.0,
+    averaged=2,
+    keeps_all=True,
+    look_every=2,
+    steps=6,
+    gpu_steps=6,
+    warmup=2,
+    checkpoint_every=2,
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "tatoeba_pairs").mkdir()
+    text = "".join(f"{english}\t{german}\n" for german, english in PAIRS)
+    for split in TATOEBA.splits:
+        (folder / "tatoeba_pairs" / f"en-de.{split}.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert train(TINY, out, data=data, threads=1) == 0
+    return out
+
+
+def network_of(run: Path) -> PairNetwork:
+    network: PairNetwork = SHAPE.load(run)
+    return network
+
+
+def test_the_mean_of_the_last_checkpoints_is_exported(run: Path) -> None:
+    kept = dict(snapshots(run))
+    assert list(kept) == [2, 4, 6]
+    mean = averaged([kept[4], kept[6]])
+    first, second = (checkpoint.load(kept[step])["network"] for step in (4, 6))
+    exported = network_of(run).state_dict()
+    for name, weight in mean.items():
+        assert torch.allclose(weight, (first[name] + second[name]) / 2, atol=1e-6), name
+        is_stored = "embed_positions" not in name  # the tables of sines are computed
+        assert torch.equal(exported[name], weight.to(torch.bfloat16).float() if is_stored else weight), name
+    # the run itself goes on from its own weights
+    own = checkpoint.load(run / "checkpoint.pt")["network"]
+    assert all(torch.equal(own[name], second[name]) for name in own)
+    assert "mean of the last 2 checkpoints" in (run / "card.md").read_text()
+
+
+def test_looks_are_kept_and_resumed(run: Path, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = json.loads((run / "looks.json").read_text())
+    assert [look["step"] for look in looks] == [2, 4, 6]
+    assert looks[-1]["held_out"] < looks[0]["held_out"] and (run / "curves.png").is_file()
+    advance = Loop.advance
+
+    def die_at_five(self: Loop) -> float:
+        if self.step == 5:
+            raise MemoryError("killed")
+        return advance(self)
+
+    monkeypatch.setattr(Loop, "advance", die_at_five)
+    with pytest.raises(MemoryError):
+        train(TINY, tmp_path / "killed", data=data, threads=1)
+    monkeypatch.undo()
+    assert train(TINY, tmp_path / "killed", data=data, threads=1, resume=True) == 0
+    states = [checkpoint.load(folder / "checkpoint.pt") for folder in (run, tmp_path / "killed")]
+    assert states[0]["losses"] == states[1]["losses"] and states[0]["looks"] == states[1]["looks"]
+    assert (run / "model.safetensors").read_bytes() == (tmp_path / "killed" / "model.safetensors").read_bytes()
+
+
+def test_the_held_out_loss_is_that_of_each_pair_alone(run: Path) -> None:
+    network, tokenizer = network_of(run), load_tokenizer(run)
+    pairs = [(english, german) for german, english in PAIRS]
+    held_out = HeldOut(pairs, tokenizer, budget=40)
+    total = count = 0.0
+    with torch.no_grad():
+        for pair in pairs:
+            source, target = (np.array(tokenizer.encode(text).ids) for text in pair)
+            batch = make_batch([source], [target])
+            total -= network.logits(batch).log_softmax(-1)[range(len(target)), target].sum().item()
+            count += len(target)
+    assert held_out.cross_entropy(network, CPU) == pytest.approx(total / count, rel=0.01)  # bfloat16 products
+    texts = translate_all(network, tokenizer, [source for source, _ in pairs], CPU, most=8)
+    # weights as they were before the mean was taken are looked at in a run; here the same text is counted twice
+    assert held_out.look(network, CPU)["bleu"] >= 0 and bleu(texts, texts) > 0
+
+
+def test_translating_with_a_cache_and_without_gives_the_same(run: Path) -> None:
+    network, tokenizer = network_of(run), load_tokenizer(run)
+    sources = [np.array(tokenizer.encode(english).ids) for _, english in PAIRS]
+    batch = make_batch(sources, sources)
+    cached = network.translate(batch.sources, batch.mask, 12)
+    assert PairNetwork.translate(network, batch.sources, batch.mask, 12) == cached
+    assert any(cached) and all(len(row) <= 12 for row in cached)
+
+
+def test_a_deeper_network_starts_from_its_parents_layers(run: Path) -> None:
+    parent = network_of(run)
+    deep = replace(SHAPE, encoder_layers=4, decoder_layers=1).build(300)
+    weights, held = deepened(parent, deep), parent.state_dict()
+    assert weights.keys() == deep.state_dict().keys()
+    name = "model.model.encoder.layers.{}.fc1.weight"
+    for index in range(4):
+        assert torch.equal(weights[name.format(index)], held[name.format(index // 2)])
+    for name in ("model.model.decoder.layers.0.fc1.weight", "model.model.shared.weight"):
+        assert torch.equal(weights[name], held[name])
+
+
+def test_written_targets_are_the_parents_own_and_written_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, tokenizer, path = network_of(run), load_tokenizer(run), tmp_path / "written" / "toy.jsonl"
+    pairs = [(english, german) for german, english in PAIRS]
+    found = written_pairs(network, tokenizer, pairs, path, CPU, rows=4, most=8)
+    sources = [source for source, _ in pairs]
+    assert found == list(zip(sources, translate_all(network, tokenizer, sources, CPU, most=8), strict=True))
+    # 1) A file that is cut in the middle of a line goes on after its last whole line.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    path.write_text("\n".join(lines[:6]) + "\n" + lines[6][:5], encoding="utf-8")
+    asked: list[int] = []
+
+    def counted(*arguments: object) -> list[str]:
+        asked.append(len(arguments[2]))  # type: ignore[arg-type]
+        return translate_all(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("outpace.train.translation.written.translate_all", counted)
+    assert written_pairs(network, tokenizer, pairs, path, CPU, rows=4, most=8) == found
+    assert sum(asked) == len(pairs) - 5
+    # 2) A whole file is read alone; 3) that of other weights is written anew.
+    assert written_pairs(network, tokenizer, pairs, path, CPU, rows=4, most=8) == found and sum(asked) == len(pairs) - 5
+    with torch.no_grad():
+        next(network.parameters()).add_(0.1)
+    written_pairs(network, tokenizer, pairs, path, CPU, rows=4, most=8)
+    assert sum(asked) == 2 * len(pairs) - 5
+
+
+def test_a_student_learns_what_its_parent_wrote(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[tuple[str, str]]] = []
+
+    def telling(*arguments: object, **options: object) -> list[tuple[str, str]]:
+        seen.append([(english, "der Hund.") for _, english in PAIRS])
+        return seen[-1]
+
+    monkeypatch.setattr("outpace.train.translation.trainer.written_pairs", telling)
+    recipe = replace(TINY, name="child", parent="tiny", objective="written", is_deepened=True, averaged=0, look_every=0)
+    recipe = replace(recipe, shape=replace(SHAPE, encoder_layers=4, decoder_layers=1), steps=40, checkpoint_every=40)
+    assert train(recipe, run.parent / "child", data=data, threads=1) == 0
+    model = outpace.load(run.parent / "child", dtype="float32")
+    texts = [result.text.strip() for result in model.generate([english for _, english in PAIRS[:3]], max_tokens=12)]
+    assert seen and texts == ["der Hund."] * 3
+
+
+def test_a_denoiser_is_trained_and_gone_on_with(tmp_path: Path, data: Path) -> None:
+    recipe = replace(TINY, name="denoiser", objective="denoising", averaged=0, keeps_all=False, look_every=0, steps=60)
+    assert train(recipe, tmp_path / "denoiser", data=data, threads=1) == 0
+    losses = checkpoint.load(tmp_path / "denoiser" / "checkpoint.pt")["losses"]
+    assert sum(losses[-5:]) < sum(losses[:5]) * 0.6
+    child = replace(recipe, name="child", parent="denoiser", objective="translation")
+    trainer = build_translator(child, tmp_path / "child", data, steps=1, seed=0)
+    held = SHAPE.load(tmp_path / "denoiser").state_dict()
+    assert all(torch.equal(weight, held[name]) for name, weight in trainer.network.state_dict().items())
+    assert trainer.batches.spoil is None
+
+
+def test_directions_are_read_both_ways(data: Path) -> None:
+    assert read_set("tatoeba-pairs:test", data) == PAIRS
+    assert read_set("tatoeba-pairs:test:en-de", data) == [(english, german) for german, english in PAIRS]
+    with pytest.raises(ConfigError, match="tatoeba-pairs has no 'en-fr'"):
+        read_set("tatoeba-pairs:test:en-fr", data)
+
+
+def test_files_of_unequal_length_are_refused_by_line(tmp_path: Path) -> None:
+    (tmp_path / "multi30k").mkdir()
+    for language, lines in (("de", "a\nb\n"), ("en", "a\nb\nc\n")):
+        (tmp_path / "multi30k" / f"train.{language}.gz").write_bytes(gzip.compress(lines.encode()))
+    with pytest.raises(ConfigError, match="line 3 has no partner"):
+        train("captions-small", tmp_path / "run", data=tmp_path)
+
+
+def test_the_reordering_score_by_hand() -> None:
+    assert fuzzy_reordering([0, 1, 2, 3]) == 1 and fuzzy_reordering([0, 0, 1]) == 1 and fuzzy_reordering([5]) == 1
+    assert fuzzy_reordering([3, 2, 1, 0]) == 0
+    assert fuzzy_reordering([2, 3, 0, 1]) == pytest.approx(2 / 3)  # two runs of four words
+    assert reached([0.0, 5.0, 9.6, 9.0, 9.9, 10.0]) == 4 and reached([1.0, 1.0]) == 0
+
+
+def test_attention_is_a_law_over_the_sources_own_places(run: Path) -> None:
+    network, tokenizer = network_of(run), load_tokenizer(run)
+    rows = [np.array(tokenizer.encode(text).ids) for text in ("the dog.", "the dog sees the child.")]
+    batch = make_batch(rows, rows)
+    with torch.no_grad():
+        found = network.attention(batch)
+    assert found.shape == (2, batch.inputs.shape[1], batch.sources.shape[1])
+    assert torch.allclose(found.sum(-1), torch.ones(found.shape[:2])) and not found[0, :, len(rows[0]) :].any()
+    with pytest.raises(ModelError, match="shows no attention"):
+        PairNetwork.attention(network, batch)
+
+
+def test_every_kept_checkpoint_is_reported(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = stages(run, TINY, read_set("tatoeba-pairs:train:en-de", data), read_set("tatoeba-pairs:valid:en-de", data))
+    assert [stage.step for stage in found] == [2, 4, 6] and capsys.readouterr().out.count("\n") == 3
+    assert all(0 <= stage.monotone <= 1 and stage.tokens >= 1 for stage in found)
+    tokenizer = load_tokenizer(run)
+    model = dynamics.language_model(tokenizer, [german for german, _ in PAIRS], 3)
+    own, strange = ("der Hund sieht das Kind.", "the child the the dog")
+    bits = [model.bits(np.array([0, *tokenizer.encode(text).ids])).mean() for text in (own, strange)]
+    assert bits[0] < bits[1] / 2  # what the language has seen is cheap
+    with pytest.raises(ConfigError, match="holds no checkpoints"):
+        stages(data, TINY, [], [])
+
+
+def test_layers_are_counted_as_sentences_wait_for_them(run: Path) -> None:
+    model = outpace.load(run, dtype="float32")
+    pairs = [(english, german) for german, english in PAIRS]
+    depths = speed.depths_of(run)
+    assert depths == (2, 2)
+    steps = [
+        model.generate([source], max_tokens=6)[0].usage.num_steps for source in sorted((a for a, _ in pairs), key=len)
+    ]
+    alone, together = (speed.cost(model, depths, pairs, rows, 6) for rows in (1, 5))
+    assert alone.forwards == pytest.approx(sum(steps) / len(steps))
+    assert alone.layers == pytest.approx(alone.forwards * 2 + 2)
+    batches = [max(steps[start : start + 5]) for start in range(0, len(steps), 5)]
+    assert together.layers == pytest.approx((sum(batches) * 2 + len(batches) * 2) / len(steps))
+    assert together.bleu == alone.bleu and together.seconds > 0
+
+
+def test_research_recipes_say_that_they_do_not_ship() -> None:
+    for recipe in TRANSLATIONS.values():
+        if recipe.parent is not None and recipe.parent in TRANSLATIONS:
+            assert TRANSLATIONS[recipe.parent].vocab == recipe.vocab  # the tokenizer is the parent's
+    deep, teacher = TRANSLATIONS["captions-deep-shallow"], TRANSLATIONS["captions-teacher"]
+    assert deep.direction == teacher.direction == "en-de" and deep.parent == teacher.name
+    with pytest.raises(ConfigError, match="names none"):
+        replace(TINY, objective="written")
+
+
+def test_a_parents_laws_go_with_cross_entropy_alone(run: Path, data: Path) -> None:
+    recipe = replace(TINY, name="taught", parent="tiny", objective="distilled", criterion=TokenSmoothing())
+    with pytest.raises(ConfigError, match=r"cannot be learnt beside TokenSmoothing"):
+        train(recipe, run.parent / "taught", data=data, threads=1)
