@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import outpace
 from outpace.errors import CapabilityError
 from outpace.methods.misfit import misfits
 from outpace.methods.registry import built_in_names, load_method
+from outpace.testing.respelled import respell
 from outpace.types import Guarantee
 
 pytest.importorskip("transformers")
@@ -107,6 +109,29 @@ def test_drafts_of_the_small_model_are_accepted(translator: outpace.LanguageMode
     results = translator.generate(SENTENCES, method="draft-model", max_tokens=40)
     assert sum(result.usage.num_accepted for result in results) > 0
     assert sum(result.usage.num_steps for result in results) < sum(len(result.tokens) for result in results)
+
+
+@pytest.mark.parametrize("mode", ["slem", "tli"])
+def test_a_small_model_of_another_vocabulary_reads_the_source_too(
+    mode: str, translator: outpace.LanguageModel, plain: dict[str, list[list[int]]], tmp_path: Path
+) -> None:
+    options = {"draft": str(respell(outpace.zoo.path("translate-draft"), tmp_path / "other", 200)), "mode": mode}
+    for way in ("greedy", "sampled"):
+        settings = {"accept_rule": "match"} if way == "sampled" else {}
+        found = translator.generate(
+            SENTENCES, method="cross-vocab", options={**options, **settings}, max_tokens=40, **WAYS[way]
+        )
+        assert [result.tokens for result in found] == plain[way], way
+        if way == "greedy":
+            assert sum(result.usage.num_accepted for result in found) > 10
+
+
+def test_a_text_that_is_there_at_once_saves_a_third_of_the_forwards(translator: outpace.LanguageModel) -> None:
+    plainly = translator.generate(MORE, max_tokens=40)
+    found = translator.generate(MORE, method="generalised-aggressive", max_tokens=40)
+    assert [result.tokens for result in found] == [result.tokens for result in plainly]
+    steps = [sum(result.usage.num_steps for result in results) for results in (plainly, found)]
+    assert steps[0] >= 1.5 * steps[1], steps
 
 
 MORE = [

@@ -13,6 +13,7 @@ import torch
 from outpace.errors import ConfigError
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.parallel.jacobi import Jacobi
+from outpace.methods.speculative.prompt_lookup import PromptLookup
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
@@ -20,6 +21,7 @@ from outpace.testing import check_method
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PROMPTS, PeriodicModel, make_rows, target_for
 from outpace.trace.dependency import DependencyTrace, draw_dependencies
+from outpace.trace.record import Recorder
 from outpace.types import Adapter, Scores
 
 VARIANTS = [
@@ -156,3 +158,14 @@ def test_other_methods_have_no_graph() -> None:
 def test_bad_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Jacobi(**settings)
+
+
+def test_a_trace_file_ends_with_the_graph(tmp_path: Path) -> None:
+    for method, name in ((Jacobi(mode="hybrid", window=5), "jacobi"), (PromptLookup(), "prompt-lookup")):
+        rows, trace, recorder = make_rows(), DependencyTrace(), Recorder(tmp_path / name)
+        watches = [recorder, *([trace] if name == "jacobi" else [])]
+        recorder.begin("toy", name, method.to_dict(), [])
+        run(method, target_for("causal"), rows, watch=lambda *step: [watch(*step) for watch in watches])  # noqa: B023
+        recorder.close()
+        last = json.loads((tmp_path / name).read_text(encoding="utf-8").splitlines()[-1])
+        assert last["end"] and last.get("dependencies") == (trace.to_dict()["rows"] or None)

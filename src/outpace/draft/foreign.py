@@ -16,6 +16,7 @@ from outpace.cache import Cache
 from outpace.draft.model import draft_chain
 from outpace.draft.psi import MOST_ROUNDS, StringLaw, borders
 from outpace.draft.reading import Drafter, read_nodes, read_texts
+from outpace.draft.source import originals
 from outpace.draft.strings import Lexicon, Respelling, lexicon
 from outpace.errors import CapabilityError
 from outpace.run.tree import TokenTree
@@ -59,8 +60,10 @@ class ForeignDrafter:
                     f"The {role} model's tokenizer does more than join bytes when it decodes.",
                     "Name a drafter with a byte-level or sentencepiece tokenizer.",
                 )
-        if offered.is_encoder_decoder or target.is_encoder_decoder:
-            raise CapabilityError("The method cross-vocab takes decoder-only models.", "Use draft-model.")
+        if offered.is_encoder_decoder != target.is_encoder_decoder:
+            raise CapabilityError(
+                "One of the two models has an encoder, the other has none.", "Name a drafter of the target's kind."
+            )
         if is_shared and max(words.shared) < 0:
             raise CapabilityError("The two vocabularies share no token.", "Use mode=slem.")
         largest = max(words.target.size, words.draft.size)
@@ -72,7 +75,11 @@ class ForeignDrafter:
         if max_vocab and not offered.has_tree:
             raise CapabilityError("mode=slrs needs a drafter with tree attention.", "Use mode=slem or tli.")
         cache = drafter.new_cache(len(context.texts), context.capacity, context.counters["draft"])
-        return ForeignDrafter(drafter, words, cache, [Respelling(words) for _ in context.texts])
+        if not offered.is_encoder_decoder:
+            return ForeignDrafter(drafter, words, cache, [Respelling(words) for _ in context.texts])
+        ours, theirs = context.tokenizers["target"], context.tokenizers["draft"]
+        drafter.encode([theirs.encode(ours.decode(source)) or [0] for source in originals(context)], cache)
+        return ForeignDrafter(drafter, words, cache, [Respelling(words, drafter.start_token) for _ in context.texts])
 
     def reach(self, view: View, lengths: Sequence[int]) -> list[int]:
         """Return how many tokens of the target each row may draft, for all that its text allows."""
@@ -105,7 +112,7 @@ class ForeignDrafter:
         if size <= self.cache.capacity:
             return
         old, self.cache = self.cache, self.adapter.new_cache(len(self.texts), size * 3 // 2, self.cache.counter)
-        self.cache.lengths, self.cache.phases = list(old.lengths), list(old.phases)
+        self.cache.lengths, self.cache.phases, self.cache.extra = list(old.lengths), list(old.phases), old.extra
         self.cache.reserve(old.slots)
         for there, here in zip(old.buffers, self.cache.buffers, strict=True):
             here.narrow(old.slot_axis, 0, old.slots).copy_(there)

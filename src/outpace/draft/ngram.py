@@ -13,13 +13,18 @@ class NgramIndex:
     Args:
         smallest: shortest n-gram that counts as a match.
         largest: longest n-gram tried.
-        before: what stands before the text and may be matched too, such as a source (`follow` alone looks there).
+        before: what stands before the text and may be matched too, such as a source: `extend` and `lookup` take the
+            two as one (`whole`).
     """
 
     def __init__(self, smallest: int, largest: int, before: Sequence[int] = ()) -> None:
         self.smallest, self.largest, self.before = smallest, largest, list(before)
         self._last: dict[tuple[int, ...], int] = {}
         self._size = 0
+
+    def whole(self, text: list[int]) -> list[int]:
+        """Return the text behind what stands before it."""
+        return self.before + text if self.before else text
 
     def extend(self, text: list[int]) -> None:
         """Index the part of `text` that is new, but for n-grams that end at its last token (they are the query)."""
@@ -38,7 +43,7 @@ class NgramIndex:
 
     def follow(self, text: list[int], most: int) -> tuple[list[int], int]:
         """Take in a text; return up to `most` tokens that followed its longest, most recent match, and its length."""
-        text = self.before + text if self.before else text
+        text = self.whole(text)
         self.extend(text)
         at = self.lookup(text)
         if at is None:

@@ -155,16 +155,21 @@ class Respelling:
     Only the end is tokenised again: the last tokens with the new text, spliced in along the longest run of tokens that
     stayed the same. A special token begins a new stretch.
 
+    Args:
+        words: both vocabularies.
+        start: what the drafter's own decoder begins with, where it has an encoder: the first token of either text then
+            says nothing to the other.
+
     Attributes:
         ids: the drafter's ids; a character that is not complete yet is missing.
         held: ids whose entries the drafter's cache holds.
         seen: target tokens taken in.
     """
 
-    def __init__(self, words: Lexicon) -> None:
-        self.ids: list[int] = list(words.draft.opening)
+    def __init__(self, words: Lexicon, start: int | None = None) -> None:
+        self.ids: list[int] = list(words.draft.opening) if start is None else [start]
         self.held: list[int] = []
-        self.seen = 0
+        self.seen = int(start is not None)
         self._words = words
         self._first = len(self.ids)  # of the stretch
         self._text = b""  # of the stretch

@@ -54,8 +54,9 @@ def make_pair(family: str, directory: Path, seed: int | None = None) -> Path:
 
 
 def _model(family: str) -> Any:
-    import transformers as theirs
+    import transformers
 
+    theirs: Any = transformers
     ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "vocab_size": len(_SPECIAL) + len(_LETTERS)}
     ids["tie_word_embeddings"] = False  # tied ones make random weights repeat what they read
     if family == "t5":

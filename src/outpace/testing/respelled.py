@@ -13,7 +13,8 @@ from outpace.errors import ConfigError
 
 __all__ = ["respell"]
 
-_TABLE, _END = "model.embed_tokens.weight", "<|endoftext|>"
+_TABLES, _BIAS, _END = ("model.embed_tokens.weight", "model.shared.weight"), "final_logits_bias", "<|endoftext|>"
+_START = "<|start|>"  # of decoders with an encoder
 
 
 def respell(source: Path, out: Path, drop: int, seed: int = 0) -> Path:
@@ -39,7 +40,8 @@ def respell(source: Path, out: Path, drop: int, seed: int = 0) -> Path:
     model = spec["model"]
     is_known = model.get("type") == "BPE" and _END in model["vocab"] and config.get("tie_word_embeddings")
     weights = load_file(source / "model.safetensors") if is_known else {}
-    if _TABLE not in weights:
+    table = next((name for name in _TABLES if name in weights), None)
+    if table is None:
         raise ConfigError(f"{source.name} cannot be respelled.", "It takes byte pairs and a tied head, as the zoo has.")
     rng = random.Random(seed)
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
@@ -47,15 +49,24 @@ def respell(source: Path, out: Path, drop: int, seed: int = 0) -> Path:
     gone = set(rng.sample([left + right for left, right in merges if left + right not in parts], drop))
     order = [token for token in model["vocab"] if token not in gone]
     rng.shuffle(order)
-    weights[_TABLE] = weights[_TABLE][torch.tensor([model["vocab"][token] for token in order])].contiguous()
+    old = torch.tensor([model["vocab"][token] for token in order])
+    weights[table] = weights[table][old].contiguous()
+    if _BIAS in weights:
+        weights[_BIAS] = weights[_BIAS][:, old].contiguous()
     model["vocab"] = {token: at for at, token in enumerate(order)}
     model["merges"] = [merge for merge in merges if merge[0] + merge[1] not in gone]
     for token in spec["added_tokens"]:
         token["id"] = model["vocab"][token["content"]]
     end = model["vocab"][_END]
     config |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end) | {"vocab_size": len(order)}
+    generation = {"eos_token_id": end}
+    if config.get("is_encoder_decoder"):
+        begins = {"decoder_start_token_id": model["vocab"][_START], "bos_token_id": model["vocab"][_START]}
+        config |= begins | {"decoder_vocab_size": len(order)}
+        generation |= begins | {"pad_token_id": end}
+        spec["post_processor"]["special_tokens"][_END]["ids"] = [end]
     out.mkdir()
-    written = {"tokenizer": spec, "config": config, "generation_config": {"eos_token_id": end}}
+    written = {"tokenizer": spec, "config": config, "generation_config": generation}
     for name, content in written.items():
         (out / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     (out / "tokenizer_config.json").write_bytes((source / "tokenizer_config.json").read_bytes())

@@ -4,7 +4,9 @@ The first line says what was run, every further line is a step, the last one sum
     {"kind": "outpace-trace", "version": 1, "model": ..., "method": ..., "settings": ..., "prompts": [...]}
     {"step": 0, "seconds": {...}, "rows": [{"row": 0, "origin": ..., "note": ..., "tokens": [...], "text": [...],
         "sources": [...], "path": [...], "draft": {"tokens": [...], "text": [...], "parent": [...]}}]}
-    {"end": true, "results": [{"finish_reason": ..., "usage": {...}, "timing": {...}}]}
+    {"end": true, "results": [{"finish_reason": ..., "usage": {...}, "timing": {...}}], "dependencies": [...]}
+
+The last line of Jacobi decoding holds the dependency graph of each row (`DependencyTrace.to_dict`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from outpace.errors import ConfigError
+from outpace.trace.dependency import DependencyTrace
 from outpace.trace.page import summarise
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ class Recorder:
         self._pieces: dict[int, str] = {}
         self._head: dict[str, Any] = {}
         self._is_begun = False
+        self._graph: DependencyTrace | None = DependencyTrace(decode)
         try:
             self._out: IO[str] = open(file, "w", encoding="utf-8", opener=_keeping)
         except OSError as error:
@@ -62,6 +66,10 @@ class Recorder:
 
     def __call__(self, rows: Sequence[Row], outcome: Outcome) -> None:
         """Write one step."""
+        if not all(report.answers for report in outcome.reports):
+            self._graph = None
+        if self._graph is not None and outcome.reports:
+            self._graph(rows, outcome)
         told = [self._row(index, row, outcome) for index, row in enumerate(rows)]
         self._write({"step": self.num_steps, "seconds": outcome.seconds, "rows": told})
         self.num_steps += 1
@@ -77,7 +85,8 @@ class Recorder:
             }
             for r in results
         ]
-        self._write({"end": True, "results": told})
+        graphs = [] if self._graph is None else self._graph.to_dict()["rows"]
+        self._write({"end": True, "results": told, **({"dependencies": graphs} if graphs else {})})
         self._out.close()
 
     def _row(self, index: int, row: Row, outcome: Outcome) -> dict[str, Any]:

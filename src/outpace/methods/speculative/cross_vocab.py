@@ -60,8 +60,7 @@ class CrossVocab(RuledDraft):
         2025,
         "2502.05202",
         331,
-        "The sum over all of a drafter's sequences in slrs (the likeliest are followed, any other stops early), and"
-        " encoder-decoder models.",
+        "The sum over all of a drafter's sequences in slrs: the likeliest are followed, any other stops early.",
     )
 
     def __post_init__(self) -> None:

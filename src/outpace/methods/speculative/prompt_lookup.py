@@ -61,12 +61,15 @@ class PromptLookup(Method):
         """Draft the tokens after the longest, most recent match."""
         drafts = []
         for text, room, index in zip(view.texts, view.room, state, strict=True):
-            drafts.append(index.follow(text, max(0, min(self.draft_len, room - 1)))[0])
+            whole = index.whole(text)
+            index.extend(whole)
+            at = index.lookup(whole)
+            drafts.append([] if at is None else whole[at : at + min(self.draft_len, room - 1)])
         return chain(view, drafts, self.name)
 
     def observe(self, outcome: Outcome, view: View, state: list[NgramIndex]) -> list[NgramIndex]:
         """Index what is final: the prompt before the first step, then what was written."""
         del outcome
         for text, index in zip(view.texts, state, strict=True):
-            index.follow(text, 0)
+            index.extend(index.whole(text))
         return state

@@ -111,7 +111,7 @@ class Retrieval(Method):
         ]
         if state.store is None:
             return chain(view, [tokens for tokens, _ in own], self.name)
-        whole = [index.before + text for index, text in zip(state.history, view.texts, strict=True)]
+        whole = [index.whole(text) for index, text in zip(state.history, view.texts, strict=True)]
         found = zip(whole, view.room, own, strict=True)
         return trees(view, [self._longer(state.store, *one) for one in found], self.name)
 
