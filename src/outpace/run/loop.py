@@ -270,8 +270,6 @@ class Run:
         origins = repeat(proposal.origin) if isinstance(proposal.origin, str) else host.follow(proposal.origin)
         decided = zip(rows, host.tokens, host.path, host.is_recovered, lengths, origins, strict=False)
         counts = [append(*one) for one in decided]
-        if decision.is_over is not None:
-            end_over(rows, decision)
         emitted = [tokens[:count] for tokens, count in zip(host.tokens, counts, strict=True)]
         path = [nodes[:count] for nodes, count in zip(host.path, counts, strict=True)]
         accepted = [sum([n >= 0 for n in nodes]) for nodes in path]
@@ -317,6 +315,8 @@ class Run:
         if self.watch is not None:
             last.reports = self.method.report(last, view, batch.state)
         batch.state = self.method.observe(last, view, batch.state)
+        if decision is not None and decision.is_over is not None:  # what the method follows is the text that goes on
+            end_over(rows, decision)
         if self.watch is not None:
             self.watch(rows, last)
 
