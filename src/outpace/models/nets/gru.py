@@ -30,7 +30,7 @@ PAPERS = (
         2014,
         "1406.1078",
         63,
-        "The phrase table and the log-linear model around it: `outpace score --pairs` gives the feature.",
+        "The phrase table and the log-linear model around it: `outpace score --pairs FILE` gives the feature.",
         "outpace train pairs-gru",
     ),
 )
