@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import shlex
 
@@ -29,8 +30,10 @@ def test_every_system_of_our_catalogue_has_a_title() -> None:
 def test_what_the_taxonomy_names_as_built_is_in_the_catalogue() -> None:
     with (ROOT / "docs/taxonomy.tsv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file, delimiter="\t"))
-    built = {int(line["number"]) for line in lines if line["number"] != "-" and line["module"] != "-"}
-    assert built == {entry["number"] for entry in ENTRIES} - {None}
+    numbered = [line for line in lines if line["number"] != "-"]
+    built = {int(line["number"]) for line in numbered if line["module"] != "-"}
+    listed = {int(line["number"]) for line in numbered}  # the surveys do not know every paper
+    assert built == listed & {entry["number"] for entry in ENTRIES}
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=NAMES)
@@ -50,6 +53,9 @@ def test_shown_commands_parse_and_fit(entry: dict[str, str]) -> None:
     from outpace.cli.values import options
 
     [program, name, *arguments], command = shlex.split(entry["command"]), get_command(app)
+    if program == "python":
+        assert name == "-m" and importlib.util.find_spec(arguments[0])
+        return
     assert program == "outpace"
     with command.commands[name].make_context(name, arguments) as context:
         given = context.params
@@ -71,8 +77,8 @@ def test_papers_can_be_read(cli: Command) -> None:
 
 
 def test_a_paper_that_does_not_work_here_is_named(cli: Command) -> None:
-    ended = cli("papers", "1")
-    assert ended.status == 2 and "Aggressive" in ended.err and "does not work here" in ended.err
+    ended = cli("papers", "3")
+    assert ended.status == 2 and "POINTER" in ended.err and "does not work here" in ended.err
     ended = cli("papers", "no-such-word")
     assert ended.status == 2 and "No paper here has 'no-such-word'" in ended.err
 

@@ -45,6 +45,11 @@ def plain(translator: outpace.LanguageModel) -> dict[str, list[list[int]]]:
     }
 
 
+def test_plain_decoding_is_that_of_transformers(plain: dict[str, list[list[int]]]) -> None:
+    theirs = outpace.load(f"hf:{MODEL}", dtype="float64")
+    assert [theirs.generate(text, max_tokens=40).tokens for text in SENTENCES] == plain["greedy"]
+
+
 METHODS = {name: load_method(name)() for name in built_in_names()}
 # Trained drafters read one target's states, and none was trained for this one.
 EXACT = [

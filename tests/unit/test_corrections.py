@@ -13,7 +13,7 @@ import torch
 import outpace
 from outpace.errors import ConfigError, ModelError
 from outpace.models.editing.files import load_editor
-from outpace.train.correction_quality import measure, read_set, score, write_card
+from outpace.train.correction_quality import measure, oracle_line, read_set, score, write_card
 from outpace.train.corrections import CORRECTIONS, FEW_CORRECTIONS, correction_pairs
 from outpace.train.mistakes import RULES, make_mistakes, pieces, swap_words
 from outpace.train.pairs import PairSource
@@ -180,3 +180,10 @@ def test_the_shipped_corrector_is_small_and_corrects() -> None:
     assert [a.tokens for a in plain] == [b.tokens for b in drafted]
     assert [result.text for result in plain] == ["She goes to school.", "I have two books.", "This is a good day."]
     assert torch.tensor([b.usage.num_steps for b in drafted]).sum() < sum(a.usage.num_steps for a in plain) / 2
+
+
+def test_spans_of_references_are_counted() -> None:
+    assert (
+        oracle_line("x", [("She go home.", ("She goes home.",)), ("Fine.", ("Fine.",))])
+        == "| x | 2 | 2 | 8 | 19 | 42.1% |"
+    )

@@ -17,9 +17,12 @@ from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
 from outpace.models.nets.registers import RegistersConfig
+from outpace.models.nets.stacks import equal_configs
 from outpace.train import TRANSLATIONS, TranslationRecipe, train
-from outpace.train.pairs import MULTI30K, MULTI30K_TAGGED
+from outpace.train.pairs import MULTI30K, MULTI30K_TAGGED, train_pair_tokenizer
+from outpace.train.translation.criteria import Taught
 from outpace.train.translation.nets import NetShape
+from outpace.train.translation.trainer import build_translator
 from outpace.train.translation_quality import read_set
 
 CONFIGS: dict[str, Any] = {
@@ -73,6 +76,30 @@ def test_a_network_learns_and_loads(kind: str, data: Path, tmp_path: Path) -> No
     assert lm.score_pairs([(source, wanted)])[0].log_prob > lm.score_pairs([(source, wanted[::-1])])[0].log_prob
 
 
+def test_a_decoder_teaches_an_encoder_decoder_of_its_size(data: Path, tmp_path: Path) -> None:
+    decoder, pair = equal_configs(5, width=16, heads=2, dropout=0.0, max_source=48, max_positions=48)
+    teacher = replace(TOY, name="toy-teacher", shape=NetShape(config=decoder), look_every=0)
+    assert train(teacher, tmp_path / "toy-teacher", data, threads=1) == 0
+    student = replace(teacher, name="toy-student", shape=NetShape(config=pair), parent="toy-teacher")
+    student = replace(student, objective="distilled")
+    made = build_translator(student, tmp_path / "toy-student", data, steps=40, seed=0)
+    assert isinstance(made.criterion, Taught)
+    batch = made.batches.batch(0)
+
+    def distance() -> float:
+        """Return KL(the teacher's laws, the student's) in nats per token."""
+        with torch.no_grad():
+            theirs, ours = (each.logits(batch).log_softmax(-1) for each in (made.criterion.teacher, made.network))
+            return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
+
+    first = distance()
+    for _ in range(40):
+        made.advance()
+    assert distance() < 0.5 * first
+    sizes = [sum(weight.numel() for weight in each.parameters()) for each in (made.criterion.teacher, made.network)]
+    assert abs(sizes[1] - sizes[0]) < 0.01 * sizes[0]
+
+
 def test_damaged_directories_are_named(data: Path, tmp_path: Path) -> None:
     recipe = replace(TOY, shape=NetShape(config=CONFIGS["gru"]), steps=1)
     train(recipe, tmp_path / "run", data, threads=1)
@@ -100,8 +127,6 @@ def test_tagged_pairs_name_their_language(data: Path) -> None:
     assert read_set("multi30k-tagged:test-fr", data) == pairs[len(PAIRS) :]
     assert read_set("multi30k:test:en-de", data) == [(b, a) for a, b in PAIRS]
     shape: Any = TRANSLATIONS["pairs-registers"].shape
-    from outpace.train.pairs import train_pair_tokenizer
-
     tokenizer = train_pair_tokenizer(pairs, 400, MULTI30K_TAGGED.tags)
     assert [tokenizer.encode(source).ids[0] for source, _ in (pairs[0], pairs[-1])] == list(shape.config.tags)
 

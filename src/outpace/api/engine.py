@@ -180,6 +180,7 @@ class LanguageModel:
         self.name, self.dtype, self.device = name, dtype, device
         self.is_compiled, self.graphs = True, "auto"  # as its partners are loaded
         self.load_s = 0.0
+        self.first_token: int | None = None  # of every text, where it names the language to be written
         self.cuts_source = False  # of sources that are too long only the beginning is read
         self.directory: Path | None = None  # its files, where it was loaded from some
         self.notes: list[str] = []  # of loading, for every result
@@ -411,8 +412,7 @@ class LanguageModel:
 
 def _speak(lm: LanguageModel, spoken: Frame) -> None:
     """Let a translator write the language that was asked for."""
-    if spoken.forced is not None:
-        lm.generation = lm.generation.forcing(spoken.forced)
+    lm.first_token = spoken.forced
     if spoken.start is not None:
         lm.target.start_token = spoken.start
 

@@ -59,6 +59,8 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
         ConfigError, CapabilityError: see the message and its hint.
     """
     offered, arguments = lm.target.capabilities, given(arguments)
+    if lm.first_token is not None:
+        arguments = {"forced_bos_token_id": [lm.first_token], **arguments}
     # 1) What the model's own files ask holds wherever the caller says nothing else.
     arguments, notes = lm.generation.join(
         arguments,

@@ -49,7 +49,7 @@ def measure(lm: LanguageModel, prompts: Sequence[str], method: str, beams: int, 
     return tuple(sum(column) / len(seen) for column in zip(*seen, strict=True))
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Print a line per method."""
     parser = argparse.ArgumentParser(description="How different the best texts of a search are.")
     parser.add_argument("--model", default="translate", help="zoo name or directory")

@@ -11,7 +11,7 @@ from outpace.errors import ConfigError
 if TYPE_CHECKING:
     from outpace.bench.canvas import SweepPoint
 
-__all__ = ["draw_fleet", "draw_growth", "draw_heads", "draw_serving", "draw_speed", "draw_sweeps"]
+__all__ = ["draw_fleet", "draw_growth", "draw_heads", "draw_quality", "draw_serving", "draw_speed", "draw_sweeps"]
 
 _COLOURS = ("#555555", "#1b6ca8", "#c9803a", "#3a8f5c", "#8a4fa3", "#b03a48")
 _SWEEP_COLOURS = (
@@ -87,6 +87,32 @@ def draw_heads(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     depths.legend(fontsize=8)
     for axes in (depths, speed):
         _open(axes)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def draw_quality(points: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw BLEU against sentences per second, a colour per model and a mark per side.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or there is nothing to draw.
+    """
+    if not points:
+        raise ConfigError("There is nothing to draw.", "Measure at least one model.")
+    figure = _figure(9.0, 5.0)
+    axes = figure.add_subplot(1, 1, 1)
+    models, sides = (list(dict.fromkeys(point[name] for point in points)) for name in ("model", "side"))
+    for point in points:
+        colour = _COLOURS[models.index(point["model"]) % len(_COLOURS)]
+        mark, at = _MARKS[sides.index(point["side"]) % len(_MARKS)], (point["sentences_per_s"], point["bleu"])
+        axes.plot([at[0]], [at[1]], color=colour, marker=mark, linestyle="")
+        axes.annotate(point["side"], at, xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour)
+    for number, model in enumerate(models):
+        axes.plot([], [], color=_COLOURS[number % len(_COLOURS)], marker="o", linestyle="", label=model)
+    axes.set_xscale("log")
+    axes.set(xlabel="sentences per second, one at a time", ylabel="BLEU")
+    axes.legend(fontsize=8)
+    _open(axes)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 

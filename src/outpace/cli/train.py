@@ -29,7 +29,7 @@ app = typer.Typer(cls=_Words, help="Train a model of the zoo (outpace train RECI
 @app.command("recipe")
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="stories, stories-mask, stories-block, stories-draft, translate and others.")
+        str, typer.Argument(help="stories, stories-mask, stories-block, stories-draft, translate, correct and others.")
     ],
     out: Annotated[Path | None, typer.Option(help="Directory of the run (default: runs/RECIPE).")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of texts (default: ./data).")] = None,

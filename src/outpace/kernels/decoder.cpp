@@ -323,7 +323,16 @@ class Forward {
   // Calls `write(position, kColumns values)` all along a row.
   template <class Write>
   void normalise_row(const float* from, const NormView& norm, const Level& level, const Write& write) const {
-    for (int64_t at = 0; at < sizes_.hidden; at += kColumns) {
+    const bool is_scaled = norm.weight && !norm.bias && !model_.has_mean;  // no question is asked of each vector
+    const Floats scale = splat(level.scale);
+    for (int64_t at = 0; is_scaled && at < sizes_.hidden; at += kColumns) {
+      Floats values[kVectors];
+      for (int v = 0; v < kVectors; v++) {
+        values[v] = load<Floats>(from + at + v * kLanes) * scale * load<Floats>(norm.weight + at + v * kLanes);
+      }
+      write(at, values);
+    }
+    for (int64_t at = 0; !is_scaled && at < sizes_.hidden; at += kColumns) {
       Floats values[kVectors];
       for (int v = 0; v < kVectors; v++) values[v] = normed(from, at + v * kLanes, norm, level);
       write(at, values);
@@ -448,6 +457,12 @@ class Forward {
   void add(const Inputs& in, const Matrix& weight, const float* bias, const Matrix& then) {
     product<Type>(worker_, in, weight, then, [&](int64_t m, int64_t column, const Sums& sums) {
       float* row = residual(m);
+      if (!bias && !pending_.weight) {
+        for (int v = 0; v < kVectors; v++) {
+          store(row + column + v * kLanes, load<Floats>(row + column + v * kLanes) + sums[v]);
+        }
+        return;
+      }
       for (int v = 0; v < kVectors; v++) {
         const int64_t at = column + v * kLanes;
         const Floats before = pending_.weight ? normed(row, at, pending_, levels_[m]) : load<Floats>(row + at);
@@ -456,17 +471,23 @@ class Forward {
     });
   }
 
-  // From the first half of an MLP to what the second, `then`, reads.
+  // From the first half of an MLP to what the second, `then`, reads. A panel of a gated `weight` holds half a panel of
+  // gates and the same columns of the other branch.
   void activate(const Inputs& in, const Matrix& weight, const float* bias, const Matrix& then) {
-    const int gates = model_.is_gated ? kVectors / 2 : kVectors;
+    constexpr int kGates = kVectors / 2;
     product<Type>(worker_, in, weight, then, [&](int64_t m, int64_t column, const Sums& sums) {
       uint32_t* row = decoder_.activated.as<uint32_t>() + m * sizes_.activated_row;
-      for (int v = 0; v < gates; v++) {
-        Floats value = activated(model_.activation, with(bias, column + v * kLanes, sums[v]));
-        if (model_.is_gated) value *= with(bias, column + (v + gates) * kLanes, sums[v + gates]);
-        const int64_t at = column / (kVectors / gates) + v * kLanes;
-        if (then.is_coded()) store(reinterpret_cast<float*>(row) + at, value);
-        else Type::write(reinterpret_cast<Element*>(row) + at, value);
+      const auto value = [&](int v) { return with(bias, column + v * kLanes, sums[v]); };
+      const auto give = [&](int64_t at, Floats found) {
+        if (then.is_coded()) store(reinterpret_cast<float*>(row) + at, found);
+        else Type::write(reinterpret_cast<Element*>(row) + at, found);
+      };
+      if (model_.is_gated) {
+        for (int v = 0; v < kGates; v++) {
+          give(column / 2 + v * kLanes, activated(model_.activation, value(v)) * value(v + kGates));
+        }
+      } else {
+        for (int v = 0; v < kVectors; v++) give(column + v * kLanes, activated(model_.activation, value(v)));
       }
     });
   }

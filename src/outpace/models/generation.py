@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -310,10 +310,6 @@ class GenerationConfig:
                     f"{self.file}: {_THEIRS.get(name, name)} holds token {wrong}, but the model has {vocab_size}.",
                     _HINT,
                 )
-
-    def forcing(self, token: int) -> GenerationConfig:
-        """Return the same wishes with another first token, which names a language."""
-        return replace(self, law={**self.law, "forced_bos_token_id": (token,)})
 
     def join(
         self, given: Mapping[str, Any], ends: Sequence[int], *, is_canvas: bool, has_text: bool

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
 
 __all__ = ["Run"]
+
+
+_NUMBERS = itertools.count()  # of sources, where the adapter gives none
 
 
 class Run:
@@ -152,8 +156,13 @@ class Run:
         leads = sorted(set(lead))
         self.target.encode([sources[at] for at in leads], cache)
         if len(leads) < len(rows):
-            index = torch.tensor([leads.index(at) for at in lead], device=cache.device)
+            places = [leads.index(at) for at in lead]
+            index, numbers = (
+                torch.tensor(places, device=cache.device),
+                cache.origins or tuple(next(_NUMBERS) for _ in leads),
+            )
             cache.extra = [values.index_select(0, index) for values in cache.extra]
+            cache.origins = tuple(numbers[place] for place in places)
 
     def _new_cache(self, rows: Sequence[Row], slots: int) -> Cache:
         """Return a cache for joining rows, on pages where there are any: those that hold what a row begins with too."""
@@ -261,8 +270,6 @@ class Run:
         origins = repeat(proposal.origin) if isinstance(proposal.origin, str) else host.follow(proposal.origin)
         decided = zip(rows, host.tokens, host.path, host.is_recovered, lengths, origins, strict=False)
         counts = [append(*one) for one in decided]
-        if decision.is_over is not None:
-            end_over(rows, decision)
         emitted = [tokens[:count] for tokens, count in zip(host.tokens, counts, strict=True)]
         path = [nodes[:count] for nodes, count in zip(host.path, counts, strict=True)]
         accepted = [sum([n >= 0 for n in nodes]) for nodes in path]
@@ -308,6 +315,8 @@ class Run:
         if self.watch is not None:
             last.reports = self.method.report(last, view, batch.state)
         batch.state = self.method.observe(last, view, batch.state)
+        if decision is not None and decision.is_over is not None:  # what the method follows is the text that goes on
+            end_over(rows, decision)
         if self.watch is not None:
             self.watch(rows, last)
 

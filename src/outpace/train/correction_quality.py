@@ -2,6 +2,7 @@
 
     python -m outpace.train.correction_quality correct --set corrections:test jfleg:dev
     python -m outpace.train.correction_quality correct runs/correct-ctc runs/correct-edit5 runs/correct-spans
+    python -m outpace.train.correction_quality --set ua-gec:test wiki-split:test
 
 An edit is a place in the source's words and marks and what stands there instead, as `outpace.text.edits` finds it, its
 blanks aside. Precision and recall count edits that a sentence shares with its reference, with that of several which
@@ -24,13 +25,13 @@ import torch
 from outpace.api.engine import LanguageModel, load
 from outpace.errors import ConfigError, nearest
 from outpace.failures import guarded
-from outpace.text.edits import Span, edit_spans, realised, units
+from outpace.text.edits import Span, apply_spans, edit_spans, read_spans, realised, units, write_spans
 
 from .corrections import CORRECTION_SPANS, CORRECTIONS, REORDERED
 from .data import find_data
 from .quality import HEADING, note_in_card
 from .recipes import TRANSLATIONS
-from .sources import open_text
+from .sources import open_text, read_jsonl
 from .translation.editing import edited
 
 __all__ = ["CorrectionWork", "measure", "read_set", "score"]
@@ -76,7 +77,8 @@ def read_set(name: str, data: Path, count: int = 0) -> list[Sample]:
     """Return the sentences of a set, or `count` of them, evenly spread.
 
     Args:
-        name: "corrections:SPLIT", "corrections-reordered:SPLIT" (mistakes made by rule) or "jfleg:dev".
+        name: "corrections:SPLIT", "corrections-reordered:SPLIT" (mistakes made by rule), "jfleg:dev", "ua-gec:SPLIT" or
+            "wiki-split:SPLIT".
         data: folder of the texts.
         count: how many; 0 = all.
 
@@ -85,18 +87,21 @@ def read_set(name: str, data: Path, count: int = 0) -> list[Sample]:
     """
     source, _, split = name.partition(":")
     known = {one.name: one for one in (CORRECTIONS, REORDERED)}
+    found: list[Sample]
     if source in known:
         found = [(wrong, (right,)) for wrong, right in known[source].pairs(data, split or "test")]
-    elif source == "jfleg":
-        found = _jfleg(data / "jfleg")
+    elif source in _READERS:
+        found = _READERS[source](data, split or "test")
     else:
-        raise ConfigError(f"There is no set of corrections {source!r}.", nearest(source, [*known, "jfleg"], "set"))
+        raise ConfigError(f"There is no set of corrections {source!r}.", nearest(source, [*known, *_READERS], "set"))
     if not 0 < count < len(found):
         return found
     return [found[index * len(found) // count] for index in range(count)]
 
 
-def _jfleg(folder: Path) -> list[Sample]:
+def _jfleg(data: Path, split: str) -> list[Sample]:
+    del split  # its test half is held out
+    folder = data / "jfleg"
     files = ["dev.src", *(f"dev.ref{number}" for number in range(4))]
     for file in files:
         if not (folder / file).is_file():
@@ -104,6 +109,35 @@ def _jfleg(folder: Path) -> list[Sample]:
             raise ConfigError(f"{file} is missing in {folder}", hint)
     columns = [[_joined(line) for line in open_text(folder / file).rstrip("\n").split("\n")] for file in files]
     return [(row[0], tuple(row[1:])) for row in zip(*columns, strict=True)]
+
+
+def _ua_gec(data: Path, split: str) -> list[Sample]:
+    return [(row["src"], (row["tgt"],)) for row in read_jsonl(_file(data / f"ua_gec/{split}.jsonl.gz"))]
+
+
+def _wiki_split(data: Path, split: str) -> list[Sample]:
+    lines = open_text(_file(data / f"wiki_split/{split}.tsv.gz")).rstrip("\n").split("\n")
+    return [(row[0], (row[1].replace("<::::> ", ""),)) for row in (line.split("\t") for line in lines)]
+
+
+def _file(path: Path) -> Path:
+    if not path.is_file():
+        raise ConfigError(f"{path.name} is missing in {path.parent}", "Sets are named SET:SPLIT.")
+    return path
+
+
+_READERS = {"jfleg": _jfleg, "ua-gec": _ua_gec, "wiki-split": _wiki_split}
+
+
+def oracle_line(name: str, samples: Sequence[Sample]) -> str:
+    """Return a row on edit spans made from the references: what writing them costs at least, and that they suffice."""
+    pairs = [(source, references[0]) for source, references in samples]
+    written = [write_spans(edit_spans(source, target)) for source, target in pairs]
+    same = sum(
+        apply_spans(source, read_spans(spans)) == target for (source, target), spans in zip(pairs, written, strict=True)
+    )
+    spans, texts = sum(map(len, written)), sum(len(target) for _, target in pairs)
+    return f"| {name} | {len(pairs):,} | {same:,} | {spans:,} | {texts:,} | {spans / texts:.1%} |"
 
 
 def _joined(line: str) -> str:
@@ -233,7 +267,7 @@ def note_figures(path: Path, model: str, works: Sequence[CorrectionWork]) -> Non
 def main() -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m outpace.train.correction_quality", description=__doc__)
-    parser.add_argument("models", nargs="+", help="zoo names or directories")
+    parser.add_argument("models", nargs="*", help="zoo names or directories; none = edit spans of the references")
     parser.add_argument("--set", nargs="+", default=list(SETS), help=f"default: {' '.join(SETS)}")
     parser.add_argument("--method", default="", help="default: one-pass where the model writes so, else plain")
     parser.add_argument("--count", type=int, default=0, help="sentences of each set (default: all)")
@@ -250,6 +284,11 @@ def main() -> int:
 
 def _measure_all(given: argparse.Namespace) -> int:
     data = find_data(given.data)
+    if not given.models:
+        print("| set | pairs | reconstructed | characters of spans | of targets | share |\n|---|---|---|---|---|---|")
+        for set_name in given.set:
+            print(oracle_line(set_name, read_set(set_name, data, given.count)))
+        return 0
     print(HEAD)
     for name in given.models:
         model, works = load(name, dtype="float32"), []

@@ -285,7 +285,7 @@ _CAPTIONS = TranslationRecipe(
     warmup=300,
     matrix_rate=8e-3,
     other_rate=4e-3,
-    steps=3700,
+    steps=2700,
     gpu_steps=12000,
 )
 _SMALL = replace(
@@ -345,7 +345,7 @@ _TRANSLATIONS = (
         matrix_rate=6e-3,
         other_rate=3e-3,
         warmup=100,
-        steps=1600,
+        steps=750,
     ),
     _SMALL,
     replace(

@@ -307,7 +307,8 @@ def build_compressor(
     def prior(words: Tensor) -> Tensor:
         before = F.pad(words, (1, 0), value=EOS_ID)[:, :-1]
         closed = torch.tensor(SPECIAL, device=words.device)
-        return judge(before).float().index_fill(-1, closed, -1e4).log_softmax(-1)
+        logits: Tensor = judge(before).float()
+        return logits.index_fill(-1, closed, -1e4).log_softmax(-1)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     judge.to(device)

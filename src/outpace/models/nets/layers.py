@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,6 +76,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, sight: Tensor, heads: 
         heads: how many.
     """
     split = [each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (queries, keys, values)]
-    weights = split[0] @ split[1].transpose(-1, -2) * split[0].shape[-1] ** -0.5
+    weights = split[0] @ split[1].transpose(-1, -2) / math.sqrt(split[0].shape[-1])
     weights = weights.masked_fill(~sight.unsqueeze(1), torch.finfo(weights.dtype).min).softmax(-1)
-    return (weights @ split[2]).transpose(1, 2).flatten(2)
+    found: Tensor = (weights @ split[2]).transpose(1, 2).flatten(2)
+    return found

@@ -10,6 +10,7 @@ positions are learned, a table each for source, registers and target.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +96,8 @@ class Registers(PairNet):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, width], without places."""
-        return self.embedding(tokens) * self.config.width**0.5
+        found: Tensor = self.embedding(tokens) * math.sqrt(self.config.width)
+        return found
 
     def encode(self, sources: Tensor, is_real: Tensor) -> list[Tensor]:
         """Return which registers are real [B, R], and each layer's keys and values of the registers [B, R, width]."""

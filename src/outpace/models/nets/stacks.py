@@ -9,6 +9,7 @@ Differences: both read learned positions, source and target each from 0.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +109,8 @@ class _Stacked(PairNet):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings [B, T, width], without places."""
-        return self.embedding(tokens) * self.config.width**0.5
+        found: Tensor = self.embedding(tokens) * math.sqrt(self.config.width)
+        return found
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits by the embedding matrix."""
