@@ -34,7 +34,7 @@ class BlockwiseNet(SlotNet):
 
     def hidden(self, states: Tensor) -> Tensor:
         """Return [..., D, hidden] of states [..., hidden]."""
-        added = self.outer(F.relu(self.inner(states)))
+        added: Tensor = self.outer(F.relu(self.inner(states)))
         return states.unsqueeze(-2) + added.view(*states.shape[:-1], self.config.depth, -1)
 
     def laws(self, batch: Batch) -> list[Tensor]:
