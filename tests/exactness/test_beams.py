@@ -206,7 +206,7 @@ def _obeys(grammar: ToyGrammar, text: list[int]) -> bool:
     [
         ({"regex": "(yes|no|maybe)( sir)?"}, lambda text: text.removesuffix(" sir") in ("yes", "no", "maybe")),
         ({"json_schema": {"enum": ["red", "green", 7]}}, lambda text: json.loads(text) in ("red", "green", 7)),
-        ({"grammar": 'start: ("a" | "b")+ "."'}, lambda text: text.endswith(".") and set(text[:-1]) <= {"a", "b"}),
+        ({"grammar": 'start: ("a" | "b") ("a" | "b") "."'}, lambda text: text in ("aa.", "ab.", "ba.", "bb.")),
     ],
     ids=["regex", "json", "grammar"],
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from outpace.api.engine import LanguageModel, load
 from outpace.api.result import Result
@@ -42,7 +43,7 @@ def measure(lm: LanguageModel, prompts: Sequence[str], method: str, beams: int, 
     options = {"beams": beams, "n_best": beams, **dict(item.split("=", 1) for item in rest.split(",") if item)}
     seen = []
     for prompt in prompts:
-        found = lm.generate(prompt, method=name, options=options, max_tokens=max_tokens)
+        found: Any = lm.generate(prompt, method=name, options=options, max_tokens=max_tokens)
         results: list[Result] = found if isinstance(found, list) else [found]
         texts = [result.tokens for result in results]
         seen.append((distinct(texts, 1), distinct(texts, 2), results[0].score or 0.0))

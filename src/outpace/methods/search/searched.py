@@ -90,7 +90,7 @@ class Searched(Method):
     def drafted(self) -> Method:
         """The method that drafts; plain decoding drafts nothing."""
         kind = load_method(self.drafter or "autoregressive")
-        given = {"draft_len": self.draft_len, "tree_width": self.tree_width, "draft": self.draft}
+        given: dict[str, Any] = {"draft_len": self.draft_len, "tree_width": self.tree_width, "draft": self.draft}
         named = {field.name for field in fields(kind)}
         wanted = {name: value for name, value in given.items() if name in named and value not in (0, "auto")}
         return kind(**wanted)
