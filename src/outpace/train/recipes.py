@@ -345,7 +345,8 @@ _TRANSLATIONS = (
         matrix_rate=6e-3,
         other_rate=3e-3,
         warmup=100,
-        steps=750,
+        checkpoint_every=100,
+        steps=2700,
     ),
     _SMALL,
     replace(
