@@ -8,7 +8,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import torch
 
 import outpace
 from outpace.errors import ConfigError, ModelError
@@ -174,12 +173,20 @@ def test_the_shipped_corrector_is_small_and_corrects() -> None:
     card = outpace.zoo.card("correct")
     assert card.parameters <= 2_200_000 and card.num_bytes <= 4_400_000 and card.method == "input-guided"
     model = outpace.load("correct")
-    texts = ["She go to school.", "I have two book.", "This is a good day."]
+    wrong = {
+        "He are my friend.": "He is my friend.",
+        "I have two book.": "I have two books.",
+        "tom is here": "Tom is here.",
+    }
+    wrong |= {"She have a dog.": "She has a dog.", "It is a a good book.": "It is a good book."}
+    right = ["This is a good day.", "Tom didn't know that.", "She goes to school."]
+    texts = [*wrong, *right]
     plain = model.generate(texts, max_tokens=30)
     drafted = model.generate(texts, max_tokens=30, method="input-guided")
     assert [a.tokens for a in plain] == [b.tokens for b in drafted]
-    assert [result.text for result in plain] == ["She goes to school.", "I have two books.", "This is a good day."]
-    assert torch.tensor([b.usage.num_steps for b in drafted]).sum() < sum(a.usage.num_steps for a in plain) / 2
+    is_right = [one.text == wanted for one, wanted in zip(plain, [*wrong.values(), *right], strict=True)]
+    assert all(is_right[len(wrong) :]) and sum(is_right) >= len(texts) - 2
+    assert sum(one.usage.num_steps for one in drafted) < sum(one.usage.num_steps for one in plain) / 2
 
 
 def test_spans_of_references_are_counted() -> None:
