@@ -61,8 +61,9 @@ class Searched(Method):
 
     def __post_init__(self) -> None:
         """Hold the settings to their ranges and to each other."""
-        if isinstance(self.early_stopping, bool):
-            object.__setattr__(self, "early_stopping", str(self.early_stopping).lower())
+        stopping: Any = self.early_stopping  # transformers has bools beside "never"
+        if isinstance(stopping, bool):
+            object.__setattr__(self, "early_stopping", str(stopping).lower())
         super().__post_init__()
         if self.n_best > self.beams:
             raise ConfigError(
@@ -76,9 +77,9 @@ class Searched(Method):
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Method:
         """Build the method from settings; `early_stopping` may be a bool, as transformers has it."""
-        given = dict(settings) if isinstance(settings, Mapping) else settings
-        if isinstance(given, dict) and isinstance(given.get("early_stopping"), bool):
-            given["early_stopping"] = str(given["early_stopping"]).lower()
+        given: Any = settings
+        if isinstance(given, Mapping) and isinstance(given.get("early_stopping"), bool):
+            given = {**given, "early_stopping": str(given["early_stopping"]).lower()}
         return super().from_settings(given)
 
     @property
