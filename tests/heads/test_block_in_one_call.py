@@ -172,7 +172,7 @@ class Laid(Drafter):
         return found
 
     def _law(self, law: Tensor, short: Tensor) -> Tensor:
-        return law + short @ self.pairs.adds[:, : law.shape[-1]]
+        return law + short @ self.pairs.adds.transpose(1, 2).flatten(0, 1)[: law.shape[-1]].T
 
 
 RISING = [0.01 * 1.5**i for i in range(12)]
@@ -216,7 +216,7 @@ def test_the_tree_is_the_one_drafted_level_by_level(case: dict[str, Any], monkey
         )
         how = {name: given[name] for name in ("width", "by_slot", "min_gain") if name in given}
         floor = given.get("floor", 0.0)
-        spread, limit = 0.5, torch.tensor(given["levels"])
+        spread = 0.5
         slow = draft_best(drafter, view, given["levels"], given["budget"], spread=spread, floor=floor, **how)
         place = torch.tensor(view.lengths).unsqueeze(1) + torch.arange(4)
         keys = view.sampler.noise(Stream.TARGET, place) if settings.temperature else None
@@ -225,7 +225,7 @@ def test_the_tree_is_the_one_drafted_level_by_level(case: dict[str, Any], monkey
                 drafter.laws,
                 drafter.pairs,
                 drafter.anchors,
-                limit,
+                given["levels"],
                 [floor] * given["budget"] if isinstance(floor, float) else floor,
                 ids=drafter.columns,
                 keys=keys,

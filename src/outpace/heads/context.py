@@ -87,7 +87,7 @@ class ContextDrafter(SlotDrafter):
             laws,
             pairs,
             pairs.short(self.chain[:, 0], self.embedded),
-            torch.tensor(levels),
+            levels,
             limits.floors,
             ids=ids,
             keys=keys,
@@ -118,7 +118,7 @@ class ContextDrafter(SlotDrafter):
         cache, compiled = self.cache, self.adapter.compiled
         ends = [held + count for held, count in zip(cache.lengths, reading.counts, strict=True)]
         cache.reserve(max(ends) + net.places)
-        places = torch.tensor([reading.counts, cache.lengths, reading.offset, reading.anchor])
+        places = (reading.counts, cache.lengths, reading.offset, reading.anchor)
         furthest = max(max(reading.anchor) + net.places, *map(sum, zip(ends, reading.offset, strict=True)))
         turns = net.turns(furthest)
         states = reading.states[0] if len(reading.states) == 1 else torch.cat(reading.states)

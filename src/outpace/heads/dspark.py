@@ -65,10 +65,8 @@ class DSparkNet(DFlashNet):
 
     def pairs(self, model: HeadModel) -> Pairs:
         """Return the bigram."""
-        ids, first = (
-            torch.arange(self.config.vocab_size) if model.ids is None else model.ids,
-            self.markov_head.markov_w1,
-        )
+        ids = torch.arange(self.config.vocab_size) if model.ids is None else model.ids
+        first: Any = self.markov_head.markov_w1
         shorts = looked_up(first, model, ids)
         return Pairs.of(shorts, self.markov_head.markov_w2.weight, first.weight, isinstance(first, nn.Embedding))
 

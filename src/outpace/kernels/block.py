@@ -173,14 +173,20 @@ class CompiledBlock:
         return tensor.data_ptr()
 
     def run(
-        self, states: Tensor, places: Tensor, embedded: Tensor, feature: Tensor, cache: Cache, turns: Tensor
+        self,
+        states: Tensor,
+        places: Sequence[Sequence[int]],
+        embedded: Tensor,
+        feature: Tensor,
+        cache: Cache,
+        turns: Tensor,
     ) -> Tensor:
         """Take in new states, and return what the places ahead say, [B, depth, hidden + K]: hidden states and logits.
 
         Args:
             states: [N, F] of new tokens, row after row, in the drafter's dtype.
-            places: [4, B] int64: how many of the states are a row's; features that its cache holds; the place in its
-                text of the cache's first slot; and of its last token.
+            places: four numbers of each row: how many of the states are a row's; features that its cache holds; the
+                place in its text of the cache's first slot; and of its last token.
             embedded: [B, hidden] float32, the last tokens.
             feature: [B, hidden] float32, of the tokens before the last ones; brought up to date.
             cache: per layer keys and values, [B, slots, kv_heads, head_dim], room for the states and the block made.
@@ -193,10 +199,10 @@ class CompiledBlock:
         states, embedded = states.to(self.dtype).contiguous(), embedded.float().contiguous()
         made = torch.empty(rows, own.depth, own.hidden + own.vocab, dtype=self.dtype)
         buffers = (c_void_p * len(cache.buffers))(*[buffer.data_ptr() for buffer in cache.buffers])
-        counts, held, offset, anchor = places.unbind()
+        told = [(c_int64 * rows)(*values) for values in places]
         call = _Call(rows, torch.get_num_threads(), cache.slots, len(states))
-        call.states, call.counts, call.held = states.data_ptr(), counts.data_ptr(), held.data_ptr()
-        call.offset, call.anchor, call.embedded = offset.data_ptr(), anchor.data_ptr(), embedded.data_ptr()
+        call.counts, call.held, call.offset, call.anchor = map(ctypes.addressof, told)
+        call.states, call.embedded = states.data_ptr(), embedded.data_ptr()
         call.feature, call.turns, call.made = feature.data_ptr(), turns.data_ptr(), made.data_ptr()
         call.buffers = ctypes.addressof(buffers)
         with self._lock:

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "select.h"
@@ -21,7 +22,7 @@ struct BranchCall {
   const double* floors;    // [budget] the least probability of the likeliest node, of the next, ...
   const void* laws;        // [rows, places, stride], of which `vocab` logits are read
   const float* shorts;     // [vocab, rank] short vectors of tokens, or null with rank 0
-  const float* adds;       // [rank, vocab] what they add
+  const void* adds;        // [padded vocab / 32, rank, 32] what they add
   const float* anchors;    // [rows, rank] short vectors of the last tokens
   const int64_t* ids;      // [vocab] tokens of the columns, or null = these themselves
   const int64_t* levels;   // [rows] most levels
@@ -56,15 +57,30 @@ struct Node {
   double score, key;
 };
 
+constexpr int kTogether = 4;  // nodes whose laws are made in one look at what tokens add
+
+// Room for the laws of a row, kept from call to call.
+struct Laws {
+  std::vector<float> level, law, values;
+  std::vector<int64_t> places;
+
+  void reserve(int64_t vocab, int64_t padded) {
+    level.resize(padded);
+    law.resize(kTogether * padded);
+    values.resize(vocab);
+    places.resize(vocab);
+  }
+};
+
 // One row's tree.
 template <class Type>
 class Branches {
   using Element = typename Type::Element;
 
  public:
-  Branches(const BranchCall& call, int64_t row)
-      : call_(call), row_(row), padded_(round_up(call.vocab, kPadding)), level_(padded_), law_(padded_),
-        values_(call.vocab), places_(call.vocab) {}
+  Branches(const BranchCall& call, int64_t row, Laws& laws)
+      : call_(call), row_(row), padded_(round_up(call.vocab, kPadding)), level_(laws.level), values_(laws.values),
+        places_(laws.places), law_(laws.law.data()) {}
 
   void grow() {
     const int64_t limit = std::min(call_.levels[row_], call_.places);
@@ -75,7 +91,11 @@ class Branches {
       std::vector<Node> found;
       const bool is_full = static_cast<int64_t>(tree_.size()) == call_.budget;
       const double last = is_full ? least() : kNever;
-      for (int64_t node : frontier) add_children(node, last, found);
+      for (size_t i = 0; i < frontier.size(); i += kTogether) {
+        const int64_t count = std::min<int64_t>(kTogether, frontier.size() - i);
+        make_laws<kTogether>(count, &frontier[i]);
+        for (int64_t j = 0; j < count; j++) add_children(frontier[i + j], law_ + j * padded_, last, found);
+      }
       keep_first(found, call_.width ? call_.width : call_.budget);
       const std::vector<bool> is_new = join(found);
       const double now = sum();
@@ -114,52 +134,73 @@ class Branches {
   // The logits of a place, with the noise of the draw there.
   void read_level(int64_t level) {
     const Element* from = static_cast<const Element*>(call_.laws) + (row_ * call_.places + level) * call_.stride;
-    for (int64_t k = 0; k < call_.vocab; k++) level_[k] = Type::read_one(from[k]);
+    int64_t k = 0;
+    for (; k + kLanes <= call_.vocab; k += kLanes) store(&level_[k], Type::read(from + k));
+    for (; k < call_.vocab; k++) level_[k] = Type::read_one(from[k]);
     std::fill(level_.begin() + call_.vocab, level_.end(), -INFINITY);
     if (!call_.keys) return;
     const uint64_t key = call_.keys[row_ * call_.places + level];
     const float temperature = static_cast<float>(call_.temperature);
-    for (int64_t k = 0; k < call_.vocab; k++) {
+    for (k = 0; k < call_.vocab; k++) {
       const uint64_t id = call_.ids ? call_.ids[k] : k;
       const double drawn = (static_cast<double>(static_cast<int64_t>(mix(key + id * kGolden) >> 12)) + 0.5) * 0x1p-52;
       level_[k] += static_cast<float>(-logarithm(-logarithm(drawn))) * temperature;
     }
   }
 
-  // The law after a node, as logarithms up to what is returned.
-  double law_after(int64_t node) {
+  template <int kMost>
+  void make_laws(int64_t count, const int64_t* nodes) {
+    if (count == kMost) return laws_after<kMost>(nodes);
+    if constexpr (kMost > 1) make_laws<kMost - 1>(count, nodes);
+  }
+
+  // The laws after some nodes, as logarithms up to a constant.
+  template <int kCount>
+  void laws_after(const int64_t* nodes) {
+    constexpr int kParts = kPadding / kLanes;
     const int64_t rank = call_.rank;
-    const float* before = node < 0 ? call_.anchors + row_ * rank : call_.shorts + tree_[node].column * rank;
+    const float* before[kCount];
+    for (int i = 0; i < kCount; i++) {
+      before[i] = nodes[i] < 0 ? call_.anchors + row_ * rank : call_.shorts + tree_[nodes[i]].column * rank;
+    }
     const Floats scale = splat(1.0f / static_cast<float>(call_.spread));
-    Floats most = splat(-INFINITY);
     for (int64_t k = 0; k < padded_; k += kPadding) {
-      constexpr int kParts = kPadding / kLanes;
-      Floats sums[kParts];
-      for (int v = 0; v < kParts; v++) sums[v] = Floats{};
-      for (int64_t r = 0; r < rank; r++) {
-        const Floats weight = splat(before[r]);
-        for (int v = 0; v < kParts; v++) {
-          sums[v] = fma(weight, load<Floats>(call_.adds + r * padded_ + k + v * kLanes), sums[v]);
+      Floats sums[kCount][kParts] = {};
+      const Element* adds = static_cast<const Element*>(call_.adds) + k * rank;
+      for (int64_t r = 0; r < rank; r++, adds += kPadding) {
+        Floats more[kParts];
+        for (int v = 0; v < kParts; v++) more[v] = Type::read(adds + v * kLanes);
+#pragma GCC unroll 4
+        for (int i = 0; i < kCount; i++) {
+          for (int v = 0; v < kParts; v++) sums[i][v] = fma(splat(before[i][r]), more[v], sums[i][v]);
         }
       }
-      for (int v = 0; v < kParts; v++) {
-        const Floats value = (load<Floats>(&level_[k + v * kLanes]) + sums[v]) * scale;
-        store(&law_[k + v * kLanes], value);
-        most = value > most ? value : most;
+      for (int i = 0; i < kCount; i++) {
+        for (int v = 0; v < kParts; v++) {
+          const int64_t at = k + v * kLanes;
+          store(law_ + i * padded_ + at, (load<Floats>(&level_[at]) + sums[i][v]) * scale);
+        }
       }
+    }
+  }
+
+  // The logarithm of the sum of a law, and its largest value.
+  std::pair<double, float> total_of(const float* law) const {
+    Floats most = splat(-INFINITY), total{};
+    for (int64_t k = 0; k < padded_; k += kLanes) {
+      const Floats value = load<Floats>(law + k);
+      most = value > most ? value : most;
     }
     float top = -INFINITY;
     for (int lane = 0; lane < kLanes; lane++) top = std::max(top, most[lane]);
-    Floats total{};
-    for (int64_t k = 0; k < padded_; k += kLanes) total += exponential(load<Floats>(&law_[k]) - splat(top));
-    top_ = top;
-    return std::log(static_cast<double>(sum_lanes(total)));
+    for (int64_t k = 0; k < padded_; k += kLanes) total += exponential(load<Floats>(law + k) - splat(top));
+    return {std::log(static_cast<double>(sum_lanes(total))), top};
   }
 
   // The likeliest columns of the law, of at least a value, the likeliest first; of equals the earlier.
-  void likeliest(int64_t count, float least) {
+  void likeliest(const float* law, int64_t count, float least) {
     columns_.clear();
-    const Selector<Float32> selector(law_.data(), call_.vocab);
+    const Selector<Float32> selector(law, call_.vocab);
     const float bound = count <= kGroups * kLanes ? selector.bound(0, count) : -INFINITY;
     if (std::isnan(bound)) return;
     least = least > bound ? least : bound;
@@ -167,21 +208,22 @@ class Branches {
     count = std::min(count, found);
     const auto end = places_.begin() + found;
     std::partial_sort(places_.begin(), places_.begin() + count, end, [&](int64_t a, int64_t b) {
-      return law_[a] > law_[b] || (law_[a] == law_[b] && a < b);
+      return law[a] > law[b] || (law[a] == law[b] && a < b);
     });
     columns_.assign(places_.begin(), places_.begin() + count);
   }
 
   // What may still come among the best of a node's likeliest children; `last` is the key that has to be surpassed.
-  void add_children(int64_t node, double last, std::vector<Node>& found) {
-    const double base = node < 0 ? 0.0 : tree_[node].score, total = law_after(node);
+  void add_children(int64_t node, const float* law, double last, std::vector<Node>& found) {
+    const double base = node < 0 ? 0.0 : tree_[node].score;
+    const auto [total, top] = total_of(law);
     // A child stands behind its parent, and has to be above the floor there; a little slack for rounding.
     const double need = std::max(last, std::log(call_.floors[std::min(rank_of(node) + 1, call_.budget - 1)]));
-    const double least = call_.by_slot ? kNever : need - base + total + top_ - 1e-3;
-    likeliest(std::min(call_.budget, call_.vocab), static_cast<float>(least));
+    const double least = call_.by_slot ? kNever : need - base + total + top - 1e-3;
+    likeliest(law, std::min(call_.budget, call_.vocab), static_cast<float>(least));
     double taken = 0.0;
     for (int64_t column : columns_) {
-      const double value = static_cast<float>(law_[column] - top_ - static_cast<float>(total)), score = base + value;
+      const double value = static_cast<float>(law[column] - top - static_cast<float>(total)), score = base + value;
       double key = score;
       if (call_.by_slot) {
         key = std::max(base + std::log(std::max(1.0 - taken, 0.0)), score);
@@ -242,15 +284,18 @@ class Branches {
 
   const BranchCall& call_;
   const int64_t row_, padded_;
-  std::vector<float> level_, law_, values_;
-  std::vector<int64_t> places_, columns_, ranks_;
+  std::vector<float>&level_, &values_;
+  std::vector<int64_t>& places_;
+  float* law_;  // [kTogether, padded]
+  std::vector<int64_t> columns_, ranks_;
   std::vector<Node> tree_;
-  float top_ = 0.0f;
 };
 
 template <class Type>
 void grow_all(const BranchCall& call) {
-  for (int64_t row = 0; row < call.rows; row++) Branches<Type>(call, row).grow();
+  static thread_local Laws laws;
+  laws.reserve(call.vocab, round_up(call.vocab, kPadding));
+  for (int64_t row = 0; row < call.rows; row++) Branches<Type>(call, row, laws).grow();
 }
 
 }  // namespace outpace

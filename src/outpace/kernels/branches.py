@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from ctypes import Structure, c_double, c_int64, c_void_p
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ class Pairs:
 
     Attributes:
         shorts: [K, rank] float32, of the tokens that can be drafted; rank 0 = nothing is added.
-        adds: [rank, padded K] float32, zeros behind the K columns.
+        adds: [padded K / 32, rank, 32] in the type of the laws, zeros behind the K columns.
         first: what makes short vectors: [rank, hidden] float32 on embeddings, or [V, rank], a table; None = rank 0.
         is_table: which of them.
     """
@@ -38,16 +37,18 @@ class Pairs:
     @staticmethod
     def of(shorts: Tensor, matrix: Tensor, first: Tensor | None = None, is_table: bool = False) -> Pairs:
         """Return those of short vectors [K, rank] and a matrix [K, rank]."""
-        size = len(matrix)
-        adds = torch.zeros(matrix.shape[1], -(-size // PADDING) * PADDING)
-        adds[:, :size] = matrix.detach().float().T
+        size, rank = matrix.shape
+        blocks = -(-size // PADDING)
+        adds = matrix.new_zeros(blocks * PADDING, rank)
+        adds[:size] = matrix.detach()
+        adds = adds.view(blocks, PADDING, rank).transpose(1, 2).contiguous()
         first = None if first is None else first.detach().float()
         return Pairs(shorts.detach().float().contiguous(), adds, first, is_table)
 
     @staticmethod
     def none(size: int) -> Pairs:
         """Return those of a drafter that does not look at the token before a place."""
-        return Pairs(torch.zeros(size, 0), torch.zeros(0, 0))
+        return Pairs(torch.zeros(size, 0), torch.zeros(0, 0, PADDING))
 
     def short(self, token: Tensor, embedded: Tensor) -> Tensor:
         """Return the short vectors [B, rank] of any tokens [B], whose embeddings are [B, hidden]."""
@@ -73,16 +74,11 @@ def can_branch(laws: Tensor) -> bool:
     return laws.device.type == "cpu" and laws.dtype in (torch.bfloat16, torch.float32) and load() is not None
 
 
-@lru_cache(maxsize=64)
-def _floors(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
 def best_branches(
     laws: Tensor,
     pairs: Pairs,
     anchors: Tensor,
-    levels: Tensor,
+    levels: Sequence[int],
     floors: Sequence[float],
     *,
     ids: Tensor | None = None,
@@ -96,10 +92,10 @@ def best_branches(
     """Return the best tree per row, as `outpace.draft.grow.draft_best` defines it.
 
     Args:
-        laws: [B, D, K] logits, K side by side.
+        laws: [B, D, K] logits, K side by side; bfloat16 or float32, as `pairs.adds`.
         pairs: what tokens add.
         anchors: [B, rank] float32 short vectors of the last tokens.
-        levels: [B] int64 most levels.
+        levels: per row, most levels.
         floors: per rank, the least probability of a node; as many as there may be nodes in a row.
         ids: [K] int64 tokens of the columns; None = the columns are the tokens.
         keys: [B, D] int64 of the noise that is added, times `temperature`; None = none.
@@ -116,20 +112,21 @@ def best_branches(
     assert library is not None  # `can_branch` was asked
     (rows, places, vocab), budget = laws.shape, len(floors)
     tokens, parents = torch.empty(2, rows, budget, dtype=torch.int64).unbind()
-    lengths, scores = torch.empty(rows, dtype=torch.int64), torch.empty(rows, budget, dtype=torch.float64)
-    floor = _floors(tuple(floors))
-    anchors, levels = anchors.float().contiguous(), levels.contiguous()
+    lengths, scores = (c_int64 * rows)(), torch.empty(rows, budget, dtype=torch.float64)
+    least, most_levels = (c_double * budget)(*floors), (c_int64 * rows)(*levels)
+    anchors = anchors.float().contiguous()
     keys = None if keys is None else keys.contiguous()
+    some_ids, some_keys = (None if one is None else one.data_ptr() for one in (ids, keys))
     call = _Call(
         int(laws.dtype == torch.bfloat16), int(by_slot), rows, places, vocab, laws.stride(1),
         budget, width, pairs.shorts.shape[1],
-        min_gain, spread, temperature, floor.data_ptr(),
+        min_gain, spread, temperature, ctypes.addressof(least),
         laws.data_ptr(), pairs.shorts.data_ptr(), pairs.adds.data_ptr(), anchors.data_ptr(),
-        None if ids is None else ids.data_ptr(), levels.data_ptr(), None if keys is None else keys.data_ptr(),
-        tokens.data_ptr(), parents.data_ptr(), lengths.data_ptr(), scores.data_ptr(),
+        some_ids, ctypes.addressof(most_levels), some_keys,
+        tokens.data_ptr(), parents.data_ptr(), ctypes.addressof(lengths), scores.data_ptr(),
     )  # fmt: skip
     if library.outpace_branches(ctypes.byref(call)):
         raise ConfigError(FAILURES[1])
-    sizes = lengths.tolist()
+    sizes = list(lengths)
     most = max(sizes, default=0)
     return tokens[:, :most], parents[:, :most], sizes, scores[:, :most]

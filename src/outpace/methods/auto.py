@@ -67,9 +67,10 @@ class Auto(Method):
 
     Attributes:
         arms: names of exact methods, parted by commas; those that the target or the models at hand do not allow
-            are left out.
-        draft: the drafter of arms that need one; "auto" = the one that is known for the target, if any. Where it was
-            trained to read the target, `trained-drafter` drafts with it, else the other arms do.
+            are left out. They are first tried in this order: what costs least is known before anything is risked.
+        draft: the drafter of arms that need one; "auto" = the one that is known for the target, if any. One that was
+            trained to read the target drafts where `trained-drafter` is among the arms; it is not unless it is named,
+            since trying it costs more than it brings where a text repeats itself (docs/which-drafter.md).
         explore: share of the decoding time that trials of other drafters may lose.
         is_timed: False = choose by the stored cost curve instead of the clock.
 
@@ -77,7 +78,7 @@ class Auto(Method):
         ConfigError: an arm that does not exist or is not exact, or a share outside [0, 1).
     """
 
-    arms: str = "trained-drafter,suffix,token-recycling,opt-tree"
+    arms: str = "suffix,token-recycling,opt-tree"
     draft: str = "auto"
     explore: float = setting(0.01, least=0, below=1)
     is_timed: bool = True

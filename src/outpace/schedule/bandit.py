@@ -568,7 +568,7 @@ class Bandit:
                 continue
             # A trial that writes nothing more than plain decoding would is the worst case.
             whole = round(rows * arm.mean_width)
-            least = {"chain": 1, "tree": len(stats), "sized": len(stats), "whole": whole}[arm.kind]
+            least = {"chain": 1, "tree": len(stats), "sized": whole, "whole": whole}[arm.kind]
             each = self._draft_s(arm) + self.cost(rows, rows + least) - level
             worst = _TRIAL_STEPS * each + (arm.lag_s + arm.lag_share * self.cost.slope) * lags[index]
             if worst > self.account:
