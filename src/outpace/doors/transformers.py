@@ -128,7 +128,7 @@ def _check(
 ) -> None:
     """Refuse what would be dropped without a word otherwise."""
     hint = "Leave it out, or call generate without custom_generate."
-    unmet = [name for name in law.unmet if name not in _HARMLESS]
+    unmet = [name for name in (*law.unmet, *law.search) if name not in _HARMLESS]
     unmet += [name for name in _TOLD if getattr(config, name, None)]
     if unmet:
         raise CapabilityError(f"{', '.join(unmet)}: not obeyed by our methods.", hint)

@@ -350,9 +350,12 @@ class GenerationConfig:
 
     def is_searched(self, given: Mapping[str, Any]) -> bool:
         """Return whether a search is made as the file asks: the caller names no method, and wants nothing drawn."""
-        is_drawn = given.get("temperature") or (self.is_sampled and str(given.get("sampling")) == "model")
-        is_free = given.get("method") is None and not given.get("options") and given.get("num_samples") in (None, 1)
-        return bool(self.search) and is_free and not is_drawn
+        if not self.search or any(given.get(name) is not None for name in ("method", "options")):
+            return False
+        temperature, samples = given.get("temperature", 0), given.get("num_samples", 1)  # not yet held to their types
+        is_drawn = self.is_sampled and str(given.get("sampling")) == "model"
+        is_plain = all(isinstance(value, int | float) for value in (temperature, samples))
+        return is_plain and temperature == 0 and samples == 1 and not is_drawn
 
     def _search(
         self, given: Mapping[str, Any], missed: dict[str, Any], *, is_free: bool

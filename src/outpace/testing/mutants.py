@@ -320,8 +320,8 @@ class _AnyChild(dict[Any, int]):
 
 
 def _wrong_sibling(walk: Any) -> Any:
-    children = walk.__globals__["_children"]
-    return seeing(walk, _children=lambda proposal: [_AnyChild(own) for own in children(proposal)])
+    children = walk.__globals__["children_of"]
+    return seeing(walk, children_of=lambda *given: _AnyChild(children(*given)))
 
 
 # Drafting

@@ -32,7 +32,7 @@ def editor_config(network: Editor) -> dict[str, Any]:
 def is_editor(directory: Path) -> bool:
     """Return whether a directory holds an editing model of ours."""
     config = directory / "config.json"
-    return config.is_file() and read_object(config).get("model_type") in _KINDS
+    return config.is_file() and str(read_object(config).get("model_type")) in _KINDS
 
 
 def load_editor(directory: Path) -> Editor:
