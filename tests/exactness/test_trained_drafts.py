@@ -111,6 +111,7 @@ def test_auto_lets_it_draft_and_begins_it_with_the_prompt() -> None:
         origins.append(run.last.proposal.origin)
         if origins[-1] == "trained-drafter":
             assert max(run.last.proposal.length) > 0  # no step is lost to a drafter that saw nothing
+    # At least a whole trial: an untrained drafter is not worth more, and a good one's share is told in test_paying.
     assert origins.count("trained-drafter") >= 2 and sum(row.usage.num_accepted for row in rows) > 0
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from outpace.cache.counter import Counter
+from outpace.errors import ConfigError
 
 __all__ = ["FIRST_SLOTS", "Cache", "joined_origins", "spread", "stacked"]
 
@@ -95,6 +96,19 @@ class Cache:
     def restart(self, row: int, phase: int) -> None:
         """Forget a row's entries, to read its text anew in another phase."""
         self.lengths[row], self.phases[row] = 0, phase
+
+    def check_room(self, size: int) -> None:
+        """Refuse a forward of `size` tokens that does not fit.
+
+        Raises:
+            ConfigError: it would pass the capacity.
+        """
+        longest = max(self.lengths, default=0)
+        if longest + size > self.capacity:
+            raise ConfigError(
+                f"{size} tokens do not fit behind {longest} entries in a cache of {self.capacity} slots.",
+                "Ask new_cache for a larger capacity: final tokens plus the widest forward.",
+            )
 
     def stage(self, position: Tensor) -> None:
         """Make room for a forward's tokens behind the valid entries.

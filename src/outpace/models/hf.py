@@ -253,12 +253,8 @@ class TransformersAdapter(Adapter):
         return self._run(tokens, inputs, forward, cache.buffers, cache.extra)
 
     def _check(self, tokens: Tensor, position: Tensor, visible: Tensor | None, cache: Cache) -> None:
-        longest, size = max(cache.lengths), tokens.shape[1]
-        if longest + size > cache.capacity:
-            raise ConfigError(
-                f"{size} tokens do not fit behind {longest} entries in a cache of {cache.capacity} slots.",
-                "Ask new_cache for a larger capacity: final tokens plus the widest forward.",
-            )
+        size = tokens.shape[1]
+        cache.check_room(size)
         if visible is None or self.capabilities.has_tree:
             return
         is_real = position >= 0

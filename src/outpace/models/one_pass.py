@@ -94,9 +94,7 @@ class OnePassModel(Adapter):
         self.check(outputs, skip)
         if inputs is not None:
             self.embed(tokens)
-        longest, size = max(cache.lengths), tokens.shape[1]
-        if longest + size > cache.capacity:
-            raise ConfigError(f"{size} tokens do not fit behind {longest}.", "Ask new_cache for a larger capacity.")
+        cache.check_room(tokens.shape[1])
         cache.stage(position)
         cache.counter.add(tokens.numel(), 1)
         laws, lengths = cache.extra

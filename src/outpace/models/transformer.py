@@ -408,11 +408,7 @@ class Transformer(Adapter):
         if len(lengths) != rows:
             raise ConfigError(f"The forward has {rows} rows and its cache {len(lengths)}.")
         longest = max(lengths, default=0)
-        if longest + size > cache.capacity:
-            raise ConfigError(
-                f"{size} tokens do not fit behind {longest} entries in a cache of {cache.capacity} slots.",
-                hint="Ask new_cache for a larger capacity: final tokens plus the widest forward.",
-            )
+        cache.check_room(size)
         # Padding and trees reach less far than slots do, and only their positions know; a lone chain is exact.
         is_exact = rows == 1 and visible is None and not cache.has_fixed_extent
         reach = longest + (size if is_exact else 1)

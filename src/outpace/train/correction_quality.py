@@ -205,7 +205,7 @@ def measure(
     is_kept = [text == source for (source, _), text in zip(samples, texts, strict=True)]
     is_wrong = [not one for one in clean]
     work = CorrectionWork(
-        model=model.name,
+        model=Path(model.name).name,
         set=name,
         method=method or ("one-pass" if model.target.capabilities.is_one_pass else "autoregressive"),
         sentences=size,

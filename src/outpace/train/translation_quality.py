@@ -2,6 +2,7 @@
 
     python -m outpace.train.translation_quality translate --set tatoeba-pairs:test
     python -m outpace.train.translation_quality runs/pairs-gru --set multi30k:test:en-de
+    python -m outpace.train.translation_quality correct --set corrections:test --methods autoregressive input-guided
     python -m outpace.train.translation_quality translate --methods autoregressive jacobi:mode=block,window=8
 
 The model is a zoo name or a directory. Steps are counted per sentence, so they do not depend on the batch. `--card`
@@ -26,6 +27,7 @@ from outpace.errors import ConfigError, nearest
 from outpace.failures import guarded
 
 from .bleu import SIGNATURE, bleu
+from .corrections import CORRECTIONS
 from .data import find_data
 from .pairs import PAIR_SOURCES, Pair
 from .quality import HEADING, note_in_card
@@ -70,9 +72,10 @@ def read_set(name: str, data: Path, count: int = 0) -> list[Pair]:
     """
     source, _, rest = name.partition(":")
     split, _, direction = rest.partition(":")
-    if source not in PAIR_SOURCES:
-        raise ConfigError(f"There is no set of sentence pairs {source!r}.", nearest(source, PAIR_SOURCES, "set"))
-    pairs = PAIR_SOURCES[source].pairs(data, split or "test", direction)
+    known = {**PAIR_SOURCES, CORRECTIONS.name: CORRECTIONS}
+    if source not in known:
+        raise ConfigError(f"There is no set of sentence pairs {source!r}.", nearest(source, known, "set"))
+    pairs = known[source].pairs(data, split or "test", direction)
     if not 0 < count < len(pairs):
         return pairs
     return [pairs[index * len(pairs) // count] for index in range(count)]

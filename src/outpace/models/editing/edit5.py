@@ -297,8 +297,7 @@ class Edit5Model(Adapter):
         if inputs is not None:
             self.embed(tokens)
         size, total = tokens.shape[1], max(cache.lengths) + tokens.shape[1]
-        if total > cache.capacity:
-            raise ConfigError(f"{size} tokens do not fit in {cache.capacity} slots.", "Ask for a larger capacity.")
+        cache.check_room(size)
         cache.stage(position)
         cache.counter.add(tokens.numel(), self.capabilities.num_layers)
         held = torch.tensor(cache.lengths, device=self.device)[:, None]

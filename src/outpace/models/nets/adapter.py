@@ -95,12 +95,8 @@ class NetAdapter(Adapter):
     ) -> Scores:
         """Run one forward; see `outpace.types.Adapter`."""
         self.check(outputs, skip)
-        longest, size = max(cache.lengths), tokens.shape[1]
-        if longest + size > cache.capacity:
-            raise ConfigError(
-                f"{size} tokens do not fit behind {longest} entries in a cache of {cache.capacity} slots.",
-                "Ask new_cache for a larger capacity: final tokens plus the widest forward.",
-            )
+        size = tokens.shape[1]
+        cache.check_room(size)
         if not cache.extra:
             raise CapabilityError("This model reads a source.", "Encode one first.")
         cache.stage(position)
