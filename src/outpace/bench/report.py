@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA_VERSION", "Report", "Skipped", "Table", "by_place", "new_report", "read_report", "show_ratio"]
 
 SCHEMA_VERSION = 1
-_PATHS = ("json", "plot", "markdown", "peer_models", "out")  # options that name the caller's files
+_PATHS = ("json", "plot", "markdown", "peer_models", "out", "data")  # options that name the caller's files
 
 _COLUMNS = (
     "method",

@@ -10,7 +10,6 @@ Python that OUTPACE_PEERS_PYTHON names; without it the table has the other sides
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from outpace.api.engine import LanguageModel, load
 from outpace.bench.child import Child, ChildError
 from outpace.bench.command import new_parser, numbers, run_command
 from outpace.bench.machine import describe
-from outpace.bench.report import Table
+from outpace.bench.report import Table, new_report
 from outpace.bench.rounds import in_turns
 from outpace.methods.registry import method_names
 from outpace.models.loading import ZOO, load_model
@@ -317,11 +316,9 @@ def _work(given: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         rows = _measure_models(given, Path(folder), tell)
-    print(summarise(rows).markdown())
-    if given.json is not None:
-        options = {name: value for name, value in vars(given).items() if name != "json"}
-        document = {"kind": "translation", "options": options, "machine": describe(), "rows": rows}
-        given.json.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
+    table = summarise(rows)
+    print(table.markdown())
+    new_report("translation", vars(given), describe(), rows, tables=[table]).write(given.json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ texts that were timed. CTranslate2 runs in a process of its own, by the Python t
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from outpace.bench.child import Child, ChildError
 from outpace.bench.command import new_parser, run_command
 from outpace.bench.machine import describe
 from outpace.bench.plots import draw_quality
-from outpace.bench.report import Table
+from outpace.bench.report import Table, new_report
 from outpace.bench.translation import Answer, Side, Work, peer_side, transformers_side
 from outpace.errors import ConfigError
 from outpace.models.loading import resolve
@@ -154,13 +153,12 @@ def _work(given: argparse.Namespace) -> None:
                 threads = given.threads or torch.get_num_threads()
                 lm, sides = _sides(name, given.methods, Path(scratch) / str(number), threads, stack, tell)
                 points += measure(lm, Path(name).name, sides, pairs)
-    print(_table(points).markdown(), f"\nBLEU: {SIGNATURE}")
-    if given.json is not None:
-        document = {"kind": "translation curve", "set": given.set, "sentences": given.sentences}
-        document |= {"machine": describe(), "points": [asdict(point) for point in points]}
-        given.json.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
+    rows, table, note = [asdict(point) for point in points], _table(points), f"BLEU: {SIGNATURE}"
+    print(table.markdown(), f"\n{note}")
+    asked = vars(given) | {"models": [Path(name).name for name in given.models]}
+    new_report("translation-curve", asked, describe(), rows, tables=[table], notes=[note]).write(given.json)
     if given.plot is not None:
-        draw_quality([asdict(point) for point in points], f"{given.set}, one sentence at a time", given.plot)
+        draw_quality(rows, f"{given.set}, one sentence at a time", given.plot)
 
 
 def _table(points: Sequence[Point]) -> Table:
