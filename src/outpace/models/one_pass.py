@@ -25,7 +25,8 @@ _OTHERS = -50.0  # log-odds of any other token where a text has ended
 class OnePassModel(Adapter):
     """A model whose whole text is there after one pass.
 
-    A cache's `extra` holds the laws [B, N, V], one per token and one for the end, and how many of them count [B, 1].
+    A cache's `extra` begins with the laws [B, N, V], one per token and one for the end, and how many of them count
+    [B, 1]; a kind may keep more behind them.
 
     Args:
         vocab_size: V.
@@ -55,6 +56,17 @@ class OnePassModel(Adapter):
         Raises:
             ConfigError: a source is empty or too long.
         """
+        self.check_sources(sources)
+        laws = self.write(sources)
+        lengths = torch.tensor([[len(law)] for law in laws], device=self.device)
+        cache.extra = [torch.nn.utils.rnn.pad_sequence(laws, batch_first=True), lengths]
+
+    def check_sources(self, sources: Sequence[list[int]]) -> None:
+        """Refuse sources that cannot be read.
+
+        Raises:
+            ConfigError: a source is empty or too long.
+        """
         if not all(sources):
             raise ConfigError("A source is empty.", "Give at least one token.")
         longest = max(len(source) for source in sources)
@@ -63,9 +75,6 @@ class OnePassModel(Adapter):
                 f"The source has {longest} tokens, but the model reads at most {self.max_source}.",
                 "Shorten the source, or write it part by part.",
             )
-        laws = self.write(sources)
-        lengths = torch.tensor([[len(law)] for law in laws], device=self.device)
-        cache.extra = [torch.nn.utils.rnn.pad_sequence(laws, batch_first=True), lengths]
 
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return an empty cache: its entries hold nothing, its `extra` everything."""
@@ -97,7 +106,7 @@ class OnePassModel(Adapter):
         cache.check_room(tokens.shape[1])
         cache.stage(position)
         cache.counter.add(tokens.numel(), 1)
-        laws, lengths = cache.extra
+        laws, lengths = cache.extra[:2]
         asked = position if ask is None else position.gather(1, ask)
         at = torch.minimum(asked.clamp(min=0), lengths - 1)
         return Scores(laws.gather(1, at.unsqueeze(-1).expand(-1, -1, laws.shape[-1])))
@@ -115,5 +124,5 @@ def whole_laws(cache: Cache) -> list[Tensor]:
 
     Law i is that of the token after position i, where position 0 is the decoder's start.
     """
-    laws, lengths = cache.extra
+    laws, lengths = cache.extra[:2]
     return [law[:length] for law, length in zip(laws, lengths[:, 0].tolist(), strict=True)]

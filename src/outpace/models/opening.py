@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from outpace.errors import CapabilityError, ConfigError, ModelError
 from outpace.models.checkpoint import check_checkpoint
 from outpace.models.editing.files import is_editor, open_editor
 from outpace.models.loading import load_model, pick_device, pick_dtype, read_capabilities, read_config, resolve
 from outpace.models.lookup import is_native
 from outpace.models.lora import base_directory
+from outpace.models.nar import files as nar
 from outpace.models.nets.files import MODEL_TYPE, open_net
 from outpace.models.parallel import Split
 from outpace.models.transformer import Kernels
@@ -110,14 +113,16 @@ def open_model(
 
 def _is_own(directory: Path) -> bool:
     """Return whether a directory holds a network that this project alone has."""
-    return is_editor(directory) or read_config(directory).get("model_type") == MODEL_TYPE
+    return is_editor(directory) or read_config(directory).get("model_type") in (MODEL_TYPE, nar.MODEL_TYPE)
 
 
 def _open_own(directory: Path, dtype: str, device: str) -> Adapter:
     if is_editor(directory):
         return open_editor(directory, dtype, device)
-    place = pick_device(device)
-    return open_net(directory, pick_dtype(dtype, read_config(directory), place), place)
+    place, config = pick_device(device), read_config(directory)
+    if config.get("model_type") == nar.MODEL_TYPE:
+        return nar.open_nar(directory, torch.float32 if dtype == "auto" else pick_dtype(dtype, config, place), place)
+    return open_net(directory, pick_dtype(dtype, config, place), place)
 
 
 def _check_card(name: str, has_loader: bool, card: Mapping[str, Any] | None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from outpace.errors import ConfigError
+from outpace.models.nar.ctc import CtcConfig
 from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
@@ -14,6 +15,8 @@ from outpace.models.nets.stacks import equal_configs
 from outpace.papers import Paper
 
 from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
+from .nar.network import NarShape
+from .nar.objectives import Glancing, Likelihood
 from .network import LlamaShape
 from .pairs import MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
@@ -500,4 +503,29 @@ _BASELINES = (
         steps=2400,
     ),
 )
-TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES)}
+# One-pass networks on captions: small ones of equal size and equal steps, so that objectives can be compared.
+_ONE_PASS = replace(
+    _SMALL,
+    name="nar-ctc",
+    summary="Writes captions in one pass by CTC; for research, it does not ship.",
+    shape=NarShape(config=CtcConfig(width=128, heads=4, ffn=384, encoder_layers=3, decoder_layers=3)),
+    criterion=Likelihood(),
+    parent="captions-teacher",
+    objective="written",
+    method="one-pass",
+    matrix_rate=8e-3,
+    other_rate=4e-3,
+    vocab=6144,
+    steps=1200,
+    gpu_steps=12000,
+)
+_NAR = (
+    _ONE_PASS,
+    replace(
+        _ONE_PASS,
+        name="nar-ctc-glancing",
+        summary="`nar-ctc`, shown a part of its target while it learns; for research, it does not ship.",
+        criterion=Glancing(),
+    ),
+)
+TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR)}

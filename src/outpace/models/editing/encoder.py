@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Encoder", "Sizes"]
+__all__ = ["Encoder", "Layer", "LayerSizes", "Sizes"]
+
+
+class LayerSizes(Protocol):
+    """Sizes of a layer: of the residual stream, attention heads, width of the feed-forward network."""
+
+    @property
+    def width(self) -> int: ...  # noqa: D102
+
+    @property
+    def heads(self) -> int: ...  # noqa: D102
+
+    @property
+    def ffn(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +79,10 @@ class Encoder(nn.Module):
 class Layer(nn.Module):
     """Self-attention and a feed-forward network; where `has_cross`, attention over other states between the two."""
 
-    def __init__(self, sizes: Sizes, has_cross: bool = False) -> None:
+    def __init__(self, sizes: LayerSizes, has_cross: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         width = sizes.width
-        self.heads = sizes.heads
+        self.heads, self.drop = sizes.heads, nn.Dropout(dropout)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, sizes.ffn), nn.Linear(sizes.ffn, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3 if has_cross else 2))
@@ -81,13 +95,13 @@ class Layer(nn.Module):
     ) -> Tensor:
         """Return the next states [B, T, width]; the masks are True where a key is seen, [B, 1, 1 or T, keys]."""
         query, key, value = self.qkv(self.norms[0](state)).chunk(3, -1)
-        state = state + self.out(self._attend(query, key, value, seen))
+        state = state + self.drop(self.out(self._attend(query, key, value, seen)))
         if others is not None:
             key, value = self.cross_kv(others).chunk(2, -1)
             query = self.cross_q(self.norms[2](state))
-            state = state + self.cross_out(self._attend(query, key, value, others_seen))
+            state = state + self.drop(self.cross_out(self._attend(query, key, value, others_seen)))
         hidden = F.relu(self.up(self.norms[1](state)))
-        moved: Tensor = state + self.down(hidden)
+        moved: Tensor = state + self.drop(self.down(hidden))
         return moved
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:

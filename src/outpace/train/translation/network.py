@@ -73,7 +73,13 @@ class PairShape(Protocol):
 
 
 class PairNetwork(nn.Module, ABC):
-    """A network that learns to write a target from a source."""
+    """A network that learns to write a target from a source.
+
+    Attributes:
+        progress: Share of the training that is done, which the trainer sets before each step.
+    """
+
+    progress: float = 0.0
 
     def logits(self, batch: PairBatch) -> Tensor:
         """Return what it says at each place with a label, [N, V] in the order of `batch.is_real`.

@@ -58,6 +58,7 @@ class PairTrainer(Loop):
     def loss(self) -> Tensor:
         """Return the loss of the step's pairs; dropout's and the criterion's draws depend on seed and step alone."""
         torch.manual_seed(self.seed * 1_000_003 + self.step)
+        self.network.progress = self.step / self.steps
         return self.network.loss(self.batches.batch(self.step).to(self.device), self.criterion)
 
     def advance(self) -> float:

@@ -1,0 +1,1 @@
+"""Rules by which a one-pass model's text is chosen or refined, one file each."""

@@ -1,0 +1,56 @@
+"""What every rule over a whole text is: it decides the text when a row joins, and the loop takes it as it stands.
+
+A rule gets what a pass of the network gave (`outputs_of`), may run the network again, and returns the laws of another
+text, which become those of the model's cache. All else is `one-pass`: penalties, stops and streaming see laws.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from outpace.errors import CapabilityError
+from outpace.methods.parallel.one_pass import OnePass
+from outpace.models.nar.model import NarModel, replace_laws
+from outpace.models.one_pass import whole_laws
+from outpace.types import Context, Guarantee
+
+__all__ = ["WholeMethod"]
+
+
+@dataclass(frozen=True)
+class WholeMethod(OnePass):
+    """Base of the rules; a subclass gives `choose`, and names the kinds of networks that it fits."""
+
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """Class names of `NarNet` that the rule fits; empty = all."""
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """Another text than the one of the model's likeliest places."""
+        return Guarantee.APPROXIMATE
+
+    @abstractmethod
+    def choose(self, model: NarModel, context: Context) -> Sequence[Tensor]:
+        """Return per joining row the logits [N, V] of its text, the end's last (`NarModel.ended`).
+
+        Runs of the network are counted: `context.cache.counter.add(positions, forwards)`.
+        """
+
+    def start(self, context: Context) -> list[Tensor]:
+        """Choose the rows' texts, and return their laws.
+
+        Raises:
+            CapabilityError: the model is of another kind.
+        """
+        model, cache = context.target, context.cache
+        assert cache is not None
+        if not isinstance(model, NarModel) or (self.kinds and type(model.net).__name__ not in self.kinds):
+            wanted = " or ".join(self.kinds) or "one-pass network of ours"
+            raise CapabilityError(f"The method {self.name!r} needs a model of the kind {wanted}.", "Use one-pass.")
+        replace_laws(cache, self.choose(model, context))
+        return whole_laws(cache)

@@ -1,0 +1,93 @@
+"""A network of the one-pass family in training: what the trainer of pairs asks for, said once for all kinds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from outpace.models.nar.files import config_of, kind_of, read_nar
+from outpace.models.nar.model import NarModel
+from outpace.models.nar.network import NarConfig, NarNet, Pass
+from outpace.train.pairs import PairBatch
+from outpace.train.translation.network import Criterion, NetworkFiles, PairNetwork, until_end
+
+from .objectives import Likelihood, Objective
+
+__all__ = ["NarShape", "TrainedNar"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NarShape:
+    """A one-pass network.
+
+    Attributes:
+        config: Its kind, by its class, and its sizes; the vocabulary is the recipe's.
+    """
+
+    config: NarConfig
+
+    def build(self, vocab: int) -> TrainedNar:
+        """Return a network with random weights."""
+        config = replace(self.config, vocab_size=vocab)
+        return TrainedNar(kind_of(config)(config))
+
+    def load(self, directory: Path) -> TrainedNar:
+        """Return the network of a directory, in float32, without dropout; its sizes are the directory's.
+
+        Raises:
+            ModelError: When a file is missing or damaged.
+        """
+        network = TrainedNar(read_nar(directory))
+        network.eval()
+        return network
+
+
+class TrainedNar(PairNetwork):
+    """A one-pass network in training.
+
+    Args:
+        net: the network.
+    """
+
+    def __init__(self, net: NarNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def begin(self, batch: PairBatch) -> Pass:
+        """Encode a batch and lay out its places, its targets without their ends."""
+        rows = [torch.tensor(until_end([token for token in row if token >= 0])) for row in batch.labels.tolist()]
+        lengths = torch.tensor([len(row) for row in rows], device=batch.sources.device)
+        targets = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).long().to(batch.sources.device)
+        return self.net.begin(batch.sources, batch.mask.bool(), targets, lengths)
+
+    def loss(self, batch: PairBatch, criterion: Criterion) -> Tensor:
+        """Return an objective's loss in nats per target token; any other criterion stands for the likelihood."""
+        objective = criterion if isinstance(criterion, Objective) else Likelihood()
+        return objective.of(self, batch)
+
+    @property
+    def table(self) -> Tensor:
+        """The embeddings of tokens, [V + extra symbols, width]."""
+        return self.net.embed_tokens.weight
+
+    @torch.no_grad()
+    def translate(self, sources: Tensor, mask: Tensor, most: int) -> list[list[int]]:
+        """Write all texts in one pass; see `PairNetwork.translate`."""
+        was_training = self.training
+        rows = [row[:count] for row, count in zip(sources.tolist(), mask.sum(1).tolist(), strict=True)]
+        laws = NarModel(self.net).write(rows)
+        self.train(was_training)
+        return [until_end(law.argmax(-1).tolist())[:most] for law in laws]
+
+    def export(self) -> NetworkFiles:
+        """Return its files."""
+        config = self.net.config
+        return NetworkFiles(
+            weights=self.net.state_dict(),
+            config=config_of(self.net) | {"dtype": "bfloat16"},
+            context=config.max_source,
+            architecture=f"{type(self.net).__name__}, which writes in one pass: {config}",
+        )
