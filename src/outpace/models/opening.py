@@ -102,7 +102,7 @@ def open_model(
             "Leave it out.",
         )
     if is_own:
-        return _open_own(directory, dtype, device)
+        return _open_own(directory, dtype, device, kernels)
     from outpace.models.hf import load_transformers
 
     model = load_transformers(str(directory), dtype=dtype, device=device)
@@ -116,12 +116,13 @@ def _is_own(directory: Path) -> bool:
     return is_editor(directory) or read_config(directory).get("model_type") in (MODEL_TYPE, nar.MODEL_TYPE)
 
 
-def _open_own(directory: Path, dtype: str, device: str) -> Adapter:
+def _open_own(directory: Path, dtype: str, device: str, kernels: Kernels | None) -> Adapter:
     if is_editor(directory):
         return open_editor(directory, dtype, device)
     place, config = pick_device(device), read_config(directory)
     if config.get("model_type") == nar.MODEL_TYPE:
-        return nar.open_nar(directory, torch.float32 if dtype == "auto" else pick_dtype(dtype, config, place), place)
+        number = torch.float32 if dtype == "auto" else pick_dtype(dtype, config, place)
+        return nar.open_nar(directory, number, place, kernels)
     return open_net(directory, pick_dtype(dtype, config, place), place)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from outpace.errors import ModelError, nearest
+from outpace.models.transformer import Kernels
 from outpace.text.files import read_object
 
 from .model import NarModel
@@ -77,6 +78,9 @@ def _settings(kind: type[NarNet], config: Mapping[str, Any], directory: Path) ->
         raise ModelError(f"The config.json of {directory} lacks a setting ({error}).", "Train it again.") from error
 
 
-def open_nar(directory: Path, dtype: torch.dtype, device: torch.device) -> NarModel:
-    """Return the adapter of a directory's network."""
-    return NarModel(read_nar(directory).to(device, dtype))
+def open_nar(directory: Path, dtype: torch.dtype, device: torch.device, kernels: Kernels | None = None) -> NarModel:
+    """Return the adapter of a directory's network, its layers on compiled kernels where they serve it."""
+    model = NarModel(read_nar(directory).to(device, dtype))
+    if kernels is not None:
+        model.compile(kernels)
+    return model

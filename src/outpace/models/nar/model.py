@@ -9,7 +9,9 @@ from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.models.one_pass import OnePassModel, end_law
+from outpace.models.transformer import Kernels
 
+from .compiled import compile_net
 from .network import NarNet, Pass
 
 __all__ = ["NarModel", "outputs_of", "replace_laws"]
@@ -30,6 +32,14 @@ class NarModel(OnePassModel):
         self.net, self.end = net.eval(), int(config.end_token)
         weight = net.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
+
+    def compile(self, kernels: Kernels) -> bool:
+        """Run the layers on compiled kernels from now on, if they serve this network; return whether they do."""
+        self.net.fast = compile_net(self.net, kernels)
+        if self.net.fast is None:
+            return False
+        self.path = "compiled"
+        return True
 
     def begin(self, sources: Sequence[list[int]]) -> Pass:
         """Encode sources, and lay out their places."""

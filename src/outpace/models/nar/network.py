@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,22 @@ class Pass:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+class Fast(Protocol):
+    """The layers of a network on other kernels; see `outpace.models.nar.compiled`."""
+
+    def encode(self, sources: Tensor, is_real: Tensor) -> Tensor:
+        """Return what `NarNet.encode` returns."""
+        ...
+
+    def decode(self, run: Pass) -> Tensor:
+        """Return what `NarNet.decode` returns."""
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return logits in place of `NarNet.head`'s log-probabilities."""
+        ...
+
+
 class NarNet(nn.Module, ABC):
     """Base of all kinds.
 
@@ -88,11 +104,15 @@ class NarNet(nn.Module, ABC):
 
     Attributes:
         extra_symbols: rows that the table has beyond V, such as CTC's blank (symbol V).
+        own_layers: `encode` or `decode` do more than the layers say, so that compiled kernels cannot stand for them.
+        fast: what runs the layers in place of the modules, once compiled.
     """
 
     Config: ClassVar[type[Any]] = NarConfig
     extra_symbols: ClassVar[int] = 0
+    own_layers: ClassVar[bool] = False
     config: Any
+    fast: Fast | None = None
 
     def __init__(self, config: NarConfig) -> None:
         super().__init__()
@@ -114,6 +134,8 @@ class NarNet(nn.Module, ABC):
 
     def encode(self, sources: Tensor, is_real: Tensor) -> Tensor:
         """Return the states [B, S, W] of sources [B, S]."""
+        if self.fast is not None:
+            return self.fast.encode(sources, is_real)
         state = self.drop(self.embed_tokens(sources) + self.source_positions.weight[: sources.shape[1]])
         seen = is_real[:, None, None, :]
         for layer in self.encoder:
@@ -123,6 +145,8 @@ class NarNet(nn.Module, ABC):
 
     def decode(self, run: Pass) -> Tensor:
         """Return the last states [B, L, W] of the places."""
+        if self.fast is not None:
+            return self.fast.decode(run)
         state = self.drop(run.inputs + self.place_positions.weight[: run.inputs.shape[1]])
         seen, real = run.is_place[:, None, None, :], run.is_real[:, None, None, :]
         for layer in self.decoder:
@@ -132,7 +156,7 @@ class NarNet(nn.Module, ABC):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return the log-probabilities [..., V + extra_symbols] of last states [..., W], in float32 or float64."""
-        logits = hidden @ self.embed_tokens.weight.T
+        logits = hidden @ self.embed_tokens.weight.T if self.fast is None else self.fast.head(hidden)
         return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
     def begin(

@@ -90,7 +90,7 @@ class EncoderDecoder(Transformer):
         # Samples and beams of a text come with one source each: it is read once.
         places = {source: at for at, source in enumerate(dict.fromkeys(map(tuple, sources)))}
         lengths = torch.tensor([[len(source)] for source in places], device=self.device)
-        extra = [lengths, *self._entries(self._read([list(source) for source in places], lengths, longest))]
+        extra = [lengths, *self.entries(self._read([list(source) for source in places], lengths, longest))]
         if len(places) < len(sources):
             index = torch.tensor([places[tuple(source)] for source in sources], device=self.device)
             extra = [tensor.index_select(0, index) for tensor in extra]
@@ -107,7 +107,7 @@ class EncoderDecoder(Transformer):
         assert states is not None
         return states
 
-    def _entries(self, states: Tensor) -> list[Tensor]:
+    def entries(self, states: Tensor) -> list[Tensor]:
         """Return per layer the keys and the values of the states, each [B, S, K, D]."""
         flat, shape = states.flatten(0, 1), (*states.shape[:2], 2 * self.spec.num_kv_heads, self.spec.head_dim)
         if self._compiled is not None:

@@ -17,7 +17,7 @@ class PairSpec:
 
     Attributes:
         encoder: of full attention; its head is never used.
-        decoder: causal, with cross-attention.
+        decoder: with cross-attention; causal, or of full attention where all places are read at once.
         start_token: the first token of every decoded text, which the model never writes.
     """
 
@@ -26,7 +26,7 @@ class PairSpec:
     start_token: int
 
     def __post_init__(self) -> None:
-        if self.encoder.attention != "full" or self.decoder.attention != "causal" or not self.decoder.has_cross:
+        if self.encoder.attention != "full" or self.decoder.attention == "block" or not self.decoder.has_cross:
             raise ModelError("An encoder sees all of its source, and a decoder what is before it and the encoder.")
         if self.encoder.hidden_size != self.decoder.hidden_size:
             raise ModelError(
