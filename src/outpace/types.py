@@ -85,6 +85,7 @@ class Capabilities:
         mask_id: the mask token of a masked model, else None.
         is_encoder_decoder: the prompt goes through an encoder once.
         is_one_pass: the encoder's pass gives the whole text; a token's law depends on the source and its place alone.
+        kind: of a one-pass network of ours, the name of its kind; rules over its places are for some kinds alone.
         source_vocab: tokens that the encoder knows, where its vocabulary is another; 0 = V.
         turns_at: texts longer than this turn their positions by other frequencies (rotary scalings); 0 = never.
         turns_anew: such a text is read anew from its beginning (long-rope); else its later positions alone differ.
@@ -102,6 +103,7 @@ class Capabilities:
     mask_id: int | None = None
     is_encoder_decoder: bool = False
     is_one_pass: bool = False
+    kind: str = ""
     source_vocab: int = 0
     block_size: int = 0
     logits_shift: bool = False
@@ -157,6 +159,7 @@ class Needs:
         copies: a canvas method forwards up to this many copies of what a row has not cached.
         has_mask: a mask token.
         is_one_pass: a model whose whole text is there at once, as in `Capabilities`.
+        kinds: a one-pass network of one of these kinds, as in `Capabilities`; empty = of any.
         models: other models, by role, e.g. ("draft",).
         optional_models: roles that are filled where a model is named or known, and left empty elsewhere.
         has_text: the tokenizers of the target and of the other models, which may then have other vocabularies.
@@ -186,6 +189,7 @@ class Needs:
     outputs: Outputs = NO_OUTPUTS
     has_forks: bool = False
     is_one_pass: bool = False
+    kinds: tuple[str, ...] = ()
     head: str = ""
     takes_heads: bool = False
 

@@ -29,6 +29,7 @@ def test_points_hold_what_was_counted(tmp_path: Path) -> None:
     assert [work.beams for work in asked] == [1, 4] * len(PAIRS)
     assert [point.sentences_per_s for point in points] == [2, 4]  # the first sentences are not counted
     assert points[0].bleu > 99 and points[1].bleu == 0 and points[1].tokens == 0
+    assert points[0].chrf > 99 and points[0].repeated == 0 and points[1].chrf == 0
     own = translation_curve.measure(
         lm, "translate", {"plain": translation_curve.own_side(lm, "autoregressive")}, PAIRS[:4]
     )

@@ -56,7 +56,7 @@ def test_generate_has_exactly_the_promised_flags() -> None:
     ("name", "flags"),
     [
         ("score", {"--model", "--prompt-file", "--source", "--pairs", "--json"}),
-        ("methods", {"--json"}),
+        ("methods", {"--json", "--model"}),
         ("models", {"--json"}),
         ("get", {"--from", "--json"}),
         (
@@ -66,7 +66,7 @@ def test_generate_has_exactly_the_promised_flags() -> None:
         ("certify", {"--model", "--method", "--prompts", "--json", "--all"}),
         ("trace", {"--html", "--json"}),
         ("tune", {"--model", "--json"}),
-        ("bench", {"--model", "--methods", "--prompts", "--peers", "--json", "--plot"}),
+        ("bench", {"--model", "--methods", "--prompts", "--peers", "--json", "--plot", "--translation"}),
         ("bench", {"--canvas", "--canvas-models", "--causal-models", "--sets", "--stacks"}),
         ("train recipe", {"--out", "--resume", "--data"}),
         ("train drafter", {"--kind", "--target", "--out", "--resume", "--texts-from", "--steps"}),
@@ -129,6 +129,8 @@ def test_the_catalogue_tells_everything(cli: Command) -> None:
             assert entry["summary"] and entry["family"] and entry["guarantee"] and entry["doc"].count("\n") >= 4
             assert all(setting["doc"] for setting in entry["settings"]), entry["name"]
     assert json.loads(cli("methods", "--json").out) == list(entries.values())
+    fitting = [entry["name"] for entry in json.loads(cli("methods", "--model", "stories-mask", "--json").out)]
+    assert "fast-dllm" in fitting and "suffix" not in fitting and "mask-predict" not in fitting
     assert json.loads(cli("methods", "draft-model", "--json").out) == entries["draft-model"]
 
 

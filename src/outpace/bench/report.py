@@ -157,8 +157,11 @@ class Report:
         Raises:
             ConfigError: matplotlib is not installed, or there is nothing to draw.
         """
-        from outpace.bench.plots import draw_growth, draw_serving, draw_speed
+        from outpace.bench.plots import draw_growth, draw_quality, draw_serving, draw_speed
 
+        if self.document["kind"] == "translation-curve":
+            draw_quality(self.rows, f"{self.document['options']['set']}, one sentence at a time", path)
+            return
         draw = {"growth": draw_growth, "serving": draw_serving}.get(self.document["kind"], draw_speed)
         draw(self.rows, self._model(), path)
 

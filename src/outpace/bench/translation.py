@@ -63,10 +63,12 @@ class Answer:
     Attributes:
         tokens: per source, without an end token.
         seconds: from sources to tokens.
+        passes: forwards of the model; 0 = the side does not tell.
     """
 
     tokens: list[list[int]]
     seconds: float
+    passes: int = 0
 
 
 @dataclass(frozen=True)

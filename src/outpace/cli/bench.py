@@ -99,6 +99,18 @@ def bench(
             rich_help_panel=_OTHER,
         ),
     ] = "",
+    translation: Annotated[
+        str,
+        typer.Option(
+            metavar="SET",
+            help="Quality beside speed of the models A,B,... on pairs such as tatoeba-pairs:test; with --peers also "
+            "int8, transformers, CTranslate2.",
+            rich_help_panel=_OTHER,
+        ),
+    ] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of texts of --translation (default: ./data).", rich_help_panel=_OTHER)
+    ] = None,
     micro: Annotated[
         bool,
         typer.Option("--micro", help="Forwards, overhead and memory on random models.", rich_help_panel=_MICRO),
@@ -129,6 +141,12 @@ def bench(
             threads=threads,
             time_limit_s=time_limit,
         )
+        return
+    if translation:
+        wanted = _items(model), _items(methods)
+        report = _run_translation(translation, *wanted, num_prompts, threads, bool(peers), data)
+        report.write(json, plot, markdown)
+        _show(report)
         return
     if stacks:
         _run_stacks(_items(stacks), max_tokens, repeats, threads)
@@ -235,6 +253,21 @@ def _run_stacks(sources: tuple[str, ...], target: int, repeats: int, threads: in
         torch.set_num_threads(threads)
     for line in compare([int(item) for item in sources], target, repeats=repeats):
         print(line, flush=True)
+
+
+def _run_translation(
+    pairs: str,
+    models: tuple[str, ...],
+    methods: tuple[str, ...],
+    num: int,
+    threads: int,
+    has_peers: bool,
+    data: Path | None,
+) -> Report:
+    from outpace.bench.translation_curve import CurveOptions, run_curve
+
+    asked = CurveOptions(models=models, set=pairs, methods=methods, threads=threads, has_peers=has_peers, data=data)
+    return run_curve(dataclasses.replace(asked, sentences=num) if num else asked, _tell)
 
 
 def _run_micro(options: MicroOptions) -> Report:

@@ -1,4 +1,4 @@
-"""`outpace methods`: what there is, from the generated catalogue; imports no method and no torch."""
+"""`outpace methods`: what there is, from the generated catalogue; only a named model imports methods and torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ __all__ = ["methods"]
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show one method in full.")] = None,
+    model: Annotated[str, typer.Option(help="List only those that fit this model.", show_default=False)] = "",
     json: Annotated[bool, typer.Option("--json", help="Print JSON: a list, or one object with NAME.")] = False,
 ) -> None:
     """List the decoding methods, or tell all about one."""
@@ -22,11 +23,23 @@ def methods(
     if name is not None:
         entry = catalogue.find(name)
         print_json(entry) if json else typer.echo(_describe(entry))
-    elif json:
-        print_json(catalogue.methods())
+        return
+    entries = _fitting(catalogue.methods(), model) if model else catalogue.methods()
+    if json:
+        print_json(entries)
     else:
         heads = ("name", "guarantee", "what it does; family, needs, paper")
-        print_table(heads, ((one["name"], one["guarantee"], _summary(one), _facts(one)) for one in catalogue.methods()))
+        print_table(heads, ((one["name"], one["guarantee"], _summary(one), _facts(one)) for one in entries))
+
+
+def _fitting(entries: list[dict[str, Any]], model: str) -> list[dict[str, Any]]:
+    """Return the methods that can decode a model under their default settings."""
+    from outpace.methods.misfit import misfits
+    from outpace.methods.registry import load_method
+    from outpace.models.opening import offered_by, open_model
+
+    offered = offered_by(model) or open_model(model).capabilities
+    return [entry for entry in entries if not misfits(load_method(entry["name"])(), offered)]
 
 
 def _summary(entry: dict[str, Any]) -> str:

@@ -97,6 +97,7 @@ def needs_in_words(needs: dict[str, Any]) -> str:
     words += [text for key, text in _NEEDED.items() if needs.get(key)]
     outputs = needs.get("outputs", {})
     words += [f"hidden states of layers {', '.join(map(str, outputs['layers']))}"] if outputs.get("layers") else []
+    words += [f"a one-pass network of the kind {' or '.join(needs['kinds'])}"] if needs.get("kinds") else []
     words += ["the last hidden state"] if outputs.get("has_last") else []
     words += [f"a {head} head" for head in outputs.get("heads", [])]
     return ", ".join(words + [f"a {role} model" for role in needs.get("models", [])])

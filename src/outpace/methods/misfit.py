@@ -21,6 +21,8 @@ def misfits(method: Method, offered: Capabilities) -> list[str]:
         lacks.append("a mask token")
     if needs.is_one_pass and not offered.is_one_pass:
         lacks.append("a model that gives its whole text in one pass")
+    if needs.kinds and offered.kind not in needs.kinds:
+        lacks.append(f"a one-pass network of the kind {' or '.join(needs.kinds)}")
     if needs.has_skip and not offered.has_skip:
         lacks.append("layers that can be skipped")
     if needs.has_tree and not offered.has_tree:

@@ -143,7 +143,10 @@ class Run:
         canvases = [row.canvas or [-1] * row.room for row in rows] if offered.is_canvas else []
         wanted = [row.wanted for row in rows] if self._is_mixed else []
         context = Context(self.target, texts, slots, sampler, *given, canvases, wanted, self._is_mixed)
-        self.batch.join(rows, cache, self.method.start(context), in_line=in_line)
+        before = [(counter.nfe, counter.positions) for counter in self.counters.values()]
+        state = self.method.start(context)
+        self._count(rows, before, {})  # of methods that run a network before the first step
+        self.batch.join(rows, cache, state, in_line=in_line)
         if self._is_mixed:
             self._sum_needs()
 

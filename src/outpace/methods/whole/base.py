@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from outpace.errors import CapabilityError
 from outpace.methods.parallel.one_pass import OnePass
 from outpace.models.nar.model import NarModel, replace_laws
 from outpace.models.one_pass import whole_laws
-from outpace.types import Context, Guarantee
+from outpace.types import Context, Guarantee, Needs
 
 __all__ = ["WholeMethod"]
 
@@ -27,7 +27,12 @@ class WholeMethod(OnePass):
     """Base of the rules; a subclass gives `choose`, and names the kinds of networks that it fits."""
 
     kinds: ClassVar[tuple[str, ...]] = ()
-    """Class names of `NarNet` that the rule fits; empty = all."""
+    """Kinds of networks (`NarNet.kind`) that the rule fits; empty = all."""
+
+    @property
+    def needs(self) -> Needs:
+        """A one-pass network of ours, of a kind that the rule fits."""
+        return replace(super().needs, kinds=self.kinds)
 
     @property
     def guarantee(self) -> Guarantee:
@@ -49,8 +54,7 @@ class WholeMethod(OnePass):
         """
         model, cache = context.target, context.cache
         assert cache is not None
-        if not isinstance(model, NarModel) or (self.kinds and type(model.net).__name__ not in self.kinds):
-            wanted = " or ".join(self.kinds) or "one-pass network of ours"
-            raise CapabilityError(f"The method {self.name!r} needs a model of the kind {wanted}.", "Use one-pass.")
+        if not isinstance(model, NarModel):
+            raise CapabilityError(f"The method {self.name!r} needs a one-pass network of ours.", "Use one-pass.")
         replace_laws(cache, self.choose(model, context))
         return whole_laws(cache)

@@ -34,6 +34,7 @@ class Ctc(NarNet):
     """A network with a blank (symbol V) beside the vocabulary."""
 
     Config = CtcConfig
+    kind: ClassVar[str] = "ctc"
     extra_symbols: ClassVar[int] = 1
 
     def __init__(self, config: CtcConfig) -> None:

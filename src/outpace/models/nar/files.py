@@ -45,8 +45,7 @@ def kind_of(config: NarConfig) -> type[NarNet]:
 
 def config_of(net: NarNet) -> dict[str, Any]:
     """Return the `config.json` of a network."""
-    kind = next(name for name in KINDS if find_kind(name) is type(net))
-    return {"model_type": MODEL_TYPE, "kind": kind, "is_encoder_decoder": True, **asdict(net.config)}
+    return {"model_type": MODEL_TYPE, "kind": net.kind, "is_encoder_decoder": True, **asdict(net.config)}
 
 
 def read_nar(directory: Path) -> NarNet:

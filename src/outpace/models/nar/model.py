@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class NarModel(OnePassModel):
     def __init__(self, net: NarNet) -> None:
         config = net.config
         super().__init__(config.vocab_size, config.max_source, config.max_positions, config.start_token)
+        self.capabilities = replace(self.capabilities, kind=type(net).kind)
         self.net, self.end = net.eval(), int(config.end_token)
         weight = net.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype

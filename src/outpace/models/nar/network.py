@@ -103,12 +103,14 @@ class NarNet(nn.Module, ABC):
         config: its sizes.
 
     Attributes:
+        kind: its name, as in `config.json`.
         extra_symbols: rows that the table has beyond V, such as CTC's blank (symbol V).
         own_layers: `encode` or `decode` do more than the layers say, so that compiled kernels cannot stand for them.
         fast: what runs the layers in place of the modules, once compiled.
     """
 
     Config: ClassVar[type[Any]] = NarConfig
+    kind: ClassVar[str] = ""
     extra_symbols: ClassVar[int] = 0
     own_layers: ClassVar[bool] = False
     config: Any
