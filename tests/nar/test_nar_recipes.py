@@ -26,7 +26,7 @@ CONFIG = CtcConfig(width=16, heads=2, ffn=24, encoder_layers=1, decoder_layers=1
 TEACHER = TranslationRecipe(
     name="tiny-teacher",
     summary="A toy.",
-    shape=MarianShape(width=16, encoder_layers=1, decoder_layers=1, heads=2, ffn=24, context=64, dropout=0.0),
+    shape=MarianShape(width=16, encoder_layers=1, decoder_layers=1, heads=2, ffn=24, context=40, dropout=0.0),
     vocab=300,
     budget=64,
     joined=0.0,
