@@ -275,8 +275,9 @@ def test_layers_are_counted_as_sentences_wait_for_them(run: Path) -> None:
 
 def test_research_recipes_say_that_they_do_not_ship() -> None:
     for recipe in TRANSLATIONS.values():
-        if recipe.parent is not None and recipe.parent in TRANSLATIONS:
-            assert TRANSLATIONS[recipe.parent].vocab == recipe.vocab  # the tokenizer is the parent's
+        first = recipe.start or recipe.parent
+        if first is not None and first in TRANSLATIONS and not recipe.has_own_tokenizer:
+            assert TRANSLATIONS[first].vocab == recipe.vocab  # the tokenizer is that one's
     deep, teacher = TRANSLATIONS["captions-deep-shallow"], TRANSLATIONS["captions-teacher"]
     assert deep.direction == teacher.direction == "en-de" and deep.parent == teacher.name
     with pytest.raises(ConfigError, match="names none"):

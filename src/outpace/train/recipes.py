@@ -235,6 +235,9 @@ class TranslationRecipe(AnyRecipe):
         criterion: What is minimised.
         noise: How the copies are spoilt (`denoising`).
         is_deepened: Start from the parent's layers, each repeated as often as there are more of them.
+        has_own_tokenizer: Make a tokenizer of `vocab` tokens, though there is a parent that writes (`written`).
+        start: Recipe whose tokenizer is shared, and whose weights are taken as far as names and shapes agree, beside a
+            parent that teaches or none at all.
         source: Pairs to train on.
         direction: One of the source's directions; "" = its first.
         budget: Positions of a batch on the longer side, padding included.
@@ -252,6 +255,8 @@ class TranslationRecipe(AnyRecipe):
     criterion: Criterion = _PLAIN
     noise: Noise = _NOISE
     is_deepened: bool = False
+    has_own_tokenizer: bool = False
+    start: str | None = None
     source: PairSource = TATOEBA
     direction: str = ""
     method: str = ""
@@ -269,6 +274,11 @@ class TranslationRecipe(AnyRecipe):
         """Refuse a student without a parent."""
         if self.parent is None and (self.is_deepened or self.objective in ("written", "distilled")):
             raise ConfigError(f"The recipe {self.name} learns from a parent, but names none.", "Give it a parent.")
+        if self.objective != "written" and (self.has_own_tokenizer or (self.start and self.parent)):
+            reason = f"The recipe {self.name} takes its tokenizer from its parent {self.parent}."
+            raise ConfigError(reason, "Leave the parent out, or learn from the texts that it writes (`written`).")
+        if self.start and (self.has_own_tokenizer or self.is_deepened):
+            raise ConfigError(f"The recipe {self.name} starts from {self.start}.", "Leave other beginnings out.")
 
 
 _CAPTIONS = TranslationRecipe(
@@ -504,22 +514,30 @@ _BASELINES = (
     ),
 )
 # One-pass networks on captions: small ones of equal size and equal steps, so that objectives can be compared.
-_ONE_PASS = replace(
+_ONE_PASS_RAW = replace(
     _SMALL,
-    name="nar-ctc",
-    summary="Writes captions in one pass by CTC; for research, it does not ship.",
-    shape=NarShape(config=CtcConfig(width=128, heads=4, ffn=384, encoder_layers=3, decoder_layers=3)),
+    name="nar-ctc-raw",
+    summary="Writes captions in one pass by CTC, learnt from the pairs themselves; for research, it does not ship.",
+    shape=NarShape(config=CtcConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2, factor=2)),
     criterion=Likelihood(),
-    parent="captions-teacher",
-    objective="written",
     method="one-pass",
     matrix_rate=8e-3,
     other_rate=4e-3,
-    vocab=6144,
-    steps=1200,
+    vocab=2500,
+    budget=1024,
+    steps=600,
     gpu_steps=12000,
 )
+_ONE_PASS = replace(
+    _ONE_PASS_RAW,
+    name="nar-ctc",
+    summary="Writes captions in one pass by CTC; for research, it does not ship.",
+    objective="written",
+    parent="captions-teacher",
+    has_own_tokenizer=True,
+)
 _NAR = (
+    _ONE_PASS_RAW,
     _ONE_PASS,
     replace(
         _ONE_PASS,

@@ -39,7 +39,7 @@ class Objective(ABC):
 
 def mean_of(losses: Tensor, run: Pass) -> Tensor:
     """Return the mean per target token of losses [B]; targets that no alignment reaches are left out."""
-    is_reached = losses < _LOST
+    is_reached = ~(losses >= _LOST)  # so that NaN counts, and stops the training
     return torch.where(is_reached, losses, 0.0).sum() / (run.lengths * is_reached).sum().clamp(min=1)
 
 

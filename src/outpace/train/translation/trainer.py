@@ -15,8 +15,8 @@ from torch import Tensor
 from outpace.errors import ConfigError
 from outpace.train import checkpoint
 from outpace.train.data import find_data
-from outpace.train.export import Export, write_model
-from outpace.train.loop import Loop, inherited, log
+from outpace.train.export import Export, load_tokenizer, write_model
+from outpace.train.loop import Loop, beside, inherited, log
 from outpace.train.pairs import Pair, PairBatches, encode_pairs, join_neighbours, train_pair_tokenizer
 from outpace.train.recipes import TRANSLATIONS, TranslationRecipe
 
@@ -162,13 +162,15 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder, source = find_data(data), recipe.source
     pairs = source.pairs(folder, "train", recipe.direction)
-    tokenizer, directory = inherited(recipe, out, lambda: train_pair_tokenizer(pairs, recipe.vocab, source.tags))
-    parent = None if directory is None else _load_parent(recipe, directory).to(device)
+    tokenizer, directory = inherited(recipe, out, lambda: _tokenizer(recipe, out, pairs))
+    parent = None if directory is None else _load_parent(recipe.parent, directory, recipe).to(device)
     torch.manual_seed(seed)
-    network = _started(recipe.shape.build(recipe.vocab), recipe, parent)
+    network = _started(recipe.shape.build(recipe.vocab), recipe, parent, out)
     if parent is not None and directory is not None and recipe.objective == "written":
         name = f"{source.name}-{recipe.direction or source.directions[0]}.jsonl"
         pairs = written_pairs(parent, tokenizer, pairs, directory / "written" / name, device)
+        if recipe.has_own_tokenizer or recipe.start:
+            tokenizer = _tokenizer(recipe, out, pairs)
     batches = _batches(recipe, tokenizer, pairs, seed)
     log.info("%s: %d pairs, %d steps an epoch", source.name, len(batches.sources), batches.steps_per_epoch)
     is_looking = recipe.look_every > 0
@@ -185,12 +187,35 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     )
 
 
-def _started(network: PairNetwork, recipe: TranslationRecipe, parent: PairNetwork | None) -> PairNetwork:
-    """Put a parent's weights into a new network where the recipe goes on from them."""
+def _tokenizer(recipe: TranslationRecipe, out: Path, pairs: Sequence[Pair]) -> Tokenizer:
+    """Return the tokenizer that does not come from a parent: that of `start`, of an earlier run, or a new one."""
+    if recipe.start is not None:
+        return load_tokenizer(beside(recipe.start, out))
+    if (out / "tokenizer.json").is_file():
+        return load_tokenizer(out)
+    return train_pair_tokenizer(pairs, recipe.vocab, recipe.source.tags)
+
+
+def _started(network: PairNetwork, recipe: TranslationRecipe, parent: PairNetwork | None, out: Path) -> PairNetwork:
+    """Put an earlier network's weights into a new one where the recipe goes on from them."""
+    if recipe.start is not None:
+        first = _load_parent(recipe.start, beside(recipe.start, out), recipe)
+        return _fitted(network, first, recipe.start)
     if parent is not None and recipe.is_deepened:
         network.load_state_dict(deepened(parent, network))
     elif parent is not None and recipe.objective in ("translation", "denoising"):
         network.load_state_dict(parent.state_dict())
+    return network
+
+
+def _fitted(network: PairNetwork, first: PairNetwork, name: str) -> PairNetwork:
+    """Put those weights of another network into a new one whose names and shapes are the same."""
+    own = network.state_dict()
+    found = {key: weight for key, weight in first.state_dict().items() if key in own and own[key].shape == weight.shape}
+    if not found:
+        raise ConfigError(f"No weight of {name} fits into the new network.", "Start from one of the same sizes.")
+    network.load_state_dict({**own, **found})
+    log.info("%d of %d weights are those of %s", len(found), len(own), name)
     return network
 
 
@@ -204,8 +229,8 @@ def _batches(recipe: TranslationRecipe, tokenizer: Tokenizer, pairs: Sequence[Pa
     return replace(batches, spoil=noiser(recipe.noise, tokenizer)) if recipe.objective == "denoising" else batches
 
 
-def _load_parent(recipe: TranslationRecipe, directory: Path) -> PairNetwork:
-    known = TRANSLATIONS.get(recipe.parent or "", recipe)
+def _load_parent(name: str | None, directory: Path, recipe: TranslationRecipe) -> PairNetwork:
+    known = TRANSLATIONS.get(name or "", recipe)
     return known.shape.load(directory).requires_grad_(False)
 
 
