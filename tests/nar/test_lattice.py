@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import pytest
 import torch
@@ -31,14 +31,14 @@ def paths(size: int, length: int, reach: int = REACH) -> Iterator[tuple[int, ...
     """Yield the places between start and end of every path that says `length` tokens."""
     for inner in combinations(range(1, size - 1), length):
         whole = (0, *inner, size - 1)
-        if all(b - a <= reach for a, b in zip(whole, whole[1:], strict=False)):
+        if all(b - a <= reach for a, b in pairwise(whole)):
             yield inner
 
 
 def path_score(said: Tensor, links: Tensor, size: int, path: tuple[int, ...], text: tuple[int, ...]) -> Tensor:
     """Return the log-probability of one path and what it says."""
     whole = (0, *path, size - 1)
-    steps = [links[a, b - a - 1] for a, b in zip(whole, whole[1:], strict=False)]
+    steps = [links[a, b - a - 1] for a, b in pairwise(whole)]
     return torch.stack([*steps, *(said[at, token] for at, token in zip(path, text, strict=True))]).sum()
 
 
@@ -62,9 +62,7 @@ def test_the_sum_and_its_gradient_are_those_of_all_paths() -> None:
     brute = torch.stack(
         [
             torch.logsumexp(
-                torch.stack(
-                    [path_score(said[r], links[r], n, path, text) for path in paths(n, len(text))]
-                ),
+                torch.stack([path_score(said[r], links[r], n, path, text) for path in paths(n, len(text))]),
                 0,
             )
             for r, (n, text) in enumerate(zip(SIZES, TEXTS, strict=True))
@@ -95,7 +93,9 @@ def test_the_best_path_is_the_best_of_all() -> None:
     for emissions, into in ((batch(said)[0], links), (batch(said)[0].float(), links.float())):
         found, scores = best_paths(emissions, into, *batch(said)[1:])
         for row, (size, text) in enumerate(zip(SIZES, TEXTS, strict=True)):
-            ranked = {path: float(path_score(said[row], links[row], size, path, text)) for path in paths(size, len(text))}
+            ranked = {
+                path: float(path_score(said[row], links[row], size, path, text)) for path in paths(size, len(text))
+            }
             best = max(ranked, key=ranked.__getitem__)
             assert found[row].tolist() == [*best, *[0] * (3 - len(text))]
             assert float(scores[row]) == pytest.approx(ranked[best], abs=1e-5)

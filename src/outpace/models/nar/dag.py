@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -84,9 +83,8 @@ class Dag(NarNet):
         config, size = self.config, hidden.shape[1]
         # 1) Positions stand beside states, so that distance can be learnt whatever the layers made of it.
         both = torch.cat([hidden, self.place_positions.weight[:size].expand_as(hidden)], -1)
-        query, key = (
-            part(both).unflatten(-1, (config.link_heads, -1)).transpose(1, 2) for part in (self.link_query, self.link_key)
-        )
+        parts = self.link_query(both), self.link_key(both)
+        query, key = (part.unflatten(-1, (config.link_heads, -1)).transpose(1, 2) for part in parts)
         scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
         scores = scores if scores.dtype == torch.float64 else scores.float()
         # 2) Of all pairs, those with the next places; a mixture of laws over those is a law.
@@ -94,7 +92,8 @@ class Dag(NarNet):
         taken = ahead.clamp(max=size - 1).expand(*scores.shape[:2], -1, -1)
         laws = scores.gather(3, taken).masked_fill(~is_link[:, None], NEVER).log_softmax(-1)
         gates = self.link_gate(both).to(scores.dtype).log_softmax(-1).transpose(1, 2)
-        return (laws + gates[..., None]).logsumexp(1).masked_fill(~is_link, float("-inf"))
+        mixed: Tensor = (laws + gates[..., None]).logsumexp(1)
+        return mixed.masked_fill(~is_link, float("-inf"))
 
     def loss(self, run: Pass) -> Tensor:
         """Return `nll`, with blocks of places in place of all log-probabilities."""

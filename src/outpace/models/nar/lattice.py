@@ -7,8 +7,8 @@ of a text is the sum over all its paths, so that all texts together have probabi
 Source: Huang et al. (2022), arXiv 2205.07459, equations 3 to 6. There the ends say tokens of their own, which costs
 nothing and teaches nothing, so here they say none.
 
-Shapes: B rows, L places, M links of a place, T tokens. `links` [B, L, M] holds log-probabilities, -inf for none: entry m
-of place i leads to place i + 1 + m. `emissions` [B, T, L]: how likely each place says each target token, in logs.
+Shapes: B rows, L places, M links of a place, T tokens. `links` [B, L, M] holds log-probabilities, -inf for none: entry
+m of place i leads to place i + 1 + m. `emissions` [B, T, L]: how likely each place says each target token, in logs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def log_likelihood(emissions: Tensor, links: Tensor, places: Tensor, lengths: Te
         places: [B] int64, n of each row, at least 2.
         lengths: [B] int64 of the targets.
     """
-    found: Tensor = _Sum.apply(emissions, incoming(links), places, lengths)
+    found: Tensor = _Sum.apply(  # type: ignore[no-untyped-call]
+        emissions, incoming(links), places, lengths
+    )
     return found
 
 
@@ -126,7 +128,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         emissions, into, places, lengths, reached, found = ctx.saved_tensors
         given = torch.where(found > NEVER / 1e10, given, 0.0)
         if compiled.fits(emissions):
