@@ -22,6 +22,7 @@ __all__ = ["KINDS", "MODEL_TYPE", "config_of", "find_kind", "kind_of", "open_nar
 MODEL_TYPE = "outpace_nar"
 KINDS = {  # below outpace.models.nar
     "ctc": "ctc:Ctc",
+    "dag": "dag:Dag",
 }
 
 

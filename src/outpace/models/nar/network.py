@@ -174,6 +174,10 @@ class NarNet(nn.Module, ABC):
         run.inputs, run.is_place = self.places(run)
         return run
 
+    def loss(self, run: Pass) -> Tensor:
+        """Return `nll` of what a pass gives, [B], in training; a kind may come to it with less memory."""
+        return self.nll(self.finish(run), run)
+
     # What a kind gives.
 
     @abstractmethod

@@ -14,7 +14,7 @@ from outpace.models.nar.network import NarConfig, NarNet, Pass
 from outpace.train.pairs import PairBatch
 from outpace.train.translation.network import Criterion, NetworkFiles, PairNetwork, until_end
 
-from .objectives import Likelihood, Objective
+from .objectives import Likelihood, Objective, Unreached
 
 __all__ = ["NarShape", "TrainedNar"]
 
@@ -55,6 +55,7 @@ class TrainedNar(PairNetwork):
     def __init__(self, net: NarNet) -> None:
         super().__init__()
         self.net = net
+        self.unreached = Unreached()
 
     def begin(self, batch: PairBatch) -> Pass:
         """Encode a batch and lay out its places, its targets without their ends."""
@@ -67,6 +68,10 @@ class TrainedNar(PairNetwork):
         """Return an objective's loss in nats per target token; any other criterion stands for the likelihood."""
         objective = criterion if isinstance(criterion, Objective) else Likelihood()
         return objective.of(self, batch)
+
+    def notes(self) -> list[str]:
+        """Say which targets were too long for their places."""
+        return self.unreached.report()
 
     @property
     def table(self) -> Tensor:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .network import TrainedNar
 
-__all__ = ["Glancing", "Likelihood", "Objective", "mean_of"]
+__all__ = ["Glancing", "Likelihood", "Objective", "Unreached", "loss_of", "mean_of"]
 
 _LOST = 1e20  # nats from which on a target cannot be reached at all
 
@@ -43,6 +43,45 @@ def mean_of(losses: Tensor, run: Pass) -> Tensor:
     return torch.where(is_reached, losses, 0.0).sum() / (run.lengths * is_reached).sum().clamp(min=1)
 
 
+def loss_of(network: TrainedNar, run: Pass) -> Tensor:
+    """Return the mean per target token of the network's losses on a batch; what is left out is counted."""
+    losses = network.net.loss(run)
+    network.unreached.count(losses.detach() >= _LOST, run)
+    return mean_of(losses, run)
+
+
+@dataclass(slots=True)
+class Unreached:
+    """Targets that no alignment reached, since the last report.
+
+    Attributes:
+        number: of them.
+        tokens, places: of the one that lacked most places.
+    """
+
+    number: int = 0
+    tokens: int = 0
+    places: int = 0
+
+    def count(self, is_lost: Tensor, run: Pass) -> None:
+        """Take in which rows of a batch were not reached, [B] bool."""
+        pairs = torch.stack([run.lengths, run.is_place.sum(1)], 1)[is_lost].tolist()
+        self.number += len(pairs)
+        worst = max([[self.tokens, self.places], *pairs], key=lambda pair: pair[0] - pair[1] if pair[0] else -(10**9))
+        self.tokens, self.places = worst
+
+    def report(self) -> list[str]:
+        """Return a sentence on them, if there were any, and begin anew."""
+        number, tokens, places = self.number, self.tokens, self.places
+        self.number = self.tokens = self.places = 0
+        if not number:
+            return []
+        return [
+            f"targets left out since the last checkpoint: {number}, which their places do not reach, such as one of "
+            f"{tokens} tokens with {places} places"
+        ]
+
+
 @dataclass(frozen=True, slots=True)
 class Likelihood(Objective):
     """The likelihood of the target, as the network's kind defines it."""
@@ -50,7 +89,7 @@ class Likelihood(Objective):
     def of(self, network: TrainedNar, batch: PairBatch) -> Tensor:
         """Return the loss of one pass."""
         run = network.begin(batch)
-        return mean_of(network.net.nll(network.net.finish(run), run), run)
+        return loss_of(network, run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,4 +122,4 @@ class Glancing(Objective):
         is_shown = is_said & (torch.rand(wanted.shape, device=wanted.device) < shown[:, None])
         symbols = net.embed_tokens(wanted.clamp(min=0))
         run.inputs = torch.where(is_shown[:, :, None], symbols.to(run.inputs.dtype), run.inputs)
-        return mean_of(net.nll(net.finish(run), run), run)
+        return loss_of(network, run)

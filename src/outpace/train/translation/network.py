@@ -93,6 +93,10 @@ class PairNetwork(nn.Module, ABC):
         """Return the loss in nats per target token, a scalar."""
         return criterion(self, batch)
 
+    def notes(self) -> list[str]:
+        """Return what the training log should say at a checkpoint, about what happened since the last one."""
+        return []
+
     @property
     def table(self) -> Tensor:
         """The embeddings of the target's tokens, [V, width].

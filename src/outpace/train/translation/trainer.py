@@ -84,6 +84,8 @@ class PairTrainer(Loop):
     def keep(self, out: Path) -> None:
         """Write a checkpoint and the model: its weights, or the mean of the last ones where the recipe asks for it."""
         recipe = self.recipe
+        for note in self.network.notes():
+            log.warning("%s", note)
         checkpoint.save(self.state(), out / "checkpoint.pt")
         (out / "looks.json").write_text(json.dumps(self.looks, indent=1) + "\n", encoding="utf-8")
         draw_curves(self.looks, recipe.name, out / "curves.png")

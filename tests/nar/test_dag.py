@@ -1,0 +1,100 @@
+"""A graph of places: blocks equal the plain loss, rows their batch, and what cannot be reached is counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from outpace.errors import ConfigError
+from outpace.models.nar.dag import Dag, DagConfig
+from outpace.models.nar.model import NarModel
+from outpace.models.nar.network import Pass
+from outpace.train.nar.network import TrainedNar
+from outpace.train.nar.objectives import Glancing, Likelihood
+from outpace.train.pairs import PairBatch
+
+SIZES = DagConfig(
+    vocab_size=17, width=16, heads=2, ffn=24, encoder_layers=1, decoder_layers=1, dropout=0.0, factor=3, reach=5,
+    link_heads=2, block=7, max_source=12, max_positions=36,
+)  # fmt: skip
+
+
+def small(seed: int = 0) -> Dag:
+    """Return a graph with random weights in float64."""
+    torch.manual_seed(seed)
+    return Dag(SIZES).double().eval()
+
+
+def laid_out(net: Dag) -> Pass:
+    """Return a ragged batch of three on its way."""
+    sources = torch.tensor([[3, 4, 5, 6, 0], [7, 8, 0, 0, 0], [9, 10, 11, 0, 0]])
+    is_real = torch.arange(5) < torch.tensor([5, 3, 4])[:, None]
+    targets = torch.tensor([[5, 6, 7, 8], [4, 0, 0, 0], [9, 9, 0, 0]])
+    return net.begin(sources, is_real, targets, torch.tensor([4, 1, 2]))
+
+
+def test_blocks_of_places_give_the_loss_and_gradient_of_all_at_once() -> None:
+    net = small()
+    weights = [weight for name, weight in net.named_parameters() if not name.startswith("source_positions")]
+    found = []
+    for loss in (lambda run: net.loss(run), lambda run: net.nll(net.finish(run), run)):
+        losses = loss(laid_out(net))
+        found.append((losses, *torch.autograd.grad((losses * torch.tensor([1.0, 2.0, 3.0])).sum(), weights)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_links_are_laws_and_lead_forward_to_real_places_alone() -> None:
+    net = small(1)
+    run = laid_out(net)
+    links = net.finish(run)[1]
+    for row, size in enumerate(run.is_place.sum(1).tolist()):
+        torch.testing.assert_close(links[row, : size - 1].exp().sum(-1), torch.ones(size - 1, dtype=torch.float64))
+        ahead = torch.arange(links.shape[1])[:, None] + 1 + torch.arange(SIZES.reach)
+        assert (links[row][ahead >= size] == float("-inf")).all()
+
+
+def test_a_row_alone_is_itself_in_a_ragged_batch() -> None:
+    model = NarModel(small(2))
+    sources = [[3, 4, 5, 6, 0], [7, 0], [9, 10, 11, 0]]
+    for one, law in zip(sources, model.write(sources), strict=True):
+        torch.testing.assert_close(model.write([one])[0], law)
+
+
+def test_each_place_on_the_best_path_is_told_its_token() -> None:
+    net = small(3)
+    run = laid_out(net)
+    told = net.aligned(net.finish(run), run)
+    assert [[token for token in row if token >= 0] for row in told.tolist()] == [[5, 6, 7, 8], [4], [9, 9]]
+
+
+def pair_batch(targets: list[list[int]]) -> PairBatch:
+    """Return a batch whose sources have two tokens: six places each."""
+    width = max(map(len, targets))
+    labels = torch.tensor([row + [-100] * (width - len(row)) for row in targets])
+    sources = torch.tensor([[3, 0]] * len(targets))
+    return PairBatch(sources, torch.ones_like(sources), torch.zeros_like(labels), labels)
+
+
+@pytest.mark.parametrize("objective", [Likelihood(), Glancing()])
+def test_a_target_longer_than_its_graph_is_left_out_counted_and_named(objective: Likelihood | Glancing) -> None:
+    network = TrainedNar(small(4))
+    short, long = [5, 6, 0], [5, 6, 7, 8, 9, 10, 0]
+    torch.manual_seed(0)
+    alone = network.loss(pair_batch([short]), objective)
+    assert network.notes() == []
+    torch.manual_seed(0)
+    both = network.loss(pair_batch([short, long]), objective)
+    both.backward()
+    if isinstance(objective, Likelihood):
+        torch.testing.assert_close(both, alone)
+    assert all(w.grad is None or bool(w.grad.isfinite().all()) for w in network.parameters())
+    (note,) = network.notes()
+    assert "checkpoint: 1, " in note
+    assert "6 tokens with 6 places" in note
+    assert network.notes() == []
+
+
+def test_sizes_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at most 10 places"):
+        Dag(DagConfig(vocab_size=5, width=8, heads=2, ffn=8, factor=4, max_source=9, max_positions=10))
