@@ -58,7 +58,8 @@ def run_contract(
             that takes whole texts a one-pass model.
     """
     chosen = method() if isinstance(method, type) else method
-    kind = "one-pass" if chosen.needs.is_one_pass else kind
+    if chosen.needs.is_one_pass:
+        kind = world.one_pass_kind(chosen)
     failures = {}
     for check in contract_checks() if checks is None else checks:
         try:
@@ -204,7 +205,9 @@ def check_bookkeeping(method: Method) -> None:
         drive(run, rows)
         total = run.counters["target"].nfe
         skips_itself = method.needs.has_skip  # the target also drafts, and that is counted as drafting
-        assert target.calls.num == total or (skips_itself and target.calls.num > total), "Forwards were miscounted."
+        is_right = target.calls.num == total or (skips_itself and target.calls.num > total)
+        # Rules over places run the network when a row joins; the loop's looks at their laws are counted beside that.
+        assert is_right or (method.needs.kinds and target.calls.num < total), "Forwards were miscounted."
         for row in rows:
             _check_usage(row, is_shared=_is_search(method))
         assert max(row.usage.target_nfe for row in rows) == total, "The longest row took part in every forward."

@@ -1,4 +1,4 @@
-"""A toy model of one pass: every law depends on the source and its place, and on nothing else."""
+"""Toy models of one pass: every law depends on the source and its place, and on nothing else."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from outpace.models.nar.files import find_kind
+from outpace.models.nar.model import NarModel
 from outpace.models.one_pass import OnePassModel, end_law
 
-__all__ = ["ToyOnePass"]
+__all__ = ["ToyOnePass", "toy_network"]
 
 
 class ToyOnePass(OnePassModel):
@@ -37,3 +39,20 @@ class ToyOnePass(OnePassModel):
         sums = self.weights[0][source].sum(0) + self.weights[1][places % vocab]
         laws = 3.0 * torch.tanh(torch.roll(sums, 1, 0) + self.weights[2][source[places % len(source)]])
         return torch.cat([laws, end_law(vocab, self.end, torch.float64)])
+
+
+def toy_network(kind: str, vocab_size: int = 13, end: int = 3, seed: int = 0) -> NarModel:
+    """Return a small random network of a kind of ours, in float64, with all other settings at their defaults.
+
+    Args:
+        kind: one of `outpace.models.nar.files.KINDS`.
+        vocab_size: V.
+        end: the end token.
+        seed: decides the weights.
+    """
+    network = find_kind(kind)
+    sizes = {"width": 16, "heads": 2, "ffn": 16, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.0}
+    config = network.Config(vocab_size=vocab_size, start_token=0, end_token=end, max_source=64, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return NarModel(network(config).double().eval())

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling, fork_key, row_key
 from outpace.testing.grammar import ToyGrammar
-from outpace.testing.one_pass import ToyOnePass
+from outpace.testing.one_pass import ToyOnePass, toy_network
 from outpace.testing.spelling import respelled, toy_tokenizers
 from outpace.testing.toy import ToyEncoderDecoder, ToyModel
 from outpace.text.stream import TextStream
@@ -101,15 +102,22 @@ _KIND = ContextVar("kind", default="decoder")
 
 @contextmanager
 def inhabited(kind: str) -> Iterator[None]:
-    """Let the models of the world be of one kind while in the block: "decoder", "encoder-decoder" or "one-pass".
+    """Let the models of the world be of one kind while in the block.
 
-    Where a method writes on a canvas, its model is one whatever the kind.
+    Kinds are "decoder", "encoder-decoder", "one-pass", and "one-pass:KIND" for a small random network of ours. Where a
+    method writes on a canvas, its model is one whatever the kind.
     """
     token = _KIND.set(kind)
     try:
         yield
     finally:
         _KIND.reset(token)
+
+
+def one_pass_kind(method: Method) -> str:
+    """Return the kind of world for a method that takes whole texts: rules over places need a network of ours."""
+    kinds = method.needs.kinds
+    return f"one-pass:{kinds[0]}" if kinds else "one-pass"
 
 
 def kind_here() -> str:
@@ -131,6 +139,8 @@ def drafter_for(attention: str) -> Adapter:
 def _target(attention: str, kind: str) -> Adapter:
     if kind == "one-pass":
         return ToyOnePass()
+    if kind.startswith("one-pass:"):
+        return toy_network(kind.partition(":")[2])
     is_pair = kind == "encoder-decoder" and attention == "causal"
     return ToyEncoderDecoder() if is_pair else ToyModel(attention=attention)
 
@@ -183,6 +193,8 @@ def make_rows(
         for row in rows:
             first = row.tokens[0]  # all that a text which goes on shares with its prompt
             row.source = [first, (3 * first + 1) % 13, (first + 5) % 13][: 1 + first % 3]
+            if _KIND.get().startswith("one-pass:"):  # places are few for a source so short
+                row.source = [(token + 2 * at) % 13 for at in range(6) for token in row.source]
     return rows
 
 
@@ -285,6 +297,10 @@ class _Wrapper(Adapter):
 
     def __init__(self, target: Adapter) -> None:
         self.target, self.capabilities, self.dtype = target, target.capabilities, torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the inner adapter alone has, such as the network that a rule over places runs."""
+        return getattr(self.__dict__["target"], name)
 
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return the inner adapter's cache."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import Tensor
 
-from outpace.errors import CapabilityError
 from outpace.methods.parallel.one_pass import OnePass
+from outpace.models.nar.files import KINDS
 from outpace.models.nar.model import NarModel, replace_laws
 from outpace.models.one_pass import whole_laws
 from outpace.types import Context, Guarantee, Needs
@@ -32,7 +32,7 @@ class WholeMethod(OnePass):
     @property
     def needs(self) -> Needs:
         """A one-pass network of ours, of a kind that the rule fits."""
-        return replace(super().needs, kinds=self.kinds)
+        return replace(super().needs, kinds=self.kinds or tuple(KINDS))
 
     @property
     def guarantee(self) -> Guarantee:
@@ -47,14 +47,8 @@ class WholeMethod(OnePass):
         """
 
     def start(self, context: Context) -> list[Tensor]:
-        """Choose the rows' texts, and return their laws.
-
-        Raises:
-            CapabilityError: the model is of another kind.
-        """
-        model, cache = context.target, context.cache
+        """Choose the rows' texts, and return their laws."""
+        cache = context.cache
         assert cache is not None
-        if not isinstance(model, NarModel):
-            raise CapabilityError(f"The method {self.name!r} needs a one-pass network of ours.", "Use one-pass.")
-        replace_laws(cache, self.choose(model, context))
+        replace_laws(cache, self.choose(cast("NarModel", context.target), context))  # as `needs` asks
         return whole_laws(cache)
