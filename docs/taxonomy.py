@@ -54,7 +54,8 @@ FAMILIES = (
 )
 INTRODUCTION = """# Taxonomy: the field's methods and our modules
 
-Six surveys order the field: (32) *A Comprehensive Survey of Accelerated Generation Techniques in Large Language
+Seven surveys order the field: (13) *A Survey on Non-Autoregressive Generation for Neural Machine Translation and
+Beyond*, (32) *A Comprehensive Survey of Accelerated Generation Techniques in Large Language
 Models*, (60) *A Survey on Parallel Text Generation: From Parallel Decoding to Diffusion Language Models*, (110)
 *Speculative Decoding and Beyond: An In-Depth Survey of Techniques*, (173) *Closer Look at Efficient Inference Methods:
 A Survey of Speculative Decoding*, (284) *Unlocking Efficiency in Large Language Model Inference: A Comprehensive Survey
@@ -62,18 +63,20 @@ of Speculative Decoding*, (337) *A Survey on Diffusion Language Models*. The fir
 map the methods of their field. A method that is not built says why, and what is out of scope is marked so. The
 numbers are those of the systems in our catalogue.
 
-Four of them publish a reading list; [the surveys' own lists](surveys.md) place each of its titles on a line below, or
+Five of them publish a reading list; [the surveys' own lists](surveys.md) place each of its titles on a line below, or
 say that it is not built. Of 60 (with additions up to 2026) every title has a line. Of 337 (of July 2025) all have one
 but applications, other surveys, the foundations of continuous diffusion, attacks, and studies that propose no method.
-284 and 32 list systems, applications and analyses beside methods; those without a line are not built. No list by the
-authors of 110 and 173 was found, and their full texts were not gone through, so a method that only a text names
-may be missing. *Of the field of* marks systems of our catalogue that belong to a survey's field and that its list does
-not name.
+Of 13 (of November 2022) the lists of translation and of other text are here, every method of translation with a line;
+its lists of speech, pictures and video are left out. 284 and 32 list
+systems, applications and analyses beside methods; those without a line are not built. No list by the authors of 110 and
+173 was found, and their full texts were not gone through, so a method that only a text names may be missing. *Of the
+field of* marks systems of our catalogue that belong to a survey's field and that its list does not name.
 
 Made from `docs/taxonomy.tsv` by `python docs/taxonomy.py`, which fails where a module does not import.
 """
 
 LISTS = {
+    "13": "https://github.com/LitterBrother-Xiao/Overview-of-Non-autoregressive-Applications",
     "32": "https://github.com/Arenaa/Accelerated-Generation-Techniques",
     "60": "https://github.com/zhanglingzhe0820/Awesome-Parallel-Text-Generation",
     "284": "https://github.com/hemingkx/SpeculativeDecodingPapers",
@@ -81,7 +84,7 @@ LISTS = {
 }
 LISTS_INTRODUCTION = """# The surveys' own lists
 
-The papers that the authors of four surveys list, under their categories, and where each stands here: the line of the
+The papers that the authors of five surveys list, under their categories, and where each stands here: the line of the
 [taxonomy](taxonomy.md) that maps it and its module. Without a line, a paper is not built. A number is that of the
 system in our catalogue.
 
