@@ -157,7 +157,7 @@ def test_no_pass_and_no_length_are_refused(settings: dict[str, int]) -> None:
 
 def test_other_kinds_are_refused() -> None:
     net = Ctc(CtcConfig(vocab_size=VOCAB, width=16, heads=2, ffn=24, encoder_layers=1, decoder_layers=1)).double()
-    with pytest.raises(CapabilityError, match="needs a model of the kind Cmlm"):
+    with pytest.raises(CapabilityError, match="of the kind cmlm or sga"):
         written(net, MaskPredict())
 
 

@@ -86,7 +86,7 @@ class Refinement(WholeMethod):
     lengths: int = setting(1, least=1)
     template: str = ""
 
-    kinds: ClassVar[tuple[str, ...]] = ("Cmlm", "Sga")
+    kinds: ClassVar[tuple[str, ...]] = ("cmlm", "sga")
 
     @abstractmethod
     def step(self, net: Cmlm, draft: Draft, at: int, blank: Tensor, first: Tensor | None) -> None:

@@ -39,6 +39,7 @@ class CmlmConfig(NarConfig):
 class Cmlm(NarNet):
     """A network that reads a text with blanks, and says a token at every place."""
 
+    kind = "cmlm"
     Config = CmlmConfig
 
     def __init__(self, config: CmlmConfig) -> None:

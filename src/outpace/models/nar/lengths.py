@@ -34,12 +34,12 @@ class Lengths(nn.Module):
         return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
     def nll(self, law: Tensor, run: Pass) -> Tensor:
-        """Return the negative log-likelihood [B] of the targets' lengths in nats; what is out of reach is its border's."""
+        """Return the negative log-likelihood [B] of the targets' lengths in nats; beyond the reach, its border's."""
         more = (run.lengths - run.is_real.sum(1)).clamp(-self.reach, self.reach) + self.reach
         return -law.gather(1, more[:, None])[:, 0]
 
     def best(self, law: Tensor, is_real: Tensor, count: int = 1) -> Tensor:
-        """Return the likeliest lengths [B, count], the best first, each at least 1; fewer where the reach holds fewer."""
+        """Return the `count` likeliest lengths [B, count], the best first; as many as the reach holds, if fewer."""
         lengths = is_real.sum(1, keepdim=True) + torch.arange(-self.reach, self.reach + 1, device=law.device)
         allowed = law.masked_fill((lengths < 1) | (lengths > self.most), float("-inf"))
         # Sorted stably, so that of two equal ones the shorter comes first.
