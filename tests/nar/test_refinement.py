@@ -9,6 +9,7 @@ import torch
 
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
+from outpace.methods.misfit import check_fit
 from outpace.methods.whole.mask_predict import MaskPredict
 from outpace.methods.whole.sundae import Sundae
 from outpace.models.nar.cmlm import Cmlm, CmlmConfig
@@ -158,7 +159,7 @@ def test_no_pass_and_no_length_are_refused(settings: dict[str, int]) -> None:
 def test_other_kinds_are_refused() -> None:
     net = Ctc(CtcConfig(vocab_size=VOCAB, width=16, heads=2, ffn=24, encoder_layers=1, decoder_layers=1)).double()
     with pytest.raises(CapabilityError, match="of the kind cmlm or sga"):
-        written(net, MaskPredict())
+        check_fit(MaskPredict(), NarModel(net).capabilities)
 
 
 def test_the_likelihood_adds_up_length_and_tokens() -> None:

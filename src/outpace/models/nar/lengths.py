@@ -30,7 +30,7 @@ class Lengths(nn.Module):
     def forward(self, states: Tensor, is_real: Tensor) -> Tensor:
         """Return the log-probabilities [B, 2 reach + 1] of -reach, ..., reach more tokens, in float32 or float64."""
         mean = (states * is_real[:, :, None]).sum(1) / is_real.sum(1, keepdim=True)
-        logits = self.rows(mean)
+        logits: Tensor = self.rows(mean)
         return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
     def nll(self, law: Tensor, run: Pass) -> Tensor:
