@@ -46,6 +46,8 @@ _BUILT_IN = {  # below outpace.methods
     "jacobi": "parallel.jacobi:Jacobi",
     "retrieval": "speculative.retrieval:Retrieval",
     "one-pass": "parallel.one_pass:OnePass",
+    "mask-predict": "whole.mask_predict:MaskPredict",
+    "sundae": "whole.sundae:Sundae",
     "lookahead": "parallel.lookahead:Lookahead",
     "ouroboros": "speculative.ouroboros:Ouroboros",
     "layer-skip": "speculative.layer_skip:LayerSkip",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from outpace.errors import ConfigError
+from outpace.models.nar.cmlm import CmlmConfig
 from outpace.models.nar.ctc import CtcConfig
 from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
@@ -17,6 +18,7 @@ from outpace.papers import Paper
 from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
 from .nar.network import NarShape
 from .nar.objectives import Glancing, Likelihood
+from .nar.refining import Masked, Unrolled
 from .network import LlamaShape
 from .pairs import MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
@@ -536,6 +538,55 @@ _ONE_PASS = replace(
     parent="captions-teacher",
     has_own_tokenizer=True,
 )
+_CMLM = CmlmConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)
+_MASKED_RAW = replace(
+    _ONE_PASS_RAW,
+    name="nar-cmlm-raw",
+    summary="Fills masks in captions of predicted length, learnt from the pairs themselves; for research only.",
+    shape=NarShape(config=_CMLM),
+    criterion=Masked(),
+    method="mask-predict",
+    look_every=0,
+)
+_UNROLLED = replace(
+    _MASKED_RAW,
+    name="nar-unrolled-captions",
+    summary="Captions of both languages, written in steps from spoilt copies; for research, it does not ship.",
+    shape=NarShape(config=replace(_CMLM, blank="noise")),
+    objective="denoising",
+    criterion=Unrolled(),
+    method="sundae",
+    steps=250,
+)
+_REFINED = (
+    _MASKED_RAW,
+    replace(
+        _MASKED_RAW,
+        name="nar-cmlm",
+        summary="`nar-cmlm-raw`, learnt from what `captions-teacher` writes; for research, it does not ship.",
+        objective="written",
+        parent="captions-teacher",
+        start="nar-cmlm-raw",
+    ),
+    _UNROLLED,
+    replace(
+        _UNROLLED,
+        name="nar-sundae",
+        summary="Translates captions in steps, from `nar-unrolled-captions`; for research, it does not ship.",
+        objective="translation",
+        start="nar-unrolled-captions",
+        steps=450,
+    ),
+    replace(
+        _UNROLLED,
+        name="nar-denoised",
+        summary="`nar-sundae` with the loss of one step alone, for comparison; for research, it does not ship.",
+        objective="translation",
+        criterion=Unrolled(steps=1),
+        start="nar-unrolled-captions",
+        steps=450,
+    ),
+)
 _NAR = (
     _ONE_PASS_RAW,
     _ONE_PASS,
@@ -546,4 +597,6 @@ _NAR = (
         criterion=Glancing(),
     ),
 )
-TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR)}
+TRANSLATIONS: dict[str, TranslationRecipe] = {
+    recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED)
+}

@@ -23,6 +23,7 @@ MODEL_TYPE = "outpace_nar"
 KINDS = {  # below outpace.models.nar
     "ctc": "ctc:Ctc",
     "dag": "dag:Dag",
+    "cmlm": "cmlm:Cmlm",
 }
 
 

@@ -105,6 +105,7 @@ class NarNet(nn.Module, ABC):
     Attributes:
         kind: its name, as in `config.json`.
         extra_symbols: rows that the table has beyond V, such as CTC's blank (symbol V).
+        unsaid: tokens that no place may say, such as masks; their log-probability is minus infinity.
         own_layers: `encode` or `decode` do more than the layers say, so that compiled kernels cannot stand for them.
         fast: what runs the layers in place of the modules, once compiled.
     """
@@ -113,6 +114,7 @@ class NarNet(nn.Module, ABC):
     kind: ClassVar[str] = ""
     extra_symbols: ClassVar[int] = 0
     own_layers: ClassVar[bool] = False
+    unsaid: tuple[int, ...] = ()
     config: Any
     fast: Fast | None = None
 
@@ -159,7 +161,10 @@ class NarNet(nn.Module, ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """Return the log-probabilities [..., V + extra_symbols] of last states [..., W], in float32 or float64."""
         logits = hidden @ self.embed_tokens.weight.T if self.fast is None else self.fast.head(hidden)
-        return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.unsaid:
+            logits = logits.index_fill(-1, torch.tensor(self.unsaid, device=logits.device), float("-inf"))
+        return logits.log_softmax(-1)
 
     def begin(
         self, sources: Tensor, is_real: Tensor, targets: Tensor | None = None, lengths: Tensor | None = None
