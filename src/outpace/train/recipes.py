@@ -613,6 +613,12 @@ _NAR = (
     _ONE_PASS_RAW,
     _ONE_PASS,
     replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-raw-glancing",
+        summary="`nar-ctc-raw`, shown a part of its target while it learns; for research, it does not ship.",
+        criterion=Glancing(),
+    ),
+    replace(
         _ONE_PASS,
         name="nar-ctc-glancing",
         summary="`nar-ctc`, shown a part of its target while it learns; for research, it does not ship.",
