@@ -20,7 +20,7 @@ from .nar.network import NarShape
 from .nar.objectives import Glancing, Likelihood
 from .nar.refining import Masked, Unrolled
 from .network import LlamaShape
-from .pairs import MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
+from .pairs import FEW_TATOEBA, MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
 from .translation.criteria import CrossEntropy
 from .translation.editing import EditorShape
@@ -588,8 +588,36 @@ _REFINED = (
     ),
 )
 _NAR = (
+    TranslationRecipe(
+        name="translate-fast",
+        summary="Translates everyday sentences from German to English in one pass, by CTC with glancing.",
+        shape=NarShape(
+            config=CtcConfig(
+                width=160, heads=4, ffn=480, encoder_layers=3, decoder_layers=3, factor=2, max_positions=512
+            )
+        ),
+        criterion=Glancing(),
+        objective="written",
+        parent="translate",
+        has_own_tokenizer=True,
+        vocab=3000,
+        source=FEW_TATOEBA,
+        method="one-pass",
+        budget=1024,
+        matrix_rate=8e-3,
+        other_rate=4e-3,
+        steps=3000,
+        gpu_steps=40000,
+        checkpoint_every=100,
+    ),
     _ONE_PASS_RAW,
     _ONE_PASS,
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-raw-glancing",
+        summary="`nar-ctc-raw`, shown a part of its target while it learns; for research, it does not ship.",
+        criterion=Glancing(),
+    ),
     replace(
         _ONE_PASS,
         name="nar-ctc-glancing",

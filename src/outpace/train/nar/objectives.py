@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from outpace.models.nar.network import Pass
+from outpace.models.nar.network import UNSAID, Pass
+from outpace.papers import Paper
 
 if TYPE_CHECKING:
     from outpace.train.pairs import PairBatch
@@ -20,7 +21,19 @@ if TYPE_CHECKING:
 
     from .network import TrainedNar
 
-__all__ = ["Glancing", "Likelihood", "Objective", "Unreached", "loss_of", "mean_of"]
+__all__ = ["PAPERS", "Glancing", "Likelihood", "Objective", "Unreached", "loss_of", "mean_of", "shown_places"]
+
+PAPERS = (
+    Paper(
+        "Glancing Transformer for Non-Autoregressive Neural Machine Translation",
+        "Qian et al.",
+        2021,
+        "2008.07905",
+        11,
+        "",
+        "outpace train nar-ctc-glancing",
+    ),
+)
 
 _LOST = 1e20  # nats from which on a target cannot be reached at all
 
@@ -96,8 +109,8 @@ class Likelihood(Objective):
 class Glancing(Objective):
     """A first pass tells how much of the target is shown to the second one.
 
-    Paper: Qian et al. (2021), arXiv 2008.07905 (GLAT), equations 6 to 8; of CTC and graphs the symbols on the likeliest
-    alignment are shown, as in Huang et al. (2022), arXiv 2205.07459.
+    Paper: Qian et al. (2021), arXiv 2008.07905 (GLAT), equations 5 to 8. Of CTC and graphs the symbols on the likeliest
+    alignment are shown, as the authors' code and Huang et al. (2022), arXiv 2205.07459, do.
 
     Attributes:
         first, last: share of the places said wrong in the first pass that are shown, at the start and at the end.
@@ -107,19 +120,37 @@ class Glancing(Objective):
     last: float = 0.3
 
     def of(self, network: TrainedNar, batch: PairBatch) -> Tensor:
-        """Return the loss of the second pass."""
-        net = network.net
-        run = network.begin(batch)
-        # 1) The first pass says how much is still wrong.
-        with torch.no_grad():
+        """Return the loss of the second pass.
+
+        A kind whose loss is a sum over places asks for those alone that were not shown, `run.extra["shown"]` [B, L]
+        (equation 6); a sum over alignments has no such part, and counts as it is.
+        """
+        net, run = network.net, network.begin(batch)
+        draws = torch.rand(run.is_place.shape, device=run.is_place.device)
+        share = self.first + (self.last - self.first) * network.progress
+        # 1) The first pass says how much is still wrong, with the dropout that the second one will have.
+        devices = [run.inputs.device] if run.inputs.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
             outputs = net.finish(run)
             wanted = net.aligned(outputs, run)
-            is_said = wanted >= 0
-            is_wrong = is_said & (outputs[0].argmax(-1) != wanted)
-            share = self.first + (self.last - self.first) * network.progress
-            shown = (is_wrong.sum(1) * share).floor() / is_said.sum(1).clamp(min=1)
-        # 2) So many symbols, by chance, are shown at their places.
-        is_shown = is_said & (torch.rand(wanted.shape, device=wanted.device) < shown[:, None])
-        symbols = net.embed_tokens(wanted.clamp(min=0))
-        run.inputs = torch.where(is_shown[:, :, None], symbols.to(run.inputs.dtype), run.inputs)
+            said = outputs[0].argmax(-1)
+        # 2) So many symbols of the target, by chance, are shown at their places.
+        run.extra["shown"] = shown = shown_places(said, wanted, share, draws)
+        symbols = net.embed_tokens(wanted.clamp(min=0)).to(run.inputs.dtype)
+        run.inputs = torch.where(shown[:, :, None], symbols, run.inputs)
         return loss_of(network, run)
+
+
+def shown_places(said: Tensor, wanted: Tensor, share: float, draws: Tensor) -> Tensor:
+    """Return where the target is shown, [B, L] bool: as many places as a share of the Hamming distance, rounded down.
+
+    Args:
+        said: [B, L] int64, the first pass's likeliest symbols.
+        wanted: [B, L] int64, what should be said; UNSAID = the target says nothing about a place.
+        share: of the places said wrong.
+        draws: [B, L], equally likely in any order; they decide which places.
+    """
+    is_said = wanted != UNSAID
+    number = ((is_said & (said != wanted)).sum(1) * share).floor()
+    rank = draws.masked_fill(~is_said, 2.0).argsort(1).argsort(1)
+    return is_said & (rank < number[:, None])
