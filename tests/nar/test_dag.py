@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,9 +10,11 @@ from outpace.errors import ConfigError
 from outpace.models.nar.dag import Dag, DagConfig
 from outpace.models.nar.model import NarModel
 from outpace.models.nar.network import Pass
+from outpace.train.data import EOS_ID, MASK_ID
+from outpace.train.nar.infilling import Infilling, fragments, show
 from outpace.train.nar.network import TrainedNar
 from outpace.train.nar.objectives import Glancing, Likelihood
-from outpace.train.pairs import PairBatch
+from outpace.train.pairs import PairBatch, PairBatches
 
 SIZES = DagConfig(
     vocab_size=17, width=16, heads=2, ffn=24, encoder_layers=1, decoder_layers=1, dropout=0.0, factor=3, reach=5,
@@ -98,3 +101,35 @@ def test_a_target_longer_than_its_graph_is_left_out_counted_and_named(objective:
 def test_sizes_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="at most 10 places"):
         Dag(DagConfig(vocab_size=5, width=8, heads=2, ffn=8, factor=4, max_source=9, max_positions=10))
+
+
+def test_a_fragment_and_what_stands_around_it_make_the_text() -> None:
+    split, text = fragments(0.2, 0.5), np.array([5, 6, 7, 8, 9, 10, 11, 12, 13, 14, EOS_ID])
+    for seed in range(20):
+        source, target = split(text, np.random.default_rng(seed))
+        assert source[-1] == target[-1] == EOS_ID
+        assert 2 <= len(target) - 1 <= 5
+        (hole,) = (source == MASK_ID).nonzero()[0]
+        np.testing.assert_array_equal(np.concatenate([source[:hole], target[:-1], source[hole + 1 :]]), text)
+
+
+def test_batches_of_fragments_depend_on_the_step_alone() -> None:
+    texts = tuple(np.array([*range(5, 15), EOS_ID]) for _ in range(3))
+    batches = PairBatches(texts, texts, 64, seed=1, split=fragments(0.3, 0.7))
+    first, again, later = (batches.batch(step) for step in (0, 0, 1))
+    assert torch.equal(first.labels, again.labels)
+    assert torch.equal(first.sources, again.sources)
+    assert not (first.labels.shape == later.labels.shape and torch.equal(first.labels, later.labels))
+
+
+def test_infilling_shows_a_share_of_the_target_at_its_places() -> None:
+    network = TrainedNar(small(5))
+    run = network.begin(pair_batch([[5, 6, 7, 0]]))
+    wanted = torch.tensor([[-1, 5, 6, -1, 7, -1]])
+    before = run.inputs.clone()
+    assert not show(network.net, run, wanted, 0.0).any()
+    assert show(network.net, run, wanted, 1.0).tolist() == [[False, True, True, False, True, False]]
+    torch.testing.assert_close(run.inputs[0, [1, 2, 4]], network.net.embed_tokens(torch.tensor([5, 6, 7])))
+    torch.testing.assert_close(run.inputs[0, [0, 3, 5]], before[0, [0, 3, 5]])
+    assert int(show(network.net, run, wanted, 0.7).sum()) == 2
+    assert network.loss(pair_batch([[5, 6, 7, 0]]), Infilling(0.5)).isfinite()

@@ -48,6 +48,8 @@ _BUILT_IN = {  # below outpace.methods
     "one-pass": "parallel.one_pass:OnePass",
     "mask-predict": "whole.mask_predict:MaskPredict",
     "sundae": "whole.sundae:Sundae",
+    "dag-lookahead": "whole.dag_lookahead:DagLookahead",
+    "dag-viterbi": "whole.dag_viterbi:DagViterbi",
     "lookahead": "parallel.lookahead:Lookahead",
     "ouroboros": "speculative.ouroboros:Ouroboros",
     "layer-skip": "speculative.layer_skip:LayerSkip",

@@ -222,6 +222,7 @@ class PairBatches:
         budget: Most positions of a batch, padding included, on the longer side.
         seed: Of the order, and of the noise.
         spoil: Changes a source each time it comes up; None = sources stay as they are.
+        split: Makes both sides from a target each time it comes up; None = sides stay as they are.
     """
 
     sources: tuple[Ints, ...]
@@ -229,6 +230,7 @@ class PairBatches:
     budget: int
     seed: int
     spoil: Callable[[Ints, np.random.Generator], Ints] | None = None
+    split: Callable[[Ints, np.random.Generator], tuple[Ints, Ints]] | None = None
 
     @property
     def lengths(self) -> Ints:
@@ -245,11 +247,15 @@ class PairBatches:
         """Return the batch of a step."""
         per_epoch = self.steps_per_epoch
         members = _plan(self, step // per_epoch)[step % per_epoch]
-        sources = [self.sources[index] for index in members]
+        sources, targets = ([side[index] for index in members] for side in (self.sources, self.targets))
+        if self.split is not None:
+            generator = np.random.default_rng([self.seed, step, 2])
+            both = [self.split(target, generator) for target in targets]
+            sources, targets = [source for source, _ in both], [target for _, target in both]
         if self.spoil is not None:
             generator = np.random.default_rng([self.seed, step, 1])
             sources = [self.spoil(source, generator) for source in sources]
-        return make_batch(sources, [self.targets[index] for index in members])
+        return make_batch(sources, targets)
 
 
 @lru_cache(maxsize=2)

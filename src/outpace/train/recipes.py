@@ -8,6 +8,7 @@ from typing import Literal
 from outpace.errors import ConfigError
 from outpace.models.nar.cmlm import CmlmConfig
 from outpace.models.nar.ctc import CtcConfig
+from outpace.models.nar.dag import DagConfig
 from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
@@ -16,6 +17,7 @@ from outpace.models.nets.stacks import equal_configs
 from outpace.papers import Paper
 
 from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
+from .nar.infilling import Infilling
 from .nar.network import NarShape
 from .nar.objectives import Glancing, Likelihood
 from .nar.refining import Masked, Unrolled
@@ -232,10 +234,11 @@ class TranslationRecipe(AnyRecipe):
         vocab: Tokens of the vocabulary that both sides share.
         objective: `translation` or `correction` (the pairs' own targets; a correction takes only the tokenizer of the
             parent), `written` (the targets that the parent writes: distillation at the level of sequences), `distilled`
-            (the parent's laws over the next token: at the level of tokens) or `denoising` (each text of either side,
-            from a spoilt copy of it).
+            (the parent's laws over the next token: at the level of tokens), `denoising` (each text of either side,
+            from a spoilt copy of it) or `infilling` (a fragment of each, from what stands around it).
         criterion: What is minimised.
         noise: How the copies are spoilt (`denoising`).
+        fragment: Least and most share of a text that is asked for (`infilling`).
         is_deepened: Start from the parent's layers, each repeated as often as there are more of them.
         has_own_tokenizer: Make a tokenizer of `vocab` tokens, though there is a parent that writes (`written`).
         start: Recipe whose tokenizer is shared, and whose weights are taken as far as names and shapes agree, beside a
@@ -253,9 +256,10 @@ class TranslationRecipe(AnyRecipe):
 
     shape: PairShape = _SHAPE
     vocab: int = 6144
-    objective: Literal["translation", "correction", "written", "distilled", "denoising"] = "translation"
+    objective: Literal["translation", "correction", "written", "distilled", "denoising", "infilling"] = "translation"
     criterion: Criterion = _PLAIN
     noise: Noise = _NOISE
+    fragment: tuple[float, float] = (0.3, 0.7)
     is_deepened: bool = False
     has_own_tokenizer: bool = False
     start: str | None = None
@@ -587,6 +591,16 @@ _REFINED = (
         steps=450,
     ),
 )
+_DAG = replace(
+    _ONE_PASS_RAW,
+    name="nar-dag-raw",
+    summary="Writes captions in one pass by a graph of places, learnt from the pairs; for research, it does not ship.",
+    shape=NarShape(
+        config=DagConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2, factor=4, reach=16)
+    ),
+    criterion=Glancing(),
+    steps=300,
+)
 _NAR = (
     TranslationRecipe(
         name="translate-fast",
@@ -623,6 +637,22 @@ _NAR = (
         name="nar-ctc-glancing",
         summary="`nar-ctc`, shown a part of its target while it learns; for research, it does not ship.",
         criterion=Glancing(),
+    ),
+    _DAG,
+    replace(
+        _DAG,
+        name="nar-dag-pretrained",
+        summary="`nar-dag-raw` before it translates: it writes fragments of captions; for research, it does not ship.",
+        objective="infilling",
+        criterion=Infilling(),
+        look_every=0,
+        steps=400,
+    ),
+    replace(
+        _DAG,
+        name="nar-dag-tuned",
+        summary="`nar-dag-raw`, trained on from `nar-dag-pretrained`; for research, it does not ship.",
+        start="nar-dag-pretrained",
     ),
 )
 TRANSLATIONS: dict[str, TranslationRecipe] = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class Dag(NarNet):
     """
 
     Config = DagConfig
+    kind: ClassVar[str] = "dag"
     config: DagConfig
 
     def __init__(self, config: DagConfig) -> None:

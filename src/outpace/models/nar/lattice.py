@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from outpace.kernels import lattice as compiled
 
-__all__ = ["NEVER", "best_paths", "incoming", "log_likelihood", "plain_log_likelihood"]
+__all__ = ["NEVER", "best_paths", "incoming", "log_likelihood", "plain_log_likelihood", "reached_from"]
 
 NEVER = -1e30  # stands for -inf inside: a difference of two of them is a number
 
@@ -58,9 +58,9 @@ def plain_log_likelihood(emissions: Tensor, links: Tensor, places: Tensor, lengt
     """Return the same as `log_likelihood`, step by step under PyTorch's own differentiation: T times the memory."""
     into, reached = incoming(links), _start(emissions)
     for token in range(emissions.shape[1]):
-        following = torch.logsumexp(_sources(reached, into.shape[1]) + into, 1) + emissions[:, token]
+        following = torch.logsumexp(reached_from(reached, into.shape[1]) + into, 1) + emissions[:, token]
         reached = torch.where((token < lengths)[:, None], following, reached)
-    last = torch.logsumexp(_sources(reached, into.shape[1]) + into, 1)
+    last = torch.logsumexp(reached_from(reached, into.shape[1]) + into, 1)
     return last.gather(1, places[:, None] - 1)[:, 0]
 
 
@@ -75,11 +75,11 @@ def best_paths(emissions: Tensor, links: Tensor, places: Tensor, lengths: Tensor
         return compiled.best_paths(emissions, into, places, lengths)
     reached, moves = _start(emissions), list[Tensor]()
     for token in range(emissions.shape[1]):
-        following, move = (_sources(reached, into.shape[1]) + into).max(1)
+        following, move = (reached_from(reached, into.shape[1]) + into).max(1)
         is_on = (token < lengths)[:, None]
         reached = torch.where(is_on, following + emissions[:, token], reached)
         moves.append(torch.where(is_on, move + 1, 0))
-    last, move = (_sources(reached, into.shape[1]) + into).max(1)
+    last, move = (reached_from(reached, into.shape[1]) + into).max(1)
     end = places[:, None] - 1
     found = last.gather(1, end)[:, 0]
     at = end - 1 - move.gather(1, end)
@@ -100,7 +100,7 @@ def _start(emissions: Tensor) -> Tensor:
     return reached
 
 
-def _sources(reached: Tensor, reach: int) -> Tensor:
+def reached_from(reached: Tensor, reach: int) -> Tensor:
     """Return [B, M, L]: entry m of place j is `reached` [B, L] at place j - 1 - m."""
     padded = F.pad(reached, (reach, 0), value=NEVER)
     # Windows begin at place j - M; the last of each is place j itself, which no link comes from.
@@ -118,10 +118,10 @@ class _Sum(torch.autograd.Function):
         else:
             steps = [_start(emissions)]
             for token in range(emissions.shape[1]):
-                following = torch.logsumexp(_sources(steps[-1], into.shape[1]) + into, 1) + emissions[:, token]
+                following = torch.logsumexp(reached_from(steps[-1], into.shape[1]) + into, 1) + emissions[:, token]
                 steps.append(torch.where((token < lengths)[:, None], following, steps[-1]))
             reached = torch.stack(steps, 1)
-            last = torch.logsumexp(_sources(steps[-1], into.shape[1]) + into, 1)
+            last = torch.logsumexp(reached_from(steps[-1], into.shape[1]) + into, 1)
             found = last.gather(1, places[:, None] - 1)[:, 0]
         ctx.save_for_backward(emissions, into, places, lengths, reached, found)
         return found
@@ -140,7 +140,7 @@ class _Sum(torch.autograd.Function):
         total = torch.zeros_like(flow).scatter_(1, end, found[:, None])
         for token in range(emissions.shape[1], -1, -1):
             # 1) Share out what arrives at each place among the places it can come from.
-            before = _sources(reached[:, token], reach)
+            before = reached_from(reached[:, token], reach)
             share = torch.exp(before + into - total[:, None]) * flow[:, None]
             share = share.masked_fill((flow == 0)[:, None], 0.0)
             is_on = (token < lengths) | (token == emissions.shape[1])

@@ -17,6 +17,7 @@ from outpace.train import checkpoint
 from outpace.train.data import find_data
 from outpace.train.export import Export, load_tokenizer, write_model
 from outpace.train.loop import Loop, beside, inherited, log
+from outpace.train.nar.infilling import fragments
 from outpace.train.pairs import Pair, PairBatches, encode_pairs, join_neighbours, train_pair_tokenizer
 from outpace.train.recipes import TRANSLATIONS, TranslationRecipe
 
@@ -205,7 +206,7 @@ def _started(network: PairNetwork, recipe: TranslationRecipe, parent: PairNetwor
         return _fitted(network, first, recipe.start)
     if parent is not None and recipe.is_deepened:
         network.load_state_dict(deepened(parent, network))
-    elif parent is not None and recipe.objective in ("translation", "denoising"):
+    elif parent is not None and recipe.objective in ("translation", "denoising", "infilling"):
         network.load_state_dict(parent.state_dict())
     return network
 
@@ -222,12 +223,14 @@ def _fitted(network: PairNetwork, first: PairNetwork, name: str) -> PairNetwork:
 
 
 def _batches(recipe: TranslationRecipe, tokenizer: Tokenizer, pairs: Sequence[Pair], seed: int) -> PairBatches:
-    if recipe.objective == "denoising":
+    if recipe.objective in ("denoising", "infilling"):
         pairs = [(text, text) for pair in pairs for text in pair]
     batches = encode_pairs(tokenizer, join_neighbours(pairs, recipe.joined, seed), recipe.budget, recipe.longest, seed)
     if not batches.sources:
         hint = "Give texts with shorter lines, or a parent that ends its sentences."
         raise ConfigError(f"No pair of {recipe.source.name} has at most {recipe.longest} tokens a side.", hint)
+    if recipe.objective == "infilling":
+        return replace(batches, split=fragments(*recipe.fragment))
     return replace(batches, spoil=noiser(recipe.noise, tokenizer)) if recipe.objective == "denoising" else batches
 
 
