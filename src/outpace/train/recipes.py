@@ -17,10 +17,15 @@ from outpace.models.nets.stacks import equal_configs
 from outpace.papers import Paper
 
 from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
+from .nar.axe import AlignedCrossEntropy
+from .nar.curriculum import Curriculum
+from .nar.eisl import EditInvariant
 from .nar.infilling import Infilling
+from .nar.lexical import LexicalPrior
 from .nar.network import NarShape
 from .nar.objectives import Glancing, Likelihood
 from .nar.refining import Masked, Unrolled
+from .nar.reverse import Mixture
 from .network import LlamaShape
 from .pairs import FEW_TATOEBA, MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
@@ -239,6 +244,8 @@ class TranslationRecipe(AnyRecipe):
         criterion: What is minimised.
         noise: How the copies are spoilt (`denoising`).
         fragment: Least and most share of a text that is asked for (`infilling`).
+        mixture: Texts of several teachers in place of the pairs' own; None = none.
+        curriculum: Words and phrases of the pairs before the sentences; None = sentences from the start.
         is_deepened: Start from the parent's layers, each repeated as often as there are more of them.
         has_own_tokenizer: Make a tokenizer of `vocab` tokens, though there is a parent that writes (`written`).
         start: Recipe whose tokenizer is shared, and whose weights are taken as far as names and shapes agree, beside a
@@ -260,6 +267,8 @@ class TranslationRecipe(AnyRecipe):
     criterion: Criterion = _PLAIN
     noise: Noise = _NOISE
     fragment: tuple[float, float] = (0.3, 0.7)
+    mixture: Mixture | None = None
+    curriculum: Curriculum | None = None
     is_deepened: bool = False
     has_own_tokenizer: bool = False
     start: str | None = None
@@ -655,6 +664,74 @@ _NAR = (
         start="nar-dag-pretrained",
     ),
 )
+# What one-pass networks are trained on: equal networks and equal steps, from one start where that is fair.
+_FORWARD = replace(
+    _ONE_PASS_RAW,
+    name="nar-ctc-forward",
+    summary="`nar-ctc-raw`, trained on with the targets that `pairs-gru` writes; for research only.",
+    start="nar-ctc-raw",
+    mixture=Mixture(forward="pairs-gru"),
+    matrix_rate=4e-3,
+    other_rate=2e-3,
+    steps=300,
+)
+_PLAIN_PASS = replace(
+    _MASKED_RAW,
+    name="nar-cmlm-plain",
+    summary="`nar-cmlm-raw`, trained on to write its text in one pass; for research only.",
+    criterion=Likelihood(),
+    start="nar-cmlm-raw",
+    method="one-pass",
+    matrix_rate=4e-3,
+    other_rate=2e-3,
+    steps=300,
+)
+_TEXTS = (
+    replace(
+        _GRU,
+        name="pairs-gru-reverse",
+        summary="`pairs-gru` the other way, German to English, started from it; for research only.",
+        direction="de-en",
+        parent="pairs-gru",
+        steps=1000,
+    ),
+    _FORWARD,
+    replace(
+        _FORWARD,
+        name="nar-ctc-lexical",
+        summary="`nar-ctc-forward`, drawn early on to what the raw texts say about words; for research only.",
+        criterion=LexicalPrior(),
+    ),
+    replace(
+        _FORWARD,
+        name="nar-ctc-rejuvenated",
+        summary="`nar-ctc-forward`, and with the sources that `pairs-gru-reverse` writes; for research only.",
+        mixture=Mixture(forward="pairs-gru", reverse="pairs-gru-reverse"),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-curriculum",
+        summary="`nar-ctc-raw`, words and phrases before sentences; for research only.",
+        curriculum=Curriculum(),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-aligned",
+        summary="`nar-ctc-raw`, trained on with aligned cross-entropy; for research only.",
+        start="nar-ctc-raw",
+        criterion=AlignedCrossEntropy(),
+        matrix_rate=4e-3,
+        other_rate=2e-3,
+        steps=300,
+    ),
+    _PLAIN_PASS,
+    replace(
+        _PLAIN_PASS,
+        name="nar-cmlm-edit-invariant",
+        summary="`nar-cmlm-raw`, trained on to write n-grams wherever they stand, in one pass; for research only.",
+        criterion=EditInvariant(),
+    ),
+)
 TRANSLATIONS: dict[str, TranslationRecipe] = {
-    recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED)
+    recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED, *_TEXTS)
 }

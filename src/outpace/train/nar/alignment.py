@@ -47,9 +47,16 @@ class Lexicon:
 
     def of(self, source: int, target: int) -> float:
         """Return p(target | source), 0 where the two never met."""
-        key = source * self.words + target
-        at = int(np.searchsorted(self.keys, key))
-        return float(self.law[at]) if at < len(self.keys) and self.keys[at] == key else 0.0
+        return float(self.of_all(np.array([source]), np.array([target]))[0])
+
+    def of_all(self, sources: Ints, targets: Ints) -> Floats:
+        """Return p(target | source) of arrays of words, 0 where the two never met; the arrays are broadcast."""
+        keys = sources * self.words + targets
+        at = np.searchsorted(self.keys, keys).clip(max=max(len(self.keys) - 1, 0))
+        if not len(self.keys):
+            return np.zeros(keys.shape)
+        is_known = (self.keys[at] == keys) & (targets < self.words) & (sources < self.words)
+        return np.where(is_known, self.law[at], 0.0)
 
     def links(self, sources: Tensor, is_real: Tensor, targets: Tensor, lengths: Tensor, prior: Aligner) -> Tensor:
         """Return the likeliest source place of each target token; the empty word is none, words unseen go by place.
@@ -64,9 +71,7 @@ class Lexicon:
         Returns:
             int64 [B, T], a real place of the source everywhere, on padding too.
         """
-        keys = (sources[:, None, :] * self.words + targets[:, :, None]).cpu().numpy()
-        at = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-        law = np.where(self.keys[at] == keys, self.law[at], 0.0)
+        law = self.of_all(sources[:, None, :].cpu().numpy(), targets[:, :, None].cpu().numpy())
         found = np.zeros(law.shape)
         shape = zip(lengths.tolist(), is_real.sum(1).tolist(), strict=True)
         for row, (m, n) in enumerate(shape):

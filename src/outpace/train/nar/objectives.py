@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from outpace.models.nar.network import UNSAID, Pass
 from outpace.papers import Paper
 
 if TYPE_CHECKING:
-    from outpace.train.pairs import PairBatch
+    from outpace.train.pairs import PairBatch, PairBatches
     from outpace.train.translation.network import PairNetwork
 
     from .network import TrainedNar
@@ -39,7 +39,18 @@ _LOST = 1e20  # nats from which on a target cannot be reached at all
 
 
 class Objective(ABC):
-    """Base of all objectives."""
+    """Base of all objectives.
+
+    Attributes:
+        wants_raw: it learns something from the pairs as people wrote them before the training begins (`prepared`).
+    """
+
+    wants_raw: ClassVar[bool] = False
+
+    def prepared(self, raw: PairBatches) -> Objective:
+        """Return the objective as it is used, given the encoded pairs of the recipe's source."""
+        del raw
+        return self
 
     def __call__(self, network: PairNetwork, batch: PairBatch) -> Tensor:
         """Return the loss; see `Criterion`."""

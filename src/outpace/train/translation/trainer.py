@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from outpace.errors import ConfigError
+from outpace.errors import ConfigError, nearest
 from outpace.train import checkpoint
 from outpace.train.data import find_data
 from outpace.train.export import Export, load_tokenizer, write_model
 from outpace.train.loop import Loop, beside, inherited, log
 from outpace.train.nar.infilling import fragments
+from outpace.train.nar.objectives import Objective
+from outpace.train.nar.reverse import Teacher
 from outpace.train.pairs import Pair, PairBatches, encode_pairs, join_neighbours, train_pair_tokenizer
 from outpace.train.recipes import TRANSLATIONS, TranslationRecipe
 
@@ -164,23 +166,27 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder, source = find_data(data), recipe.source
-    pairs = source.pairs(folder, "train", recipe.direction)
+    raw = pairs = source.pairs(folder, "train", recipe.direction)
     tokenizer, directory = inherited(recipe, out, lambda: _tokenizer(recipe, out, pairs))
     parent = None if directory is None else _load_parent(recipe.parent, directory, recipe).to(device)
     torch.manual_seed(seed)
     network = _started(recipe.shape.build(recipe.vocab), recipe, parent, out)
+    name = f"{source.name}-{recipe.direction or source.directions[0]}"
     if parent is not None and directory is not None and recipe.objective == "written":
-        name = f"{source.name}-{recipe.direction or source.directions[0]}.jsonl"
-        pairs = written_pairs(parent, tokenizer, pairs, directory / "written" / name, device)
+        pairs = written_pairs(parent, tokenizer, pairs, directory / "written" / f"{name}.jsonl", device)
         if recipe.has_own_tokenizer or recipe.start:
             tokenizer = _tokenizer(recipe, out, pairs)
+    if recipe.mixture is not None:
+        pairs = recipe.mixture.pairs(raw, lambda teacher: _open_teacher(teacher, out), name, device)
     batches = _batches(recipe, tokenizer, pairs, seed)
+    if recipe.curriculum is not None:
+        batches = recipe.curriculum.staged(batches, tokenizer, pairs, steps)
     log.info("%s: %d pairs, %d steps an epoch", source.name, len(batches.sources), batches.steps_per_epoch)
     is_looking = recipe.look_every > 0
     return PairTrainer(
         recipe=recipe,
         network=network,
-        criterion=_criterion(recipe, parent),
+        criterion=_criterion(recipe, parent, lambda: _batches(recipe, tokenizer, raw, seed)),
         batches=batches,
         held_out=HeldOut(source.pairs(folder, "valid", recipe.direction), tokenizer) if is_looking else None,
         tokenizer=tokenizer,
@@ -239,7 +245,17 @@ def _load_parent(name: str | None, directory: Path, recipe: TranslationRecipe) -
     return known.shape.load(directory).requires_grad_(False)
 
 
-def _criterion(recipe: TranslationRecipe, parent: PairNetwork | None) -> Criterion:
+def _open_teacher(name: str, out: Path) -> Teacher:
+    """Return the network of another recipe's run, beside `out` or shipped, its tokenizer and its directory."""
+    if name not in TRANSLATIONS:
+        raise ConfigError(f"There is no recipe {name!r} to teach.", nearest(name, TRANSLATIONS, "recipe"))
+    directory = beside(name, out)
+    return TRANSLATIONS[name].shape.load(directory).requires_grad_(False), load_tokenizer(directory), directory
+
+
+def _criterion(recipe: TranslationRecipe, parent: PairNetwork | None, raw: Callable[[], PairBatches]) -> Criterion:
+    if isinstance(recipe.criterion, Objective) and recipe.criterion.wants_raw:
+        return recipe.criterion.prepared(raw())
     if parent is None or recipe.objective != "distilled":
         return recipe.criterion
     if not isinstance(recipe.criterion, CrossEntropy):
