@@ -50,6 +50,8 @@ _BUILT_IN = {  # below outpace.methods
     "sundae": "whole.sundae:Sundae",
     "dag-lookahead": "whole.dag_lookahead:DagLookahead",
     "dag-viterbi": "whole.dag_viterbi:DagViterbi",
+    "noisy-parallel": "whole.noisy_parallel:NoisyParallel",
+    "confident-exit": "whole.confident_exit:ConfidentExit",
     "lookahead": "parallel.lookahead:Lookahead",
     "ouroboros": "speculative.ouroboros:Ouroboros",
     "layer-skip": "speculative.layer_skip:LayerSkip",

@@ -9,6 +9,8 @@ from outpace.errors import ConfigError
 from outpace.models.nar.cmlm import CmlmConfig
 from outpace.models.nar.ctc import CtcConfig
 from outpace.models.nar.dag import DagConfig
+from outpace.models.nar.elmer import ElmerConfig
+from outpace.models.nar.fertility import FertilityConfig
 from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
@@ -24,6 +26,7 @@ from .nar.infilling import Infilling
 from .nar.lexical import LexicalPrior
 from .nar.network import NarShape
 from .nar.objectives import Glancing, Likelihood
+from .nar.permutation import LayerPermutation
 from .nar.refining import Masked, Unrolled
 from .nar.reverse import Mixture
 from .network import LlamaShape
@@ -732,6 +735,41 @@ _TEXTS = (
         criterion=EditInvariant(),
     ),
 )
+_DEEP = NarShape(config=ElmerConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=4))
+_PLACED = (  # networks that lay out, see and leave places in ways of their own
+    replace(
+        _ONE_PASS,
+        name="nar-fertility",
+        summary="Writes captions in one pass, each source token as many places as it has fertility; for research only.",
+        shape=NarShape(config=FertilityConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-context-aware",
+        summary="`nar-ctc-raw` with a local branch of cross-attention, three tokens wide; for research only.",
+        shape=NarShape(
+            config=CtcConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2, factor=2, cross_window=1)
+        ),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-elmer-base",
+        summary="Captions from spoilt copies, each token learnt after a layer drawn for it; for research only.",
+        shape=_DEEP,
+        criterion=LayerPermutation(),
+        objective="denoising",
+        look_every=0,
+        steps=400,
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-elmer",
+        summary="`nar-elmer-base`, trained on to translate captions and to stop early; for research, it does not ship.",
+        shape=_DEEP,
+        criterion=LayerPermutation(),
+        start="nar-elmer-base",
+    ),
+)
 TRANSLATIONS: dict[str, TranslationRecipe] = {
-    recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED, *_TEXTS)
+    recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED, *_TEXTS, *_PLACED)
 }

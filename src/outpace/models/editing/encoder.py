@@ -92,18 +92,34 @@ class Layer(nn.Module):
             self.cross_out = nn.Linear(width, width)
 
     def forward(
-        self, state: Tensor, seen: Tensor, others: Tensor | None = None, others_seen: Tensor | None = None
+        self,
+        state: Tensor,
+        seen: Tensor,
+        others: Tensor | None = None,
+        others_seen: Tensor | None = None,
+        only: Tensor | None = None,
     ) -> Tensor:
-        """Return the next states [B, T, width]; the masks are True where a key is seen, [B, 1, 1 or T, keys]."""
+        """Return the next states [B, T, width]; the masks are True where a key is seen, [B, 1, 1 or T, keys].
+
+        With `only` [B, K] int64, the next states of those places alone are computed and returned, [B, K, width].
+        """
         query, key, value = self.qkv(self.norms[0](state)).chunk(3, -1)
+        if only is not None:
+            index = only[:, :, None].expand(-1, -1, state.shape[-1])
+            query, state = query.gather(1, index), state.gather(1, index)
         state = state + self.drop(self.out(self._attend(query, key, value, seen)))
         if others is not None:
             key, value = self.cross_kv(others).chunk(2, -1)
             query = self.cross_q(self.norms[2](state))
-            state = state + self.drop(self.cross_out(self._attend(query, key, value, others_seen)))
+            state = state + self.drop(self.cross_out(self._cross(query, key, value, seen, others_seen)))
         hidden = F.relu(self.up(self.norms[1](state)))
         moved: Tensor = state + self.drop(self.down(hidden))
         return moved
+
+    def _cross(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor, others_seen: Tensor | None) -> Tensor:
+        """Return what cross-attention finds, [B, T, width]; other kinds of it look at `seen` too."""
+        del seen
+        return self._attend(query, key, value, others_seen)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))

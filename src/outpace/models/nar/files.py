@@ -24,6 +24,8 @@ KINDS = {  # below outpace.models.nar
     "ctc": "ctc:Ctc",
     "dag": "dag:Dag",
     "cmlm": "cmlm:Cmlm",
+    "fertility": "fertility:Fertility",
+    "elmer": "elmer:Elmer",
 }
 
 

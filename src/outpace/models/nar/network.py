@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from outpace.models.editing.encoder import Layer
 
+from .context_aware import decoder_layer
+
 __all__ = ["NarConfig", "NarNet", "Pass", "uniform_copy"]
 
 UNSAID = -1  # of `aligned`: the place is not on the target's path
@@ -40,6 +42,7 @@ class NarConfig:
         max_positions: most places.
         start_token: what a text is said to begin with; never written.
         end_token: what ends sources and texts.
+        cross_window: source tokens to either side that the local branch of cross-attention sees; 0 = it has none.
     """
 
     vocab_size: int = 0
@@ -53,6 +56,7 @@ class NarConfig:
     max_positions: int = 1024
     start_token: int = 2
     end_token: int = 0
+    cross_window: int = 0
 
 
 @dataclass(slots=True)
@@ -108,6 +112,7 @@ class NarNet(nn.Module, ABC):
         unsaid: tokens that no place may say, such as masks; their log-probability is minus infinity.
         own_layers: `encode` or `decode` do more than the layers say, so that compiled kernels cannot stand for them.
         fast: what runs the layers in place of the modules, once compiled.
+        wants_links: training gives `extra["links"]`, [B, T] int64: the source token that each target token translates.
     """
 
     Config: ClassVar[type[Any]] = NarConfig
@@ -115,6 +120,7 @@ class NarNet(nn.Module, ABC):
     extra_symbols: ClassVar[int] = 0
     own_layers: ClassVar[bool] = False
     unsaid: tuple[int, ...] = ()
+    wants_links: ClassVar[bool] = False
     config: Any
     fast: Fast | None = None
 
@@ -130,7 +136,7 @@ class NarNet(nn.Module, ABC):
         self.encoder = nn.ModuleList(Layer(config, dropout=drop) for _ in range(layers))
         self.encoder_norm = nn.LayerNorm(width)
         layers = config.decoder_layers
-        self.decoder = nn.ModuleList(Layer(config, has_cross=True, dropout=drop) for _ in range(layers))
+        self.decoder = nn.ModuleList(decoder_layer(config) for _ in range(layers))
         self.decoder_norm = nn.LayerNorm(width)
         self.drop = nn.Dropout(drop)
 
@@ -167,15 +173,28 @@ class NarNet(nn.Module, ABC):
         return logits.log_softmax(-1)
 
     def begin(
-        self, sources: Tensor, is_real: Tensor, targets: Tensor | None = None, lengths: Tensor | None = None
+        self,
+        sources: Tensor,
+        is_real: Tensor,
+        targets: Tensor | None = None,
+        lengths: Tensor | None = None,
+        extra: dict[str, Any] | None = None,
     ) -> Pass:
-        """Encode sources and lay out their places; with targets, those that training wants."""
+        """Encode sources and lay out their places; with targets, those that training wants.
+
+        Args:
+            sources: [B, S] int64, padded.
+            is_real: [B, S] bool.
+            targets: [B, T] int64 without ends, padded; None = decoding.
+            lengths: [B] int64 of the targets.
+            extra: what `places` finds in `Pass.extra`.
+        """
         states = self.encode(sources, is_real)
         none = sources.new_zeros(len(sources), 0)
         given = none if targets is None else targets
         held = sources.new_zeros(len(sources)) if lengths is None else lengths
         empty = states[:, :0], is_real[:, :0]
-        run = Pass(sources, is_real, states, *empty, given, held)
+        run = Pass(sources, is_real, states, *empty, given, held, dict(extra or {}))
         run.inputs, run.is_place = self.places(run)
         return run
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from outpace.models.nar.files import config_of, kind_of, read_nar
 from outpace.models.nar.model import NarModel
 from outpace.models.nar.network import NarConfig, NarNet, Pass
-from outpace.train.pairs import PairBatch
+from outpace.train.pairs import PairBatch, PairBatches
 from outpace.train.translation.network import Criterion, NetworkFiles, PairNetwork, until_end
 
+from .alignment import Aligner, Lexicon
 from .objectives import Likelihood, Objective, Unreached
 
 __all__ = ["NarShape", "TrainedNar"]
+
+_ALIGNER = Aligner()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,19 +56,35 @@ class TrainedNar(PairNetwork):
 
     Args:
         net: the network.
+
+    Attributes:
+        lexicon: tells which source token each target token translates; None = the kind does not ask, or not yet known.
     """
 
     def __init__(self, net: NarNet) -> None:
         super().__init__()
         self.net = net
         self.unreached = Unreached()
+        self.lexicon: Lexicon | None = None
+
+    def prepare(self, batches: PairBatches, tokenizer: Tokenizer) -> None:
+        """Align the tokens of the pairs where the kind learns from their links."""
+        del tokenizer
+        if self.net.wants_links:
+            sources, targets = ([text[:-1] for text in side] for side in (batches.sources, batches.targets))
+            self.lexicon, _ = _ALIGNER.one_way(sources, targets)
 
     def begin(self, batch: PairBatch) -> Pass:
         """Encode a batch and lay out its places, its targets without their ends."""
         rows = [torch.tensor(until_end([token for token in row if token >= 0])) for row in batch.labels.tolist()]
         lengths = torch.tensor([len(row) for row in rows], device=batch.sources.device)
         targets = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).long().to(batch.sources.device)
-        return self.net.begin(batch.sources, batch.mask.bool(), targets, lengths)
+        is_real = batch.mask.bool()
+        extra = dict[str, Any]()
+        if self.lexicon is not None:
+            is_word = F.pad(is_real[:, 1:], (0, 1))  # the end translates nothing
+            extra["links"] = self.lexicon.links(batch.sources, is_word, targets, lengths, _ALIGNER)
+        return self.net.begin(batch.sources, is_real, targets, lengths, extra)
 
     def loss(self, batch: PairBatch, criterion: Criterion) -> Tensor:
         """Return an objective's loss in nats per target token; any other criterion stands for the likelihood."""

@@ -35,7 +35,7 @@ PAPERS = (
     ),
 )
 
-_LOST = 1e20  # nats from which on a target cannot be reached at all
+LOST = 1e20  # nats from which on a target cannot be reached at all
 
 
 class Objective(ABC):
@@ -63,14 +63,14 @@ class Objective(ABC):
 
 def mean_of(losses: Tensor, run: Pass) -> Tensor:
     """Return the mean per target token of losses [B]; targets that no alignment reaches are left out."""
-    is_reached = ~(losses >= _LOST)  # so that NaN counts, and stops the training
+    is_reached = ~(losses >= LOST)  # so that NaN counts, and stops the training
     return torch.where(is_reached, losses, 0.0).sum() / (run.lengths * is_reached).sum().clamp(min=1)
 
 
 def loss_of(network: TrainedNar, run: Pass) -> Tensor:
     """Return the mean per target token of the network's losses on a batch; what is left out is counted."""
     losses = network.net.loss(run)
-    network.unreached.count(losses.detach() >= _LOST, run)
+    network.unreached.count(losses.detach() >= LOST, run)
     return mean_of(losses, run)
 
 

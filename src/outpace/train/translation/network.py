@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from outpace.errors import ModelError
 from outpace.train.data import EOS_ID
-from outpace.train.pairs import START_ID, PairBatch
+from outpace.train.pairs import START_ID, PairBatch, PairBatches
 
 __all__ = ["Criterion", "NetworkFiles", "PairNetwork", "PairShape"]
 
@@ -96,6 +97,15 @@ class PairNetwork(nn.Module, ABC):
     def notes(self) -> list[str]:
         """Return what the training log should say at a checkpoint, about what happened since the last one."""
         return []
+
+    def prepare(self, batches: PairBatches, tokenizer: Tokenizer) -> None:
+        """Look at the pairs before the first step; a resumed run does it again, so draws and clocks have no say.
+
+        Args:
+            batches: all pairs that are trained on, encoded.
+            tokenizer: of both sides.
+        """
+        del batches, tokenizer
 
     @property
     def table(self) -> Tensor:

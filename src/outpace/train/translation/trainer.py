@@ -179,6 +179,7 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     if recipe.mixture is not None:
         pairs = recipe.mixture.pairs(raw, lambda teacher: _open_teacher(teacher, out), name, device)
     batches = _batches(recipe, tokenizer, pairs, seed)
+    network.prepare(batches, tokenizer)
     if recipe.curriculum is not None:
         batches = recipe.curriculum.staged(batches, tokenizer, pairs, steps)
     log.info("%s: %d pairs, %d steps an epoch", source.name, len(batches.sources), batches.steps_per_epoch)
