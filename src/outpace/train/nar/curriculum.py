@@ -8,7 +8,7 @@ Differences: a few words and phrases are drawn from each sentence as they occur,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -126,7 +126,8 @@ class Curriculum:
         encoded = [encode_pairs(tokenizer, part, batches.budget, longest, batches.seed) for part in units]
         stages = zip(self.switches(steps), encoded, strict=True)
         kept = tuple((end, part) for end, part in stages if part.sources)
-        return Staged(batches.sources, batches.targets, batches.budget, batches.seed, batches.spoil, kept)
+        own = {field.name: getattr(batches, field.name) for field in fields(PairBatches)}
+        return Staged(**own, stages=kept)
 
     def units(self, pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
         """Return pairs of words and pairs of phrases, as they occur, with the spaces before them."""
