@@ -50,6 +50,7 @@ _BUILT_IN = {  # below outpace.methods
     "sundae": "whole.sundae:Sundae",
     "dag-lookahead": "whole.dag_lookahead:DagLookahead",
     "dag-viterbi": "whole.dag_viterbi:DagViterbi",
+    "cascade": "whole.cascade:Cascade",
     "lookahead": "parallel.lookahead:Lookahead",
     "ouroboros": "speculative.ouroboros:Ouroboros",
     "layer-skip": "speculative.layer_skip:LayerSkip",

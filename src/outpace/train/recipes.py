@@ -9,6 +9,7 @@ from outpace.errors import ConfigError
 from outpace.models.nar.cmlm import CmlmConfig
 from outpace.models.nar.ctc import CtcConfig
 from outpace.models.nar.dag import DagConfig
+from outpace.models.nar.markov import MarkovConfig
 from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
@@ -18,6 +19,7 @@ from outpace.papers import Paper
 
 from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
 from .nar.infilling import Infilling
+from .nar.barriers import Barriers
 from .nar.network import NarShape
 from .nar.objectives import Glancing, Likelihood
 from .nar.refining import Masked, Unrolled
@@ -600,6 +602,13 @@ _DAG = replace(
     ),
     criterion=Glancing(),
     steps=300,
+_MARKOV = replace(
+    _MASKED_RAW,
+    name="nar-markov",
+    summary="Translates captions, each token from two before it, searched in parallel; for research, it does not ship.",
+    shape=NarShape(config=MarkovConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)),
+    criterion=Barriers(),
+    method="cascade",
 )
 _NAR = (
     TranslationRecipe(
@@ -656,5 +665,5 @@ _NAR = (
     ),
 )
 TRANSLATIONS: dict[str, TranslationRecipe] = {
-    recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED)
+    recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED, _MARKOV)
 }

@@ -92,11 +92,19 @@ class Layer(nn.Module):
             self.cross_out = nn.Linear(width, width)
 
     def forward(
-        self, state: Tensor, seen: Tensor, others: Tensor | None = None, others_seen: Tensor | None = None
+        self,
+        state: Tensor,
+        seen: Tensor,
+        others: Tensor | None = None,
+        others_seen: Tensor | None = None,
+        parts: int = 1,
     ) -> Tensor:
-        """Return the next states [B, T, width]; the masks are True where a key is seen, [B, 1, 1 or T, keys]."""
-        query, key, value = self.qkv(self.norms[0](state)).chunk(3, -1)
-        state = state + self.drop(self.out(self._attend(query, key, value, seen)))
+        """Return the next states [B, T, width]; the masks are True where a key is seen, [B, 1, 1 or T, keys].
+
+        Of several parts, T / parts places each, every one sees itself alone: `seen` is [B * parts, 1, size, size].
+        """
+        query, key, value = self.qkv(self.norms[0](state)).unflatten(1, (parts, -1)).flatten(0, 1).chunk(3, -1)
+        state = state + self.drop(self.out(self._attend(query, key, value, seen).reshape(state.shape)))
         if others is not None:
             key, value = self.cross_kv(others).chunk(2, -1)
             query = self.cross_q(self.norms[2](state))

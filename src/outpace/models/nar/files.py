@@ -24,6 +24,7 @@ KINDS = {  # below outpace.models.nar
     "ctc": "ctc:Ctc",
     "dag": "dag:Dag",
     "cmlm": "cmlm:Cmlm",
+    "markov": "markov:Markov",
 }
 
 
