@@ -18,8 +18,8 @@ from outpace.models.nets.stacks import equal_configs
 from outpace.papers import Paper
 
 from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
-from .nar.infilling import Infilling
 from .nar.barriers import Barriers
+from .nar.infilling import Infilling
 from .nar.network import NarShape
 from .nar.objectives import Glancing, Likelihood
 from .nar.refining import Masked, Unrolled
@@ -602,6 +602,7 @@ _DAG = replace(
     ),
     criterion=Glancing(),
     steps=300,
+)
 _MARKOV = replace(
     _MASKED_RAW,
     name="nar-markov",
