@@ -52,6 +52,7 @@ _BUILT_IN = {  # below outpace.methods
     "dag-viterbi": "whole.dag_viterbi:DagViterbi",
     "noisy-parallel": "whole.noisy_parallel:NoisyParallel",
     "confident-exit": "whole.confident_exit:ConfidentExit",
+    "cascade": "whole.cascade:Cascade",
     "lookahead": "parallel.lookahead:Lookahead",
     "ouroboros": "speculative.ouroboros:Ouroboros",
     "layer-skip": "speculative.layer_skip:LayerSkip",

@@ -11,6 +11,7 @@ from outpace.models.nar.ctc import CtcConfig
 from outpace.models.nar.dag import DagConfig
 from outpace.models.nar.elmer import ElmerConfig
 from outpace.models.nar.fertility import FertilityConfig
+from outpace.models.nar.markov import MarkovConfig
 from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
@@ -20,6 +21,7 @@ from outpace.papers import Paper
 
 from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
 from .nar.axe import AlignedCrossEntropy
+from .nar.barriers import Barriers
 from .nar.curriculum import Curriculum
 from .nar.eisl import EditInvariant
 from .nar.infilling import Infilling
@@ -613,6 +615,14 @@ _DAG = replace(
     criterion=Glancing(),
     steps=300,
 )
+_MARKOV = replace(
+    _MASKED_RAW,
+    name="nar-markov",
+    summary="Translates captions, each token from two before it, searched in parallel; for research, it does not ship.",
+    shape=NarShape(config=MarkovConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)),
+    criterion=Barriers(),
+    method="cascade",
+)
 _NAR = (
     TranslationRecipe(
         name="translate-fast",
@@ -771,5 +781,5 @@ _PLACED = (  # networks that lay out, see and leave places in ways of their own
     ),
 )
 TRANSLATIONS: dict[str, TranslationRecipe] = {
-    recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED, *_TEXTS, *_PLACED)
+    recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED, *_TEXTS, *_PLACED, _MARKOV)
 }

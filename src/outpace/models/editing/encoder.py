@@ -98,16 +98,18 @@ class Layer(nn.Module):
         others: Tensor | None = None,
         others_seen: Tensor | None = None,
         only: Tensor | None = None,
+        parts: int = 1,
     ) -> Tensor:
         """Return the next states [B, T, width]; the masks are True where a key is seen, [B, 1, 1 or T, keys].
 
-        With `only` [B, K] int64, the next states of those places alone are computed and returned, [B, K, width].
+        With `only` [B, K] int64, the next states of those places alone are computed and returned, [B, K, width]. Of
+        several parts, T / parts places each, every one sees itself alone: `seen` is [B * parts, 1, size, size].
         """
-        query, key, value = self.qkv(self.norms[0](state)).chunk(3, -1)
-        if only is not None:
+        query, key, value = self.qkv(self.norms[0](state)).unflatten(1, (parts, -1)).flatten(0, 1).chunk(3, -1)
+        if only is not None:  # all in one part
             index = only[:, :, None].expand(-1, -1, state.shape[-1])
             query, state = query.gather(1, index), state.gather(1, index)
-        state = state + self.drop(self.out(self._attend(query, key, value, seen)))
+        state = state + self.drop(self.out(self._attend(query, key, value, seen).reshape(state.shape)))
         if others is not None:
             key, value = self.cross_kv(others).chunk(2, -1)
             query = self.cross_q(self.norms[2](state))

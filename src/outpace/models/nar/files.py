@@ -26,6 +26,7 @@ KINDS = {  # below outpace.models.nar
     "cmlm": "cmlm:Cmlm",
     "fertility": "fertility:Fertility",
     "elmer": "elmer:Elmer",
+    "markov": "markov:Markov",
 }
 
 
