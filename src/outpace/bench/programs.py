@@ -125,7 +125,9 @@ def _stepwise(network: TrainedNar, batch: PairBatch) -> Tensor:
     run = network.begin(batch)
     log_probs, links = network.net.finish(run)
     index = run.targets[:, None].expand(-1, log_probs.shape[1], -1)
-    return -plain_log_likelihood(log_probs.gather(2, index).transpose(1, 2), links, run.is_place.sum(1), run.lengths).sum()
+    return -plain_log_likelihood(
+        log_probs.gather(2, index).transpose(1, 2), links, run.is_place.sum(1), run.lengths
+    ).sum()
 
 
 PEAKS: dict[str, Callable[[TrainedNar, PairBatch], Tensor]] = {
@@ -147,7 +149,9 @@ def peak_of(name: str, given: argparse.Namespace) -> int:
 
 def _peaks(given: argparse.Namespace) -> Table:
     """Return the peak of each way, each in a process of its own."""
-    own = [f"--{name}={getattr(given, name)}" for name in ("rows", "tokens", "vocab", "width", "factor", "reach", "block")]
+    own = [
+        f"--{name}={getattr(given, name)}" for name in ("rows", "tokens", "vocab", "width", "factor", "reach", "block")
+    ]
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     cells = []
     for name in PEAKS:
