@@ -13,7 +13,7 @@ from outpace.methods.registry import load_method
 from outpace.methods.whole.dag_lookahead import DagLookahead
 from outpace.methods.whole.dag_viterbi import DagViterbi
 from outpace.models.nar.lattice import log_likelihood
-from outpace.models.nar.paths import beam_text, likeliest_paths
+from outpace.models.nar.paths import beam_texts, likeliest_paths
 from outpace.testing.checks import run_contract
 
 REACH, VOCAB, SIZES = 3, 3, [7, 6, 4, 2]
@@ -84,9 +84,10 @@ def test_a_beam_of_everything_finds_the_best_of_all_texts(weight: float, penalty
                 value = float(log_likelihood(emissions, links[row : row + 1, :size], *given))
                 value += weight * sum(language(text[:at], token) for at, token in enumerate((*text, -1)))
                 scores[text] = value / (count + 1) ** penalty if value > -1e20 else -1e30
-        best = max(scores, key=scores.__getitem__)
-        found = beam_text(said[row, :size], links[row, :size], 10_000, VOCAB, language, weight, penalty)
-        assert found == best
+        found = beam_texts(said[row, :size], links[row, :size], 10_000, VOCAB, language, weight, penalty)
+        ranked = sorted((score, text) for text, score in scores.items() if score > -1e20)[::-1]
+        assert [text for _, text in found] == [text for _, text in ranked]
+        assert [score for score, _ in found] == pytest.approx([score for score, _ in ranked])
 
 
 def test_a_lattice_without_a_path_is_refused() -> None:
@@ -95,7 +96,7 @@ def test_a_lattice_without_a_path_is_refused() -> None:
     links[1, :2, 1:] = float("-inf")
     with pytest.raises(ModelError, match="row 1 has no path"):
         likeliest_paths(links, said.amax(-1), is_place.sum(1), 1.0)
-    assert beam_text(said[1, :6], links[1, :6], 10, VOCAB) is None
+    assert beam_texts(said[1, :6], links[1, :6], 10, VOCAB) == []
 
 
 @pytest.mark.parametrize("name", ["dag-lookahead", "dag-viterbi"])

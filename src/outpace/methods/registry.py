@@ -27,6 +27,7 @@ _BUILT_IN = {  # below outpace.methods
     "prompt-lookup": "speculative.prompt_lookup:PromptLookup",
     "input-guided": "speculative.input_guided:InputGuided",
     "generalised-aggressive": "speculative.generalised_aggressive:GeneralisedAggressive",
+    "lattice-drafts": "speculative.lattice_drafts:LatticeDrafts",
     "suffix": "speculative.suffix:Suffix",
     "token-recycling": "speculative.token_recycling:TokenRecycling",
     "aded": "speculative.aded:Aded",

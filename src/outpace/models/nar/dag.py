@@ -23,8 +23,11 @@ from outpace.errors import ConfigError
 
 from .lattice import NEVER, best_paths, log_likelihood
 from .network import UNSAID, NarConfig, NarNet, Pass
+from .paths import beam_texts
 
 __all__ = ["Dag", "DagConfig", "next_places", "said_of", "walk"]
+
+_BEAM, _CANDIDATES = 12, 3  # of the texts that drafts are made of: prefixes and tokens at each place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +129,16 @@ class Dag(NarNet):
         following = next_places(is_place, links.shape[2])[0].expand(links.shape).gather(2, links.argmax(-1)[..., None])
         rows = zip(said, following[..., 0].tolist(), is_place.sum(1).tolist(), strict=True)
         return [law[walk(going, size)] for law, going, size in rows]
+
+    def texts(self, outputs: Sequence[Tensor], is_place: Tensor, count: int) -> list[list[list[int]]]:
+        """Return the best texts of a beam over prefixes, up to each one's first end token."""
+        rows = zip(*outputs, is_place.sum(1).tolist(), strict=True)
+        found = [beam_texts(said[:size], links[:size], _BEAM, _CANDIDATES) for said, links, size in rows]
+        return [[_until(text, self.config.end_token) for _, text in texts[:count]] for texts in found]
+
+
+def _until(text: Sequence[int], end: int) -> list[int]:
+    return list(text[: text.index(end)] if end in text else text)
 
 
 def walk(following: Sequence[int], size: int) -> list[int]:

@@ -202,6 +202,11 @@ class NarNet(nn.Module, ABC):
         """Return `nll` of what a pass gives, [B], in training; a kind may come to it with less memory."""
         return self.nll(self.finish(run), run)
 
+    def texts(self, outputs: Sequence[Tensor], is_place: Tensor, count: int) -> list[list[list[int]]]:
+        """Return per row up to `count` likely texts without ends, likeliest first; a kind without a lattice has one."""
+        del count
+        return [[law.argmax(-1).tolist()] for law in self.laws(outputs, is_place)]
+
     # What a kind gives.
 
     @abstractmethod

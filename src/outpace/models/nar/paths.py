@@ -18,7 +18,7 @@ from outpace.errors import ModelError
 
 from .lattice import NEVER, incoming, reached_from
 
-__all__ = ["Prefixes", "beam_text", "likeliest_paths", "no_path"]
+__all__ = ["Prefixes", "Scorer", "beam_texts", "likeliest_paths", "no_path"]
 
 Scorer = Callable[[tuple[int, ...], int], float]
 """What a token adds after the tokens before it, in nats; -1 stands for the text's end."""
@@ -97,7 +97,7 @@ class Prefixes:
         return self.scores[prefix] + (0.0 if self.scorer is None else self.scorer(self.texts[prefix], -1))
 
 
-def beam_text(
+def beam_texts(
     said: Tensor,
     links: Tensor,
     beam: int,
@@ -105,8 +105,8 @@ def beam_text(
     scorer: Scorer | None = None,
     weight: float = 0.0,
     penalty: float = 1.0,
-) -> tuple[int, ...] | None:
-    """Return the text of greatest score in one lattice; the probabilities of a prefix's paths are summed.
+) -> list[tuple[float, tuple[int, ...]]]:
+    """Return the texts of greatest score in one lattice, best first; the probabilities of a prefix's paths are summed.
 
     The score of a text is (log-probability + weight * scorer's sum) / (tokens + 1) ** penalty. A beam that holds all
     prefixes finds the best text there is.
@@ -121,7 +121,7 @@ def beam_text(
         penalty: see above.
 
     Returns:
-        Its tokens, without an end; None where the beam holds no path.
+        Scores and tokens without ends, at most `beam`; none where the beam holds no path.
     """
     known, end, reach = Prefixes(scorer), len(said) - 1, links.shape[1]
     values, tokens = (part.tolist() for part in said.topk(min(candidates, said.shape[1])))
@@ -143,11 +143,11 @@ def beam_text(
             for prefix, value in at[source] if step > NEVER / 1e10 else ():
                 pool[prefix] = _sum(pool.get(prefix, -math.inf), value + step)
         if place == end:
-            return max((score(p, v, known.ended(p)), known.texts[p]) for p, v in pool.items())[1] if pool else None
+            return sorted(((score(p, v, known.ended(p)), known.texts[p]) for p, v in pool.items()), reverse=True)[:beam]
         # 2) What the place can say behind the best of it.
         said_here = list(zip(tokens[place], values[place], strict=True))
         at.append(best({known.add(p, token): value + gain for p, value in best(pool) for token, gain in said_here}))
-    return None
+    return []
 
 
 def _sum(a: float, b: float) -> float:
