@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from outpace.errors import ConfigError
+from outpace.models.nar.cmlm import Cmlm, CmlmConfig
 from outpace.models.nar.ctc import Ctc, CtcConfig
 from outpace.train.nar.eisl import EditInvariant, ngram_loss
 from outpace.train.nar.network import TrainedNar
@@ -86,6 +87,22 @@ def test_a_network_that_writes_token_by_token_has_it_too() -> None:
     assert float(objective(_Said(laws), batch)) == pytest.approx(expected, rel=1e-5)
     likelihood = -float(torch.cat([laws[at, range(len(row)), row] for at, row in enumerate(rows)]).mean())
     assert float(EditInvariant(share=0.0)(_Said(laws), batch)) == pytest.approx(likelihood, rel=1e-5)
+
+
+def test_a_network_of_one_pass_learns_by_it() -> None:
+    torch.manual_seed(0)
+    config = CmlmConfig(vocab_size=V, width=16, heads=2, ffn=16, encoder_layers=1, decoder_layers=1, dropout=0.0)
+    rows = [np.array([3, 4, 5, 6, 0]), np.array([6, 5, 3, 0]), np.array([4, 0])]
+    network, batch, objective = TrainedNar(Cmlm(config)), make_batch(rows, rows), EditInvariant()
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(40):
+        losses.append(objective(network, batch))
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[-1] < 0.3 * losses[0]
+    assert network.translate(batch.sources, batch.mask, 9)[0] == [3, 4, 5, 6]
 
 
 def test_kinds_with_other_places_and_wrong_orders_are_refused() -> None:

@@ -18,7 +18,7 @@ from outpace.models.nar.network import Pass
 from outpace.papers import Paper
 from outpace.setting import check, setting
 
-from .objectives import Objective, mean_of
+from .objectives import Objective, loss_of
 
 if TYPE_CHECKING:
     from outpace.train.pairs import PairBatch
@@ -113,7 +113,7 @@ class EditInvariant(Objective):
         run = network.begin(batch)
         outputs = network.net.finish(run)
         _check_places(run)
-        likelihood = mean_of(network.net.nll(outputs, run), run)
+        likelihood = loss_of(network, run, outputs)
         return self.joined(likelihood, outputs[0], run.is_place.sum(1), run.targets, run.lengths)
 
     def joined(self, likelihood: Tensor, laws: Tensor, places: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from outpace.papers import Paper
 from outpace.setting import check, setting
 
 from .alignment import Aligner, Lexicon
-from .objectives import Objective, mean_of
+from .objectives import Objective, loss_of
 
 if TYPE_CHECKING:
     from outpace.train.pairs import PairBatch, PairBatches
@@ -105,7 +105,7 @@ class LexicalPrior(Objective):
         net, weight = network.net, self.weight_at(network.progress)
         run = network.begin(batch)
         outputs = net.finish(run)
-        likelihood = mean_of(net.nll(outputs, run), run)
+        likelihood = loss_of(network, run, outputs)
         if not weight:
             return likelihood
         with torch.no_grad():

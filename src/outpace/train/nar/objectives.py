@@ -6,6 +6,7 @@ The share of the training that is done stands in `network.progress`, from 0 to 1
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -67,9 +68,15 @@ def mean_of(losses: Tensor, run: Pass) -> Tensor:
     return torch.where(is_reached, losses, 0.0).sum() / (run.lengths * is_reached).sum().clamp(min=1)
 
 
-def loss_of(network: TrainedNar, run: Pass) -> Tensor:
-    """Return the mean per target token of the network's losses on a batch; what is left out is counted."""
-    losses = network.net.loss(run)
+def loss_of(network: TrainedNar, run: Pass, outputs: Sequence[Tensor] | None = None) -> Tensor:
+    """Return the mean per target token of the network's losses on a batch; what is left out is counted.
+
+    Args:
+        network: the network.
+        run: the batch.
+        outputs: what the pass gave (`NarNet.finish`), where it was made already.
+    """
+    losses = network.net.loss(run) if outputs is None else network.net.nll(outputs, run)
     network.unreached.count(losses.detach() >= LOST, run)
     return mean_of(losses, run)
 
