@@ -12,6 +12,7 @@ from outpace.models.nar.dag import DagConfig
 from outpace.models.nar.elmer import ElmerConfig
 from outpace.models.nar.fertility import FertilityConfig
 from outpace.models.nar.markov import MarkovConfig
+from outpace.models.nar.sga import SgaConfig
 from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
@@ -29,7 +30,7 @@ from .nar.lexical import LexicalPrior
 from .nar.network import NarShape
 from .nar.objectives import Glancing, Likelihood
 from .nar.permutation import LayerPermutation
-from .nar.refining import Masked, Unrolled
+from .nar.refining import Masked, MaskedTexts, Unrolled
 from .nar.reverse import Mixture
 from .network import LlamaShape
 from .pairs import FEW_TATOEBA, MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
@@ -615,6 +616,29 @@ _DAG = replace(
     criterion=Glancing(),
     steps=300,
 )
+_SGA = SgaConfig(width=128, heads=4, ffn=384, encoder_layers=4, is_frozen=False)
+_ENCODERS = (
+    replace(
+        _UNROLLED,
+        name="nar-masked-encoder",
+        summary="Fills masks in captions of both languages; for research, it does not ship.",
+        shape=NarShape(config=_SGA),
+        noise=Noise(infill=0.0),
+        criterion=MaskedTexts(),
+        method="one-pass",
+        steps=600,
+    ),
+    replace(
+        _UNROLLED,
+        name="nar-sga",
+        summary="`nar-masked-encoder`, frozen, with bridges by which it translates captions; for research only.",
+        shape=NarShape(config=replace(_SGA, is_frozen=True)),
+        objective="translation",
+        criterion=Unrolled(begin="blank"),
+        start="nar-masked-encoder",
+        steps=450,
+    ),
+)
 _MARKOV = replace(
     _MASKED_RAW,
     name="nar-markov",
@@ -781,5 +805,6 @@ _PLACED = (  # networks that lay out, see and leave places in ways of their own
     ),
 )
 TRANSLATIONS: dict[str, TranslationRecipe] = {
-    recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED, *_TEXTS, *_PLACED, _MARKOV)
+    recipe.name: recipe
+    for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED, *_TEXTS, *_PLACED, _MARKOV, *_ENCODERS)
 }

@@ -143,10 +143,10 @@ class Refinement(WholeMethod):
         pieces, tokens = _GAP.split(self.template), list[int]()
         for text, gap in zip(pieces[::2], [*pieces[1::2], "0"], strict=True):
             tokens += [*tokenizer.encode(text, is_special=False), *[-1] * int(gap)]
-        if -1 not in tokens or len(tokens) > net.config.max_positions or set(tokens) & set(net.unsaid):
+        if -1 not in tokens or len(tokens) > net.lengths.most or set(tokens) & set(net.unsaid):
             raise ConfigError(
                 f"The template {self.template!r} cannot be filled in.",
-                f"Put {{n}} for n tokens, at least one, into at most {net.config.max_positions}; no special tokens.",
+                f"Put {{n}} for n tokens, at least one, into at most {net.lengths.most}; no special tokens.",
             )
         return tokens
 

@@ -27,6 +27,7 @@ KINDS = {  # below outpace.models.nar
     "fertility": "fertility:Fertility",
     "elmer": "elmer:Elmer",
     "markov": "markov:Markov",
+    "sga": "sga:Sga",
 }
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .network import TrainedNar
 
-__all__ = ["Masked", "Unrolled", "smoothed"]
+__all__ = ["Masked", "MaskedTexts", "Unrolled", "smoothed"]
 
 PAPERS = (
     Paper(
@@ -31,6 +31,15 @@ PAPERS = (
         40,
         "Its sizes, corpora and downstream tasks: captions are denoised, then translated.",
         "outpace train nar-unrolled-captions",
+    ),
+    Paper(
+        "Extrapolating Multilingual Understanding Models as Multilingual Generators",
+        "Wu et al.",
+        2023,
+        "2305.13140",
+        74,
+        "Its encoder, prompts and other tasks; a small masked encoder of our own is frozen.",
+        "outpace train nar-sga",
     ),
 )
 
@@ -60,6 +69,26 @@ class Masked(Objective):
         losses = smoothed(log_probs, targets, self.smoothing)
         told = (losses * is_masked).sum() / is_masked.sum().clamp(min=1)
         return told + self.length * net.lengths.nll(run.extra["length law"], run).mean()
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedTexts(Objective):
+    """A share of each source's tokens is masked; the encoder alone is to say them. The targets are not looked at.
+
+    Attributes:
+        share: of the tokens.
+    """
+
+    share: float = 0.3
+
+    def of(self, network: TrainedNar, batch: PairBatch) -> Tensor:
+        """Return the loss in nats per masked token."""
+        net, is_real = cast("Cmlm", network.net), batch.mask.bool()
+        is_text = is_real & ~torch.isin(batch.sources, torch.tensor(net.unsaid, device=is_real.device))
+        is_masked = is_text & (torch.rand(is_real.shape, device=is_real.device) < self.share)
+        states = net.encode(batch.sources.masked_fill(is_masked, net.config.mask_token), is_real)
+        losses = smoothed(net.head(states), batch.sources, 0.0)
+        return (losses * is_masked).sum() / is_masked.sum().clamp(min=1)
 
 
 @dataclass(frozen=True, slots=True)
