@@ -9,6 +9,7 @@ from outpace.errors import ConfigError
 from outpace.models.nar.cmlm import CmlmConfig
 from outpace.models.nar.ctc import CtcConfig
 from outpace.models.nar.dag import DagConfig
+from outpace.models.nar.diffused import DiffusedConfig
 from outpace.models.nar.elmer import ElmerConfig
 from outpace.models.nar.fertility import FertilityConfig
 from outpace.models.nar.markov import MarkovConfig
@@ -31,6 +32,7 @@ from .nar.network import NarShape
 from .nar.objectives import Glancing, Likelihood
 from .nar.permutation import LayerPermutation
 from .nar.refining import Masked, MaskedTexts, Unrolled
+from .nar.residual import ResidualGlancing
 from .nar.reverse import Mixture
 from .network import LlamaShape
 from .pairs import FEW_TATOEBA, MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
@@ -683,6 +685,15 @@ _NAR = (
         name="nar-ctc-glancing",
         summary="`nar-ctc`, shown a part of its target while it learns; for research, it does not ship.",
         criterion=Glancing(),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-diffused",
+        summary="`nar-ctc-raw` whose layers read each other's texts, shown less and less; for research, it stays here.",
+        shape=NarShape(
+            config=DiffusedConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2, factor=2)
+        ),
+        criterion=ResidualGlancing(),
     ),
     _DAG,
     replace(

@@ -23,6 +23,7 @@ MODEL_TYPE = "outpace_nar"
 KINDS = {  # below outpace.models.nar
     "ctc": "ctc:Ctc",
     "dag": "dag:Dag",
+    "ctc-diffused": "diffused:Diffused",
     "cmlm": "cmlm:Cmlm",
     "fertility": "fertility:Fertility",
     "elmer": "elmer:Elmer",
