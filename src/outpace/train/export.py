@@ -67,7 +67,7 @@ def write_model(loop: Loop, told: Export, out: Path) -> None:
     }
     for file, value in (("config", told.config), ("generation_config", told.generation), ("tokenizer_config", names)):
         (out / f"{file}.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    loop.tokenizer.save(str(out / "tokenizer.json"))
+    loop.tokenizer.save(str(out / "tokenizer.json"), pretty=False)
     parameters = sum(weight.numel() for weight in weights.values())
     (out / "card.md").write_text(_card(loop, told, parameters), encoding="utf-8")
     if loop.step == loop.steps:

@@ -29,6 +29,7 @@ from .nar.eisl import EditInvariant
 from .nar.infilling import Infilling
 from .nar.lexical import LexicalPrior
 from .nar.network import NarShape
+from .nar.nmla import NonMonotonic
 from .nar.objectives import Glancing, Likelihood
 from .nar.permutation import LayerPermutation
 from .nar.refining import Masked, MaskedTexts, Unrolled
@@ -679,6 +680,19 @@ _NAR = (
         name="nar-ctc-raw-glancing",
         summary="`nar-ctc-raw`, shown a part of its target while it learns; for research, it does not ship.",
         criterion=Glancing(),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-nmla",
+        summary="`nar-ctc-raw`, trained on for expected pairs of words wherever they stand; for research.",
+        start="nar-ctc-raw",
+        criterion=NonMonotonic(),
+        warmup=20,
+        matrix_rate=1e-3,
+        other_rate=5e-4,
+        steps=150,
+        gpu_steps=2000,
+        look_every=50,
     ),
     replace(
         _ONE_PASS,

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from outpace.errors import ModelError
+from outpace.models.rounded import joined
 from outpace.train.data import EOS_ID
 from outpace.train.pairs import START_ID, PairBatch
 
@@ -58,7 +60,9 @@ class MarianShape:
             raise ModelError(f"{directory} holds no translator", "Give a directory that `outpace train` wrote.")
         marian = _transformers()
         marian.utils.logging.disable_progress_bar()
-        model = marian.MarianMTModel.from_pretrained(directory, dtype=torch.float32)
+        weights, _ = joined(load_file(directory / "model.safetensors"))
+        config = marian.MarianConfig.from_pretrained(directory)
+        model = marian.MarianMTModel.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
         network = Marian(model.config, model)
         network.eval()
         return network
