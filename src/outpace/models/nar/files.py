@@ -27,6 +27,9 @@ KINDS = {  # below outpace.models.nar
     "fertility": "fertility:Fertility",
     "elmer": "elmer:Elmer",
     "markov": "markov:Markov",
+    "insertion": "insertion:Insertion",
+    "insertion-lm": "insertion:InsertionLm",
+    "levenshtein": "levenshtein:Levenshtein",
 }
 
 

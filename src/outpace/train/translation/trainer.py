@@ -182,6 +182,7 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     network.prepare(batches, tokenizer)
     if recipe.curriculum is not None:
         batches = recipe.curriculum.staged(batches, tokenizer, pairs, steps)
+    network.prepare(batches, tokenizer)
     log.info("%s: %d pairs, %d steps an epoch", source.name, len(batches.sources), batches.steps_per_epoch)
     is_looking = recipe.look_every > 0
     return PairTrainer(
@@ -203,7 +204,7 @@ def _tokenizer(recipe: TranslationRecipe, out: Path, pairs: Sequence[Pair]) -> T
         return load_tokenizer(beside(recipe.start, out))
     if (out / "tokenizer.json").is_file():
         return load_tokenizer(out)
-    return train_pair_tokenizer(pairs, recipe.vocab, recipe.source.tags)
+    return train_pair_tokenizer(pairs, recipe.vocab, recipe.source.tags, recipe.source.is_spaced)
 
 
 def _started(network: PairNetwork, recipe: TranslationRecipe, parent: PairNetwork | None, out: Path) -> PairNetwork:
