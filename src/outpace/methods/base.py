@@ -94,6 +94,19 @@ class Method:
         del offered
         return self, ""
 
+    def check_request(self, target: Adapter, sources: Sequence[list[int]], rooms: Sequence[int]) -> None:
+        """Refuse, before anything runs, what was asked for where it cannot be had.
+
+        Args:
+            target: the model.
+            sources: per text what it is written from: a prompt, or an encoder-decoder's source.
+            rooms: tokens that each text may have.
+
+        Raises:
+            ConfigError: it cannot be had.
+        """
+        del target, sources, rooms
+
     def start(self, context: Context) -> Any:
         """Return the state of joining rows: a tree with a row axis (see `outpace.run.state`)."""
         del context

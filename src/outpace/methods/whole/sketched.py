@@ -9,8 +9,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
-import torch
 from torch import Tensor
 
 from outpace.errors import CapabilityError, ConfigError
@@ -18,9 +18,9 @@ from outpace.methods.whole.base import WholeMethod
 from outpace.models.nar.insertion import NEVER, Sketched, certain_laws
 from outpace.models.nar.model import NarModel, outputs_of
 from outpace.models.nar.network import Pass
-from outpace.models.nar.sketch import Sketch
+from outpace.models.nar.sketch import Sketch, phrases_of
 from outpace.sampling import Sampling
-from outpace.types import Context, Counter
+from outpace.types import Adapter, Context, Counter
 
 __all__ = ["Growing", "SketchMethod"]
 
@@ -104,28 +104,32 @@ class SketchMethod(WholeMethod):
     def complete(self, growing: Growing) -> None:
         """Let the texts grow until they are done."""
 
+    def check_request(self, target: Adapter, sources: Sequence[list[int]], rooms: Sequence[int]) -> None:
+        """Refuse more given words than a text has room for."""
+        net = cast("NarModel", target).net
+        assert isinstance(net, Sketched)
+        for source, room in zip(sources, rooms, strict=True):
+            phrases, has_bar = phrases_of(source, net.starts.tolist())
+            if has_bar or not net.config.plan:
+                net.check_room([Sketch.of(phrases)], room)
+
     def choose(self, model: NarModel, context: Context) -> Sequence[Tensor]:
         """Complete what is given; see `WholeMethod`.
 
         Raises:
-            ConfigError: more is given than there is room for, or what is given may not come.
+            ConfigError: what is given may not come.
         """
         net, cache = model.net, context.cache
         assert isinstance(net, Sketched) and cache is not None
         is_place, outputs = outputs_of(cache)
         run, sketches = net.resume(outputs, is_place)
-        rooms, banned = self._limits(context, net.config.max_positions - 2), self._banned(context, sketches)
-        for sketch, room in zip(sketches, rooms, strict=True):
-            net.check_room([sketch], room)
-        growing = Growing(net, run, sketches, rooms, banned, cache.counter, outputs)
-        with torch.no_grad():
-            self.complete(growing)
+        # Places count from behind the start token, also where a row joins again in the midst of its text.
+        rooms = [
+            min(limit or net.config.max_positions, net.config.max_positions - 1) - 1 for limit in context.sampler.limits
+        ]
+        growing = Growing(net, run, sketches, rooms, self._banned(context, sketches), cache.counter, outputs)
+        self.complete(growing)
         return [model.ended(growing.written(row, outputs[0])) for row in range(len(sketches))]
-
-    @staticmethod
-    def _limits(context: Context, most: int) -> list[int]:
-        given = zip(context.sampler.limits, context.texts, strict=True)
-        return [min(most, limit - len(text)) if limit else most for limit, text in given]
 
     @staticmethod
     def _banned(context: Context, sketches: Sequence[Sketch]) -> list[list[int]]:
