@@ -25,7 +25,19 @@ from outpace.arguments import path, whole
 from outpace.errors import ConfigError, nearest
 from outpace.papers import Paper
 from outpace.setting import check
-from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
+from outpace.types import (
+    Adapter,
+    Capabilities,
+    Context,
+    Decision,
+    Guarantee,
+    Needs,
+    Outcome,
+    Proposal,
+    Report,
+    Scores,
+    View,
+)
 
 __all__ = ["Ids", "Method", "Paper", "chain", "nothing", "trees"]
 

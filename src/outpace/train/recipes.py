@@ -11,9 +11,9 @@ from outpace.models.nar.ctc import CtcConfig
 from outpace.models.nar.dag import DagConfig
 from outpace.models.nar.elmer import ElmerConfig
 from outpace.models.nar.fertility import FertilityConfig
-from outpace.models.nar.markov import MarkovConfig
 from outpace.models.nar.insertion import InsertionConfig, InsertionLmConfig
 from outpace.models.nar.levenshtein import LevenshteinConfig
+from outpace.models.nar.markov import MarkovConfig
 from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig

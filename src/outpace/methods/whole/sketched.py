@@ -69,7 +69,7 @@ class Growing:
 
     def left(self, row: int) -> int:
         """Return how many tokens a row may still get."""
-        return self.rooms[row] - len(self.sketches[row].tokens)
+        return max(0, self.rooms[row] - len(self.sketches[row].tokens))
 
     def insert(self, row: int, slot: int, tokens: Sequence[int], laws: Sequence[Tensor]) -> None:
         """Put tokens into a slot, with the log-probabilities that they were taken from."""

@@ -307,6 +307,7 @@ class InsertionLm(Insertion):
     def __init__(self, config: InsertionLmConfig) -> None:
         super().__init__(config)
         self.done = nn.Linear(config.width, 1)
+        nn.init.constant_(self.done.bias, -2.0)  # at first it goes on
 
     def finish(self, run: Pass) -> list[Tensor]:
         """Return log-probabilities [B, L, V + 1] that sum to 1 over a row; symbol V in slot 0 means done."""

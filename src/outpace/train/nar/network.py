@@ -70,7 +70,7 @@ class TrainedNar(PairNetwork):
         self.lexicon: Lexicon | None = None
 
     def prepare(self, batches: PairBatches, tokenizer: Tokenizer) -> None:
-        """Align the tokens of the pairs where the kind learns from their links, or count them where it asks for that."""
+        """Align the tokens of the pairs where the kind learns from links; count them where it completes given words."""
         if self.net.wants_links:
             sources, targets = ([text[:-1] for text in side] for side in (batches.sources, batches.targets))
             self.lexicon, _ = _ALIGNER.one_way(sources, targets)

@@ -82,10 +82,6 @@ class PairNetwork(nn.Module, ABC):
 
     progress: float = 0.0
 
-    def prepare(self, batches: PairBatches, tokenizer: Tokenizer) -> None:
-        """Read once, before training begins, what pairs and tokenizer tell: counts, lexicons, words."""
-        del batches, tokenizer
-
     def logits(self, batch: PairBatch) -> Tensor:
         """Return what it says at each place with a label, [N, V] in the order of `batch.is_real`.
 

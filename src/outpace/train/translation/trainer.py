@@ -182,7 +182,6 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     network.prepare(batches, tokenizer)
     if recipe.curriculum is not None:
         batches = recipe.curriculum.staged(batches, tokenizer, pairs, steps)
-    network.prepare(batches, tokenizer)
     log.info("%s: %d pairs, %d steps an epoch", source.name, len(batches.sources), batches.steps_per_epoch)
     is_looking = recipe.look_every > 0
     return PairTrainer(
