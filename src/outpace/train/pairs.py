@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
@@ -36,12 +36,14 @@ class PairSource(PublicText):
         read: Returns the pairs of the named files, their sides in the order of `languages`.
         languages: What the two sides are.
         tags: Tokens of their own that the sources hold.
+        is_spaced: Texts are cut as if a space stood before them, so that a word is the same tokens wherever it stands.
     """
 
     splits: dict[str, tuple[str, ...]]
     read: Callable[[Sequence[Path]], list[Pair]]
     languages: tuple[str, str] = ("de", "en")
     tags: tuple[str, ...] = ()
+    is_spaced: bool = False
 
     @property
     def directions(self) -> tuple[str, str]:
@@ -183,12 +185,20 @@ MULTI30K_TAGGED = PairSource(
 PAIR_SOURCES = {source.name: source for source in (TATOEBA, MULTI30K, MULTI30K_TAGGED)}
 
 
-def train_pair_tokenizer(pairs: Iterable[Pair], vocab: int, tags: Sequence[str] = ()) -> Tokenizer:
+def train_pair_tokenizer(
+    pairs: Iterable[Pair], vocab: int, tags: Sequence[str] = (), is_spaced: bool = False
+) -> Tokenizer:
     """A byte-level BPE shared by both languages, ending each text with `<|endoftext|>`.
 
-    Id 2 starts the decoder; tags, which come next, are tokens of their own.
+    Id 2 starts the decoder; tags, which come next, are tokens of their own. Where it is spaced (see `PairSource`), tags
+    take the blanks around them, and no text is written with a blank before it.
     """
-    tokenizer = train_tokenizer((text for pair in pairs for text in pair), vocab, extra=(START, *tags))
+    blank = " " * is_spaced
+    tokenizer = train_tokenizer((blank + text for pair in pairs for text in pair), vocab, extra=(START, *tags))
+    if is_spaced:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Prepend(" ")])
+        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+        tokenizer.add_special_tokens([AddedToken(tag, lstrip=True, rstrip=True, normalized=False) for tag in tags])
     tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, EOS_ID)])
     return tokenizer
 

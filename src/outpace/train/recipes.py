@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from outpace.errors import ConfigError
@@ -12,6 +12,8 @@ from outpace.models.nar.dag import DagConfig
 from outpace.models.nar.diffused import DiffusedConfig
 from outpace.models.nar.elmer import ElmerConfig
 from outpace.models.nar.fertility import FertilityConfig
+from outpace.models.nar.insertion import InsertionConfig, InsertionLmConfig
+from outpace.models.nar.levenshtein import LevenshteinConfig
 from outpace.models.nar.markov import MarkovConfig
 from outpace.models.nar.sga import SgaConfig
 from outpace.models.nets.gru import GruConfig
@@ -22,6 +24,7 @@ from outpace.models.nets.stacks import equal_configs
 from outpace.papers import Paper
 
 from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
+from .keywords import COMMON, DIALOGUES, GAPS, PATHS, RESTAURANTS, STORIES, TABLES
 from .nar.axe import AlignedCrossEntropy
 from .nar.barriers import Barriers
 from .nar.curriculum import Curriculum
@@ -829,7 +832,115 @@ _PLACED = (  # networks that lay out, see and leave places in ways of their own
         start="nar-elmer-base",
     ),
 )
+_GROWN = InsertionConfig(
+    width=112, heads=4, ffn=320, encoder_layers=1, decoder_layers=2, dropout=0.0, max_source=96, max_positions=128
+)
+_EDITED = LevenshteinConfig(
+    width=112, heads=4, ffn=320, encoder_layers=2, decoder_layers=2, dropout=0.0, max_source=96, max_positions=128
+)
+_STORIES = replace(
+    _ONE_PASS_RAW,
+    name="stories-insertion",
+    summary="Completes given words to a sentence of a story, in rounds of parallel insertions (POINTER).",
+    shape=NarShape(config=replace(_GROWN, scheme="progressive")),
+    parent=None,
+    objective="translation",
+    source=STORIES,
+    direction="",
+    vocab=2000,
+    budget=1024,
+    longest=48,
+    look_every=0,
+    method="insertion",
+    steps=450,
+)
+_PATHS = replace(
+    _STORIES,
+    name="paths-insertion",
+    summary="Finds paths in graphs by inserting node after node between their ends.",
+    shape=NarShape(
+        config=InsertionLmConfig(
+            width=96, heads=4, ffn=384, encoder_layers=2, decoder_layers=2, dropout=0.0, max_source=64, max_positions=16
+        )
+    ),
+    source=PATHS,
+    vocab=300,
+    budget=1024,
+    method="insertion-lm",
+    steps=1500,
+)
+_RESTAURANTS = replace(
+    _STORIES,
+    name="restaurants-entities",
+    summary="Completes given entities to a description of a restaurant, by stages that keep them (ENCONTER).",
+    shape=NarShape(config=_GROWN),
+    source=RESTAURANTS,
+    steps=300,
+)
+_COMPLETED = (
+    _STORIES,
+    replace(
+        _STORIES,
+        name="stories-entities",
+        summary="`stories-insertion` by stages that keep the given words (ENCONTER).",
+        shape=NarShape(config=_GROWN),
+    ),
+    replace(
+        _STORIES,
+        name="stories-gaps",
+        summary="Fills gaps of any length in sentences of stories, one insertion at a time (insertion language model).",
+        shape=NarShape(config=InsertionLmConfig(**asdict(replace(_GROWN, scheme="uniform")))),
+        source=GAPS,
+        method="insertion-lm",
+    ),
+    replace(
+        _STORIES,
+        name="concepts-insertion",
+        summary="Completes concepts to an everyday sentence, in rounds of parallel insertions.",
+        shape=NarShape(config=_GROWN),
+        source=COMMON,
+    ),
+    _PATHS,
+    replace(
+        _PATHS,
+        name="paths-decoder",
+        summary="Finds paths in graphs from left to right, by a network of the size of `paths-insertion`.",
+        shape=NetShape(config=replace(_DECODER, layers=5, width=96, ffn=384, dropout=0.0)),
+        criterion=CrossEntropy(),
+        method="",
+    ),
+    _RESTAURANTS,
+    replace(
+        _RESTAURANTS,
+        name="restaurants-progressive",
+        summary="`restaurants-entities` by stages that know of no entities (POINTER); for comparison.",
+        shape=NarShape(config=replace(_GROWN, scheme="progressive")),
+    ),
+    replace(
+        _RESTAURANTS,
+        name="restaurants-levenshtein",
+        summary="Completes given entities by rounds of deletion and insertion (Levenshtein Transformer).",
+        shape=NarShape(config=_EDITED),
+        method="levenshtein",
+    ),
+    replace(
+        _RESTAURANTS,
+        name="tables-skeleton",
+        summary="Describes restaurants: a pointer picks words of the table, rounds of edits complete them (SANA).",
+        shape=NarShape(config=replace(_EDITED, plan="source", ungiven=0.3)),
+        source=TABLES,
+        method="levenshtein",
+    ),
+    replace(
+        _RESTAURANTS,
+        name="dialogue-concepts",
+        summary="Answers users: a planner picks concepts of a graph, rounds of insertions complete them (CG-nAR).",
+        shape=NarShape(config=replace(_GROWN, encoder_layers=2, decoder_layers=2, plan="graph", neighbours=16)),
+        source=DIALOGUES,
+        longest=40,
+    ),
+)
 TRANSLATIONS: dict[str, TranslationRecipe] = {
     recipe.name: recipe
-    for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED, *_TEXTS, *_PLACED, _MARKOV, *_ENCODERS)
+    for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED, *_TEXTS, *_PLACED, _MARKOV, *_ENCODERS, *_COMPLETED)
 }

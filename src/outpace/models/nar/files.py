@@ -30,6 +30,9 @@ KINDS = {  # below outpace.models.nar
     "elmer": "elmer:Elmer",
     "markov": "markov:Markov",
     "sga": "sga:Sga",
+    "insertion": "insertion:Insertion",
+    "insertion-lm": "insertion:InsertionLm",
+    "levenshtein": "levenshtein:Levenshtein",
 }
 
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from outpace.models.nar.files import config_of, kind_of, read_nar
+from outpace.models.nar.insertion import Sketched
 from outpace.models.nar.model import NarModel
 from outpace.models.nar.network import NarConfig, NarNet, Pass
 from outpace.train.pairs import PairBatch, PairBatches
@@ -23,6 +24,7 @@ from .objectives import Likelihood, Objective, Unreached
 __all__ = ["NarShape", "TrainedNar"]
 
 _ALIGNER = Aligner()
+_BLANK = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # how a byte-level tokenizer writes a space
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +70,15 @@ class TrainedNar(PairNetwork):
         self.lexicon: Lexicon | None = None
 
     def prepare(self, batches: PairBatches, tokenizer: Tokenizer) -> None:
-        """Align the tokens of the pairs where the kind learns from their links."""
-        del tokenizer
+        """Align the tokens of the pairs where the kind learns from links; count them where it completes given words."""
         if self.net.wants_links:
             sources, targets = ([text[:-1] for text in side] for side in (batches.sources, batches.targets))
             self.lexicon, _ = _ALIGNER.one_way(sources, targets)
+        if isinstance(self.net, Sketched):
+            ids = range(self.net.config.vocab_size)
+            starts = [(tokenizer.id_to_token(at) or "").startswith(_BLANK) for at in ids]
+            given, wanted = ([until_end(text.tolist()) for text in side] for side in (batches.sources, batches.targets))
+            self.net.prepare(given, wanted, starts)
 
     def begin(self, batch: PairBatch) -> Pass:
         """Encode a batch and lay out its places, its targets without their ends."""

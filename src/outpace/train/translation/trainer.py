@@ -203,7 +203,7 @@ def _tokenizer(recipe: TranslationRecipe, out: Path, pairs: Sequence[Pair]) -> T
         return load_tokenizer(beside(recipe.start, out))
     if (out / "tokenizer.json").is_file():
         return load_tokenizer(out)
-    return train_pair_tokenizer(pairs, recipe.vocab, recipe.source.tags)
+    return train_pair_tokenizer(pairs, recipe.vocab, recipe.source.tags, recipe.source.is_spaced)
 
 
 def _started(network: PairNetwork, recipe: TranslationRecipe, parent: PairNetwork | None, out: Path) -> PairNetwork:

@@ -1,0 +1,79 @@
+"""Edit a text around given tokens in rounds: delete, make places, fill them, all at once each.
+
+Paper: Gu, Wang, Zhao (2019), arXiv 1905.11006 (Levenshtein Transformer), section 3.2.
+Guarantee: approximate; every given token stands in the text, in order, phrases in one piece, whatever the network says.
+Cost: three passes of the decoder a round, one less in the first (there is nothing to delete) and where nothing is made.
+Differences: as in constrained decoding with it (Susanto et al., 2020, arXiv 2004.12681), given tokens are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from outpace.methods.whole.sketched import Growing, SketchMethod
+from outpace.models.nar.levenshtein import HOLE
+from outpace.setting import setting
+
+__all__ = ["Levenshtein"]
+
+
+@dataclass(frozen=True)
+class Levenshtein(SketchMethod):
+    """Levenshtein refinement.
+
+    Attributes:
+        rounds: most rounds.
+        reluctance: nats taken from making no place.
+
+    Raises:
+        ConfigError: no rounds, or a negative reluctance.
+    """
+
+    rounds: int = setting(10, least=1, note="without a round nothing is written")
+    reluctance: float = setting(0.0, least=0.0, is_finite=True)
+
+    name: ClassVar[str] = "levenshtein"
+    summary: ClassVar[str] = "Completes given words by rounds of deletion, new places, and filling those."
+    kinds: ClassVar[tuple[str, ...]] = ("levenshtein",)
+
+    def complete(self, growing: Growing) -> None:
+        """Do rounds until nothing changes."""
+        rows = list(range(len(growing.sketches)))
+        for turn in range(self.rounds):
+            gone = self._delete(growing, rows) if turn else set[int]()
+            made = self._make_places(growing, rows)
+            if made:
+                self._fill(growing, made)
+            rows = [row for row in rows if row in gone or row in made]
+            if not rows:
+                return
+
+    def _delete(self, growing: Growing, rows: list[int]) -> set[int]:
+        goes, found = growing.look(rows)[1], set[int]()
+        for place, row in enumerate(rows):
+            for at in range(len(growing.sketches[row].tokens) - 1, -1, -1):
+                if not growing.sketches[row].is_given[at] and float(goes[place, at + 1]) > 0:
+                    growing.delete(row, at)
+                    found.add(row)
+        return found
+
+    def _make_places(self, growing: Growing, rows: list[int]) -> list[int]:
+        counts, made = growing.look(rows)[2].clone(), []
+        counts[:, :, 0] -= self.reluctance
+        for place, row in enumerate(rows):
+            is_open = growing.sketches[row].is_open
+            wanted = [int(count) * is_open[slot] for slot, count in enumerate(counts[place, : len(is_open)].argmax(-1))]
+            for slot in range(len(wanted) - 1, -1, -1):
+                num = min(wanted[slot], growing.left(row))
+                if num:
+                    growing.insert(row, slot, [HOLE] * num, [counts[0, 0]] * num)
+                    made.append(row)
+        return sorted(set(made))
+
+    def _fill(self, growing: Growing, rows: list[int]) -> None:
+        laws = growing.look(rows)[0]
+        for place, row in enumerate(rows):
+            for at, token in enumerate(growing.sketches[row].tokens):
+                if token == HOLE:
+                    growing.put(row, at, int(laws[place, at + 1].argmax()), laws[place, at + 1])
