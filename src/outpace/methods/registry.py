@@ -50,6 +50,7 @@ _BUILT_IN = {  # below outpace.methods
     "mask-predict": "whole.mask_predict:MaskPredict",
     "sundae": "whole.sundae:Sundae",
     "dag-lookahead": "whole.dag_lookahead:DagLookahead",
+    "dag-beam": "whole.dag_beam:DagBeam",
     "dag-viterbi": "whole.dag_viterbi:DagViterbi",
     "noisy-parallel": "whole.noisy_parallel:NoisyParallel",
     "confident-exit": "whole.confident_exit:ConfidentExit",
