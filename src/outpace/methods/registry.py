@@ -58,6 +58,7 @@ _BUILT_IN = {  # below outpace.methods
     "insertion": "whole.insertion:Insertion",
     "insertion-lm": "whole.insertion_lm:OneInsertion",
     "levenshtein": "whole.levenshtein:Levenshtein",
+    "ctc-beam-search": "whole.ctc_beam:CtcBeamSearch",
     "lookahead": "parallel.lookahead:Lookahead",
     "ouroboros": "speculative.ouroboros:Ouroboros",
     "layer-skip": "speculative.layer_skip:LayerSkip",

@@ -673,7 +673,7 @@ _NAR = (
         budget=1024,
         matrix_rate=8e-3,
         other_rate=4e-3,
-        steps=3000,
+        steps=2400,
         gpu_steps=40000,
         checkpoint_every=100,
     ),
