@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations, pairwise, product
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from outpace.errors import ModelError
+from outpace.errors import ConfigError, ModelError
 from outpace.methods.registry import load_method
+from outpace.methods.whole.dag_beam import DagBeam
 from outpace.methods.whole.dag_lookahead import DagLookahead
 from outpace.methods.whole.dag_viterbi import DagViterbi
+from outpace.models.nar.language import Language, read_language
 from outpace.models.nar.lattice import log_likelihood
 from outpace.models.nar.paths import beam_texts, likeliest_paths
+from outpace.run.row import Row
+from outpace.sampling import Sampling, row_key
 from outpace.testing.checks import run_contract
+from outpace.testing.one_pass import toy_network
+from outpace.testing.world import drive, make_run
+from outpace.text.ngram import NGram
 
 REACH, VOCAB, SIZES = 3, 3, [7, 6, 4, 2]
 
@@ -99,7 +109,42 @@ def test_a_lattice_without_a_path_is_refused() -> None:
     assert beam_texts(said[1, :6], links[1, :6], 10, VOCAB) == []
 
 
-@pytest.mark.parametrize("name", ["dag-lookahead", "dag-viterbi"])
+@pytest.mark.parametrize("name", ["dag-lookahead", "dag-viterbi", "dag-beam"])
 def test_the_rules_keep_the_contract(name: str) -> None:
     failures = run_contract(load_method(name))
     assert not failures, failures
+
+
+def test_a_language_model_for_beams_is_the_model_of_streams() -> None:
+    source = torch.Generator().manual_seed(0)
+    texts = [torch.randint(1, 6, (3 + at % 5,), generator=source).tolist() for at in range(40)]
+    model, stream = Language(texts, 6, 0), [0]
+    for text in texts:
+        stream += [*text, 0]
+    streams = NGram(np.array(stream), 4, 6)
+    for text in ([2, 5, 1], [4, 4, 4, 4, 4], []):
+        wanted = -np.log(2) * streams.bits(np.array([0, *text, 0]))
+        found = [model(tuple(text[:at]), token) for at, token in enumerate([*text, -1])]
+        assert found == pytest.approx(wanted.tolist())
+        total = sum(math.exp(model(tuple(text), token)) for token in (-1, *range(1, 6)))
+        assert total == pytest.approx(1.0)
+
+
+def test_the_text_of_a_beam_is_what_its_laws_say() -> None:
+    model, sources = toy_network("dag"), [[1, 5, 9, 2], [4, 8]]
+    rows = [Row([0], 1, row_key(0, at), 20, (3,), source=list(source)) for at, source in enumerate(sources)]
+    drive(make_run(DagBeam(beam=6, candidates=4), Sampling(), target=model, capacity=96), rows)
+    run = model.begin(sources)
+    for row, (said, links, size) in zip(
+        rows, zip(*model.net.finish(run), run.is_place.sum(1).tolist(), strict=True), strict=True
+    ):
+        best = list(beam_texts(said[:size].detach(), links[:size].detach(), 6, 4)[0][1])
+        whole = best[: best.index(3)] if 3 in best else best
+        assert row.written == [*whole, 3][:20]
+
+
+def test_a_language_model_without_a_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no text to count"):
+        read_language(str(tmp_path / "none.txt"), None, 9, 0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="too few"):
+        Language([], 9, 0)

@@ -22,6 +22,7 @@ from .sources import END, PublicText, open_text
 
 START = "<|start|>"
 START_ID = 2
+SHORT = 31  # bytes of a string, which has room for its end in 32 places
 IGNORED = -100  # where a batch has no label
 Pair = tuple[str, str]  # a sentence and its translation
 Ints = NDArray[np.int64]
@@ -105,6 +106,12 @@ def _tagged(paths: Sequence[Path]) -> list[Pair]:
     return found
 
 
+def _strings(paths: Sequence[Path]) -> list[Pair]:
+    """Return each short English sentence with itself."""
+    kept = dict.fromkeys(english for _, english in _tsv(paths) if 0 < len(english.encode()) <= SHORT)
+    return [(text, text) for text in kept]
+
+
 def _multi30k(name: str) -> tuple[str, str]:
     return f"multi30k/{name}.de.gz", f"multi30k/{name}.en.gz"
 
@@ -182,7 +189,16 @@ MULTI30K_TAGGED = PairSource(
     languages=("en", "x"),
     tags=("<|de|>", "<|fr|>"),
 )
-PAIR_SOURCES = {source.name: source for source in (TATOEBA, MULTI30K, MULTI30K_TAGGED)}
+STRINGS = PairSource(
+    name="tatoeba-strings",
+    splits=TATOEBA.splits,
+    origin=TATOEBA.origin,
+    licence=TATOEBA.licence,
+    note=f"English sentences of at most {SHORT} bytes, each once; a sentence is its own target",
+    read=_strings,
+    languages=("string", "copy"),
+)
+PAIR_SOURCES = {source.name: source for source in (TATOEBA, MULTI30K, MULTI30K_TAGGED, STRINGS)}
 
 
 def train_pair_tokenizer(

@@ -15,6 +15,7 @@ from outpace.models.nar.fertility import FertilityConfig
 from outpace.models.nar.insertion import InsertionConfig, InsertionLmConfig
 from outpace.models.nar.levenshtein import LevenshteinConfig
 from outpace.models.nar.markov import MarkovConfig
+from outpace.models.nar.recursive import RecursiveConfig
 from outpace.models.nar.sga import SgaConfig
 from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
@@ -39,7 +40,7 @@ from .nar.refining import Masked, MaskedTexts, Unrolled
 from .nar.residual import ResidualGlancing
 from .nar.reverse import Mixture
 from .network import LlamaShape
-from .pairs import FEW_TATOEBA, MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
+from .pairs import FEW_TATOEBA, MULTI30K, MULTI30K_TAGGED, STRINGS, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
 from .translation.criteria import CrossEntropy
 from .translation.editing import EditorShape
@@ -672,7 +673,7 @@ _NAR = (
         budget=1024,
         matrix_rate=8e-3,
         other_rate=4e-3,
-        steps=3000,
+        steps=2400,
         gpu_steps=40000,
         checkpoint_every=100,
     ),
@@ -940,7 +941,44 @@ _COMPLETED = (
         longest=40,
     ),
 )
+# Auto-encoders of bytes, of equal steps: a vocabulary of all bytes and three special tokens leaves no room for merges.
+_BYTES = replace(
+    _ONE_PASS_RAW,
+    name="bytes-recursive",
+    summary="A recursive convolutional auto-encoder: short strings to a vector and back, byte by byte, in one pass.",
+    shape=NarShape(config=RecursiveConfig()),
+    vocab=259,
+    source=STRINGS,
+    direction="",
+    budget=2048,
+    longest=32,
+    look_every=0,
+    steps=600,
+)
+_STRINGS = (
+    _BYTES,
+    replace(
+        _BYTES,
+        name="bytes-gru",
+        summary="The recurrent auto-encoder that `bytes-recursive` is compared with, of as many weights.",
+        shape=NetShape(config=GruConfig(width=128, hidden=336, dropout=0.0, has_attention=False)),
+        criterion=CrossEntropy(),
+        method="",
+        other_rate=5e-3,
+    ),
+)
 TRANSLATIONS: dict[str, TranslationRecipe] = {
     recipe.name: recipe
-    for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR, *_REFINED, *_TEXTS, *_PLACED, _MARKOV, *_ENCODERS, *_COMPLETED)
+    for recipe in (
+        *_TRANSLATIONS,
+        *_BASELINES,
+        *_NAR,
+        *_REFINED,
+        *_TEXTS,
+        *_PLACED,
+        _MARKOV,
+        *_ENCODERS,
+        *_COMPLETED,
+        *_STRINGS,
+    )
 }

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .network import UNSAID, NarConfig, NarNet, Pass
+from .prefixes import prefix_beam
 
 __all__ = ["Ctc", "CtcConfig", "best_alignment", "ctc_nll", "repeats_of"]
 
@@ -58,6 +59,12 @@ class Ctc(NarNet):
     def aligned(self, outputs: Sequence[Tensor], run: Pass) -> Tensor:
         """Return the symbols of the likeliest alignment (Viterbi); rows without one are UNSAID throughout."""
         return best_alignment(outputs[0], run.is_place.sum(1), run.targets, run.lengths, self.config.vocab_size)
+
+    def texts(self, outputs: Sequence[Tensor], is_place: Tensor, count: int) -> list[list[list[int]]]:
+        """Return the texts of greatest mass that a beam over prefixes finds."""
+        sizes = is_place.sum(1).tolist()
+        rows = [prefix_beam(row[:size], max(count, 4), 4, 1e-3) for row, size in zip(outputs[0], sizes, strict=True)]
+        return [[list(text) for _, text in row[:count]] for row in rows]
 
     def laws(self, outputs: Sequence[Tensor], is_place: Tensor) -> list[Tensor]:
         """Collapse each row's likeliest symbols; a token's law is that of the first place of its run."""

@@ -33,6 +33,7 @@ KINDS = {  # below outpace.models.nar
     "insertion": "insertion:Insertion",
     "insertion-lm": "insertion:InsertionLm",
     "levenshtein": "levenshtein:Levenshtein",
+    "recursive": "recursive:Recursive",
 }
 
 

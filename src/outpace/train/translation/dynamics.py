@@ -25,11 +25,11 @@ from tokenizers import Tokenizer
 from outpace.errors import ConfigError
 from outpace.failures import guarded
 from outpace.papers import Paper
+from outpace.text.ngram import NGram
 from outpace.train import checkpoint
 from outpace.train.bleu import bleu
 from outpace.train.data import EOS_ID, find_data
 from outpace.train.export import load_tokenizer
-from outpace.train.ngram import NGram
 from outpace.train.pairs import Ints, Pair, make_batch
 from outpace.train.recipes import TRANSLATIONS, TranslationRecipe
 
