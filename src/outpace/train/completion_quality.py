@@ -23,9 +23,9 @@ import torch
 from outpace.api.engine import LanguageModel, load
 from outpace.errors import ConfigError, nearest
 from outpace.failures import guarded
-from outpace.models.nar.insertion import Sketched
 from outpace.models.nar.model import NarModel
 from outpace.models.nar.sketch import phrases_of
+from outpace.models.nar.sketched import Sketched
 from outpace.models.nar.stages import matched
 
 from .data import EOS_ID, find_data

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from outpace.methods.whole.sketched import Growing, SketchMethod
-from outpace.models.nar.insertion import NEVER
+from outpace.models.nar.sketched import NEVER
 from outpace.papers import Paper
 from outpace.setting import setting
 
