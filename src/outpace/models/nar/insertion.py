@@ -120,8 +120,8 @@ class Insertion(Sketched):
             law = certain_laws(sketch.tokens, self.config.vocab_size, found)
             said = found[row, : len(sketch.tokens) + 1]
             parts = [law[:0]]
-            for slot, symbol in enumerate(said.argmax(-1).tolist()):
-                parts += [said[slot, None, :-1]] if symbol < self.config.vocab_size else []
+            for slot, nothing in enumerate(said[:, -1].exp().tolist()):
+                parts += [said[slot, None, :-1]] if nothing < 0.5 else []
                 parts += [law[slot, None]] if slot < len(law) else []
             laws.append(torch.cat(parts))
         return laws
