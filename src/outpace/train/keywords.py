@@ -17,7 +17,18 @@ from pathlib import Path
 from .pairs import Pair, PairSource
 from .sources import END, open_text, read_jsonl
 
-__all__ = ["COMMON", "DIALOGUES", "GAPS", "PATHS", "RESTAURANTS", "STORIES", "TABLES", "star_graphs"]
+__all__ = [
+    "COMMON",
+    "DIALOGUES",
+    "GAPS",
+    "PATHS",
+    "RESTAURANTS",
+    "SETS",
+    "STORIES",
+    "TABLES",
+    "star_graphs",
+    "table_values",
+]
 
 BARS = ("|", "||")
 _WORD = re.compile(r"(?<![\w'])[A-Za-z]+(?![\w'])")
@@ -109,7 +120,7 @@ def _entities(paths: Sequence[Path]) -> list[Pair]:
     found = list[Pair]()
     for table, text in _tables(paths):
         at, values = 0, list[str]()
-        places = sorted((text.find(value), value) for value in table.values() if len(value) > 3)
+        places = sorted((text.find(value), value) for value in table.values() if value not in ("yes", "no"))
         for place, value in places:
             if place >= at and _stands(text, place, value):
                 values.append(value)
@@ -126,6 +137,12 @@ def _stands(text: str, at: int, value: str) -> bool:
 
 def _skeletons(paths: Sequence[Path]) -> list[Pair]:
     return [(", ".join(f"{name} {value}" for name, value in table.items()), text) for table, text in _tables(paths)]
+
+
+def table_values(source: str) -> list[str]:
+    """Return the values of a written table that a text tells in the same words; none where it is no table."""
+    found = re.findall(r"(?:^|, )(?:name|eatType|food|area|near) ([^,|]+)", source)
+    return found if source.startswith("name ") else []
 
 
 def _turns(paths: Sequence[Path]) -> list[Pair]:
@@ -231,3 +248,6 @@ PATHS = MadeSource(
     tags=BARS,
     is_spaced=True,
 )
+SETS: dict[str, PairSource] = {
+    source.name: source for source in (STORIES, GAPS, RESTAURANTS, TABLES, COMMON, DIALOGUES, PATHS)
+}

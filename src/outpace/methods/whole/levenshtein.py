@@ -52,10 +52,15 @@ class Levenshtein(SketchMethod):
     def _delete(self, growing: Growing, rows: list[int]) -> set[int]:
         goes, found = growing.look(rows)[1], set[int]()
         for place, row in enumerate(rows):
-            for at in range(len(growing.sketches[row].tokens) - 1, -1, -1):
-                if not growing.sketches[row].is_given[at] and float(goes[place, at + 1]) > 0:
+            sketch = growing.sketches[row]
+            leaves = (goes[place, 1 : len(sketch.tokens) + 1] > 0).tolist()
+            for at in range(len(leaves) - 1, -1, -1):
+                if leaves[at] and not sketch.is_given[at]:
                     growing.delete(row, at)
                     found.add(row)
+            for at in range(len(sketch.tokens) - 1, 0, -1):  # what goes on with a given word that it stood apart from
+                while at < len(sketch.tokens) and growing.is_joined(row, at):
+                    growing.delete(row, at)
         return found
 
     def _make_places(self, growing: Growing, rows: list[int]) -> list[int]:

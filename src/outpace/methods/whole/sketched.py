@@ -76,6 +76,11 @@ class Growing:
         self.sketches[row].insert(slot, tokens)
         self.laws[row][slot:slot] = laws
 
+    def is_joined(self, row: int, at: int) -> bool:
+        """Return whether a token that was not given goes on with a given word."""
+        sketch = self.sketches[row]
+        return sketch.is_given[at - 1] and not sketch.is_given[at] and bool(self.net.joins[sketch.tokens[at]])
+
     def delete(self, row: int, at: int) -> None:
         """Take a token out that was not given."""
         self.sketches[row].delete(at)
@@ -92,7 +97,8 @@ class Growing:
         laws = certain_laws(self.sketches[row].tokens, vocab, like)
         for at, law in enumerate(self.laws[row]):
             if law is not None:
-                laws[at] = law[:vocab]
+                is_behind = at > 0 and self.laws[row][at - 1] is None
+                laws[at] = law[:vocab].masked_fill(self.net.joins & is_behind, NEVER)
         return laws
 
 

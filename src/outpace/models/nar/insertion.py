@@ -81,20 +81,35 @@ class Sketched(NarNet):
     Config = SketchedConfig
     importance: Tensor
     starts: Tensor
+    joins: Tensor
 
     def __init__(self, config: SketchedConfig) -> None:
         super().__init__(config)
         self.register_buffer("importance", torch.ones(config.vocab_size))
         self.register_buffer("starts", torch.ones(config.vocab_size, dtype=torch.bool))
+        self.register_buffer("joins", torch.zeros(config.vocab_size, dtype=torch.bool))
         self.planner = Planner(config) if config.plan else None
 
-    def prepare(self, sources: Sequence[list[int]], targets: Sequence[list[int]], starts: Sequence[bool]) -> None:
-        """Count once what training texts tell: how rare each token is, which begin words, which go together."""
+    def prepare(
+        self,
+        sources: Sequence[list[int]],
+        targets: Sequence[list[int]],
+        starts: Sequence[bool],
+        joins: Sequence[bool] | None = None,
+    ) -> None:
+        """Count once what training texts tell: how rare each token is, and which go together.
+
+        Args:
+            sources, targets: tokens, without ends.
+            starts: per token of the vocabulary, whether it begins a word.
+            joins: whether it goes on with the word before it, so that it may not follow a given one; None = none does.
+        """
         counts = torch.ones(self.config.vocab_size)
         for target in targets:
             counts[torch.tensor(sorted(set(target)), dtype=torch.int64)] += 1
         self.importance.copy_((len(targets) / counts).log().clamp(min=0))
         self.starts.copy_(torch.tensor(starts, dtype=torch.bool))
+        self.joins.copy_(torch.tensor(joins or [False] * self.config.vocab_size, dtype=torch.bool))
         if self.planner is not None and self.config.plan == "graph":
             self.planner.connect(sources, targets, self.starts)
 
@@ -200,6 +215,16 @@ class Sketched(NarNet):
         """Return the two states on both sides of each slot, [B, L, 2W]; behind the last place is no slot."""
         return torch.cat([hidden, F.pad(hidden[:, 1:], (0, 0, 0, 1))], -1)
 
+    def bordered(self, found: Tensor, is_behind: Tensor) -> Tensor:
+        """Return log-probabilities [B, L, V or more] where nothing goes on with a given word.
+
+        Args:
+            found: before.
+            is_behind: [B, L] bool, where the token before is a given one.
+        """
+        joins = F.pad(self.joins, (0, found.shape[-1] - len(self.joins)))
+        return found.masked_fill(is_behind[:, :, None] & joins, NEVER)
+
     def written(self, hidden: Tensor) -> Tensor:
         """Return the log-probabilities [..., V + extra symbols] without tokens that no text holds."""
         found = hidden @ self.embed_tokens.weight.T if self.fast is None else self.fast.head(hidden)
@@ -225,7 +250,7 @@ class Insertion(Sketched):
         if not self.training:  # no label is on a closed slot
             nothing = torch.full_like(found[:1, :1], NEVER)
             nothing[..., -1] = 0.0
-            found = torch.where(run.extra["is_open"][:, :, None], found, nothing)
+            found = self.bordered(torch.where(run.extra["is_open"][:, :, None], found, nothing), run.extra["is_given"])
         return [found, *self.kept(run)]
 
     def trained(self, run: Pass) -> list[Sketch]:
@@ -315,6 +340,7 @@ class InsertionLm(Insertion):
         logits = F.relu(self.join(self.slots(hidden))) @ self.embed_tokens.weight[:-1].T
         logits = logits if logits.dtype == torch.float64 else logits.float()
         special = torch.arange(logits.shape[-1], device=logits.device) < SPECIAL
+        logits = self.bordered(logits, run.extra["is_given"])
         logits = logits.masked_fill(special | ~run.extra["is_open"][:, :, None], NEVER)
         done = self.done(hidden[:, 0]).to(logits.dtype)
         found = logits.flatten(1).log_softmax(-1).view_as(logits) + F.logsigmoid(-done)[:, :, None]

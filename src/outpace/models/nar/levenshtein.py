@@ -58,7 +58,10 @@ class Levenshtein(Sketched):
         closed[..., 0] = 0.0
         counts = torch.where(run.extra["is_open"][:, :, None], counts, closed)
         goes = self.goes(hidden)[..., 0].masked_fill(run.extra["is_given"], NEVER)
-        return [hidden[..., :0] if self.training else self.written(hidden), goes, counts, *self.kept(run)]
+        if self.training:
+            return [hidden[..., :0], goes, counts, *self.kept(run)]
+        is_behind = F.pad(run.extra["is_given"][:, :-1], (1, 0))
+        return [self.bordered(self.written(hidden), is_behind), goes, counts, *self.kept(run)]
 
     def trained(self, run: Pass) -> list[Sketch]:
         """Leave tokens out of each target by chance, none that was given; a share of all drawn for each."""

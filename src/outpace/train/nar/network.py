@@ -76,9 +76,10 @@ class TrainedNar(PairNetwork):
             self.lexicon, _ = _ALIGNER.one_way(sources, targets)
         if isinstance(self.net, Sketched):
             ids = range(self.net.config.vocab_size)
-            starts = [(tokenizer.id_to_token(at) or "").startswith(_BLANK) for at in ids]
+            pieces = [tokenizer.id_to_token(at) or "" for at in ids]
             given, wanted = ([until_end(text.tolist()) for text in side] for side in (batches.sources, batches.targets))
-            self.net.prepare(given, wanted, starts)
+            starts, joins = [piece.startswith(_BLANK) for piece in pieces], [_goes_on(piece) for piece in pieces]
+            self.net.prepare(given, wanted, starts, joins)
 
     def begin(self, batch: PairBatch) -> Pass:
         """Encode a batch and lay out its places, its targets without their ends."""
@@ -124,3 +125,11 @@ class TrainedNar(PairNetwork):
             context=config.max_source,
             architecture=f"{type(self.net).__name__}, which writes in one pass: {config}",
         )
+
+
+def _goes_on(piece: str) -> bool:
+    """Return whether a piece of a byte-level vocabulary begins with a letter, a digit or a byte beyond ASCII."""
+    first = piece[:1]
+    if first.isascii():
+        return first.isalnum() or first == "_"
+    return not "\u0100" <= first <= _BLANK  # there stand control characters and the blank
