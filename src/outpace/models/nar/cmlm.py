@@ -111,7 +111,7 @@ class Cmlm(NarNet):
     def nll(self, outputs: Sequence[Tensor], run: Pass) -> Tensor:
         """Add up what the length and, each by itself, the tokens cost."""
         size = run.targets.shape[1]
-        is_said = torch.arange(size, device=run.targets.device) < run.lengths[:, None]
+        is_said = (torch.arange(size, device=run.targets.device) < run.lengths[:, None]) & run.asked[:, :size]
         said = outputs[0][:, :size].gather(2, run.targets[:, :, None])[:, :, 0]
         return self.lengths.nll(outputs[1], run) - torch.where(is_said, said, 0.0).sum(1)
 

@@ -83,6 +83,12 @@ class Pass:
     lengths: Tensor
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def asked(self) -> Tensor:
+        """Places that a loss over single places asks for, [B, L] bool: the real ones but those shown (glancing)."""
+        shown: Tensor | None = self.extra.get("shown")
+        return self.is_place if shown is None else self.is_place & ~shown
+
 
 class Fast(Protocol):
     """The layers of a network on other kernels; see `outpace.models.nar.compiled`."""
