@@ -67,7 +67,7 @@ class Cmlm(NarNet):
         """Give texts of these lengths [B] to a pass, all blank, and return it."""
         run.is_place = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
         copied = uniform_copy(run.states, run.is_real, lengths)[0] if self.config.has_copy else 0.0
-        run.extra["copied"] = copied * self.config.width**-0.5  # as large as the tokens' vectors, which it must not hide
+        run.extra["copied"] = copied * self.config.width**-0.5  # no larger than tokens
         run.inputs = self.reading(run, self.blanks(lengths))
         return run
 
