@@ -66,7 +66,8 @@ class Cmlm(NarNet):
     def lay(self, run: Pass, lengths: Tensor) -> Pass:
         """Give texts of these lengths [B] to a pass, all blank, and return it."""
         run.is_place = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        run.extra["copied"] = uniform_copy(run.states, run.is_real, lengths)[0] if self.config.has_copy else 0.0
+        copied = uniform_copy(run.states, run.is_real, lengths)[0] if self.config.has_copy else 0.0
+        run.extra["copied"] = copied * self.config.width**-0.5  # no larger than tokens
         run.inputs = self.reading(run, self.blanks(lengths))
         return run
 
