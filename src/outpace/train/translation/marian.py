@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from outpace import kernels
+from outpace.api.engine import LanguageModel
 from outpace.errors import ModelError
 from outpace.models.rounded import joined
+from outpace.models.seq2seq.loading import load_pair
 from outpace.train.data import EOS_ID
 from outpace.train.pairs import START_ID, PairBatch
 
@@ -142,6 +148,26 @@ class Marian(PairNetwork):
         options = {"max_new_tokens": most, "do_sample": False, "num_beams": 1}
         written: Tensor = self.model.generate(input_ids=sources, attention_mask=mask, **options)
         return [until_end(row) for row in written[:, 1:].tolist()]
+
+    def writer(self) -> Callable[[Tensor, Tensor, int], list[list[int]]]:
+        """Return what `translate` does, in float32 by the engine: on a CPU in a third of the time."""
+        if self.table.device.type != "cpu":
+            return self.translate
+        files = self.export()
+        with TemporaryDirectory() as folder:
+            place = Path(folder)
+            save_file({name: weight.contiguous() for name, weight in files.weights.items()}, place / "model.safetensors")
+            (place / "config.json").write_text(json.dumps(files.config), encoding="utf-8")
+            (place / "generation_config.json").write_text(json.dumps(dict(files.generation)), encoding="utf-8")
+            model = LanguageModel(load_pair(place, "float32", "cpu", kernels=kernels), end_tokens=(EOS_ID,))
+
+        def write(sources: Tensor, mask: Tensor, most: int) -> list[list[int]]:
+            rows = [row[:count] for row, count in zip(sources.tolist(), mask.sum(1).tolist(), strict=True)]
+            most = min(most, self.model.config.max_position_embeddings - 1)
+            with torch.autocast("cpu", enabled=False):
+                return [until_end(result.tokens) for result in model.generate(rows, max_tokens=most)]
+
+        return write
 
     def export(self) -> NetworkFiles:
         """Return its files: tied tables once, position tables not at all."""

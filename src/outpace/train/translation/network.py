@@ -7,7 +7,7 @@ with `logits`, or with `loss` where it has none, and `export`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,6 +143,10 @@ class PairNetwork(nn.Module, ABC):
             if bool((written[:, 1:] == EOS_ID).any(1).all()):
                 break
         return [until_end(row) for row in written[:, 1:].tolist()]
+
+    def writer(self) -> Callable[[Tensor, Tensor, int], list[list[int]]]:
+        """Return what `translate` does, for many batches under the present weights."""
+        return self.translate
 
     @abstractmethod
     def export(self) -> NetworkFiles:
