@@ -156,7 +156,9 @@ class Marian(PairNetwork):
         files = self.export()
         with TemporaryDirectory() as folder:
             place = Path(folder)
-            save_file({name: weight.contiguous() for name, weight in files.weights.items()}, place / "model.safetensors")
+            save_file(
+                {name: weight.contiguous() for name, weight in files.weights.items()}, place / "model.safetensors"
+            )
             (place / "config.json").write_text(json.dumps(files.config), encoding="utf-8")
             (place / "generation_config.json").write_text(json.dumps(dict(files.generation)), encoding="utf-8")
             model = LanguageModel(load_pair(place, "float32", "cpu", kernels=kernels), end_tokens=(EOS_ID,))
