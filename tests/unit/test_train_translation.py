@@ -12,14 +12,14 @@ import pytest
 import torch
 
 import outpace
-from outpace.errors import ConfigError, ModelError
+from outpace.errors import ConfigError
 from outpace.train import TRANSLATIONS, TranslationRecipe, checkpoint, train
 from outpace.train.bleu import bleu
 from outpace.train.export import load_tokenizer
 from outpace.train.loop import Loop
 from outpace.train.pairs import TATOEBA, make_batch
 from outpace.train.translation import dynamics, selection, speed
-from outpace.train.translation.dynamics import fuzzy_reordering, reached, stages
+from outpace.train.translation.dynamics import Order, fuzzy_reordering, reached, stages
 from outpace.train.translation.look import HeldOut, translate_all
 from outpace.train.translation.marian import MarianShape
 from outpace.train.translation.network import PairNetwork
@@ -234,16 +234,16 @@ def test_the_reordering_score_by_hand() -> None:
     assert reached([0.0, 5.0, 9.6, 9.0, 9.9, 10.0]) == 4 and reached([1.0, 1.0]) == 0
 
 
-def test_attention_is_a_law_over_the_sources_own_places(run: Path) -> None:
-    network, tokenizer = network_of(run), load_tokenizer(run)
-    rows = [np.array(tokenizer.encode(text).ids) for text in ("the dog.", "the dog sees the child.")]
-    batch = make_batch(rows, rows)
-    with torch.no_grad():
-        found = network.attention(batch)
-    assert found.shape == (2, batch.inputs.shape[1], batch.sources.shape[1])
-    assert torch.allclose(found.sum(-1), torch.ones(found.shape[:2])) and not found[0, :, len(rows[0]) :].any()
-    with pytest.raises(ModelError, match="shows no attention"):
-        PairNetwork.attention(network, batch)
+def test_the_order_of_translations_is_told_by_a_lexicon(run: Path) -> None:
+    pairs = [(english, german) for german, english in PAIRS]
+    tokenizer = load_tokenizer(run)
+    order = Order.learnt(tokenizer, pairs)
+
+    def monotone(text: str) -> float:
+        return order.monotone(["the man sees the dog."], [tokenizer.encode(text).ids[:-1]])
+
+    assert monotone("der Mann sieht der Hund.") > monotone("der Hund sieht der Mann.") >= 0
+    assert order.monotone(["the dog."], [[]]) == 0  # nothing that could be told
 
 
 def test_every_kept_checkpoint_is_reported(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,21 +126,6 @@ class Marian(PairNetwork):
         found: Tensor = self.model.model.shared.weight
         return found
 
-    def attention(self, batch: PairBatch) -> Tensor:
-        """Return the mean attention of the last decoder layer but one, which aligns best: [B, T, S].
-
-        Source: Garg et al. (2019, arXiv 1909.02074), section 4.2.
-        """
-        output = self.model.model(
-            input_ids=batch.sources,
-            attention_mask=batch.mask,
-            decoder_input_ids=batch.inputs,
-            use_cache=False,
-            output_attentions=True,
-        )
-        layers: tuple[Tensor, ...] = output.cross_attentions
-        return layers[-2 if len(layers) > 1 else -1].mean(1)
-
     @torch.no_grad()
     def translate(self, sources: Tensor, mask: Tensor, most: int) -> list[list[int]]:
         """Write the most likely next token until the end; see `PairNetwork.translate`."""

@@ -116,14 +116,6 @@ class PairNetwork(nn.Module, ABC):
         """
         raise ModelError(f"{type(self).__name__} names no table of embeddings.", "Give it a property `table`.")
 
-    def attention(self, batch: PairBatch) -> Tensor:
-        """Return how far each target place looks at each source place, [B, T, S], for alignments.
-
-        Raises:
-            ModelError: The network does not say.
-        """
-        raise ModelError(f"{type(self).__name__} shows no attention.", "Give it a method `attention`.")
-
     @torch.no_grad()
     def translate(self, sources: Tensor, mask: Tensor, most: int) -> list[list[int]]:
         """Write the most likely next token until the end or `most` tokens, and return the tokens before the end.

@@ -29,7 +29,7 @@ from outpace.train.export import load_tokenizer
 from outpace.train.pairs import Pair, train_pair_tokenizer
 from outpace.train.recipes import TRANSLATIONS, TranslationRecipe
 
-from .dynamics import monotonicity
+from .dynamics import Order
 from .look import translate_all, write_all
 from .network import PairNetwork
 from .snapshots import load_snapshot, snapshots
@@ -69,6 +69,7 @@ def lesson(
     *,
     steps: int,
     out: Path,
+    order: Order,
 ) -> Lesson:
     """Train one student on what a teacher writes.
 
@@ -81,17 +82,20 @@ def lesson(
         held_out: pairs that both are measured on.
         steps: of the student.
         out: folder of the targets that were written.
+        order: tells how monotone its texts are.
     """
     sources, references = [source for source, _ in held_out], [target for _, target in held_out]
     rows = write_all(teacher, tokenizer, sources, CPU)
     written = written_pairs(teacher, tokenizer, pairs, out / f"{step:06d}.jsonl", CPU)
-    own = train_pair_tokenizer(pairs, recipe.vocab, recipe.source.tags)
+    own = train_pair_tokenizer(pairs, recipe.vocab, recipe.source.tags, recipe.source.is_spaced)
     torch.manual_seed(0)
+    network, batches = recipe.shape.build(recipe.vocab), batches_of(recipe, own, written, seed=0)
+    network.prepare(batches, own)
     trainer = PairTrainer(
         recipe=recipe,
-        network=recipe.shape.build(recipe.vocab),
+        network=network,
         criterion=recipe.criterion,
-        batches=batches_of(recipe, own, written, seed=0),
+        batches=batches,
         tokenizer=own,
         device=CPU,
         seed=0,
@@ -103,7 +107,7 @@ def lesson(
     return Lesson(
         step=step,
         teacher=bleu(tokenizer.decode_batch(rows), references),
-        monotone=monotonicity(teacher, tokenizer, sources, rows),
+        monotone=order.monotone(sources, rows),
         student=bleu(translate_all(trainer.network, own, sources, CPU), references),
         student_loss=sum(last) / len(last),
     )
@@ -146,12 +150,14 @@ def _teach_all(given: argparse.Namespace) -> int:
     pairs = recipe.source.pairs(folder, "train", recipe.direction)[: given.pairs]
     held_out = recipe.source.pairs(folder, "valid", recipe.direction)[: given.count]
     teacher, tokenizer, found = recipe.shape.build(recipe.vocab), load_tokenizer(given.directory), list[Lesson]()
-    student = replace(student, look_every=0)
+    student, order = replace(student, look_every=0), Order.learnt(tokenizer, pairs)
     print(_HEAD)
     for step in given.at or kept:
         load_snapshot(teacher, kept[step])
         out = given.directory / "written"
-        found.append(lesson(teacher, tokenizer, step, student, pairs, held_out, steps=given.steps, out=out))
+        found.append(
+            lesson(teacher, tokenizer, step, student, pairs, held_out, steps=given.steps, out=out, order=order)
+        )
         print(_line(found[-1]), flush=True)
     if given.json:
         given.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n", encoding="utf-8")

@@ -187,7 +187,7 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     return PairTrainer(
         recipe=recipe,
         network=network,
-        criterion=_criterion(recipe, parent, lambda: _batches(recipe, tokenizer, raw, seed)),
+        criterion=_criterion(recipe, parent, lambda: batches_of(recipe, tokenizer, raw, seed)),
         batches=batches,
         held_out=HeldOut(source.pairs(folder, "valid", recipe.direction), tokenizer) if is_looking else None,
         tokenizer=tokenizer,
