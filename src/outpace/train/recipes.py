@@ -409,6 +409,14 @@ _TRANSLATIONS = (
         summary="`captions-small`, started from `captions-denoising`; for research, it does not ship.",
         parent="captions-denoising",
     ),
+    replace(
+        _SMALL,
+        name="captions-kept",
+        summary="`captions-small`, its weights kept every 25 steps, to see how it learns; it does not ship.",
+        keeps_all=True,
+        look_every=0,
+        checkpoint_every=25,
+    ),
     TranslationRecipe(
         name="correct",
         summary="A small corrector of English: spelling, agreement, articles, prepositions, verb forms and marks.",
