@@ -72,6 +72,16 @@ def test_each_place_on_the_best_path_is_told_its_token() -> None:
     assert [[token for token in row if token >= 0] for row in told.tolist()] == [[5, 6, 7, 8], [4], [9, 9]]
 
 
+def test_a_glance_in_blocks_is_what_a_whole_pass_says() -> None:
+    net = small(7)
+    run = laid_out(net)
+    outputs = net.finish(run)
+    with torch.no_grad():
+        wanted, said = net.glance(run)
+    assert torch.equal(wanted, net.aligned(outputs, run))
+    assert torch.equal(said, outputs[0].argmax(-1))
+
+
 def pair_batch(targets: list[list[int]]) -> PairBatch:
     """Return a batch whose sources have two tokens: six places each."""
     width = max(map(len, targets))

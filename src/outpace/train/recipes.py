@@ -721,6 +721,15 @@ _NAR = (
         ),
         criterion=ResidualGlancing(),
     ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-drafter",
+        summary="A one-pass drafter of `captions-small`, whose tokens it writes; for research, it does not ship.",
+        objective="correction",
+        parent="captions-small",
+        criterion=Glancing(),
+        vocab=4096,
+    ),
     _DAG,
     replace(
         _DAG,

@@ -208,6 +208,11 @@ class NarNet(nn.Module, ABC):
         """Return `nll` of what a pass gives, [B], in training; a kind may come to it with less memory."""
         return self.nll(self.finish(run), run)
 
+    def glance(self, run: Pass) -> tuple[Tensor, Tensor]:
+        """Return what each place should say (`aligned`) and what it says by itself, [B, L] int64 each, in one pass."""
+        outputs = self.finish(run)
+        return self.aligned(outputs, run), outputs[0].argmax(-1)
+
     def texts(self, outputs: Sequence[Tensor], is_place: Tensor, count: int) -> list[list[list[int]]]:
         """Return per row up to `count` likely texts without ends, likeliest first; a kind without a lattice has one."""
         del count
