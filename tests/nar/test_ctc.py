@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from outpace.models.nar.cmlm import CmlmConfig
 from outpace.models.nar.ctc import Ctc, CtcConfig, best_alignment, ctc_nll, repeats_of
+from outpace.models.nar.fertility import FertilityConfig
+from outpace.models.nar.files import kind_of
 from outpace.models.nar.model import NarModel
 from outpace.models.nar.network import UNSAID, Pass
 from outpace.train.nar.network import TrainedNar
@@ -140,6 +143,31 @@ def test_the_second_pass_sees_the_target_where_it_is_shown(monkeypatch: pytest.M
     changed = (before != after).any(-1)
     assert bool(changed.any()) and not bool(changed[~is_place].any())
     assert all(bool((table == vector).all(1).any()) for vector in after[changed])
+
+
+def test_what_was_shown_is_not_asked_for() -> None:
+    """Equation 6, of kinds whose loss is a sum over places."""
+    sizes = {
+        "vocab_size": 9,
+        "width": 16,
+        "heads": 2,
+        "ffn": 24,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "dropout": 0.0,
+    }
+    for config in (FertilityConfig(**sizes), CmlmConfig(**sizes)):
+        torch.manual_seed(7)
+        network = TrainedNar(kind_of(config)(config)).double()
+        run = network.begin(PAIRS)  # type: ignore[arg-type]
+        outputs = network.net.finish(run)
+        wanted = network.net.aligned(outputs, run)
+        whole = network.net.nll(outputs, run)
+        run.extra["shown"] = shown = (wanted != UNSAID) & (torch.rand(wanted.shape) < 0.5)
+        costs = -outputs[0].gather(2, wanted.clamp(min=0)[:, :, None])[:, :, 0].where(shown, outputs[0].new_zeros(()))
+        assert bool(shown.any())
+        is_reached = whole < 1e20
+        torch.testing.assert_close(network.net.nll(outputs, run)[is_reached], (whole - costs.sum(1))[is_reached])
 
 
 def test_both_passes_have_one_dropout() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from outpace import kernels
 from outpace.errors import ConfigError
 from outpace.models.nar.dag import Dag, DagConfig
 from outpace.models.nar.model import NarModel
@@ -71,6 +72,16 @@ def test_each_place_on_the_best_path_is_told_its_token() -> None:
     assert [[token for token in row if token >= 0] for row in told.tolist()] == [[5, 6, 7, 8], [4], [9, 9]]
 
 
+def test_a_glance_in_blocks_is_what_a_whole_pass_says() -> None:
+    net = small(7)
+    run = laid_out(net)
+    outputs = net.finish(run)
+    with torch.no_grad():
+        wanted, said = net.glance(run)
+    assert torch.equal(wanted, net.aligned(outputs, run))
+    assert torch.equal(said, outputs[0].argmax(-1))
+
+
 def pair_batch(targets: list[list[int]]) -> PairBatch:
     """Return a batch whose sources have two tokens: six places each."""
     width = max(map(len, targets))
@@ -133,3 +144,21 @@ def test_infilling_shows_a_share_of_the_target_at_its_places() -> None:
     torch.testing.assert_close(run.inputs[0, [0, 3, 5]], before[0, [0, 3, 5]])
     assert int(show(network.net, run, wanted, 0.7).sum()) == 2
     assert network.loss(pair_batch([[5, 6, 7, 0]]), Infilling(0.5)).isfinite()
+
+
+def test_a_graph_on_compiled_kernels_says_what_its_modules_say() -> None:
+    torch.manual_seed(6)
+    config = DagConfig(
+        vocab_size=60, width=32, heads=4, ffn=48, encoder_layers=2, decoder_layers=2, factor=4, reach=9,
+        max_source=12, max_positions=48,
+    )  # fmt: skip
+    plain, fast = NarModel(Dag(config)), NarModel(Dag(config))
+    fast.net.load_state_dict(plain.net.state_dict())
+    if not fast.compile(kernels):
+        pytest.skip("no compiler here")
+    sources = [[5, 6, 7, 8, 0], [9, 0]]
+    with torch.no_grad():
+        wanted, found = (model.net.finish(model.begin(sources)) for model in (plain, fast))
+    for one, other in zip(wanted, found, strict=True):
+        torch.testing.assert_close(other[1, :8], one[1, :8], atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(other[0], one[0], atol=2e-5, rtol=1e-5)

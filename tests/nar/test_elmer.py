@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from outpace import LanguageModel
+from outpace.bench.exits import measure
 from outpace.errors import ConfigError
 from outpace.models.nar.elmer import Elmer, ElmerConfig
 from outpace.models.nar.model import NarModel
 from outpace.models.nar.network import Pass
+from outpace.testing.one_pass import ToyOnePass
+from outpace.testing.spelling import plain_spellings, toy_tokenizer
 from outpace.train.nar.network import TrainedNar
 from outpace.train.nar.permutation import LayerPermutation, laws_at
 from outpace.train.pairs import make_batch
@@ -130,3 +133,21 @@ def test_the_objective_trains_every_layer() -> None:
 def test_a_window_of_cross_attention_is_refused() -> None:
     with pytest.raises(ConfigError, match="window"):
         Elmer(ElmerConfig(vocab_size=VOCAB, width=8, heads=2, ffn=8, cross_window=2))
+
+
+def test_layers_texts_and_thresholds_are_told_together() -> None:
+    lm = LanguageModel(NarModel(tiny()), toy_tokenizer(plain_spellings(VOCAB)), end_tokens=(0,), name="tiny")
+    pairs = [("aAbB", "aA"), ("cC", "bB"), ("dDeEfF", "cC")]
+    found = measure(lm, pairs, [1.0, 0.5, 0.0], warm=0)
+    assert [one.layers for one in (found[0], found[2])] == [LAYERS, 1] and 1 < found[1].layers < LAYERS
+    assert found[0].same == 1 and found[1].place_layers == pytest.approx(
+        float(torch.cat([net_depth(lm, source) for source, _ in pairs]).double().mean())
+    )
+    with pytest.raises(ConfigError, match="no heads"):
+        measure(LanguageModel(ToyOnePass(), toy_tokenizer(plain_spellings(VOCAB))), pairs, [1.0])
+
+
+def net_depth(lm: LanguageModel, source: str) -> Tensor:
+    model = lm.target
+    assert isinstance(model, NarModel) and isinstance(model.net, Elmer)
+    return model.net.exit(model.begin([lm.encode(source)]), 0.5)[1][0]

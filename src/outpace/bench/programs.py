@@ -130,8 +130,13 @@ def _stepwise(network: TrainedNar, batch: PairBatch) -> Tensor:
     ).sum()
 
 
+def _glancing(network: TrainedNar, batch: PairBatch) -> Tensor:
+    return network.loss(batch, Glancing())
+
+
 PEAKS: dict[str, Callable[[TrainedNar, PairBatch], Tensor]] = {
     "in blocks": _blocks,
+    "in blocks, with glancing": _glancing,
     "all log-probabilities at once": _whole,
     "PyTorch's own way back": _stepwise,
 }

@@ -409,6 +409,14 @@ _TRANSLATIONS = (
         summary="`captions-small`, started from `captions-denoising`; for research, it does not ship.",
         parent="captions-denoising",
     ),
+    replace(
+        _SMALL,
+        name="captions-kept",
+        summary="`captions-small`, its weights kept every 25 steps, to see how it learns; it does not ship.",
+        keeps_all=True,
+        look_every=0,
+        checkpoint_every=25,
+    ),
     TranslationRecipe(
         name="correct",
         summary="A small corrector of English: spelling, agreement, articles, prepositions, verb forms and marks.",
@@ -712,6 +720,15 @@ _NAR = (
             config=DiffusedConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2, factor=2)
         ),
         criterion=ResidualGlancing(),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-drafter",
+        summary="A one-pass drafter of `captions-small`, whose tokens it writes; for research, it does not ship.",
+        objective="correction",
+        parent="captions-small",
+        criterion=Glancing(),
+        vocab=4096,
     ),
     _DAG,
     replace(

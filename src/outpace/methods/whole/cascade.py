@@ -2,8 +2,8 @@
 
 Paper: Deng and Rush (2020), arXiv 2006.01112, algorithm 1.
 Guarantee: approximate: the best text of order `order` among those that the pruning leaves, not of one pass.
-Cost: `order` + 1 passes of the decoder, the last ones over `top` contexts a place; scans of max-plus products between
-    them, in steps that grow with the logarithm of the length.
+Cost: the model's own pass, and `order` + 1 passes of the decoder, the last ones over `top` contexts a place; scans of
+    max-plus products between them, in steps that grow with the logarithm of the length.
 Differences: the length is predicted by a law of its own, not by a line through the source's; texts up to `slack` tokens
     longer or shorter compete by the probabilities of their ends. Noise is not used: the text is the likeliest one.
 """

@@ -45,8 +45,7 @@ class ConfidentExit(WholeMethod):
         "2210.13304",
         45,
         "Pre-training at its size, and its tasks of summarising, asking and chatting.",
-        "outpace train nar-elmer-base && outpace train nar-elmer && outpace generate TEXT --model runs/nar-elmer"
-        " --method confident-exit",
+        "outpace train nar-elmer-base && outpace train nar-elmer && python -m outpace.bench.exits runs/nar-elmer",
     )
 
     def choose(self, model: NarModel, context: Context) -> Sequence[Tensor]:

@@ -125,26 +125,28 @@ def cascade(laws: Tensor, score: Callable[[Tensor, Tensor], Tensor], bounds: Bou
         order: tokens that the last round looks back, at least 1.
     """
     runs, is_kept = _candidates(laws, bounds, top)
-    at = torch.arange(laws.shape[1], device=laws.device)[:, None].expand(-1, runs.shape[2]).flatten()
     steps = 0
     for size in range(1, order + 1):
         before, following = runs[:, :-1], runs[:, 1:]
-        found = score(before.flatten(1, 2), at.expand(len(runs), -1)).unflatten(1, before.shape[1:3])
+        rows, places, width = before.shape[:3]
+        at = torch.arange(places, device=laws.device).repeat_interleave(width).expand(rows, -1)
+        found = score(before.flatten(1, 2), at).unflatten(1, (places, width))
         edges = _edges(found, before, following, is_kept, bounds.end)
-        if size == order:
-            break
-        through, rounds = marginals(edges)
-        steps += rounds
-        best, index = through.flatten(2).topk(min(top, through[0, 0].numel()))
-        came, went = index // edges.shape[3], index % edges.shape[3]
-        longer = [
-            before.gather(2, came[..., None].expand(-1, -1, -1, size)),
-            following[..., -1:].gather(2, went[..., None]),
-        ]
-        runs, is_kept = _with_start(torch.cat(longer, -1), best > _NEVER, bounds.start)
-        at = torch.arange(laws.shape[1], device=laws.device)[:, None].expand(-1, runs.shape[2]).flatten()
+        if size < order:
+            through, rounds = marginals(edges)
+            runs, is_kept = _longer(through, before, following, bounds.start, top)
+            steps += rounds
     states, scores, rounds = best_states(edges)
     return Cascaded(following[..., -1].gather(2, states[:, :, None])[:, :, 0], scores, order, steps + rounds)
+
+
+def _longer(through: Tensor, before: Tensor, following: Tensor, start: int, top: int) -> tuple[Tensor, Tensor]:
+    """Return the runs, one token longer, whose edges have the best marginals [B, L, K, K], and which there are."""
+    best, index = through.flatten(2).topk(min(top, through[0, 0].numel()))
+    came, went = index // through.shape[3], index % through.shape[3]
+    first = before.gather(2, came[..., None].expand(-1, -1, -1, before.shape[3]))
+    last = following[..., -1:].gather(2, went[..., None])
+    return _with_start(torch.cat([first, last], -1), best > _NEVER, start)
 
 
 def _candidates(laws: Tensor, bounds: Bounds, top: int) -> tuple[Tensor, Tensor]:

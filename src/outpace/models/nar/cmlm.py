@@ -66,7 +66,8 @@ class Cmlm(NarNet):
     def lay(self, run: Pass, lengths: Tensor) -> Pass:
         """Give texts of these lengths [B] to a pass, all blank, and return it."""
         run.is_place = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        run.extra["copied"] = uniform_copy(run.states, run.is_real, lengths)[0] if self.config.has_copy else 0.0
+        copied = uniform_copy(run.states, run.is_real, lengths)[0] if self.config.has_copy else 0.0
+        run.extra["copied"] = copied * self.config.width**-0.5  # no larger than tokens
         run.inputs = self.reading(run, self.blanks(lengths))
         return run
 
@@ -111,7 +112,7 @@ class Cmlm(NarNet):
     def nll(self, outputs: Sequence[Tensor], run: Pass) -> Tensor:
         """Add up what the length and, each by itself, the tokens cost."""
         size = run.targets.shape[1]
-        is_said = torch.arange(size, device=run.targets.device) < run.lengths[:, None]
+        is_said = (torch.arange(size, device=run.targets.device) < run.lengths[:, None]) & run.asked[:, :size]
         said = outputs[0][:, :size].gather(2, run.targets[:, :, None])[:, :, 0]
         return self.lengths.nll(outputs[1], run) - torch.where(is_said, said, 0.0).sum(1)
 

@@ -11,7 +11,7 @@ anew on the way back: neither [B, L, V] nor its gradient is ever held.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -113,10 +113,21 @@ class Dag(NarNet):
     def _nll(self, said: Tensor, links: Tensor, run: Pass) -> Tensor:
         return -log_likelihood(said, links, run.is_place.sum(1), run.lengths)
 
+    def glance(self, run: Pass) -> tuple[Tensor, Tensor]:
+        """Return what each place should say and what it says, a block of places at a time, as in `loss`."""
+        hidden, parts = self.decode(run), list[tuple[Tensor, Tensor]]()
+        for part, wanted in _blocks(hidden, run.targets, self.config.block):
+            found = self.head(part)
+            parts.append((found.gather(1, wanted), found.argmax(-1)))
+        said, tops = (torch.cat(side).unflatten(0, run.is_place.shape) for side in zip(*parts, strict=True))
+        return self._on_path(said.transpose(1, 2), self.links(hidden, run.is_place), run), tops
+
     def aligned(self, outputs: Sequence[Tensor], run: Pass) -> Tensor:
         """Return each target token at its place on the likeliest path; rows without one are UNSAID throughout."""
-        said, sizes = _emissions(outputs[0], run.targets), run.is_place.sum(1)
-        path, _ = best_paths(said, outputs[1], sizes, run.lengths)
+        return self._on_path(_emissions(outputs[0], run.targets), outputs[1], run)
+
+    def _on_path(self, said: Tensor, links: Tensor, run: Pass) -> Tensor:
+        path, _ = best_paths(said, links, run.is_place.sum(1), run.lengths)
         found = run.targets.new_full(run.is_place.shape, UNSAID)
         # Place 0 is on no path: it takes what has none, and is cleared.
         found.scatter_(1, path, run.targets)
@@ -165,14 +176,16 @@ def _emissions(log_probs: Tensor, targets: Tensor) -> Tensor:
 
 def said_of(net: NarNet, hidden: Tensor, targets: Tensor, block: int) -> Tensor:
     """Return how likely last states [B, L, W] say each target token, [B, T, L], `block` places of a batch at a time."""
-    rows, size, _ = hidden.shape
-    flat = hidden.flatten(0, 1)
-    wanted = targets[:, None].expand(-1, size, -1).flatten(0, 1)
-    parts = [
-        checkpoint(_said_in, net, flat[at : at + block], wanted[at : at + block], use_reentrant=False)
-        for at in range(0, len(flat), block)
-    ]
-    return torch.cat(parts).view(rows, size, -1).transpose(1, 2)
+    blocks = _blocks(hidden, targets, block)
+    parts = [checkpoint(_said_in, net, part, wanted, use_reentrant=False) for part, wanted in blocks]
+    said: Tensor = torch.cat(parts).view(*hidden.shape[:2], -1)
+    return said.transpose(1, 2)
+
+
+def _blocks(hidden: Tensor, targets: Tensor, block: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield last states [N, W] of places, whatever their rows, and the tokens [N, T] of each one's row."""
+    wanted = targets[:, None].expand(-1, hidden.shape[1], -1).flatten(0, 1)
+    yield from zip(hidden.flatten(0, 1).split(block), wanted.split(block), strict=True)
 
 
 def _said_in(net: NarNet, hidden: Tensor, wanted: Tensor) -> Tensor:

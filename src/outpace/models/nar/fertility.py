@@ -84,7 +84,7 @@ class Fertility(NarNet):
         size, wanted = tokens.shape[1], run.targets[:, : tokens.shape[1]]
         said = F.pad(tokens[:, : wanted.shape[1]].gather(2, wanted[:, :, None])[:, :, 0], (0, size - wanted.shape[1]))
         told = law.gather(2, run.extra["fertilities"][:, :, None])[:, :, 0]
-        found = -(said * run.is_place).sum(1) - (told * run.is_real).sum(1)
+        found = -(said * run.asked).sum(1) - (told * run.is_real).sum(1)
         return found.masked_fill(run.is_place.sum(1) != run.lengths, 1e30)
 
     def aligned(self, outputs: Sequence[Tensor], run: Pass) -> Tensor:

@@ -83,6 +83,12 @@ class Pass:
     lengths: Tensor
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def asked(self) -> Tensor:
+        """Places that a loss over single places asks for, [B, L] bool: the real ones but those shown (glancing)."""
+        shown: Tensor | None = self.extra.get("shown")
+        return self.is_place if shown is None else self.is_place & ~shown
+
 
 class Fast(Protocol):
     """The layers of a network on other kernels; see `outpace.models.nar.compiled`."""
@@ -201,6 +207,11 @@ class NarNet(nn.Module, ABC):
     def loss(self, run: Pass) -> Tensor:
         """Return `nll` of what a pass gives, [B], in training; a kind may come to it with less memory."""
         return self.nll(self.finish(run), run)
+
+    def glance(self, run: Pass) -> tuple[Tensor, Tensor]:
+        """Return what each place should say (`aligned`) and what it says by itself, [B, L] int64 each, in one pass."""
+        outputs = self.finish(run)
+        return self.aligned(outputs, run), outputs[0].argmax(-1)
 
     def texts(self, outputs: Sequence[Tensor], is_place: Tensor, count: int) -> list[list[list[int]]]:
         """Return per row up to `count` likely texts without ends, likeliest first; a kind without a lattice has one."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from outpace.errors import ConfigError
+from outpace.papers import Paper
 from outpace.setting import check, setting
 
 from .objectives import Objective, mean_of
@@ -25,6 +26,19 @@ if TYPE_CHECKING:
     from .network import TrainedNar
 
 __all__ = ["AlignedCrossEntropy", "aligned_cost"]
+
+
+PAPERS = (
+    Paper(
+        "Aligned Cross Entropy for Non-Autoregressive Machine Translation",
+        "Ghazvininejad et al.",
+        2020,
+        "2004.01655",
+        None,
+        "Masks over a part of the target.",
+        "outpace train nar-ctc-aligned",
+    ),
+)
 
 
 def aligned_cost(

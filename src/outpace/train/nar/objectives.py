@@ -149,9 +149,7 @@ class Glancing(Objective):
         # 1) The first pass says how much is still wrong, with the dropout that the second one will have.
         devices = [run.inputs.device] if run.inputs.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices):
-            outputs = net.finish(run)
-            wanted = net.aligned(outputs, run)
-            said = outputs[0].argmax(-1)
+            wanted, said = net.glance(run)
         # 2) So many symbols of the target, by chance, are shown at their places.
         run.extra["shown"] = shown = shown_places(said, wanted, share, draws)
         symbols = net.embed_tokens(wanted.clamp(min=0)).to(run.inputs.dtype)

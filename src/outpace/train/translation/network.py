@@ -7,7 +7,7 @@ with `logits`, or with `loss` where it has none, and `export`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -116,14 +116,6 @@ class PairNetwork(nn.Module, ABC):
         """
         raise ModelError(f"{type(self).__name__} names no table of embeddings.", "Give it a property `table`.")
 
-    def attention(self, batch: PairBatch) -> Tensor:
-        """Return how far each target place looks at each source place, [B, T, S], for alignments.
-
-        Raises:
-            ModelError: The network does not say.
-        """
-        raise ModelError(f"{type(self).__name__} shows no attention.", "Give it a method `attention`.")
-
     @torch.no_grad()
     def translate(self, sources: Tensor, mask: Tensor, most: int) -> list[list[int]]:
         """Write the most likely next token until the end or `most` tokens, and return the tokens before the end.
@@ -143,6 +135,10 @@ class PairNetwork(nn.Module, ABC):
             if bool((written[:, 1:] == EOS_ID).any(1).all()):
                 break
         return [until_end(row) for row in written[:, 1:].tolist()]
+
+    def writer(self) -> Callable[[Tensor, Tensor, int], list[list[int]]]:
+        """Return what `translate` does, for many batches under the present weights."""
+        return self.translate
 
     @abstractmethod
     def export(self) -> NetworkFiles:

@@ -30,7 +30,7 @@ from .noise import noiser
 from .snapshots import averaged, deepened, drop_others, keep_snapshot, recent_snapshots
 from .written import written_pairs
 
-__all__ = ["PairTrainer", "build_translator"]
+__all__ = ["PairTrainer", "batches_of", "build_translator"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -178,7 +178,7 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
             tokenizer = _tokenizer(recipe, out, pairs)
     if recipe.mixture is not None:
         pairs = recipe.mixture.pairs(raw, lambda teacher: _open_teacher(teacher, out), name, device)
-    batches = _batches(recipe, tokenizer, pairs, seed)
+    batches = batches_of(recipe, tokenizer, pairs, seed)
     network.prepare(batches, tokenizer)
     if recipe.curriculum is not None:
         batches = recipe.curriculum.staged(batches, tokenizer, pairs, steps)
@@ -187,7 +187,7 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     return PairTrainer(
         recipe=recipe,
         network=network,
-        criterion=_criterion(recipe, parent, lambda: _batches(recipe, tokenizer, raw, seed)),
+        criterion=_criterion(recipe, parent, lambda: batches_of(recipe, tokenizer, raw, seed)),
         batches=batches,
         held_out=HeldOut(source.pairs(folder, "valid", recipe.direction), tokenizer) if is_looking else None,
         tokenizer=tokenizer,
@@ -229,7 +229,12 @@ def _fitted(network: PairNetwork, first: PairNetwork, name: str) -> PairNetwork:
     return network
 
 
-def _batches(recipe: TranslationRecipe, tokenizer: Tokenizer, pairs: Sequence[Pair], seed: int) -> PairBatches:
+def batches_of(recipe: TranslationRecipe, tokenizer: Tokenizer, pairs: Sequence[Pair], seed: int) -> PairBatches:
+    """Return the batches that a recipe makes of pairs.
+
+    Raises:
+        ConfigError: When no pair is short enough.
+    """
     if recipe.objective in ("denoising", "infilling"):
         pairs = [(text, text) for pair in pairs for text in pair]
     batches = encode_pairs(tokenizer, join_neighbours(pairs, recipe.joined, seed), recipe.budget, recipe.longest, seed)
