@@ -141,7 +141,8 @@ class Partners:
         if role == "draft" and method.needs.takes_heads and self._heads:
             return str(self._heads[0])
         if role == "teacher":
-            raise ConfigError(f"No teacher is known for the model {self._lm.name!r}.", "Name one with -o teacher=MODEL.")
+            own = self._lm.name
+            raise ConfigError(f"No teacher is known for the model {own!r}.", "Name one with -o teacher=MODEL.")
         return drafter_of(self._lm.name)
 
     @functools.cached_property
