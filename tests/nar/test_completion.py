@@ -18,7 +18,7 @@ import outpace
 from outpace.cli import app
 from outpace.errors import ConfigError
 from outpace.models.nar.files import read_nar
-from outpace.models.nar.insertion import Sketched
+from outpace.models.nar.sketched import Sketched
 from outpace.train import TRANSLATIONS, train
 from outpace.train.completion_quality import Completed, complete, given_phrases, read_set, report
 from outpace.train.keywords import SETS, star_graphs, table_values

@@ -14,9 +14,10 @@ from torch import Tensor
 from outpace.api.engine import LanguageModel
 from outpace.errors import CapabilityError, ConfigError
 from outpace.models.nar.files import find_kind
-from outpace.models.nar.insertion import InsertionLm, Sketched
+from outpace.models.nar.insertion import InsertionLm
 from outpace.models.nar.model import NarModel
 from outpace.models.nar.sketch import BAR, DOUBLE_BAR, Sketch, phrases_of
+from outpace.models.nar.sketched import Sketched
 
 KINDS = {"insertion": "insertion", "insertion-lm": "insertion-lm", "levenshtein": "levenshtein"}
 VOCAB = 40

@@ -14,7 +14,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +23,9 @@ import torch
 from outpace.api.engine import LanguageModel, load
 from outpace.errors import ConfigError, nearest
 from outpace.failures import guarded
-from outpace.models.nar.insertion import Sketched
 from outpace.models.nar.model import NarModel
 from outpace.models.nar.sketch import phrases_of
+from outpace.models.nar.sketched import Sketched
 from outpace.models.nar.stages import matched
 
 from .data import EOS_ID, find_data
@@ -84,8 +84,22 @@ def given_phrases(model: LanguageModel, source: list[int]) -> list[list[int]]:
         return net.planner.plan(net, target.begin([source]))[0]
 
 
-def complete(model: LanguageModel, pairs: Sequence[Pair], method: str = "", most: int = 96) -> list[Completed]:
-    """Write the text of each pair's source; `method` "" = the rule of the model's kind, else plainly."""
+def complete(
+    model: LanguageModel,
+    pairs: Sequence[Pair],
+    method: str = "",
+    most: int = 96,
+    options: Mapping[str, str] | None = None,
+) -> list[Completed]:
+    """Write the text of each pair's source.
+
+    Args:
+        model: any that reads sources.
+        pairs: sources and references.
+        method: how; "" = the rule of the model's kind, else plainly.
+        most: longest text, in tokens.
+        options: of the method.
+    """
     assert model.tokenizer is not None
     target, found = model.target, list[Completed]()
     kind = target.net.kind if isinstance(target, NarModel) else ""
@@ -94,7 +108,7 @@ def complete(model: LanguageModel, pairs: Sequence[Pair], method: str = "", most
     for source, reference in pairs:
         ids = model.tokenizer.encode(source)
         phrases = given_phrases(model, ids)
-        result = model.generate(ids, method=rule, max_tokens=limit)
+        result = model.generate(ids, method=rule, options=options, max_tokens=limit)
         tokens = [token for token in result.tokens if token != EOS_ID]
         found.append(
             Completed(
@@ -155,13 +169,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--count", type=int, default=300, help="texts; 0 = all")
     parser.add_argument("--method", default="")
+    parser.add_argument("--option", action="append", default=[], help="KEY=VALUE, of the method (repeatable)")
     parser.add_argument("--bare", action="store_true", help="give nothing, whatever the model's planner says")
     parser.add_argument("--show", type=int, default=5, help="texts printed")
     options = parser.parse_args(arguments)
     pairs = read_set(options.set, find_data(options.data), options.count)
     pairs = [(f"{source}||", text) for source, text in pairs] if options.bare else pairs
     for name in options.models:
-        texts = complete(load(name), pairs, options.method)
+        given = dict(option.split("=", 1) for option in options.option)
+        texts = complete(load(name), pairs, options.method, options=given)
         print("\n".join([f"## {name}, {options.set}{', nothing given' * options.bare}", "", *report(texts), ""]))
         for one in texts[: options.show]:
             print(f"- {one.source!r}: {one.text!r} ({one.passes} passes)")

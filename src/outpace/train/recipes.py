@@ -870,7 +870,7 @@ _STORIES = replace(
     longest=48,
     look_every=0,
     method="insertion",
-    steps=450,
+    steps=900,
 )
 _PATHS = replace(
     _STORIES,

@@ -4,12 +4,14 @@ Paper: Zhang et al. (2020), arXiv 2005.00558 (POINTER), section 3.3, and Hsieh, 
     (ENCONTER): a round fills slots until all say nothing.
 Guarantee: approximate; every given token stands in the text, in order, phrases in one piece, whatever the network says.
 Cost: a pass of the decoder a round; a text of N tokens takes about log2(N) rounds where slots are filled evenly.
-Differences: where the text has less room than there are slots to fill, the surest are filled. `reluctance` is taken
-    from "nothing" in the first round and less each further one, POINTER's `noi_decay` in nats.
+Differences: a slot stays empty where "nothing" is as likely as `nothing` says, not where it is the likeliest symbol:
+    of many words that could come, each may be less likely than nothing although one of them should. Where the text has
+    less room than there are slots to fill, the surest are filled.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from outpace.methods.whole.sketched import Growing, SketchMethod
-from outpace.models.nar.insertion import NEVER
+from outpace.models.nar.sketched import NEVER
 from outpace.papers import Paper
 from outpace.setting import setting
 
@@ -30,15 +32,15 @@ class Insertion(SketchMethod):
 
     Attributes:
         rounds: most rounds.
-        reluctance: nats taken from "nothing" in the first round; in round r the r-th part.
+        nothing: probability of "nothing" from which on a slot stays empty.
         repeats: let a token come beside an equal one.
 
     Raises:
-        ConfigError: no rounds, or a negative reluctance.
+        ConfigError: no rounds, or a probability outside 0 to 1.
     """
 
     rounds: int = setting(32, least=1, note="without a round nothing is written")
-    reluctance: float = setting(0.0, least=0.0, is_finite=True)
+    nothing: float = setting(0.5, above=0.0, most=1.0)
     repeats: bool = False
 
     name: ClassVar[str] = "insertion"
@@ -68,25 +70,24 @@ class Insertion(SketchMethod):
     def complete(self, growing: Growing) -> None:
         """Do rounds until no slot wants a token."""
         rows = list(range(len(growing.sketches)))
-        for turn in range(1, self.rounds + 1):
+        for _ in range(self.rounds):
             rows = [row for row in rows if growing.left(row) > 0]
             if not rows:
                 return
             laws = growing.look(rows)[0]
-            rows = [row for place, row in enumerate(rows) if self._grow(growing, row, laws[place], turn)]
+            rows = [row for place, row in enumerate(rows) if self._grow(growing, row, laws[place])]
 
-    def _grow(self, growing: Growing, row: int, laws: Tensor, turn: int) -> bool:
+    def _grow(self, growing: Growing, row: int, laws: Tensor) -> bool:
         """Fill the slots of a row that want a token; return whether one did."""
-        tokens = growing.sketches[row].tokens
-        laws = laws[: len(tokens) + 1].clone()
-        laws[:, -1] -= self.reluctance / turn
+        tokens, is_open = growing.sketches[row].tokens, growing.sketches[row].is_open
+        laws = laws[: len(is_open)].clone()
         if not self.repeats and tokens:
             at, beside = torch.arange(len(tokens)), torch.tensor(tokens, device=laws.device)
             laws[at, beside] = laws[at + 1, beside] = NEVER
-        best, symbols = laws.max(-1)
-        is_open = growing.sketches[row].is_open
-        wants = [slot for slot, symbol in enumerate(symbols.tolist()) if is_open[slot] and symbol < laws.shape[1] - 1]
-        surest = sorted(wants, key=lambda slot: -float(best[slot]))[: growing.left(row)]
+        wants = (laws[:, -1] < math.log(self.nothing)).tolist()
+        best, found = laws[:, :-1].max(-1)
+        slots = [slot for slot in range(len(is_open)) if is_open[slot] and wants[slot] and float(best[slot]) > NEVER]
+        surest = sorted(slots, key=lambda slot: -float(best[slot]))[: growing.left(row)]
         for slot in sorted(surest, reverse=True):
-            growing.insert(row, slot, [int(symbols[slot])], [laws[slot, :-1]])
-        return bool(wants)
+            growing.insert(row, slot, [int(found[slot])], [laws[slot, :-1]])
+        return bool(surest)

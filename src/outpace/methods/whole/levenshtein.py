@@ -3,7 +3,8 @@
 Paper: Gu, Wang, Zhao (2019), arXiv 1905.11006 (Levenshtein Transformer), section 3.2.
 Guarantee: approximate; every given token stands in the text, in order, phrases in one piece, whatever the network says.
 Cost: three passes of the decoder a round, one less in the first (there is nothing to delete) and where nothing is made.
-Differences: as in constrained decoding with it (Susanto et al., 2020, arXiv 2004.12681), given tokens are kept.
+Differences: as in constrained decoding with it (Susanto et al., 2020, arXiv 2004.12681), given tokens are kept. A slot
+    gets the median of the counts, not the likeliest one, which is nothing where many are possible.
 """
 
 from __future__ import annotations
@@ -24,14 +25,12 @@ class Levenshtein(SketchMethod):
 
     Attributes:
         rounds: most rounds.
-        reluctance: nats taken from making no place.
 
     Raises:
-        ConfigError: no rounds, or a negative reluctance.
+        ConfigError: no rounds.
     """
 
     rounds: int = setting(10, least=1, note="without a round nothing is written")
-    reluctance: float = setting(0.0, least=0.0, is_finite=True)
 
     name: ClassVar[str] = "levenshtein"
     summary: ClassVar[str] = "Completes given words by rounds of deletion, new places, and filling those."
@@ -64,11 +63,11 @@ class Levenshtein(SketchMethod):
         return found
 
     def _make_places(self, growing: Growing, rows: list[int]) -> list[int]:
-        counts, made = growing.look(rows)[2].clone(), []
-        counts[:, :, 0] -= self.reluctance
+        counts, made = growing.look(rows)[2], []
+        medians = (counts.softmax(-1).cumsum(-1) < 0.5).sum(-1).tolist()
         for place, row in enumerate(rows):
             is_open = growing.sketches[row].is_open
-            wanted = [int(count) * is_open[slot] for slot, count in enumerate(counts[place, : len(is_open)].argmax(-1))]
+            wanted = [medians[place][slot] * is_open[slot] for slot in range(len(is_open))]
             for slot in range(len(wanted) - 1, -1, -1):
                 num = min(wanted[slot], growing.left(row))
                 if num:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.whole.base import WholeMethod
-from outpace.models.nar.insertion import NEVER, Sketched, certain_laws
 from outpace.models.nar.model import NarModel, outputs_of
 from outpace.models.nar.network import Pass
 from outpace.models.nar.sketch import Sketch, phrases_of
+from outpace.models.nar.sketched import NEVER, Sketched, certain_laws
 from outpace.sampling import Sampling
 from outpace.types import Adapter, Context, Counter
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import stages
-from .insertion import NEVER, Sketched, SketchedConfig, certain_laws
 from .network import UNSAID, Pass
 from .sketch import Sketch
+from .sketched import NEVER, Sketched, SketchedConfig, certain_laws
 
 __all__ = ["HOLE", "Levenshtein", "LevenshteinConfig"]
 

@@ -22,14 +22,14 @@ from .network import Pass
 from .sketch import SPECIAL
 
 if TYPE_CHECKING:
-    from .insertion import Sketched
+    from .sketched import Sketched
 
 __all__ = ["PAPERS", "Planner", "shared_order"]
 
 PAPERS = (
     Paper(
         "Thinking Clearly, Talking Fast: Concept-Guided Non-Autoregressive Generation for Open-Domain Dialogue Systems",
-        "Zou, Liu, Hu, Zhang",
+        "Zou et al.",
         2021,
         "2109.04084",
         17,
@@ -38,7 +38,7 @@ PAPERS = (
     ),
     Paper(
         "Sketch and Refine: Towards Faithful and Informative Table-to-Text Generation",
-        "Wang, Xu, Sun, Li, Zhang",
+        "Wang et al.",
         2021,
         "2105.14778",
         65,

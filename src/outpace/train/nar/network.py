@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from outpace.models.nar.files import config_of, kind_of, read_nar
-from outpace.models.nar.insertion import Sketched
 from outpace.models.nar.model import NarModel
 from outpace.models.nar.network import NarConfig, NarNet, Pass
+from outpace.models.nar.sketched import Sketched
 from outpace.train.pairs import PairBatch, PairBatches
 from outpace.train.translation.network import Criterion, NetworkFiles, PairNetwork, until_end
 
