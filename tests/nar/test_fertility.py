@@ -161,7 +161,7 @@ def test_other_kinds_and_models_without_a_teacher_are_refused(tmp_path: Path) ->
     other = opened(Ctc(CtcConfig(vocab_size=VOCAB, width=8, heads=2, ffn=8)))
     with pytest.raises(CapabilityError, match="fertility"):
         other.generate([5, 0], method="noisy-parallel", models={"teacher": make_teacher()})
-    with pytest.raises(ConfigError, match="No drafter"):
+    with pytest.raises(ConfigError, match="No teacher"):
         opened(tiny()).generate([5, 0], method="noisy-parallel")
     lm = opened(tiny())
     with pytest.raises(ConfigError, match="empty"):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from outpace.draft.copying import Copy
+from outpace.draft.whole import spelled
 from outpace.models.nar.model import NarModel, outputs_of
 from outpace.models.one_pass import whole_laws
 from outpace.types import Context, View
@@ -22,14 +23,15 @@ def likely_texts(context: Context, count: int, role: str = "draft") -> list[list
 
     The network runs once for all rows, which is counted as one draft forward. A model without a lattice gives one text.
     """
+    context, ours = spelled(context, role)
     model, cache = context.models[role], context.cache_for(role)
     cache.counter.add(sum(map(len, context.sources)), 1)
     first = [law.argmax(-1).tolist() for law in whole_laws(cache)]
     if not isinstance(model, NarModel) or count == 1:
-        return [[text] for text in first]
+        return [[ours(text)] for text in first]
     is_place, outputs = outputs_of(cache)
     rows = zip(first, model.net.texts(outputs, is_place, count), strict=True)
-    return [_distinct([text, *([*other, model.end] for other in others)])[:count] for text, others in rows]
+    return [_distinct([ours(text), *(ours([*other, model.end]) for other in others)])[:count] for text, others in rows]
 
 
 def _distinct(texts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from outpace.errors import CapabilityError
 from outpace.models.one_pass import whole_laws
 from outpace.types import Context
 
-__all__ = ["text_scores", "whole_texts"]
+__all__ = ["spelled", "text_scores", "whole_texts"]
 
 
 def whole_texts(context: Context, role: str = "draft") -> list[list[int]]:
@@ -36,9 +36,23 @@ def whole_texts(context: Context, role: str = "draft") -> list[list[int]]:
             f"The {role} model writes token by token, not in one pass.",
             "Name a one-pass model, or use draft-model.",
         )
+    context, ours = spelled(context, role)
     cache = context.cache_for(role)
     cache.counter.add(sum(map(len, context.sources)), 1)
-    return [law.argmax(-1).tolist() for law in whole_laws(cache)]
+    return [ours(law.argmax(-1).tolist()) for law in whole_laws(cache)]
+
+
+def spelled(context: Context, role: str) -> tuple[Context, Callable[[list[int]], list[int]]]:
+    """Return the context with sources as a model reads them, and what turns its texts into the target's tokens.
+
+    Both change nothing but for a model whose tokenizer is given by its role (`Needs.has_text`).
+    """
+    theirs = context.tokenizers.get(role)
+    if theirs is None:
+        return context, list
+    ours = context.tokenizers["target"]
+    sources = [theirs.encode(ours.decode(source)) or [0] for source in originals(context)]
+    return replace(context, sources=sources), lambda text: ours.encode(theirs.decode(text))
 
 
 def text_scores(context: Context, role: str, texts: Sequence[list[int]], length_penalty: float = 0.0) -> Tensor:
@@ -55,7 +69,7 @@ def text_scores(context: Context, role: str, texts: Sequence[list[int]], length_
     model, theirs = context.models[role], context.tokenizers.get(role)
     if theirs is not None:
         ours = context.tokenizers["target"]
-        context = replace(context, sources=[theirs.encode(ours.decode(source)) for source in originals(context)])
+        context, _ = spelled(context, role)
         texts = [theirs.encode(ours.decode(text)) for text in texts]
     texts = [text or [0] for text in texts]  # as good as anything for a text without a token
     lengths = torch.tensor([len(text) for text in texts], device=model.device)

@@ -681,7 +681,7 @@ _NAR = (
         budget=1024,
         matrix_rate=8e-3,
         other_rate=4e-3,
-        steps=2400,
+        steps=2000,
         gpu_steps=40000,
         checkpoint_every=100,
     ),

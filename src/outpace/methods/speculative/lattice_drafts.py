@@ -9,7 +9,7 @@ Differences: a drafter without a lattice gives one text, and this is `generalise
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from outpace.draft.lattice import Versions, VersionsOf, likely_texts
@@ -42,8 +42,8 @@ class LatticeDrafts(GeneralisedAggressive):
 
     @property
     def needs(self) -> Needs:
-        """A target that scores trees, and a drafter of the same vocabulary."""
-        return Needs(has_tree=True, has_rollback=True, width=max(self.nodes, self.draft_len), models=("draft",))
+        """A target that scores trees, and a drafter, of the same vocabulary unless read as text."""
+        return replace(super().needs, has_tree=True, width=max(self.nodes, self.draft_len))
 
     def begin(self, context: Context) -> Any:
         """Take the texts of a one-pass model; begin a run of any other."""

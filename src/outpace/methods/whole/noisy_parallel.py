@@ -32,7 +32,7 @@ class NoisyParallel(WholeMethod):
     """Noisy parallel decoding.
 
     Attributes:
-        teacher: the model that chooses: a zoo name, directory or hub id; "auto" = the one that the card names.
+        teacher: the model that chooses: a zoo name, directory or hub id, which has to be named.
         samples: candidates of a text; the first is that of the likeliest fertilities.
         length_penalty: what the teacher's scores are divided by: the length to this power.
         seed: of the draws.
