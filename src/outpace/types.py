@@ -160,6 +160,7 @@ class Needs:
         has_mask: a mask token.
         is_one_pass: a model whose whole text is there at once, as in `Capabilities`.
         kinds: a one-pass network of one of these kinds, as in `Capabilities`; empty = of any.
+        has_own_pass: the method runs a one-pass model itself when rows join, so that the loop does not.
         models: other models, by role, e.g. ("draft",).
         optional_models: roles that are filled where a model is named or known, and left empty elsewhere.
         has_text: the tokenizers of the target and of the other models, which may then have other vocabularies.
@@ -190,6 +191,7 @@ class Needs:
     has_forks: bool = False
     is_one_pass: bool = False
     kinds: tuple[str, ...] = ()
+    has_own_pass: bool = False
     head: str = ""
     takes_heads: bool = False
 
@@ -659,6 +661,7 @@ class Context:
         wanted: per joining row that brings a method of its own: the method, its models and their tokenizers by role;
             None = as the run. Empty = no row does. For a method that serves several.
         is_served: rows come and go, so that a run does not end with its last row.
+        notes: per joining row what its result says of it; a method may add sentences.
     """
 
     target: Adapter
@@ -674,6 +677,7 @@ class Context:
     canvases: list[list[int]] = field(default_factory=list)
     wanted: list[Wanted | None] = field(default_factory=list)
     is_served: bool = False
+    notes: list[list[str]] = field(default_factory=list)
 
     def cache_for(self, role: str) -> Cache:
         """Return an empty cache of another model for the joining rows, its encoder run where it has one."""

@@ -46,7 +46,9 @@ def test_registered(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Counter, "add", counted)
     check_method(load_method(name)())
     # A second or two a method, told in work: a method that forwards more has lost its bound on drafting.
-    assert work.nfe <= 5_000 and work.positions <= 120_000, (work.nfe, work.positions)
+    # Rules over places read every text's places again, under several contexts each.
+    most = 500_000 if load_method(name)().needs.kinds else 120_000
+    assert work.nfe <= 5_000 and work.positions <= most, (work.nfe, work.positions)
 
 
 @pytest.mark.parametrize("method", VARIANTS, ids=str)

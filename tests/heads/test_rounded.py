@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from outpace import zoo
 from outpace.heads.files import open_head, read_head, save_head
 from outpace.heads.model import new_head
-from outpace.heads.rounded import SCALE, joined, rounded, split
 from outpace.kernels import load_library
 from outpace.kernels.linear import PackedLinear, pack_linears
+from outpace.models.rounded import SCALE, joined, rounded, split
 
 
 def test_a_row_is_rounded_to_the_nearest_byte_and_what_was_rounded_stays() -> None:

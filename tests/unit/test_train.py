@@ -15,13 +15,13 @@ import torch
 from tokenizers import Tokenizer
 
 from outpace.errors import ConfigError, ModelError, StorageError
+from outpace.text.ngram import NGram
 from outpace.train import RECIPES, Recipe, checkpoint, train
 from outpace.train.bounds import masked_bits
 from outpace.train.completions import complete, cut_block, drop_open_statement, prompts
 from outpace.train.data import EOS_ID, MASK, MASK_ID, DataMixture, encode_stream, train_tokenizer
 from outpace.train.export import load_network
 from outpace.train.network import Llama, LlamaShape
-from outpace.train.ngram import NGram
 from outpace.train.objectives import mask_tokens
 from outpace.train.quality import (
     Agreement,

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 import outpace
-from outpace.errors import ConfigError, ModelError
+from outpace.errors import ConfigError
 from outpace.train import TRANSLATIONS, TranslationRecipe, checkpoint, train
 from outpace.train.bleu import bleu
 from outpace.train.export import load_tokenizer
 from outpace.train.loop import Loop
 from outpace.train.pairs import TATOEBA, make_batch
-from outpace.train.translation import dynamics, speed
-from outpace.train.translation.dynamics import fuzzy_reordering, reached, stages
+from outpace.train.translation import dynamics, selection, speed
+from outpace.train.translation.dynamics import Order, fuzzy_reordering, reached, stages
 from outpace.train.translation.look import HeldOut, translate_all
 from outpace.train.translation.marian import MarianShape
 from outpace.train.translation.network import PairNetwork
 from outpace.train.translation.smoothing import TokenSmoothing
-from outpace.train.translation.snapshots import averaged, deepened, snapshots
+from outpace.train.translation.snapshots import averaged, deepened, load_snapshot, snapshots
 from outpace.train.translation.trainer import build_translator
 from outpace.train.translation.written import written_pairs
 from outpace.train.translation_quality import read_set
@@ -140,6 +140,7 @@ def test_translating_with_a_cache_and_without_gives_the_same(run: Path) -> None:
     cached = network.translate(batch.sources, batch.mask, 12)
     assert PairNetwork.translate(network, batch.sources, batch.mask, 12) == cached
     assert any(cached) and all(len(row) <= 12 for row in cached)
+    assert network.writer()(batch.sources, batch.mask, 12) == cached  # the engine's texts
 
 
 def test_a_deeper_network_starts_from_its_parents_layers(run: Path) -> None:
@@ -199,7 +200,8 @@ def test_a_student_learns_what_its_parent_wrote(run: Path, data: Path, monkeypat
 
 
 def test_a_denoiser_is_trained_and_gone_on_with(tmp_path: Path, data: Path) -> None:
-    recipe = replace(TINY, name="denoiser", objective="denoising", averaged=0, keeps_all=False, look_every=0, steps=60)
+    recipe = replace(TINY, name="denoiser", objective="denoising", averaged=0, keeps_all=False, look_every=0, steps=30)
+    recipe = replace(recipe, checkpoint_every=30)
     assert train(recipe, tmp_path / "denoiser", data=data, threads=1) == 0
     losses = checkpoint.load(tmp_path / "denoiser" / "checkpoint.pt")["losses"]
     assert sum(losses[-5:]) < sum(losses[:5]) * 0.6
@@ -232,16 +234,16 @@ def test_the_reordering_score_by_hand() -> None:
     assert reached([0.0, 5.0, 9.6, 9.0, 9.9, 10.0]) == 4 and reached([1.0, 1.0]) == 0
 
 
-def test_attention_is_a_law_over_the_sources_own_places(run: Path) -> None:
-    network, tokenizer = network_of(run), load_tokenizer(run)
-    rows = [np.array(tokenizer.encode(text).ids) for text in ("the dog.", "the dog sees the child.")]
-    batch = make_batch(rows, rows)
-    with torch.no_grad():
-        found = network.attention(batch)
-    assert found.shape == (2, batch.inputs.shape[1], batch.sources.shape[1])
-    assert torch.allclose(found.sum(-1), torch.ones(found.shape[:2])) and not found[0, :, len(rows[0]) :].any()
-    with pytest.raises(ModelError, match="shows no attention"):
-        PairNetwork.attention(network, batch)
+def test_the_order_of_translations_is_told_by_a_lexicon(run: Path) -> None:
+    pairs = [(english, german) for german, english in PAIRS]
+    tokenizer = load_tokenizer(run)
+    order = Order.learnt(tokenizer, pairs)
+
+    def monotone(text: str) -> float:
+        return order.monotone(["the man sees the dog."], [tokenizer.encode(text).ids[:-1]])
+
+    assert monotone("der Mann sieht der Hund.") > monotone("der Hund sieht der Mann.") >= 0
+    assert order.monotone(["the dog."], [[]]) == 0  # nothing that could be told
 
 
 def test_every_kept_checkpoint_is_reported(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +257,33 @@ def test_every_kept_checkpoint_is_reported(run: Path, data: Path, capsys: pytest
     assert bits[0] < bits[1] / 2  # what the language has seen is cheap
     with pytest.raises(ConfigError, match="holds no checkpoints"):
         stages(data, TINY, [], [])
+
+
+def test_a_student_of_each_checkpoint(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["selection", str(run), "--student", "captions-small", "--at", "2", "6", "--pairs", "8", "--steps", "1"]
+    # a teacher of six steps writes long nonsense
+    student = replace(TINY, shape=replace(SHAPE, context=512), longest=500, budget=500)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(selection.TRANSLATIONS, "tiny", TINY)
+        patch.setitem(selection.TRANSLATIONS, "captions-small", student)
+        patch.setattr("sys.argv", [*arguments, "--data", str(data), "--json", str(tmp_path / "found.json")])
+        assert selection.main() == 0
+        patch.setattr("sys.argv", [*arguments[:4], "--at", "3", "--data", str(data)])
+        assert selection.main() == 2
+    assert "no checkpoint 3" in capsys.readouterr().err
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [one["step"] for one in found] == [2, 6] and all(0 <= one["monotone"] <= 1 for one in found)
+    # each learnt from its own teacher's texts, of as many sources
+    for step in (2, 6):
+        network = SHAPE.build(300)
+        load_snapshot(network, dict(snapshots(run))[step])
+        lines = (run / "written" / f"{step:06d}.jsonl").read_text(encoding="utf-8").split("\n")[1:-1]
+        written = dict(json.loads(line) for line in lines)
+        sources = [english for _, english in PAIRS[:8]]
+        assert list(written.values()) == translate_all(network, load_tokenizer(run), list(written), CPU)
+        assert sorted(written) == sorted(set(sources))
 
 
 def test_layers_are_counted_as_sentences_wait_for_them(run: Path) -> None:
@@ -275,8 +304,9 @@ def test_layers_are_counted_as_sentences_wait_for_them(run: Path) -> None:
 
 def test_research_recipes_say_that_they_do_not_ship() -> None:
     for recipe in TRANSLATIONS.values():
-        if recipe.parent is not None and recipe.parent in TRANSLATIONS:
-            assert TRANSLATIONS[recipe.parent].vocab == recipe.vocab  # the tokenizer is the parent's
+        first = recipe.start or recipe.parent
+        if first is not None and first in TRANSLATIONS and not recipe.has_own_tokenizer:
+            assert TRANSLATIONS[first].vocab == recipe.vocab  # the tokenizer is that one's
     deep, teacher = TRANSLATIONS["captions-deep-shallow"], TRANSLATIONS["captions-teacher"]
     assert deep.direction == teacher.direction == "en-de" and deep.parent == teacher.name
     with pytest.raises(ConfigError, match="names none"):

@@ -140,6 +140,9 @@ class Partners:
             return str(find_head(self._lm.name, method.needs.head, self._heads))
         if role == "draft" and method.needs.takes_heads and self._heads:
             return str(self._heads[0])
+        if role == "teacher":
+            own = self._lm.name
+            raise ConfigError(f"No teacher is known for the model {own!r}.", "Name one with -o teacher=MODEL.")
         return drafter_of(self._lm.name)
 
     @functools.cached_property

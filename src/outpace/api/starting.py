@@ -96,6 +96,8 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
         for sample in range(max(request.num_samples, method.num_rows))
     ]
     _check_width(offered, method, is_fixed)
+    sources = [row.tokens if row.source is None else row.source for row in rows]
+    method.check_request(lm.target, sources, [row.max_tokens for row in rows])
     is_text = isinstance(prompt, str) or (isinstance(prompt, list | tuple) and isinstance(prompt[0], str))
     notes = [*notes, *([note] if note else []), *_told_by(models)]
     is_single = is_single and max(request.num_samples, method.num_texts) == 1

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from outpace.heads.rounded import rounded
 from outpace.kernels.block import BlockLayer, BlockWeights, CompiledBlock, compile_block
 from outpace.models.quantised import join
+from outpace.models.rounded import rounded
 from outpace.models.weights import Matrix
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from torch import Tensor
 from outpace.errors import ModelError
 from outpace.heads.model import HeadModel
 from outpace.heads.net import HeadConfig, HeadNet, load_kind
-from outpace.heads.rounded import SCALE, joined, split
 from outpace.models.opening import DRAFTER
+from outpace.models.rounded import SCALE, joined, split
 from outpace.types import Adapter
 
 __all__ = ["MODEL_TYPE", "is_head", "open_head", "read_config", "read_head", "save_head"]

@@ -25,7 +25,19 @@ from outpace.arguments import path, whole
 from outpace.errors import ConfigError, nearest
 from outpace.papers import Paper
 from outpace.setting import check
-from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
+from outpace.types import (
+    Adapter,
+    Capabilities,
+    Context,
+    Decision,
+    Guarantee,
+    Needs,
+    Outcome,
+    Proposal,
+    Report,
+    Scores,
+    View,
+)
 
 __all__ = ["Ids", "Method", "Paper", "chain", "nothing", "trees"]
 
@@ -93,6 +105,19 @@ class Method:
         """Return the method as it runs on such a model, and a sentence on what was left out for it, or ""."""
         del offered
         return self, ""
+
+    def check_request(self, target: Adapter, sources: Sequence[list[int]], rooms: Sequence[int]) -> None:
+        """Refuse, before anything runs, what was asked for where it cannot be had.
+
+        Args:
+            target: the model.
+            sources: per text what it is written from: a prompt, or an encoder-decoder's source.
+            rooms: tokens that each text may have.
+
+        Raises:
+            ConfigError: it cannot be had.
+        """
+        del target, sources, rooms
 
     def start(self, context: Context) -> Any:
         """Return the state of joining rows: a tree with a row axis (see `outpace.run.state`)."""

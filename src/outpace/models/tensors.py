@@ -19,6 +19,7 @@ from torch import Tensor
 
 from outpace.errors import ModelError
 from outpace.models.quantised import Quantised
+from outpace.models.rounded import SCALE, expand
 
 __all__ = ["Entry", "TensorFiles", "check_stored", "find_tensor_files", "one_thread", "read_bytes"]
 
@@ -177,7 +178,9 @@ class TensorFiles:
     def stored_dtype(self) -> str:
         """Return the floating dtype that most bytes are stored in, by torch's name; "float32" where there is none."""
         size: dict[str, int] = {}
-        for entry in self.entries.values():
+        for name, entry in self.entries.items():
+            if self._is_scale(name):
+                continue
             size[entry.dtype] = size.get(entry.dtype, 0) + entry.num_bytes
         names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
         found = [kind for kind in sorted(size, key=lambda kind: -size[kind]) if kind in names]
@@ -185,7 +188,7 @@ class TensorFiles:
 
     def num_values(self) -> int:
         """Return how many numbers the tensors stand for."""
-        return sum(prod(entry.shape) for entry in self.entries.values())
+        return sum(prod(entry.shape) for name, entry in self.entries.items() if not self._is_scale(name))
 
     def quantised_kinds(self) -> list[str]:
         """Return how quantised matrices are stored, that of most bytes first; empty where all are plain."""
@@ -201,8 +204,18 @@ class TensorFiles:
         return []
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Return a tensor in the file's own dtype; it has to have this shape."""
+        """Return a tensor in the file's own dtype; it has to have this shape.
+
+        A matrix of bytes with a scale per row (`outpace.models.rounded`) becomes float32.
+        """
+        if self._is_scale(name + SCALE):
+            return expand(self.take(name, shape, ("I8",)), self.take(name + SCALE, shape[:1], ("F32",)))
         return self.take(name, shape, FLOATS)
+
+    def _is_scale(self, name: str) -> bool:
+        """Return whether a tensor holds the scales of the matrix that its name begins with."""
+        matrix = self.entries.get(name.removesuffix(SCALE))
+        return name.endswith(SCALE) and name in self.entries and matrix is not None and matrix.dtype == "I8"
 
     def read_quantised(self, name: str, shape: tuple[int, ...]) -> Quantised | None:
         """Return a matrix's codes; None = `read` gives it, as always here."""

@@ -136,13 +136,14 @@ class Run:
             cache.has_fixed_extent = True
             cache.reserve(slots)
         sources = [row.source or [] for row in rows]
-        if offered.is_encoder_decoder:
+        if offered.is_encoder_decoder and (self._is_mixed or not self._needs.has_own_pass):
             self._encode(rows, sources, cache)
         texts, sampler = [row.tokens for row in rows], bind(self.settings, rows)
         given = (self.models, self.counters, self.memory, cache, self.tokenizers, sources)
         canvases = [row.canvas or [-1] * row.room for row in rows] if offered.is_canvas else []
         wanted = [row.wanted for row in rows] if self._is_mixed else []
-        context = Context(self.target, texts, slots, sampler, *given, canvases, wanted, self._is_mixed)
+        notes = [row.notes for row in rows]
+        context = Context(self.target, texts, slots, sampler, *given, canvases, wanted, self._is_mixed, notes)
         before = [(counter.nfe, counter.positions) for counter in self.counters.values()]
         state = self.method.start(context)
         self._count(rows, before, {})  # of methods that run a network before the first step

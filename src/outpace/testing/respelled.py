@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from outpace.errors import ConfigError
+from outpace.models.rounded import joined
 
 __all__ = ["respell"]
 
@@ -39,7 +40,7 @@ def respell(source: Path, out: Path, drop: int, seed: int = 0) -> Path:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     model = spec["model"]
     is_known = model.get("type") == "BPE" and _END in model["vocab"] and config.get("tie_word_embeddings")
-    weights = load_file(source / "model.safetensors") if is_known else {}
+    weights = joined(load_file(source / "model.safetensors"))[0] if is_known else {}
     table = next((name for name in _TABLES if name in weights), None)
     if table is None:
         raise ConfigError(f"{source.name} cannot be respelled.", "It takes byte pairs and a tied head, as the zoo has.")

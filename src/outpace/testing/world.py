@@ -151,8 +151,10 @@ def _drafter(attention: str, kind: str) -> Adapter:
         causal = _target("causal", "decoder")
         assert isinstance(causal, ToyModel)
         return ToyModel(attention="block", like=causal, noise=0.15, seed=1, block_size=4, logits_shift=True)
+    if kind.startswith("one-pass"):  # what stands beside one writes token by token
+        return ToyEncoderDecoder()
     target = target_for(attention)
-    assert isinstance(target, ToyModel)  # a one-pass model is a drafter itself
+    assert isinstance(target, ToyModel)
     if isinstance(target, ToyEncoderDecoder):
         return ToyEncoderDecoder(like=target, noise=0.25, seed=1)
     return ToyModel(attention=target.capabilities.attention, like=target, noise=0.15, seed=1)

@@ -29,7 +29,7 @@ class Export:
     """What the files of one kind of network say.
 
     Attributes:
-        weights: Those that the file needs; they are stored in bfloat16.
+        weights: Those that the file needs; they are stored in bfloat16, whole numbers as they are.
         config: The `config.json`.
         generation: The `generation_config.json`; its `bos_token_id` starts a text.
         context: Most positions, in tokens.
@@ -51,7 +51,7 @@ class Export:
 
 def write_model(loop: Loop, told: Export, out: Path) -> None:
     """Write config, bfloat16 weights, tokenizer, generation settings, card and loss curve to `out`."""
-    weights = {name: weight.detach().to("cpu", torch.bfloat16).contiguous() for name, weight in told.weights.items()}
+    weights = {name: _stored(weight) for name, weight in told.weights.items()}
     part = out / "model.safetensors.part"
     # Written by hand, since save_file makes a file that only its owner may read.
     part.write_bytes(save(weights, metadata={"format": "pt"}))
@@ -67,11 +67,17 @@ def write_model(loop: Loop, told: Export, out: Path) -> None:
     }
     for file, value in (("config", told.config), ("generation_config", told.generation), ("tokenizer_config", names)):
         (out / f"{file}.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    loop.tokenizer.save(str(out / "tokenizer.json"))
+    loop.tokenizer.save(str(out / "tokenizer.json"), pretty=False)
     parameters = sum(weight.numel() for weight in weights.values())
     (out / "card.md").write_text(_card(loop, told, parameters), encoding="utf-8")
     if loop.step == loop.steps:
         _draw_losses(loop.losses, out / "loss.png")
+
+
+def _stored(weight: Tensor) -> Tensor:
+    """Return a weight as files hold it; whole numbers, such as ids of a table, stay what they are."""
+    dtype = torch.bfloat16 if weight.is_floating_point() else weight.dtype
+    return weight.detach().to("cpu", dtype).contiguous()
 
 
 def load_network(directory: Path) -> Llama:

@@ -192,10 +192,14 @@ def inherited(recipe: AnyRecipe, out: Path, make: Callable[[], Tokenizer]) -> tu
     """
     if recipe.parent is None:
         return load_tokenizer(out) if (out / "tokenizer.json").is_file() else make(), None
-    beside = out.resolve().parent / recipe.parent
-    shipped = Path(__file__).parent.parent / "zoo" / recipe.parent
-    parent = beside if (beside / "model.safetensors").is_file() else shipped
+    parent = beside(recipe.parent, out)
     return load_tokenizer(parent), parent
+
+
+def beside(name: str, out: Path) -> Path:
+    """Return the directory of another recipe's model: the one trained beside `out`, else the one that ships."""
+    trained = out.resolve().parent / name
+    return trained if (trained / "model.safetensors").is_file() else Path(__file__).parent.parent / "zoo" / name
 
 
 def run_loop(loop: Steps, out: Path, *, resume: bool) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from .sources import END, PublicText, open_text
 
 START = "<|start|>"
 START_ID = 2
+SHORT = 31  # bytes of a string, which has room for its end in 32 places
 IGNORED = -100  # where a batch has no label
 Pair = tuple[str, str]  # a sentence and its translation
 Ints = NDArray[np.int64]
@@ -36,12 +37,14 @@ class PairSource(PublicText):
         read: Returns the pairs of the named files, their sides in the order of `languages`.
         languages: What the two sides are.
         tags: Tokens of their own that the sources hold.
+        is_spaced: Texts are cut as if a space stood before them, so that a word is the same tokens wherever it stands.
     """
 
     splits: dict[str, tuple[str, ...]]
     read: Callable[[Sequence[Path]], list[Pair]]
     languages: tuple[str, str] = ("de", "en")
     tags: tuple[str, ...] = ()
+    is_spaced: bool = False
 
     @property
     def directions(self) -> tuple[str, str]:
@@ -77,6 +80,11 @@ def _tsv(paths: Sequence[Path]) -> list[Pair]:
     return [(row[1].strip(), row[0].strip()) for row in rows]
 
 
+def _tsv_thinned(paths: Sequence[Path]) -> list[Pair]:
+    """Return every second pair of training, and all of the other splits; neighbours are often the same sentence."""
+    return [pair for path in paths for pair in _tsv([path])[:: 2 if ".train." in path.name else 1]]
+
+
 def _aligned(paths: Sequence[Path]) -> list[Pair]:
     german, english = (_lines(path) for path in paths)
     if len(german) != len(english):
@@ -96,6 +104,12 @@ def _tagged(paths: Sequence[Path]) -> list[Pair]:
         tag = f"<|{path.name.split('.')[-2]}|>"
         found += [(f"{tag}{source}", target) for source, target in _aligned((first, path))]
     return found
+
+
+def _strings(paths: Sequence[Path]) -> list[Pair]:
+    """Return each short English sentence with itself."""
+    kept = dict.fromkeys(english for _, english in _tsv(paths) if 0 < len(english.encode()) <= SHORT)
+    return [(text, text) for text in kept]
 
 
 def _multi30k(name: str) -> tuple[str, str]:
@@ -144,6 +158,7 @@ TATOEBA = PairSource(
     note="split by a hash of the English sentence",
     read=_tsv,
 )
+FEW_TATOEBA = replace(TATOEBA, name="tatoeba-pairs-few", note=f"{TATOEBA.note}; every second pair", read=_tsv_thinned)
 MULTI30K = PairSource(
     name="multi30k",
     splits={
@@ -174,15 +189,32 @@ MULTI30K_TAGGED = PairSource(
     languages=("en", "x"),
     tags=("<|de|>", "<|fr|>"),
 )
-PAIR_SOURCES = {source.name: source for source in (TATOEBA, MULTI30K, MULTI30K_TAGGED)}
+STRINGS = PairSource(
+    name="tatoeba-strings",
+    splits=TATOEBA.splits,
+    origin=TATOEBA.origin,
+    licence=TATOEBA.licence,
+    note=f"English sentences of at most {SHORT} bytes, each once; a sentence is its own target",
+    read=_strings,
+    languages=("string", "copy"),
+)
+PAIR_SOURCES = {source.name: source for source in (TATOEBA, MULTI30K, MULTI30K_TAGGED, STRINGS)}
 
 
-def train_pair_tokenizer(pairs: Iterable[Pair], vocab: int, tags: Sequence[str] = ()) -> Tokenizer:
+def train_pair_tokenizer(
+    pairs: Iterable[Pair], vocab: int, tags: Sequence[str] = (), is_spaced: bool = False
+) -> Tokenizer:
     """A byte-level BPE shared by both languages, ending each text with `<|endoftext|>`.
 
-    Id 2 starts the decoder; tags, which come next, are tokens of their own.
+    Id 2 starts the decoder; tags, which come next, are tokens of their own. Where it is spaced (see `PairSource`), tags
+    take the blanks around them, and no text is written with a blank before it.
     """
-    tokenizer = train_tokenizer((text for pair in pairs for text in pair), vocab, extra=(START, *tags))
+    blank = " " * is_spaced
+    tokenizer = train_tokenizer((blank + text for pair in pairs for text in pair), vocab, extra=(START, *tags))
+    if is_spaced:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Prepend(" ")])
+        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+        tokenizer.add_special_tokens([AddedToken(tag, lstrip=True, rstrip=True, normalized=False) for tag in tags])
     tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, EOS_ID)])
     return tokenizer
 
@@ -216,6 +248,7 @@ class PairBatches:
         budget: Most positions of a batch, padding included, on the longer side.
         seed: Of the order, and of the noise.
         spoil: Changes a source each time it comes up; None = sources stay as they are.
+        split: Makes both sides from a target each time it comes up; None = sides stay as they are.
     """
 
     sources: tuple[Ints, ...]
@@ -223,6 +256,7 @@ class PairBatches:
     budget: int
     seed: int
     spoil: Callable[[Ints, np.random.Generator], Ints] | None = None
+    split: Callable[[Ints, np.random.Generator], tuple[Ints, Ints]] | None = None
 
     @property
     def lengths(self) -> Ints:
@@ -239,11 +273,15 @@ class PairBatches:
         """Return the batch of a step."""
         per_epoch = self.steps_per_epoch
         members = _plan(self, step // per_epoch)[step % per_epoch]
-        sources = [self.sources[index] for index in members]
+        sources, targets = ([side[index] for index in members] for side in (self.sources, self.targets))
+        if self.split is not None:
+            generator = np.random.default_rng([self.seed, step, 2])
+            both = [self.split(target, generator) for target in targets]
+            sources, targets = [source for source, _ in both], [target for _, target in both]
         if self.spoil is not None:
             generator = np.random.default_rng([self.seed, step, 1])
             sources = [self.spoil(source, generator) for source in sources]
-        return make_batch(sources, [self.targets[index] for index in members])
+        return make_batch(sources, targets)
 
 
 @lru_cache(maxsize=2)

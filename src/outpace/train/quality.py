@@ -19,13 +19,13 @@ import torch
 from tokenizers import Tokenizer
 
 from outpace.failures import guarded
+from outpace.text.ngram import NGram
 
 from .bounds import Ints, block_bits, masked_bits
 from .completions import Parsing, measure_parsing
 from .data import encode_stream, find_data, read_documents
 from .export import load_network, load_tokenizer
 from .network import Llama
-from .ngram import NGram
 from .sources import SOURCES, held_out_library, held_out_stories
 
 log = logging.getLogger("outpace.train")

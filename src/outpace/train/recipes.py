@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from outpace.errors import ConfigError
+from outpace.models.nar.cmlm import CmlmConfig
 from outpace.models.nar.ctc import CtcConfig
+from outpace.models.nar.dag import DagConfig
+from outpace.models.nar.diffused import DiffusedConfig
+from outpace.models.nar.elmer import ElmerConfig
+from outpace.models.nar.fertility import FertilityConfig
+from outpace.models.nar.insertion import InsertionConfig, InsertionLmConfig
+from outpace.models.nar.levenshtein import LevenshteinConfig
+from outpace.models.nar.markov import MarkovConfig
+from outpace.models.nar.recursive import RecursiveConfig
+from outpace.models.nar.sga import SgaConfig
 from outpace.models.nets.gru import GruConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
@@ -15,10 +25,22 @@ from outpace.models.nets.stacks import equal_configs
 from outpace.papers import Paper
 
 from .corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
+from .keywords import COMMON, DIALOGUES, GAPS, PATHS, RESTAURANTS, STORIES, TABLES
+from .nar.axe import AlignedCrossEntropy
+from .nar.barriers import Barriers
+from .nar.curriculum import Curriculum
+from .nar.eisl import EditInvariant
+from .nar.infilling import Infilling
+from .nar.lexical import LexicalPrior
 from .nar.network import NarShape
+from .nar.nmla import NonMonotonic
 from .nar.objectives import Glancing, Likelihood
+from .nar.permutation import LayerPermutation
+from .nar.refining import Masked, MaskedTexts, Unrolled
+from .nar.residual import ResidualGlancing
+from .nar.reverse import Mixture
 from .network import LlamaShape
-from .pairs import MULTI30K, MULTI30K_TAGGED, TATOEBA, PairSource
+from .pairs import FEW_TATOEBA, MULTI30K, MULTI30K_TAGGED, STRINGS, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
 from .translation.criteria import CrossEntropy
 from .translation.editing import EditorShape
@@ -230,11 +252,17 @@ class TranslationRecipe(AnyRecipe):
         vocab: Tokens of the vocabulary that both sides share.
         objective: `translation` or `correction` (the pairs' own targets; a correction takes only the tokenizer of the
             parent), `written` (the targets that the parent writes: distillation at the level of sequences), `distilled`
-            (the parent's laws over the next token: at the level of tokens) or `denoising` (each text of either side,
-            from a spoilt copy of it).
+            (the parent's laws over the next token: at the level of tokens), `denoising` (each text of either side,
+            from a spoilt copy of it) or `infilling` (a fragment of each, from what stands around it).
         criterion: What is minimised.
         noise: How the copies are spoilt (`denoising`).
+        fragment: Least and most share of a text that is asked for (`infilling`).
+        mixture: Texts of several teachers in place of the pairs' own; None = none.
+        curriculum: Words and phrases of the pairs before the sentences; None = sentences from the start.
         is_deepened: Start from the parent's layers, each repeated as often as there are more of them.
+        has_own_tokenizer: Make a tokenizer of `vocab` tokens, though there is a parent that writes (`written`).
+        start: Recipe whose tokenizer is shared, and whose weights are taken as far as names and shapes agree, beside a
+            parent that teaches or none at all.
         source: Pairs to train on.
         direction: One of the source's directions; "" = its first.
         budget: Positions of a batch on the longer side, padding included.
@@ -248,10 +276,15 @@ class TranslationRecipe(AnyRecipe):
 
     shape: PairShape = _SHAPE
     vocab: int = 6144
-    objective: Literal["translation", "correction", "written", "distilled", "denoising"] = "translation"
+    objective: Literal["translation", "correction", "written", "distilled", "denoising", "infilling"] = "translation"
     criterion: Criterion = _PLAIN
     noise: Noise = _NOISE
+    fragment: tuple[float, float] = (0.3, 0.7)
+    mixture: Mixture | None = None
+    curriculum: Curriculum | None = None
     is_deepened: bool = False
+    has_own_tokenizer: bool = False
+    start: str | None = None
     source: PairSource = TATOEBA
     direction: str = ""
     method: str = ""
@@ -269,6 +302,11 @@ class TranslationRecipe(AnyRecipe):
         """Refuse a student without a parent."""
         if self.parent is None and (self.is_deepened or self.objective in ("written", "distilled")):
             raise ConfigError(f"The recipe {self.name} learns from a parent, but names none.", "Give it a parent.")
+        if self.objective != "written" and (self.has_own_tokenizer or (self.start and self.parent)):
+            reason = f"The recipe {self.name} takes its tokenizer from its parent {self.parent}."
+            raise ConfigError(reason, "Leave the parent out, or learn from the texts that it writes (`written`).")
+        if self.start and (self.has_own_tokenizer or self.is_deepened):
+            raise ConfigError(f"The recipe {self.name} starts from {self.start}.", "Leave other beginnings out.")
 
 
 _CAPTIONS = TranslationRecipe(
@@ -370,6 +408,14 @@ _TRANSLATIONS = (
         name="captions-denoised",
         summary="`captions-small`, started from `captions-denoising`; for research, it does not ship.",
         parent="captions-denoising",
+    ),
+    replace(
+        _SMALL,
+        name="captions-kept",
+        summary="`captions-small`, its weights kept every 25 steps, to see how it learns; it does not ship.",
+        keeps_all=True,
+        look_every=0,
+        checkpoint_every=25,
     ),
     TranslationRecipe(
         name="correct",
@@ -504,28 +550,452 @@ _BASELINES = (
     ),
 )
 # One-pass networks on captions: small ones of equal size and equal steps, so that objectives can be compared.
-_ONE_PASS = replace(
+_ONE_PASS_RAW = replace(
     _SMALL,
-    name="nar-ctc",
-    summary="Writes captions in one pass by CTC; for research, it does not ship.",
-    shape=NarShape(config=CtcConfig(width=128, heads=4, ffn=384, encoder_layers=3, decoder_layers=3)),
+    name="nar-ctc-raw",
+    summary="Writes captions in one pass by CTC, learnt from the pairs themselves; for research, it does not ship.",
+    shape=NarShape(config=CtcConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2, factor=2)),
     criterion=Likelihood(),
-    parent="captions-teacher",
-    objective="written",
     method="one-pass",
     matrix_rate=8e-3,
     other_rate=4e-3,
-    vocab=6144,
-    steps=1200,
+    vocab=2500,
+    budget=1024,
+    steps=600,
     gpu_steps=12000,
 )
+_ONE_PASS = replace(
+    _ONE_PASS_RAW,
+    name="nar-ctc",
+    summary="Writes captions in one pass by CTC; for research, it does not ship.",
+    objective="written",
+    parent="captions-teacher",
+    has_own_tokenizer=True,
+)
+_CMLM = CmlmConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)
+_MASKED_RAW = replace(
+    _ONE_PASS_RAW,
+    name="nar-cmlm-raw",
+    summary="Fills masks in captions of predicted length, learnt from the pairs themselves; for research only.",
+    shape=NarShape(config=_CMLM),
+    criterion=Masked(),
+    method="mask-predict",
+    look_every=0,
+)
+_UNROLLED = replace(
+    _MASKED_RAW,
+    name="nar-unrolled-captions",
+    summary="Captions of both languages, written in steps from spoilt copies; for research, it does not ship.",
+    shape=NarShape(config=replace(_CMLM, blank="noise")),
+    objective="denoising",
+    criterion=Unrolled(),
+    method="sundae",
+    steps=250,
+)
+_REFINED = (
+    _MASKED_RAW,
+    replace(
+        _MASKED_RAW,
+        name="nar-cmlm",
+        summary="`nar-cmlm-raw`, learnt from what `captions-teacher` writes; for research, it does not ship.",
+        objective="written",
+        parent="captions-teacher",
+        start="nar-cmlm-raw",
+    ),
+    _UNROLLED,
+    replace(
+        _UNROLLED,
+        name="nar-sundae",
+        summary="Translates captions in steps, from `nar-unrolled-captions`; for research, it does not ship.",
+        objective="translation",
+        start="nar-unrolled-captions",
+        steps=450,
+    ),
+    replace(
+        _UNROLLED,
+        name="nar-denoised",
+        summary="`nar-sundae` with the loss of one step alone, for comparison; for research, it does not ship.",
+        objective="translation",
+        criterion=Unrolled(steps=1),
+        start="nar-unrolled-captions",
+        steps=450,
+    ),
+)
+_DAG = replace(
+    _ONE_PASS_RAW,
+    name="nar-dag-raw",
+    summary="Writes captions in one pass by a graph of places, learnt from the pairs; for research, it does not ship.",
+    shape=NarShape(
+        config=DagConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2, factor=4, reach=16)
+    ),
+    criterion=Glancing(),
+    steps=300,
+)
+_SGA = SgaConfig(width=128, heads=4, ffn=384, encoder_layers=4, is_frozen=False)
+_ENCODERS = (
+    replace(
+        _UNROLLED,
+        name="nar-masked-encoder",
+        summary="Fills masks in captions of both languages; for research, it does not ship.",
+        shape=NarShape(config=_SGA),
+        noise=Noise(infill=0.0),
+        criterion=MaskedTexts(),
+        method="one-pass",
+        steps=600,
+    ),
+    replace(
+        _UNROLLED,
+        name="nar-sga",
+        summary="`nar-masked-encoder`, frozen, with bridges by which it translates captions; for research only.",
+        shape=NarShape(config=replace(_SGA, is_frozen=True)),
+        objective="translation",
+        criterion=Unrolled(begin="blank"),
+        start="nar-masked-encoder",
+        steps=450,
+    ),
+)
+_MARKOV = replace(
+    _MASKED_RAW,
+    name="nar-markov",
+    summary="Translates captions, each token from two before it, searched in parallel; for research, it does not ship.",
+    shape=NarShape(config=MarkovConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)),
+    criterion=Barriers(),
+    method="cascade",
+)
 _NAR = (
+    TranslationRecipe(
+        name="translate-fast",
+        summary="Translates everyday sentences from German to English in one pass, by CTC with glancing.",
+        shape=NarShape(
+            config=CtcConfig(
+                width=160, heads=4, ffn=480, encoder_layers=3, decoder_layers=3, factor=2, max_positions=512
+            )
+        ),
+        criterion=Glancing(),
+        objective="written",
+        parent="translate",
+        has_own_tokenizer=True,
+        vocab=3000,
+        source=FEW_TATOEBA,
+        method="one-pass",
+        budget=1024,
+        matrix_rate=8e-3,
+        other_rate=4e-3,
+        steps=2000,
+        gpu_steps=40000,
+        checkpoint_every=100,
+    ),
+    _ONE_PASS_RAW,
     _ONE_PASS,
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-raw-glancing",
+        summary="`nar-ctc-raw`, shown a part of its target while it learns; for research, it does not ship.",
+        criterion=Glancing(),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-nmla",
+        summary="`nar-ctc-raw`, trained on for expected pairs of words wherever they stand; for research.",
+        start="nar-ctc-raw",
+        criterion=NonMonotonic(),
+        warmup=20,
+        matrix_rate=1e-3,
+        other_rate=5e-4,
+        steps=150,
+        gpu_steps=2000,
+        look_every=50,
+    ),
     replace(
         _ONE_PASS,
         name="nar-ctc-glancing",
         summary="`nar-ctc`, shown a part of its target while it learns; for research, it does not ship.",
         criterion=Glancing(),
     ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-diffused",
+        summary="`nar-ctc-raw` whose layers read each other's texts, shown less and less; for research, it stays here.",
+        shape=NarShape(
+            config=DiffusedConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2, factor=2)
+        ),
+        criterion=ResidualGlancing(),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-drafter",
+        summary="A one-pass drafter of `captions-small`, whose tokens it writes; for research, it does not ship.",
+        objective="correction",
+        parent="captions-small",
+        criterion=Glancing(),
+        vocab=4096,
+    ),
+    _DAG,
+    replace(
+        _DAG,
+        name="nar-dag-pretrained",
+        summary="`nar-dag-raw` before it translates: it writes fragments of captions; for research, it does not ship.",
+        objective="infilling",
+        criterion=Infilling(),
+        look_every=0,
+        steps=400,
+    ),
+    replace(
+        _DAG,
+        name="nar-dag-tuned",
+        summary="`nar-dag-raw`, trained on from `nar-dag-pretrained`; for research, it does not ship.",
+        start="nar-dag-pretrained",
+    ),
 )
-TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in (*_TRANSLATIONS, *_BASELINES, *_NAR)}
+# What one-pass networks are trained on: equal networks and equal steps, from one start where that is fair.
+_FORWARD = replace(
+    _ONE_PASS_RAW,
+    name="nar-ctc-forward",
+    summary="`nar-ctc-raw`, trained on with the targets that `pairs-gru` writes; for research only.",
+    start="nar-ctc-raw",
+    mixture=Mixture(forward="pairs-gru"),
+    matrix_rate=4e-3,
+    other_rate=2e-3,
+    steps=300,
+)
+_PLAIN_PASS = replace(
+    _MASKED_RAW,
+    name="nar-cmlm-plain",
+    summary="`nar-cmlm-raw`, trained on to write its text in one pass; for research only.",
+    criterion=Likelihood(),
+    start="nar-cmlm-raw",
+    method="one-pass",
+    matrix_rate=4e-3,
+    other_rate=2e-3,
+    steps=300,
+)
+_TEXTS = (
+    replace(
+        _GRU,
+        name="pairs-gru-reverse",
+        summary="`pairs-gru` the other way, German to English, started from it; for research only.",
+        direction="de-en",
+        parent="pairs-gru",
+        steps=1000,
+    ),
+    _FORWARD,
+    replace(
+        _FORWARD,
+        name="nar-ctc-lexical",
+        summary="`nar-ctc-forward`, drawn early on to what the raw texts say about words; for research only.",
+        criterion=LexicalPrior(),
+    ),
+    replace(
+        _FORWARD,
+        name="nar-ctc-rejuvenated",
+        summary="`nar-ctc-forward`, and with the sources that `pairs-gru-reverse` writes; for research only.",
+        mixture=Mixture(forward="pairs-gru", reverse="pairs-gru-reverse"),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-curriculum",
+        summary="`nar-ctc-raw`, words and phrases before sentences; for research only.",
+        curriculum=Curriculum(),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-ctc-aligned",
+        summary="`nar-ctc-raw`, trained on with aligned cross-entropy; for research only.",
+        start="nar-ctc-raw",
+        criterion=AlignedCrossEntropy(),
+        matrix_rate=4e-3,
+        other_rate=2e-3,
+        steps=300,
+    ),
+    _PLAIN_PASS,
+    replace(
+        _PLAIN_PASS,
+        name="nar-cmlm-edit-invariant",
+        summary="`nar-cmlm-raw`, trained on to write n-grams wherever they stand, in one pass; for research only.",
+        criterion=EditInvariant(),
+    ),
+)
+_DEEP = NarShape(config=ElmerConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=4))
+_PLACED = (  # networks that lay out, see and leave places in ways of their own
+    replace(
+        _ONE_PASS,
+        name="nar-fertility",
+        summary="Writes captions in one pass, each source token as many places as it has fertility; for research only.",
+        shape=NarShape(config=FertilityConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-context-aware",
+        summary="`nar-ctc-raw` with a local branch of cross-attention, three tokens wide; for research only.",
+        shape=NarShape(
+            config=CtcConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2, factor=2, cross_window=1)
+        ),
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-elmer-base",
+        summary="Captions from spoilt copies, each token learnt after a layer drawn for it; for research only.",
+        shape=_DEEP,
+        criterion=LayerPermutation(),
+        objective="denoising",
+        look_every=0,
+        steps=400,
+    ),
+    replace(
+        _ONE_PASS_RAW,
+        name="nar-elmer",
+        summary="`nar-elmer-base`, trained on to translate captions and to stop early; for research, it does not ship.",
+        shape=_DEEP,
+        criterion=LayerPermutation(),
+        start="nar-elmer-base",
+    ),
+)
+_GROWN = InsertionConfig(
+    width=112, heads=4, ffn=320, encoder_layers=1, decoder_layers=2, dropout=0.0, max_source=96, max_positions=128
+)
+_EDITED = LevenshteinConfig(
+    width=112, heads=4, ffn=320, encoder_layers=2, decoder_layers=2, dropout=0.0, max_source=96, max_positions=128
+)
+_STORIES = replace(
+    _ONE_PASS_RAW,
+    name="stories-insertion",
+    summary="Completes given words to a sentence of a story, in rounds of parallel insertions (POINTER).",
+    shape=NarShape(config=replace(_GROWN, scheme="progressive")),
+    parent=None,
+    objective="translation",
+    source=STORIES,
+    direction="",
+    vocab=2000,
+    budget=1024,
+    longest=48,
+    look_every=0,
+    method="insertion",
+    steps=900,
+)
+_PATHS = replace(
+    _STORIES,
+    name="paths-insertion",
+    summary="Finds paths in graphs by inserting node after node between their ends.",
+    shape=NarShape(
+        config=InsertionLmConfig(
+            width=96, heads=4, ffn=384, encoder_layers=2, decoder_layers=2, dropout=0.0, max_source=64, max_positions=16
+        )
+    ),
+    source=PATHS,
+    vocab=300,
+    budget=1024,
+    method="insertion-lm",
+    steps=1500,
+)
+_RESTAURANTS = replace(
+    _STORIES,
+    name="restaurants-entities",
+    summary="Completes given entities to a description of a restaurant, by stages that keep them (ENCONTER).",
+    shape=NarShape(config=_GROWN),
+    source=RESTAURANTS,
+    steps=300,
+)
+_COMPLETED = (
+    _STORIES,
+    replace(
+        _STORIES,
+        name="stories-entities",
+        summary="`stories-insertion` by stages that keep the given words (ENCONTER).",
+        shape=NarShape(config=_GROWN),
+    ),
+    replace(
+        _STORIES,
+        name="stories-gaps",
+        summary="Fills gaps of any length in sentences of stories, one insertion at a time (insertion language model).",
+        shape=NarShape(config=InsertionLmConfig(**asdict(replace(_GROWN, scheme="uniform")))),
+        source=GAPS,
+        method="insertion-lm",
+    ),
+    replace(
+        _STORIES,
+        name="concepts-insertion",
+        summary="Completes concepts to an everyday sentence, in rounds of parallel insertions.",
+        shape=NarShape(config=_GROWN),
+        source=COMMON,
+    ),
+    _PATHS,
+    replace(
+        _PATHS,
+        name="paths-decoder",
+        summary="Finds paths in graphs from left to right, by a network of the size of `paths-insertion`.",
+        shape=NetShape(config=replace(_DECODER, layers=5, width=96, ffn=384, dropout=0.0)),
+        criterion=CrossEntropy(),
+        method="",
+    ),
+    _RESTAURANTS,
+    replace(
+        _RESTAURANTS,
+        name="restaurants-progressive",
+        summary="`restaurants-entities` by stages that know of no entities (POINTER); for comparison.",
+        shape=NarShape(config=replace(_GROWN, scheme="progressive")),
+    ),
+    replace(
+        _RESTAURANTS,
+        name="restaurants-levenshtein",
+        summary="Completes given entities by rounds of deletion and insertion (Levenshtein Transformer).",
+        shape=NarShape(config=_EDITED),
+        method="levenshtein",
+    ),
+    replace(
+        _RESTAURANTS,
+        name="tables-skeleton",
+        summary="Describes restaurants: a pointer picks words of the table, rounds of edits complete them (SANA).",
+        shape=NarShape(config=replace(_EDITED, plan="source", ungiven=0.3)),
+        source=TABLES,
+        method="levenshtein",
+    ),
+    replace(
+        _RESTAURANTS,
+        name="dialogue-concepts",
+        summary="Answers users: a planner picks concepts of a graph, rounds of insertions complete them (CG-nAR).",
+        shape=NarShape(config=replace(_GROWN, encoder_layers=2, decoder_layers=2, plan="graph", neighbours=16)),
+        source=DIALOGUES,
+        longest=40,
+    ),
+)
+# Auto-encoders of bytes, of equal steps: a vocabulary of all bytes and three special tokens leaves no room for merges.
+_BYTES = replace(
+    _ONE_PASS_RAW,
+    name="bytes-recursive",
+    summary="A recursive convolutional auto-encoder: short strings to a vector and back, byte by byte, in one pass.",
+    shape=NarShape(config=RecursiveConfig()),
+    vocab=259,
+    source=STRINGS,
+    direction="",
+    budget=2048,
+    longest=32,
+    look_every=0,
+    steps=600,
+)
+_STRINGS = (
+    _BYTES,
+    replace(
+        _BYTES,
+        name="bytes-gru",
+        summary="The recurrent auto-encoder that `bytes-recursive` is compared with, of as many weights.",
+        shape=NetShape(config=GruConfig(width=128, hidden=336, dropout=0.0, has_attention=False)),
+        criterion=CrossEntropy(),
+        method="",
+        other_rate=5e-3,
+    ),
+)
+TRANSLATIONS: dict[str, TranslationRecipe] = {
+    recipe.name: recipe
+    for recipe in (
+        *_TRANSLATIONS,
+        *_BASELINES,
+        *_NAR,
+        *_REFINED,
+        *_TEXTS,
+        *_PLACED,
+        _MARKOV,
+        *_ENCODERS,
+        *_COMPLETED,
+        *_STRINGS,
+    )
+}

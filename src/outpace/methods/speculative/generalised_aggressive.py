@@ -19,6 +19,7 @@ from outpace.draft.copying import Copies, Copy
 from outpace.draft.nested import NestedRun
 from outpace.draft.source import passed_tokens
 from outpace.draft.whole import whole_texts
+from outpace.errors import CapabilityError
 from outpace.methods.base import Paper, chain
 from outpace.methods.registry import load_method
 from outpace.methods.speculative.drafted import AdaptiveDraft
@@ -60,6 +61,7 @@ class GeneralisedAggressive(AdaptiveDraft):
         draft_len: most tokens copied per step.
         is_adaptive: let the length follow acceptance, where long windows cost time.
         max_match: longest ending of the text that is looked up in the draft.
+        as_text: read the draft as text, so that a one-pass drafter may have a vocabulary of its own.
     """
 
     draft: str = "auto"
@@ -67,6 +69,7 @@ class GeneralisedAggressive(AdaptiveDraft):
     draft_len: int = setting(32, least=1)
     is_adaptive: bool = False
     max_match: int = setting(4, least=1)
+    as_text: bool = False
 
     name: ClassVar[str] = "generalised-aggressive"
     family: ClassVar[str] = "speculative"
@@ -83,13 +86,17 @@ class GeneralisedAggressive(AdaptiveDraft):
 
     @property
     def needs(self) -> Needs:
-        """A causal target that can drop staged entries, and a drafter of the same vocabulary."""
-        return Needs(has_rollback=True, width=self.draft_len, models=("draft",))
+        """A causal target that can drop staged entries, and a drafter, of the same vocabulary unless read as text."""
+        return Needs(has_rollback=True, width=self.draft_len, models=("draft",), has_text=self.as_text)
 
     def begin(self, context: Context) -> WholeDrafts:
         """Take the text of a one-pass model; begin a run of any other, which has written nothing yet."""
         passed, rows = passed_tokens(context), len(context.texts)
         if not context.models["draft"].capabilities.is_one_pass:
+            if self.as_text:
+                raise CapabilityError(
+                    "The drafter writes token by token, in its own tokens.", "Use cross-vocab for it."
+                )
             drafter = NestedRun.begin(context, load_method("autoregressive")())
             return WholeDrafts([None] * rows, [0] * rows, drafter, passed)
         copies = [Copy(text[: self.most], self.max_match, passed=passed) for text in whole_texts(context)]

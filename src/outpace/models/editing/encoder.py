@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -91,19 +92,43 @@ class Layer(nn.Module):
             self.cross_out = nn.Linear(width, width)
 
     def forward(
-        self, state: Tensor, seen: Tensor, others: Tensor | None = None, others_seen: Tensor | None = None
+        self,
+        state: Tensor,
+        seen: Tensor,
+        others: Tensor | None = None,
+        others_seen: Tensor | None = None,
+        only: Tensor | None = None,
+        parts: int = 1,
     ) -> Tensor:
-        """Return the next states [B, T, width]; the masks are True where a key is seen, [B, 1, 1 or T, keys]."""
-        query, key, value = self.qkv(self.norms[0](state)).chunk(3, -1)
-        state = state + self.drop(self.out(self._attend(query, key, value, seen)))
+        """Return the next states [B, T, width]; the masks are True where a key is seen, [B, 1, 1 or T, keys].
+
+        With `only` [B, K] int64, the next states of those places alone are computed and returned, [B, K, width]. Of
+        several parts, T / parts places each, every one sees itself alone: `seen` is [B * parts, 1, size, size].
+        """
+        query, key, value = self.qkv(self.norms[0](state)).unflatten(1, (parts, -1)).flatten(0, 1).chunk(3, -1)
+        if only is not None:  # all in one part
+            index = only[:, :, None].expand(-1, -1, state.shape[-1])
+            query, state = query.gather(1, index), state.gather(1, index)
+        state = state + self.drop(self.out(self._attend(query, key, value, seen).reshape(state.shape)))
         if others is not None:
             key, value = self.cross_kv(others).chunk(2, -1)
             query = self.cross_q(self.norms[2](state))
-            state = state + self.drop(self.cross_out(self._attend(query, key, value, others_seen)))
+            state = state + self.drop(self.cross_out(self._cross(query, key, value, seen, others_seen)))
         hidden = F.relu(self.up(self.norms[1](state)))
         moved: Tensor = state + self.drop(self.down(hidden))
         return moved
 
+    def _cross(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor, others_seen: Tensor | None) -> Tensor:
+        """Return what cross-attention finds, [B, T, width]; other kinds of it look at `seen` too."""
+        del seen
+        return self._attend(query, key, value, others_seen)
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        if torch.is_grad_enabled():  # backward through the fused product takes three times as long on short rows
+            scores = query @ key.mT * query.shape[-1] ** -0.5
+            if seen is not None:
+                scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+            found: Tensor = scores.softmax(-1).to(value.dtype) @ value
+            return found.transpose(1, 2).flatten(2)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2).flatten(2)

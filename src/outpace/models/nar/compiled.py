@@ -59,7 +59,7 @@ def compile_net(net: NarNet, kernels: Kernels) -> Compiled | None:
 
     The network's own weights stay as they are: kinds read tables and projections of their own from them.
     """
-    if net.own_layers or not all(isinstance(layer, Layer) for layer in (*net.encoder, *net.decoder)):
+    if net.own_layers or not all(type(layer) is Layer for layer in (*net.encoder, *net.decoder)):
         return None
     pair = _pair(net)
     if not (kernels.supports(pair.encoder) and kernels.supports(pair.decoder)):

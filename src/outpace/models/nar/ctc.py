@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .network import UNSAID, NarConfig, NarNet, Pass
+from .prefixes import prefix_beam
 
-__all__ = ["Ctc", "CtcConfig", "best_alignment"]
+__all__ = ["Ctc", "CtcConfig", "best_alignment", "ctc_nll", "repeats_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +54,17 @@ class Ctc(NarNet):
 
     def nll(self, outputs: Sequence[Tensor], run: Pass) -> Tensor:
         """Sum over all alignments; a target that needs more places than there are gets 1e30."""
-        places = run.is_place.sum(1)
-        blank = self.config.vocab_size
-        found = F.ctc_loss(outputs[0].transpose(0, 1), run.targets, places, run.lengths, blank, reduction="none")
-        return torch.where(found.isinf(), torch.full_like(found, 1e30), found)
+        return ctc_nll(outputs[0], run.is_place.sum(1), run.targets, run.lengths, self.config.vocab_size)
 
     def aligned(self, outputs: Sequence[Tensor], run: Pass) -> Tensor:
         """Return the symbols of the likeliest alignment (Viterbi); rows without one are UNSAID throughout."""
         return best_alignment(outputs[0], run.is_place.sum(1), run.targets, run.lengths, self.config.vocab_size)
+
+    def texts(self, outputs: Sequence[Tensor], is_place: Tensor, count: int) -> list[list[list[int]]]:
+        """Return the texts of greatest mass that a beam over prefixes finds."""
+        sizes = is_place.sum(1).tolist()
+        rows = [prefix_beam(row[:size], max(count, 4), 4, 1e-3) for row, size in zip(outputs[0], sizes, strict=True)]
+        return [[list(text) for _, text in row[:count]] for row in rows]
 
     def laws(self, outputs: Sequence[Tensor], is_place: Tensor) -> list[Tensor]:
         """Collapse each row's likeliest symbols; a token's law is that of the first place of its run."""
@@ -69,6 +73,32 @@ class Ctc(NarNet):
         before = F.pad(symbols[:, :-1], (1, 0), value=-1)
         is_said = (symbols != before) & (symbols != self.config.vocab_size) & is_place
         return [row[said, :-1] for row, said in zip(found, is_said, strict=True)]
+
+
+def ctc_nll(log_probs: Tensor, places: Tensor, targets: Tensor, lengths: Tensor, blank: int) -> Tensor:
+    """Return the negative log of the mass of all alignments to the targets, [B]; arguments as of `best_alignment`.
+
+    A target that needs more places than there are gets 1e30, and no gradient. PyTorch's sum sees the symbols of the
+    targets alone, a tenth of the vocabulary or less.
+    """
+    # 1) A token is called by where it stands first in its target, the blank comes last.
+    calls = (targets[:, :, None] == targets[:, None, :]).int().argmax(2) if targets.shape[1] else targets
+    size = targets.shape[1]
+    symbols = F.pad(targets, (0, 1), value=blank)[:, None].expand(-1, log_probs.shape[1], -1)
+    said = log_probs.gather(2, symbols)
+    # 2) The sum. Without `zero_infinity` the gradient of a target that does not fit is NaN.
+    found = F.ctc_loss(said.transpose(0, 1), calls, places, lengths, blank=size, reduction="none", zero_infinity=True)
+    # 3) PyTorch's gradient is p - posterior, which is right behind a softmax over all symbols only; p is taken off.
+    needed = lengths + repeats_of(targets, lengths)
+    is_on = (torch.arange(said.shape[1], device=said.device) < places[:, None]) & (needed <= places)[:, None]
+    surplus = (said.exp() * is_on[:, :, None]).sum((1, 2))
+    return torch.where(needed > places, torch.full_like(found, 1e30), found + (surplus.detach() - surplus))
+
+
+def repeats_of(targets: Tensor, lengths: Tensor) -> Tensor:
+    """Return how many tokens of each target [B, T] equal the one before them, [B]; a blank must stand between."""
+    is_inside = torch.arange(1, targets.shape[1], device=targets.device) < lengths[:, None]
+    return ((targets[:, 1:] == targets[:, :-1]) & is_inside).sum(1)
 
 
 @torch.no_grad()

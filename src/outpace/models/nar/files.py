@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from outpace.errors import ModelError, nearest
+from outpace.models.rounded import joined
 from outpace.models.transformer import Kernels
 from outpace.text.files import read_object
 
@@ -22,6 +23,17 @@ __all__ = ["KINDS", "MODEL_TYPE", "config_of", "find_kind", "kind_of", "open_nar
 MODEL_TYPE = "outpace_nar"
 KINDS = {  # below outpace.models.nar
     "ctc": "ctc:Ctc",
+    "dag": "dag:Dag",
+    "ctc-diffused": "diffused:Diffused",
+    "cmlm": "cmlm:Cmlm",
+    "fertility": "fertility:Fertility",
+    "elmer": "elmer:Elmer",
+    "markov": "markov:Markov",
+    "sga": "sga:Sga",
+    "insertion": "insertion:Insertion",
+    "insertion-lm": "insertion:InsertionLm",
+    "levenshtein": "levenshtein:Levenshtein",
+    "recursive": "recursive:Recursive",
 }
 
 
@@ -61,7 +73,7 @@ def read_nar(directory: Path) -> NarNet:
     kind = find_kind(str(config.get("kind")))
     net = kind(_settings(kind, config, directory))
     try:
-        weights = load_file(directory / "model.safetensors")
+        weights, _ = joined(load_file(directory / "model.safetensors"))
         net.load_state_dict({name: weight.float() for name, weight in weights.items()})
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]

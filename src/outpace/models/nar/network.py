@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from outpace.models.editing.encoder import Layer
 
+from .context_aware import decoder_layer
+
 __all__ = ["NarConfig", "NarNet", "Pass", "uniform_copy"]
 
 UNSAID = -1  # of `aligned`: the place is not on the target's path
@@ -40,6 +42,7 @@ class NarConfig:
         max_positions: most places.
         start_token: what a text is said to begin with; never written.
         end_token: what ends sources and texts.
+        cross_window: source tokens to either side that the local branch of cross-attention sees; 0 = it has none.
     """
 
     vocab_size: int = 0
@@ -53,6 +56,7 @@ class NarConfig:
     max_positions: int = 1024
     start_token: int = 2
     end_token: int = 0
+    cross_window: int = 0
 
 
 @dataclass(slots=True)
@@ -78,6 +82,12 @@ class Pass:
     targets: Tensor
     lengths: Tensor
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> Tensor:
+        """Places that a loss over single places asks for, [B, L] bool: the real ones but those shown (glancing)."""
+        shown: Tensor | None = self.extra.get("shown")
+        return self.is_place if shown is None else self.is_place & ~shown
 
 
 class Fast(Protocol):
@@ -105,14 +115,18 @@ class NarNet(nn.Module, ABC):
     Attributes:
         kind: its name, as in `config.json`.
         extra_symbols: rows that the table has beyond V, such as CTC's blank (symbol V).
+        unsaid: tokens that no place may say, such as masks; their log-probability is minus infinity.
         own_layers: `encode` or `decode` do more than the layers say, so that compiled kernels cannot stand for them.
         fast: what runs the layers in place of the modules, once compiled.
+        wants_links: training gives `extra["links"]`, [B, T] int64: the source token that each target token translates.
     """
 
     Config: ClassVar[type[Any]] = NarConfig
     kind: ClassVar[str] = ""
     extra_symbols: ClassVar[int] = 0
     own_layers: ClassVar[bool] = False
+    unsaid: tuple[int, ...] = ()
+    wants_links: ClassVar[bool] = False
     config: Any
     fast: Fast | None = None
 
@@ -128,7 +142,7 @@ class NarNet(nn.Module, ABC):
         self.encoder = nn.ModuleList(Layer(config, dropout=drop) for _ in range(layers))
         self.encoder_norm = nn.LayerNorm(width)
         layers = config.decoder_layers
-        self.decoder = nn.ModuleList(Layer(config, has_cross=True, dropout=drop) for _ in range(layers))
+        self.decoder = nn.ModuleList(decoder_layer(config) for _ in range(layers))
         self.decoder_norm = nn.LayerNorm(width)
         self.drop = nn.Dropout(drop)
 
@@ -159,20 +173,50 @@ class NarNet(nn.Module, ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """Return the log-probabilities [..., V + extra_symbols] of last states [..., W], in float32 or float64."""
         logits = hidden @ self.embed_tokens.weight.T if self.fast is None else self.fast.head(hidden)
-        return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.unsaid:
+            logits = logits.index_fill(-1, torch.tensor(self.unsaid, device=logits.device), float("-inf"))
+        return logits.log_softmax(-1)
 
     def begin(
-        self, sources: Tensor, is_real: Tensor, targets: Tensor | None = None, lengths: Tensor | None = None
+        self,
+        sources: Tensor,
+        is_real: Tensor,
+        targets: Tensor | None = None,
+        lengths: Tensor | None = None,
+        extra: dict[str, Any] | None = None,
     ) -> Pass:
-        """Encode sources and lay out their places; with targets, those that training wants."""
+        """Encode sources and lay out their places; with targets, those that training wants.
+
+        Args:
+            sources: [B, S] int64, padded.
+            is_real: [B, S] bool.
+            targets: [B, T] int64 without ends, padded; None = decoding.
+            lengths: [B] int64 of the targets.
+            extra: what `places` finds in `Pass.extra`.
+        """
         states = self.encode(sources, is_real)
         none = sources.new_zeros(len(sources), 0)
         given = none if targets is None else targets
         held = sources.new_zeros(len(sources)) if lengths is None else lengths
         empty = states[:, :0], is_real[:, :0]
-        run = Pass(sources, is_real, states, *empty, given, held)
+        run = Pass(sources, is_real, states, *empty, given, held, dict(extra or {}))
         run.inputs, run.is_place = self.places(run)
         return run
+
+    def loss(self, run: Pass) -> Tensor:
+        """Return `nll` of what a pass gives, [B], in training; a kind may come to it with less memory."""
+        return self.nll(self.finish(run), run)
+
+    def glance(self, run: Pass) -> tuple[Tensor, Tensor]:
+        """Return what each place should say (`aligned`) and what it says by itself, [B, L] int64 each, in one pass."""
+        outputs = self.finish(run)
+        return self.aligned(outputs, run), outputs[0].argmax(-1)
+
+    def texts(self, outputs: Sequence[Tensor], is_place: Tensor, count: int) -> list[list[list[int]]]:
+        """Return per row up to `count` likely texts without ends, likeliest first; a kind without a lattice has one."""
+        del count
+        return [[law.argmax(-1).tolist()] for law in self.laws(outputs, is_place)]
 
     # What a kind gives.
 

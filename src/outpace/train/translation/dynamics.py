@@ -5,7 +5,7 @@
 Source: Voita, Sennrich and Titov (2021, arXiv 2109.01396): a translator first learns to write its target language, then
 to translate word by word, and last to reorder. Per checkpoint: the bits per token of its translations under an n-gram
 model of the target side (low = fluent), their BLEU, and how monotone they are. The paper aligns words by fast_align and
-scores with KenLM; here attention aligns, and the n-gram model is ours.
+scores with KenLM; here IBM model 1 on tokens aligns, learnt from the training pairs, and the n-gram model is ours.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from tokenizers import Tokenizer
 from outpace.errors import ConfigError
 from outpace.failures import guarded
 from outpace.papers import Paper
+from outpace.text.ngram import NGram
 from outpace.train import checkpoint
 from outpace.train.bleu import bleu
 from outpace.train.data import EOS_ID, find_data
 from outpace.train.export import load_tokenizer
-from outpace.train.ngram import NGram
-from outpace.train.pairs import Ints, Pair, make_batch
+from outpace.train.nar.alignment import Aligner, Lexicon
+from outpace.train.pairs import Ints, Pair
 from outpace.train.recipes import TRANSLATIONS, TranslationRecipe
 
-from .look import evaluating, write_all
-from .network import PairNetwork
+from .look import write_all
 from .snapshots import load_snapshot, snapshots
 
-__all__ = ["Stage", "fuzzy_reordering", "language_model", "main", "stages"]
+__all__ = ["Order", "Stage", "fuzzy_reordering", "language_model", "main", "stages"]
 
 PAPERS = (
     Paper(
@@ -47,7 +47,7 @@ PAPERS = (
         2021,
         "2109.01396",
         101,
-        "Alignments by fast_align and scores by KenLM.",
+        "Alignments by fast_align with its diagonal, and scores by KenLM.",
         "python -m outpace.train.translation.dynamics runs/captions-teacher",
     ),
 )
@@ -98,22 +98,42 @@ def _stream(rows: Sequence[Sequence[int]]) -> Ints:
     return np.array([EOS_ID, *(token for row in rows for token in (*row, EOS_ID))], dtype=np.int64)
 
 
-@torch.no_grad()
-def monotonicity(
-    network: PairNetwork, tokenizer: Tokenizer, sources: Sequence[str], written: Sequence[Sequence[int]]
-) -> float:
-    """Return the mean fuzzy reordering score of translations (tokens without the end), aligned by attention."""
-    device, scores = next(network.parameters()).device, list[float]()
-    with evaluating(network, device):
-        for start in range(0, len(sources), 64):
-            texts = tokenizer.encode_batch(list(sources[start : start + 64]))
-            rows = [np.array([*row, EOS_ID], dtype=np.int64) for row in written[start : start + 64]]
-            batch = make_batch([np.array(text.ids, dtype=np.int64) for text in texts], rows).to(device)
-            # The end of text on either side translates nothing.
-            inside = torch.arange(batch.sources.shape[1], device=device) < batch.mask.sum(1, keepdim=True) - 1
-            places = network.attention(batch).float().masked_fill(~inside.unsqueeze(1), -1.0).argmax(-1)
-            scores += [fuzzy_reordering(row[: len(ids) - 1]) for row, ids in zip(places.tolist(), rows, strict=True)]
-    return sum(scores) / len(scores)
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Tells how far translations follow the order of their sources.
+
+    Attributes:
+        lexicon: Which token translates which.
+        aligner: What the lexicon was learnt with.
+        tokenizer: Of both sides.
+    """
+
+    lexicon: Lexicon
+    aligner: Aligner
+    tokenizer: Tokenizer
+
+    @staticmethod
+    def learnt(tokenizer: Tokenizer, pairs: Sequence[Pair], most: int = 12_000) -> Order:
+        """Learn the lexicon from pairs that people wrote, so that every checkpoint is aligned alike."""
+        aligner, sides = Aligner(empty=0.0), zip(*pairs[:most], strict=True)
+        sources, targets = ([np.array(ids[:-1]) for ids in _ids(tokenizer, side)] for side in sides)
+        return Order(aligner.one_way(sources, targets)[0], aligner, tokenizer)
+
+    def monotone(self, sources: Sequence[str], written: Sequence[Sequence[int]]) -> float:
+        """Return the mean fuzzy reordering score of translations: tokens, the end left out."""
+        scores = list[float]()
+        for source, row in zip(_ids(self.tokenizer, sources), written, strict=True):
+            if len(row) > 1 and len(source) > 1:
+                tokens, length = torch.tensor([source[:-1]]), torch.tensor([len(row)])
+                links = self.lexicon.links(
+                    tokens, torch.ones_like(tokens, dtype=torch.bool), torch.tensor([list(row)]), length, self.aligner
+                )
+                scores.append(fuzzy_reordering(links[0].tolist()))
+        return sum(scores) / max(len(scores), 1)
+
+
+def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [row.ids for row in tokenizer.encode_batch(list(texts))]
 
 
 def stages(out: Path, recipe: TranslationRecipe, train: Sequence[Pair], pairs: Sequence[Pair]) -> list[Stage]:
@@ -132,8 +152,8 @@ def stages(out: Path, recipe: TranslationRecipe, train: Sequence[Pair], pairs: S
     if not kept:
         raise ConfigError(f"{out} holds no checkpoints of a training.", "Train with a recipe that keeps them all.")
     tokenizer, device = load_tokenizer(out), torch.device("cpu")
-    models = {order: language_model(tokenizer, [target for _, target in train], order) for order in ORDERS}
-    network, found = recipe.shape.build(recipe.vocab), list[Stage]()
+    models = {size: language_model(tokenizer, [target for _, target in train], size) for size in ORDERS}
+    network, found, order = recipe.shape.build(recipe.vocab), list[Stage](), Order.learnt(tokenizer, train)
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     for step, path in kept:
         load_snapshot(network, path)
@@ -142,9 +162,9 @@ def stages(out: Path, recipe: TranslationRecipe, train: Sequence[Pair], pairs: S
         found.append(
             Stage(
                 step=step,
-                bits={order: float(model.bits(stream).mean()) for order, model in models.items()},
+                bits={size: float(model.bits(stream).mean()) for size, model in models.items()},
                 bleu=bleu(tokenizer.decode_batch(written), references),
-                monotone=monotonicity(network, tokenizer, sources, written),
+                monotone=order.monotone(sources, written),
                 tokens=(len(stream) - 1) / len(pairs),
             )
         )

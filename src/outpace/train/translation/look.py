@@ -81,11 +81,12 @@ def write_all(
     order = sorted(range(len(texts)), key=lambda index: len(sources[index]))
     found: dict[int, list[int]] = {}
     with evaluating(network, device):
+        write = network.writer()
         for start in range(0, len(order), ROWS):
             part = order[start : start + ROWS]
             rows = [sources[index] for index in part]
             batch = make_batch(rows, rows).to(device)
-            found.update(zip(part, network.translate(batch.sources, batch.mask, most), strict=True))
+            found.update(zip(part, write(batch.sources, batch.mask, most), strict=True))
     return [found[index] for index in range(len(texts))]
 
 

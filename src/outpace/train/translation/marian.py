@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from outpace import kernels
+from outpace.api.engine import LanguageModel
 from outpace.errors import ModelError
+from outpace.models.rounded import joined
+from outpace.models.seq2seq.loading import load_pair
 from outpace.train.data import EOS_ID
 from outpace.train.pairs import START_ID, PairBatch
 
@@ -58,7 +66,9 @@ class MarianShape:
             raise ModelError(f"{directory} holds no translator", "Give a directory that `outpace train` wrote.")
         marian = _transformers()
         marian.utils.logging.disable_progress_bar()
-        model = marian.MarianMTModel.from_pretrained(directory, dtype=torch.float32)
+        weights, _ = joined(load_file(directory / "model.safetensors"))
+        config = marian.MarianConfig.from_pretrained(directory)
+        model = marian.MarianMTModel.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
         network = Marian(model.config, model)
         network.eval()
         return network
@@ -116,21 +126,6 @@ class Marian(PairNetwork):
         found: Tensor = self.model.model.shared.weight
         return found
 
-    def attention(self, batch: PairBatch) -> Tensor:
-        """Return the mean attention of the last decoder layer but one, which aligns best: [B, T, S].
-
-        Source: Garg et al. (2019, arXiv 1909.02074), section 4.2.
-        """
-        output = self.model.model(
-            input_ids=batch.sources,
-            attention_mask=batch.mask,
-            decoder_input_ids=batch.inputs,
-            use_cache=False,
-            output_attentions=True,
-        )
-        layers: tuple[Tensor, ...] = output.cross_attentions
-        return layers[-2 if len(layers) > 1 else -1].mean(1)
-
     @torch.no_grad()
     def translate(self, sources: Tensor, mask: Tensor, most: int) -> list[list[int]]:
         """Write the most likely next token until the end; see `PairNetwork.translate`."""
@@ -138,6 +133,28 @@ class Marian(PairNetwork):
         options = {"max_new_tokens": most, "do_sample": False, "num_beams": 1}
         written: Tensor = self.model.generate(input_ids=sources, attention_mask=mask, **options)
         return [until_end(row) for row in written[:, 1:].tolist()]
+
+    def writer(self) -> Callable[[Tensor, Tensor, int], list[list[int]]]:
+        """Return what `translate` does, in float32 by the engine: on a CPU in a third of the time."""
+        if self.table.device.type != "cpu":
+            return self.translate
+        files = self.export()
+        with TemporaryDirectory() as folder:
+            place = Path(folder)
+            save_file(
+                {name: weight.contiguous() for name, weight in files.weights.items()}, place / "model.safetensors"
+            )
+            (place / "config.json").write_text(json.dumps(files.config), encoding="utf-8")
+            (place / "generation_config.json").write_text(json.dumps(dict(files.generation)), encoding="utf-8")
+            model = LanguageModel(load_pair(place, "float32", "cpu", kernels=kernels), end_tokens=(EOS_ID,))
+
+        def write(sources: Tensor, mask: Tensor, most: int) -> list[list[int]]:
+            rows = [row[:count] for row, count in zip(sources.tolist(), mask.sum(1).tolist(), strict=True)]
+            most = min(most, self.model.config.max_position_embeddings - 1)
+            with torch.autocast("cpu", enabled=False):
+                return [until_end(result.tokens) for result in model.generate(rows, max_tokens=most)]
+
+        return write
 
     def export(self) -> NetworkFiles:
         """Return its files: tied tables once, position tables not at all."""

@@ -7,17 +7,18 @@ with `logits`, or with `loss` where it has none, and `export`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from outpace.errors import ModelError
 from outpace.train.data import EOS_ID
-from outpace.train.pairs import START_ID, PairBatch
+from outpace.train.pairs import START_ID, PairBatch, PairBatches
 
 __all__ = ["Criterion", "NetworkFiles", "PairNetwork", "PairShape"]
 
@@ -93,6 +94,19 @@ class PairNetwork(nn.Module, ABC):
         """Return the loss in nats per target token, a scalar."""
         return criterion(self, batch)
 
+    def notes(self) -> list[str]:
+        """Return what the training log should say at a checkpoint, about what happened since the last one."""
+        return []
+
+    def prepare(self, batches: PairBatches, tokenizer: Tokenizer) -> None:
+        """Look at the pairs before the first step; a resumed run does it again, so draws and clocks have no say.
+
+        Args:
+            batches: all pairs that are trained on, encoded.
+            tokenizer: of both sides.
+        """
+        del batches, tokenizer
+
     @property
     def table(self) -> Tensor:
         """The embeddings of the target's tokens, [V, width].
@@ -101,14 +115,6 @@ class PairNetwork(nn.Module, ABC):
             ModelError: The network does not say which they are.
         """
         raise ModelError(f"{type(self).__name__} names no table of embeddings.", "Give it a property `table`.")
-
-    def attention(self, batch: PairBatch) -> Tensor:
-        """Return how far each target place looks at each source place, [B, T, S], for alignments.
-
-        Raises:
-            ModelError: The network does not say.
-        """
-        raise ModelError(f"{type(self).__name__} shows no attention.", "Give it a method `attention`.")
 
     @torch.no_grad()
     def translate(self, sources: Tensor, mask: Tensor, most: int) -> list[list[int]]:
@@ -129,6 +135,10 @@ class PairNetwork(nn.Module, ABC):
             if bool((written[:, 1:] == EOS_ID).any(1).all()):
                 break
         return [until_end(row) for row in written[:, 1:].tolist()]
+
+    def writer(self) -> Callable[[Tensor, Tensor, int], list[list[int]]]:
+        """Return what `translate` does, for many batches under the present weights."""
+        return self.translate
 
     @abstractmethod
     def export(self) -> NetworkFiles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from outpace.errors import ConfigError
+from outpace.errors import ConfigError, nearest
 from outpace.train import checkpoint
 from outpace.train.data import find_data
-from outpace.train.export import Export, write_model
-from outpace.train.loop import Loop, inherited, log
+from outpace.train.export import Export, load_tokenizer, write_model
+from outpace.train.loop import Loop, beside, inherited, log
+from outpace.train.nar.infilling import fragments
+from outpace.train.nar.objectives import Objective
+from outpace.train.nar.reverse import Teacher
 from outpace.train.pairs import Pair, PairBatches, encode_pairs, join_neighbours, train_pair_tokenizer
 from outpace.train.recipes import TRANSLATIONS, TranslationRecipe
 
@@ -27,7 +30,7 @@ from .noise import noiser
 from .snapshots import averaged, deepened, drop_others, keep_snapshot, recent_snapshots
 from .written import written_pairs
 
-__all__ = ["PairTrainer", "build_translator"]
+__all__ = ["PairTrainer", "batches_of", "build_translator"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,6 +87,8 @@ class PairTrainer(Loop):
     def keep(self, out: Path) -> None:
         """Write a checkpoint and the model: its weights, or the mean of the last ones where the recipe asks for it."""
         recipe = self.recipe
+        for note in self.network.notes():
+            log.warning("%s", note)
         checkpoint.save(self.state(), out / "checkpoint.pt")
         (out / "looks.json").write_text(json.dumps(self.looks, indent=1) + "\n", encoding="utf-8")
         draw_curves(self.looks, recipe.name, out / "curves.png")
@@ -161,21 +166,28 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder, source = find_data(data), recipe.source
-    pairs = source.pairs(folder, "train", recipe.direction)
-    tokenizer, directory = inherited(recipe, out, lambda: train_pair_tokenizer(pairs, recipe.vocab, source.tags))
-    parent = None if directory is None else _load_parent(recipe, directory).to(device)
+    raw = pairs = source.pairs(folder, "train", recipe.direction)
+    tokenizer, directory = inherited(recipe, out, lambda: _tokenizer(recipe, out, pairs))
+    parent = None if directory is None else _load_parent(recipe.parent, directory, recipe).to(device)
     torch.manual_seed(seed)
-    network = _started(recipe.shape.build(recipe.vocab), recipe, parent)
+    network = _started(recipe.shape.build(recipe.vocab), recipe, parent, out)
+    name = f"{source.name}-{recipe.direction or source.directions[0]}"
     if parent is not None and directory is not None and recipe.objective == "written":
-        name = f"{source.name}-{recipe.direction or source.directions[0]}.jsonl"
-        pairs = written_pairs(parent, tokenizer, pairs, directory / "written" / name, device)
-    batches = _batches(recipe, tokenizer, pairs, seed)
+        pairs = written_pairs(parent, tokenizer, pairs, directory / "written" / f"{name}.jsonl", device)
+        if recipe.has_own_tokenizer or recipe.start:
+            tokenizer = _tokenizer(recipe, out, pairs)
+    if recipe.mixture is not None:
+        pairs = recipe.mixture.pairs(raw, lambda teacher: _open_teacher(teacher, out), name, device)
+    batches = batches_of(recipe, tokenizer, pairs, seed)
+    network.prepare(batches, tokenizer)
+    if recipe.curriculum is not None:
+        batches = recipe.curriculum.staged(batches, tokenizer, pairs, steps)
     log.info("%s: %d pairs, %d steps an epoch", source.name, len(batches.sources), batches.steps_per_epoch)
     is_looking = recipe.look_every > 0
     return PairTrainer(
         recipe=recipe,
         network=network,
-        criterion=_criterion(recipe, parent),
+        criterion=_criterion(recipe, parent, lambda: batches_of(recipe, tokenizer, raw, seed)),
         batches=batches,
         held_out=HeldOut(source.pairs(folder, "valid", recipe.direction), tokenizer) if is_looking else None,
         tokenizer=tokenizer,
@@ -185,31 +197,71 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     )
 
 
-def _started(network: PairNetwork, recipe: TranslationRecipe, parent: PairNetwork | None) -> PairNetwork:
-    """Put a parent's weights into a new network where the recipe goes on from them."""
+def _tokenizer(recipe: TranslationRecipe, out: Path, pairs: Sequence[Pair]) -> Tokenizer:
+    """Return the tokenizer that does not come from a parent: that of `start`, of an earlier run, or a new one."""
+    if recipe.start is not None:
+        return load_tokenizer(beside(recipe.start, out))
+    if (out / "tokenizer.json").is_file():
+        return load_tokenizer(out)
+    return train_pair_tokenizer(pairs, recipe.vocab, recipe.source.tags, recipe.source.is_spaced)
+
+
+def _started(network: PairNetwork, recipe: TranslationRecipe, parent: PairNetwork | None, out: Path) -> PairNetwork:
+    """Put an earlier network's weights into a new one where the recipe goes on from them."""
+    if recipe.start is not None:
+        first = _load_parent(recipe.start, beside(recipe.start, out), recipe)
+        return _fitted(network, first, recipe.start)
     if parent is not None and recipe.is_deepened:
         network.load_state_dict(deepened(parent, network))
-    elif parent is not None and recipe.objective in ("translation", "denoising"):
+    elif parent is not None and recipe.objective in ("translation", "denoising", "infilling"):
         network.load_state_dict(parent.state_dict())
     return network
 
 
-def _batches(recipe: TranslationRecipe, tokenizer: Tokenizer, pairs: Sequence[Pair], seed: int) -> PairBatches:
-    if recipe.objective == "denoising":
+def _fitted(network: PairNetwork, first: PairNetwork, name: str) -> PairNetwork:
+    """Put those weights of another network into a new one whose names and shapes are the same."""
+    own = network.state_dict()
+    found = {key: weight for key, weight in first.state_dict().items() if key in own and own[key].shape == weight.shape}
+    if not found:
+        raise ConfigError(f"No weight of {name} fits into the new network.", "Start from one of the same sizes.")
+    network.load_state_dict({**own, **found})
+    log.info("%d of %d weights are those of %s", len(found), len(own), name)
+    return network
+
+
+def batches_of(recipe: TranslationRecipe, tokenizer: Tokenizer, pairs: Sequence[Pair], seed: int) -> PairBatches:
+    """Return the batches that a recipe makes of pairs.
+
+    Raises:
+        ConfigError: When no pair is short enough.
+    """
+    if recipe.objective in ("denoising", "infilling"):
         pairs = [(text, text) for pair in pairs for text in pair]
     batches = encode_pairs(tokenizer, join_neighbours(pairs, recipe.joined, seed), recipe.budget, recipe.longest, seed)
     if not batches.sources:
         hint = "Give texts with shorter lines, or a parent that ends its sentences."
         raise ConfigError(f"No pair of {recipe.source.name} has at most {recipe.longest} tokens a side.", hint)
+    if recipe.objective == "infilling":
+        return replace(batches, split=fragments(*recipe.fragment))
     return replace(batches, spoil=noiser(recipe.noise, tokenizer)) if recipe.objective == "denoising" else batches
 
 
-def _load_parent(recipe: TranslationRecipe, directory: Path) -> PairNetwork:
-    known = TRANSLATIONS.get(recipe.parent or "", recipe)
+def _load_parent(name: str | None, directory: Path, recipe: TranslationRecipe) -> PairNetwork:
+    known = TRANSLATIONS.get(name or "", recipe)
     return known.shape.load(directory).requires_grad_(False)
 
 
-def _criterion(recipe: TranslationRecipe, parent: PairNetwork | None) -> Criterion:
+def _open_teacher(name: str, out: Path) -> Teacher:
+    """Return the network of another recipe's run, beside `out` or shipped, its tokenizer and its directory."""
+    if name not in TRANSLATIONS:
+        raise ConfigError(f"There is no recipe {name!r} to teach.", nearest(name, TRANSLATIONS, "recipe"))
+    directory = beside(name, out)
+    return TRANSLATIONS[name].shape.load(directory).requires_grad_(False), load_tokenizer(directory), directory
+
+
+def _criterion(recipe: TranslationRecipe, parent: PairNetwork | None, raw: Callable[[], PairBatches]) -> Criterion:
+    if isinstance(recipe.criterion, Objective) and recipe.criterion.wants_raw:
+        return recipe.criterion.prepared(raw())
     if parent is None or recipe.objective != "distilled":
         return recipe.criterion
     if not isinstance(recipe.criterion, CrossEntropy):

@@ -1,4 +1,4 @@
-"""Matrices of drafters as bytes: whole numbers of -127 to 127 per row, times a scale of the row."""
+"""Matrices of drafters and of small models as bytes: whole numbers of -127 to 127 per row, times a scale of the row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from outpace.models.quantised import Quantised
 
-__all__ = ["SCALE", "as_quantised", "joined", "rounded", "split"]
+__all__ = ["SCALE", "as_quantised", "expand", "joined", "rounded", "split"]
 
 SCALE = "_scale"  # behind a matrix's name: float32 [out]
 _LEAST = 1 << 12  # numbers of a matrix; what a smaller one would save is nothing
@@ -42,10 +42,15 @@ def joined(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     coded = {}
     for name in bytes_of:
         scale = tensors[name + SCALE]
-        plain[name] = tensors[name].float() * scale.unsqueeze(-1)
+        plain[name] = expand(tensors[name], scale)
         if plain[name].shape[1] % _STEP == 0:
             coded[name] = as_quantised(tensors[name], scale)
     return plain, coded
+
+
+def expand(codes: Tensor, scale: Tensor) -> Tensor:
+    """Return int8 codes [out, in] with scales [out] as float32."""
+    return codes.float() * scale.float().unsqueeze(-1)
 
 
 def as_quantised(codes: Tensor, scale: Tensor) -> Quantised:
