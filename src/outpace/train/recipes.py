@@ -576,8 +576,9 @@ _CMLM = CmlmConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers
 _MASKED_RAW = replace(
     _ONE_PASS_RAW,
     name="nar-cmlm-raw",
-    summary="Fills masks in captions of predicted length, learnt from the pairs themselves; for research only.",
+    summary="Fills masks in captions of predicted length, trained on from `nar-ctc-raw`; for research only.",
     shape=NarShape(config=_CMLM),
+    start="nar-ctc-raw",
     criterion=Masked(),
     method="mask-predict",
     look_every=0,
@@ -638,6 +639,7 @@ _ENCODERS = (
         name="nar-masked-encoder",
         summary="Fills masks in captions of both languages; for research, it does not ship.",
         shape=NarShape(config=_SGA),
+        start=None,
         noise=Noise(infill=0.0),
         criterion=MaskedTexts(),
         method="one-pass",
@@ -657,7 +659,7 @@ _ENCODERS = (
 _MARKOV = replace(
     _MASKED_RAW,
     name="nar-markov",
-    summary="Translates captions, each token from two before it, searched in parallel; for research, it does not ship.",
+    summary="Translates captions, each token from two before it, trained on from `nar-ctc-raw`; for research only.",
     shape=NarShape(config=MarkovConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)),
     criterion=Barriers(),
     method="cascade",
