@@ -39,6 +39,7 @@ from .nar.permutation import LayerPermutation
 from .nar.refining import Masked, MaskedTexts, Unrolled
 from .nar.residual import ResidualGlancing
 from .nar.reverse import Mixture
+from .nar.stories import STORY_GAPS, STORY_PASSAGES
 from .network import LlamaShape
 from .pairs import FEW_TATOEBA, MULTI30K, MULTI30K_TAGGED, STRINGS, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
@@ -664,6 +665,48 @@ _MARKOV = replace(
     criterion=Barriers(),
     method="cascade",
 )
+_DAG_STORIES = replace(
+    _DAG,
+    name="nar-dag-stories",
+    summary="Pre-training of a small graph: it writes fragments of passages of stories; it does not ship.",
+    shape=NarShape(
+        config=DagConfig(
+            width=64, heads=4, ffn=192, encoder_layers=2, decoder_layers=2, factor=2, reach=32, link_heads=2
+        )
+    ),
+    objective="infilling",
+    criterion=Infilling(),
+    source=STORY_PASSAGES,
+    direction="",
+    vocab=1000,
+    budget=768,
+    look_every=0,
+    steps=300,
+)
+_DAG_GAPS = (
+    replace(
+        _DAG_STORIES,
+        name="nar-dag-gaps-raw",
+        summary="A small graph that writes the missing sentence of a story, from random weights; it does not ship.",
+        objective="correction",
+        parent="nar-dag-stories",
+        criterion=Likelihood(),
+        source=STORY_GAPS,
+        look_every=200,
+        steps=200,
+    ),
+    replace(
+        _DAG_STORIES,
+        name="nar-dag-gaps",
+        summary="`nar-dag-gaps-raw`, trained on from `nar-dag-stories`; it does not ship.",
+        objective="translation",
+        start="nar-dag-stories",
+        criterion=Likelihood(),
+        source=STORY_GAPS,
+        look_every=200,
+        steps=200,
+    ),
+)
 _NAR = (
     TranslationRecipe(
         name="translate-fast",
@@ -732,6 +775,8 @@ _NAR = (
         criterion=Glancing(),
         vocab=4096,
     ),
+    _DAG_STORIES,
+    *_DAG_GAPS,
     _DAG,
     replace(
         _DAG,

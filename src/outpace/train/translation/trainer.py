@@ -241,7 +241,7 @@ def batches_of(recipe: TranslationRecipe, tokenizer: Tokenizer, pairs: Sequence[
         ConfigError: When no pair is short enough.
     """
     if recipe.objective in ("denoising", "infilling"):
-        pairs = [(text, text) for pair in pairs for text in pair]
+        pairs = [(text, text) for pair in pairs for text in dict.fromkeys(pair)]
     batches = encode_pairs(tokenizer, join_neighbours(pairs, recipe.joined, seed), recipe.budget, recipe.longest, seed)
     if not batches.sources:
         hint = "Give texts with shorter lines, or a parent that ends its sentences."
