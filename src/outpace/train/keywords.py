@@ -165,7 +165,7 @@ def star_graphs(count: int, seed: int, arms: int = 3, length: int = 3) -> list[P
         arms: paths that leave the centre.
         length: edges of each.
     """
-    generator, letters = random.Random(seed), "abcdefghijklmnopqrstuvwxyz"
+    generator, letters = random.Random(seed), "abcdefghijkl"
     found = list[Pair]()
     for _ in range(count):
         nodes = generator.sample(letters, arms * length + 1)
@@ -173,7 +173,7 @@ def star_graphs(count: int, seed: int, arms: int = 3, length: int = 3) -> list[P
         edges = [edge for path in paths for edge in itertools.pairwise(path)]
         generator.shuffle(edges)
         path = paths[generator.randrange(arms)]
-        read = " ".join(f"{a} {b}" for a, b in edges)
+        read = " ".join(f"{a}>{b}" for a, b in edges)
         found.append((f"{read}||{path[0]} {path[-1]}", " ".join(path)))
     return found
 
