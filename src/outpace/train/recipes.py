@@ -413,7 +413,7 @@ _TRANSLATIONS = (
     replace(
         _SMALL,
         name="captions-kept",
-        summary="`captions-small`, its weights kept every 25 steps, to see how it learns; it does not ship.",
+        summary="`captions-small`, its weights kept every 25 steps to see it learn; for research, it does not ship.",
         keeps_all=True,
         look_every=0,
         checkpoint_every=25,
