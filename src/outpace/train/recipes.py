@@ -39,6 +39,7 @@ from .nar.permutation import LayerPermutation
 from .nar.refining import Masked, MaskedTexts, Unrolled
 from .nar.residual import ResidualGlancing
 from .nar.reverse import Mixture
+from .nar.stories import STORY_GAPS, STORY_PASSAGES
 from .network import LlamaShape
 from .pairs import FEW_TATOEBA, MULTI30K, MULTI30K_TAGGED, STRINGS, TATOEBA, PairSource
 from .sources import MIXED_SOURCES, SOURCES, Source
@@ -412,7 +413,7 @@ _TRANSLATIONS = (
     replace(
         _SMALL,
         name="captions-kept",
-        summary="`captions-small`, its weights kept every 25 steps, to see how it learns; it does not ship.",
+        summary="`captions-small`, its weights kept every 25 steps to see it learn; for research, it does not ship.",
         keeps_all=True,
         look_every=0,
         checkpoint_every=25,
@@ -576,8 +577,9 @@ _CMLM = CmlmConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers
 _MASKED_RAW = replace(
     _ONE_PASS_RAW,
     name="nar-cmlm-raw",
-    summary="Fills masks in captions of predicted length, learnt from the pairs themselves; for research only.",
+    summary="Fills masks in captions of predicted length, trained on from `nar-ctc-raw`; for research only.",
     shape=NarShape(config=_CMLM),
+    start="nar-ctc-raw",
     criterion=Masked(),
     method="mask-predict",
     look_every=0,
@@ -638,6 +640,7 @@ _ENCODERS = (
         name="nar-masked-encoder",
         summary="Fills masks in captions of both languages; for research, it does not ship.",
         shape=NarShape(config=_SGA),
+        start=None,
         noise=Noise(infill=0.0),
         criterion=MaskedTexts(),
         method="one-pass",
@@ -657,10 +660,52 @@ _ENCODERS = (
 _MARKOV = replace(
     _MASKED_RAW,
     name="nar-markov",
-    summary="Translates captions, each token from two before it, searched in parallel; for research, it does not ship.",
+    summary="Translates captions, each token from two before it, trained on from `nar-ctc-raw`; for research only.",
     shape=NarShape(config=MarkovConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)),
     criterion=Barriers(),
     method="cascade",
+)
+_DAG_STORIES = replace(
+    _DAG,
+    name="nar-dag-stories",
+    summary="Pre-training of a small graph: it writes fragments of passages of stories; it does not ship.",
+    shape=NarShape(
+        config=DagConfig(
+            width=64, heads=4, ffn=192, encoder_layers=2, decoder_layers=2, factor=2, reach=32, link_heads=2
+        )
+    ),
+    objective="infilling",
+    criterion=Infilling(),
+    source=STORY_PASSAGES,
+    direction="",
+    vocab=1000,
+    budget=768,
+    look_every=0,
+    steps=300,
+)
+_DAG_GAPS = (
+    replace(
+        _DAG_STORIES,
+        name="nar-dag-gaps-raw",
+        summary="A small graph that writes the missing sentence of a story, from random weights; it does not ship.",
+        objective="correction",
+        parent="nar-dag-stories",
+        criterion=Likelihood(),
+        source=STORY_GAPS,
+        look_every=200,
+        steps=200,
+    ),
+    replace(
+        _DAG_STORIES,
+        name="nar-dag-gaps",
+        summary="`nar-dag-gaps-raw`, trained on from `nar-dag-stories`; it does not ship.",
+        objective="translation",
+        start="nar-dag-stories",
+        criterion=Likelihood(),
+        source=STORY_GAPS,
+        look_every=200,
+        steps=200,
+    ),
 )
 _NAR = (
     TranslationRecipe(
@@ -730,6 +775,8 @@ _NAR = (
         criterion=Glancing(),
         vocab=4096,
     ),
+    _DAG_STORIES,
+    *_DAG_GAPS,
     _DAG,
     replace(
         _DAG,

@@ -6,7 +6,7 @@
     python -m outpace.train.translation_quality translate --methods autoregressive jacobi:mode=block,window=8
 
 The model is a zoo name or a directory. Steps are counted per sentence, so they do not depend on the batch. `--card`
-notes the BLEU of plain decoding in the card of a directory, and for a drafter how far it agrees with its parent.
+notes the BLEU of the first method in the card of a directory, and for a drafter how far it agrees with its parent.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ def write_card(directory: Path, works: Sequence[TranslationWork]) -> None:
     """Put the figures into the directory's card, in place of earlier ones."""
     rows = [f"| {work.set} | {work.sentences:,} | {work.bleu:.1f} |" for work in works]
     lines = [HEADING, "", "| translated set | sentences | BLEU |", "|---|---|---|", *rows, ""]
-    lines.append(f"BLEU as sacrebleu counts it ({SIGNATURE}), greedy decoding in float32.")
+    plain = {"autoregressive": "greedy decoding", "one-pass": "one pass"}
+    how = plain.get(works[0].method, f"`{works[0].method}`") if works else "greedy decoding"
+    lines.append(f"BLEU as sacrebleu counts it ({SIGNATURE}), {how} in float32.")
     note_in_card(directory, "\n".join(lines) + "\n")
 
 
@@ -170,7 +172,7 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--json", type=Path, help="also note the figures here, beside those of other models")
-    parser.add_argument("--card", action="store_true", help="note plain decoding's BLEU in the card")
+    parser.add_argument("--card", action="store_true", help="note the first method's BLEU in the card")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -185,7 +187,7 @@ def _measure_all(given: argparse.Namespace) -> int:
         works += measure(model, name, pairs, given.methods, rows=given.rows, max_tokens=given.max_tokens)
     print(f"BLEU: {SIGNATURE}")
     if given.card:
-        write_card(Path(given.model), [work for work in works if work.method == "autoregressive"])
+        write_card(Path(given.model), [work for work in works if work.method == given.methods[0]])
     if given.json:
         note_figures(given.json, Path(given.model).name, works)
     return 0

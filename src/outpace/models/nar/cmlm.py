@@ -66,7 +66,9 @@ class Cmlm(NarNet):
     def lay(self, run: Pass, lengths: Tensor) -> Pass:
         """Give texts of these lengths [B] to a pass, all blank, and return it."""
         run.is_place = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        copied = uniform_copy(run.states, run.is_real, lengths)[0] if self.config.has_copy else 0.0
+        said = (run.is_real.sum(1) - 1).clamp(min=1)  # no place has to do with the source's end
+        is_said = torch.arange(run.is_real.shape[1], device=said.device) < said[:, None]
+        copied = uniform_copy(run.states, is_said, lengths)[0] if self.config.has_copy else 0.0
         run.extra["copied"] = copied * self.config.width**-0.5  # no larger than tokens
         run.inputs = self.reading(run, self.blanks(lengths))
         return run

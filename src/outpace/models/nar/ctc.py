@@ -14,10 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from outpace.papers import Paper
+
 from .network import UNSAID, NarConfig, NarNet, Pass
 from .prefixes import prefix_beam
 
-__all__ = ["Ctc", "CtcConfig", "best_alignment", "ctc_nll", "repeats_of"]
+__all__ = ["PAPERS", "Ctc", "CtcConfig", "best_alignment", "ctc_nll", "repeats_of"]
+
+
+PAPERS = (
+    Paper(
+        "End-to-End Non-Autoregressive Neural Machine Translation with Connectionist Temporal Classification",
+        "Libovický, Helcl",
+        2018,
+        "1811.04719",
+        37,
+        "Its deeper decoder, and its data sets.",
+        "outpace train nar-ctc-raw",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 Paper: Wu et al. (2023), arXiv 2305.13140 (SGA): a text is written from nothing but its source (alignment), then read
 and written anew (denoising), by one encoder of several languages, which is frozen.
 Differences: the paper steers the encoder by prompts in each layer and an attention without weights; here each layer is
-followed by a bridge, an attention over the source's states and a small network, both of low rank.
+followed by a bridge, an attention over the source's states and a small network, both of low rank. Each place also
+reads the source's states, spread evenly over the places.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cmlm import Cmlm, CmlmConfig
@@ -29,7 +31,6 @@ class SgaConfig(CmlmConfig):
     """
 
     decoder_layers: int = 0
-    has_copy: bool = False
     rank: int = 32
     is_frozen: bool = True
 
@@ -87,6 +88,15 @@ class Sga(Cmlm):
         """Return the weights of the masked encoder."""
         parts = self.embed_tokens, self.source_positions, self.encoder, self.encoder_norm
         return [weight for part in parts for weight in part.parameters()]
+
+    def guessed(self, sources: Tensor, is_real: Tensor) -> Tensor:
+        """Return the masked encoder's states [B, S, W], which the head reads."""
+        return super().encode(sources, is_real)
+
+    def encode(self, sources: Tensor, is_real: Tensor) -> Tensor:
+        """Return its states and, added, the tokens' own vectors: layers that guess masks may forget what they read."""
+        vectors = F.layer_norm(self.embed_tokens(sources), (self.config.width,))
+        return self.guessed(sources, is_real) + vectors
 
     def decode(self, run: Pass) -> Tensor:
         """Return the last states [B, L, W] of the places: the encoder's, with bridges to the source's states."""

@@ -38,7 +38,7 @@ PAPERS = (
         "2304.11791",
         10,
         "Pre-training at its scale, on long documents with several fragments each; its published weights.",
-        "outpace train nar-dag-pretrained",
+        "outpace train nar-dag-stories",
     ),
 )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from outpace.methods.whole.refinement import lowest
 from outpace.models.nar.cmlm import Cmlm
 from outpace.models.nar.network import Pass
+from outpace.models.nar.sga import Sga
 from outpace.papers import Paper
 
 from .objectives import Objective
@@ -73,7 +74,10 @@ class Masked(Objective):
 
 @dataclass(frozen=True, slots=True)
 class MaskedTexts(Objective):
-    """A share of each source's tokens is masked; the encoder alone is to say them. The targets are not looked at.
+    """A share of each source's tokens is to be said by the encoder alone; the targets are not looked at.
+
+    Paper: Devlin et al. (2018), arXiv 1810.04805, section 3.1: of these tokens 80% are masked, 10% are others by
+    chance, and 10% stand there, so that the states of tokens that are read tell which ones they are.
 
     Attributes:
         share: of the tokens.
@@ -82,13 +86,16 @@ class MaskedTexts(Objective):
     share: float = 0.3
 
     def of(self, network: TrainedNar, batch: PairBatch) -> Tensor:
-        """Return the loss in nats per masked token."""
-        net, is_real = cast("Cmlm", network.net), batch.mask.bool()
+        """Return the loss in nats per token to be said."""
+        net, is_real = cast("Sga", network.net), batch.mask.bool()
         is_text = is_real & ~torch.isin(batch.sources, torch.tensor(net.unsaid, device=is_real.device))
-        is_masked = is_text & (torch.rand(is_real.shape, device=is_real.device) < self.share)
-        states = net.encode(batch.sources.masked_fill(is_masked, net.config.mask_token), is_real)
-        losses = smoothed(net.head(states), batch.sources, 0.0)
-        return (losses * is_masked).sum() / is_masked.sum().clamp(min=1)
+        is_asked = is_text & (torch.rand(is_real.shape, device=is_real.device) < self.share)
+        drawn = torch.rand(is_real.shape, device=is_real.device)
+        reads = batch.sources.masked_fill(is_asked & (drawn < 0.8), net.config.mask_token)
+        others = net.noise(None, *is_real.shape).to(is_real.device)
+        reads = torch.where(is_asked & (drawn >= 0.9), others, reads)
+        losses = smoothed(net.head(net.guessed(reads, is_real)), batch.sources, 0.0)
+        return (losses * is_asked).sum() / is_asked.sum().clamp(min=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,7 +221,12 @@ def _started(network: PairNetwork, recipe: TranslationRecipe, parent: PairNetwor
 def _fitted(network: PairNetwork, first: PairNetwork, name: str) -> PairNetwork:
     """Put those weights of another network into a new one whose names and shapes are the same."""
     own = network.state_dict()
-    found = {key: weight for key, weight in first.state_dict().items() if key in own and own[key].shape == weight.shape}
+    found = dict[str, Tensor]()
+    for key, weight in first.state_dict().items():
+        if key.endswith("embed_tokens.weight") and key in own:  # symbols beyond the tokens, such as a blank, are left
+            weight = weight[: len(own[key])]
+        if key in own and own[key].shape == weight.shape:
+            found[key] = weight
     if not found:
         raise ConfigError(f"No weight of {name} fits into the new network.", "Start from one of the same sizes.")
     network.load_state_dict({**own, **found})
@@ -236,7 +241,7 @@ def batches_of(recipe: TranslationRecipe, tokenizer: Tokenizer, pairs: Sequence[
         ConfigError: When no pair is short enough.
     """
     if recipe.objective in ("denoising", "infilling"):
-        pairs = [(text, text) for pair in pairs for text in pair]
+        pairs = [(text, text) for pair in pairs for text in dict.fromkeys(pair)]
     batches = encode_pairs(tokenizer, join_neighbours(pairs, recipe.joined, seed), recipe.budget, recipe.longest, seed)
     if not batches.sources:
         hint = "Give texts with shorter lines, or a parent that ends its sentences."
