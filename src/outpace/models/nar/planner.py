@@ -112,11 +112,11 @@ class Planner(nn.Module):
         is_done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         for _ in range(min(self.config.longest_plan, tokens.shape[1])):
             scores = self._scores(state, keys, is_free)
-            found = scores.argmax(-1)
-            is_done = is_done | (found == tokens.shape[1])
+            # Of many candidates none may be likelier than stopping although one of them should come.
+            is_done = is_done | (scores.softmax(-1)[:, -1] >= 0.5)
             if bool(is_done.all()):
                 break
-            at = found.clamp(max=tokens.shape[1] - 1)
+            at = scores[:, :-1].argmax(-1)
             for row, place in enumerate(at.tolist()):
                 picked[row] += [] if is_done[row] else [place]
             is_free = is_free.scatter(1, at[:, None], False)
