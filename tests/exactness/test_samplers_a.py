@@ -75,9 +75,12 @@ def forwarded(rows: Sequence[Row]) -> int:
     return sum(row.usage.positions_scored for row in rows)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("method", "plain"), NEUTRAL, ids=lambda method: str(method)[:70])
-def test_the_neutral_setting_is_plain_decoding(method: Method, plain: Method, model: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "method", "plain"), [(i, *two) for i, two in enumerate(NEUTRAL)], ids=lambda one: str(one)[:70]
+)
+@pytest.mark.parametrize("half", [0, 1], ids=["full", "block"])
+def test_the_neutral_setting_is_plain_decoding(number: int, method: Method, plain: Method, half: int) -> None:
+    model = list(MODELS)[2 * half + (number + half) % 2]  # both kinds of attention, each with a shift every other time
     for settings in (GREEDY, WARM):
         assert texts(method, settings, MODELS[model]) == plain_texts(plain, settings is WARM, model)
 

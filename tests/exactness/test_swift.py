@@ -169,7 +169,7 @@ def test_drafts_get_better_on_an_inflated_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", [Swift(fraction=0.9, context=3), Swift(branches=3, context=4)], ids=str)
 def test_contract(method: Swift) -> None:
-    check_method(method)
+    check_method(method, every=3)
 
 
 def test_a_tree_accepts_more_than_its_chain() -> None:

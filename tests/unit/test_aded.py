@@ -134,4 +134,4 @@ def test_bad_settings(settings: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("method", [Aded(nodes=5, depth=2, branch=2), Aded(exploration=50.0, depth=12)], ids=str)
 def test_variants_fulfil_the_contract(method: Aded) -> None:
-    check_method(method)
+    check_method(method, every=3)

@@ -27,7 +27,7 @@ LOOP = "one two three four five six. " * 8
     "method", [Auto(arms="prompt-lookup"), Auto(arms="jacobi,layer-skip"), Auto(is_timed=False)], ids=str
 )
 def test_contract(method: Auto) -> None:
-    check_method(method)
+    check_method(method, every=3)
 
 
 def test_the_choice_is_exact_and_told() -> None:

@@ -32,7 +32,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("method", VARIANTS, ids=str)
 def test_contract(method: Bild) -> None:
-    check_method(method)
+    check_method(method, every=3)
 
 
 # The large model's laws after the root and after two nodes: -log p of the drafts 1, 2, 3 is log 4, log 10, log 2.

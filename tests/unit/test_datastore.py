@@ -187,7 +187,7 @@ def test_retrieval_fulfils_the_contract_with_a_datastore(tmp_path: Path) -> None
     texts = [list(tokens) for name in ("greedy", "temperature 0.7") for tokens in reference(name)]
     write_datastore(tmp_path / "toy", texts, 13)
     check_method(Retrieval(index=str(tmp_path / "toy"), budget=12, draft_len=5))
-    check_method(Retrieval(index=str(tmp_path / "toy"), has_history=False, min_match=2, budget=3, draft_len=8))
+    check_method(Retrieval(index=str(tmp_path / "toy"), has_history=False, min_match=2, budget=3, draft_len=8), every=3)
 
 
 def test_what_the_corpus_says_is_drafted(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ ALL: list[SampledTree] = [MultiCandidate(), SpecTr(), BlockVerification(), Trave
 
 @pytest.mark.parametrize("method", VARIANTS, ids=str)
 def test_contract(method: Method) -> None:
-    check_method(method)
+    check_method(method, every=3)
 
 
 @pytest.mark.parametrize("method", ALL, ids=str)

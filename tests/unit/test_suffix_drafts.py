@@ -196,4 +196,4 @@ def test_bad_settings(settings: dict[str, float]) -> None:
     ids=str,
 )
 def test_variants_fulfil_the_contract(method: Suffix) -> None:
-    check_method(method)
+    check_method(method, every=3)

@@ -383,6 +383,7 @@ _TRANSLATIONS = (
         parent="captions-teacher",
         objective="written",
         is_deepened=True,
+        averaged=0,
         keeps_all=False,
         matrix_rate=6e-3,
         other_rate=3e-3,
