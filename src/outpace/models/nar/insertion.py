@@ -81,10 +81,11 @@ class Insertion(Sketched):
         nothing, scheme = self.config.vocab_size, self.config.scheme
         fixed = set(places)
         if scheme in ("progressive", "entities"):
-            weights, is_fixed = self.importance[text].tolist(), [at in fixed for at in range(len(text))]
-            is_free = scheme == "progressive"
-            least = max(len(places), 1) if is_free else 0
-            found = stages.stages(weights, [False] * len(text) if is_free else is_fixed, least)
+            weights = self.importance[text].tolist()
+            if scheme == "progressive":
+                found = stages.stages(weights, [False] * len(text), max(len(places), 1))
+            else:
+                found = stages.grown(weights, places)
             stage = int(torch.randint(len(found), ()))
             return found[stage], stages.insertions(text, found[stage], found[max(stage - 1, 0)], nothing)
         free = [at for at in range(len(text)) if at not in fixed]

@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-__all__ = ["Label", "droppable", "edits", "insertions", "matched", "spans", "spread", "stages"]
+__all__ = ["Label", "droppable", "edits", "grown", "insertions", "matched", "spans", "spread", "stages"]
 
 Label = tuple[int, int, float]  # slot, token, weight
 
@@ -57,6 +57,20 @@ def stages(importance: Sequence[float], is_fixed: Sequence[bool], least: int = 0
         kept = [at for at, drops in zip(kept, gone, strict=True) if not drops]
         found.append(kept)
     return found
+
+
+def grown(importance: Sequence[float], given: Sequence[int]) -> list[list[int]]:
+    """Return the places of each stage that grows from given ones, the whole text first, as `stages` does.
+
+    From stage to stage every slot where something is missing gets its most important token, so that a slot is left
+    empty only where nothing is missing: a network that learns it seldom says "nothing" too early.
+    """
+    kept, found = sorted(given), [sorted(given)]
+    while len(kept) < len(importance):
+        added = (max(span, key=lambda at: importance[at]) for span in spans(kept, len(importance)) if span)
+        kept = sorted([*kept, *added])
+        found.append(kept)
+    return found[::-1]
 
 
 def spans(kept: Sequence[int], length: int) -> list[range]:
