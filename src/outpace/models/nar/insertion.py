@@ -26,8 +26,8 @@ class InsertionConfig(SketchedConfig):
     """Sizes of an insertion network.
 
     Attributes:
-        scheme: which states are trained: "progressive" (stages by importance alone: POINTER), "entities" (the same, but
-            what is given stays: ENCONTER), "spread" (given tokens and some others, the middle of each slot first:
+        scheme: which states are trained: "progressive" (stages by importance alone: POINTER), "entities" (stages that
+            grow from what is given: ENCONTER), "spread" (given tokens and some others, the middle of each slot first:
             Insertion Transformer) or "uniform" (given tokens and some others, any missing token next).
     """
 
