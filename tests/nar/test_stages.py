@@ -48,6 +48,19 @@ def test_stages_grow_by_one_token_a_slot_and_few_suffice(size: int) -> None:
         assert tokens == [text[at] for at in fuller]
 
 
+def test_a_slot_stays_empty_only_where_nothing_is_missing() -> None:
+    draw = random.Random(4)
+    for _ in range(20):
+        size = draw.randint(1, 12)
+        given = [at for at in range(size) if draw.random() < 0.3]
+        found = stages.grown([draw.random() for _ in range(size)], given)
+        assert found[0] == list(range(size)) and found[-1] == given
+        for fuller, state in itertools.pairwise(found):
+            labels = stages.insertions(list(range(size)), state, fuller, nothing=-1)
+            for (_, token, _), missing in zip(labels, stages.spans(state, size), strict=True):
+                assert (token == -1) == (len(missing) == 0) and (token == -1 or token in missing)
+
+
 def test_targets_lie_around_the_middle_of_a_slot() -> None:
     labels = stages.spread([5, 6, 7, 8, 9], [3], nothing=99)
     weights = {token: weight for slot, token, weight in labels if slot == 0}

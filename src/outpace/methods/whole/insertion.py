@@ -62,7 +62,7 @@ class Insertion(SketchMethod):
             2021,
             "2103.09548",
             193,
-            "BERT as a start, and the bottom-up training variant.",
+            "BERT as a start, and its balanced variant.",
             'outpace generate "The Vaults|pub|riverside" --model runs/restaurants-entities --method insertion --json',
         ),
     )

@@ -26,8 +26,8 @@ class InsertionConfig(SketchedConfig):
     """Sizes of an insertion network.
 
     Attributes:
-        scheme: which states are trained: "progressive" (stages by importance alone: POINTER), "entities" (the same, but
-            what is given stays: ENCONTER), "spread" (given tokens and some others, the middle of each slot first:
+        scheme: which states are trained: "progressive" (stages by importance alone: POINTER), "entities" (stages that
+            grow from what is given: ENCONTER), "spread" (given tokens and some others, the middle of each slot first:
             Insertion Transformer) or "uniform" (given tokens and some others, any missing token next).
     """
 
@@ -81,10 +81,11 @@ class Insertion(Sketched):
         nothing, scheme = self.config.vocab_size, self.config.scheme
         fixed = set(places)
         if scheme in ("progressive", "entities"):
-            weights, is_fixed = self.importance[text].tolist(), [at in fixed for at in range(len(text))]
-            is_free = scheme == "progressive"
-            least = max(len(places), 1) if is_free else 0
-            found = stages.stages(weights, [False] * len(text) if is_free else is_fixed, least)
+            weights = self.importance[text].tolist()
+            if scheme == "progressive":
+                found = stages.stages(weights, [False] * len(text), max(len(places), 1))
+            else:
+                found = stages.grown(weights, places)
             stage = int(torch.randint(len(found), ()))
             return found[stage], stages.insertions(text, found[stage], found[max(stage - 1, 0)], nothing)
         free = [at for at in range(len(text)) if at not in fixed]

@@ -3,8 +3,8 @@
 A *state* is a text with some tokens left out; slot s lies before its token s, the last slot behind all. What should be
 added is a list of (slot, token, weight); the token V, "nothing", closes a slot.
 
-Sources: stages by house robber: Zhang et al. (2020), arXiv 2005.00558 (POINTER), section 3.1; given tokens that no
-stage drops: Hsieh, Lee, Lim (2021), arXiv 2103.09548 (ENCONTER), section 4; targets around a slot's middle: Stern et
+Sources: stages by house robber: Zhang et al. (2020), arXiv 2005.00558 (POINTER), section 3.1; stages that grow
+from given tokens: Hsieh, Lee, Lim (2021), arXiv 2103.09548 (ENCONTER), section 4; targets around a slot's middle: Stern et
 al. (2019), arXiv 1902.03249 (Insertion Transformer), equation 14; labels of edits: Gu, Wang, Zhao (2019), arXiv
 1905.11006 (Levenshtein Transformer), section 3.1.
 """
@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-__all__ = ["Label", "droppable", "edits", "insertions", "matched", "spans", "spread", "stages"]
+__all__ = ["Label", "droppable", "edits", "grown", "insertions", "matched", "spans", "spread", "stages"]
 
 Label = tuple[int, int, float]  # slot, token, weight
 
@@ -57,6 +57,20 @@ def stages(importance: Sequence[float], is_fixed: Sequence[bool], least: int = 0
         kept = [at for at, drops in zip(kept, gone, strict=True) if not drops]
         found.append(kept)
     return found
+
+
+def grown(importance: Sequence[float], given: Sequence[int]) -> list[list[int]]:
+    """Return the places of each stage that grows from given ones, the whole text first, as `stages` does.
+
+    From stage to stage every slot where something is missing gets its most important token, so that a slot is left
+    empty only where nothing is missing: a network that learns it seldom says "nothing" too early.
+    """
+    kept, found = sorted(given), [sorted(given)]
+    while len(kept) < len(importance):
+        added = (max(span, key=lambda at: importance[at]) for span in spans(kept, len(importance)) if span)
+        kept = sorted([*kept, *added])
+        found.append(kept)
+    return found[::-1]
 
 
 def spans(kept: Sequence[int], length: int) -> list[range]:
