@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from ctypes import Structure, c_int64, c_void_p
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from outpace.errors import ConfigError
 from outpace.kernels.library import FAILURES, load
+from outpace.models.nar import lattice
 
 __all__ = ["backward", "best_paths", "fits", "forward"]
 
@@ -83,3 +85,6 @@ def _run(
     if library.outpace_lattice(ctypes.byref(call)):
         raise ConfigError(FAILURES[1])
     return found, reached, grads
+
+
+lattice.take(sys.modules[__name__])

@@ -161,7 +161,7 @@ def report(texts: Sequence[Completed]) -> list[str]:
     return lines
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure models on a set, and print tables and a few texts."""
     parser = argparse.ArgumentParser(prog="python -m outpace.train.completion_quality")
     parser.add_argument("models", nargs="+")

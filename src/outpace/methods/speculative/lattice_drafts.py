@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from outpace.draft.lattice import Versions, VersionsOf, likely_texts
 from outpace.draft.source import passed_tokens
-from outpace.methods.base import Paper, trees
-from outpace.methods.speculative.generalised_aggressive import GeneralisedAggressive
+from outpace.methods.base import trees
+from outpace.methods.speculative.copied_whole import CopiedWhole
 from outpace.setting import setting
 from outpace.types import Context, Needs, Proposal, View
 
@@ -23,7 +23,7 @@ __all__ = ["LatticeDrafts"]
 
 
 @dataclass(frozen=True)
-class LatticeDrafts(GeneralisedAggressive):
+class LatticeDrafts(CopiedWhole):
     """Drafts of a lattice.
 
     Attributes:
@@ -38,7 +38,6 @@ class LatticeDrafts(GeneralisedAggressive):
 
     name: ClassVar[str] = "lattice-drafts"
     summary: ClassVar[str] = "A graph or CTC writes several texts at once; the target copies from all, in a tree."
-    paper: ClassVar[Paper | None] = None  # type: ignore[assignment]
 
     @property
     def needs(self) -> Needs:

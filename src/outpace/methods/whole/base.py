@@ -15,7 +15,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from outpace.methods.parallel.one_pass import OnePass
+from outpace.methods.whole.taken import TakenWhole
 from outpace.models.nar.files import KINDS
 from outpace.models.nar.model import NarModel, replace_laws
 from outpace.models.one_pass import whole_laws
@@ -25,7 +25,7 @@ __all__ = ["WholeMethod"]
 
 
 @dataclass(frozen=True)
-class WholeMethod(OnePass):
+class WholeMethod(TakenWhole):
     """Base of the rules; a subclass gives `choose`, and names the kinds of networks that it fits."""
 
     kinds: ClassVar[tuple[str, ...]] = ()

@@ -13,18 +13,66 @@ m of place i leads to place i + 1 + m. `emissions` [B, T, L]: how likely each pl
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from outpace.kernels import lattice as compiled
-
-__all__ = ["NEVER", "best_paths", "incoming", "log_likelihood", "plain_log_likelihood", "reached_from"]
+__all__ = [
+    "NEVER",
+    "Programs",
+    "best_paths",
+    "incoming",
+    "log_likelihood",
+    "plain_log_likelihood",
+    "reached_from",
+    "take",
+]
 
 NEVER = -1e30  # stands for -inf inside: a difference of two of them is a number
+
+
+class Programs(Protocol):
+    """The same programs in compiled form; `outpace.kernels.lattice` offers them (`take`)."""
+
+    def fits(self, emissions: Tensor) -> bool:
+        """Return whether they run on such tensors here."""
+        ...
+
+    def forward(self, emissions: Tensor, into: Tensor, sizes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums over all paths [B], and what was reached."""
+        ...
+
+    def best_paths(self, emissions: Tensor, into: Tensor, sizes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the likeliest paths and their log-probabilities."""
+        ...
+
+    def backward(
+        self,
+        emissions: Tensor,
+        into: Tensor,
+        sizes: Tensor,
+        lengths: Tensor,
+        reached: Tensor,
+        found: Tensor,
+        given: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of emissions and links."""
+        ...
+
+
+_offered: list[Programs] = []  # none until kernels are there
+
+
+def take(programs: Programs) -> None:
+    """Run on these programs from now on, wherever they fit."""
+    _offered[:] = [programs]
+
+
+def _compiled(emissions: Tensor) -> Programs | None:
+    return next((programs for programs in _offered if programs.fits(emissions)), None)
 
 
 def incoming(links: Tensor) -> Tensor:
@@ -71,7 +119,8 @@ def best_paths(emissions: Tensor, links: Tensor, places: Tensor, lengths: Tensor
     Places are 0 behind a target's end, and throughout a row without a path.
     """
     into = incoming(links)
-    if compiled.fits(emissions):
+    compiled = _compiled(emissions)
+    if compiled is not None:
         return compiled.best_paths(emissions, into, places, lengths)
     reached, moves = _start(emissions), list[Tensor]()
     for token in range(emissions.shape[1]):
@@ -113,7 +162,8 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, emissions: Tensor, into: Tensor, places: Tensor, lengths: Tensor) -> Tensor:
         emissions, into = emissions.detach().clamp(min=NEVER), into.detach()
-        if compiled.fits(emissions):
+        compiled = _compiled(emissions)
+        if compiled is not None:
             found, reached = compiled.forward(emissions, into, places, lengths)
         else:
             steps = [_start(emissions)]
@@ -131,7 +181,8 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, ...]:
         emissions, into, places, lengths, reached, found = ctx.saved_tensors
         given = torch.where(found > NEVER / 1e10, given, 0.0)
-        if compiled.fits(emissions):
+        compiled = _compiled(emissions)
+        if compiled is not None:
             return *compiled.backward(emissions, into, places, lengths, reached, found, given), None, None
         reach, end = into.shape[1], places[:, None] - 1
         emission_grad, into_grad = torch.zeros_like(emissions), torch.zeros_like(into)

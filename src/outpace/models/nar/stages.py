@@ -4,8 +4,8 @@ A *state* is a text with some tokens left out; slot s lies before its token s, t
 added is a list of (slot, token, weight); the token V, "nothing", closes a slot.
 
 Sources: stages by house robber: Zhang et al. (2020), arXiv 2005.00558 (POINTER), section 3.1; stages that grow
-from given tokens: Hsieh, Lee, Lim (2021), arXiv 2103.09548 (ENCONTER), section 4; targets around a slot's middle: Stern et
-al. (2019), arXiv 1902.03249 (Insertion Transformer), equation 14; labels of edits: Gu, Wang, Zhao (2019), arXiv
+from given tokens: Hsieh, Lee, Lim (2021), arXiv 2103.09548 (ENCONTER), section 4; targets around a slot's middle: Stern
+et al. (2019), arXiv 1902.03249 (Insertion Transformer), equation 14; labels of edits: Gu, Wang, Zhao (2019), arXiv
 1905.11006 (Levenshtein Transformer), section 3.1.
 """
 
