@@ -56,6 +56,7 @@ class Line:
         flips: tokens turned by rounding.
         faults: differences that nothing excuses.
         missing: evidence that was not found.
+        takes_whole: the method takes the model's own text, so that no draft is ever rejected.
     """
 
     setting: str
@@ -70,6 +71,7 @@ class Line:
     flips: list[Flip] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    takes_whole: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -95,8 +97,8 @@ class Line:
         """Set and return what evidence is still missing."""
         wanted = {
             f"{ENOUGH} accepted drafts": self.accepted >= ENOUGH,
-            f"{ENOUGH} rejected drafts": self.rejected >= ENOUGH,
-            "a recovered token": self.recovered > 0,
+            f"{ENOUGH} rejected drafts": self.takes_whole or self.rejected >= ENOUGH,
+            "a recovered token": self.takes_whole or self.recovered > 0,
             "a bonus token": self.bonus > 0,
             "a stop inside an accepted run": self.stops_inside > 0,
         }

@@ -138,7 +138,7 @@ class Work:
 
     def new_line(self, name: str, dtype: str) -> Line:
         """Return an empty line, which misses everything."""
-        line = Line(name, dtype)
+        line = Line(name, dtype, takes_whole=self.method.needs.is_one_pass)
         line.look_for_missing()
         return line
 
