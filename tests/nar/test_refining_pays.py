@@ -63,7 +63,7 @@ def test_more_passes_of_mask_predict_are_right_more_often() -> None:
     model = trained(Masked(smoothing=0.0), "mask")
     shares = [right(model, MaskPredict(passes=passes)) for passes in (1, 2, 4, 8)]
     assert shares == sorted(shares)
-    assert shares[-1] > shares[0] + 0.1
+    assert shares[-1] > max(shares[0] + 0.1, 0.95)
 
 
 def test_more_steps_of_denoising_are_right_more_often() -> None:

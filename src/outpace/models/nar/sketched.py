@@ -6,6 +6,7 @@ the network says, and nothing that goes on with a given word may follow it.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -153,9 +154,9 @@ class Sketched(NarNet):
         self.lay_out(run, sketches)
         return run.inputs, run.is_place
 
+    @abstractmethod
     def trained(self, run: Pass) -> list[Sketch]:
         """Return a state for each row of a training batch; `extra` keeps what it should become."""
-        raise NotImplementedError
 
     def kept(self, run: Pass) -> list[Tensor]:
         """Return what rounds behind the first need of a pass, to be kept beside its outputs."""
