@@ -149,7 +149,8 @@ class InsertionLm(Insertion):
         logits = F.relu(self.join(self.slots(hidden))) @ self.embed_tokens.weight[:-1].T
         logits = logits if logits.dtype == torch.float64 else logits.float()
         special = torch.arange(logits.shape[-1], device=logits.device) < SPECIAL
-        logits = self.bordered(logits, run.extra["is_given"])
+        if not self.training:  # any missing token is a label, also one that goes on with a word that is missing too
+            logits = self.bordered(logits, run.extra["is_given"])
         logits = logits.masked_fill(special | ~run.extra["is_open"][:, :, None], NEVER)
         done = self.done(hidden[:, 0]).to(logits.dtype)
         found = logits.flatten(1).log_softmax(-1).view_as(logits) + F.logsigmoid(-done)[:, :, None]

@@ -50,7 +50,7 @@ _PATHS = replace(
         )
     ),
     source=PATHS,
-    vocab=300,
+    vocab=440,
     budget=1024,
     method="insertion-lm",
     steps=1500,

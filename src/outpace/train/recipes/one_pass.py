@@ -29,7 +29,7 @@ from outpace.train.nar.stories import STORY_GAPS, STORY_PASSAGES
 from outpace.train.pairs import FEW_TATOEBA
 from outpace.train.translation.noise import Noise
 
-from .pairs import GRU, SMALL
+from .pairs import SMALL
 from .record import TranslationRecipe
 
 # One-pass networks on captions: small ones of equal size and equal steps, so that objectives can be compared.
@@ -280,9 +280,9 @@ _NAR = (
 _FORWARD = replace(
     ONE_PASS_RAW,
     name="nar-ctc-forward",
-    summary="`nar-ctc-raw`, trained on with the targets that `pairs-gru` writes; for research only.",
+    summary="`nar-ctc-raw`, trained on with the targets that `captions-teacher` writes; for research only.",
     start="nar-ctc-raw",
-    mixture=Mixture(forward="pairs-gru"),
+    mixture=Mixture(forward="captions-teacher"),
     matrix_rate=4e-3,
     other_rate=2e-3,
     steps=300,
@@ -298,27 +298,33 @@ _PLAIN_PASS = replace(
     other_rate=2e-3,
     steps=300,
 )
+_LENGTHS = replace(
+    _MASKED_RAW,
+    name="nar-lengths-raw",
+    summary="Writes captions in one pass, at blank places of a predicted number; for research, it does not ship.",
+    criterion=Likelihood(),
+    method="one-pass",
+    steps=300,
+)
 _TEXTS = (
     replace(
-        GRU,
-        name="pairs-gru-reverse",
-        summary="`pairs-gru` the other way, German to English, started from it; for research only.",
+        SMALL,
+        name="captions-reverse",
+        summary="`captions-small` the other way, German to English; for research, it does not ship.",
         direction="de-en",
-        parent="pairs-gru",
-        steps=1000,
     ),
     _FORWARD,
     replace(
-        _FORWARD,
+        _ONE_PASS,
         name="nar-ctc-lexical",
-        summary="`nar-ctc-forward`, drawn early on to what the raw texts say about words; for research only.",
+        summary="`nar-ctc`, drawn early on to what the raw texts say about words; for research only.",
         criterion=LexicalPrior(),
     ),
     replace(
         _FORWARD,
         name="nar-ctc-rejuvenated",
-        summary="`nar-ctc-forward`, and with the sources that `pairs-gru-reverse` writes; for research only.",
-        mixture=Mixture(forward="pairs-gru", reverse="pairs-gru-reverse"),
+        summary="`nar-ctc-forward`, and with the sources that `captions-reverse` writes; for research only.",
+        mixture=Mixture(forward="captions-teacher", reverse="captions-reverse"),
     ),
     replace(
         ONE_PASS_RAW,
@@ -351,6 +357,13 @@ _PLACED = (  # networks that lay out, see and leave places in ways of their own
         name="nar-fertility",
         summary="Writes captions in one pass, each source token as many places as it has fertility; for research only.",
         shape=NarShape(config=FertilityConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)),
+    ),
+    _LENGTHS,
+    replace(
+        _LENGTHS,
+        name="nar-lengths-glancing",
+        summary="`nar-lengths-raw`, shown a part of its target while it learns; for research, it does not ship.",
+        criterion=Glancing(),
     ),
     replace(
         ONE_PASS_RAW,
