@@ -16,7 +16,7 @@ from outpace.train.translation.marian import MarianShape
 from outpace.train.translation.network import Criterion, PairShape
 from outpace.train.translation.noise import Noise
 
-Objective = Literal["causal", "masked", "block", "distilled", "parallel", "sorted"]
+Objective = Literal["causal", "masked", "block", "distilled", "parallel", "sorted", "set-block"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +60,14 @@ class Recipe(AnyRecipe):
         shape: Sizes of the network.
         objective: `causal` (next token), `masked` (masked diffusion), `block` (block diffusion), `distilled` (next
             token, taught by the parent), `parallel` (next token, and through masks the tokens after it) or `sorted`
-            (next token, after several layers).
+            (next token, after several layers) or `set-block` (next
+            token, and sets of a block's tokens from its masks).
         from_scratch: Take the parent's tokenizer alone and start from random weights.
         anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
         responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked
             (`masked`): fine-tuning on responses alone.
         complementary: Show each row twice, every token masked in exactly one of the two views (`block`).
-        levels: Masks behind a token (`parallel`).
+        levels: Masks behind a token (`parallel`), or places of a block (`set-block`).
         exits: Layers after which the next token is learned, ascending (`sorted`).
         kept: Share of the tokens with so many masks that have one more (`parallel`).
         rows: Sequences in a batch of `length` tokens; longer sequences come in proportionally fewer rows.
