@@ -46,8 +46,8 @@ class SetBlock(Method):
 
     Attributes:
         block: places of a block.
-        choice: "entropy" (any places, while their summed entropy but for the largest is at most `gamma`; a block becomes
-            text when all of it is decided) or "prefix" (the first place, and those behind it as long as each is at
+        choice: "entropy" (any places, while their summed entropy but for the largest is at most `gamma`; a block
+            becomes text when all of it is decided) or "prefix" (the first place, and those behind it as long as each is at
             least `threshold` likely).
         gamma: entropy in nats that tokens written together may have.
         threshold: least probability of a further token of the prefix.
@@ -103,7 +103,7 @@ class SetBlock(Method):
         Raises:
             ConfigError: the model has no mask, or settings read the text so far.
         """
-        target, mask = context.target, getattr(context.target, "mask_token", None)
+        target, mask = context.target, context.target.mask_token
         if mask is None and self.block > 1:
             reason = "The model names no mask token: its config.json has no pard_token."
             raise ConfigError(reason, "Train one (outpace train stories-sets), or use block=1.")
