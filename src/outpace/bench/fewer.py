@@ -23,8 +23,8 @@ from outpace.bench.report import Table, new_report
 __all__ = ["main", "sweeps", "table"]
 
 _NATS, _ENTROPY = 0.05, 0.1
-_TOLD = ("model", "judge", "prompts", "max_tokens", "temperature", "block")
-_THRESHOLDS = (0.9, 0.7, 0.5)
+_TOLD = ("model", "judge", "num", "max_tokens", "temperature", "block")
+_THRESHOLDS = (0.7, 0.5, 0.35)
 
 
 def sweeps(model: str, students: Sequence[str], filters: str, block: int) -> list[Sweep]:
@@ -41,10 +41,9 @@ def sweeps(model: str, students: Sequence[str], filters: str, block: int) -> lis
         found.append(Sweep("fixed", name, "masked-diffusion", values_of("per_step", (1, 2, 4), block=block)))
         at = values_of("threshold", _THRESHOLDS, block=block, cache="none")
         found.append(Sweep("threshold", name, "fast-dllm", at))
-    for count in (4, 16):
-        found.append(Sweep("energy", model, "edlm", values_of("per_step", (2, 4), candidates=count, block=block)))
+    found.append(Sweep("energy", model, "edlm", values_of("per_step", (2, 4), candidates=4, block=block)))
     if filters:
-        at = values_of("threshold", (0.7, 0.5, 0.35), block=block, filter=filters)
+        at = values_of("threshold", (0.9, 0.8, 0.7, 0.5), block=block, filter=filters)
         found.append(Sweep("filter", model, "learn2pd", at))
     return found
 
@@ -65,7 +64,7 @@ def _work(given: argparse.Namespace) -> None:
     names = {Path(student).name: student for student in given.student}
     asked = sweeps(given.model, list(names), given.filter, given.block)
     models = {given.model: load(given.model)} | {name: load(where) for name, where in names.items()}
-    item = stories(given.prompts, given.max_tokens, given.temperature)
+    item = stories(given.num, given.max_tokens, given.temperature)
     points = list(measure(asked, [item], models, load(given.judge), lambda text: print(text, file=sys.stderr)))
     found = table(points)
     print(found.markdown())
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--student", action="append", default=[], metavar="DIR", help="a distilled one (repeatable)")
     parser.add_argument("--filter", default="", metavar="FILE", help="a file of outpace.train.filter")
     parser.add_argument("--judge", default="stories", help="the causal model whose nats are told")
-    parser.add_argument("--prompts", type=int, default=12)
+    parser.add_argument("--prompts", dest="num", type=int, default=12, help="shipped stories to continue")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--block", type=int, default=16)

@@ -22,7 +22,7 @@ PAPERS = (
         "outpace train stories-mask-rounds",
     ),
     Paper(
-        "CD4LM: Consistency Distillation and Adaptive Decoding for Diffusion Language Models",
+        "CD4LM: Consistency Distillation and aDaptive Decoding for Diffusion Language Models",
         "Liang et al.",
         2026,
         "2601.02236",
