@@ -47,7 +47,8 @@ def check_method(
         other = str(getattr(method, role))
         if other == "auto" and (method.needs.head or role == "judge"):  # looked for when the model is loaded
             continue
-        if is_head(place := resolve(other)) or is_foreign(place):  # held to the target when both are loaded
+        # A trained drafter is held to the target when both are loaded.
+        if other != "auto" and (is_head(place := resolve(other)) or is_foreign(place)):
             continue
         partner = offered_by(drafter_of(model) if other == "auto" else other)
         if partner is not None:

@@ -47,8 +47,8 @@ class SetBlock(Method):
     Attributes:
         block: places of a block.
         choice: "entropy" (any places, while their summed entropy but for the largest is at most `gamma`; a block
-            becomes text when all of it is decided) or "prefix" (the first place, and those behind it as long as each is at
-            least `threshold` likely).
+            becomes text when all of it is decided) or "prefix" (the first place, and those behind it as long as each
+            is at least `threshold` likely).
         gamma: entropy in nats that tokens written together may have.
         threshold: least probability of a further token of the prefix.
     """
@@ -68,7 +68,7 @@ class SetBlock(Method):
         "2509.04185",
         145,
         "Masks may stand at the first place of a block, which the text's own output says here.",
-        "outpace generate TEXT --model DIRECTORY --method set-block -o choice=entropy",
+        "outpace train stories-sets",
     )
     papers: ClassVar[tuple[Paper, ...]] = (
         Paper(
@@ -78,7 +78,7 @@ class SetBlock(Method):
             "2509.24007",
             157,
             "Its checkpoints, which were not tried, and its self-speculative form.",
-            "outpace generate TEXT --model DIRECTORY --method set-block -o choice=prefix",
+            "outpace train stories-sets",
         ),
     )
 
@@ -120,9 +120,7 @@ class SetBlock(Method):
         rows: list[list[int]] = []
         for index, (room, length) in enumerate(zip(view.room, view.lengths, strict=True)):
             count = min(self.block, room - 1, state.limit - length)
-            if not state.places[index]:
-                state.places[index] = [-1] * max(1, count)
-            rows.append(state.places[index] if self.block > 1 and count > 0 else [])
+            rows.append((state.places[index] or [-1] * count) if self.block > 1 and count > 0 else [])
         width = max(map(len, rows))
         if not width:
             return nothing(view)
@@ -134,8 +132,14 @@ class SetBlock(Method):
             sight[index, :, len(row) :] = False
         tokens = table.masked_fill(table < 0, state.mask).to(view.device)
         length = [len(row) for row in rows]
-        given = {"position": position.to(view.device), "visible": sight.to(view.device), "drafts": [0] * len(rows)}
-        return Proposal(tokens, length, origin=self.name, **given)
+        return Proposal(
+            tokens,
+            length,
+            origin=self.name,
+            position=position.to(view.device),
+            visible=sight.to(view.device),
+            drafts=[0] * len(rows),
+        )
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: OpenBlocks) -> Decision:
         """Decide a set of places per row; what is decided from the front of a whole block, or prefix, is emitted."""
@@ -152,7 +156,7 @@ class SetBlock(Method):
         drawn = view.sampler.pick(laws, places).tolist()
         blocks, texts = [], []
         for row, length in enumerate(proposal.length):
-            block = state.places[row][: max(1, length)]
+            block = (state.places[row] or [-1] * max(1, length))[: max(1, length)]
             text, rest = self._decide(block, drawn[row], laws[row])
             texts.append(text)
             blocks.append(rest)

@@ -20,6 +20,8 @@ from .sketched import NEVER, Sketched, SketchedConfig, certain_laws
 
 __all__ = ["Insertion", "InsertionConfig", "InsertionLm", "InsertionLmConfig"]
 
+_WHOLE = 0.2  # share of the states that are whole texts, besides those drawn so: else a long text seldom shows its end
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InsertionConfig(SketchedConfig):
@@ -90,6 +92,8 @@ class Insertion(Sketched):
             return found[stage], stages.insertions(text, found[stage], found[max(stage - 1, 0)], nothing)
         free = [at for at in range(len(text)) if at not in fixed]
         num = int(torch.randint(len(free) + 1, ()))
+        if scheme == "uniform" and float(torch.rand(())) < _WHOLE:
+            num = len(free)
         kept = sorted([*places, *(free[at] for at in torch.randperm(len(free))[:num].tolist())])
         if scheme == "spread":
             return kept, stages.spread(text, kept, nothing)

@@ -262,6 +262,12 @@ _NAR = (
     _DAG,
     replace(
         _DAG,
+        name="nar-dag-plain",
+        summary="`nar-dag-raw` that is shown nothing of its target while it learns, for comparison; for research only.",
+        criterion=Likelihood(),
+    ),
+    replace(
+        _DAG,
         name="nar-dag-pretrained",
         summary="`nar-dag-raw` before it translates: it writes fragments of captions; for research, it does not ship.",
         objective="infilling",

@@ -16,7 +16,9 @@ from outpace.train.translation.marian import MarianShape
 from outpace.train.translation.network import Criterion, PairShape
 from outpace.train.translation.noise import Noise
 
-Objective = Literal["causal", "masked", "block", "distilled", "parallel", "sorted", "set-block"]
+Objective = Literal[
+    "causal", "masked", "block", "distilled", "parallel", "sorted", "unrolled", "consistent", "set-block"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +61,9 @@ class Recipe(AnyRecipe):
     Attributes:
         shape: Sizes of the network.
         objective: `causal` (next token), `masked` (masked diffusion), `block` (block diffusion), `distilled` (next
-            token, taught by the parent), `parallel` (next token, and through masks the tokens after it) or `sorted`
-            (next token, after several layers) or `set-block` (next
+            token, taught by the parent), `parallel` (next token, and through masks the tokens after it), `sorted`
+            (next token, after several layers), `unrolled` (masked diffusion, taught by several of the parent's steps),
+            `consistent` (masked diffusion, taught by what the parent says of a less masked text) or `set-block` (next
             token, and sets of a block's tokens from its masks).
         from_scratch: Take the parent's tokenizer alone and start from random weights.
         anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
@@ -70,6 +73,9 @@ class Recipe(AnyRecipe):
         levels: Masks behind a token (`parallel`), or places of a block (`set-block`).
         exits: Layers after which the next token is learned, ascending (`sorted`).
         kept: Share of the tokens with so many masks that have one more (`parallel`).
+        rollout: Steps that the parent takes (`unrolled`).
+        stride: Share of the text that each of them writes (`unrolled`).
+        asked: Places that are taught in a batch (`unrolled`, `consistent`).
         rows: Sequences in a batch of `length` tokens; longer sequences come in proportionally fewer rows.
         length: Tokens in a sequence.
         long_share: Share of the steps, at the end, that use sequences of twice the length.
@@ -85,6 +91,9 @@ class Recipe(AnyRecipe):
     levels: int = 0
     exits: tuple[int, ...] = ()
     kept: float = 0.7
+    rollout: int = 0
+    stride: float = 0.0
+    asked: int = 384
     rows: int = 16
     length: int = 512
     long_share: float = 0.15
