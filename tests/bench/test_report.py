@@ -23,6 +23,7 @@ def test_a_stored_measurement_is_read(file: Path) -> None:
         "growth",
         "micro",
         "canvas",
+        "canvas-fewer",
         "serving",
         "soak",
         "translation",

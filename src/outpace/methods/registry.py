@@ -52,6 +52,7 @@ _BUILT_IN = {  # below outpace.methods
     "dag-lookahead": "whole.dag_lookahead:DagLookahead",
     "dag-beam": "whole.dag_beam:DagBeam",
     "dag-viterbi": "whole.dag_viterbi:DagViterbi",
+    "continuous-diffusion": "whole.continuous:ContinuousDiffusion",
     "noisy-parallel": "whole.noisy_parallel:NoisyParallel",
     "confident-exit": "whole.confident_exit:ConfidentExit",
     "cascade": "whole.cascade:Cascade",

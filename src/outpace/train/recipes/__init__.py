@@ -1,6 +1,7 @@
 """The recipes of the zoo, of the networks for research, and of whatever `outpace train NAME` makes."""
 
 from .completions import COMPLETIONS
+from .continuous import CONTINUOUS
 from .diffusion import FEWER
 from .one_pass import ONE_PASS
 from .pairs import PAIRS
@@ -8,7 +9,9 @@ from .record import AnyRecipe, Objective, Recipe, TranslationRecipe
 from .stories import PAPERS
 from .stories import RECIPES as _LLAMAS
 
+TRANSLATIONS: dict[str, TranslationRecipe] = {
+    recipe.name: recipe for recipe in (*PAIRS, *ONE_PASS, *COMPLETIONS, *CONTINUOUS)
+}
 RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER}
-TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in (*PAIRS, *ONE_PASS, *COMPLETIONS)}
 
 __all__ = ["PAPERS", "RECIPES", "TRANSLATIONS", "AnyRecipe", "Objective", "Recipe", "TranslationRecipe"]
