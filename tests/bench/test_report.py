@@ -29,6 +29,7 @@ def test_a_stored_measurement_is_read(file: Path) -> None:
         "soak",
         "translation",
         "translation-curve",
+        "scarce",
     )
     assert report.rows and report.document["kind"] in kinds
 
