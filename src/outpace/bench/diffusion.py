@@ -25,7 +25,7 @@ from outpace.bench.plots import draw_paying
 from outpace.bench.report import Table, new_report, read_report
 from outpace.errors import ConfigError
 
-__all__ = ["POINTS", "main", "read_point", "table"]
+__all__ = ["POINTS", "main", "read_point", "tables"]
 
 POINTS = (
     *("stories-block:masked-diffusion", "stories-block:fast-dllm:threshold=0.7", "stories-block:eb-sampler"),
