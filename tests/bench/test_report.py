@@ -24,10 +24,12 @@ def test_a_stored_measurement_is_read(file: Path) -> None:
         "micro",
         "canvas",
         "canvas-fewer",
+        "diffusion",
         "serving",
         "soak",
         "translation",
         "translation-curve",
+        "scarce",
     )
     assert report.rows and report.document["kind"] in kinds
 
