@@ -24,6 +24,7 @@ def test_a_stored_measurement_is_read(file: Path) -> None:
         "micro",
         "canvas",
         "canvas-fewer",
+        "diffusion",
         "serving",
         "soak",
         "translation",
