@@ -24,7 +24,7 @@ from outpace.types import Outputs
 
 __all__ = ["isotropy", "last_states", "measure"]
 
-METHODS = ("autoregressive", "momentum")
+METHODS = ("autoregressive", "momentum", "contrastive-search")
 _ORDERS = (2, 3, 4)
 
 

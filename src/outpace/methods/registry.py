@@ -24,6 +24,7 @@ _BUILT_IN = {  # below outpace.methods
     "auto": "auto:Auto",
     "beam-search": "search.beam_search:BeamSearch",
     "diverse-beam-search": "search.diverse_beam_search:DiverseBeamSearch",
+    "contrastive-search": "search.contrastive:ContrastiveSearch",
     "momentum": "search.momentum:Momentum",
     "prompt-lookup": "speculative.prompt_lookup:PromptLookup",
     "input-guided": "speculative.input_guided:InputGuided",
