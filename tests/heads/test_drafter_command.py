@@ -23,6 +23,8 @@ def test_a_drafter_is_exported_checked_and_kept(
     target = str(zoo.path("stories"))
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     save_head(new_head("medusa", load(target).target, depth=2).net, ours)  # it has learned nothing
+    named = ["generate", "Once", "--model", target, "--method", "medusa", "--max-tokens", "4", "-o"]
+    assert main([*named, f"draft={ours}"]) == 0 and capsys.readouterr().out
     export = ["drafter", "export", str(ours), "--to", "medusa", "--out", str(theirs), "--target", target]
     assert main(export) == 0 and "tokens a round before" in capsys.readouterr().out
     assert json.loads((theirs / "config.json").read_text())["medusa_num_heads"] == 2

@@ -220,6 +220,14 @@ def test_losses_are_those_of_the_labels(scheme: str) -> None:
     net.nll(outputs, run).sum().backward()
 
 
+def test_a_piece_of_a_missing_word_may_be_taught_behind_a_given_one() -> None:
+    net = network("insertion-lm", 5).train()
+    sources, targets = torch.tensor([[7, 9, 0]]), torch.tensor([[7, 31, 8, 33, 9]])
+    for _ in range(8):  # whichever tokens the state keeps
+        run = net.begin(sources, torch.ones_like(sources, dtype=torch.bool), targets, torch.tensor([5]))
+        assert 0 <= float(net.nll(net.finish(run), run).detach()) < 1e3
+
+
 @pytest.mark.parametrize("kind", ["insertion", "levenshtein"])
 @pytest.mark.parametrize("plan", ["source", "graph"])
 def test_what_a_planner_picks_stands_in_the_text(kind: str, plan: str) -> None:

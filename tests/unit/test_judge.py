@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from outpace.errors import CapabilityError, ConfigError
-from outpace.heads.files import open_head, save_head
+from outpace.heads.files import open_head, read_head, save_head
 from outpace.heads.judge import JudgeNet
 from outpace.heads.model import HeadModel, new_head
 from outpace.methods.autoregressive import Autoregressive
@@ -18,7 +18,7 @@ from outpace.sampling import Sampling
 from outpace.testing.grammar import ToyGrammar
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import SETTINGS, make_rows, make_run
-from outpace.train.judge import Trial, collect_trials, same_end, train_judge
+from outpace.train.judge import Trial, collect_trials, main, same_end, train_judge
 from outpace.types import Adapter, Outputs
 
 TARGET = ToyModel()
@@ -165,3 +165,12 @@ def test_what_is_wrong_is_told() -> None:
         written(Judge(), draft=judge(0.0), judge=judge(0.0))
     with pytest.raises(ConfigError, match="threshold"):
         Judge(threshold=1.5)
+
+
+def test_the_command_writes_a_judge_of_a_shipped_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"text": "Once upon a time, there was a"}\n', encoding="utf-8")
+    told = ["stories", "--prompts", str(prompts), "--out", str(tmp_path / "judge"), "--max-tokens", "24"]
+    assert main(told) == 0 and "of them wrong" in capsys.readouterr().out
+    net, _ = read_head(tmp_path / "judge")
+    assert isinstance(net, JudgeNet) and bool(net.proj.weight.any())

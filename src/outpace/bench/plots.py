@@ -11,7 +11,16 @@ from outpace.errors import ConfigError
 if TYPE_CHECKING:
     from outpace.bench.canvas import SweepPoint
 
-__all__ = ["draw_fleet", "draw_growth", "draw_heads", "draw_quality", "draw_serving", "draw_speed", "draw_sweeps"]
+__all__ = [
+    "draw_fleet",
+    "draw_growth",
+    "draw_heads",
+    "draw_paying",
+    "draw_quality",
+    "draw_serving",
+    "draw_speed",
+    "draw_sweeps",
+]
 
 _COLOURS = ("#555555", "#1b6ca8", "#c9803a", "#3a8f5c", "#8a4fa3", "#b03a48")
 _SWEEP_COLOURS = (
@@ -198,6 +207,32 @@ def draw_sweeps(points: Sequence[SweepPoint], sets: Sequence[str], title: str, p
     shown = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=8)
     figure.suptitle(title)
+    figure.savefig(path, dpi=90)
+
+
+def draw_paying(points: Sequence[SweepPoint], path: Path) -> None:
+    """Draw quality along tokens per second, one panel per set, every point by its name; squares are causal arms.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or there is nothing to draw.
+    """
+    sets = list(dict.fromkeys(point.set for point in points))
+    if not sets:
+        raise ConfigError("There is nothing to draw.", "Measure at least one point.")
+    figure = _figure(6.4 * len(sets), 4.8)
+    for number, name in enumerate(sets):
+        axes = figure.add_subplot(1, len(sets), number + 1)
+        for index, point in enumerate(point for point in points if point.set == name):
+            speed, mark = point.tokens / point.seconds, "s" if point.method in ("auto", "autoregressive") else "o"
+            axes.plot([speed], [point.quality], mark, color=_SWEEP_COLOURS[index % len(_SWEEP_COLOURS)])
+            settings = ", ".join(f"{key}={value}" for key, value in point.settings.items())
+            place = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 6}
+            axes.annotate(f"{point.arm} {settings}", (speed, point.quality), **place)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("tokens per second")
+        axes.set_ylabel("likelihood per token" if any(p.nll for p in points if p.set == name) else "share right")
+        axes.set_ylim(bottom=0)
+        _open(axes)
     figure.savefig(path, dpi=90)
 
 

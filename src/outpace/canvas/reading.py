@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from outpace.canvas.row import Bools, Canvas, CanvasRow, Floats, Ids
+from outpace.sampling.measures import Measures
 from outpace.sampling.noise import node_key, uniform
 from outpace.sampling.sampler import Sampler
 from outpace.types import Stream
@@ -32,6 +33,7 @@ class Reading:
         sampler: of this row alone.
         visit: part of the key of the draws.
         waits: [A] places that may not be written yet, whatever the rule says (`Canvas.ends_last`); None = none.
+        measured: [A] figures of the laws, looked at in one call for the whole batch; None = tensors are asked.
     """
 
     places: Ids
@@ -40,6 +42,7 @@ class Reading:
     sampler: Sampler
     visit: int
     waits: Bools | None = None
+    measured: Measures | None = None
 
     @cached_property
     def probs(self) -> Tensor:
@@ -51,16 +54,22 @@ class Reading:
     @cached_property
     def confidence(self) -> Floats:
         """[A] probability of the drawn token; 0 where the law is none."""
+        known = self.measured
+        if known is not None and known.tokens is self.tokens:
+            found: Floats = np.where(self.tokens < 0, 0.0, 1 / known.mass)
+            return found
         return _chances(self.probs, np.arange(len(self.tokens)), self.tokens)
 
     @cached_property
     def top_two(self) -> Floats:
         """[A, 2] the two greatest probabilities."""
-        return _host(self.probs.topk(2, dim=-1).values)
+        return self.measured.top_two if self.measured is not None else _host(self.probs.topk(2, dim=-1).values)
 
     @cached_property
     def entropy(self) -> Floats:
         """[A] entropy of the law, in nats."""
+        if self.measured is not None and not self.is_broken:
+            return self.measured.entropy
         probs = self.probs.double()
         return _host(-(probs * probs.clamp(min=1e-300).log()).sum(-1))
 
@@ -89,7 +98,7 @@ class PartReading(Reading):
     def __init__(self, whole: Reading, index: Ids) -> None:
         self.whole, self.index = whole, index
         self.places, self.tokens = whole.places[index], whole.tokens[index]
-        self.sampler, self.visit = whole.sampler, whole.visit
+        self.sampler, self.visit, self.measured = whole.sampler, whole.visit, None
         self.waits = None if whole.waits is None else whole.waits[index]
 
     @cached_property
@@ -120,7 +129,15 @@ class PartReading(Reading):
         return self.whole.entropy[self.index]
 
 
-def read(logits: Tensor, places: Ids, row: CanvasRow, canvas: Canvas, sampler: Sampler, banned: Tensor) -> Reading:
+def read(
+    logits: Tensor,
+    places: Ids,
+    row: CanvasRow,
+    canvas: Canvas,
+    sampler: Sampler,
+    banned: Tensor | None,
+    measured: Measures | None = None,
+) -> Reading:
     """Draw a token at every asked place.
 
     Args:
@@ -129,12 +146,17 @@ def read(logits: Tensor, places: Ids, row: CanvasRow, canvas: Canvas, sampler: S
         row: as it was forwarded.
         canvas: the run's.
         sampler: of this row alone.
-        banned: [K] int64 tokens that may not be written at all: the mask, and end tokens between given pieces.
+        banned: [K] int64 tokens that may not be written at all: the mask, and end tokens between given pieces; None =
+            their logits are -inf already.
+        measured: figures of these laws, the banned tokens ruled out; None = none are known.
     """
     # In place: the forward's logits belong to this step, and a copy of them would cost as much as the draw.
-    logits.index_fill_(-1, banned, float("-inf"))
-    tokens = draw(logits, places, row.visit, sampler)
-    return Reading(places, tokens, logits, sampler, row.visit, _waits(places, tokens, row, canvas))
+    if banned is not None:
+        logits.index_fill_(-1, banned, float("-inf"))
+    # Where nothing is drawn by chance and nothing is processed, the likeliest token is known already.
+    is_known = measured is not None and sampler.settings.is_plain
+    tokens = measured.tokens if measured is not None and is_known else draw(logits, places, row.visit, sampler)
+    return Reading(places, tokens, logits, sampler, row.visit, _waits(places, tokens, row, canvas), measured)
 
 
 def reread(known: Reading, index: Ids, row: CanvasRow, canvas: Canvas) -> Reading:

@@ -30,7 +30,10 @@ def check_method(
     from outpace.methods.registry import load_method
 
     method = load_method(name).from_settings(options)
+    from outpace.heads.files import is_head
+    from outpace.heads.foreign.layouts import is_foreign
     from outpace.methods.misfit import check_fit, check_partner, check_search
+    from outpace.models.loading import resolve
     from outpace.models.opening import offered_by
     from outpace.sampling import Sampling
     from outpace.zoo import drafter_of
@@ -43,6 +46,9 @@ def check_method(
     for role in method.needs.models:
         other = str(getattr(method, role))
         if other == "auto" and (method.needs.head or role == "judge"):  # looked for when the model is loaded
+            continue
+        # A trained drafter is held to the target when both are loaded.
+        if other != "auto" and (is_head(place := resolve(other)) or is_foreign(place)):
             continue
         partner = offered_by(drafter_of(model) if other == "auto" else other)
         if partner is not None:

@@ -86,7 +86,9 @@ class JakiroNet(EagleNet):
 
     def _parts(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """Return the experts' features [..., E, hidden], and the logarithms of their shares [..., E]."""
-        return out[..., : -self.count].unflatten(-1, (self.count, self.width)), out[..., -self.count :]
+        found, shares = out[..., : -self.count], out[..., -self.count :]
+        # A product with what is not contiguous copies the output matrix for every token: a hundred times the time.
+        return found.contiguous().unflatten(-1, (self.count, self.width)), shares
 
     def feedback(self, out: Tensor) -> Tensor:
         """Return the experts' mean feature, by their shares."""

@@ -63,6 +63,7 @@ def supports(spec: Spec) -> bool:
         and spec.embed_size in (0, spec.hidden_size)
         and spec.head_dim % 2 == 0
         and not (spec.attn_softcap or spec.final_softcap)
+        and spec.routing is None
     )
 
 

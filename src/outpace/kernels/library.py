@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from outpace.kernels.build import build
+from outpace.kernels.laws import offer
 from outpace.sampling.truncation import use_selector
 
 __all__ = [
@@ -173,6 +174,7 @@ def load(machine: str | None = None) -> ctypes.CDLL | None:
     library.outpace_forward.restype = c_int64
     library.outpace_forward.argtypes = [c_void_p, POINTER(CallView)]
     use_selector(partial(_select, library))
+    offer(library)
     return library
 
 

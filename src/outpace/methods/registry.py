@@ -80,6 +80,8 @@ _BUILT_IN = {  # below outpace.methods
     "adablock": "diffusion.adablock:AdaBlock",
     "dkv-cache": "diffusion.dkv_cache:DkvCache",
     "freecache": "diffusion.freecache:FreeCache",
+    "edlm": "diffusion.edlm:Edlm",
+    "learn2pd": "diffusion.learn2pd:Learn2Pd",
     "apd": "diffusion.apd:Apd",
     "freedave": "diffusion.freedave:FreeDave",
     "ssd": "diffusion.ssd:SSD",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from outpace.errors import ModelError
 from outpace.models.families import Family
+from outpace.models.mixture import Mixture, Routing
 from outpace.models.quantised import Quantised, join
 from outpace.models.spec import Spec, rotary_order
 from outpace.models.tensors import TensorFiles
@@ -60,7 +61,7 @@ def assemble(
     weights = reader.outer() if split is None else split.head(reader.outer())
     for index in range(spec.num_layers):
         layer = reader.layer(index) if split is None else split.layer(reader.layer(index), spec)
-        for matrix in layer.matrices():  # at once, so that one matrix exists twice, never the model
+        for matrix in layer.all_matrices():  # at once, so that one matrix exists twice, never the model
             if pack:
                 matrix.pack()
             elif packer is not None and matrix.quantised is not None:
@@ -206,12 +207,12 @@ class Reader:
         norms = {role: self._norm(role, index) for role in NORMS if role in roles}
         qkv = Matrix(self._quantised_qkv(index) or self._qkv(index), self._qkv_bias(index))
         o = Matrix(self._either(self._name("o", index), spec.hidden_size, spec.q_size))
-        down = Matrix(self._either(self._name("down", index), spec.hidden_size, spec.ffn_size))
+        up, down, mixture = self._feed(index)
         if spec.o_bias:
             o.bias = self._vector(self._name("o", index), spec.hidden_size)
         if spec.mlp_bias:
             down.bias = self._vector(self._name("down", index), spec.hidden_size)
-        layer = LayerWeights(qkv=qkv, o=o, up=self._up(index), down=down)
+        layer = LayerWeights(qkv=qkv, o=o, up=up, down=down, mixture=mixture)
         for role, norm in norms.items():
             setattr(layer, role, norm)
         if spec.qk_norm != "none":
@@ -219,6 +220,31 @@ class Reader:
             layer.q_norm = self._head_norm("q_norm", index, spec.num_heads if is_full else 1)
             layer.k_norm = self._head_norm("k_norm", index, spec.num_kv_heads if is_full else 1)
         return layer
+
+    # Experts
+
+    def _feed(self, index: int) -> tuple[Matrix, Matrix, Mixture | None]:
+        """Return the MLP of a layer, or the expert that every token passes and the others."""
+        spec, routing = self.spec, self.spec.routing
+        if routing is None or index < routing.dense:
+            down = self._either(self._name("down", index), spec.hidden_size, spec.ffn_size)
+            return self._up(index), Matrix(down), None
+        up, down = self._empty(0, spec.hidden_size), self._empty(spec.hidden_size, 0)
+        if routing.shared_size:
+            up, down = self._expert("shared_", (index,), routing.shared_size)
+        return Matrix(up), Matrix(down), self._mixture(index, routing)
+
+    def _mixture(self, index: int, routing: Routing) -> Mixture:
+        router = self._read(self._name("router", index) + ".weight", (routing.experts, self.spec.hidden_size))
+        bias = self._read(self._name("router_bias", index), (routing.experts,)) if routing.has_bias else None
+        pairs = [self._expert("expert_", (index, expert), routing.ffn_size) for expert in range(routing.experts)]
+        return Mixture(routing, router, bias, [Matrix(up) for up, _ in pairs], [Matrix(down) for _, down in pairs])
+
+    def _expert(self, kind: str, which: tuple[int, ...], width: int) -> tuple[Tensor, Tensor]:
+        """Return [2F, hidden], gate first, and [hidden, F] of one expert."""
+        names = {role: self.prefix + self.family.layer[kind + role].format(*which) for role in ("gate", "up", "down")}
+        up = torch.cat([self._matrix(names[role], width, self.spec.hidden_size) for role in ("gate", "up")])
+        return up, self._matrix(names["down"], self.spec.hidden_size, width)
 
     # Fused matrices
 

@@ -96,6 +96,29 @@ _QWEN_ENDS = (151643, 151645)  # <|endoftext|>, <|im_end|>
 
 CARD_TABLE = (
     Entry(
+        "llada_moe",
+        "llada",
+        {"attention": "full", "mask_id": 156895, "end_tokens": (156892,)},
+        _MASK,
+        signs=(
+            ("num_experts", None),
+            ("architectures", ["LLaDAMoEModelLM"]),
+            ("architectures", ["LLaDAMoEModel"]),
+        ),
+    ),
+    Entry(
+        "llada2_moe",
+        "llada2_moe",
+        {"attention": "block", "mask_id": 156895, "block_length": 32, "end_tokens": (156892,)},
+        _MASK | {"block_length": ("block_size", "block_length")},
+    ),
+    Entry(
+        "sdar_moe",
+        "sdar_moe",
+        {"attention": "block", "mask_id": 151669, "block_length": 4, "end_tokens": _QWEN_ENDS},
+        _MASK | {"block_length": ("block_size", "block_length")},
+    ),
+    Entry(
         "llada",
         "llada",
         {"attention": "full", "mask_id": 126336, "end_tokens": (126081, 126348)},  # <|endoftext|>, <|eot_id|>

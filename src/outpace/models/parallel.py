@@ -59,6 +59,8 @@ class Split:
         Raises:
             CapabilityError: it cannot; the message names what stands against it.
         """
+        if spec.routing is not None:
+            raise CapabilityError("A mixture of experts cannot be split over processes.", "Run it in one process.")
         for name, number in (
             ("query heads", spec.num_heads),
             ("key and value heads", spec.num_kv_heads),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from outpace.errors import ModelError
+from outpace.models.mixture import Routing
 from outpace.types import Capabilities
 
 __all__ = ["Rope", "Spec", "rope_tables", "rotary_order", "spec_capabilities"]
@@ -109,6 +110,7 @@ class Spec:
         attention: "causal", "full", or "block" (all of one's block of `block_size` positions and all before it).
         block_size: positions per block of "block".
         mask_id: the mask token of a masked model, else None.
+        routing: the layers behind its `dense` ones have a mixture of experts in place of the MLP; None = none has.
         logits_shift: a masked model whose output at i speaks of token i + 1 (Dream); False = of token i.
     """
 
@@ -155,6 +157,7 @@ class Spec:
     block_size: int = 0
     mask_id: int | None = None
     logits_shift: bool = False
+    routing: Routing | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -186,6 +189,8 @@ class Spec:
         self._check_layers()
 
     def _check_layers(self) -> None:
+        if self.routing is not None and not (self.is_gated and self.activation == "silu" and not self.mlp_bias):
+            raise ModelError("Experts of another form than gated SiLU without biases are not known here.")
         for name in ("windows", "rope_index"):
             if len(getattr(self, name)) != self.num_layers:
                 raise ModelError(f"{name} has {len(getattr(self, name))} entries for {self.num_layers} layers.")
@@ -219,7 +224,12 @@ class Spec:
         """Parameters in the matrices of all layers."""
         attention = self.hidden_size * (2 * self.q_size + 2 * self.kv_size) * (2 if self.has_cross else 1)
         mlp = self.hidden_size * self.ffn_size * (3 if self.is_gated else 2)
-        return self.num_layers * (attention + mlp)
+        if self.routing is None:
+            return self.num_layers * (attention + mlp)
+        routing = self.routing
+        inside = routing.experts * (3 * routing.ffn_size + 1) + 3 * routing.shared_size
+        mixed = (self.num_layers - routing.dense) * self.hidden_size * inside
+        return self.num_layers * attention + routing.dense * mlp + mixed
 
     @property
     def num_weights(self) -> int:

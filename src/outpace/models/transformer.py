@@ -362,7 +362,8 @@ class Transformer(Adapter):
 
         This is a matter of its shape, never of what was recorded before, so that a text is rounded the same each time.
         """
-        return size <= SMALL_CHAIN and not self.spec.turns_at
+        # Which experts are read is known on the host alone, so a mixture is never recorded.
+        return size <= SMALL_CHAIN and not self.spec.turns_at and self.spec.routing is None
 
     def _run_recorded(
         self,
@@ -604,6 +605,12 @@ class Transformer(Adapter):
         return rms_norm(x, weight, spec.norm_eps)
 
     def _mlp(self, w: LayerWeights, x: Tensor) -> Tensor:
+        if w.mixture is not None:
+            routed = w.mixture(x)
+            return routed + self._dense(w, x) if w.down.shape[1] else routed
+        return self._dense(w, x)
+
+    def _dense(self, w: LayerWeights, x: Tensor) -> Tensor:
         up = w.up(x)
         if not self.spec.is_gated:
             return w.down(activate(up, self.spec.activation))

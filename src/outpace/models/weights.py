@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from outpace.models.quantised import Quantised
+
+if TYPE_CHECKING:
+    from outpace.models.mixture import Mixture
 
 __all__ = ["CrossWeights", "LayerWeights", "Matrix", "Norm", "Packer", "Weights", "can_pack"]
 
@@ -56,7 +59,7 @@ class Matrix:
 
     def pack(self, keep: bool = False) -> None:
         """Reorder for oneDNN and free the plain copy, unless `keep` (the matrix is also an embedding)."""
-        if self.packed is None and self.weight is not None:
+        if self.packed is None and self.weight is not None and self.weight.numel():
             with torch.no_grad():
                 self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
             if not keep:
@@ -121,6 +124,8 @@ class LayerWeights:
     `up` is [2F, E] with the gate first when the MLP is gated, else [F, E]. Norms that the placement does not use
     are None. `relative` is [2R + 1, H] with R = `Spec.relative_distance`: row R + clamp(d, -R, R) is what is added to
     the products of a query and a key that stands d positions before it. Layers may share one table.
+
+    With a `mixture`, `up` and `down` are the expert that every token passes, and have no rows where there is none.
     """
 
     qkv: Matrix
@@ -135,6 +140,7 @@ class LayerWeights:
     k_norm: Tensor | None = None
     relative: Tensor | None = None
     cross: CrossWeights | None = None
+    mixture: Mixture | None = None
 
     def matrices(self) -> tuple[Matrix, Matrix, Matrix, Matrix]:
         """Return the four matrices in the order they are applied; those of `cross` are apart."""
@@ -142,7 +148,8 @@ class LayerWeights:
 
     def all_matrices(self) -> tuple[Matrix, ...]:
         """Return the four matrices, and those of `cross`."""
-        return self.matrices() if self.cross is None else (*self.matrices(), *self.cross.matrices())
+        own = self.matrices() if self.cross is None else (*self.matrices(), *self.cross.matrices())
+        return own if self.mixture is None else (*own, *self.mixture.matrices())
 
 
 @dataclass(slots=True)
@@ -203,6 +210,8 @@ class Weights:
                 yield from _norm(norm)
             yield from _norm(None if layer.cross is None else layer.cross.norm)
             yield from (layer.q_norm, layer.k_norm, layer.relative)
+            if layer.mixture is not None:
+                yield from (layer.mixture.router, layer.mixture.bias)
 
     @property
     def num_bytes(self) -> int:

@@ -197,6 +197,11 @@ class Sampling:
         return self.temperature < _COLDEST
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the model's own likeliest token is always taken."""
+        return self.is_greedy and not (self.is_stateful or self.logit_bias or self.suppress_tokens)
+
+    @property
     def is_stateful(self) -> bool:
         """Whether the law at a position depends on the tokens before it, beyond the model's logits."""
         penalties = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0

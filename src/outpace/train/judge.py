@@ -2,23 +2,32 @@
 
 Paper: Bachmann et al. (2025), arXiv 2501.19309, Judge Decoding (section 4.2), whose right and wrong answers were picked
 by hand. Here the target finishes each text behind the alternative, and what its end says decides.
+
+    python -m outpace.train.judge stories --prompts beginnings.jsonl --out judge
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.errors import ConfigError
+from outpace.failures import guarded
+from outpace.heads.files import save_head
 from outpace.heads.judge import JudgeNet
 from outpace.heads.model import HeadModel
+from outpace.train.sources import read_jsonl
 from outpace.types import Adapter, Outputs
 
-__all__ = ["Trial", "collect_trials", "same_end", "train_judge"]
+__all__ = ["Trial", "collect_trials", "main", "same_end", "train_judge"]
 
 Verdict = Callable[[Sequence[int], Sequence[int]], bool]
 
@@ -141,3 +150,29 @@ def _finish(
             return texts, list(first)
         tokens = torch.tensor([[text[-1]] for text in texts], device=device)
         place = torch.tensor([[len(t) - 1 if on else -1] for t, on in zip(texts, running, strict=True)], device=device)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Let a model answer prompts, try other tokens in its answers, and write a judge fitted to how that turned out."""
+    from outpace.api.engine import load  # it imports most of the package
+
+    parser = argparse.ArgumentParser(prog="python -m outpace.train.judge")
+    parser.add_argument("model")
+    parser.add_argument("--prompts", type=Path, required=True, help="JSON lines with a text each")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the judge")
+    parser.add_argument("--count", type=int, default=24, help="prompts")
+    parser.add_argument("--max-tokens", type=int, default=40, help="of an answer")
+    given = parser.parse_args(arguments)
+    prompts = [str(row["text"]) for row in itertools.islice(read_jsonl(given.prompts), given.count)]
+    lm = load(given.model, is_compiled=False)
+    texts = [(lm.encode(one), lm.generate(one, max_tokens=given.max_tokens).tokens) for one in prompts]
+    trials = collect_trials(lm.target, texts, same_end(), every=5)
+    net = train_judge(lm.target, trials, given.model)
+    given.out.mkdir(parents=True, exist_ok=True)
+    save_head(net, given.out)
+    print(f"{len(trials)} tokens, {sum(not trial.is_right for trial in trials)} of them wrong: {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))

@@ -159,6 +159,9 @@ def _turns(paths: Sequence[Path]) -> list[Pair]:
 def star_graphs(count: int, seed: int, arms: int = 3, length: int = 3) -> list[Pair]:
     """Return paths of stars: edges in any order and both ends are read, the way from the centre to the end is written.
 
+    An edge is a word of two letters, so that it is one token, and no network has to find out first what stands side by
+    side.
+
     Args:
         count: pairs.
         seed: of the draws.
@@ -173,7 +176,7 @@ def star_graphs(count: int, seed: int, arms: int = 3, length: int = 3) -> list[P
         edges = [edge for path in paths for edge in itertools.pairwise(path)]
         generator.shuffle(edges)
         path = paths[generator.randrange(arms)]
-        read = " ".join(f"{a}>{b}" for a, b in edges)
+        read = " ".join(a + b for a, b in edges)
         found.append((f"{read}||{path[0]} {path[-1]}", " ".join(path)))
     return found
 

@@ -31,10 +31,12 @@ from .objectives import (
 )
 from .objectives_block import block_canvas
 from .objectives_parallel import parallel_canvas
+from .objectives_steps import TaughtBatch, cleaner_view, matched_loss, rolled_out
 from .recipes import RECIPES, TRANSLATIONS, Recipe, TranslationRecipe
 from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
+_TAUGHT = ("distilled", "unrolled", "consistent")
 AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe
 
 
@@ -65,6 +67,8 @@ class Trainer(Loop):
             "distilled": distilled_loss,
             "parallel": masked_loss,
             "sorted": sorted_loss,
+            "unrolled": matched_loss,
+            "consistent": matched_loss,
         }
         loss = functions[self.recipe.objective]
         self._loss = torch.compile(loss, dynamic=False) if self.compiled else loss
@@ -107,7 +111,7 @@ class Trainer(Loop):
         """Tokens in a step."""
         return self.recipe.rows * self.recipe.length
 
-    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | DenoisingBatch:
+    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | DenoisingBatch | TaughtBatch:
         recipe, shape = self.recipe, self.recipe.shape
         is_long = self.step >= self.steps * (1 - recipe.long_share)
         length, rows = (recipe.length * 2, recipe.rows // 2) if is_long else (recipe.length, recipe.rows)
@@ -125,6 +129,11 @@ class Trainer(Loop):
             return parallel_canvas(tokens, recipe.levels, recipe.kept, self.step, self.seed)
         if recipe.objective == "sorted":
             return tokens, recipe.exits
+        if self.teacher is not None and recipe.objective == "unrolled":
+            asked = (recipe.rollout, recipe.stride, recipe.asked, self.step, self.seed)
+            return rolled_out(tokens, self.teacher, *asked)
+        if self.teacher is not None and recipe.objective == "consistent":
+            return cleaner_view(tokens, self.teacher, recipe.asked, self.step, self.seed)
         return (tokens,) if self.teacher is None else (tokens, self.teacher)
 
 
@@ -145,9 +154,9 @@ def build_llama(
     tokenizer, parent = inherited(
         recipe, out, lambda: train_tokenizer(chain.from_iterable(documents), recipe.shape.vocab)
     )
-    if parent is not None and recipe.objective == "distilled":
+    if parent is not None and recipe.objective in _TAUGHT:
         teacher = load_network(parent).to(device).requires_grad_(False)
-    elif parent is not None and not recipe.from_scratch:
+    if parent is not None and recipe.objective != "distilled" and not recipe.from_scratch:
         network.load_state_dict(load_network(parent).state_dict())
     mixture = mix(recipe.sources, documents, tokenizer, seed)
     for source, stream in zip(recipe.sources, mixture.streams, strict=True):

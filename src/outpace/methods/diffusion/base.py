@@ -35,6 +35,7 @@ from outpace.canvas.copies import propose_copies
 from outpace.canvas.report import report
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
+from outpace.sampling.measures import measure
 from outpace.setting import setting
 from outpace.types import Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Report, Scores, View
 
@@ -203,13 +204,23 @@ class CanvasMethod(Method):
 
     def readers(self, scores: Scores, view: View, state: CanvasBatch) -> list[ReadCopy]:
         """Return, per row, what reads its copies off this forward."""
+        canvas, rows = state.parts.canvas, state.canvases
+        for index, banned in enumerate(state.banned):
+            scores.logits[index].index_fill_(-1, banned, float("-inf"))
+        # One look at all laws: what a rule asks of them is then on the host, whatever number of rows there are.
+        known = measure(scores.logits)
 
         def reader(index: int) -> ReadCopy:
-            logits, sampler, banned = scores.logits[index], view.sampler.rows([index]), state.banned[index]
-            canvas = state.parts.canvas
-            return lambda copy: read(logits[copy.laws], copy.window.asked, copy.row, canvas, sampler, banned)
+            logits, sampler = scores.logits[index], view.sampler.rows([index])
 
-        return [reader(index) for index in range(len(state.canvases))]
+            def read_copy(copy: Copy) -> Reading:
+                at = copy.laws
+                figures = None if known is None else known[index, at]
+                return read(logits[at], copy.window.asked, copy.row, canvas, sampler, None, figures)
+
+            return read_copy
+
+        return [reader(index) for index in range(len(rows))]
 
     def take(self, copies: Sequence[Copy], reader: ReadCopy, parts: Parts) -> Advance | None:
         """Return a row after a step; by default one step of the row itself. None = a law is none."""

@@ -20,6 +20,8 @@ from .sketched import NEVER, Sketched, SketchedConfig, certain_laws
 
 __all__ = ["Insertion", "InsertionConfig", "InsertionLm", "InsertionLmConfig"]
 
+_WHOLE = 0.2  # share of the states that are whole texts, besides those drawn so: else a long text seldom shows its end
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InsertionConfig(SketchedConfig):
@@ -90,6 +92,8 @@ class Insertion(Sketched):
             return found[stage], stages.insertions(text, found[stage], found[max(stage - 1, 0)], nothing)
         free = [at for at in range(len(text)) if at not in fixed]
         num = int(torch.randint(len(free) + 1, ()))
+        if scheme == "uniform" and float(torch.rand(())) < _WHOLE:
+            num = len(free)
         kept = sorted([*places, *(free[at] for at in torch.randperm(len(free))[:num].tolist())])
         if scheme == "spread":
             return kept, stages.spread(text, kept, nothing)
@@ -149,7 +153,8 @@ class InsertionLm(Insertion):
         logits = F.relu(self.join(self.slots(hidden))) @ self.embed_tokens.weight[:-1].T
         logits = logits if logits.dtype == torch.float64 else logits.float()
         special = torch.arange(logits.shape[-1], device=logits.device) < SPECIAL
-        logits = self.bordered(logits, run.extra["is_given"])
+        if not self.training:  # any missing token is a label, also one that goes on with a word that is missing too
+            logits = self.bordered(logits, run.extra["is_given"])
         logits = logits.masked_fill(special | ~run.extra["is_open"][:, :, None], NEVER)
         done = self.done(hidden[:, 0]).to(logits.dtype)
         found = logits.flatten(1).log_softmax(-1).view_as(logits) + F.logsigmoid(-done)[:, :, None]

@@ -1,0 +1,14 @@
+"""The recipes of the zoo, of the networks for research, and of whatever `outpace train NAME` makes."""
+
+from .completions import COMPLETIONS
+from .diffusion import FEWER
+from .one_pass import ONE_PASS
+from .pairs import PAIRS
+from .record import AnyRecipe, Objective, Recipe, TranslationRecipe
+from .stories import PAPERS
+from .stories import RECIPES as _LLAMAS
+
+RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER}
+TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in (*PAIRS, *ONE_PASS, *COMPLETIONS)}
+
+__all__ = ["PAPERS", "RECIPES", "TRANSLATIONS", "AnyRecipe", "Objective", "Recipe", "TranslationRecipe"]

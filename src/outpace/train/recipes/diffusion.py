@@ -1,0 +1,74 @@
+"""The recipes that teach a masked diffusion model to need fewer steps: for research, none of them ships."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from outpace.papers import Paper
+from outpace.train.sources import MIXED_SOURCES
+
+from .stories import RECIPES
+
+__all__ = ["FEWER", "PAPERS"]
+
+PAPERS = (
+    Paper(
+        "Beyond Autoregression: Fast LLMs via Self-Distillation Through Time",
+        "Deschenaux, Gulcehre",
+        2024,
+        "2410.21035",
+        279,
+        "Rounds beyond the second.",
+        "outpace train stories-mask-rounds",
+    ),
+    Paper(
+        "CD4LM: Consistency Distillation and aDaptive Decoding for Diffusion Language Models",
+        "Liang et al.",
+        2026,
+        "2601.02236",
+        314,
+        "",
+        "outpace train stories-mask-consistent",
+    ),
+)
+_SHORT = replace(
+    RECIPES["stories-mask"],
+    name="stories-mask-round",
+    summary="`stories-mask`, taught in one step what it says after four: one round of self-distillation through time.",
+    objective="unrolled",
+    parent="stories-mask",
+    anneal=0.0,
+    rollout=4,
+    stride=1 / 32,
+    steps=260,
+    gpu_steps=2000,
+    warmup=20,
+    rows=8,
+    length=128,
+    long_share=0.0,
+    matrix_rate=1e-3,
+    other_rate=5e-4,
+    checkpoint_every=130,
+    sources=tuple(source for source in MIXED_SOURCES if source.name.startswith("tinystories")),
+)
+FEWER = {
+    recipe.name: recipe
+    for recipe in (
+        _SHORT,
+        replace(
+            _SHORT,
+            name="stories-mask-rounds",
+            summary="`stories-mask-round` after a second round, with steps of twice the length.",
+            parent="stories-mask-round",
+            stride=1 / 16,
+        ),
+        replace(
+            _SHORT,
+            name="stories-mask-consistent",
+            summary="`stories-mask`, taught to say of a text what it says of a less masked view of it.",
+            objective="consistent",
+            rollout=0,
+            stride=0.0,
+        ),
+    )
+}
