@@ -13,7 +13,7 @@ from typing import Protocol
 
 from outpace.errors import ConfigError
 
-__all__ = ["Burst", "Chance", "Laws", "write_places"]
+__all__ = ["Burst", "Chance", "Laws", "keep_drafts", "write_places"]
 
 Law = Sequence[float]
 Laws = Callable[[list[int], list[int], int], list[Law]]
@@ -83,18 +83,42 @@ def write_places(
             continue
         targets = joint(text, order, known - 1)[1 : stop - known + 1]
         calls += 1
-        for target, draft in zip(targets, drafts[1:], strict=True):
-            token = text[order[known]]
-            keep = min(1.0, target[token] / draft[token])
-            is_kept = chance([1 - keep, keep]) == 1
-            if not is_kept and not exact:
-                break
-            if not is_kept:
-                text[order[known]] = chance(_residual(target, draft))
-            known += 1
-            if not is_kept:
-                break
+        tested = order[known:stop]
+        kept = keep_drafts(
+            [text[place] for place in tested],
+            targets,
+            drafts[1:],
+            lambda _, keep: chance([1 - keep, keep]) == 1,
+            (lambda _, law: chance(law)) if exact else None,
+        )
+        for place, token in zip(tested, kept, strict=False):
+            text[place] = token
+        known += len(kept)
     return Burst(text, calls)
+
+
+def keep_drafts(
+    tokens: Sequence[int],
+    targets: Sequence[Law],
+    drafts: Sequence[Law],
+    is_kept: Callable[[int, float], bool],
+    redraw: Callable[[int, Law], int] | None,
+) -> list[int]:
+    """Return the tokens that stand after the ratio rule: drafts up to the first rejection, and what is drawn for it.
+
+    Args:
+        tokens: [N] drafts in the order.
+        targets: [N] laws given all before them.
+        drafts: [N] laws that they were drawn from.
+        is_kept: says with a probability whether draft i stays.
+        redraw: draws a token in place of draft i; None = nothing is drawn.
+    """
+    kept = list[int]()
+    for at, (token, target, draft) in enumerate(zip(tokens, targets, drafts, strict=True)):
+        if not is_kept(at, min(1.0, target[token] / draft[token])):
+            return kept if redraw is None else [*kept, redraw(at, _residual(target, draft))]
+        kept.append(token)
+    return kept
 
 
 def _residual(target: Law, draft: Law) -> list[float]:

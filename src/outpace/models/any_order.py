@@ -6,7 +6,8 @@ encodings of positions. One network so holds the law of any place given any know
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from outpace.errors import ConfigError
 
-__all__ = ["AnyOrderConfig", "AnyOrderNet", "check_order"]
+__all__ = ["MODEL_TYPE", "AnyOrderConfig", "AnyOrderNet", "check_order", "config_of"]
+
+MODEL_TYPE = "outpace_any_order"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +26,7 @@ class AnyOrderConfig:
 
     Attributes:
         vocab: V.
-        places: T, places of a text.
+        places: most places of a text.
         width: of the residual stream.
         layers: Transformer layers.
         heads: attention heads; divides `width`.
@@ -69,12 +72,27 @@ class AnyOrderNet(nn.Module):
         self.layers = nn.ModuleList(_Layer(config.width, config.heads) for _ in range(config.layers))
         self.norm, self.head = nn.LayerNorm(config.width), nn.Linear(config.width, config.vocab)
 
-    def _read(self, tokens: Tensor, place: Tensor, following: Tensor, visible: Tensor) -> Tensor:
-        x = self.embed_tokens(tokens) + self.embed_place(place) + self.embed_next(following)
+    def laid(self, tokens: Tensor, place: Tensor, following: Tensor) -> Tensor:
+        """Return inputs [B, T, width] of tokens, their own places, and the places asked next, each [B, T] int64.
+
+        The beginning is token V at place `places`.
+        """
+        laid: Tensor = self.embed_tokens(tokens) + self.embed_place(place) + self.embed_next(following)
+        return laid
+
+    def read(self, x: Tensor, visible: Tensor) -> Tensor:
+        """Return log-probabilities [B, T, V] of inputs [B, T, width]; `visible` [..., T, T] says who sees whom."""
         for layer in self.layers:
             x = layer(x, visible)
         logits: Tensor = self.head(self.norm(x))
         return logits.log_softmax(-1)
+
+    def _check(self, tokens: Tensor, order: Tensor) -> None:
+        if tokens.shape[1] > self.config.places:
+            raise ConfigError(
+                f"The text has {tokens.shape[1]} places, but the network knows {self.config.places}.", "Shorten it."
+            )
+        check_order(order, tokens.shape[1])
 
     def _inputs(self, tokens: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         """Return token and place of each input [B, T]: those before it in the order, the beginning first."""
@@ -90,13 +108,13 @@ class AnyOrderNet(nn.Module):
             order: [B, T] int64, permutations of the places.
 
         Raises:
-            ConfigError: an order names a place twice, or leaves one out.
+            ConfigError: an order names a place twice, or leaves one out, or there are more places than it knows.
         """
-        check_order(order, self.config.places)
+        self._check(tokens, order)
         read, place = self._inputs(tokens, order)
         size = order.shape[1]
         visible = torch.ones(size, size, dtype=torch.bool, device=order.device).tril()
-        return self._read(read, place, order, visible)
+        return self.read(self.laid(read, place, order), visible)
 
     def side_by_side(self, tokens: Tensor, order: Tensor, known: int) -> Tensor:
         """Return log-probabilities [B, T - known, V] of all open places, each as if it came next; one pass.
@@ -109,7 +127,7 @@ class AnyOrderNet(nn.Module):
         Raises:
             ConfigError: as `forward`.
         """
-        check_order(order, self.config.places)
+        self._check(tokens, order)
         size = order.shape[1]
         masked = tokens.scatter(1, order[:, known:], 0)
         read, place = self._inputs(masked, order)
@@ -119,7 +137,12 @@ class AnyOrderNet(nn.Module):
         place = torch.cat([place[:, :known], place[:, known : known + 1].expand(-1, asked)], 1)
         visible = torch.ones(size, size, dtype=torch.bool, device=order.device).tril()
         visible[known:, known:] = torch.eye(asked, dtype=torch.bool, device=order.device)
-        return self._read(read, place, order, visible)[:, known:]
+        return self.read(self.laid(read, place, order), visible)[:, known:]
+
+
+def config_of(net: AnyOrderNet) -> dict[str, Any]:
+    """Return the `config.json` of a network."""
+    return {"model_type": MODEL_TYPE, **asdict(net.config)}
 
 
 def check_order(order: Tensor, places: int) -> None:

@@ -1,5 +1,6 @@
 """The recipes of the zoo, of the networks for research, and of whatever `outpace train NAME` makes."""
 
+from .any_order import ORDERS, OrderRecipe
 from .completions import COMPLETIONS
 from .diffusion import FEWER
 from .one_pass import ONE_PASS
@@ -11,4 +12,14 @@ from .stories import RECIPES as _LLAMAS
 RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER}
 TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in (*PAIRS, *ONE_PASS, *COMPLETIONS)}
 
-__all__ = ["PAPERS", "RECIPES", "TRANSLATIONS", "AnyRecipe", "Objective", "Recipe", "TranslationRecipe"]
+__all__ = [
+    "ORDERS",
+    "PAPERS",
+    "RECIPES",
+    "TRANSLATIONS",
+    "AnyRecipe",
+    "Objective",
+    "OrderRecipe",
+    "Recipe",
+    "TranslationRecipe",
+]
