@@ -16,14 +16,15 @@ FIRST = SweepPoint(
 def test_equal_means_equal_likelihood_and_entropy() -> None:
     points = [
         FIRST,
-        replace(FIRST, nll=1.24, entropy=2.95, forwards=32),
+        replace(FIRST, nll=1.24, entropy=2.95, forwards=32, draft_forwards=96),
         replace(FIRST, nll=1.26),
         replace(FIRST, nll=0.5, entropy=2.8),  # likelier, because it repeats itself
     ]
     found = table(points)
     assert [line[-1] for line in found.cells] == ["yes", "yes", "no", "no"]
     assert [line[3] for line in found.cells] == ["1.00", "2.00", "1.00", "1.00"]
-    assert found.cells[0][2] == "per_step=1"
+    assert [line[4] for line in found.cells] == ["0.00", "1.50", "0.00", "0.00"]
+    assert found.cells[0][2] == "per_step=1, block=16"
 
 
 def test_the_reference_comes_first_and_parts_only_where_they_are_named() -> None:

@@ -17,7 +17,20 @@ STORED = sorted(RESULTS.rglob("*.json"))
 @pytest.mark.parametrize("file", STORED, ids=lambda file: file.stem)
 def test_a_stored_measurement_is_read(file: Path) -> None:
     report = read_report(file)
-    kinds = ("speed", "catalogue", "growth", "micro", "canvas", "serving", "soak", "translation", "translation-curve")
+    kinds = (
+        "speed",
+        "catalogue",
+        "growth",
+        "micro",
+        "canvas",
+        "canvas-fewer",
+        "diffusion",
+        "serving",
+        "soak",
+        "translation",
+        "translation-curve",
+        "scarce",
+    )
     assert report.rows and report.document["kind"] in kinds
 
 

@@ -4,21 +4,24 @@
 
 One row per setting: tokens per forward, the nats per token of what was written under a causal judge, and the entropy of
 its tokens. Texts are drawn at one temperature, one seed per prompt. "Equal" in the last column means: at most 0.05 nats
-more than one token per step of the first model, and at most 0.1 nats less entropy.
+more than one token per step of the first model, and at most 0.1 nats less entropy. A guide that is the judge as well
+judges itself; a small one, which is not, stands beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from outpace.api.engine import load
 from outpace.bench.canvas import Sweep, SweepPoint, measure, spell, stories, values_of
 from outpace.bench.command import new_parser, run_command
 from outpace.bench.machine import describe
-from outpace.bench.report import Table, new_report
+from outpace.bench.report import Table, new_report, read_report
 
 __all__ = ["main", "sweeps", "table"]
 
@@ -42,6 +45,12 @@ def sweeps(model: str, students: Sequence[str], filters: str, block: int) -> lis
         at = values_of("threshold", _THRESHOLDS, block=block, cache="none")
         found.append(Sweep("threshold", name, "fast-dllm", at))
     found.append(Sweep("energy", model, "edlm", values_of("per_step", (2, 4), candidates=4, block=block)))
+    # Two places that are weighed as they are written: what candidates can do where their weights vary little.
+    pair = {"block": 2, "per_step": 2}
+    found.append(Sweep("pairs", model, "edlm", values_of("candidates", (1, 4, 32), **pair)))
+    found.append(
+        Sweep("pairs, small guide", model, "edlm", values_of("candidates", (32,), guide="stories-draft", **pair))
+    )
     if filters:
         at = values_of("threshold", (0.9, 0.8, 0.7, 0.5), block=block, filter=filters)
         found.append(Sweep("filter", model, "learn2pd", at))
@@ -52,12 +61,27 @@ def table(points: Sequence[SweepPoint]) -> Table:
     """Return the points beside the first of them."""
     first, cells = points[0], []
     for point in points:
-        shown = {key: value for key, value in point.settings.items() if key not in ("block", "cache", "filter")}
+        shown = {key: value for key, value in point.settings.items() if key not in ("cache", "filter")}
         is_equal = point.nll <= first.nll + _NATS and point.entropy >= first.entropy - _ENTROPY
-        numbers = [f"{point.tokens_per_forward:.2f}", f"{point.nll:.2f}", f"{point.entropy:.2f}"]
+        guided = point.draft_forwards / max(point.tokens, 1)
+        numbers = [f"{value:.2f}" for value in (point.tokens_per_forward, guided, point.nll, point.entropy)]
         cells.append([point.model, f"`{point.method}`", spell(shown), *numbers, "yes" if is_equal else "no"])
-    columns = ("model", "method", "settings", "tokens per forward", "nats per token", "entropy", "equal")
+    columns = (
+        "model",
+        "method",
+        "settings",
+        "tokens per forward",
+        "guide forwards per token",
+        "nats per token",
+        "entropy",
+        "equal",
+    )
     return Table("", columns, cells, left=3)
+
+
+def _bare(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without the place of a file, which is the caller's own."""
+    return {key: value for key, value in settings.items() if key != "filter"}
 
 
 def _work(given: argparse.Namespace) -> None:
@@ -65,14 +89,20 @@ def _work(given: argparse.Namespace) -> None:
     asked = sweeps(given.model, list(names), given.filter, given.block)
     models = {given.model: load(given.model)} | {name: load(where) for name, where in names.items()}
     item = stories(given.num, given.max_tokens, given.temperature)
-    points = list(measure(asked, [item], models, load(given.judge), lambda text: print(text, file=sys.stderr)))
+    points = [SweepPoint.from_dict(row) for row in read_report(given.add).rows] if given.add else []
+    known = [(point.model, point.method, _bare(point.settings)) for point in points]
+    asked = [
+        replace(one, settings=tuple(at for at in one.settings if (one.model, one.method, _bare(at)) not in known))
+        for one in asked
+    ]
+    points += measure(asked, [item], models, load(given.judge), lambda text: print(text, file=sys.stderr))
     found = table(points)
     print(found.markdown())
     if given.json:
         told = {name: getattr(given, name) for name in _TOLD}
         rows = [point.to_dict() for point in points]
-        for row in rows:  # a file's place is the caller's own
-            row["settings"] = {key: value for key, value in row["settings"].items() if key != "filter"}
+        for row in rows:
+            row["settings"] = _bare(row["settings"])
         new_report("canvas-fewer", told, describe(), rows, tables=[found]).write(given.json)
 
 
@@ -87,6 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--block", type=int, default=16)
+    parser.add_argument(
+        "--add", type=Path, metavar="FILE", help="figures of an earlier run, which are not measured again"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     return run_command(parser, _work, arguments)
 

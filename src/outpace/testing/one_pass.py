@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from outpace.models.continuous.network import Diffusion
 from outpace.models.nar.files import find_kind
 from outpace.models.nar.lengths import Lengths
 from outpace.models.nar.model import NarModel
@@ -57,6 +58,8 @@ def toy_network(kind: str, vocab_size: int = 13, end: int = 3, seed: int = 0) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = network(config).double().eval()
+    if isinstance(net, Diffusion):  # likewise
+        net.said.bias.data[end] -= 50.0
     for part in net.modules():
         if isinstance(part, Lengths):  # so that texts go on behind the prompts of the tests
             part.rows.bias.data[part.reach + 20] += 20.0

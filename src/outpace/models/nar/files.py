@@ -21,7 +21,7 @@ from .network import NarConfig, NarNet
 __all__ = ["KINDS", "MODEL_TYPE", "config_of", "find_kind", "kind_of", "open_nar", "read_nar"]
 
 MODEL_TYPE = "outpace_nar"
-KINDS = {  # below outpace.models.nar
+KINDS = {  # below outpace.models.nar, or, with a dot, below outpace.models
     "ctc": "ctc:Ctc",
     "dag": "dag:Dag",
     "ctc-diffused": "diffused:Diffused",
@@ -34,6 +34,7 @@ KINDS = {  # below outpace.models.nar
     "insertion-lm": "insertion:InsertionLm",
     "levenshtein": "levenshtein:Levenshtein",
     "recursive": "recursive:Recursive",
+    "diffusion": "continuous.network:Diffusion",
 }
 
 
@@ -46,7 +47,9 @@ def find_kind(kind: str) -> type[NarNet]:
     if kind not in KINDS:
         raise ModelError(f"There is no kind of one-pass network {kind!r}.", nearest(kind, KINDS, "kind"))
     module, _, name = KINDS[kind].partition(":")
-    found: type[NarNet] = getattr(importlib.import_module(f"outpace.models.nar.{module}"), name)
+    found: type[NarNet] = getattr(
+        importlib.import_module(f"outpace.models.{module if '.' in module else 'nar.' + module}"), name
+    )
     return found
 
 

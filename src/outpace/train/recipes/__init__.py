@@ -2,6 +2,7 @@
 
 from .any_order import ORDERS, OrderRecipe
 from .completions import COMPLETIONS
+from .continuous import CONTINUOUS
 from .diffusion import FEWER
 from .one_pass import ONE_PASS
 from .pairs import PAIRS
@@ -9,8 +10,10 @@ from .record import AnyRecipe, Objective, Recipe, TranslationRecipe
 from .stories import PAPERS
 from .stories import RECIPES as _LLAMAS
 
+TRANSLATIONS: dict[str, TranslationRecipe] = {
+    recipe.name: recipe for recipe in (*PAIRS, *ONE_PASS, *COMPLETIONS, *CONTINUOUS)
+}
 RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER}
-TRANSLATIONS: dict[str, TranslationRecipe] = {recipe.name: recipe for recipe in (*PAIRS, *ONE_PASS, *COMPLETIONS)}
 
 __all__ = [
     "ORDERS",

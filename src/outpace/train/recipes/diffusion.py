@@ -40,7 +40,7 @@ _SHORT = replace(
     anneal=0.0,
     rollout=4,
     stride=1 / 32,
-    steps=260,
+    steps=200,
     gpu_steps=2000,
     warmup=20,
     rows=8,
@@ -48,7 +48,7 @@ _SHORT = replace(
     long_share=0.0,
     matrix_rate=1e-3,
     other_rate=5e-4,
-    checkpoint_every=130,
+    checkpoint_every=100,
     sources=tuple(source for source in MIXED_SOURCES if source.name.startswith("tinystories")),
 )
 FEWER = {

@@ -1,0 +1,1 @@
+"""Continuous diffusion of text: a process, a schedule, a denoiser and a solver."""

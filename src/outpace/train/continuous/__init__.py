@@ -1,0 +1,1 @@
+"""What is measured of continuous diffusion models, beside what other models are asked."""
