@@ -32,4 +32,5 @@ class AnySubset(OrderedMethod):
         "2504.20456",
         142,
         "The drafts from n-grams, and XLNet as the network.",
+        'outpace generate "Once upon a time" --model runs/stories-any-order --method any-subset --json',
     )

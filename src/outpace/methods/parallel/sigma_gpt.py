@@ -27,11 +27,12 @@ class SigmaGpt(OrderedMethod):
     family: ClassVar[str] = "parallel"
     summary: ClassVar[str] = "Writes bursts of places of an any-order model, up to the first draft that is rejected."
     paper: ClassVar[Paper] = Paper(
-        "sigma-GPTs: A New Approach to Autoregressive Models",
+        "σ-GPTs: A New Approach to Autoregressive Models",  # noqa: RUF001
         "Pannatier, Courdier, Fleuret",
         2024,
         "2404.09562",
         50,
         "Several orders per burst.",
+        'outpace generate "Once upon a time" --model runs/stories-any-order --method sigma-gpt --json',
     )
     redraws: ClassVar[bool] = False

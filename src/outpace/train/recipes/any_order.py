@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from outpace.papers import Paper
 from outpace.train.sources import SOURCES, Source
 
 from .record import AnyRecipe
 
-__all__ = ["ORDERS", "PAPERS", "OrderRecipe"]
+__all__ = ["ORDERS", "OrderRecipe"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,17 +34,6 @@ class OrderRecipe(AnyRecipe):
     sources: tuple[Source, ...] = tuple(source for source in SOURCES if source.name == "tinystories")
 
 
-PAPERS = (
-    Paper(
-        "sigma-GPTs: A New Approach to Autoregressive Models",
-        "Pannatier, Courdier, Fleuret",
-        2024,
-        "2404.09562",
-        50,
-        "The curriculum from plain to random orders; paths, mazes and vertical rates.",
-        "outpace train stories-any-order",
-    ),
-)
 ORDERS = {
     "stories-any-order": OrderRecipe(
         name="stories-any-order",
