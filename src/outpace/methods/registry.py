@@ -62,6 +62,8 @@ _BUILT_IN = {  # below outpace.methods
     "insertion-lm": "whole.insertion_lm:OneInsertion",
     "levenshtein": "whole.levenshtein:Levenshtein",
     "ctc-beam-search": "whole.ctc_beam:CtcBeamSearch",
+    "any-subset": "parallel.any_subset:AnySubset",
+    "sigma-gpt": "parallel.sigma_gpt:SigmaGpt",
     "lookahead": "parallel.lookahead:Lookahead",
     "ouroboros": "speculative.ouroboros:Ouroboros",
     "layer-skip": "speculative.layer_skip:LayerSkip",
