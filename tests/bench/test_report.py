@@ -25,6 +25,7 @@ def test_a_stored_measurement_is_read(file: Path) -> None:
         "canvas",
         "canvas-fewer",
         "diffusion",
+        "any-order",
         "serving",
         "soak",
         "translation",
