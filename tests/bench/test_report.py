@@ -30,6 +30,7 @@ def test_a_stored_measurement_is_read(file: Path) -> None:
         "translation",
         "translation-curve",
         "scarce",
+        "reversal",
     )
     assert report.rows and report.document["kind"] in kinds
 

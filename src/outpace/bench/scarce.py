@@ -39,7 +39,7 @@ from outpace.train.recipes import Recipe
 from outpace.train.sources import held_out_stories, tiny_stories
 from outpace.train.trainer import Trainer
 
-__all__ = ["PAPERS", "Crossing", "Look", "ScarceOptions", "crossing", "main", "run_scarce"]
+__all__ = ["PAPERS", "Crossing", "Look", "ScarceOptions", "crossing", "main", "matched_trainer", "run_scarce"]
 
 PAPERS = (
     Paper(
@@ -179,7 +179,8 @@ def _texts(asked: ScarceOptions, data: Path) -> tuple[Tokenizer, Tokens, torch.T
     return tokenizer, stream, torch.from_numpy(held[: num * width].reshape(num, width))
 
 
-def _trainer(arm: Arm, asked: ScarceOptions, tokenizer: Tokenizer, stream: Tokens, steps: int) -> Trainer:
+def matched_trainer(arm: Arm, asked: ScarceOptions, tokenizer: Tokenizer, stream: Tokens, steps: int) -> Trainer:
+    """Return the trainer of one of two networks that differ in their objective alone."""
     # Rows of both are the same tokens: a shifted network scores the same places of them as a causal one.
     is_causal = arm == "causal"
     shape = LlamaShape(
@@ -282,7 +283,7 @@ def run_scarce(asked: ScarceOptions, data: Path, out: Path, tell: Callable[[str]
     steps = round(asked.epochs * len(stream) / (asked.rows * asked.length))
     looks = list[Look]()
     for arm in ARMS:
-        looks += _curve(_trainer(arm, asked, tokenizer, stream, steps), asked, held, out, tell)
+        looks += _curve(matched_trainer(arm, asked, tokenizer, stream, steps), asked, held, out, tell)
     found = crossing(looks)
     rows = [asdict(look) for look in looks]
     notes = [*_said(found), "held: nats per token, of the masked network an upper bound; error: of the drawn masks."]

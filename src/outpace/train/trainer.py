@@ -32,12 +32,12 @@ from .objectives import (
 from .objectives_block import block_canvas
 from .objectives_parallel import parallel_canvas
 from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
-from .recipes import RECIPES, TRANSLATIONS, Recipe, TranslationRecipe
+from .recipes import ORDERS, RECIPES, TRANSLATIONS, OrderRecipe, Recipe, TranslationRecipe
 from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
 _TAUGHT = ("distilled", "unrolled", "consistent", "residual")
-AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe
+AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe
 
 
 @dataclass(slots=True, kw_only=True)
@@ -191,7 +191,7 @@ def train(
     """Train one model of the zoo and export it.
 
     Args:
-        recipe: A name in `RECIPES`, `TRANSLATIONS` or `COMPRESSIONS`, or a recipe.
+        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS` or `ORDERS`, or a recipe.
         out: Directory for the checkpoint, the log and the exported model.
         data: Folder of training texts (default: ./data).
         resume: Continue from the checkpoint in `out`.
@@ -219,6 +219,10 @@ def train(
             trainer = build_translator(chosen, out, data, steps=steps, seed=seed)
         elif isinstance(chosen, CompressionRecipe):
             trainer = build_compressor(chosen, out, data, steps=steps, seed=seed)
+        elif isinstance(chosen, OrderRecipe):
+            from .any_order import build_any_order
+
+            trainer = build_any_order(chosen, out, data, steps=steps, seed=seed)
         else:
             trainer = build_llama(chosen, out, data, steps=steps, seed=seed, compiled=compiled)
         trainer.tokenizer.save(str(out / "tokenizer.json"))
@@ -228,7 +232,7 @@ def train(
 def _find(recipe: str | AnyOfThem) -> AnyOfThem:
     if not isinstance(recipe, str):
         return recipe
-    known: dict[str, AnyOfThem] = {**RECIPES, **TRANSLATIONS, **COMPRESSIONS}
+    known: dict[str, AnyOfThem] = {**RECIPES, **TRANSLATIONS, **COMPRESSIONS, **ORDERS}
     if recipe not in known:
         raise ConfigError(f"there is no recipe {recipe!r}", nearest(recipe, known, "recipe"))
     return known[recipe]
