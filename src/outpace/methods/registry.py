@@ -86,6 +86,7 @@ _BUILT_IN = {  # below outpace.methods
     "dkv-cache": "diffusion.dkv_cache:DkvCache",
     "freecache": "diffusion.freecache:FreeCache",
     "edlm": "diffusion.edlm:Edlm",
+    "rcd": "diffusion.rcd:ResidualContext",
     "learn2pd": "diffusion.learn2pd:Learn2Pd",
     "apd": "diffusion.apd:Apd",
     "freedave": "diffusion.freedave:FreeDave",

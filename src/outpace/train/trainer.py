@@ -31,12 +31,12 @@ from .objectives import (
 )
 from .objectives_block import block_canvas
 from .objectives_parallel import parallel_canvas
-from .objectives_steps import TaughtBatch, cleaner_view, matched_loss, rolled_out
+from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
 from .recipes import ORDERS, RECIPES, TRANSLATIONS, OrderRecipe, Recipe, TranslationRecipe
 from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
-_TAUGHT = ("distilled", "unrolled", "consistent")
+_TAUGHT = ("distilled", "unrolled", "consistent", "residual")
 AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe
 
 
@@ -69,6 +69,7 @@ class Trainer(Loop):
             "sorted": sorted_loss,
             "unrolled": matched_loss,
             "consistent": matched_loss,
+            "residual": told_loss,
         }
         loss = functions[self.recipe.objective]
         self._loss = torch.compile(loss, dynamic=False) if self.compiled else loss
@@ -111,7 +112,7 @@ class Trainer(Loop):
         """Tokens in a step."""
         return self.recipe.rows * self.recipe.length
 
-    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | DenoisingBatch | TaughtBatch:
+    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | DenoisingBatch | TaughtBatch | ToldBatch:
         recipe, shape = self.recipe, self.recipe.shape
         is_long = self.step >= self.steps * (1 - recipe.long_share)
         length, rows = (recipe.length * 2, recipe.rows // 2) if is_long else (recipe.length, recipe.rows)
@@ -134,6 +135,8 @@ class Trainer(Loop):
             return rolled_out(tokens, self.teacher, *asked)
         if self.teacher is not None and recipe.objective == "consistent":
             return cleaner_view(tokens, self.teacher, recipe.asked, self.step, self.seed)
+        if self.teacher is not None and recipe.objective == "residual":
+            return told_before(tokens, self.teacher, recipe.stride, recipe.asked, self.step, self.seed)
         return (tokens,) if self.teacher is None else (tokens, self.teacher)
 
 

@@ -16,7 +16,9 @@ from outpace.train.translation.marian import MarianShape
 from outpace.train.translation.network import Criterion, PairShape
 from outpace.train.translation.noise import Noise
 
-Objective = Literal["causal", "masked", "block", "distilled", "parallel", "sorted", "unrolled", "consistent"]
+Objective = Literal[
+    "causal", "masked", "block", "distilled", "parallel", "sorted", "unrolled", "consistent", "residual"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,8 @@ class Recipe(AnyRecipe):
         objective: `causal` (next token), `masked` (masked diffusion), `block` (block diffusion), `distilled` (next
             token, taught by the parent), `parallel` (next token, and through masks the tokens after it), `sorted`
             (next token, after several layers), `unrolled` (masked diffusion, taught by several of the parent's steps)
-            or `consistent` (masked diffusion, taught by what the parent says of a less masked text).
+            `consistent` (masked diffusion, taught by what the parent says of a less masked text) or `residual` (masked
+            diffusion that reads what the parent said one step before).
         from_scratch: Take the parent's tokenizer alone and start from random weights.
         anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
         responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked
@@ -71,8 +74,9 @@ class Recipe(AnyRecipe):
         exits: Layers after which the next token is learned, ascending (`sorted`).
         kept: Share of the tokens with so many masks that have one more (`parallel`).
         rollout: Steps that the parent takes (`unrolled`).
-        stride: Share of the text that each of them writes (`unrolled`).
-        asked: Places that are taught in a batch (`unrolled`, `consistent`).
+        stride: Share of the text that each of them writes (`unrolled`), or that the step before had yet to write
+            (`residual`).
+        asked: Places that are taught in a batch (`unrolled`, `consistent`, `residual`).
         rows: Sequences in a batch of `length` tokens; longer sequences come in proportionally fewer rows.
         length: Tokens in a sequence.
         long_share: Share of the steps, at the end, that use sequences of twice the length.
