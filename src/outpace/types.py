@@ -71,7 +71,8 @@ class Capabilities:
 
     Attributes:
         attention: "causal" (a position never sees a later one), "full" (every position sees every other, so nothing
-            can be cached exactly while the canvas changes) or "block" (every position sees its own block of
+            can be cached exactly while the canvas changes), "any-order" (places in any order, each seeing those before
+            it in the order; written by methods of its own) or "block" (every position sees its own block of
             `block_size` positions and all before it, so finished blocks can be).
         block_size: positions per block of "block"; blocks start at multiples of it.
         logits_shift: a canvas model whose output at i speaks of token i + 1; the adapter aligns it, so the forward

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from outpace.bench.canvas import SweepPoint
-from outpace.bench.diffusion import main, read_point, table
+from outpace.bench.diffusion import main, read_point, tables
 from outpace.errors import ConfigError
 
 
@@ -44,6 +44,6 @@ def test_the_fastest_points_come_first() -> None:
     shared = {"method": "m", "set": "s", "settings": {}, "quality": 1.0, "nll": 0.0, "entropy": 0.0, "tokens": 10}
     shared |= {"forwards": 5, "positions": 5, "draft_forwards": 0}
     points = [SweepPoint(arm=name, model=name, seconds=s, **shared) for name, s in (("slow", 2.0), ("fast", 1.0))]
-    text = table(points)
+    text = tables(points)[0].markdown()
     assert text.index("fast") < text.index("slow")
     assert "100.00" in text  # milliseconds per token of the fast one

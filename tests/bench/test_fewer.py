@@ -34,3 +34,6 @@ def test_the_reference_comes_first_and_parts_only_where_they_are_named() -> None
     more = sweeps("m", ["s"], "filter.json", 16)
     assert {sweep.model for sweep in more} == {"m", "s"}
     assert {sweep.method for sweep in more} - {sweep.method for sweep in bare} == {"learn2pd"}
+    told = sweeps("m", [], "", 16, ["t"])[len(bare) :]
+    assert [(sweep.model, sweep.method) for sweep in told] == [("t", "masked-diffusion"), ("t", "rcd")]
+    assert told[0].settings == told[1].settings

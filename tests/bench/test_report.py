@@ -24,10 +24,14 @@ def test_a_stored_measurement_is_read(file: Path) -> None:
         "micro",
         "canvas",
         "canvas-fewer",
+        "diffusion",
+        "any-order",
         "serving",
         "soak",
         "translation",
         "translation-curve",
+        "scarce",
+        "reversal",
     )
     assert report.rows and report.document["kind"] in kinds
 

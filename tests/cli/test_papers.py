@@ -53,7 +53,8 @@ def test_shown_commands_parse_and_fit(entry: dict[str, str]) -> None:
     from outpace.cli.checks import check_method
     from outpace.cli.values import options
     from outpace.methods.registry import load_method
-    from outpace.train import TRANSLATIONS as recipes
+    from outpace.train import TRANSLATIONS
+    from outpace.train.recipes import ORDERS
 
     [program, name, *arguments], command = shlex.split(entry["command"]), get_command(app)
     if program == "python":
@@ -65,7 +66,7 @@ def test_shown_commands_parse_and_fit(entry: dict[str, str]) -> None:
     if name == "generate":
         settings = {key: value for key, value in options(given["option"] or []).items() if not value.isupper()}
         if given["model"].startswith("runs/"):  # what a recipe makes
-            assert Path(given["model"]).name in recipes
+            assert Path(given["model"]).name in {**TRANSLATIONS, **ORDERS}
             load_method(given["method"])
         else:
             check_method(given["model"], given["method"], settings)

@@ -11,6 +11,7 @@ import torch
 
 from outpace import kernels
 from outpace.api.constraining import Constraints
+from outpace.api.estimating import SAMPLES, check_scored, estimate_tokens
 from outpace.api.infill import Piece, lay_pieces
 from outpace.api.partners import Partners
 from outpace.api.prompt import Prompt, read_prompts
@@ -18,7 +19,7 @@ from outpace.api.recall import Recall
 from outpace.api.request import CallOptions, Options
 from outpace.api.result import Result
 from outpace.api.running import advance, finish
-from outpace.api.scoring import Scored, check_causal, check_pairs, score_pairs, score_tokens
+from outpace.api.scoring import Scored, check_pairs, score_pairs, score_tokens
 from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import CapabilityError, ConfigError
@@ -350,27 +351,38 @@ class LanguageModel:
         )
 
     @overload
-    def score(self, text: Prompt) -> Scored: ...  # type: ignore[overload-overlap]
+    def score(self, text: Prompt, samples: int | None = None, seed: int = 0) -> Scored: ...  # type: ignore[overload-overlap]
 
     @overload
-    def score(self, text: Sequence[Prompt]) -> list[Scored]: ...
+    def score(self, text: Sequence[Prompt], samples: int | None = None, seed: int = 0) -> list[Scored]: ...
 
-    def score(self, text: Prompt | Sequence[Prompt]) -> Any:
+    def score(self, text: Prompt | Sequence[Prompt], samples: int | None = None, seed: int = 0) -> Any:
         """Return what the model makes of given texts: the log-probability of each token after those before it.
+
+        A masked model, which gives a bound alone, is asked about so many maskings of each text.
 
         Args:
             text: text or token ids; a list of them gives a list.
+            samples: maskings per text, of a masked model; None = 128.
+            seed: of the maskings.
 
         Returns:
-            A `Scored`: `log_probs` per token, their sum `log_prob`, and `bits_per_byte`.
+            A `Scored`: `log_probs` per token, their sum `log_prob`, and `bits_per_byte`; of a masked model
+            `samples` and the standard `error` of the sum.
 
         Raises:
-            ConfigError: a text that is empty or longer than the context, or a token outside the vocabulary.
-            CapabilityError: the model does not write from left to right.
+            ConfigError: a text that is empty or longer than the context, a token outside the vocabulary, or samples
+                where nothing is drawn.
+            CapabilityError: the model writes neither from left to right nor on a canvas that it sees as a whole.
         """
         texts, is_single = read_prompts(text, self.encode, self.target.capabilities)
-        check_causal(self.target.capabilities)
-        found = [score_tokens(self.target, ids, self.name, self.tokenizer) for ids in texts]
+        check_scored(self.target.capabilities, samples)
+        known = (self.name, self.tokenizer)
+        if self.target.capabilities.is_canvas:
+            num = SAMPLES if samples is None else samples
+            found = [estimate_tokens(self.target, ids, *known, num, seed) for ids in texts]
+        else:
+            found = [score_tokens(self.target, ids, *known) for ids in texts]
         return found[0] if is_single else found
 
     def score_pairs(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[Scored]:

@@ -35,6 +35,9 @@ class Scored:
         num_bytes: UTF-8 bytes that those tokens write; 0 without a tokenizer.
         bits_per_byte: bits that the model needs per byte, -log_prob / ln 2 / num_bytes; None where there are no bytes.
         notes: what a user should know.
+        samples: maskings that the figures were estimated from, of a masked model: `log_prob` is then a lower bound and
+            `log_probs` are each token's share of it; 0 = the figures are exact.
+        error: standard error of `log_prob`, in nats; None where nothing is estimated, or from one sample.
     """
 
     model: str
@@ -45,6 +48,20 @@ class Scored:
     num_bytes: int
     bits_per_byte: float | None
     notes: list[str] = field(default_factory=list)
+    samples: int = 0
+    error: float | None = None
+
+    @classmethod
+    def told(
+        cls, model: str, ids: list[int], found: list[float | None], total: float, tokenizer: Tokenizer | None
+    ) -> Scored:
+        """Return figures of a text behind its first token, with its bytes where a tokenizer tells them."""
+        num_bytes = 0
+        if tokenizer is not None:  # what the first token writes has no price
+            whole, first = (tokenizer.decode(part).encode() for part in (ids, ids[:1]))
+            num_bytes = len(whole) - len(first)
+        bits = -total / math.log(2) / num_bytes if num_bytes > 0 else None
+        return cls(model, list(ids), found, total, len(ids) - 1, max(0, num_bytes), bits)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -114,13 +131,9 @@ def score_tokens(target: Adapter, ids: list[int], name: str = "model", tokenizer
             after = torch.tensor(ids[at + 1 : at + 1 + piece.shape[1]], device=law.device)
             found += law.gather(-1, after.unsqueeze(-1)).squeeze(-1).tolist()
     total = math.fsum(value for value in found if value is not None)
-    num_bytes = 0
-    if tokenizer is not None:  # what the first token writes has no price
-        whole, first = (tokenizer.decode(part).encode() for part in (ids, ids[:1]))
-        num_bytes = len(whole) - len(first)
-    notes = list(target.notes)
-    bits = -total / math.log(2) / num_bytes if num_bytes > 0 else None
-    return Scored(name, list(ids), found, total, len(ids) - 1, max(0, num_bytes), bits, notes)
+    scored = Scored.told(name, ids, found, total, tokenizer)
+    scored.notes = list(target.notes)
+    return scored
 
 
 @torch.no_grad()

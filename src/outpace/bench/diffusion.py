@@ -25,7 +25,7 @@ from outpace.bench.plots import draw_paying
 from outpace.bench.report import Table, new_report, read_report
 from outpace.errors import ConfigError
 
-__all__ = ["POINTS", "main", "read_point", "table"]
+__all__ = ["POINTS", "main", "read_point", "tables"]
 
 POINTS = (
     *("stories-block:masked-diffusion", "stories-block:fast-dllm:threshold=0.7", "stories-block:eb-sampler"),
@@ -72,20 +72,18 @@ def _value(word: str) -> Any:
         return word
 
 
-def table(points: Iterable[SweepPoint]) -> str:
-    """Return the figures as Markdown, one table per set, the most tokens per second first.
+def tables(points: Iterable[SweepPoint]) -> list[Table]:
+    """Return the figures as one table per set, the most tokens per second first.
 
     Of open-ended text quality is exp(-nats per token) under the causal model, of tasks the share solved.
     """
     groups: dict[str, list[SweepPoint]] = {}
     for point in points:
         groups.setdefault(point.set, []).append(point)
-    parts = []
-    for name, group in groups.items():
-        group.sort(key=lambda point: point.seconds / max(point.tokens, 1))
-        cells = [_cells(point) for point in group]
-        parts.append(f"**{name}**\n\n{Table('', _HEADS, cells).markdown()}")
-    return "\n\n".join(parts)
+    return [
+        Table(name, _HEADS, [_cells(p) for p in sorted(group, key=lambda p: p.seconds / max(p.tokens, 1))])
+        for name, group in groups.items()
+    ]
 
 
 def _cells(point: SweepPoint) -> list[str]:
@@ -120,11 +118,12 @@ def _work(given: argparse.Namespace) -> None:
     found = list(measure(sweeps, sets, models, judge, lambda text: print(text, file=sys.stderr), given.repeats))
     if given.add:
         found = [SweepPoint.from_dict(row) for row in read_report(given.add).rows] + found
-    text = table(found)
-    print(text)
+    shown = tables(found)
+    print("\n\n".join(part.markdown() for part in shown))
     if given.json:
         rows = [point.to_dict() for point in found]
-        new_report("diffusion", {**vars(given), "add": bool(given.add)}, describe(), rows, tables=()).write(given.json)
+        told = {**vars(given), "add": bool(given.add)}
+        new_report("diffusion", told, describe(), rows, tables=shown).write(given.json)
     if given.plot:
         draw_paying(found, given.plot)
 

@@ -30,7 +30,7 @@ _TOLD = ("model", "judge", "num", "max_tokens", "temperature", "block")
 _THRESHOLDS = (0.7, 0.5, 0.35)
 
 
-def sweeps(model: str, students: Sequence[str], filters: str, block: int) -> list[Sweep]:
+def sweeps(model: str, students: Sequence[str], filters: str, block: int, told: Sequence[str] = ()) -> list[Sweep]:
     """Return what is measured, one token per step of the model first.
 
     Args:
@@ -38,6 +38,7 @@ def sweeps(model: str, students: Sequence[str], filters: str, block: int) -> lis
         students: distilled ones.
         filters: a file for `learn2pd`; "" = none.
         block: places per block.
+        told: models that were trained for `rcd`.
     """
     found = []
     for name in (model, *students):
@@ -54,6 +55,9 @@ def sweeps(model: str, students: Sequence[str], filters: str, block: int) -> lis
     if filters:
         at = values_of("threshold", (0.9, 0.8, 0.7, 0.5), block=block, filter=filters)
         found.append(Sweep("filter", model, "learn2pd", at))
+    for name in told:
+        found.append(Sweep("untold", name, "masked-diffusion", values_of("per_step", (1, 2, 4), block=block)))
+        found.append(Sweep("told", name, "rcd", values_of("per_step", (1, 2, 4), block=block)))
     return found
 
 
@@ -86,7 +90,9 @@ def _bare(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _work(given: argparse.Namespace) -> None:
     names = {Path(student).name: student for student in given.student}
-    asked = sweeps(given.model, list(names), given.filter, given.block)
+    told = {Path(one).name: one for one in given.residual}
+    asked = sweeps(given.model, list(names), given.filter, given.block, list(told))
+    names |= told
     models = {given.model: load(given.model)} | {name: load(where) for name, where in names.items()}
     item = stories(given.num, given.max_tokens, given.temperature)
     points = [SweepPoint.from_dict(row) for row in read_report(given.add).rows] if given.add else []
@@ -99,11 +105,11 @@ def _work(given: argparse.Namespace) -> None:
     found = table(points)
     print(found.markdown())
     if given.json:
-        told = {name: getattr(given, name) for name in _TOLD}
+        settings = {name: getattr(given, name) for name in _TOLD}
         rows = [point.to_dict() for point in points]
         for row in rows:
             row["settings"] = _bare(row["settings"])
-        new_report("canvas-fewer", told, describe(), rows, tables=[found]).write(given.json)
+        new_report("canvas-fewer", settings, describe(), rows, tables=[found]).write(given.json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,6 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = new_parser("fewer", __doc__, threads=1)
     parser.add_argument("model", help="the masked model, e.g. stories-mask")
     parser.add_argument("--student", action="append", default=[], metavar="DIR", help="a distilled one (repeatable)")
+    parser.add_argument(
+        "--residual", action="append", default=[], metavar="DIR", help="one trained for rcd (repeatable)"
+    )
     parser.add_argument("--filter", default="", metavar="FILE", help="a file of outpace.train.filter")
     parser.add_argument("--judge", default="stories", help="the causal model whose nats are told")
     parser.add_argument("--prompts", dest="num", type=int, default=12, help="shipped stories to continue")

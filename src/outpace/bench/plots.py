@@ -17,6 +17,7 @@ __all__ = [
     "draw_heads",
     "draw_paying",
     "draw_quality",
+    "draw_scarce",
     "draw_serving",
     "draw_speed",
     "draw_sweeps",
@@ -123,6 +124,31 @@ def draw_quality(points: Sequence[dict[str, Any]], title: str, path: Path) -> No
     axes.legend(fontsize=8)
     _open(axes)
     figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def draw_scarce(looks: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the held-out loss along the epochs, a curve per network, its lowest point marked; dotted: the training loss.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or there is nothing to draw.
+    """
+    if not looks:
+        raise ConfigError("There is nothing to draw.", "Train for an epoch at least.")
+    figure = _figure(7.0, 4.5)
+    axes = figure.add_subplot(1, 1, 1)
+    for colour, arm in zip(_COLOURS[1:], dict.fromkeys(look["arm"] for look in looks), strict=False):
+        curve = [look for look in looks if look["arm"] == arm]
+        epochs, low = [look["epoch"] for look in curve], min(curve, key=lambda look: look["held"])
+        axes.plot(epochs, [look["held"] for look in curve], color=colour, label=f"{arm}, held out")
+        axes.plot(epochs, [look["train"] for look in curve], color=colour, linestyle=":", label=f"{arm}, trained on")
+        axes.plot([low["epoch"]], [low["held"]], color=colour, marker="o")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.set(xlabel="epochs", ylabel="nats per token (masked: an upper bound)")
+    axes.legend(fontsize=8)
+    _open(axes)
     figure.savefig(path, dpi=120)
 
 

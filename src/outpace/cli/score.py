@@ -37,12 +37,19 @@ def score(
         str | None,
         typer.Option(metavar="FILE", help="Pairs to score, 'source TAB target' a line: a log-probability for each."),
     ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Of a masked model: maskings that the bound is estimated from (128).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of a masked model: seed of the maskings.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one object (a line each with --pairs).")] = False,
 ) -> None:
     """Print the log-probability of each token of a text after those before it, their sum, and bits per byte.
 
     Probabilities are the model's own: no temperature, cuts or penalties. The first token has none, unless the tokenizer
     begins every text with a start token, which is then the first.
+
+    A masked model that sees its whole canvas gives a lower bound, estimated from --samples maskings of the text; shown
+    are each token's share of it, and the standard error of the sum.
 
     An encoder-decoder scores a text behind its --source, end token included; --pairs does so for many, in one go: the
     feature by which n-best lists and phrase tables are rescored.
@@ -53,13 +60,14 @@ def score(
     given = prompt_text(text, prompt_file) if pairs is None else ""
     has_source = bool(rows) or source is not None
     from outpace.api.engine import load
-    from outpace.api.scoring import check_causal, check_pairs
+    from outpace.api.estimating import check_scored
+    from outpace.api.scoring import check_pairs
     from outpace.models.opening import offered_by
 
     replaced = model_card(card or [])
     offered = offered_by(model, replaced)
     if offered is not None:  # before any weight is read
-        (check_pairs if has_source else check_causal)(offered)
+        check_pairs(offered) if has_source else check_scored(offered, samples)
     lm = load(
         model,
         dtype=dtype.value,
@@ -73,7 +81,7 @@ def score(
         for one in lm.score_pairs(rows):
             print_json(one.to_dict()) if json else write_text(f"{one.log_prob:.4f}\n")
         return
-    scored: Scored = lm.score(given) if source is None else lm.score_pairs([(source, given)])[0]
+    scored: Scored = lm.score(given, samples, seed) if source is None else lm.score_pairs([(source, given)])[0]
     print_json(scored.to_dict()) if json else write_text(_table(scored, lm))
 
 
@@ -101,4 +109,6 @@ def _table(scored: Scored, lm: LanguageModel) -> str:
         lines.append(f"{'-' if log_prob is None else f'{log_prob:.4f}':>10}  {token:>7}  {spelled}")
     bits = "" if scored.bits_per_byte is None else f", {scored.bits_per_byte:.4f} bits per byte"
     lines.append(f"{scored.log_prob:>10.4f}  in all, {scored.num_scored} tokens, {scored.num_bytes} bytes{bits}")
+    if scored.samples:
+        lines.extend(note for note in scored.notes if "maskings" in note)
     return "\n".join(lines) + "\n"

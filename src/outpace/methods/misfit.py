@@ -10,11 +10,13 @@ from outpace.types import Capabilities
 
 __all__ = ["check_fit", "check_partner", "check_search", "misfits"]
 
+_CANVASES = ("full", "block")  # what canvas methods write on; places in any order need methods of their own
+
 
 def misfits(method: Method, offered: Capabilities) -> list[str]:
     """Return what the method needs and the model lacks, each as a phrase; empty = it fits."""
     needs, lacks = method.fitted(offered)[0].needs, []
-    if needs.attention != offered.attention and not (needs.attention == "canvas" and offered.is_canvas):
+    if needs.attention != offered.attention and not (needs.attention == "canvas" and offered.attention in _CANVASES):
         wanted = "full or block" if needs.attention == "canvas" else needs.attention
         lacks.append(f"{wanted} attention (the model's is {offered.attention})")
     if needs.has_mask and offered.mask_id is None:
@@ -99,7 +101,7 @@ def check_partner(
             f"The {role} model has {other.vocab_size} tokens, the target {target.vocab_size}.",
             "Use cross-vocab, which takes a drafter of any vocabulary, or prompt-lookup, jacobi or layer-skip.",
         )
-    if attention and other.attention != attention and not (attention == "canvas" and other.is_canvas):
+    if attention and other.attention != attention and not (attention == "canvas" and other.attention in _CANVASES):
         wanted = "full or block" if attention == "canvas" else attention
         raise CapabilityError(
             f"The {role} model has {other.attention} attention; this method needs {wanted} attention there.",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from outpace.errors import CapabilityError, ConfigError, ModelError
+from outpace.models import any_order
 from outpace.models.checkpoint import check_checkpoint
 from outpace.models.editing.files import is_editor, open_editor
 from outpace.models.loading import load_model, pick_device, pick_dtype, read_capabilities, read_config, resolve
@@ -113,13 +114,21 @@ def open_model(
 
 def _is_own(directory: Path) -> bool:
     """Return whether a directory holds a network that this project alone has."""
-    return is_editor(directory) or read_config(directory).get("model_type") in (MODEL_TYPE, nar.MODEL_TYPE)
+    return is_editor(directory) or read_config(directory).get("model_type") in (
+        MODEL_TYPE,
+        nar.MODEL_TYPE,
+        any_order.MODEL_TYPE,
+    )
 
 
 def _open_own(directory: Path, dtype: str, device: str, kernels: Kernels | None) -> Adapter:
     if is_editor(directory):
         return open_editor(directory, dtype, device)
     place, config = pick_device(device), read_config(directory)
+    if config.get("model_type") == any_order.MODEL_TYPE:
+        from outpace.models.any_order_model import open_any_order
+
+        return open_any_order(directory, torch.float32 if dtype == "auto" else pick_dtype(dtype, config, place), place)
     if config.get("model_type") == nar.MODEL_TYPE:
         number = torch.float32 if dtype == "auto" else pick_dtype(dtype, config, place)
         return nar.open_nar(directory, number, place, kernels)

@@ -356,7 +356,7 @@ class Run:
         behind = max([len(row.tokens) - n for row, n in zip(batch.rows, cache.lengths, strict=False)], default=0)
         # After most steps the last token alone is pending, and there is nothing to do.
         is_due = (offered.turns_at or behind > 1) and not 1 < behind <= self.tail
-        if not is_due or offered.attention == "full":
+        if not is_due or offered.attention in ("full", "any-order"):
             return
         if self._needs.has_forks and not (self._needs.outputs or self._needs.has_prefill_logits or offered.turns_at):
             self._read_once(cache)

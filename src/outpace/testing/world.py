@@ -16,6 +16,8 @@ from outpace.cache import Cache
 from outpace.heads.model import new_head
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
+from outpace.models.any_order import AnyOrderConfig, AnyOrderNet
+from outpace.models.any_order_model import ATTENTION, AnyOrderModel
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling, fork_key, row_key
@@ -41,6 +43,7 @@ __all__ = [
     "make_run",
     "partners_for",
     "reference",
+    "toy_any_order",
     "toy_decode",
     "write",
 ]
@@ -141,8 +144,20 @@ def _target(attention: str, kind: str) -> Adapter:
         return ToyOnePass()
     if kind.startswith("one-pass:"):
         return toy_network(kind.partition(":")[2])
+    if attention == ATTENTION:
+        return toy_any_order()
     is_pair = kind == "encoder-decoder" and attention == "causal"
     return ToyEncoderDecoder() if is_pair else ToyModel(attention=attention)
+
+
+def toy_any_order(vocab: int = 13, places: int = 64) -> AnyOrderModel:
+    """Return a small random network over shuffled places, in float64, far from uniform laws."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = AnyOrderNet(AnyOrderConfig(vocab=vocab, places=places, width=16)).double()
+        with torch.no_grad():
+            net.head.weight.mul_(4.0)
+    return AnyOrderModel(net)
 
 
 @functools.lru_cache(maxsize=8)

@@ -235,13 +235,15 @@ class Llama(nn.Module):
         past: list[Past] | None = None,
         pieces: tuple[Sight, ...] | None = None,
         positions: Tensor | None = None,
+        inputs: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, T, hidden] of int64 `tokens` [B, T], which follow those in `past`.
 
         With a filled `past` only one token at a time is taken. `pieces` takes the place of the shape's own rule of who
-        sees whom, and int64 `positions` [T] that of counting from `past` on.
+        sees whom, and int64 `positions` [T] that of counting from `past` on;
+        `inputs` [B, T, hidden] that of the tokens' embeddings.
         """
-        x = self.model.embed_tokens(tokens)
+        x = self.model.embed_tokens(tokens) if inputs is None else inputs
         if torch.is_autocast_enabled(tokens.device.type):
             x = x.to(torch.get_autocast_dtype(tokens.device.type))
         start = past[0][0].shape[2] if past and past[0] else 0

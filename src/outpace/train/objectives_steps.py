@@ -4,6 +4,9 @@ Self-distillation through time (Deschenaux, Gulcehre, 2024, arXiv 2410.21035): t
 from the student's own masked text; the law that it wrote each place with is what the student learns for that place, and
 for places still masked the teacher's last one. Consistency (CD4LM, arXiv 2601.02236): the teacher reads a less masked
 view of the same text.
+
+Residual context (RCD, Hu et al., 2026, arXiv 2601.22954), the second of its two stages: the frozen parent, which is the
+first stage's model, says what it believes of masked places, and the student learns to read that in its inputs.
 """
 
 from __future__ import annotations
@@ -13,11 +16,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from outpace.canvas.rules.lrd import residual
+
 from .data import MASK_ID
 from .network import Llama
 from .objectives import LOWEST_RATE
 
-__all__ = ["TaughtBatch", "cleaner_view", "matched_loss", "rolled_out"]
+__all__ = ["TaughtBatch", "ToldBatch", "cleaner_view", "matched_loss", "rolled_out", "told_before", "told_loss"]
+
+CANDIDATES = 32  # tokens of a residual; the method's own number
+_UNTOLD = 0.25  # share of rows without residuals, as in the first step of a block
 
 
 class TaughtBatch(NamedTuple):
@@ -91,6 +99,63 @@ def cleaner_view(tokens: Tensor, teacher: Llama, most: int, step: int, seed: int
     return TaughtBatch(inputs, outputs, _quiet(teacher, cleaner, outputs), False)
 
 
+class ToldBatch(NamedTuple):
+    """A masked text, and what an earlier step believed of its masks.
+
+    Attributes:
+        inputs: int64 [B, T], masked.
+        outputs: Places in the flattened [B * T] outputs, int64 [K].
+        answers: The tokens that stand there, int64 [K].
+        share: How much of each input is told, float32 [B, T]; 0 where nothing is masked.
+        ids, weights: The tokens that are told and their weights, [B, T, N].
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    answers: Tensor
+    share: Tensor
+    ids: Tensor
+    weights: Tensor
+
+
+def told_loss(
+    network: Llama, inputs: Tensor, outputs: Tensor, answers: Tensor, share: Tensor, ids: Tensor, weights: Tensor
+) -> Tensor:
+    """Mean nats of the answers at the places of a `ToldBatch`, whose fields these are."""
+    embed = network.model.embed_tokens
+    told = (weights.unsqueeze(-1) * embed(ids)).sum(2)
+    mixed = torch.lerp(embed(inputs), told, share.unsqueeze(-1))
+    law = _log_law(network, inputs, outputs, mixed)
+    return -law.gather(1, answers.unsqueeze(1)).mean()
+
+
+@torch.no_grad()
+def told_before(tokens: Tensor, teacher: Llama, stride: float, most: int, step: int, seed: int) -> ToldBatch:
+    """What a teacher of shifted logits believes one step before a masked text, as residuals for that text.
+
+    Args:
+        tokens: The text, int64 [B, T].
+        teacher: The parent, frozen.
+        stride: Share of the shown places that the step before had not written yet.
+        most: Places that are asked, drawn from all masked ones.
+        step, seed: Fix every draw.
+    """
+    generator = torch.Generator(tokens.device).manual_seed(seed * 1_000_003 + step)
+    _, inputs = _masked(tokens, generator)
+    earlier = torch.where(torch.rand(tokens.shape, generator=generator) < stride, MASK_ID, inputs)
+    earlier[:, 0] = tokens[:, 0]
+    outputs = _chosen(inputs, most, generator)
+    is_told = (inputs == MASK_ID) & (torch.rand((len(tokens), 1), generator=generator) >= _UNTOLD)
+    rows, columns = is_told.nonzero(as_tuple=True)
+    probs = _quiet(teacher, earlier, rows * tokens.shape[1] + columns - 1).exp()
+    shares, chosen, values = residual(probs, 1.0, CANDIDATES)
+    share = torch.zeros(tokens.shape)
+    ids = torch.zeros((*tokens.shape, chosen.shape[1]), dtype=torch.int64)
+    weights = torch.zeros(ids.shape)
+    share[rows, columns], ids[rows, columns], weights[rows, columns] = shares.float(), chosen, values.float()
+    return ToldBatch(inputs, outputs, tokens.flatten()[outputs + 1], share, ids, weights)
+
+
 def _masked(tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return stratified rates [B, 1] and the text masked at them; the first place, which nothing says, is shown."""
     batch = len(tokens)
@@ -112,8 +177,9 @@ def _quiet(teacher: Llama, inputs: Tensor, outputs: Tensor) -> Tensor:
     return _log_law(teacher, inputs, outputs)
 
 
-def _log_law(network: Llama, inputs: Tensor, outputs: Tensor) -> Tensor:
-    hidden = network.hidden(inputs).flatten(0, 1).index_select(0, outputs)
+def _log_law(network: Llama, inputs: Tensor, outputs: Tensor, mixed: Tensor | None = None) -> Tensor:
+    read = network.hidden(inputs) if mixed is None else network.hidden(inputs, inputs=mixed)
+    hidden = read.flatten(0, 1).index_select(0, outputs)
     logits = network.project(hidden).float()
     # The mask itself is never an answer, as in the model's own training.
     return logits.index_fill(1, torch.tensor([MASK_ID], device=logits.device), -1e4).log_softmax(-1)

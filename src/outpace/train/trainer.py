@@ -31,13 +31,13 @@ from .objectives import (
 )
 from .objectives_block import block_canvas, set_block_canvas
 from .objectives_parallel import parallel_canvas
-from .objectives_steps import TaughtBatch, cleaner_view, matched_loss, rolled_out
-from .recipes import RECIPES, TRANSLATIONS, Recipe, TranslationRecipe
+from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
+from .recipes import ORDERS, RECIPES, TRANSLATIONS, OrderRecipe, Recipe, TranslationRecipe
 from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
-_TAUGHT = ("distilled", "unrolled", "consistent")
-AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe
+_TAUGHT = ("distilled", "unrolled", "consistent", "residual")
+AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +70,7 @@ class Trainer(Loop):
             "sorted": sorted_loss,
             "unrolled": matched_loss,
             "consistent": matched_loss,
+            "residual": told_loss,
         }
         loss = functions[self.recipe.objective]
         self._loss = torch.compile(loss, dynamic=False) if self.compiled else loss
@@ -112,7 +113,7 @@ class Trainer(Loop):
         """Tokens in a step."""
         return self.recipe.rows * self.recipe.length
 
-    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | DenoisingBatch | TaughtBatch:
+    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | DenoisingBatch | TaughtBatch | ToldBatch:
         recipe, shape = self.recipe, self.recipe.shape
         is_long = self.step >= self.steps * (1 - recipe.long_share)
         length, rows = (recipe.length * 2, recipe.rows // 2) if is_long else (recipe.length, recipe.rows)
@@ -137,6 +138,8 @@ class Trainer(Loop):
             return rolled_out(tokens, self.teacher, *asked)
         if self.teacher is not None and recipe.objective == "consistent":
             return cleaner_view(tokens, self.teacher, recipe.asked, self.step, self.seed)
+        if self.teacher is not None and recipe.objective == "residual":
+            return told_before(tokens, self.teacher, recipe.stride, recipe.asked, self.step, self.seed)
         return (tokens,) if self.teacher is None else (tokens, self.teacher)
 
 
@@ -191,7 +194,7 @@ def train(
     """Train one model of the zoo and export it.
 
     Args:
-        recipe: A name in `RECIPES`, `TRANSLATIONS` or `COMPRESSIONS`, or a recipe.
+        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS` or `ORDERS`, or a recipe.
         out: Directory for the checkpoint, the log and the exported model.
         data: Folder of training texts (default: ./data).
         resume: Continue from the checkpoint in `out`.
@@ -219,6 +222,10 @@ def train(
             trainer = build_translator(chosen, out, data, steps=steps, seed=seed)
         elif isinstance(chosen, CompressionRecipe):
             trainer = build_compressor(chosen, out, data, steps=steps, seed=seed)
+        elif isinstance(chosen, OrderRecipe):
+            from .any_order import build_any_order
+
+            trainer = build_any_order(chosen, out, data, steps=steps, seed=seed)
         else:
             trainer = build_llama(chosen, out, data, steps=steps, seed=seed, compiled=compiled)
         trainer.tokenizer.save(str(out / "tokenizer.json"))
@@ -228,7 +235,7 @@ def train(
 def _find(recipe: str | AnyOfThem) -> AnyOfThem:
     if not isinstance(recipe, str):
         return recipe
-    known: dict[str, AnyOfThem] = {**RECIPES, **TRANSLATIONS, **COMPRESSIONS}
+    known: dict[str, AnyOfThem] = {**RECIPES, **TRANSLATIONS, **COMPRESSIONS, **ORDERS}
     if recipe not in known:
         raise ConfigError(f"there is no recipe {recipe!r}", nearest(recipe, known, "recipe"))
     return known[recipe]

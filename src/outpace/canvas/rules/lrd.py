@@ -19,7 +19,7 @@ from outpace.canvas.reading import Reading
 from outpace.canvas.row import Canvas, CanvasRow, Ids
 from outpace.canvas.rules.rule import Choice, Rule, eligible
 
-__all__ = ["Belief", "Refined", "mixture", "movement"]
+__all__ = ["Belief", "Refined", "mixture", "movement", "residual"]
 
 
 @dataclass(frozen=True)
@@ -121,3 +121,21 @@ def mixture(probs: Tensor, mix: float, top_p: float, most: int) -> tuple[Tensor,
     is_inside[:, 0] = True
     weights = values * is_inside
     return share, ids, weights / weights.sum(-1, keepdim=True)
+
+
+def residual(probs: Tensor, weight: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the residuals of open places (RCD, arXiv 2601.22954): the less is known of a place, the more is told.
+
+    Args:
+        probs: [K, V] laws.
+        weight: 0 tells nothing, 1 by the entropy itself.
+        most: tokens of a residual at most, the likeliest.
+
+    Returns:
+        [K] the share of predicted tokens, `weight` times the law's entropy over log V; [K, N] their ids; [K, N] their
+        weights, which add to one.
+    """
+    laws = probs.double()
+    entropy = -torch.special.xlogy(laws, laws).sum(-1)
+    values, ids = laws.topk(min(most, laws.shape[-1]), dim=-1)
+    return weight * entropy / math.log(laws.shape[-1]), ids, values / values.sum(-1, keepdim=True)

@@ -11,24 +11,20 @@ Differences: a nucleus has at most `candidates` tokens, so that no product with 
     settling is judged from the second step that writes, since the laws have only just settled before the first; the
     default order is confidence (the paper: least entropy, `order=entropy`), and `settle` is far below the paper's 0.1:
     wide laws settle too, and what is then written at once ignores itself.
-
-The file is long because beliefs go back into the model as soft inputs, beside eight settings.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+from torch import Tensor
 
 from outpace.canvas import ORDERS, Ranked, Rule
 from outpace.canvas.rules.lrd import Refined, mixture
-from outpace.errors import CapabilityError
 from outpace.methods.base import Paper
-from outpace.methods.diffusion.base import CanvasBatch, CanvasMethod
+from outpace.methods.diffusion.soft_masks import SoftMasks
 from outpace.setting import setting
-from outpace.types import Context, Proposal, View
 
 __all__ = ["LatentRefinement"]
 
@@ -36,7 +32,7 @@ _TOGETHER = 0.7  # saves 5 to 12% of the forwards on the shipped models at the l
 
 
 @dataclass(frozen=True)
-class LatentRefinement(CanvasMethod):
+class LatentRefinement(SoftMasks):
     """Latent refinement decoding.
 
     Attributes:
@@ -63,6 +59,7 @@ class LatentRefinement(CanvasMethod):
     order: str = setting("confidence", among=ORDERS)
     threshold: float = setting(0.0, least=0, most=1)
 
+    dial: ClassVar[str] = "mix"
     name: ClassVar[str] = "lrd"
     family: ClassVar[str] = "diffusion"
     summary: ClassVar[str] = "Feeds beliefs about open positions back as soft inputs; needs a masked model."
@@ -81,35 +78,6 @@ class LatentRefinement(CanvasMethod):
         ranked = Ranked(self.order, threshold=threshold if threshold < 1 else 2.0)
         return Refined(ranked, self.refine, self.rounds, self.settle) if self.mix else ranked
 
-    def start(self, context: Context) -> CanvasBatch:
-        """Return the rows' canvases.
-
-        Raises:
-            CapabilityError: the model does not hand out its embeddings.
-        """
-        if self.mix and not hasattr(context.target, "embed"):
-            raise CapabilityError(
-                "lrd feeds mixed embeddings to the model, and this one has no `embed`.",
-                "Use mix=0, or a model that takes soft inputs.",
-            )
-        return super().start(context)
-
-    def dress(self, proposal: Proposal, view: View, state: CanvasBatch) -> Proposal:
-        """Mix what is believed of the rows' open places into their masks."""
-        del view
-        # The beliefs of a block end with it: its last step wrote all that they speak of.
-        told = [
-            row.memo.within(copies[0].window.places) if self.mix and row.step else None
-            for row, copies in zip(state.canvases, proposal.carry, strict=True)
-        ]
-        if not any(one is not None and len(one[0]) for one in told):
-            return proposal
-        embed, mask = state.target.embed, proposal.tokens.new_tensor([state.parts.canvas.mask_id])
-        inputs = embed(proposal.tokens).clone()
-        for index, one in enumerate(told):
-            if one is not None and len(one[0]):
-                share, ids, weights = mixture(one[1], self.mix, self.top_p, self.candidates)
-                tokens = (weights.unsqueeze(-1) * embed(ids).double()).sum(1)
-                mixed = (1 - share).unsqueeze(-1) * embed(mask).double() + share.unsqueeze(-1) * tokens
-                inputs[index, torch.from_numpy(one[0])] = mixed.to(inputs.dtype)
-        return replace(proposal, inputs=inputs)
+    def mixed(self, laws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the share of a nucleus, the greater the surer the law, its tokens and their weights."""
+        return mixture(laws, self.mix, self.top_p, self.candidates)

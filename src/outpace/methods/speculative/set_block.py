@@ -131,10 +131,9 @@ class SetBlock(Method):
         for index, row in enumerate(rows):
             sight[index, :, len(row) :] = False
         tokens = table.masked_fill(table < 0, state.mask).to(view.device)
-        length = [len(row) for row in rows]
         return Proposal(
             tokens,
-            length,
+            [len(row) for row in rows],
             origin=self.name,
             position=position.to(view.device),
             visible=sight.to(view.device),

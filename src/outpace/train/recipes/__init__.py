@@ -1,5 +1,6 @@
 """The recipes of the zoo, of the networks for research, and of whatever `outpace train NAME` makes."""
 
+from .any_order import ORDERS, OrderRecipe
 from .completions import COMPLETIONS
 from .continuous import CONTINUOUS
 from .diffusion import FEWER
@@ -14,4 +15,14 @@ TRANSLATIONS: dict[str, TranslationRecipe] = {
 }
 RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER}
 
-__all__ = ["PAPERS", "RECIPES", "TRANSLATIONS", "AnyRecipe", "Objective", "Recipe", "TranslationRecipe"]
+__all__ = [
+    "ORDERS",
+    "PAPERS",
+    "RECIPES",
+    "TRANSLATIONS",
+    "AnyRecipe",
+    "Objective",
+    "OrderRecipe",
+    "Recipe",
+    "TranslationRecipe",
+]

@@ -70,5 +70,13 @@ FEWER = {
             rollout=0,
             stride=0.0,
         ),
+        replace(
+            _SHORT,
+            name="stories-mask-residual",
+            summary="`stories-mask`, taught to read what a step before believed of open places (for method `rcd`).",
+            objective="residual",
+            rollout=0,
+            stride=1 / 16,
+        ),
     )
 }

@@ -17,7 +17,7 @@ from outpace.train.translation.network import Criterion, PairShape
 from outpace.train.translation.noise import Noise
 
 Objective = Literal[
-    "causal", "masked", "block", "distilled", "parallel", "sorted", "unrolled", "consistent", "set-block"
+    "causal", "masked", "block", "distilled", "parallel", "sorted", "unrolled", "consistent", "residual", "set-block"
 ]
 
 
@@ -62,9 +62,10 @@ class Recipe(AnyRecipe):
         shape: Sizes of the network.
         objective: `causal` (next token), `masked` (masked diffusion), `block` (block diffusion), `distilled` (next
             token, taught by the parent), `parallel` (next token, and through masks the tokens after it), `sorted`
-            (next token, after several layers), `unrolled` (masked diffusion, taught by several of the parent's steps),
-            `consistent` (masked diffusion, taught by what the parent says of a less masked text) or `set-block` (next
-            token, and sets of a block's tokens from its masks).
+            (next token, after several layers), `unrolled` (masked diffusion, taught by several of the parent's steps)
+            `consistent` (masked diffusion, taught by what the parent says of a less masked text), `residual` (masked
+            diffusion that reads what the parent said one step before) or `set-block` (next token, and sets of a block's
+            tokens from its masks).
         from_scratch: Take the parent's tokenizer alone and start from random weights.
         anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
         responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked
@@ -74,8 +75,9 @@ class Recipe(AnyRecipe):
         exits: Layers after which the next token is learned, ascending (`sorted`).
         kept: Share of the tokens with so many masks that have one more (`parallel`).
         rollout: Steps that the parent takes (`unrolled`).
-        stride: Share of the text that each of them writes (`unrolled`).
-        asked: Places that are taught in a batch (`unrolled`, `consistent`).
+        stride: Share of the text that each of them writes (`unrolled`), or that the step before had yet to write
+            (`residual`).
+        asked: Places that are taught in a batch (`unrolled`, `consistent`, `residual`).
         rows: Sequences in a batch of `length` tokens; longer sequences come in proportionally fewer rows.
         length: Tokens in a sequence.
         long_share: Share of the steps, at the end, that use sequences of twice the length.
