@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from outpace.bench.any_order import main, nats
-from outpace.errors import OutpaceError
+from outpace.errors import ConfigError, OutpaceError
+from outpace.methods.registry import read_spelled
 from outpace.testing.world import toy_any_order
 
 
@@ -29,3 +30,16 @@ def test_nats_are_those_of_reading_token_after_token() -> None:
 def test_a_causal_model_is_refused() -> None:
     with pytest.raises(OutpaceError, match=r"any.order"):
         main(["stories", "--seeds", "1"])
+
+
+@pytest.mark.parametrize("words", [["--seeds", "0"], ["--max-tokens", "0"]])
+def test_no_text_is_refused(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match="no text to measure"):
+        main(["stories", *words])
+
+
+@pytest.mark.parametrize("text", ["momentum:x", "momentum:=1"])
+def test_an_option_without_a_value_is_named(text: str) -> None:
+    assert read_spelled("a:b=c,d=e=f") == ("a", {"b": "c", "d": "e=f"}) and read_spelled("a") == ("a", {})
+    with pytest.raises(ConfigError, match="is no option"):
+        read_spelled(text)

@@ -174,3 +174,11 @@ def test_the_command_writes_a_judge_of_a_shipped_model(tmp_path: Path, capsys: p
     assert main(told) == 0 and "of them wrong" in capsys.readouterr().out
     net, _ = read_head(tmp_path / "judge")
     assert isinstance(net, JudgeNet) and bool(net.proj.weight.any())
+
+
+@pytest.mark.parametrize("text", ["", '{"user": "x"}\n', '{"text": 3}\n'])
+def test_the_command_refuses_prompts_without_a_text(tmp_path: Path, text: str) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="a text on every line"):
+        main(["stories", "--prompts", str(prompts), "--out", str(tmp_path / "judge")])

@@ -1,4 +1,4 @@
-"""Residual context: residuals by hand, weight 0 = plain decoding, what a step is told, and training that uses it."""
+"""Residual context: residuals by hand, weight 0 = plain decoding, what a step and a student are told."""
 
 from __future__ import annotations
 

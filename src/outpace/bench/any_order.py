@@ -19,8 +19,10 @@ from outpace.api.engine import LanguageModel, load
 from outpace.bench.distinct import PROMPTS
 from outpace.bench.machine import describe
 from outpace.bench.report import Table, new_report
-from outpace.errors import CapabilityError
+from outpace.errors import CapabilityError, ConfigError
 from outpace.failures import guarded
+from outpace.methods.registry import read_spelled
+from outpace.models.any_order_model import AnyOrderModel
 
 __all__ = ["main", "measure", "nats"]
 
@@ -34,11 +36,11 @@ def nats(lm: LanguageModel, prompt: Sequence[int], text: Sequence[int]) -> float
     Raises:
         CapabilityError: the model is no network over shuffled places.
     """
-    if lm.target.capabilities.attention != "any-order":
+    if not isinstance(lm.target, AnyOrderModel):
         raise CapabilityError(f"{lm.name} does not write in any order.", "Train one: outpace train stories-any-order.")
     whole = torch.tensor([[*prompt, *text]])
     with torch.inference_mode():
-        laws = lm.target.net(whole, torch.arange(whole.shape[1]).unsqueeze(0))  # type: ignore[attr-defined]
+        laws = lm.target.net(whole, torch.arange(whole.shape[1]).unsqueeze(0))
     found = laws.double().log_softmax(-1).gather(2, whole.unsqueeze(2))[0, len(prompt) :, 0]
     return -float(found.mean())
 
@@ -47,8 +49,7 @@ def measure(
     lm: LanguageModel, method: str, prompts: Sequence[str], seeds: int, max_tokens: int, temperature: float
 ) -> dict[str, Any]:
     """Return the figures of a method, over all prompts and seeds; the error is that of the mean of nats."""
-    name, _, rest = method.partition(":")
-    options = dict(item.split("=", 1) for item in rest.split(",") if item)
+    name, options = read_spelled(method)
     forwards, tokens, found = 0, 0, list[float]()
     for prompt in prompts:
         for seed in range(seeds):
@@ -84,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=8, help="texts per prompt")
     parser.add_argument("--json", type=Path, help="write the figures")
     asked = parser.parse_args(arguments)
+    if min(asked.seeds, asked.max_tokens) < 1:
+        raise ConfigError("There is no text to measure.", "Give at least 1 to --seeds and --max-tokens.")
     lm = load(asked.model)
     rows = [
         measure(lm, method, PROMPTS[False], asked.seeds, asked.max_tokens, asked.temperature)

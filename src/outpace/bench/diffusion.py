@@ -24,6 +24,7 @@ from outpace.bench.machine import describe
 from outpace.bench.plots import draw_paying
 from outpace.bench.report import Table, new_report, read_report
 from outpace.errors import ConfigError
+from outpace.methods.registry import read_spelled
 
 __all__ = ["POINTS", "main", "read_point", "tables"]
 
@@ -53,15 +54,10 @@ def read_point(text: str) -> Sweep:
         ConfigError: they name no model and method, or an option has no value.
     """
     model, _, rest = text.partition(":")
-    method, _, words = rest.partition(":")
+    method, options = read_spelled(rest)
     if not model or not method:
         raise ConfigError(f"{text!r} is no point.", "Write MODEL:METHOD or MODEL:METHOD:key=value,key=value.")
-    settings: dict[str, Any] = {}
-    for word in filter(None, words.split(",")):
-        key, sign, value = word.partition("=")
-        if not key or not sign:
-            raise ConfigError(f"{word!r} in {text!r} is no option.", "Write key=value.")
-        settings[key] = _value(value)
+    settings = {key: _value(value) for key, value in options.items()}
     return Sweep(f"{model} {method}", model, method, (settings,))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from outpace.api.engine import LanguageModel, load
 from outpace.api.result import Result
 from outpace.failures import guarded
+from outpace.methods.registry import read_spelled
 
 __all__ = ["distinct", "measure"]
 
@@ -39,8 +40,8 @@ def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
 
 def measure(lm: LanguageModel, prompts: Sequence[str], method: str, beams: int, max_tokens: int) -> tuple[float, ...]:
     """Return the mean over prompts of distinct-1, distinct-2 and the best score, with as many texts as beams."""
-    name, _, rest = method.partition(":")
-    options = {"beams": beams, "n_best": beams, **dict(item.split("=", 1) for item in rest.split(",") if item)}
+    name, given = read_spelled(method)
+    options = {"beams": beams, "n_best": beams, **given}
     seen = []
     for prompt in prompts:
         found: Any = lm.generate(prompt, method=name, options=options, max_tokens=max_tokens)

@@ -20,6 +20,7 @@ from outpace.api.engine import LanguageModel, load
 from outpace.bench.distinct import PROMPTS, distinct
 from outpace.errors import CapabilityError
 from outpace.failures import guarded
+from outpace.methods.registry import read_spelled
 from outpace.types import Outputs
 
 __all__ = ["isotropy", "last_states", "measure"]
@@ -54,8 +55,7 @@ def last_states(lm: LanguageModel, text: Sequence[int]) -> Tensor:
 
 def measure(lm: LanguageModel, prompts: Sequence[str], method: str, max_tokens: int) -> tuple[float, ...]:
     """Return means over prompts: repetition-2, -3 and -4 in per cent, forwards per token, isotropy."""
-    name, _, rest = method.partition(":")
-    options = dict(item.split("=", 1) for item in rest.split(",") if item)
+    name, options = read_spelled(method)
     found = []
     for prompt in prompts:
         one = lm.generate(prompt, method=name, options=options, max_tokens=max_tokens, ignore_eos=True)

@@ -32,7 +32,7 @@ from outpace.bench.report import Report, Table, new_report
 from outpace.bench.translation import Answer, Side, Work, peer_side, transformers_side
 from outpace.errors import ConfigError
 from outpace.methods.misfit import misfits
-from outpace.methods.registry import load_method
+from outpace.methods.registry import load_method, read_spelled
 from outpace.models.loading import resolve
 from outpace.train.bleu import SIGNATURE, bleu
 from outpace.train.chrf import CHRF_SIGNATURE, chrf
@@ -99,8 +99,7 @@ class CurveOptions:
 
 def own_side(lm: LanguageModel, method: str) -> Side:
     """Return our loop with a method, its settings behind a colon."""
-    name, _, rest = method.partition(":")
-    options = dict(item.split("=", 1) for item in rest.split(",") if item)
+    name, options = read_spelled(method)
 
     def run(work: Work) -> Answer:
         began = time.perf_counter()

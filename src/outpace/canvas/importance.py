@@ -19,7 +19,7 @@ _APART = 1 << 20  # visits between two candidates: more than any text has
 
 
 def log_weight(own: Tensor, guide: Tensor, tokens: Ids, asked: Ids, ends: Sequence[int] = ()) -> float:
-    """Return log p_guide(text) - log p_own(drawn tokens), up to a constant: minus the energy (EDLM, equation 8).
+    """Return log p_guide(text) - log p_own(drawn tokens), up to a constant: minus the energy (EDLM, arXiv 2410.21357).
 
     Args:
         own: [A, V] laws, as logits, that the drawn tokens come from.

@@ -16,7 +16,7 @@ from outpace.errors import ConfigError, PluginError, nearest
 if TYPE_CHECKING:
     from outpace.methods.base import Method
 
-__all__ = ["built_in_names", "load_method", "method_names", "plugin_origins"]
+__all__ = ["built_in_names", "load_method", "method_names", "plugin_origins", "read_spelled"]
 
 _GROUP = "outpace.methods"
 _BUILT_IN = {  # below outpace.methods
@@ -160,6 +160,22 @@ def plugin_origins() -> dict[str, str]:
     """Return the package that each plug-in method comes from, by the method's name; imports none of them."""
     found = {name: entry for name, entry in _entries().items() if name not in _BUILT_IN}
     return {name: entry.dist.name if entry.dist else entry.module for name, entry in found.items()}
+
+
+def read_spelled(text: str) -> tuple[str, dict[str, str]]:
+    """Return the name and the options that "NAME:key=value,key=value" spells.
+
+    Raises:
+        ConfigError: an option has no value.
+    """
+    name, _, rest = text.partition(":")
+    options = dict[str, str]()
+    for word in filter(None, rest.split(",")):
+        key, sign, value = word.partition("=")
+        if not key or not sign:
+            raise ConfigError(f"{word!r} in {text!r} is no option.", "Write key=value.")
+        options[key] = value
+    return name, options
 
 
 def load_method(name: str) -> type[Method]:

@@ -116,29 +116,6 @@ class AnyOrderNet(nn.Module):
         visible = torch.ones(size, size, dtype=torch.bool, device=order.device).tril()
         return self.read(self.laid(read, place, order), visible)
 
-    def side_by_side(self, tokens: Tensor, order: Tensor, known: int) -> Tensor:
-        """Return log-probabilities [B, T - known, V] of all open places, each as if it came next; one pass.
-
-        Args:
-            tokens: [B, T] int64, by place; what stands at the open ones is not read.
-            order: [B, T] int64, the first `known` places are those that are known.
-            known: how many, from 0 to T - 1.
-
-        Raises:
-            ConfigError: as `forward`.
-        """
-        self._check(tokens, order)
-        size = order.shape[1]
-        masked = tokens.scatter(1, order[:, known:], 0)
-        read, place = self._inputs(masked, order)
-        # An open place is asked by an input of its own in place of the last known one's, so siblings see no sibling.
-        asked = size - known
-        read = torch.cat([read[:, :known], read[:, known : known + 1].expand(-1, asked)], 1)
-        place = torch.cat([place[:, :known], place[:, known : known + 1].expand(-1, asked)], 1)
-        visible = torch.ones(size, size, dtype=torch.bool, device=order.device).tril()
-        visible[known:, known:] = torch.eye(asked, dtype=torch.bool, device=order.device)
-        return self.read(self.laid(read, place, order), visible)[:, known:]
-
 
 def config_of(net: AnyOrderNet) -> dict[str, Any]:
     """Return the `config.json` of a network."""

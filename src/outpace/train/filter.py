@@ -109,6 +109,7 @@ def fit(examples: Examples, vocab_size: int, width: int = 16, steps: int = 600, 
 
 
 def _work(given: argparse.Namespace) -> int:
+    given.out.parent.mkdir(parents=True, exist_ok=True)  # before the minutes that the texts take
     torch.set_num_threads(given.threads)
     lm = load(given.model)
     texts = [_OPENINGS[index % len(_OPENINGS)] for index in range(given.texts)]

@@ -163,7 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=24, help="prompts")
     parser.add_argument("--max-tokens", type=int, default=40, help="of an answer")
     given = parser.parse_args(arguments)
-    prompts = [str(row["text"]) for row in itertools.islice(read_jsonl(given.prompts), given.count)]
+    rows = list(itertools.islice(read_jsonl(given.prompts), given.count))
+    if not rows or not all(isinstance(row.get("text"), str) for row in rows):
+        raise ConfigError(f"{given.prompts} does not hold a text on every line.", 'Write {"text": "..."} on each.')
+    prompts = [str(row["text"]) for row in rows]
     lm = load(given.model, is_compiled=False)
     texts = [(lm.encode(one), lm.generate(one, max_tokens=given.max_tokens).tokens) for one in prompts]
     trials = collect_trials(lm.target, texts, same_end(), every=5)

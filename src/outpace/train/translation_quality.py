@@ -25,6 +25,7 @@ from outpace.api.engine import LanguageModel, load
 from outpace.api.result import Result
 from outpace.errors import ConfigError, nearest
 from outpace.failures import guarded
+from outpace.methods.registry import read_spelled
 
 from .bleu import SIGNATURE, bleu
 from .corrections import CORRECTIONS
@@ -93,8 +94,7 @@ def translate(
         rows: batch size.
         **arguments: of `LanguageModel.generate`.
     """
-    name, _, rest = method.partition(":")
-    options = dict(item.split("=", 1) for item in rest.split(",") if item)
+    name, options = read_spelled(method)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     results: dict[int, Result] = {}
     for start in range(0, len(order), rows):

@@ -1,7 +1,7 @@
 """Draw the open places several times, and write from the draw that a causal model finds likeliest for its price.
 
-Paper: Xu et al. (2024), arXiv 2410.21357 (EDLM), the energy that an autoregressive model gives (section 3.3), and
-    parallel importance sampling (algorithm 1). Each of k candidates is drawn from the diffusion model's laws; one is
+Paper: Xu et al. (2024), arXiv 2410.21357 (EDLM), the energy that an autoregressive model gives, and parallel
+    importance sampling. Each of k candidates is drawn from the diffusion model's laws; one is
     taken with probability in proportion to p_guide / p_diffusion, and the rule writes its tokens.
 Guarantee: approximate. candidates=1 is masked-diffusion, token for token, at every setting.
 Cost: one forward of the model per step, and `candidates` forwards of the guide over the block; the guide's cache.

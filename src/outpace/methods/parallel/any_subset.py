@@ -1,6 +1,6 @@
 """Draft all open places side by side, keep them by the ratio rule under the one-pass joint density.
 
-Paper: Guo and Ermon (2025), arXiv 2504.20456 (ASSD), section 5, with the model itself as the drafter.
+Paper: Guo and Ermon (2025), arXiv 2504.20456 (ASSD), with the model itself as the drafter.
 Guarantee: distribution: the text has the law of drawing place after place in the row's order.
 Cost: two forwards a burst, which writes two places at least; never more forwards than places.
 Differences: the order is random instead of ascending; the drafts of the n-gram variant are left out; what stands behind

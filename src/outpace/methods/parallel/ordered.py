@@ -7,13 +7,13 @@ those before it. The first place has the same law in both, so it is not tested.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from outpace.accept.any_subset import Law, keep_drafts
+from outpace.accept.any_subset import keep_drafts
 from outpace.errors import ConfigError
 from outpace.methods.base import Method
 from outpace.sampling import Sampler, Stream, uniform
@@ -35,7 +35,7 @@ class OrderedRow:
         log_probs: by place, of the law that a place was tested against, 0 where it was given.
         banned: [K] tokens that may not be written.
         stop: where the burst under test ends in the order; 0 = none is.
-        drafts: laws of the burst's places behind its first.
+        drafts: laws [N, V] of the burst's places behind its first; None = no burst is under test.
         is_broken: a law was none.
     """
 
@@ -46,7 +46,7 @@ class OrderedRow:
     log_probs: list[float]
     banned: Tensor
     stop: int = 0
-    drafts: list[Law] = field(default_factory=list)
+    drafts: Tensor | None = None
     is_broken: bool = False
 
     def inputs(self, most: int, start: tuple[int, int]) -> tuple[list[tuple[int, int, int]], int]:
@@ -196,25 +196,26 @@ class OrderedMethod(Method):
             after.tokens[place] = token
         after.log_probs[row.order[before]] = float(probs[0, drawn[0]].log())
         after.known += 1
-        after.stop, after.drafts = (stop, probs[1:].tolist()) if stop > after.known else (0, [])
+        after.stop, after.drafts = (stop, probs[1:]) if stop > after.known else (0, None)
         return after
 
     def _tested(self, sampler: Sampler, row: OrderedRow, probs: Tensor, places: Tensor, visit: int) -> OrderedRow:
         """Keep the drafts of a burst up to the first rejection."""
-        tested, targets = row.order[row.known : row.stop], probs.tolist()
+        assert row.drafts is not None
+        tested = row.order[row.known : row.stop]
         chances = uniform(sampler.noise(Stream.ACCEPT, places, visit), torch.zeros(1, dtype=torch.int64))[0, :, 0]
         keys = sampler.noise(Stream.TARGET, places, visit)[0]
 
-        def redraw(at: int, law: Law) -> int:
-            noise = uniform(keys[at : at + 1], torch.arange(len(law))).log().neg()  # the exponential race
-            return int((torch.tensor(law, dtype=torch.float64) / noise).argmax())
+        def redraw(at: int, law: Tensor) -> int:
+            noise = uniform(keys[at : at + 1], torch.arange(len(law)))[0].log().neg()  # the exponential race
+            return int((law / noise.to(law.device)).argmax())
 
-        drafts = [row.tokens[place] for place in tested]
+        drafts = torch.tensor([row.tokens[place] for place in tested], device=probs.device)
         kept = keep_drafts(
-            drafts, targets, row.drafts, lambda at, keep: float(chances[at]) < keep, redraw if self.redraws else None
+            drafts, probs, row.drafts, lambda at, keep: float(chances[at]) < keep, redraw if self.redraws else None
         )
         for at, (place, token) in enumerate(zip(tested, kept, strict=False)):
             row.tokens[place], row.log_probs[place] = token, float(probs[at, token].log())
         row.known += len(kept)
-        row.stop, row.drafts = 0, []
+        row.stop, row.drafts = 0, None
         return row

@@ -1,6 +1,6 @@
 """Write bursts of places, each cut at its first rejection.
 
-Paper: Pannatier, Courdier, Fleuret (2024), arXiv 2404.09562 (sigma-GPT), section 3.
+Paper: Pannatier, Courdier, Fleuret (2024), arXiv 2404.09562 (sigma-GPT).
 Guarantee: approximate: nothing is drawn for what was rejected, so a place's law leans towards what the drafts and the
     joint density agree on. A burst of one (`most=1`) has the law of drawing place after place.
 Cost: two forwards a burst, which writes one place at least.

@@ -5,7 +5,9 @@ al. (2023), arXiv 2305.09515 (AR-Diffusion); Li et al. (2025), arXiv 2505.22165 
 (2023), arXiv 2305.08379 (TESS). Which of them is at work is said by the model (`DiffusionConfig`).
 Guarantee: approximate; the same seed gives the same text, in a batch too.
 Cost: `steps` calls of the network over `candidates` rows a text.
-Differences: the law of each token is the last step's; a temperature varies words under it.
+Differences: the law of each token is the last step's; a temperature varies words under it. Tokens are learnt by
+    cross-entropy, not by DiffuSeq's squared errors; Plaid's schedule is piecewise linear, not a network; NeoDiff's time
+    predictor is taught that the surest tokens have the least time.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Recipe(AnyRecipe):
         shape: Sizes of the network.
         objective: `causal` (next token), `masked` (masked diffusion), `block` (block diffusion), `distilled` (next
             token, taught by the parent), `parallel` (next token, and through masks the tokens after it), `sorted`
-            (next token, after several layers), `unrolled` (masked diffusion, taught by several of the parent's steps)
+            (next token, after several layers), `unrolled` (masked diffusion, taught by several of the parent's steps),
             `consistent` (masked diffusion, taught by what the parent says of a less masked text) or `residual` (masked
             diffusion that reads what the parent said one step before).
         from_scratch: Take the parent's tokenizer alone and start from random weights.
