@@ -92,6 +92,11 @@ class Method:
         return Guarantee.EXACT
 
     @property
+    def tail(self) -> int:
+        """Most tokens without a cache entry that are forwarded with the window; more are forwarded before it."""
+        return 1
+
+    @property
     def num_rows(self) -> int:
         """Rows that write one prompt's text together, as a group."""
         return 1

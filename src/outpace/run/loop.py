@@ -93,7 +93,8 @@ class Run:
         self.counters = {"target": Counter(), "draft": Counter()}
         self.seconds = {"prefill": 0.0, "draft": 0.0, "score": 0.0, "accept": 0.0, "total": 0.0}
         self.num_steps = 0
-        self.tail = 1  # pending tokens that a step forwards with its window; more are forwarded before it
+        # Pending tokens that a step forwards with its window; more are forwarded before it.
+        self.tail = getattr(method, "tail", 1)
         self.last: Outcome | None = None
         self.batch = Batch(settings)
         self._needs = _with_reads(method.needs, self.models)
