@@ -97,6 +97,11 @@ class Method:
         return 1
 
     @property
+    def is_resumable(self) -> bool:
+        """A row that leaves and joins again goes on as it was; False = it loses what is decided but no text."""
+        return True
+
+    @property
     def num_rows(self) -> int:
         """Rows that write one prompt's text together, as a group."""
         return 1

@@ -440,7 +440,8 @@ class Run:
         if isinstance(cache, PagedCache):
             limit = affordable(cache, [len(tokens) for tokens in pending], proposal.length, limit)
         if proposal.parent is None:
-            limit = min(limit, max([row.room for row in rows]) - 1, self.width or limit)
+            room = max([row.room for row in rows]) - 1 if proposal.drafts is None else limit
+            limit = min(limit, room, self.width or limit)
         return fit(proposal, limit, min(self.width, slots))
 
     def _count(self, rows: list[Row], before: list[tuple[int, int]], seconds: dict[str, float]) -> None:

@@ -22,6 +22,7 @@ from .network import Llama, hf_config
 from .objectives import (
     DenoisingBatch,
     annealed,
+    behind_prefix,
     causal_loss,
     distilled_loss,
     masked_loss,
@@ -122,6 +123,8 @@ class Trainer(Loop):
         if recipe.objective == "masked":
             markers = [self.tokenizer.encode(text).ids for text in recipe.responses_after]
             is_open = response_places(tokens, markers) if markers else None
+            if recipe.has_prefix:
+                is_open = behind_prefix(tokens, self.step, self.seed)
             canvas = whole_canvas(tokens, self.step, self.seed, shape.shifted, is_open)
             share = self.step / (recipe.anneal * self.steps) if recipe.anneal else 1.0
             return canvas._replace(pieces=annealed(length, share, self.step, self.seed, self.device))

@@ -70,6 +70,7 @@ class Recipe(AnyRecipe):
         anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
         responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked
             (`masked`): fine-tuning on responses alone.
+        has_prefix: Never mask the beginning of a row, to a place drawn anew (`masked`): the prefix-LM objective.
         complementary: Show each row twice, every token masked in exactly one of the two views (`block`).
         levels: Masks behind a token (`parallel`), or places of a block (`set-block`).
         exits: Layers after which the next token is learned, ascending (`sorted`).
@@ -89,6 +90,7 @@ class Recipe(AnyRecipe):
     from_scratch: bool = False
     anneal: float = 0.0
     responses_after: tuple[str, ...] = ()
+    has_prefix: bool = False
     complementary: bool = False
     levels: int = 0
     exits: tuple[int, ...] = ()

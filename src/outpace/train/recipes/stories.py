@@ -108,12 +108,12 @@ _RECIPES = (
     ),
     Recipe(
         name="stories-sets",
-        summary="`stories`, trained on to fill blocks of eight masks and still to write plainly; it does not ship.",
+        summary="`stories`, trained on to fill blocks of four masks and still to write plainly; it does not ship.",
         shape=_BASE,
         objective="set-block",
         parent="stories",
-        levels=8,
-        steps=300,
+        levels=4,
+        steps=900,
         gpu_steps=4000,
         rows=8,
         length=256,
@@ -121,6 +121,7 @@ _RECIPES = (
         matrix_rate=2e-3,
         other_rate=1e-3,
         checkpoint_every=50,
+        sources=tuple(source for source in MIXED_SOURCES if source.name in ("tinystories", "stories-written")),
     ),
     Recipe(
         name="stories-sorted",
