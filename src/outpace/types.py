@@ -273,6 +273,7 @@ class Adapter(ABC):
         accepted: of a trained drafter, drafts that its target kept per step in held-out texts; 0 = not known.
         layer_weights, head_weights: numbers that a token is multiplied by in all layers and in the output matrix;
             0 = not known. Drafters are compared with targets by them.
+        reads_at_once: prompt tokens that have to be read in one forward; 0 = it may be read piece by piece.
     """
 
     capabilities: Capabilities
@@ -292,6 +293,7 @@ class Adapter(ABC):
     accepted: float = 0.0
     layer_weights: int = 0
     head_weights: int = 0
+    reads_at_once: int = 0
 
     @abstractmethod
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from outpace.papers import Paper
 from outpace.train.network import LlamaShape
-from outpace.train.sources import MIXED_SOURCES
+from outpace.train.sources import MIXED_SOURCES, SOURCES
 
 from .record import Recipe
 
@@ -47,7 +47,25 @@ _BLOCK = replace(
     complementary=True,
     steps=1350,
 )
+_TINY = Recipe(
+    name="stories-positions",
+    summary="A causal Llama of a million parameters; what `stories-no-positions` is compared with. For research.",
+    shape=LlamaShape(hidden=128, layers=4, heads=4, kv_heads=2, head_dim=32, ffn=320, vocab=2048, context=512),
+    objective="causal",
+    steps=500,
+    gpu_steps=4000,
+    length=256,
+    long_share=0.0,
+    sources=tuple(source for source in SOURCES if source.name == "tinystories"),
+)
 _RECIPES = (
+    _TINY,
+    replace(
+        _TINY,
+        name="stories-no-positions",
+        summary="`stories-positions` without positions: causal attention alone tells what came first. For research.",
+        shape=replace(_TINY.shape, rotary=False),
+    ),
     Recipe(
         name="stories",
         summary="A small causal Llama that writes simple stories, school mathematics and Python.",
