@@ -81,6 +81,7 @@ class _Asked:
     found_by: Search | None = None  # the search, once its options are read
     is_infill: bool = False
     has_sets: bool = False
+    fuse: tuple[str | None, float] = (None, 0.0)
     system: str | None = None
     chat: dict[str, Any] = field(default_factory=dict)
     batch: str | None = None
@@ -136,6 +137,11 @@ def generate(
         bool,
         typer.Option("--sets", help="[[a|b|c]] in the prompt stands for parts in no order.", rich_help_panel=RUN),
     ] = False,
+    fuse: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Add a causal language model's scores in every step.", rich_help_panel=RUN),
+    ] = None,
+    fuse_weight: Annotated[float, typer.Option(help="Of the scores of --fuse.", rich_help_panel=RUN)] = 0.2,
     generation_config: GenerationConfigName = "model",
     dtype: DtypeName = Dtype.AUTO,
     device: DeviceName = Device.AUTO,
@@ -211,6 +217,7 @@ def generate(
         },
         is_infill=infill,
         has_sets=sets,
+        fuse=(fuse, fuse_weight),
         is_json=json,
         wants_log_probs=logprobs,
         trace=trace,
@@ -271,6 +278,11 @@ def _write_with(request: _Asked, method: Method, split: Split | None) -> int:
     from outpace.api.engine import load
 
     lm = load(request.model, split=split, **request.load)
+    if request.fuse[0] is not None:
+        from outpace.api.fusing import fuse
+
+        shared = {key: request.load[key] for key in ("dtype", "device", "is_compiled")}
+        lm = fuse(lm, load(request.fuse[0], **shared), request.fuse[1])
     law = {**request.law, "bad_words": bad_word_ids(request.bad_words, lm) or None}
     is_json = request.is_json or request.batch is not None
     record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if is_json else []

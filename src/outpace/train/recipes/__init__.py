@@ -8,6 +8,7 @@ from .one_pass import ONE_PASS
 from .pairs import PAIRS
 from .planning import PUZZLED
 from .record import AnyRecipe, Objective, Recipe, TranslationRecipe
+from .recurrent import RECURRENT, RecurrentRecipe
 from .stories import PAPERS
 from .stories import RECIPES as _LLAMAS
 
@@ -20,10 +21,12 @@ __all__ = [
     "ORDERS",
     "PAPERS",
     "RECIPES",
+    "RECURRENT",
     "TRANSLATIONS",
     "AnyRecipe",
     "Objective",
     "OrderRecipe",
     "Recipe",
+    "RecurrentRecipe",
     "TranslationRecipe",
 ]
