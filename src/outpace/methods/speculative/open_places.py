@@ -195,10 +195,10 @@ class OpenPlaces(Method):
         else:
             every = torch.arange(len(asked), device=device)
             for k in range(max(map(len, asked))):
-                index = torch.tensor([own[min(k, len(own) - 1)][1] for own in asked], device=device)
-                one = sampler.pick(sampler.process(laws[every, index], history), position[every, index])
+                output = torch.tensor([own[min(k, len(own) - 1)][1] for own in asked], device=device)
+                one = sampler.pick(sampler.process(laws[every, output], history), position[every, output])
                 is_next = [row for row, own in enumerate(asked) if k < len(own)]
-                drawn[is_next, index[is_next]] = one[is_next]
+                drawn[is_next, output[is_next]] = one[is_next]
                 tokens = one.tolist()
                 history.push(tokens, [row for row in is_next if tokens[row] >= 0])
         drawn_at = logits.gather(-1, drawn.clamp(min=0).unsqueeze(-1)).squeeze(-1).double().cpu().numpy()
