@@ -78,6 +78,10 @@ class Partners:
             found[role] = other
         return found
 
+    def named(self, name: str) -> Adapter:
+        """Return another model by its name, loaded as the language model was."""
+        return self._loaded(name)
+
     def _own_modules(self, method: Method) -> Adapter | None:
         """Return the multi-token modules of the target's own files, where the method wants them and there are some."""
         directory, is_wanted = (

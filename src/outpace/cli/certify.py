@@ -30,6 +30,10 @@ def certify(
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method.")
     ] = None,
+    law: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:KEY=VALUE,...", help="A law over the next token, of both (repeatable)."),
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="A file: JSON lines with a text each, or texts parted by empty lines.")
     ] = None,
@@ -48,7 +52,7 @@ def certify(
     began = time.monotonic()
     names = [] if method is None else [name for name in method.split(",") if name]
     if all or len(names) > 1:
-        if option or prompts is not None or (all and names):
+        if option or law or prompts is not None or (all and names):
             raise ConfigError("Several methods are certified with default settings.", "Name one with --method.")
         return _certify_all(model, names, dtype.value, seed, time_limit, jobs, json)
     texts = None if prompts is None else _texts(prompts)
@@ -62,7 +66,9 @@ def certify(
         time_limit - (time.monotonic() - began),
         on_progress=lambda seen: teller.tell(seen.what, seen.elapsed_s, seen.left_s, seen.is_done),
     )
-    certificate = prove(model, chosen, texts, dtype=dtype.value, device=device.value, seed=seed, plan=plan)
+    certificate = prove(
+        model, chosen, texts, dtype=dtype.value, device=device.value, seed=seed, plan=plan, law=law or ()
+    )
     teller.close()
     print_json(certificate.to_dict()) if json else typer.echo(certificate.render())
     return certificate.exit_status

@@ -95,7 +95,7 @@ class _Asked:
         Request,
         RUN,
         {
-            **dict.fromkeys(("sampling", "regex", "json_schema", "grammar"), LAW),
+            **dict.fromkeys(("sampling", "regex", "json_schema", "grammar", "law"), LAW),
             **dict.fromkeys(("keep_special", "top_log_probs"), OUT),
         },
     ),
@@ -410,9 +410,9 @@ def _status(results: list[Result]) -> int:
 
 def _failure(result: Result) -> tuple[str, str]:
     """Return why a text ended with an error, and what to do about it."""
-    from outpace.run.row import DEAD_END, DISOBEYED, FORBIDDEN
+    from outpace.run.row import DEAD_END, DISOBEYED, FORBIDDEN, RULED_OUT
 
-    reason = next((note for note in (DEAD_END, FORBIDDEN, DISOBEYED) if note in result.notes), None)
+    reason = next((note for note in (DEAD_END, FORBIDDEN, DISOBEYED, RULED_OUT) if note in result.notes), None)
     if reason is not None:
         return reason, "The text until then is kept; loosen the constraint, or the other settings."
     return (
