@@ -98,7 +98,9 @@ def test_both_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     small = ["--states", "4", "--texts", "40", "--length", "24", "--rounds", "2"]
     assert hmm.main(["--out", str(out), *small]) == 0
     assert Markov.read(out).num_states == 4
-    assert attribute.main(["--texts", str(out / "texts.npz"), "--without", "girl", "--out", str(tmp_path / "none")]) == 0
+    assert (
+        attribute.main(["--texts", str(out / "texts.npz"), "--without", "girl", "--out", str(tmp_path / "none")]) == 0
+    )
     law = f"hmm:attribute={tmp_path / 'none'},model={out}"
     assert outpace.load("stories").generate("Once", law=law, max_tokens=4).tokens
     with pytest.raises(ConfigError, match="All texts are alike"):
