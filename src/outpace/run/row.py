@@ -94,6 +94,8 @@ class Row:
         cached: pages that hold the first entries of its text, and how many these are, where the run's caches lie on
             pages: read when it joins.
         steps: drafts and accepted ones of each step; None = not kept.
+        covered: tokens that spell the end of the prompt where not the prompt's tokens but the first one written writes
+            it; empty = the prompt's tokens are all of it.
     """
 
     tokens: list[int]
@@ -127,6 +129,7 @@ class Row:
     drafters: list[str] = field(default_factory=list)
     steps: list[tuple[int, int]] | None = None
     cached: tuple[Iterable[int], int] | None = None
+    covered: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         self.usage.num_prompt = self.num_prompt
