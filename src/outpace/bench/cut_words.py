@@ -15,6 +15,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -105,7 +106,7 @@ def _of_bytes(lm: LanguageModel, text: str) -> list[float]:
     return found
 
 
-def _row(name: str, laws: Sequence[Sequence[float]], given: Sequence[Cut]) -> dict[str, object]:
+def _row(name: str, laws: Sequence[Sequence[float]], given: Sequence[Cut]) -> dict[str, Any]:
     bits = [-math.log2(max(_FLOOR, law[cut.byte])) for law, cut in zip(laws, given, strict=True)]
     inside = [value for value, cut in zip(bits, given, strict=True) if cut.is_inside]
     right = [max(range(END), key=law.__getitem__) == cut.byte for law, cut in zip(laws, given, strict=True)]

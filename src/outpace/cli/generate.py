@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outpace.api.infill import read_gaps
+from outpace.api.infill import read_gaps, read_sets
 from outpace.api.request import Request
 from outpace.cli.jobs import Job, read_jobs, refuse_lines, run_jobs
 from outpace.cli.options import (
@@ -76,6 +76,8 @@ class _Asked:
     wants_log_probs: bool
     bad_words: list[str]
     is_infill: bool = False
+    has_sets: bool = False
+    fuse: tuple[str | None, float] = (None, 0.0)
     system: str | None = None
     chat: dict[str, Any] = field(default_factory=dict)
     batch: str | None = None
@@ -126,6 +128,15 @@ def generate(
         bool,
         typer.Option("--infill", help="Fill gaps: [[12]] in the prompt stands for 12 tokens.", rich_help_panel=RUN),
     ] = False,
+    sets: Annotated[
+        bool,
+        typer.Option("--sets", help="[[a|b|c]] in the prompt stands for parts in no order.", rich_help_panel=RUN),
+    ] = False,
+    fuse: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Add a causal language model's scores in every step.", rich_help_panel=RUN),
+    ] = None,
+    fuse_weight: Annotated[float, typer.Option(help="Of the scores of --fuse.", rich_help_panel=RUN)] = 0.2,
     generation_config: GenerationConfigName = "model",
     dtype: DtypeName = Dtype.AUTO,
     device: DeviceName = Device.AUTO,
@@ -199,6 +210,8 @@ def generate(
             "variables": json_values(chat_variable or []),
         },
         is_infill=infill,
+        has_sets=sets,
+        fuse=(fuse, fuse_weight),
         is_json=json,
         wants_log_probs=logprobs,
         trace=trace,
@@ -259,6 +272,11 @@ def _write_with(request: _Asked, method: Method, split: Split | None) -> int:
     from outpace.api.engine import load
 
     lm = load(request.model, split=split, **request.load)
+    if request.fuse[0] is not None:
+        from outpace.api.fusing import fuse
+
+        shared = {key: request.load[key] for key in ("dtype", "device", "is_compiled")}
+        lm = fuse(lm, load(request.fuse[0], **shared), request.fuse[1])
     law = {**request.law, "bad_words": bad_word_ids(request.bad_words, lm) or None}
     is_json = request.is_json or request.batch is not None
     record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if is_json else []
@@ -273,7 +291,7 @@ def _write_with(request: _Asked, method: Method, split: Split | None) -> int:
     if is_streamed and request.is_infill and isinstance(prompt[0], str):
         write_text(prompt[0])  # the pieces are given; the stream goes on from the first
     with interruptible() as is_wished, _recorded(request, lm, method) as recorder:
-        write = lm.infill if request.is_infill else lm.generate
+        write = lm.infill if request.is_infill else lm.generate_sets if request.has_sets else lm.generate
         if request.is_chat:
             write = functools.partial(lm.chat, **request.chat)
         found = write(
@@ -351,6 +369,10 @@ def _check(request: _Asked) -> Method:
         read_gaps(request.prompt)
         if request.is_chat:
             raise ConfigError("A chat has no gaps to fill.", "Leave out --chat or --infill.")
+    if request.has_sets:
+        if request.is_chat or request.is_infill or request.batch is not None:
+            raise ConfigError("--sets goes with none of --chat, --infill and --batch.", "Leave one out.")
+        read_sets(request.prompt)
     is_json, is_batch = request.is_json or request.batch is not None, request.batch is not None
     if request.wants_log_probs and not is_json:
         raise ConfigError("--logprobs has nowhere to go.", "Add --json.")
@@ -381,6 +403,8 @@ def _check(request: _Asked) -> Method:
 def _prompt(request: _Asked) -> str | list[Any]:
     if request.is_infill:
         return read_gaps(request.prompt)
+    if request.has_sets:
+        return read_sets(request.prompt)
     if not request.is_chat:
         return request.prompt
     return _conversation(request, request.prompt)

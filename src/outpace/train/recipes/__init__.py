@@ -7,6 +7,7 @@ from .diffusion import FEWER
 from .one_pass import ONE_PASS
 from .pairs import PAIRS
 from .record import AnyRecipe, Objective, Recipe, TranslationRecipe
+from .recurrent import RECURRENT, RecurrentRecipe
 from .stories import PAPERS
 from .stories import RECIPES as _LLAMAS
 
@@ -19,10 +20,12 @@ __all__ = [
     "ORDERS",
     "PAPERS",
     "RECIPES",
+    "RECURRENT",
     "TRANSLATIONS",
     "AnyRecipe",
     "Objective",
     "OrderRecipe",
     "Recipe",
+    "RecurrentRecipe",
     "TranslationRecipe",
 ]
