@@ -371,7 +371,7 @@ def test_names_of_byte_models() -> None:
 
 def test_what_cannot_be_had_is_refused_in_a_sentence() -> None:
     lm = toy_writer()
-    for wrong in ({"method": "beam-search"}, {"regex": "a+"}):
+    for wrong in ({"method": "beam-search"}, {"regex": "a+"}, {"search": "best-of"}):
         with pytest.raises(ConfigError, match=r"search|constraint"):
             lm.generate("ab", is_healed=True, **wrong)
     with pytest.raises(CapabilityError, match="causal"):

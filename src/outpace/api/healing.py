@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from outpace.api.request import Request
 from outpace.api.running import Plan, new_text
 from outpace.errors import CapabilityError, ConfigError
 from outpace.models.byte_covers import CoverRules, Covers, num_shared
@@ -37,7 +38,7 @@ __all__ = ["check_healing", "heal"]
 _NOTHING = -1  # in place of a token: the prompt's own tokens end where it does
 
 
-def check_healing(lm: LanguageModel, method: Method, settings: Sampling, has_constraint: bool) -> None:
+def check_healing(lm: LanguageModel, method: Method, settings: Sampling, request: Request) -> None:
     """Refuse healing where it cannot be had.
 
     Raises:
@@ -47,9 +48,10 @@ def check_healing(lm: LanguageModel, method: Method, settings: Sampling, has_con
     offered: Capabilities = lm.target.capabilities
     if lm.tokenizer is None or offered.attention != "causal" or offered.is_encoder_decoder:
         raise CapabilityError("Only a causal model with a tokenizer heals a prompt.", "Leave is_healed out.")
-    if method.needs.has_forks:
-        raise ConfigError(f"{method.name} searches from the prompt as it is cut.", "Leave is_healed out.")
-    if has_constraint or settings.constraint is not None:
+    if method.needs.has_forks or request.search:
+        name = method.name if method.needs.has_forks else request.search
+        raise ConfigError(f"{name} searches from the prompt as it is cut.", "Leave is_healed out.")
+    if request.constraints or settings.constraint is not None:
         raise ConfigError("A constraint and is_healed were given.", "A constraint is on new tokens: leave one out.")
 
 
