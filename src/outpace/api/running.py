@@ -15,8 +15,8 @@ from outpace.methods.base import Method
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling
-from outpace.text.stream import TextStream
 from outpace.search.base import Search
+from outpace.text.stream import TextStream
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter, FinishReason, Guarantee
 
