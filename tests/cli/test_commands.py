@@ -17,7 +17,7 @@ from outpace.errors import ConfigError, ModelError
 from outpace.methods import catalogue, registry
 
 COMMANDS = [
-    *("generate", "graph", "score", "chat", "serve", "get", "methods", "models", "certify", "bench"),
+    *("generate", "graph", "score", "chat", "serve", "get", "methods", "searches", "models", "certify", "bench"),
     *("index", "tune", "trace", "new-method", "papers", "cite", "train", "drafter"),
 ]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
@@ -26,7 +26,7 @@ FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p 
 --card --adapter --infill --threads --system --tools --documents --template --chat-variable --stop-token --keep-special
 --sampling --generation-config --prefix --prompt-file --batch --out --batch-size --top-log-probs
 --sets --fuse --fuse-weight
---tensor-parallel --cache-dtype --source-language --target-language --cut-source --help""".split()
+--tensor-parallel --cache-dtype --source-language --target-language --cut-source --search --help""".split()
 
 
 def flags_of(name: str) -> set[str]:
