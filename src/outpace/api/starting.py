@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from outpace.api.lawmaking import check_laws, impose, read_laws
 from outpace.api.healing import check_healing, heal
+from outpace.api.lawmaking import check_laws, impose, read_laws
 from outpace.api.prompt import check_tokens, read_prompts
 from outpace.api.recall import Recall
 from outpace.api.request import Request, split
