@@ -32,12 +32,21 @@ from .objectives import (
 from .objectives_block import block_canvas
 from .objectives_parallel import parallel_canvas
 from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
-from .recipes import ORDERS, RECIPES, TRANSLATIONS, OrderRecipe, Recipe, TranslationRecipe
+from .recipes import (
+    JOINTS,
+    ORDERS,
+    RECIPES,
+    TRANSLATIONS,
+    JointRecipe,
+    OrderRecipe,
+    Recipe,
+    TranslationRecipe,
+)
 from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
 _TAUGHT = ("distilled", "unrolled", "consistent", "residual")
-AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe
+AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | JointRecipe
 
 
 @dataclass(slots=True, kw_only=True)
@@ -191,7 +200,7 @@ def train(
     """Train one model of the zoo and export it.
 
     Args:
-        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS` or `ORDERS`, or a recipe.
+        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS`, `ORDERS` or `JOINTS`, or a recipe.
         out: Directory for the checkpoint, the log and the exported model.
         data: Folder of training texts (default: ./data).
         resume: Continue from the checkpoint in `out`.
@@ -223,6 +232,10 @@ def train(
             from .any_order import build_any_order
 
             trainer = build_any_order(chosen, out, data, steps=steps, seed=seed)
+        elif isinstance(chosen, JointRecipe):
+            from .joint import build_joint
+
+            trainer = build_joint(chosen, out, data, steps=steps, seed=seed)
         else:
             trainer = build_llama(chosen, out, data, steps=steps, seed=seed, compiled=compiled)
         trainer.tokenizer.save(str(out / "tokenizer.json"))
@@ -232,7 +245,7 @@ def train(
 def _find(recipe: str | AnyOfThem) -> AnyOfThem:
     if not isinstance(recipe, str):
         return recipe
-    known: dict[str, AnyOfThem] = {**RECIPES, **TRANSLATIONS, **COMPRESSIONS, **ORDERS}
+    known: dict[str, AnyOfThem] = {**RECIPES, **TRANSLATIONS, **COMPRESSIONS, **ORDERS, **JOINTS}
     if recipe not in known:
         raise ConfigError(f"there is no recipe {recipe!r}", nearest(recipe, known, "recipe"))
     return known[recipe]

@@ -4,6 +4,7 @@ from .any_order import ORDERS, OrderRecipe
 from .completions import COMPLETIONS
 from .continuous import CONTINUOUS
 from .diffusion import FEWER
+from .joint import JOINTS, JointRecipe
 from .one_pass import ONE_PASS
 from .pairs import PAIRS
 from .record import AnyRecipe, Objective, Recipe, TranslationRecipe
@@ -16,11 +17,13 @@ TRANSLATIONS: dict[str, TranslationRecipe] = {
 RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER}
 
 __all__ = [
+    "JOINTS",
     "ORDERS",
     "PAPERS",
     "RECIPES",
     "TRANSLATIONS",
     "AnyRecipe",
+    "JointRecipe",
     "Objective",
     "OrderRecipe",
     "Recipe",
