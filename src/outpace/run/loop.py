@@ -53,7 +53,7 @@ class Run:
         capacity: cache entries per row: the longest text plus the widest window.
         models: other models by role.
         memory: what outlives the run, for methods that keep one.
-        record: "log_probs" and "margins" are noted per token when named.
+        record: "log_probs", "margins" and "entropies" are noted per token when named.
         num_top: how many of the likeliest tokens are noted per token.
         chunk: prompt tokens per prefill forward; borders lie at multiples of it, whatever was drafted before.
         width: every scoring forward has exactly this many window nodes (batch-invariant mode); 0 = as proposed.
@@ -126,7 +126,7 @@ class Run:
             raise ConfigError("A row has a method or settings of its own.", "Run it with the method `mixed`.")
         if not rows:
             return
-        self._has_records |= any(row.record or row.num_top for row in rows)
+        self._has_records |= any(row.record or row.num_top or row.num_choices for row in rows)
         offered = self.target.capabilities
         in_line = in_line and offered.attention == "causal" and not (offered.turns_at or self.width)
         # Side by side, every row stages as many entries as the widest one, prefill chunks included.
@@ -214,6 +214,14 @@ class Run:
             self.batch.cache.truncate(valid)
         self.batch.sampler = bind(self.settings, self.rows) if sampler is None else sampler
 
+    def read(self) -> None:
+        """Read all prompts, and take no step."""
+        began = time.perf_counter()
+        before = [(counter.nfe, counter.positions) for counter in self.counters.values()]
+        with shared(self.target.is_invariant):
+            self._prefill()
+        self._count(self.rows, before, {"total": time.perf_counter() - began})
+
     def part(self, index: Sequence[int]) -> Run:
         """Return a run of some rows, in that order, with copies of what is theirs (a row may repeat)."""
         other = copy.copy(self)
@@ -291,7 +299,7 @@ class Run:
         self._observe(rows, self.last)
         if pieces:
             self._has_read(pieces, None)
-        if gone := [row for row in rows if row.finish is not None]:
+        if gone := [row for row in rows if row.finish is not None or row.is_paused]:
             self.leave(gone)
         self._count(rows + self._reading, before, {**seconds, "total": time.perf_counter() - began})
         return list(zip(rows, emitted, strict=True))

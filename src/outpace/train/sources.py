@@ -178,6 +178,24 @@ def tiny_stories() -> Source:
     return next(source for source in SOURCES if source.name == "tinystories")
 
 
+def _english(data: Path) -> Iterator[str]:
+    """Yield the English sentences that translators are trained on, each once."""
+    with gzip.open(data / _ENGLISH, "rt", encoding="utf-8") as lines:
+        yield from dict.fromkeys(line.split("\t")[0].strip() for line in lines)
+
+
+_ENGLISH = "tatoeba_pairs/en-de.train.tsv.gz"
+TATOEBA_ENGLISH = Source(
+    name="tatoeba-english",
+    files=(_ENGLISH,),
+    origin="tatoeba.org through www.manythings.org/anki, the copy in github.com/rioyshky/translation",
+    licence="CC-BY-2.0",
+    note="the English side of the training pairs",
+    weight=1.0,
+    read=_english,
+)
+
+
 def held_out_stories(data: Path) -> list[str]:
     """The stories of TinyStories that no recipe trains on."""
     return list(_stories("valid.txt")(data))

@@ -36,17 +36,19 @@ from .recipes import (
     JOINTS,
     ORDERS,
     RECIPES,
+    RECURRENT,
     TRANSLATIONS,
     JointRecipe,
     OrderRecipe,
     Recipe,
+    RecurrentRecipe,
     TranslationRecipe,
 )
 from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
 _TAUGHT = ("distilled", "unrolled", "consistent", "residual")
-AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | JointRecipe
+AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe | JointRecipe
 
 
 @dataclass(slots=True, kw_only=True)
@@ -200,7 +202,7 @@ def train(
     """Train one model of the zoo and export it.
 
     Args:
-        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS`, `ORDERS` or `JOINTS`, or a recipe.
+        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS`, `ORDERS`, `RECURRENT` or `JOINTS`, or a recipe.
         out: Directory for the checkpoint, the log and the exported model.
         data: Folder of training texts (default: ./data).
         resume: Continue from the checkpoint in `out`.
@@ -232,6 +234,10 @@ def train(
             from .any_order import build_any_order
 
             trainer = build_any_order(chosen, out, data, steps=steps, seed=seed)
+        elif isinstance(chosen, RecurrentRecipe):
+            from .recurrent import build_recurrent
+
+            trainer = build_recurrent(chosen, out, data, steps=steps, seed=seed)
         elif isinstance(chosen, JointRecipe):
             from .joint import build_joint
 
@@ -245,7 +251,14 @@ def train(
 def _find(recipe: str | AnyOfThem) -> AnyOfThem:
     if not isinstance(recipe, str):
         return recipe
-    known: dict[str, AnyOfThem] = {**RECIPES, **TRANSLATIONS, **COMPRESSIONS, **ORDERS, **JOINTS}
+    known: dict[str, AnyOfThem] = {
+        **RECIPES,
+        **TRANSLATIONS,
+        **COMPRESSIONS,
+        **ORDERS,
+        **RECURRENT,
+        **JOINTS,
+    }
     if recipe not in known:
         raise ConfigError(f"there is no recipe {recipe!r}", nearest(recipe, known, "recipe"))
     return known[recipe]

@@ -7,25 +7,29 @@ from .diffusion import FEWER
 from .joint import JOINTS, JointRecipe
 from .one_pass import ONE_PASS
 from .pairs import PAIRS
+from .planning import PUZZLED
 from .record import AnyRecipe, Objective, Recipe, TranslationRecipe
+from .recurrent import RECURRENT, RecurrentRecipe
 from .stories import PAPERS
 from .stories import RECIPES as _LLAMAS
 
 TRANSLATIONS: dict[str, TranslationRecipe] = {
     recipe.name: recipe for recipe in (*PAIRS, *ONE_PASS, *COMPLETIONS, *CONTINUOUS)
 }
-RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER}
+RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER, **PUZZLED}
 
 __all__ = [
     "JOINTS",
     "ORDERS",
     "PAPERS",
     "RECIPES",
+    "RECURRENT",
     "TRANSLATIONS",
     "AnyRecipe",
     "JointRecipe",
     "Objective",
     "OrderRecipe",
     "Recipe",
+    "RecurrentRecipe",
     "TranslationRecipe",
 ]
