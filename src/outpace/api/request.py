@@ -55,6 +55,8 @@ class Request:
             shorter than that; 0 = only max_tokens counts, which wins where both are given.
         prefix: what an encoder-decoder's decoder starts with, behind its start token: text or ids, e.g. the token of a
             language. It is no part of the result.
+        is_healed: the tokens at the prompt's end that more text might have changed are drawn anew, so that a prompt may
+            end inside a word or a token; see `outpace.api.healing`.
         sampling: "model" = temperature and cuts as the model's files ask, where none is given; "plain" = as given.
 
     Raises:
@@ -77,6 +79,7 @@ class Request:
     is_batch_invariant: bool = setting(
         False, option=Option("Same text, bit for bit, whatever is drafted.", "--batch-invariant")
     )
+    is_healed: bool = setting(False, option=Option("Go on from inside a token without bias.", "--healed"))
     keep_special: bool = setting(False, option=Option("Show special tokens in the text."))
     top_log_probs: int = setting(
         0,
@@ -174,6 +177,7 @@ class RequestOptions(TypedDict, total=False):
     ignore_eos: bool | None
     prefix: str | Sequence[int] | None
     is_batch_invariant: bool | None
+    is_healed: bool | None
     keep_special: bool | None
     top_log_probs: int | None
     sampling: str | None

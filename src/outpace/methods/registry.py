@@ -118,6 +118,8 @@ _BUILT_IN = {  # below outpace.methods
     "gated-lora": "speculative.gated_lora:GatedLora",
     "lud": "speculative.lud:Lud",
     "pard": "speculative.pard:Pard",
+    "set-block": "speculative.set_block:SetBlock",
+    "wedlm": "speculative.wedlm:WeDlm",
     "s2d": "speculative.s2d:SortedDraft",
     "fspad": "speculative.fspad:Fspad",
     "jakiro": "speculative.jakiro:Jakiro",

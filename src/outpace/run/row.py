@@ -94,6 +94,8 @@ class Row:
         cached: pages that hold the first entries of its text, and how many these are, where the run's caches lie on
             pages: read when it joins.
         steps: drafts and accepted ones of each step; None = not kept.
+        covered: tokens that spell the end of the prompt where not the prompt's tokens but the first one written writes
+            it; empty = the prompt's tokens are all of it.
         pause: asked after each token behind which the text goes on; True = the row leaves the run here for now, and
             `is_paused` says so. None = nobody wants to look at it before its end.
         entropies: in nats, of the model's own law before each written token, when recorded.
@@ -133,6 +135,7 @@ class Row:
     drafters: list[str] = field(default_factory=list)
     steps: list[tuple[int, int]] | None = None
     cached: tuple[Iterable[int], int] | None = None
+    covered: Sequence[int] = ()
     pause: Callable[[Row], bool] | None = None
     is_paused: bool = False
     entropies: list[float] = field(default_factory=list)

@@ -244,6 +244,8 @@ def arguments(
             raise _wrong(name, f"{name} holds an id outside the vocabulary. Ids end at {engine.traits.vocab_size - 1}.")
     if body.skip_special_tokens is False:
         found["keep_special"] = True
+    if body.healed:
+        found["is_healed"] = True
     if body.logit_bias:
         found["logit_bias"] = dict(zip(_biased(body), body.logit_bias.values(), strict=True))
     found |= _words(body, engine)

@@ -100,6 +100,7 @@ class TextBody(Body):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     add_special_tokens: bool | None = None
+    healed: bool | None = None
     priority: int | None = None
     cache_salt: str | None = None
     request_id: str | None = None
