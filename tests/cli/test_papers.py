@@ -93,8 +93,8 @@ def test_papers_can_be_read(cli: Command) -> None:
 
 
 def test_a_paper_that_does_not_work_here_is_named(cli: Command) -> None:
-    ended = cli("papers", "102")
-    assert ended.status == 2 and "Continuous Autoregressive" in ended.err and "does not work here" in ended.err
+    ended = cli("papers", "81")
+    assert ended.status == 2 and "USYD-JD" in ended.err and "does not work here" in ended.err
     ended = cli("papers", "no-such-word")
     assert ended.status == 2 and "No paper here has 'no-such-word'" in ended.err
 
