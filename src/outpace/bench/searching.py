@@ -4,9 +4,10 @@
     python -m outpace.bench.searching keywords --model stories --num 6
     python -m outpace.bench.searching countdown --model runs/countdown --data DATA --json FILE --plot FILE
 
-Right: texts that the checker passes, or what share of the keywords they hold, in per cent. Searches are named as NAME:key=value,...; whatever takes a reward
-gets the task's: the checker of whole texts, or, where texts are judged on the way, the share of steps that are right.
-Positions and forwards are the model's, per puzzle: all that a search wrote and read.
+Right: texts that the checker passes, or what share of the keywords they hold, in per cent. Searches are named as
+NAME:key=value,...; whatever takes a reward gets the task's: the checker of whole texts, or, where texts are judged on
+the way, the share of steps that are right. Positions and forwards are the model's, per puzzle: all that a search wrote
+and read.
 """
 
 from __future__ import annotations

@@ -88,6 +88,16 @@ class Method:
         return Guarantee.EXACT
 
     @property
+    def tail(self) -> int:
+        """Most tokens without a cache entry that are forwarded with the window; more are forwarded before it."""
+        return 1
+
+    @property
+    def is_resumable(self) -> bool:
+        """A row that leaves and joins again goes on as it was; False = it loses what is decided but no text."""
+        return True
+
+    @property
     def num_rows(self) -> int:
         """Rows that write one prompt's text together, as a group."""
         return 1

@@ -121,10 +121,11 @@ def fit(proposal: Proposal, limit: int, pad_to: int) -> Proposal:
         )
     missing = pad_to - proposal.tokens.shape[1]
     if missing > 0 and proposal.parent is None:
-        law, inputs, pad = proposal.law, proposal.inputs, torch.nn.functional.pad
+        law, inputs, place, pad = proposal.law, proposal.inputs, proposal.position, torch.nn.functional.pad
         proposal = replace(
             proposal,
             tokens=pad(proposal.tokens, (0, missing)),
+            position=None if place is None else pad(place, (0, missing)),
             inputs=None if inputs is None else pad(inputs, (0, 0, 0, missing)),
             law=None if law is None else replace(law, probs=pad(law.probs, (0, 0, 0, missing))),
         )

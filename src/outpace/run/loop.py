@@ -93,7 +93,8 @@ class Run:
         self.counters = {"target": Counter(), "draft": Counter()}
         self.seconds = {"prefill": 0.0, "draft": 0.0, "score": 0.0, "accept": 0.0, "total": 0.0}
         self.num_steps = 0
-        self.tail = 1  # pending tokens that a step forwards with its window; more are forwarded before it
+        # Pending tokens that a step forwards with its window; more are forwarded before it.
+        self.tail = getattr(method, "tail", 1)
         self.last: Outcome | None = None
         self.batch = Batch(settings)
         self._needs = _with_reads(method.needs, self.models)
@@ -447,7 +448,8 @@ class Run:
         if isinstance(cache, PagedCache):
             limit = affordable(cache, [len(tokens) for tokens in pending], proposal.length, limit)
         if proposal.parent is None:
-            limit = min(limit, max([row.room for row in rows]) - 1, self.width or limit)
+            room = max([row.room for row in rows]) - 1 if proposal.drafts is None else limit
+            limit = min(limit, room, self.width or limit)
         return fit(proposal, limit, min(self.width, slots))
 
     def _count(self, rows: list[Row], before: list[tuple[int, int]], seconds: dict[str, float]) -> None:

@@ -286,6 +286,17 @@ def _lists(data: Path) -> Iterator[str]:
         yield from (example.prompt + example.answer for example in training_examples(name, LIST_EXAMPLES))
 
 
+def copied_lists() -> Source:
+    """Return the simplest of the list tasks alone: lists to copy."""
+    whole = next(source for source in MIXED_SOURCES if source.name == "list-tasks")
+    note = "lists of three to six words to copy; about 4% of the prompts held out by hash"
+    return replace(whole, name="list-copies", note=note, weight=1.0, read=_copies)
+
+
+def _copies(data: Path) -> Iterator[str]:
+    return (example.prompt + example.answer for example in training_examples("copy", LIST_EXAMPLES))
+
+
 def _planning(data: Path) -> Iterator[str]:
     known = set[str]()
     for name in _PLANNING_FILES:

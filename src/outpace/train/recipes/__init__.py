@@ -3,7 +3,8 @@
 from .any_order import ORDERS, OrderRecipe
 from .completions import COMPLETIONS
 from .continuous import CONTINUOUS
-from .diffusion import FEWER
+from .diffusion import ADAPTED, FEWER
+from .joint import JOINTS, JointRecipe
 from .one_pass import ONE_PASS
 from .pairs import PAIRS
 from .planning import PUZZLED
@@ -15,15 +16,17 @@ from .stories import RECIPES as _LLAMAS
 TRANSLATIONS: dict[str, TranslationRecipe] = {
     recipe.name: recipe for recipe in (*PAIRS, *ONE_PASS, *COMPLETIONS, *CONTINUOUS)
 }
-RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER, **PUZZLED}
+RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER, **ADAPTED, **PUZZLED}
 
 __all__ = [
+    "JOINTS",
     "ORDERS",
     "PAPERS",
     "RECIPES",
     "RECURRENT",
     "TRANSLATIONS",
     "AnyRecipe",
+    "JointRecipe",
     "Objective",
     "OrderRecipe",
     "Recipe",
