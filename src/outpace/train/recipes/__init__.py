@@ -5,6 +5,7 @@ from .completions import COMPLETIONS
 from .continuous import CONTINUOUS
 from .diffusion import ADAPTED, FEWER
 from .flow import FLOWS, FlowRecipe
+from .joint import JOINTS, JointRecipe
 from .one_pass import ONE_PASS
 from .pairs import PAIRS
 from .planning import PUZZLED
@@ -20,6 +21,7 @@ RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER, **ADAPTED, **PUZZLED}
 
 __all__ = [
     "FLOWS",
+    "JOINTS",
     "ORDERS",
     "PAPERS",
     "RECIPES",
@@ -27,6 +29,7 @@ __all__ = [
     "TRANSLATIONS",
     "AnyRecipe",
     "FlowRecipe",
+    "JointRecipe",
     "Objective",
     "OrderRecipe",
     "Recipe",
