@@ -25,7 +25,7 @@ FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p 
 --num-samples --stop --dtype --device --ignore-eos --json --chat --trace --logprobs --batch-invariant --no-compile
 --card --adapter --infill --threads --system --tools --documents --template --chat-variable --stop-token --keep-special
 --sampling --generation-config --prefix --prompt-file --batch --out --batch-size --top-log-probs
---sets --fuse --fuse-weight
+--sets --fuse --fuse-weight --law
 --tensor-parallel --cache-dtype --source-language --target-language --cut-source --search --healed --help""".split()
 
 

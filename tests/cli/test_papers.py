@@ -52,6 +52,7 @@ def test_shown_commands_parse_and_fit(entry: dict[str, str]) -> None:
     from outpace.cli import app
     from outpace.cli.checks import check_method
     from outpace.cli.values import options
+    from outpace.laws.registry import read_law
     from outpace.methods.registry import load_method
     from outpace.train import TRANSLATIONS
     from outpace.train.recipes import ORDERS
@@ -74,7 +75,9 @@ def test_shown_commands_parse_and_fit(entry: dict[str, str]) -> None:
             assert Path(given["model"]).name in {**TRANSLATIONS, **ORDERS}
             load_method(given["method"])
         else:
-            check_method(given["model"], given["method"], settings)
+            check_method(given["model"], given["method"] or "autoregressive", settings)
+        for law in given["law"] or ():
+            read_law(law)
 
 
 def test_papers_can_be_read(cli: Command) -> None:

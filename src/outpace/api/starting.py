@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from outpace.api.healing import check_healing, heal
+from outpace.api.lawmaking import check_laws, impose, read_laws
 from outpace.api.prompt import check_tokens, read_prompts
 from outpace.api.recall import Recall
 from outpace.api.request import Request, split
@@ -84,7 +85,7 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     prompts, is_single = read_prompts(_framed(lm, prompt), lm.encode, offered)
     prompts, cut = _fitting(lm, prompts)
     notes = [*notes, *cut]
-    method = _method(request.method, options)
+    method, laws = _method(request.method, options), read_laws(request)
     # 2) What the vocabulary and the model's abilities rule out.
     if request.stop and lm.tokenizer is None:
         raise ConfigError("Stop strings need a tokenizer.", "Use end tokens instead.")
@@ -103,6 +104,7 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
         check_healing(lm, method, settings, request)
     # 3) What takes time: constraints are compiled, other models loaded.
     settings = lm.constraints.apply(settings, request, lm.end_tokens, offered.is_canvas)
+    settings = impose(lm, settings, laws)
     first = _decoder_start(lm, request, settings)
     models = lm.partners.models(method, request.models or {})
     tokenizers = lm.partners.tokenizers(method, request.models or {})
@@ -111,6 +113,7 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
         for group, ids in enumerate(prompts)
         for sample in range(max(request.num_samples, method.num_rows, 1 if search is None else search.num_texts))
     ]
+    check_laws(settings, rows)
     _check_width(offered, method, is_fixed)
     sources = [row.tokens if row.source is None else row.source for row in rows]
     method.check_request(lm.target, sources, [row.max_tokens for row in rows])
