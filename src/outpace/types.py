@@ -320,6 +320,15 @@ class Adapter(ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of last hidden states [..., hidden], as `Scores.last` holds them."""
 
+    def early(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of states [..., hidden] that enter a layer, as if they had left the last one.
+
+        Raises:
+            CapabilityError: this model cannot be read there.
+        """
+        del hidden
+        raise CapabilityError("This model's layers cannot be read early.", "Use a model that outpace loads natively.")
+
     @abstractmethod
     def score(
         self,

@@ -61,7 +61,7 @@ class _Layers(Part):
 
 
 class FusedTarget(Adapter):
-    """A target beside a language model.
+    """A target beside a language model. Laws over both derive from it and say how to `combine` them.
 
     Args:
         target: an encoder-decoder, or a causal model.
@@ -73,6 +73,9 @@ class FusedTarget(Adapter):
         CapabilityError: the two cannot stand side by side.
         ConfigError: the weight is no finite number.
     """
+
+    is_summed = True
+    """Whether a search takes the scores as they are."""
 
     def __init__(self, target: Adapter, other: Adapter, weight: float, start: int) -> None:
         if weight - weight != 0:
@@ -133,7 +136,7 @@ class FusedTarget(Adapter):
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
-        """Run one forward of both; logits are sums of log-probabilities."""
+        """Run one forward of both; what comes of their logits is `combine`'s."""
         if inputs is not None:
             raise CapabilityError("Two models read no soft embeddings at once.", "Leave the language model out.")
         own = _Layers(cache, slice(0, self._count), cache.counter)
@@ -147,5 +150,8 @@ class FusedTarget(Adapter):
         if not outputs.has_logits:
             return scores
         both = [part.float() if part.dtype.itemsize < 4 else part for part in (scores.logits, more.logits)]
-        summed = both[0].log_softmax(-1) + self.weight * both[1].log_softmax(-1)
-        return replace(scores, logits=summed, is_summed=True)
+        return replace(scores, logits=self.combine(*both), is_summed=self.is_summed)
+
+    def combine(self, own: Tensor, other: Tensor) -> Tensor:
+        """Return the next-token scores [B, A, V] of the logits of both: here the weighted sum of log-probabilities."""
+        return own.log_softmax(-1) + self.weight * other.log_softmax(-1)
