@@ -1,8 +1,8 @@
 """A small model that weighs the target's next tokens anew, by their probabilities alone.
 
 Paper: Hiranandani et al. (2025), "Logits are All We Need to Adapt Closed Models", arXiv 2502.06806.
-Guarantee: the law is p(x) * plugin(x) ** weight, normalised; drafts obey it. A uniform plugin, or `weight=0`, leaves the
-    target's texts as they are, token for token.
+Guarantee: the law is p(x) * plugin(x) ** weight, normalised; drafts obey it. A uniform plugin, or `weight=0`, leaves
+    the target's texts as they are, token for token.
 Cost: a forward of the plugin beside each of the target, over the same places, and its share of the cache.
 Differences: the plugin is one that writes by itself (`outpace train stories-plugin` trains one, with the target frozen
     beside it), so any causal model of the target's vocabulary is one.

@@ -18,6 +18,7 @@ _GROUP = "outpace.laws"
 _BUILT_IN = {  # below outpace.laws
     "hmm": "hmm:Hmm",
     "plugin": "plugin:Plugin",
+    "cfg": "guidance:Guidance",
     "contrast": "contrast:Contrast",
     "dola": "dola:Dola",
 }

@@ -21,10 +21,10 @@ from outpace.cache import Cache, Counter, Part
 from outpace.errors import CapabilityError, ConfigError
 from outpace.types import NO_OUTPUTS, Adapter, Outputs, Scores
 
-__all__ = ["FusedTarget"]
+__all__ = ["FusedTarget", "Layers"]
 
 
-class _Layers(Part):
+class Layers(Part):
     """Some buffers of a cache: those of one of the models that share it."""
 
     def __init__(self, base: Cache, span: slice, counter: Counter) -> None:
@@ -57,7 +57,7 @@ class _Layers(Part):
     def dense(self, size: int) -> Iterator[Cache]:
         """Lend the model's buffers of what the whole cache lends."""
         with self._base.dense(size) as lent:
-            yield _Layers(lent, self._span, self.counter)
+            yield Layers(lent, self._span, self.counter)
 
 
 class FusedTarget(Adapter):
@@ -139,12 +139,12 @@ class FusedTarget(Adapter):
         """Run one forward of both; what comes of their logits is `combine`'s."""
         if inputs is not None:
             raise CapabilityError("Two models read no soft embeddings at once.", "Leave the language model out.")
-        own = _Layers(cache, slice(0, self._count), cache.counter)
+        own = Layers(cache, slice(0, self._count), cache.counter)
         scores = self.target.score(tokens, position, visible, own, ask, outputs, None, skip)
         if not self.weight:
             return scores
         read = torch.where(position == 0, self.start, tokens) if self.capabilities.is_encoder_decoder else tokens
-        beside = _Layers(cache, slice(self._count, None), Counter())
+        beside = Layers(cache, slice(self._count, None), Counter())
         asked = Outputs(has_logits=outputs.has_logits)
         more = self.other.score(read, position, visible, beside, ask, asked)
         if not outputs.has_logits:
