@@ -320,7 +320,7 @@ class Adapter(ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of last hidden states [..., hidden], as `Scores.last` holds them."""
 
-    def begin(self, cache: Cache, prompts: Sequence[int]) -> None:
+    def note_prompts(self, cache: Cache, prompts: Sequence[int]) -> None:
         """Take note of rows that join with a cache: how many tokens of each are its prompt. Most models do not care."""
         del cache, prompts
 

@@ -16,7 +16,7 @@ PROMPTS = ["Once upon a time", "The cat sat on the mat. The cat sat on the mat. 
 LAWS = {
     "plugin": "plugin:model=stories-draft,weight=0.7",
     "contrast": "contrast:weight=0.6,floor=0.05",
-    "dola": "dola:layers=,weight=0.8",
+    "dola": "dola:layers=0+2+4,weight=0.8",
 }
 
 

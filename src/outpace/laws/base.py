@@ -101,9 +101,14 @@ class Control:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Control:
-        """Build the law from settings given as values or as command-line strings.
+        """Build the law from settings given as values or as command-line strings, whose lists are parted by "+".
 
         Raises:
             ConfigError: an unknown setting, or a value of the wrong kind.
         """
+        lists = {field.name for field in dataclasses.fields(cls) if isinstance(field.default, tuple)}
+        settings = {
+            key: value.replace("+", ",") if key in lists and isinstance(value, str) else value
+            for key, value in settings.items()
+        }
         return cls(**read_options(cls, settings, "law"))

@@ -118,7 +118,7 @@ class Guided(FusedTarget):
         cache.extra = [torch.zeros(rows, 1, dtype=torch.int64, device=cache.device)]
         return cache
 
-    def begin(self, cache: Cache, prompts: Sequence[int]) -> None:
+    def note_prompts(self, cache: Cache, prompts: Sequence[int]) -> None:
         """Note where second texts begin.
 
         Raises:
