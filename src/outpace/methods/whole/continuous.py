@@ -2,7 +2,8 @@
 
 Paper: Gong et al. (2022), arXiv 2210.08933 (DiffuSeq); Gulrajani and Hashimoto (2023), arXiv 2305.18619 (Plaid); Wu et
 al. (2023), arXiv 2305.09515 (AR-Diffusion); Li et al. (2025), arXiv 2505.22165 (NeoDiff); Karimi Mahabadi et al.
-(2023), arXiv 2305.08379 (TESS); Cosmos (2025), arXiv 2506.21170. Which of them is at work is said by the model (`DiffusionConfig`).
+(2023), arXiv 2305.08379 (TESS); Meshchaninov et al. (2025), arXiv 2506.21170 (Cosmos). Which of them is at work is said
+by the model (`DiffusionConfig`).
 Guarantee: approximate; the same seed gives the same text, in a batch too.
 Cost: `steps` calls of the network over `candidates` rows a text.
 Differences: the law of each token is the last step's; a temperature varies words under it. Tokens are learnt by
