@@ -228,12 +228,14 @@ class Scores:
         taps: hidden states by layer, as `Outputs.layers` counts, each [B, A, hidden]; empty unless asked.
         heads: other named outputs.
         last: [B, A, hidden], the last hidden state; None unless asked.
+        is_summed: the logits are scores that a search sums as they are: no probabilities, so they are not normalised.
     """
 
     logits: Tensor
     taps: Mapping[int, Tensor] = field(default_factory=dict)
     heads: Mapping[str, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
+    is_summed: bool = False
 
     def part(self, index: Sequence[int], asked: int) -> Scores:
         """Return the scores of some rows at the first `asked` of their places; neighbours in order cost no copy."""
@@ -247,7 +249,8 @@ class Scores:
 
         taps = {layer: take(values) for layer, values in self.taps.items()}
         heads = {name: take(values) for name, values in self.heads.items()}
-        return Scores(take(self.logits), taps, heads, None if self.last is None else take(self.last))
+        last = None if self.last is None else take(self.last)
+        return Scores(take(self.logits), taps, heads, last, self.is_summed)
 
 
 class Adapter(ABC):
@@ -316,6 +319,19 @@ class Adapter(ABC):
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of last hidden states [..., hidden], as `Scores.last` holds them."""
+
+    def note_prompts(self, cache: Cache, prompts: Sequence[int]) -> None:
+        """Take note of rows that join with a cache: how many tokens of each are its prompt. Most models do not care."""
+        del cache, prompts
+
+    def early(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of states [..., hidden] that enter a layer, as if they had left the last one.
+
+        Raises:
+            CapabilityError: this model cannot be read there.
+        """
+        del hidden
+        raise CapabilityError("This model's layers cannot be read early.", "Use a model that outpace loads natively.")
 
     @abstractmethod
     def score(

@@ -151,7 +151,7 @@ def test_a_prefix_that_was_found_was_never_seen(size: int) -> None:
     prompt = (*PROMPTS[0], *PROMPTS[0])[:size]
     (row,), (alone,) = make_rows([prompt]), make_rows([prompt])
     write(Autoregressive(), rows=[alone])
-    run = make_run(TrainedDrafter(budget=6), models=MODELS)
+    run = make_run(TrainedDrafter(budget=6, has_text=False, is_timed=False), models=MODELS)
     run.pages = TARGET.new_pool(20, 16)
     # What an earlier text has left of the same beginning.
     cache = run.pages.new_cache(1)
@@ -177,7 +177,7 @@ class Deaf(TrainedDrafter):
 
 
 def test_a_gap_locks_no_row_out() -> None:
-    rows, run, drafted = make_rows(), make_run(Deaf(budget=6), models=MODELS), []
+    rows, run, drafted = make_rows(), make_run(Deaf(budget=6, has_text=False, is_timed=False), models=MODELS), []
     run.join(rows)
     while run.rows:
         drafted.append(_drafts(run))

@@ -15,9 +15,11 @@ from outpace.heads.files import is_head, open_head
 from outpace.heads.find import find_head
 from outpace.heads.foreign.layouts import is_foreign
 from outpace.heads.known import known_heads
+from outpace.heads.lowrank import own_masks
 from outpace.heads.stored import has_modules, open_stored
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
+from outpace.models.byte_model import ByteNames, byte_tokenizer
 from outpace.models.graphs import make_graphs
 from outpace.models.loading import resolve
 from outpace.models.opening import locate, open_model
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Partners"]
 
-_MODULES = "\0modules"  # no name of a model
-
 
 class Partners:
     """What stands beside a language model's target.
@@ -44,6 +44,7 @@ class Partners:
     def __init__(self, lm: LanguageModel) -> None:
         self._lm = lm
         self._models: dict[str, Adapter] = {}
+        self._own: dict[str, Adapter] = {}  # by kind, of the target's own files
         self._tokenizers: dict[str, Tokenizer] = {}
         self._lock = threading.Lock()  # an engine checks several asks at once
 
@@ -78,31 +79,41 @@ class Partners:
             found[role] = other
         return found
 
+    def named(self, name: str) -> Adapter:
+        """Return another model by its name, loaded as the language model was."""
+        return self._loaded(name)
+
     def _own_modules(self, method: Method) -> Adapter | None:
-        """Return the multi-token modules of the target's own files, where the method wants them and there are some."""
-        directory, is_wanted = (
-            self._lm.directory,
-            method.needs.head == "mtp" and str(getattr(method, "draft", "")) == "auto",
-        )
-        if directory is None or not is_wanted or not has_modules(directory):
+        """Return what the target's own files hold for drafting, where the method wants it: modules, or a mask."""
+        kind, directory, target = method.needs.head, self._lm.directory, self._lm.target
+        if str(getattr(method, "draft", "")) != "auto":
             return None
         with self._lock:
-            if _MODULES not in self._models:
-                self._models[_MODULES] = open_stored(directory, self._lm.target)
-            return self._models[_MODULES]
+            if kind in self._own:
+                return self._own[kind]
+            if kind == "mtp" and directory is not None and has_modules(directory):
+                self._own[kind] = open_stored(directory, target)
+            if kind == "space" and target.mask_token is not None:
+                self._own[kind] = own_masks(target)
+            return self._own.get(kind)
 
     def _loaded(self, name: str) -> Adapter:
         with self._lock:
-            if name not in self._models and is_head(place := resolve(name)):
-                self._models[name] = open_head(place, self._lm.target)
-            elif name not in self._models and is_foreign(place):
-                self._models[name] = open_checked(self._lm, place)
             if name not in self._models:
-                backend = kernels if self._lm.is_compiled else None
-                self._models[name] = opened = open_model(name, self._lm.dtype, self._lm.device, backend)
-                if isinstance(opened, Transformer):
-                    opened.use_graphs(make_graphs(self._lm.graphs, opened.device))
+                self._models[name] = self._open(name)
             return self._models[name]
+
+    def _open(self, name: str) -> Adapter:
+        if not ByteNames.is_one(name):  # those have no files of their own
+            place = resolve(name)
+            if is_head(place):
+                return open_head(place, self._lm.target)
+            if is_foreign(place):
+                return open_checked(self._lm, place)
+        opened = open_model(name, self._lm.dtype, self._lm.device, kernels if self._lm.is_compiled else None)
+        if isinstance(opened, Transformer):
+            opened.use_graphs(make_graphs(self._lm.graphs, opened.device))
+        return opened
 
     def tokenizers(self, method: Method, given: Mapping[str, Adapter]) -> dict[str, Tokenizer]:
         """Return the target's tokenizer, and those of a method that works on text, by role.
@@ -119,6 +130,8 @@ class Partners:
                 found[role] = given[role].tokenizer
             else:
                 name = self._name(method, role)
+                if ByteNames.is_one(name):
+                    self._tokenizers[name] = byte_tokenizer()
                 if name not in self._tokenizers:
                     self._tokenizers[name] = Tokenizer.from_directory(locate(name)[0])
                 found[role] = self._tokenizers[name]

@@ -13,8 +13,10 @@ from outpace.setting import Option, check, setting
 
 if TYPE_CHECKING:
     from outpace.api.recall import Recall
+    from outpace.laws.base import Control
     from outpace.methods.base import Method
     from outpace.run.row import Row
+    from outpace.search.base import Search
     from outpace.types import Adapter, Outcome
 
 __all__ = ["CallOptions", "Options", "Request", "RequestOptions", "split"]
@@ -30,7 +32,8 @@ class Request:
 
     Attributes:
         method: a name, or a method object.
-        options: the method's settings, when it is given by name.
+        options: the method's settings, when it is given by name; first those of a search that is given by name.
+        search: a search that holds several texts and returns the best: a name, or an object; None = none.
         max_tokens: most tokens to write per prompt.
         seed: with the sample number, fixes every random draw.
         num_samples: texts per prompt, numbered from 0.
@@ -41,6 +44,7 @@ class Request:
         regex: a regular expression that the whole text matches. This, json_schema and grammar need llguidance.
         json_schema: a JSON schema, as a mapping or as JSON, that the text fulfils.
         grammar: a context-free grammar of the text, in Lark's syntax.
+        law: laws over the next token, as "NAME:key=value,..." or as objects of `outpace.laws`, one behind the other.
         record: "log_probs", "margins": noted per token (margins cost a sort each).
         top_log_probs: how many of the likeliest tokens to note per token, with their log-probabilities under the model.
         models: other models by role, e.g. {"draft": adapter}; else the method's settings name them.
@@ -53,6 +57,8 @@ class Request:
             shorter than that; 0 = only max_tokens counts, which wins where both are given.
         prefix: what an encoder-decoder's decoder starts with, behind its start token: text or ids, e.g. the token of a
             language. It is no part of the result.
+        is_healed: the tokens at the prompt's end that more text might have changed are drawn anew, so that a prompt may
+            end inside a word or a token; see `outpace.api.healing`.
         sampling: "model" = temperature and cuts as the model's files ask, where none is given; "plain" = as given.
 
     Raises:
@@ -62,6 +68,7 @@ class Request:
 
     method: str | Method = "autoregressive"
     options: Mapping[str, Any] | None = None
+    search: str | Search | None = None
     max_tokens: int = setting(128, least=1, option=Option("Most tokens to write; 128 unless the model's files say."))
     seed: int = setting(0, option=Option("Fixes every random draw.", is_shown=True))
     num_samples: int = setting(1, least=1, option=Option("Texts to write from the prompt.", is_shown=True))
@@ -74,6 +81,7 @@ class Request:
     is_batch_invariant: bool = setting(
         False, option=Option("Same text, bit for bit, whatever is drafted.", "--batch-invariant")
     )
+    is_healed: bool = setting(False, option=Option("Go on from inside a token without bias.", "--healed"))
     keep_special: bool = setting(False, option=Option("Show special tokens in the text."))
     top_log_probs: int = setting(
         0,
@@ -91,6 +99,9 @@ class Request:
         None, option=Option("The text fulfils it.", metavar="FILE|JSON")
     )
     grammar: str | None = setting(None, option=Option("The text obeys this Lark grammar.", metavar="FILE"))
+    law: Sequence[str | Control] = setting(
+        (), option=Option("A law over the next token (repeatable).", metavar="NAME:KEY=VALUE,...")
+    )
     record: Sequence[str] = ()
     models: Mapping[str, Adapter] | None = None
     memory: Any = None
@@ -122,6 +133,10 @@ class Request:
             from outpace.methods.base import Method
 
             _expect("method", self.method, Method, "a name or a method object")
+        if not isinstance(self.search, (str, type(None))):
+            from outpace.search.base import Search
+
+            _expect("search", self.search, Search, "a name or a search object")
         _expect("options", self.options, (Mapping, type(None)), "a dict from option to value")
         for name in ("stop", "record"):  # a lone string is one string, not its letters
             texts = getattr(self, name)
@@ -130,6 +145,10 @@ class Request:
             if not is_listed or not all(isinstance(text, str) for text in texts):
                 raise refused(name, texts, "a text or a list of texts")
             object.__setattr__(self, name, texts)
+        laws = self.law if isinstance(self.law, list | tuple) else (self.law,)
+        if any(not isinstance(law, str) and not hasattr(law, "check_beside") for law in laws):
+            raise refused("law", self.law, "the name of a law with its settings, or a list of them")
+        object.__setattr__(self, "law", tuple(laws))
         for name in ("regex", "grammar"):
             _expect(name, getattr(self, name), (str, type(None)), "text")
         _expect("json_schema", self.json_schema, (str, Mapping, type(None), bool), "a dict or JSON")
@@ -159,6 +178,7 @@ class RequestOptions(TypedDict, total=False):
 
     method: str | Method | None
     options: Mapping[str, Any] | None
+    search: str | Search | None
     max_tokens: int | None
     seed: int | None
     stop: str | Sequence[str] | None
@@ -166,12 +186,14 @@ class RequestOptions(TypedDict, total=False):
     ignore_eos: bool | None
     prefix: str | Sequence[int] | None
     is_batch_invariant: bool | None
+    is_healed: bool | None
     keep_special: bool | None
     top_log_probs: int | None
     sampling: str | None
     regex: str | None
     json_schema: str | Mapping[str, Any] | None
     grammar: str | None
+    law: str | Control | Sequence[str | Control] | None
     record: str | Sequence[str] | None
     models: Mapping[str, Any] | None
     memory: Any

@@ -16,6 +16,7 @@ from outpace.cli import (
     drafter,
     generate,
     get,
+    graph,
     index,
     methods,
     models,
@@ -23,6 +24,7 @@ from outpace.cli import (
     papers,
     quantize,
     score,
+    searches,
     serve,
     trace,
     train,
@@ -57,11 +59,13 @@ def outpace_command(
 
 app.command("generate")(generate.generate)
 app.command("batch")(batch.batch)
+app.command("graph")(graph.graph)
 app.command("score")(score.score)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
 app.command("get")(get.get)
 app.command("methods")(methods.methods)
+app.command("searches")(searches.searches)
 app.command("models")(models.models)
 app.command("certify")(certify.certify)
 app.command("bench")(bench.bench)

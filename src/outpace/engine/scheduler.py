@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from outpace.api.running import finish
-from outpace.api.starting import CHUNK, new_run, new_text, own, shared_run
+from outpace.api.healing import heal
+from outpace.api.running import finish, new_text
+from outpace.api.searching import Searching
+from outpace.api.starting import CHUNK, new_run, own, shared_run
 from outpace.engine.drafters import Drafters
 from outpace.engine.entry import Entry, step_of
 from outpace.engine.face import FAULT
-from outpace.engine.lane import Lane
+from outpace.engine.lane import Lane, SearchLane
 from outpace.engine.limits import Limits
 from outpace.engine.memory import new_memory
 from outpace.engine.meter import Meter
@@ -95,6 +97,20 @@ class Scheduler:
             entry.reading = read_prompt(self.lm.target, ids, entry.ask.prompt_log_probs, CHUNK)
         self.entries.append(entry)
         self.meter.taken(entry)
+        if entry.plan.request.is_healed:
+            self._heal(entry)
+
+    def _heal(self, entry: Entry) -> None:
+        """Draw the tokens at the end of an ask's prompts anew; a text that ends with them has ended."""
+        try:
+            heal(self.lm, entry.plan)
+        except Exception as error:
+            self._drop(entry, error)
+            return
+        ended = [row for row in entry.waiting if row.finish is not None]
+        entry.waiting = [row for row in entry.waiting if row.finish is None]
+        for row in ended:
+            self._hand_over(entry, row)
 
     def check(self, entry: Entry) -> None:
         """Refuse what can never be written here.
@@ -102,6 +118,12 @@ class Scheduler:
         Raises:
             ConfigError: the cache does not hold so long a text.
         """
+        search = entry.plan.search
+        if search is not None and search.num_rows > self.limits.max_rows:
+            raise ConfigError(
+                f"The search holds {search.num_rows} texts, but the engine writes {self.limits.max_rows} at a time.",
+                "Ask for a smaller search, or give the engine more rows.",
+            )
         if self._memory is None or not _may_share(entry, self.lm.target.capabilities):
             return
         row = entry.plan.rows[0]
@@ -254,7 +276,11 @@ class Scheduler:
             longest = max(row.num_prompt + row.max_tokens for row in plan.rows)
             new = partial(new_run, self.lm, plan, longest)
         if held is None:
-            held = Lane(new, self._new_text, entry.may_share)
+            held = (
+                Lane(new, self._new_text, entry.may_share)
+                if plan.search is None
+                else SearchLane(new, partial(Searching, self.lm, plan))
+            )
             self._lanes.append(held)
         return held
 
@@ -265,7 +291,7 @@ class Scheduler:
         return shared_run(self.lm, memory.pages, memory.store)
 
     def _new_text(self, row: Row) -> TextStream | None:
-        return new_text(self.lm, self._at[row][0].plan.request, row.tokens[: row.num_prompt])
+        return new_text(self.lm, self._at[row][0].plan.request, row.tokens[: row.num_prompt], row.covered)
 
     def _step(self, lane: Lane) -> None:
         budget = self._pace.budget(len(lane.run.batch.rows))

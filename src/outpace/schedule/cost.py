@@ -15,7 +15,7 @@ _LEAST_KNEE = 8  # tokens that are taken to cost nothing extra before any slope 
 _NEARLY_FREE = 0.2  # of the slope, what a token costs before the knee
 _LEAST_PROMPT = 16
 _SMOOTH = 0.2
-_SIZES = (1, 2, 4, 6, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 96, 128, 192, 256)  # tokens at which forwards are told apart
+_SIZES = (1, 2, 4, 6, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 96, 128, 192, 256)  # tokens in a forward
 _OTHER = 0.1  # by how much a cost changes before what was worked out from it is worked out again
 _LIKE = 0.75  # of a number of rows: as good as that number
 

@@ -3,26 +3,36 @@
 from .any_order import ORDERS, OrderRecipe
 from .completions import COMPLETIONS
 from .continuous import CONTINUOUS
-from .diffusion import FEWER
+from .diffusion import ADAPTED, FEWER
+from .flow import FLOWS, FlowRecipe
+from .joint import JOINTS, JointRecipe
 from .one_pass import ONE_PASS
 from .pairs import PAIRS
+from .planning import PUZZLED
 from .record import AnyRecipe, Objective, Recipe, TranslationRecipe
+from .recurrent import RECURRENT, RecurrentRecipe
 from .stories import PAPERS
 from .stories import RECIPES as _LLAMAS
 
 TRANSLATIONS: dict[str, TranslationRecipe] = {
     recipe.name: recipe for recipe in (*PAIRS, *ONE_PASS, *COMPLETIONS, *CONTINUOUS)
 }
-RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER}
+RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER, **ADAPTED, **PUZZLED}
 
 __all__ = [
+    "FLOWS",
+    "JOINTS",
     "ORDERS",
     "PAPERS",
     "RECIPES",
+    "RECURRENT",
     "TRANSLATIONS",
     "AnyRecipe",
+    "FlowRecipe",
+    "JointRecipe",
     "Objective",
     "OrderRecipe",
     "Recipe",
+    "RecurrentRecipe",
     "TranslationRecipe",
 ]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from outpace.papers import Paper
 from outpace.train.network import LlamaShape
-from outpace.train.sources import MIXED_SOURCES, SOURCES
+from outpace.train.sources import MIXED_SOURCES, TATOEBA_ENGLISH, tiny_stories
 
 from .record import Recipe
 
@@ -19,6 +19,15 @@ PAPERS = (
         303,
         "Its own checkpoints, which were not tried.",
         "outpace train stories-mask",
+    ),
+    Paper(
+        "Language Modeling with Deep Transformers",
+        "Irie et al.",
+        2019,
+        "1905.04226",
+        192,
+        "Lattices, and depths of up to 112 layers.",
+        "outpace train stories-no-positions",
     ),
 )
 _BASE = LlamaShape(hidden=256, layers=6, heads=4, kv_heads=2, head_dim=64, ffn=688)
@@ -56,7 +65,7 @@ _TINY = Recipe(
     gpu_steps=4000,
     length=256,
     long_share=0.0,
-    sources=tuple(source for source in SOURCES if source.name == "tinystories"),
+    sources=(tiny_stories(),),
 )
 _RECIPES = (
     _TINY,
@@ -65,6 +74,16 @@ _RECIPES = (
         name="stories-no-positions",
         summary="`stories-positions` without positions: causal attention alone tells what came first. For research.",
         shape=replace(_TINY.shape, rotary=False),
+    ),
+    replace(
+        _TINY,
+        name="english-no-positions",
+        summary="English sentences in the vocabulary of `translate`, causal and without positions. For research.",
+        shape=replace(_TINY.shape, rotary=False, vocab=6144, layers=3),
+        parent="translate",
+        from_scratch=True,
+        length=128,
+        sources=(TATOEBA_ENGLISH,),
     ),
     Recipe(
         name="stories",
@@ -123,6 +142,23 @@ _RECIPES = (
         long_share=0.0,
         matrix_rate=4e-3,
         other_rate=3e-3,
+    ),
+    Recipe(
+        name="stories-sets",
+        summary="`stories`, trained on to fill blocks of four masks and still to write plainly; it does not ship.",
+        shape=_BASE,
+        objective="set-block",
+        parent="stories",
+        levels=4,
+        steps=900,
+        gpu_steps=4000,
+        rows=4,
+        length=256,
+        long_share=0.0,
+        matrix_rate=2e-3,
+        other_rate=1e-3,
+        checkpoint_every=50,
+        sources=tuple(source for source in MIXED_SOURCES if source.name in ("tinystories", "stories-written")),
     ),
     Recipe(
         name="stories-sorted",
