@@ -16,7 +16,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def measure_hits(
 ) -> list[dict[str, Any]]:
     """Return a row per way of finding: hits@10 in per cent, and seconds per question."""
     finder, words = PassageFinder(lm, passages, beams=beams, length=length), Bm25(passages)
-    ways = {
+    ways: dict[str, Callable[[str], list[int]]] = {
         f"n-grams of {lm.name}": lambda query: [found.number for found in finder.find(query, _TOP)],
         "BM25": lambda query: [number for number, _ in words.rank(query, _TOP)],
     }
