@@ -1,8 +1,8 @@
 """Phrases of a collection as choices beside tokens: three small maps of a model's states, and an index of all spans.
 
-A phrase is a span of 2 to `longest` tokens of one text. It is known by the state before its first token, which says what
-phrases can stand there, and by the state at its last token, which has read it. Both are mapped, as is the state behind
-a prefix; products of maps are logits beside the model's own logits of tokens, in one law.
+A phrase is a span of 2 to `longest` tokens of one text. It is known by the state before its first token, which says
+what phrases can stand there, and by the state at its last token, which has read it. Both are mapped, as is the state
+behind a prefix; products of maps are logits beside the model's own logits of tokens, in one law.
 
 Source: Lan et al. (2023), arXiv 2307.06962, where a BERT reads the collection and phrases are known by their first and
 last token.

@@ -12,42 +12,21 @@ Differences: the target itself reads prefixes and collection, and keeps its own 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from outpace.accept import sample_and_match
-from outpace.draft.corpus import Corpus
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, Paper
 from outpace.retrieve.phrases import PhraseIndex, PhraseMaps
+from outpace.retrieve.shelf import Shelf, file_marks, read_collection, shelved
 from outpace.retrieve.states import text_states
 from outpace.sampling import Sampler
-from outpace.types import Adapter, Context, Decision, Guarantee, Needs, Outputs, Proposal, Scores, View
+from outpace.types import Context, Decision, Guarantee, Needs, Outputs, Proposal, Scores, View
 
 __all__ = ["CopyPhrases"]
-
-_KNOWN: WeakKeyDictionary[Adapter, dict[tuple[str, int, str, int], PhraseIndex]] = WeakKeyDictionary()
-
-
-@dataclass
-class Shelf:
-    """The index, which all rows share; None = nothing is copied."""
-
-    index: PhraseIndex | None
-
-    def rows(self, index: list[int]) -> Shelf:
-        """Return itself."""
-        del index
-        return self
-
-    def join(self, shelves: list[Shelf]) -> Shelf:
-        """Return itself."""
-        del shelves
-        return self
 
 
 @dataclass(frozen=True)
@@ -94,7 +73,7 @@ class CopyPhrases(Method):
         """Another law than the model's, unless nothing is copied."""
         return Guarantee.APPROXIMATE if self.maps else Guarantee.EXACT
 
-    def start(self, context: Context) -> Shelf:
+    def start(self, context: Context) -> Shelf[PhraseIndex]:
         """Read the collection, once for each target.
 
         Raises:
@@ -102,23 +81,16 @@ class CopyPhrases(Method):
         """
         if not self.maps:
             return Shelf(None)
-        maps, corpus = PhraseMaps.read(self.maps), Corpus()
-        key = tuple(it for path in (self.maps, self.collection) for it in (path, _changed(path)))
-        known = _KNOWN.setdefault(context.target, {})
-        if key not in known:
-            tokenizer = context.tokenizers.get("target")
-            if tokenizer is None:
-                raise ConfigError("A collection needs the model's tokenizer.", "Use a model that has one.")
-            corpus.read([Path(self.collection)], lambda text: tokenizer.encode(text, is_special=False))
-            texts = [text.tolist() for text in corpus.texts]
-            if not texts:
-                raise ConfigError(f"The collection {self.collection!r} holds no text.", "Give files with text in them.")
-            known[key] = PhraseIndex(maps, texts, text_states(context.target, texts))  # type: ignore[index]
-        return Shelf(known[key])  # type: ignore[index]
 
-    def accept(self, proposal: Proposal, scores: Scores, view: View, state: Shelf) -> Decision:
+        def make() -> PhraseIndex:
+            texts = read_collection(self.collection, context.tokenizers.get("target"))
+            return PhraseIndex(PhraseMaps.read(self.maps), texts, text_states(context.target, texts))
+
+        return shelved(context.target, ("phrases", file_marks(self.maps, self.collection)), make)
+
+    def accept(self, proposal: Proposal, scores: Scores, view: View, state: Shelf[PhraseIndex]) -> Decision:
         """Draw a token or a phrase for every row."""
-        index, sampler = state.index, view.sampler
+        index, sampler = state.held, view.sampler
         if index is None or scores.last is None or sampler.settings.names_tokens:
             return sample_and_match(proposal, scores, view)
         size = scores.logits.shape[-1]
@@ -145,11 +117,3 @@ def _decided(written: list[list[int]], view: View) -> Decision:
     table = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in written], device=view.device)
     num = torch.tensor([len(tokens) for tokens in written], device=view.device)
     return Decision(table, num, torch.full_like(table, -1))
-
-
-def _changed(path: str) -> int:
-    """Return when a file was changed."""
-    try:
-        return Path(path).stat().st_mtime_ns
-    except OSError:
-        raise ConfigError(f"There is no file {path!r}.", "Name maps and a collection that exist.") from None
