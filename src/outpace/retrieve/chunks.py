@@ -68,7 +68,8 @@ class ChunkReader(nn.Module):
         seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(rows, count, -1)
         found = self.out(seen)
         more: Tensor = self.down(F.gelu(self.up(torch.cat([unit(states), found], -1))))
-        return states + found + more
+        both: Tensor = states + found + more
+        return both
 
     def save(self, file: Path, model: str) -> None:
         """Write the weights, with their shape and the name of the model that they were trained beside."""

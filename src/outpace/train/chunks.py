@@ -24,10 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from outpace.api.engine import LanguageModel, load
-from outpace.bench.distinct import distinct
 from outpace.errors import ConfigError
 from outpace.failures import guarded
-from outpace.methods.parallel.chunk_retrieval import ChunkRetrieval
 from outpace.retrieve.chunks import ChunkIndex, ChunkReader
 from outpace.retrieve.states import text_states
 
@@ -143,18 +141,11 @@ def main(arguments: list[str] | None = None) -> int:
     collection = asked.out / "collection.jsonl"
     collection.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     found = losses_of(reader, ChunkData(lm, index, kept, neighbours, is_own=False))
-    method = ChunkRetrieval(str(asked.out / "reader.safetensors"), str(collection))
-    prompts = [lm.encode(text)[: 3 * chunk] for text in held[:8]]
-    repeated = {
-        name: [100 * (1 - distinct([one.tokens], 4)) for one in lm.generate(prompts, method=how, max_tokens=80)]
-        for name, how in (("alone", "autoregressive"), ("nearest", method))
-    }
-    told = {"losses": losses, "held_out": found, "repetition_4": repeated, "seconds": time.perf_counter() - began}
+    told = {"losses": losses, "held_out": found, "seconds": time.perf_counter() - began, "texts": len(texts)}
     (asked.out / "losses.json").write_text(json.dumps(told), encoding="utf-8")
-    means = {name: sum(values) / len(values) for name, values in repeated.items()}
-    print("| | held-out nats per token | repetition-4, % |\n|---|--:|--:|")
+    print("| | held-out nats per token |\n|---|--:|")
     for name, value in found.items():
-        print(f"| {name} | {value:.3f} | {f'{means[name]:.1f}' if name in means else ''} |")
+        print(f"| {name} | {value:.3f} |")
     return 0
 
 

@@ -110,6 +110,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder of data sets")
     parser.add_argument("--texts", type=int, default=600, help="stories that are read")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument(
+        "--shown", type=int, default=100, help="texts of the collections that are copied from at the end"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
