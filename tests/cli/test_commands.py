@@ -17,7 +17,7 @@ from outpace.errors import ConfigError, ModelError
 from outpace.methods import catalogue, registry
 
 COMMANDS = [
-    *("generate", "score", "chat", "serve", "get", "methods", "searches", "models", "certify", "bench"),
+    *("generate", "graph", "score", "chat", "serve", "get", "methods", "searches", "models", "certify", "bench"),
     *("index", "tune", "trace", "new-method", "papers", "cite", "train", "drafter"),
 ]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
@@ -25,7 +25,7 @@ FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p 
 --num-samples --stop --dtype --device --ignore-eos --json --chat --trace --logprobs --batch-invariant --no-compile
 --card --adapter --infill --threads --system --tools --documents --template --chat-variable --stop-token --keep-special
 --sampling --generation-config --prefix --prompt-file --batch --out --batch-size --top-log-probs
---sets --fuse --fuse-weight
+--sets --fuse --fuse-weight --law
 --tensor-parallel --cache-dtype --source-language --target-language --cut-source --search --healed --help""".split()
 
 
@@ -57,6 +57,7 @@ def test_generate_has_exactly_the_promised_flags() -> None:
     ("name", "flags"),
     [
         ("score", {"--model", "--prompt-file", "--source", "--pairs", "--json"}),
+        ("graph", {"--model", "--method", "--max-tokens", "--json"}),
         ("methods", {"--json", "--model"}),
         ("models", {"--json"}),
         ("get", {"--from", "--json"}),

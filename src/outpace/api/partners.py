@@ -79,6 +79,10 @@ class Partners:
             found[role] = other
         return found
 
+    def named(self, name: str) -> Adapter:
+        """Return another model by its name, loaded as the language model was."""
+        return self._loaded(name)
+
     def _own_modules(self, method: Method) -> Adapter | None:
         """Return what the target's own files hold for drafting, where the method wants it: modules, or a mask."""
         kind, directory, target = method.needs.head, self._lm.directory, self._lm.target

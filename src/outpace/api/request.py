@@ -13,6 +13,7 @@ from outpace.setting import Option, check, setting
 
 if TYPE_CHECKING:
     from outpace.api.recall import Recall
+    from outpace.laws.base import Control
     from outpace.methods.base import Method
     from outpace.run.row import Row
     from outpace.search.base import Search
@@ -43,6 +44,7 @@ class Request:
         regex: a regular expression that the whole text matches. This, json_schema and grammar need llguidance.
         json_schema: a JSON schema, as a mapping or as JSON, that the text fulfils.
         grammar: a context-free grammar of the text, in Lark's syntax.
+        law: laws over the next token, as "NAME:key=value,..." or as objects of `outpace.laws`, one behind the other.
         record: "log_probs", "margins": noted per token (margins cost a sort each).
         top_log_probs: how many of the likeliest tokens to note per token, with their log-probabilities under the model.
         models: other models by role, e.g. {"draft": adapter}; else the method's settings name them.
@@ -97,6 +99,9 @@ class Request:
         None, option=Option("The text fulfils it.", metavar="FILE|JSON")
     )
     grammar: str | None = setting(None, option=Option("The text obeys this Lark grammar.", metavar="FILE"))
+    law: Sequence[str | Control] = setting(
+        (), option=Option("A law over the next token (repeatable).", metavar="NAME:KEY=VALUE,...")
+    )
     record: Sequence[str] = ()
     models: Mapping[str, Adapter] | None = None
     memory: Any = None
@@ -140,6 +145,10 @@ class Request:
             if not is_listed or not all(isinstance(text, str) for text in texts):
                 raise refused(name, texts, "a text or a list of texts")
             object.__setattr__(self, name, texts)
+        laws = self.law if isinstance(self.law, list | tuple) else (self.law,)
+        if any(not isinstance(law, str) and not hasattr(law, "check_beside") for law in laws):
+            raise refused("law", self.law, "the name of a law with its settings, or a list of them")
+        object.__setattr__(self, "law", tuple(laws))
         for name in ("regex", "grammar"):
             _expect(name, getattr(self, name), (str, type(None)), "text")
         _expect("json_schema", self.json_schema, (str, Mapping, type(None), bool), "a dict or JSON")
@@ -184,6 +193,7 @@ class RequestOptions(TypedDict, total=False):
     regex: str | None
     json_schema: str | Mapping[str, Any] | None
     grammar: str | None
+    law: str | Control | Sequence[str | Control] | None
     record: str | Sequence[str] | None
     models: Mapping[str, Any] | None
     memory: Any

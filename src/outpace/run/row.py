@@ -17,12 +17,13 @@ from outpace.types import FinishReason, Wanted
 if TYPE_CHECKING:
     from outpace.constrain.protocol import Constraint, ConstraintState
 
-__all__ = ["BROKEN", "DEAD_END", "DISOBEYED", "FORBIDDEN", "NO_MORE", "Row", "Usage", "follow", "forked"]
+__all__ = ["BROKEN", "DEAD_END", "DISOBEYED", "FORBIDDEN", "NO_MORE", "RULED_OUT", "Row", "Usage", "follow", "forked"]
 
 # Why a row ended with an error.
 BROKEN = "The model produced NaN or infinite logits; the text ends before them."
 DEAD_END = "The constraint allows no token here, although the text is not complete."
-FORBIDDEN = "Every token that the constraint allows here is forbidden by the other settings, or its logit is no number."
+FORBIDDEN = "Every token that the constraint allows here is forbidden by a law or setting, or its logit is no number."
+RULED_OUT = "The law that was asked for leaves no token here, or the model's logits are no numbers."
 NO_MORE = "The search found fewer texts than were asked for."
 DISOBEYED = "The method wrote a token that the constraint forbids; the text ends before it."
 
@@ -91,6 +92,7 @@ class Row:
         wanted: the method that writes it, in a run whose method serves several; None = as the run's.
         record, num_top: as of a `Run`; None = as the run's.
         drafters: per written token, who drafted it; "" where it is no draft.
+        has_law: laws change its logits, so that there may be no token although the model's are sound.
         cached: pages that hold the first entries of its text, and how many these are, where the run's caches lie on
             pages: read when it joins.
         steps: drafts and accepted ones of each step; None = not kept.
@@ -99,8 +101,8 @@ class Row:
         pause: asked after each token behind which the text goes on; True = the row leaves the run here for now, and
             `is_paused` says so. None = nobody wants to look at it before its end.
         entropies: in nats, of the model's own law before each written token, when recorded.
-        choices: before each written token, the likeliest ones under the law that it is drawn from, but for temperature
-            and cuts: id, log-probability under that law, and under the model's own.
+        choices: before each written token, the likeliest ones as beams see them: id, log-probability behind penalties
+            and bans (whose sum they leave below 1), and under the model's own law.
         num_choices: how many of them are noted.
     """
 
@@ -134,6 +136,7 @@ class Row:
     num_top: int | None = None
     drafters: list[str] = field(default_factory=list)
     steps: list[tuple[int, int]] | None = None
+    has_law: bool = False
     cached: tuple[Iterable[int], int] | None = None
     covered: Sequence[int] = ()
     pause: Callable[[Row], bool] | None = None
@@ -214,7 +217,7 @@ class Row:
 
     def _stick(self, token: int) -> None:
         """End the row because no token can be written."""
-        state, why = self.state, BROKEN
+        state, why = self.state, RULED_OUT if self.has_law else BROKEN
         if state is not None:
             is_open = bool(state.allowed().any())
             if state.is_complete and not is_open:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from outpace.models.continuous.latents import LatentsConfig
 from outpace.models.continuous.network import DiffusionConfig
+from outpace.models.continuous.vectors import VectorsConfig
 from outpace.papers import Paper
 from outpace.train.nar.network import NarShape
 from outpace.train.nar.objectives import Likelihood
-from outpace.train.nar.stories import STORY_GAPS
+from outpace.train.nar.stories import STORY_GAPS, STORY_NEXT
 from outpace.train.pairs import MULTI30K
 
 from .record import TranslationRecipe
@@ -52,6 +54,15 @@ PAPERS = (
         "Its schedule optimised for inference by Bayesian search.",
         "outpace train captions-poisson",
     ),
+    Paper(
+        "Compressed and Smooth Latent Space for Text Diffusion Modeling",
+        "Meshchaninov et al.",
+        2025,
+        "2506.21170",
+        80,
+        "Its alignment with a pre-trained encoder, and its resampler.",
+        "outpace train stories-latents",
+    ),
 )
 _CONFIG = DiffusionConfig(
     width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=3, dropout=0.05, max_source=48, max_positions=48
@@ -75,6 +86,41 @@ _CAPTIONS = TranslationRecipe(
     other_rate=4e-3,
     steps=300,
     gpu_steps=8000,
+)
+_VECTORS = VectorsConfig(
+    width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=3, dropout=0.05, max_source=48, max_positions=48
+)
+_CHUNKS = replace(
+    _CAPTIONS,
+    name="stories-chunks",
+    summary="The autoencoder of `stories-vectors`: four tokens of a story in a vector, and back.",
+    shape=NarShape(config=replace(_VECTORS, stage="chunks")),
+    source=STORY_NEXT,
+    direction="",
+    method="next-vector",
+    vocab=1000,
+    budget=3072,
+    longest=47,
+    steps=1000,
+    warmup=40,
+)
+_LATENTS = LatentsConfig(
+    width=128,
+    heads=4,
+    ffn=384,
+    encoder_layers=2,
+    decoder_layers=3,
+    dropout=0.05,
+    max_source=48,
+    max_positions=48,
+    length=48,
+)
+_SMOOTH = replace(
+    _CHUNKS,
+    name="stories-smooth",
+    summary="The autoencoder of `stories-latents`: vectors of four tokens that bear noise and gaps.",
+    shape=NarShape(config=replace(_LATENTS, stage="chunks")),
+    method="continuous-diffusion",
 )
 CONTINUOUS = (
     _CAPTIONS,
@@ -110,5 +156,24 @@ CONTINUOUS = (
         direction="",
         vocab=2000,
         longest=64,
+    ),
+    _CHUNKS,
+    replace(
+        _CHUNKS,
+        name="stories-vectors",
+        summary="Writes two sentences of a story after one, a vector of four tokens a step (CALM).",
+        shape=NarShape(config=_VECTORS),
+        start="stories-chunks",
+        steps=1000,
+        budget=1536,
+    ),
+    _SMOOTH,
+    replace(
+        _SMOOTH,
+        name="stories-latents",
+        summary="Writes two sentences of a story after one by diffusion of vectors of four tokens (Cosmos).",
+        shape=NarShape(config=_LATENTS),
+        start="stories-smooth",
+        budget=1536,
     ),
 )
