@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from outpace.errors import ConfigError
+from outpace.arguments import path, whole
+from outpace.errors import ConfigError, nearest
 
-__all__ = ["Option", "Range", "check", "option_of", "ordered", "setting"]
+__all__ = ["Option", "Range", "check", "option_of", "ordered", "read_options", "setting"]
 
 _RANGE, _OPTION = "range", "option"
 
@@ -135,3 +137,68 @@ def ordered(settings: Any, low: str, high: str) -> None:
     least, most = getattr(settings, low), getattr(settings, high)
     if least > most:
         raise ConfigError(f"{low} is {least!r} and {high} {most!r}.", f"{low} must not be above {high}.")
+
+
+def read_options(kind: Any, given: Mapping[str, Any], noun: str) -> dict[str, Any]:
+    """Return the settings of a dataclass by name, from values or command-line strings; None = not given.
+
+    Args:
+        kind: the dataclass, which has a `name`.
+        given: by name; hyphens stand for underscores.
+        noun: what it is, for messages.
+
+    Raises:
+        ConfigError: an unknown setting, or a value of the wrong kind.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"options is a {type(given).__name__}.", "Give a dict from option to value.")
+    for key, value in given.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"An option is called {key!r}.", "Give the names of options as text.")
+        name = key.replace("-", "_")
+        if name not in fields:
+            raise ConfigError(f"The {noun} {kind.name!r} has no option {key!r}.", nearest(name, fields, "option"))
+        if value is not None:
+            values[name] = _convert(kind.name, name, value, fields[name].default)
+    return values
+
+
+def _convert(method: str, name: str, value: Any, default: Any) -> Any:
+    """Return a setting's value as the type of its default, read from a command-line string if it is one."""
+    try:
+        return _read(value, default)
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        hint = _KINDS.get(type(default), f"Give {type(default).__name__}.")
+        shown = reprlib.repr(value).replace("\n", " ")
+        raise ConfigError(f"The option {name!r} of {method!r} cannot be {shown}.", hint) from error
+
+
+_KINDS: dict[type, str] = {
+    bool: "Give true or false.",
+    int: "Give a whole number (int), such as 8.",
+    float: "Give a number (float), such as 0.5.",
+    tuple: "Give whole numbers parted by commas, such as 4,2,1.",
+    str: "Give text.",
+}
+
+
+def _read(value: Any, default: Any) -> Any:
+    """Return the value as the type of the default; anything else raises KeyError, TypeError or ValueError."""
+    if isinstance(default, bool):
+        return value if isinstance(value, bool) else _SPELLED[str(value).lower()]
+    if isinstance(default, int):
+        return int(value) if isinstance(value, str) else whole("the option", value)
+    if isinstance(default, float):
+        number = float(value)
+        if math.isnan(number):
+            raise ValueError("not a number")
+        return number
+    if isinstance(default, tuple):
+        items = [item for item in value.split(",") if item] if isinstance(value, str) else value
+        return tuple(_read(item, 0) for item in items)
+    return path("the option", value) if isinstance(default, str) else value
+
+
+_SPELLED = {"true": True, "false": False, "1": True, "0": False}

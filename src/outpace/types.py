@@ -228,12 +228,14 @@ class Scores:
         taps: hidden states by layer, as `Outputs.layers` counts, each [B, A, hidden]; empty unless asked.
         heads: other named outputs.
         last: [B, A, hidden], the last hidden state; None unless asked.
+        is_summed: the logits are scores that a search sums as they are: no probabilities, so they are not normalised.
     """
 
     logits: Tensor
     taps: Mapping[int, Tensor] = field(default_factory=dict)
     heads: Mapping[str, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
+    is_summed: bool = False
 
     def part(self, index: Sequence[int], asked: int) -> Scores:
         """Return the scores of some rows at the first `asked` of their places; neighbours in order cost no copy."""
@@ -247,7 +249,8 @@ class Scores:
 
         taps = {layer: take(values) for layer, values in self.taps.items()}
         heads = {name: take(values) for name, values in self.heads.items()}
-        return Scores(take(self.logits), taps, heads, None if self.last is None else take(self.last))
+        last = None if self.last is None else take(self.last)
+        return Scores(take(self.logits), taps, heads, last, self.is_summed)
 
 
 class Adapter(ABC):
@@ -273,6 +276,7 @@ class Adapter(ABC):
         accepted: of a trained drafter, drafts that its target kept per step in held-out texts; 0 = not known.
         layer_weights, head_weights: numbers that a token is multiplied by in all layers and in the output matrix;
             0 = not known. Drafters are compared with targets by them.
+        reads_at_once: prompt tokens that have to be read in one forward; 0 = it may be read piece by piece.
     """
 
     capabilities: Capabilities
@@ -292,6 +296,7 @@ class Adapter(ABC):
     accepted: float = 0.0
     layer_weights: int = 0
     head_weights: int = 0
+    reads_at_once: int = 0
 
     @abstractmethod
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:

@@ -32,6 +32,7 @@ def test_a_stored_measurement_is_read(file: Path) -> None:
         "translation-curve",
         "scarce",
         "reversal",
+        "searching",
     )
     assert report.rows and report.document["kind"] in kinds
 

@@ -63,6 +63,8 @@ def check(ended: Ended, status: int, message: str, hint: str = "") -> None:
         (["x", "--logit-bias", "five"], "not ID=VALUE", "--logit-bias"),
         (["x", "--logit-bias", "5=nan"], "not a finite number", "bad_words"),
         (["x", "--logprobs"], "--logprobs", "--json"),
+        (["x", "--sets"], "prompt has no set", "[[a|b|c]]"),
+        (["x [[a|b]]", "--sets", "--chat"], "--sets goes with none", "Leave one out"),
     ],
 )
 def test_mistakes_are_told_before_weights_load(

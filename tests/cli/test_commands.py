@@ -17,7 +17,7 @@ from outpace.errors import ConfigError, ModelError
 from outpace.methods import catalogue, registry
 
 COMMANDS = [
-    *("generate", "score", "chat", "serve", "get", "methods", "models", "certify", "bench"),
+    *("generate", "score", "chat", "serve", "get", "methods", "searches", "models", "certify", "bench"),
     *("index", "tune", "trace", "new-method", "papers", "cite", "train", "drafter"),
 ]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
@@ -25,7 +25,8 @@ FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p 
 --num-samples --stop --dtype --device --ignore-eos --json --chat --trace --logprobs --batch-invariant --no-compile
 --card --adapter --infill --threads --system --tools --documents --template --chat-variable --stop-token --keep-special
 --sampling --generation-config --prefix --prompt-file --batch --out --batch-size --top-log-probs
---tensor-parallel --cache-dtype --source-language --target-language --cut-source --help""".split()
+--sets --fuse --fuse-weight
+--tensor-parallel --cache-dtype --source-language --target-language --cut-source --search --help""".split()
 
 
 def flags_of(name: str) -> set[str]:

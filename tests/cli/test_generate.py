@@ -204,3 +204,28 @@ def test_every_sampler_flag_reaches_the_sampler(cli: Command, lm: LanguageModel,
 def test_stop_strings_may_be_several(cli: Command, cycle: Path) -> None:
     ended = cli("generate", " ", "--model", cycle, "--stop", "nothing", "--stop", "🙂ж")
     assert (ended.status, ended.out) == (0, "日語é\n")
+
+
+def test_a_search_returns_the_text_that_a_file_likes_best(cli: Command, tmp_path: Path) -> None:
+    reward = tmp_path / "mine.py"
+    reward.write_text("def short(texts):\n    return [-len(text) for text in texts]\ndef bad(texts):\n    return [1]\n")
+    asked = ("generate", "Once upon a time", "--temperature", "1", "--max-tokens", "8")
+    searched = ("--search", "best-of", "-o", "n=3", "--method", "prompt-lookup", "-o", "draft_len=3", "-o")
+    drawn = json.loads(cli(*asked, "--num-samples", 3, "--json").out)
+    found = json.loads(cli(*asked, *searched, f"reward={reward}:short", "--json").out)
+    assert found["text"] == min((one["text"] for one in drawn), key=len)
+    assert found["search"]["reward"] == f"{reward}:short" and found["settings"]["draft_len"] == 3
+    failed = cli(*asked, *searched, f"reward={reward}:bad")
+    assert failed.status == 1 and "gave 1 values for 3 texts" in failed.err
+    assert cli(*asked, *searched, "n=0").status == 2
+    assert cli(*asked, *searched, "n=2", "--trace", str(tmp_path / "t")).status == 2
+
+
+def test_searches_are_listed_and_certified(cli: Command) -> None:
+    listed = {one["name"]: one for one in json.loads(cli("searches", "--json").out)}
+    assert {"best-of", "step-beam", "tree-search"} <= set(listed)
+    assert all(setting["doc"] for one in listed.values() for setting in one["settings"])
+    assert "best-of" in cli("searches").out and "2410.09671" in cli("searches", "best-of").out
+    assert cli("searches", "worst-of").status == 2
+    proven = cli("certify", "--search", "best-of", "--method", "suffix", "--time-limit", 0.1)
+    assert proven.status == 3 and "greedy" in proven.out  # nothing differs, and time was too short to tell

@@ -65,7 +65,12 @@ def test_shown_commands_parse_and_fit(entry: dict[str, str]) -> None:
         given = context.params
     if name == "generate":
         settings = {key: value for key, value in options(given["option"] or []).items() if not value.isupper()}
-        if given["model"].startswith("runs/"):  # what a recipe makes
+        if given["search"]:
+            from outpace.search.base import read_search
+
+            _, rest = read_search(given["search"], given["method"] or "autoregressive", settings)
+            check_method(given["model"], given["method"] or "autoregressive", rest or {})
+        elif given["model"].startswith("runs/"):  # what a recipe makes
             assert Path(given["model"]).name in {**TRANSLATIONS, **ORDERS}
             load_method(given["method"])
         else:

@@ -83,6 +83,8 @@ def write_beside(run: Run, rows: Sequence[Row], chance: random.Random, budget: i
             run.join([late.pop()], in_line=budget is not None)
         if len(run.rows) > 2 and chance.random() < 0.1:
             gone = chance.choice(run.rows)
+            if gone.wanted is not None and not gone.wanted.method.is_resumable:
+                continue
             run.leave([gone])
             late.append(gone)
         if not run.rows and not late:

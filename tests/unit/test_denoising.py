@@ -22,7 +22,7 @@ from outpace.train.bounds import block_bits, masked_bits
 from outpace.train.conversion import arms, compare
 from outpace.train.data import EOS_ID, MASK_ID
 from outpace.train.network import Llama, LlamaShape, Sight, cut_pieces
-from outpace.train.objectives import annealed, causal_loss, masked_loss, response_places, whole_canvas
+from outpace.train.objectives import annealed, behind_prefix, causal_loss, masked_loss, response_places, whole_canvas
 from outpace.train.objectives_block import LOWEST_RATE, block_canvas, block_pieces, block_visible
 from outpace.train.sources import Source
 
@@ -327,3 +327,19 @@ def test_arms_of_a_conversion_differ_in_their_start_alone(tmp_path: Path, monkey
     assert len(seen) == 6 and all(torch.equal(a, b) for a, b in zip(seen[:2], seen[2:4], strict=True))
     assert found["converted"] < 0.8 * found["unshifted"]
     assert found["converted"] < 0.8 * found["from scratch"]
+
+
+def test_a_prefix_is_given_and_never_asked() -> None:
+    tokens = torch.arange(2, 42).repeat(6, 1)
+    ends = set[int]()
+    for step in range(30):
+        is_open = behind_prefix(tokens, step, 0)
+        assert torch.equal(is_open, behind_prefix(tokens, step, 0))
+        for row in is_open.tolist():
+            assert row == sorted(row) and not row[0] and row[-1]  # given, then open, some of each
+            ends.add(row.index(True))
+        canvas = whole_canvas(tokens, step, 0, True, is_open)
+        asked = canvas.outputs[canvas.weights > 0] + 1  # an output speaks of the next place
+        assert bool(is_open.flatten()[asked].all())
+        assert torch.equal(canvas.inputs[~is_open], tokens[~is_open])
+    assert len(ends) > 30 and min(ends) == 1 and max(ends) == 39

@@ -170,7 +170,8 @@ class _Search:
         asked = torch.tensor([path.node + 1 for path in paths], device=device)
         logits = self.scores.logits[torch.tensor(rows, device=device), asked]
         is_short = logits.dtype in (torch.float16, torch.bfloat16)
-        logits = (logits.float() if is_short else logits).log_softmax(-1)
+        logits = logits.float() if is_short else logits
+        logits = logits if self.scores.is_summed else logits.log_softmax(-1)
         shape = (len(groups), -1, logits.shape[-1])
         is_broken = logits.sum(-1).isnan().view(shape[:2]).any(1).tolist()
         sampler = view.sampler.rows(rows)

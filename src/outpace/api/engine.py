@@ -20,6 +20,7 @@ from outpace.api.request import CallOptions, Options
 from outpace.api.result import Result
 from outpace.api.running import advance, finish
 from outpace.api.scoring import Scored, check_pairs, score_pairs, score_tokens
+from outpace.api.sets import Part, generate_sets
 from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import CapabilityError, ConfigError
@@ -336,6 +337,23 @@ class LanguageModel:
         prompt, canvas = lay_pieces(pieces, self.encode, self.end_tokens[:1] if first is None else [first])
         arguments |= {"canvas": canvas, "max_tokens": len(canvas)}
         return self.generate(prompt, num_samples=num_samples, **arguments)
+
+    def generate_sets(
+        self, parts: Sequence[Part], *, num_samples: int | None = None, **arguments: Unpack[CallOptions]
+    ) -> Any:
+        """Write on from a prompt some parts of which have no order: swapped, they leave the text as it is.
+
+        Args:
+            parts: in order; text (or ids), and for each set the list of its members,
+                e.g. ["Which is best:", [" a dog,", " a cat,"], " or neither? Answer:"].
+            num_samples: texts to write.
+            **arguments: those of `generate`, recall apart.
+
+        Raises:
+            ConfigError: no set, or one with fewer than two members.
+            CapabilityError: the model honours no masks between the tokens of a prompt.
+        """
+        return generate_sets(self, parts, {"num_samples": num_samples, **arguments})
 
     def ending_with(self, end_tokens: Sequence[int]) -> LanguageModel:
         """Return the same model with other end tokens; weights and all that was loaded are shared."""

@@ -1,4 +1,4 @@
-"""Filling gaps between given pieces of text: from pieces to a prompt and a canvas, and back."""
+"""Filling gaps between given pieces of text: from pieces to a prompt and a canvas, and back; marks of gaps and sets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from outpace.arguments import ids as read_ids
 from outpace.arguments import whole
 from outpace.errors import ConfigError
 
-__all__ = ["Piece", "filled", "lay_pieces", "read_gaps"]
+__all__ = ["Piece", "filled", "lay_pieces", "read_gaps", "read_sets"]
 
 Piece = str | int | Sequence[int]
 _GAP = re.compile(r"\[\[(\d+)\]\]")
+_SET = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
 
 
 def read_gaps(text: str) -> list[Piece]:
@@ -26,6 +27,19 @@ def read_gaps(text: str) -> list[Piece]:
         raise ConfigError("The text has no gap.", "Write [[12]] where 12 tokens are to be filled in.")
     pieces: list[Piece] = [int(part) if index % 2 else part for index, part in enumerate(parts)]
     return [piece for piece in pieces if piece != ""]
+
+
+def read_sets(text: str) -> list[str | list[str]]:
+    """Return the parts of a text in which `[[a|b|c]]` stands for members in no order.
+
+    Raises:
+        ConfigError: there is no set.
+    """
+    pieces = _SET.split(text)
+    if len(pieces) == 1:
+        raise ConfigError("The prompt has no set.", "Write [[a|b|c]] where parts have no order.")
+    parts: list[str | list[str]] = [piece.split("|") if index % 2 else piece for index, piece in enumerate(pieces)]
+    return [part for part in parts if part != ""]
 
 
 def lay_pieces(

@@ -15,6 +15,7 @@ from outpace.heads.files import is_head, open_head
 from outpace.heads.find import find_head
 from outpace.heads.foreign.layouts import is_foreign
 from outpace.heads.known import known_heads
+from outpace.heads.lowrank import own_masks
 from outpace.heads.stored import has_modules, open_stored
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Partners"]
 
-_MODULES = "\0modules"  # no name of a model
-
 
 class Partners:
     """What stands beside a language model's target.
@@ -44,6 +43,7 @@ class Partners:
     def __init__(self, lm: LanguageModel) -> None:
         self._lm = lm
         self._models: dict[str, Adapter] = {}
+        self._own: dict[str, Adapter] = {}  # by kind, of the target's own files
         self._tokenizers: dict[str, Tokenizer] = {}
         self._lock = threading.Lock()  # an engine checks several asks at once
 
@@ -79,17 +79,18 @@ class Partners:
         return found
 
     def _own_modules(self, method: Method) -> Adapter | None:
-        """Return the multi-token modules of the target's own files, where the method wants them and there are some."""
-        directory, is_wanted = (
-            self._lm.directory,
-            method.needs.head == "mtp" and str(getattr(method, "draft", "")) == "auto",
-        )
-        if directory is None or not is_wanted or not has_modules(directory):
+        """Return what the target's own files hold for drafting, where the method wants it: modules, or a mask."""
+        kind, directory, target = method.needs.head, self._lm.directory, self._lm.target
+        if str(getattr(method, "draft", "")) != "auto":
             return None
         with self._lock:
-            if _MODULES not in self._models:
-                self._models[_MODULES] = open_stored(directory, self._lm.target)
-            return self._models[_MODULES]
+            if kind in self._own:
+                return self._own[kind]
+            if kind == "mtp" and directory is not None and has_modules(directory):
+                self._own[kind] = open_stored(directory, target)
+            if kind == "space" and target.mask_token is not None:
+                self._own[kind] = own_masks(target)
+            return self._own.get(kind)
 
     def _loaded(self, name: str) -> Adapter:
         with self._lock:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from outpace.api.recall import Recall
     from outpace.methods.base import Method
     from outpace.run.row import Row
+    from outpace.search.base import Search
     from outpace.types import Adapter, Outcome
 
 __all__ = ["CallOptions", "Options", "Request", "RequestOptions", "split"]
@@ -30,7 +31,8 @@ class Request:
 
     Attributes:
         method: a name, or a method object.
-        options: the method's settings, when it is given by name.
+        options: the method's settings, when it is given by name; first those of a search that is given by name.
+        search: a search that holds several texts and returns the best: a name, or an object; None = none.
         max_tokens: most tokens to write per prompt.
         seed: with the sample number, fixes every random draw.
         num_samples: texts per prompt, numbered from 0.
@@ -62,6 +64,7 @@ class Request:
 
     method: str | Method = "autoregressive"
     options: Mapping[str, Any] | None = None
+    search: str | Search | None = None
     max_tokens: int = setting(128, least=1, option=Option("Most tokens to write; 128 unless the model's files say."))
     seed: int = setting(0, option=Option("Fixes every random draw.", is_shown=True))
     num_samples: int = setting(1, least=1, option=Option("Texts to write from the prompt.", is_shown=True))
@@ -122,6 +125,10 @@ class Request:
             from outpace.methods.base import Method
 
             _expect("method", self.method, Method, "a name or a method object")
+        if not isinstance(self.search, (str, type(None))):
+            from outpace.search.base import Search
+
+            _expect("search", self.search, Search, "a name or a search object")
         _expect("options", self.options, (Mapping, type(None)), "a dict from option to value")
         for name in ("stop", "record"):  # a lone string is one string, not its letters
             texts = getattr(self, name)
@@ -159,6 +166,7 @@ class RequestOptions(TypedDict, total=False):
 
     method: str | Method | None
     options: Mapping[str, Any] | None
+    search: str | Search | None
     max_tokens: int | None
     seed: int | None
     stop: str | Sequence[str] | None

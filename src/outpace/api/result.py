@@ -39,7 +39,9 @@ class Result:
         guarantee: what the method promises of the text: "exact", "greedy-exact" or "approximate".
         cached_tokens: prompt tokens found in a cache: an engine's, a conversation's or a `Recall`.
         score: how good the method thinks the text is, where it says so: of a search, its log-probability under the law,
-            divided by its length to the power of the length penalty.
+            divided by its length to the power of the length penalty, or what a search's reward said.
+        search: the search that found the text, its "name" and its settings; empty = there was none. `usage` is then
+            that of all its texts.
         steps: of an engine's result, per step what was drafted and what of it was kept.
         prompt_log_probs: where an engine was asked: per prompt token its log-probability after those before it (None
             for the first), and the likeliest tokens in its place with theirs.
@@ -65,6 +67,7 @@ class Result:
     guarantee: str = ""
     cached_tokens: int = 0
     score: float | None = None
+    search: dict[str, Any] = field(default_factory=dict)
     steps: list[tuple[int, int]] = field(default_factory=list)
     prompt_log_probs: list[tuple[float | None, list[tuple[int, float]]]] = field(default_factory=list)
 

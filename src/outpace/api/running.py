@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from outpace.api.infill import filled
 from outpace.api.request import Request
 from outpace.api.result import Result
+from outpace.api.searching import Searching
 from outpace.methods.base import Method
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling
+from outpace.search.base import Search
 from outpace.text.tokenizer import Tokenizer
-from outpace.types import Adapter, FinishReason
+from outpace.types import Adapter, FinishReason, Guarantee
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
@@ -44,6 +46,7 @@ class Plan:
         is_text: the prompts were plain text.
         notes: of the start.
         cached_tokens: prompt tokens whose entries were found.
+        search: what holds several texts per prompt and returns the best; None = every text is a row's own.
     """
 
     rows: list[Row]
@@ -57,6 +60,7 @@ class Plan:
     is_text: bool
     notes: list[str]
     cached_tokens: int = 0
+    search: Search | None = None
 
     @property
     def shown(self) -> list[Row]:
@@ -66,6 +70,8 @@ class Plan:
     @property
     def num_texts(self) -> int:
         """Results per prompt."""
+        if self.search is not None:
+            return self.search.num_texts
         return max(self.request.num_samples, self.method.num_texts)
 
 
@@ -75,11 +81,15 @@ class Job:
 
     run: Run
     plan: Plan
+    searching: Searching | None = None
 
 
 def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple[int, str]]:
     """Step until every row has ended, yielding (row index, text) as text becomes final."""
     number = {id(row): index for index, row in enumerate(job.plan.shown)}
+    if job.searching is not None:
+        yield from _searched(job.searching, number, is_cancelled)
+        return
     has_forks = job.plan.method.needs.has_forks  # asked once: a method of many parts adds theirs up each time
     while job.run.rows:
         if is_cancelled is not None and is_cancelled():
@@ -96,6 +106,18 @@ def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple
             ):  # another's text may replace it
                 continue
             piece = row.text.release(is_final=is_final)
+            if piece:
+                yield number[id(row)], piece
+
+
+def _searched(
+    searching: Searching, number: Mapping[int, int], is_cancelled: Callable[[], bool] | None
+) -> Iterator[tuple[int, str]]:
+    """Search until every prompt has its texts; a text becomes final when its search has ended."""
+    while not searching.is_over:
+        is_wished = is_cancelled is not None and is_cancelled()
+        for row in searching.cancel() if is_wished else searching.step():
+            piece = "" if row.text is None else row.text.release(is_final=True)
             if piece:
                 yield number[id(row)], piece
 
@@ -122,9 +144,10 @@ def finish(lm: LanguageModel, plan: Plan, seconds: Mapping[str, float]) -> list[
             sources=row.sources,
             settings=plan.method.to_dict(),
             filled=_filled(lm, row, plan.request.keep_special),
-            guarantee=plan.method.guarantee.value,
+            guarantee=(plan.method.guarantee if plan.search is None else Guarantee.APPROXIMATE).value,
             cached_tokens=plan.cached_tokens,
             score=row.score,
+            search={} if plan.search is None else {"name": plan.search.name, **plan.search.to_dict()},
         )
         for index, row in enumerate(plan.shown)
     ]

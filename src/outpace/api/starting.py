@@ -12,6 +12,7 @@ from outpace.api.recall import Recall
 from outpace.api.request import Request, split
 from outpace.api.running import Job, Plan
 from outpace.api.scoring import check_top
+from outpace.api.searching import Searching, check_searched, pool_for
 from outpace.arguments import flag, given, refused
 from outpace.cache import Cache, Pages
 from outpace.errors import CapabilityError, ConfigError
@@ -23,6 +24,7 @@ from outpace.methods.registry import load_method
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
+from outpace.search.base import read_search
 from outpace.text.chat import is_chat
 from outpace.text.stream import TextStream
 from outpace.types import Adapter, Capabilities, Wanted
@@ -43,6 +45,8 @@ def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any], recall: 
         raise refused("recall", recall, "an outpace.Recall")
     plan = prepare(lm, prompt, arguments)
     run = new_run(lm, plan, max(row.num_prompt + row.max_tokens for row in plan.rows), recall)
+    if plan.search is not None:
+        return Job(run, plan, Searching(lm, plan, run))
     run.join(plan.rows)
     return Job(run, plan)
 
@@ -61,6 +65,8 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     offered, arguments = lm.target.capabilities, given(arguments)
     if lm.first_token is not None:
         arguments = {"forced_bos_token_id": [lm.first_token], **arguments}
+    if "search" in arguments:
+        arguments.setdefault("method", "autoregressive")  # the files may ask for beams, which are another search
     # 1) What the model's own files ask holds wherever the caller says nothing else.
     arguments, notes = lm.generation.join(
         arguments,
@@ -69,10 +75,16 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
         has_text=lm.tokenizer is not None,
     )
     request, settings = split(arguments)
+    search, options = read_search(request.search, request.method, request.options)
+    if search is not None and search.draws and "temperature" not in arguments:
+        settings, notes = (
+            replace(settings, temperature=1.0),
+            [*notes, f"The search {search.name} draws: temperature is 1."],
+        )
     prompts, is_single = read_prompts(_framed(lm, prompt), lm.encode, offered)
     prompts, cut = _fitting(lm, prompts)
     notes = [*notes, *cut]
-    method = _method(request.method, request.options)
+    method = _method(request.method, options)
     # 2) What the vocabulary and the model's abilities rule out.
     if request.stop and lm.tokenizer is None:
         raise ConfigError("Stop strings need a tokenizer.", "Use end tokens instead.")
@@ -80,6 +92,8 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     check_top(request.top_log_probs, offered)
     settings = settings.within(offered.vocab_size)
     check_fit(method, offered)
+    if search is not None:
+        check_searched(search, lm.target, method, request.num_samples)
     check_search(method, settings, request.num_samples)
     # Where every forward has to have one width, since the kernels give no equal rows by themselves, no tree fits.
     is_fixed = request.is_batch_invariant and not lm.target.is_invariant
@@ -93,17 +107,18 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     rows = [
         _row(lm, ids, row_key(request.seed, sample), request, first, group, sample)
         for group, ids in enumerate(prompts)
-        for sample in range(max(request.num_samples, method.num_rows))
+        for sample in range(max(request.num_samples, method.num_rows, 1 if search is None else search.num_texts))
     ]
     _check_width(offered, method, is_fixed)
     sources = [row.tokens if row.source is None else row.source for row in rows]
     method.check_request(lm.target, sources, [row.max_tokens for row in rows])
     is_text = isinstance(prompt, str) or (isinstance(prompt, list | tuple) and isinstance(prompt[0], str))
     notes = [*notes, *([note] if note else []), *_told_by(models)]
-    is_single = is_single and max(request.num_samples, method.num_texts) == 1
     if not method.draws:  # nothing was drawn that could have come otherwise
         request = replace(request, record=[name for name in request.record if name != "margins"])
-    return Plan(rows, method, settings, request, models, tokenizers, is_fixed, is_single, is_text, notes)
+    plan = Plan(rows, method, settings, request, models, tokenizers, is_fixed, is_single, is_text, notes, search=search)
+    plan.is_single = is_single and plan.num_texts == 1
+    return plan
 
 
 def _told_by(models: Mapping[str, Adapter]) -> list[str]:
@@ -230,7 +245,10 @@ def new_run(lm: LanguageModel, plan: Plan, longest: int, recall: Recall | None =
     width = max(method.needs.width, _INVARIANT_WIDTH) + 1
     if offered.is_canvas:  # whole copies of what is not cached, side by side
         width += method.needs.copies * min(longest, 4 * offered.block_size or longest)
-    pages = None if recall is None else recall.serve(lm.target, plan, longest + width)
+    pages = None if recall is None or plan.search is not None else recall.serve(lm.target, plan, longest + width)
+    if plan.search is not None:
+        width += CHUNK  # rows that wait stage as many entries as one whose prompt is read
+        pages = pool_for(lm.target, plan, longest + width)
     return Run(
         lm.target,
         method,
@@ -240,13 +258,13 @@ def new_run(lm: LanguageModel, plan: Plan, longest: int, recall: Recall | None =
         memory=request.memory,
         record=request.record,
         num_top=request.top_log_probs,
-        chunk=CHUNK,
+        chunk=max(CHUNK, lm.target.reads_at_once),
         width=_INVARIANT_WIDTH if plan.is_fixed else 0,
         device=lm.target.device,
         tokenizers=plan.tokenizers,
         watch=request.watch,
         pages=pages,
-        on_leave=None if recall is None or pages is None else recall.keep,
+        on_leave=None if recall is None or pages is None or plan.search is not None else recall.keep,
     )
 
 

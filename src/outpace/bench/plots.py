@@ -18,6 +18,7 @@ __all__ = [
     "draw_paying",
     "draw_quality",
     "draw_scarce",
+    "draw_searching",
     "draw_serving",
     "draw_speed",
     "draw_sweeps",
@@ -147,6 +148,28 @@ def draw_scarce(looks: Sequence[dict[str, Any]], path: Path) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     axes.set(xlabel="epochs", ylabel="nats per token (masked: an upper bound)")
+    axes.legend(fontsize=8)
+    _open(axes)
+    figure.savefig(path, dpi=120)
+
+
+def draw_searching(found: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw the share that searches get right along the positions that they read and wrote, a curve per search.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or there is nothing to draw.
+    """
+    if not found:
+        raise ConfigError("There is nothing to draw.", "Measure one search at least.")
+    figure = _figure(6.4, 4.2)
+    axes = figure.add_subplot(1, 1, 1)
+    for number, name in enumerate(dict.fromkeys(one["search"] for one in found)):
+        curve = sorted((one["positions"], 100 * one["right"]) for one in found if one["search"] == name)
+        colour = _SWEEP_COLOURS[number % len(_SWEEP_COLOURS)]
+        axes.plot([x for x, _ in curve], [y for _, y in curve], color=colour, marker="o", label=name)
+    axes.set_xscale("log")
+    axes.set(xlabel="positions per text", ylabel="right, %", title=title)
+    axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
     _open(axes)
     figure.savefig(path, dpi=120)

@@ -157,10 +157,14 @@ class Report:
         Raises:
             ConfigError: matplotlib is not installed, or there is nothing to draw.
         """
-        from outpace.bench.plots import draw_growth, draw_quality, draw_scarce, draw_serving, draw_speed
+        from outpace.bench.plots import draw_growth, draw_quality, draw_scarce, draw_searching, draw_serving, draw_speed
 
         if self.document["kind"] == "scarce":
             draw_scarce(self.rows, path)
+            return
+        if self.document["kind"] == "searching":
+            told = self.document["options"]
+            draw_searching(self.rows, f"{told['task']} by {told['model']}", path)
             return
         if self.document["kind"] == "translation-curve":
             draw_quality(self.rows, f"{self.document['options']['set']}, one sentence at a time", path)

@@ -23,6 +23,7 @@ from outpace.cli import (
     papers,
     quantize,
     score,
+    searches,
     serve,
     trace,
     train,
@@ -62,6 +63,7 @@ app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
 app.command("get")(get.get)
 app.command("methods")(methods.methods)
+app.command("searches")(searches.searches)
 app.command("models")(models.models)
 app.command("certify")(certify.certify)
 app.command("bench")(bench.bench)

@@ -23,6 +23,7 @@ def certify(
     method: Annotated[
         str | None, typer.Option(help="The method to prove (several: A,B); prompt-lookup unless --all.")
     ] = None,
+    search: Annotated[str | None, typer.Option(help="A search to prove: reduced, it writes the method's text.")] = None,
     all: Annotated[
         bool, typer.Option("--all", help="Every method that fits the model, with default settings.")
     ] = False,
@@ -47,12 +48,20 @@ def certify(
     """
     began = time.monotonic()
     names = [] if method is None else [name for name in method.split(",") if name]
+    if search is not None and (all or len(names) > 1):
+        raise ConfigError("A search is certified beside one method.", "Name one with --method.")
     if all or len(names) > 1:
         if option or prompts is not None or (all and names):
             raise ConfigError("Several methods are certified with default settings.", "Name one with --method.")
         return _certify_all(model, names, dtype.value, seed, time_limit, jobs, json)
-    texts = None if prompts is None else _texts(prompts)
-    chosen, _ = check_method(model, names[0] if names else "prompt-lookup", options(option or []))
+    texts, name, given = (
+        None if prompts is None else _texts(prompts),
+        names[0] if names else "prompt-lookup",
+        option or [],
+    )
+    if search is not None:
+        return _certify_search(model, search, name, options(given), texts, device.value, seed, time_limit, json)
+    chosen, _ = check_method(model, name, options(given))
     from outpace.testing.certify import Plan
     from outpace.testing.certify import certify as prove
 
@@ -65,6 +74,29 @@ def certify(
     certificate = prove(model, chosen, texts, dtype=dtype.value, device=device.value, seed=seed, plan=plan)
     teller.close()
     print_json(certificate.to_dict()) if json else typer.echo(certificate.render())
+    return certificate.exit_status
+
+
+def _certify_search(
+    model: str,
+    search: str,
+    name: str,
+    given: dict[str, str],
+    texts: list[str] | None,
+    device: str,
+    seed: int,
+    limit_s: float,
+    is_json: bool,
+) -> int:
+    """Certify a search, reduced, beside a method; return the exit status."""
+    from outpace.search.base import read_search
+    from outpace.testing.certify_search import certify_search
+
+    held, rest = read_search(search, name, given)
+    assert held is not None  # it was named
+    method, _ = check_method(model, name, rest or {})
+    certificate = certify_search(model, held, method, texts, device=device, seed=seed, limit_s=limit_s)
+    print_json(certificate.to_dict()) if is_json else typer.echo(certificate.render())
     return certificate.exit_status
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outpace.api.infill import read_gaps
+from outpace.api.infill import read_gaps, read_sets
 from outpace.api.request import Request
 from outpace.cli.jobs import Job, read_jobs, refuse_lines, run_jobs
 from outpace.cli.options import (
@@ -30,6 +30,7 @@ from outpace.cli.options import (
     MethodOptions,
     ModelName,
     NoCompile,
+    SearchName,
     SourceLanguage,
     TargetLanguage,
     TemplateName,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from outpace.api.result import Result
     from outpace.methods.base import Method
     from outpace.models.parallel import Split
+    from outpace.search.base import Search
     from outpace.trace import Recorder
 
 __all__ = ["generate"]
@@ -75,7 +77,11 @@ class _Asked:
     is_json: bool
     wants_log_probs: bool
     bad_words: list[str]
+    search: str | None = None
+    found_by: Search | None = None  # the search, once its options are read
     is_infill: bool = False
+    has_sets: bool = False
+    fuse: tuple[str | None, float] = (None, 0.0)
     system: str | None = None
     chat: dict[str, Any] = field(default_factory=dict)
     batch: str | None = None
@@ -116,6 +122,7 @@ def generate(
             help="How to decode; `outpace methods` lists all (default: as the model's files ask, else plain)."
         ),
     ] = None,
+    search: SearchName = None,
     option: MethodOptions = None,
     card: Cards = None,
     adapter: AdapterName = None,
@@ -126,6 +133,15 @@ def generate(
         bool,
         typer.Option("--infill", help="Fill gaps: [[12]] in the prompt stands for 12 tokens.", rich_help_panel=RUN),
     ] = False,
+    sets: Annotated[
+        bool,
+        typer.Option("--sets", help="[[a|b|c]] in the prompt stands for parts in no order.", rich_help_panel=RUN),
+    ] = False,
+    fuse: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Add a causal language model's scores in every step.", rich_help_panel=RUN),
+    ] = None,
+    fuse_weight: Annotated[float, typer.Option(help="Of the scores of --fuse.", rich_help_panel=RUN)] = 0.2,
     generation_config: GenerationConfigName = "model",
     dtype: DtypeName = Dtype.AUTO,
     device: DeviceName = Device.AUTO,
@@ -189,6 +205,7 @@ def generate(
         processes=tensor_parallel,
         model=model,
         method=method or method_of(model),
+        search=search,
         options=options(option or []),
         is_chat=chat or any(it is not None for it in (system, tools, documents, template, chat_variable)),
         system=system,
@@ -199,6 +216,8 @@ def generate(
             "variables": json_values(chat_variable or []),
         },
         is_infill=infill,
+        has_sets=sets,
+        fuse=(fuse, fuse_weight),
         is_json=json,
         wants_log_probs=logprobs,
         trace=trace,
@@ -259,6 +278,11 @@ def _write_with(request: _Asked, method: Method, split: Split | None) -> int:
     from outpace.api.engine import load
 
     lm = load(request.model, split=split, **request.load)
+    if request.fuse[0] is not None:
+        from outpace.api.fusing import fuse
+
+        shared = {key: request.load[key] for key in ("dtype", "device", "is_compiled")}
+        lm = fuse(lm, load(request.fuse[0], **shared), request.fuse[1])
     law = {**request.law, "bad_words": bad_word_ids(request.bad_words, lm) or None}
     is_json = request.is_json or request.batch is not None
     record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if is_json else []
@@ -266,6 +290,8 @@ def _write_with(request: _Asked, method: Method, split: Split | None) -> int:
     arguments = {"record": record, "method": method if is_named else None, **request.run, **law}
     is_searched = lm.generation.is_searched(arguments)
     num_texts = max(request.run["num_samples"], lm.generation.num_texts if is_searched else method.num_texts)
+    if request.found_by is not None:
+        arguments["search"], num_texts = request.found_by, request.found_by.num_texts
     if request.batch is not None:
         return _write_batch(request, lm, arguments, num_texts)
     prompt = _prompt(request)
@@ -273,7 +299,7 @@ def _write_with(request: _Asked, method: Method, split: Split | None) -> int:
     if is_streamed and request.is_infill and isinstance(prompt[0], str):
         write_text(prompt[0])  # the pieces are given; the stream goes on from the first
     with interruptible() as is_wished, _recorded(request, lm, method) as recorder:
-        write = lm.infill if request.is_infill else lm.generate
+        write = lm.infill if request.is_infill else lm.generate_sets if request.has_sets else lm.generate
         if request.is_chat:
             write = functools.partial(lm.chat, **request.chat)
         found = write(
@@ -351,6 +377,10 @@ def _check(request: _Asked) -> Method:
         read_gaps(request.prompt)
         if request.is_chat:
             raise ConfigError("A chat has no gaps to fill.", "Leave out --chat or --infill.")
+    if request.has_sets:
+        if request.is_chat or request.is_infill or request.batch is not None:
+            raise ConfigError("--sets goes with none of --chat, --infill and --batch.", "Leave one out.")
+        read_sets(request.prompt)
     is_json, is_batch = request.is_json or request.batch is not None, request.batch is not None
     if request.wants_log_probs and not is_json:
         raise ConfigError("--logprobs has nowhere to go.", "Add --json.")
@@ -362,6 +392,8 @@ def _check(request: _Asked) -> Method:
         raise ConfigError("--out is for --batch.", "Redirect standard output instead.")
     if is_batch and (request.is_infill or request.trace is not None):
         raise ConfigError("--batch goes with neither --infill nor --trace.", "Leave one out.")
+    if request.search is not None and (request.trace is not None or request.processes > 1):
+        raise ConfigError("--search goes with neither --trace nor --tensor-parallel.", "Leave one out.")
     if request.processes > 1:
         if is_batch or request.trace is not None:
             raise ConfigError("--tensor-parallel goes with neither --batch nor --trace.", "Leave one out.")
@@ -371,6 +403,11 @@ def _check(request: _Asked) -> Method:
             )
     if any(not word for word in request.bad_words):
         raise ConfigError("A bad word is empty.", "Give each bad word at least one character.")
+    if request.search is not None:
+        from outpace.search.base import read_search
+
+        request.found_by, rest = read_search(request.search, request.method or "autoregressive", request.options)
+        request.options = dict(rest or {})
     given = (request.options, request.law, request.load["card"], request.run["num_samples"])
     method, vocab_size = check_method(request.model, request.method or "autoregressive", *given)
     if vocab_size is not None and any(not 0 <= token < vocab_size for token in request.law.get("logit_bias", ())):
@@ -381,6 +418,8 @@ def _check(request: _Asked) -> Method:
 def _prompt(request: _Asked) -> str | list[Any]:
     if request.is_infill:
         return read_gaps(request.prompt)
+    if request.has_sets:
+        return read_sets(request.prompt)
     if not request.is_chat:
         return request.prompt
     return _conversation(request, request.prompt)
@@ -411,6 +450,9 @@ def _status(results: list[Result]) -> int:
 def _failure(result: Result) -> tuple[str, str]:
     """Return why a text ended with an error, and what to do about it."""
     from outpace.run.row import DEAD_END, DISOBEYED, FORBIDDEN
+
+    if result.search and not result.tokens:
+        return result.notes[-1], ""
 
     reason = next((note for note in (DEAD_END, FORBIDDEN, DISOBEYED) if note in result.notes), None)
     if reason is not None:

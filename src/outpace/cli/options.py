@@ -33,6 +33,7 @@ __all__ = [
     "MethodOptions",
     "ModelName",
     "NoCompile",
+    "SearchName",
     "SourceLanguage",
     "TargetLanguage",
     "TemplateName",
@@ -76,7 +77,11 @@ CacheDtype = Annotated[
 ]
 NoCompile = Annotated[bool, typer.Option("--no-compile", help="Use no compiled kernels.", rich_help_panel=RUN)]
 MethodOptions = Annotated[
-    list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method.")
+    list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the search or method.")
+]
+SearchName = Annotated[
+    str | None,
+    typer.Option("--search", metavar="NAME", help="Hold several texts and return the best; `outpace searches` lists."),
 ]
 GenerationConfigName = Annotated[
     str, typer.Option(metavar="model|none", help="Obey the model's generation_config.json.", rich_help_panel=RUN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +38,11 @@ def score(
         str | None,
         typer.Option(metavar="FILE", help="Pairs to score, 'source TAB target' a line: a log-probability for each."),
     ] = None,
+    nbest: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Candidates to rank anew, 'source ||| text ||| score' a line."),
+    ] = None,
+    weight: Annotated[float, typer.Option(help="With --nbest: of the model's log-probability.")] = 1.0,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Of a masked model: maskings that the bound is estimated from (128).")
     ] = None,
@@ -53,21 +59,30 @@ def score(
 
     An encoder-decoder scores a text behind its --source, end token included; --pairs does so for many, in one go: the
     feature by which n-best lists and phrase tables are rescored.
+
+    With --nbest, a causal model ranks the candidates of each source anew, by score + --weight times log-probability.
     """
+    if nbest is not None and (text is not None or any(given is not None for given in (prompt_file, source, pairs))):
+        raise ConfigError("An n-best list was given, and something else to score besides.", "Leave one out.")
     if pairs is not None and (text is not None or prompt_file is not None or source is not None):
         raise ConfigError("Pairs were given, and a text or a source besides.", "Leave one out.")
+    from outpace.api.fusing import read_nbest, rescore_nbest
+
     rows = [] if pairs is None else _read_pairs(pairs)
-    given = prompt_text(text, prompt_file) if pairs is None else ""
+    candidates = [] if nbest is None else read_nbest(text_file(nbest), nbest)
+    given = prompt_text(text, prompt_file) if pairs is None and nbest is None else ""
     has_source = bool(rows) or source is not None
     from outpace.api.engine import load
     from outpace.api.estimating import check_scored
-    from outpace.api.scoring import check_pairs
+    from outpace.api.scoring import check_causal, check_pairs
     from outpace.models.opening import offered_by
 
     replaced = model_card(card or [])
     offered = offered_by(model, replaced)
     if offered is not None:  # before any weight is read
         check_pairs(offered) if has_source else check_scored(offered, samples)
+        if candidates:
+            check_causal(offered)
     lm = load(
         model,
         dtype=dtype.value,
@@ -77,6 +92,10 @@ def score(
         card=replaced,
         adapter=adapter,
     )
+    if candidates:
+        for candidate in rescore_nbest(lm, candidates, weight):
+            print_json(asdict(candidate)) if json else write_text(f"{candidate}\n")
+        return
     if rows:
         for one in lm.score_pairs(rows):
             print_json(one.to_dict()) if json else write_text(f"{one.log_prob:.4f}\n")

@@ -54,6 +54,10 @@ def serve(
         str, typer.Option(help="How to decode where a request does not say.", show_default=True)
     ] = "auto",
     option: MethodOptions = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE.py:FUNCTION", help="A reward that searches may ask for (repeatable)."),
+    ] = None,
     dtype: DtypeName = Dtype.AUTO,
     device: DeviceName = Device.AUTO,
     card: Cards = None,
@@ -104,6 +108,7 @@ def serve(
     settings = ServerSettings(
         method=method,
         options=options(option or []),
+        rewards=_rewards(reward or []),
         keys=keys,
         hosts=hosts,
         origins=tuple(allow_origin or ()),
@@ -141,6 +146,18 @@ def serve(
         engines = _engines(served, process, {**loading, "limits": limits})
         with interruptible(signal.SIGINT, signal.SIGTERM):  # uvicorn hands them on when it has ended what ran
             run(engines, settings, bound, is_logged=log or log_requests)
+
+
+def _rewards(given: list[str]) -> dict[str, str]:
+    """Return the rewards by name, each of which can be read."""
+    if not given:
+        return {}
+    from outpace.search.rewards import read_reward
+
+    found = options(given)
+    for name, value in found.items():
+        read_reward(f"reward {name}", value)
+    return found
 
 
 def _names(given: list[str]) -> dict[str, str]:

@@ -54,8 +54,8 @@ class Entry:
         is_cancelled: the caller wants no more.
         may_share: its rows are written in one run with those of others.
         is_kept: what was read of its prompt is in the cache for others.
-        has_forks, width, may_wait: of its method, asked once: rows continue each other; window nodes, the root among
-            them; and a text may be taken up again from what is written.
+        has_forks, width, may_wait: of its method or search, asked once: rows continue each other; window nodes, the
+            root among them; and a text may be taken up again from what is written.
         key: whose entries it may begin with; None = nobody's.
     """
 
@@ -88,7 +88,8 @@ class Entry:
         self.waiting, self.left = list(self.plan.rows), len(self.plan.rows)
         self.handed = dict.fromkeys(self.plan.rows, 0)
         needs, is_exact = self.plan.method.needs, self.plan.method.guarantee is Guarantee.EXACT
-        self.has_forks, self.width, self.may_wait = needs.has_forks, needs.width + 1, is_exact and not needs.has_forks
+        self.has_forks, self.width = needs.has_forks or self.plan.search is not None, needs.width + 1
+        self.may_wait = is_exact and not self.has_forks
         self.key = ("", self.ask.salt) if is_exact else None  # the name of an adapter, once rows may have one
         for row in self.plan.rows:
             row.group, row.steps = self.arrival if needs.has_forks else None, []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from outpace.api.searching import Searching
 from outpace.errors import NoPages, OutpaceError
 from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.text.stream import TextStream
 from outpace.types import Outcome
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "SearchLane"]
 
 _LISTS = ("tokens", "sources", "drafters", "log_probs", "top_log_probs", "margins", "steps")  # that a step appends to
 
@@ -121,3 +122,33 @@ def _recount(row: Row) -> None:
     usage.num_accepted, usage.num_recovered, usage.num_bonus = map(sources.count, ("draft", "recovered", "bonus"))
     usage.num_emitted = len(sources)
     usage.num_proposed, usage.num_steps = sum(drafted for drafted, _ in row.steps or ()), len(row.steps or ())
+
+
+class SearchLane(Lane):
+    """A search of one ask, whose rows become the texts that are found; it writes others of its own for them.
+
+    Args:
+        new_run: returns the run, without rows.
+        new_search: returns the search in such a run.
+    """
+
+    def __init__(self, new_run: Callable[[], Run], new_search: Callable[[Run], Searching]) -> None:
+        super().__init__(new_run, lambda _: None, is_shared=False)
+        self._rows, self._searching = list[Row](), new_search(self.run)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The texts that are still searched for."""
+        return [row for row in self._rows if row.finish is None]
+
+    def join(self, rows: Sequence[Row]) -> None:
+        """Note the rows."""
+        self._rows += rows
+
+    def step(self, budget: int) -> tuple[list[Row], Outcome | None, dict[Row, Exception]]:
+        """Search on by a step; return the texts that were found, no outcome, and what failed."""
+        del budget
+        try:
+            return self._searching.step(), None, {}
+        except Exception as error:
+            return [], None, dict.fromkeys(self.rows, error)

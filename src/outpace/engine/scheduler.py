@@ -8,11 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from outpace.api.running import finish
+from outpace.api.searching import Searching
 from outpace.api.starting import CHUNK, new_run, new_text, own, shared_run
 from outpace.engine.drafters import Drafters
 from outpace.engine.entry import Entry, step_of
 from outpace.engine.face import FAULT
-from outpace.engine.lane import Lane
+from outpace.engine.lane import Lane, SearchLane
 from outpace.engine.limits import Limits
 from outpace.engine.memory import new_memory
 from outpace.engine.meter import Meter
@@ -102,6 +103,12 @@ class Scheduler:
         Raises:
             ConfigError: the cache does not hold so long a text.
         """
+        search = entry.plan.search
+        if search is not None and search.num_rows > self.limits.max_rows:
+            raise ConfigError(
+                f"The search holds {search.num_rows} texts, but the engine writes {self.limits.max_rows} at a time.",
+                "Ask for a smaller search, or give the engine more rows.",
+            )
         if self._memory is None or not _may_share(entry, self.lm.target.capabilities):
             return
         row = entry.plan.rows[0]
@@ -254,7 +261,11 @@ class Scheduler:
             longest = max(row.num_prompt + row.max_tokens for row in plan.rows)
             new = partial(new_run, self.lm, plan, longest)
         if held is None:
-            held = Lane(new, self._new_text, entry.may_share)
+            held = (
+                Lane(new, self._new_text, entry.may_share)
+                if plan.search is None
+                else SearchLane(new, partial(Searching, self.lm, plan))
+            )
             self._lanes.append(held)
         return held
 

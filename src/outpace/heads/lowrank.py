@@ -19,14 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from outpace.errors import ConfigError
+from outpace.errors import CapabilityError, ConfigError
 from outpace.heads.gated import GatedTarget
-from outpace.heads.model import HeadModel
+from outpace.heads.model import HeadModel, new_head
 from outpace.heads.net import Batch, Frozen, HeadConfig, Lesson
 from outpace.heads.probe import ProbeNet, probe_lesson, sow
 from outpace.types import Adapter, Scores
 
-__all__ = ["GatedLoraNet", "LowRankNet", "SpaceNet"]
+__all__ = ["GatedLoraNet", "LowRankNet", "SpaceNet", "own_masks"]
 
 _SCALE = 2.0  # alpha / rank
 
@@ -222,3 +222,18 @@ class GatedLoraNet(LowRankNet):
         """Return the target with the factors at masks."""
         factors: Any = self.lora  # of modules that are called
         return GatedTarget.around(target, self.masks.weight, factors) if len(self.lora) else target
+
+
+def own_masks(target: Adapter) -> HeadModel:
+    """Return the drafter of the kind `space` that a target is to itself, which was taught to fill a mask of its own.
+
+    Raises:
+        CapabilityError: it names no mask token, or is no target of such a drafter.
+    """
+    if target.mask_token is None:
+        raise CapabilityError("The model names no mask token.", "Train one that does: outpace train stories-sets.")
+    model = new_head("space", target)
+    mask = torch.tensor([target.mask_token], device=target.device)
+    assert isinstance(model.net, SpaceNet)
+    model.net.masks.weight.copy_(target.embed(mask.unsqueeze(0))[0])
+    return model

@@ -3,14 +3,12 @@
 A method file holds one frozen dataclass derived from `Method`. Its fields are its settings, its module docstring names
 the paper, the guarantee, the cost and the differences from the paper.
 
-Longer than most: it holds the base of all methods, how their settings are read, and the proposals that they make.
+Longer than most: it holds the base of all methods and the proposals that they make.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,10 +19,8 @@ import torch
 from torch import Tensor
 
 from outpace.accept import sample_and_match
-from outpace.arguments import path, whole
-from outpace.errors import ConfigError, nearest
 from outpace.papers import Paper
-from outpace.setting import check
+from outpace.setting import check, read_options
 from outpace.types import (
     Adapter,
     Capabilities,
@@ -90,6 +86,16 @@ class Method:
     def guarantee(self) -> Guarantee:
         """The weakest promise among the acceptor, the draft law and the cache policy."""
         return Guarantee.EXACT
+
+    @property
+    def tail(self) -> int:
+        """Most tokens without a cache entry that are forwarded with the window; more are forwarded before it."""
+        return 1
+
+    @property
+    def is_resumable(self) -> bool:
+        """A row that leaves and joins again goes on as it was; False = it loses what is decided but no text."""
+        return True
 
     @property
     def num_rows(self) -> int:
@@ -169,58 +175,7 @@ class Method:
         Raises:
             ConfigError: an unknown setting, or a value of the wrong kind.
         """
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        values = {}
-        if not isinstance(settings, Mapping):
-            raise ConfigError(f"options is a {type(settings).__name__}.", "Give a dict from option to value.")
-        for key, value in settings.items():
-            if not isinstance(key, str):
-                raise ConfigError(f"An option is called {key!r}.", "Give the names of options as text.")
-            name = key.replace("-", "_")
-            if name not in fields:
-                raise ConfigError(f"The method {cls.name!r} has no option {key!r}.", nearest(name, fields, "option"))
-            if value is not None:  # None = not given
-                values[name] = _convert(cls.name, name, value, fields[name].default)
-        return cls(**values)
-
-
-def _convert(method: str, name: str, value: Any, default: Any) -> Any:
-    """Return a setting's value as the type of its default, read from a command-line string if it is one."""
-    try:
-        return _read(value, default)
-    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        hint = _KINDS.get(type(default), f"Give {type(default).__name__}.")
-        shown = reprlib.repr(value).replace("\n", " ")
-        raise ConfigError(f"The option {name!r} of {method!r} cannot be {shown}.", hint) from error
-
-
-_KINDS: dict[type, str] = {
-    bool: "Give true or false.",
-    int: "Give a whole number (int), such as 8.",
-    float: "Give a number (float), such as 0.5.",
-    tuple: "Give whole numbers parted by commas, such as 4,2,1.",
-    str: "Give text.",
-}
-
-
-def _read(value: Any, default: Any) -> Any:
-    """Return the value as the type of the default; anything else raises KeyError, TypeError or ValueError."""
-    if isinstance(default, bool):
-        return value if isinstance(value, bool) else _SPELLED[str(value).lower()]
-    if isinstance(default, int):
-        return int(value) if isinstance(value, str) else whole("the option", value)
-    if isinstance(default, float):
-        number = float(value)
-        if math.isnan(number):
-            raise ValueError("not a number")
-        return number
-    if isinstance(default, tuple):
-        items = [item for item in value.split(",") if item] if isinstance(value, str) else value
-        return tuple(_read(item, 0) for item in items)
-    return path("the option", value) if isinstance(default, str) else value
-
-
-_SPELLED = {"true": True, "false": False, "1": True, "0": False}
+        return cls(**read_options(cls, settings, "method"))
 
 
 def nothing(view: View) -> Proposal:

@@ -25,7 +25,7 @@ from outpace.papers import Paper
 if TYPE_CHECKING:
     from outpace.methods.base import Method
 
-__all__ = ["build", "build_papers", "describe", "find", "methods", "needs_in_words"]
+__all__ = ["build", "build_papers", "describe", "find", "methods", "needs_in_words", "settings_of"]
 
 _FILE = Path(__file__).with_name("catalogue.json")
 _NEEDED = {
@@ -84,7 +84,7 @@ def describe(kind: type[Method]) -> dict[str, Any]:
         "needs": {key: value for key, value in dataclasses.asdict(method.needs).items() if _asks(value)},
         "paper": dataclasses.asdict(kind.paper) if kind.paper else None,
         "summary": kind.summary,
-        "settings": _settings(kind),
+        "settings": settings_of(kind),
         "doc": inspect.cleandoc(sys.modules[kind.__module__].__doc__ or ""),
         "plugin": "",
     }
@@ -145,10 +145,13 @@ def _module_papers() -> Iterator[tuple[Paper, str, str, str]]:
                 words = shlex.split(paper.command)
                 shown = words[: 3 if words[0] == "python" else 2]
                 runs = f"recipe {words[2]}" if words[1] == "train" else f"command {' '.join(shown)}"
+                if "--search" in words:
+                    runs = f"search {words[words.index('--search') + 1]}"
                 yield paper, runs, paper.command, ""
 
 
-def _settings(kind: type[Method]) -> list[dict[str, Any]]:
+def settings_of(kind: type[Any]) -> list[dict[str, Any]]:
+    """Return the settings of a class with a docstring for each: name, default, doc."""
     # A class says what its own settings mean, and leaves those that it inherits to its bases.
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):

@@ -186,7 +186,7 @@ class Mixed(Method):
         if any(_stands_alone(proposal) for proposal in own):
             names = ", ".join(group.method.name for group in groups if group.rows)
             raise ConfigError(f"A method proposes what cannot stand beside other rows ({names}).", "Run it by itself.")
-        laid = lay_beside([_marked(proposal) for proposal in own], [group.rows for group in groups])
+        laid = lay_beside([_marked(proposal) for proposal in own], [group.rows for group in groups], view.lengths)
         laid.carry = own
         return laid
 
@@ -270,7 +270,7 @@ def _propose(group: Group, view: View) -> Proposal:
 
 def _stands_alone(proposal: Proposal) -> bool:
     inputs = None if proposal.is_soft is not None else proposal.inputs
-    kinds = (proposal.position, proposal.visible, proposal.ask, inputs)
+    kinds = (proposal.visible, proposal.ask, inputs)
     return proposal.is_whole or any(kind is not None for kind in kinds)
 
 

@@ -6,12 +6,12 @@ Set OUTPACE_PLUGINS=0 to load built-ins only.
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, cast
 
-from outpace.errors import ConfigError, PluginError, nearest
+from outpace.errors import ConfigError
+from outpace.plugins import gather, load
 
 if TYPE_CHECKING:
     from outpace.methods.base import Method
@@ -116,6 +116,8 @@ _BUILT_IN = {  # below outpace.methods
     "gated-lora": "speculative.gated_lora:GatedLora",
     "lud": "speculative.lud:Lud",
     "pard": "speculative.pard:Pard",
+    "set-block": "speculative.set_block:SetBlock",
+    "wedlm": "speculative.wedlm:WeDlm",
     "s2d": "speculative.s2d:SortedDraft",
     "fspad": "speculative.fspad:Fspad",
     "jakiro": "speculative.jakiro:Jakiro",
@@ -130,20 +132,7 @@ _BUILT_IN = {  # below outpace.methods
 
 @lru_cache(maxsize=1)
 def _entries() -> dict[str, EntryPoint]:
-    found = {name: EntryPoint(name, f"outpace.methods.{value}", _GROUP) for name, value in _BUILT_IN.items()}
-    if os.environ.get("OUTPACE_PLUGINS") == "0":
-        return found
-    for entry in entry_points(group=_GROUP):
-        if entry.dist is not None and entry.dist.name == "outpace":  # an older installation's list
-            continue
-        known = found.get(entry.name)
-        if known is not None:
-            raise PluginError(
-                f"Two packages name a method {entry.name!r}: {known.value} and {entry.value}.",
-                "Uninstall one of them, or set OUTPACE_PLUGINS=0.",
-            )
-        found[entry.name] = entry
-    return found
+    return gather(_GROUP, _BUILT_IN, "method")
 
 
 def method_names() -> list[str]:
@@ -185,12 +174,4 @@ def load_method(name: str) -> type[Method]:
         ConfigError: no such method; the hint names the nearest.
         PluginError: the entry point does not load.
     """
-    entry = _entries().get(name)
-    if entry is None:
-        raise ConfigError(f"There is no method {name!r}.", nearest(name, _entries(), "method"))
-    try:
-        return cast("type[Method]", entry.load())
-    except (ImportError, AttributeError) as error:
-        raise PluginError(
-            f"The method {name!r} does not load: {error}.", f"Its entry point is {entry.value}."
-        ) from error
+    return cast("type[Method]", load(_entries(), name, "method"))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from outpace.errors import CapabilityError, ConfigError, ModelError
-from outpace.models import any_order
+from outpace.models import any_order, recurrent
 from outpace.models.checkpoint import check_checkpoint
 from outpace.models.editing.files import is_editor, open_editor
 from outpace.models.loading import load_model, pick_device, pick_dtype, read_capabilities, read_config, resolve
@@ -118,6 +118,7 @@ def _is_own(directory: Path) -> bool:
         MODEL_TYPE,
         nar.MODEL_TYPE,
         any_order.MODEL_TYPE,
+        recurrent.MODEL_TYPE,
     )
 
 
@@ -129,6 +130,9 @@ def _open_own(directory: Path, dtype: str, device: str, kernels: Kernels | None)
         from outpace.models.any_order_model import open_any_order
 
         return open_any_order(directory, torch.float32 if dtype == "auto" else pick_dtype(dtype, config, place), place)
+    if config.get("model_type") == recurrent.MODEL_TYPE:
+        number = torch.float32 if dtype == "auto" else pick_dtype(dtype, config, place)
+        return recurrent.open_recurrent(directory, number, place)
     if config.get("model_type") == nar.MODEL_TYPE:
         number = torch.float32 if dtype == "auto" else pick_dtype(dtype, config, place)
         return nar.open_nar(directory, number, place, kernels)

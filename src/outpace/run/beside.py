@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from outpace.run.tree import ancestors
 from outpace.types import Decision, Ending, Outcome, Proposal
 
 __all__ = ["lay_beside", "merge", "outcome_of", "padded", "part_of", "pick"]
@@ -15,19 +16,21 @@ __all__ = ["lay_beside", "merge", "outcome_of", "padded", "part_of", "pick"]
 Index = Sequence[int]
 
 
-def lay_beside(proposals: Sequence[Proposal], places: Sequence[Index]) -> Proposal:
+def lay_beside(proposals: Sequence[Proposal], places: Sequence[Index], lengths: Index = ()) -> Proposal:
     """Lay chains and trees of several groups of rows into one proposal; chains become trees where a tree stands beside.
 
     Laws stay with the groups' own proposals: what is laid beside each other is what is forwarded.
 
     Args:
-        proposals: one per group, none with positions or sights of its own, and inputs only where `is_soft` says which.
+        proposals: one per group, none with sights of its own, and inputs only where `is_soft` says which.
         places: per group, its rows; together all rows, each once.
+        lengths: final tokens of each row; read where a proposal has positions of its own.
     """
     count, width = sum(map(len, places)), max(proposal.tokens.shape[1] for proposal in proposals)
     device = proposals[0].tokens.device
     tokens = torch.zeros(count, width, dtype=torch.int64, device=device)
     parent = torch.full_like(tokens, -1) if any(proposal.parent is not None for proposal in proposals) else None
+    position = torch.full_like(tokens, -1) if any(proposal.position is not None for proposal in proposals) else None
     length, drafts, origin = [0] * count, [0] * count, [""] * count
     soft = next((proposal.inputs for proposal in proposals if proposal.inputs is not None), None)
     inputs = None if soft is None else soft.new_zeros(count, width, soft.shape[-1])
@@ -38,6 +41,8 @@ def lay_beside(proposals: Sequence[Proposal], places: Sequence[Index]) -> Propos
         if parent is not None:
             chain = torch.arange(-1, own - 1, device=device)
             parent[rows, :own] = chain if proposal.parent is None else proposal.parent
+        if position is not None:
+            position[rows, :own] = _positions(proposal, torch.tensor([lengths[row] for row in index], device=device))
         names = [proposal.origin] * len(index) if isinstance(proposal.origin, str) else proposal.origin
         if inputs is not None and is_soft is not None and proposal.inputs is not None and proposal.is_soft is not None:
             inputs[rows, :own], is_soft[rows, :own] = proposal.inputs, proposal.is_soft
@@ -45,8 +50,19 @@ def lay_beside(proposals: Sequence[Proposal], places: Sequence[Index]) -> Propos
         for row, nodes, some, name in zip(index, proposal.length, kept, names, strict=True):
             length[row], drafts[row], origin[row] = nodes, some, name
     notes = dict.fromkeys(proposal.note for proposal in proposals if proposal.note)
-    told = Proposal(tokens, length, parent, origin=origin, note="; ".join(notes), inputs=inputs, is_soft=is_soft)
+    told = Proposal(
+        tokens, length, parent, position, origin=origin, note="; ".join(notes), inputs=inputs, is_soft=is_soft
+    )
     return told if drafts == length else replace(told, drafts=drafts)
+
+
+def _positions(proposal: Proposal, lengths: Tensor) -> Tensor:
+    """Return [B, W] the logical positions of nodes behind texts of `lengths` [B] tokens."""
+    if proposal.position is not None:
+        return proposal.position
+    if proposal.parent is not None:
+        return lengths.unsqueeze(1) + ancestors(proposal.parent).sum(-1) - 1
+    return lengths.unsqueeze(1) + torch.arange(proposal.tokens.shape[1], device=lengths.device)
 
 
 def padded(proposal: Proposal, count: int) -> Proposal:
@@ -90,6 +106,7 @@ def part_of(laid: Proposal, own: Proposal, index: Index) -> Proposal:
         length=[laid.length[i] for i in index],
         drafts=None if own.drafts is None or laid.drafts is None else [laid.drafts[i] for i in index],
         parent=None if own.parent is None else own.parent[:, :width],
+        position=None if own.position is None else own.position[:, :width],
         law=None if own.law is None else replace(own.law, probs=own.law.probs[:, :width]),
     )
 

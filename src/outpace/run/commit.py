@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_NEVER = float("-inf")
 _UNSOUND = "The drafter proposed ids outside the vocabulary or laws that are none; those drafts were ignored."
 
 
@@ -120,10 +121,11 @@ def fit(proposal: Proposal, limit: int, pad_to: int) -> Proposal:
         )
     missing = pad_to - proposal.tokens.shape[1]
     if missing > 0 and proposal.parent is None:
-        law, inputs, pad = proposal.law, proposal.inputs, torch.nn.functional.pad
+        law, inputs, place, pad = proposal.law, proposal.inputs, proposal.position, torch.nn.functional.pad
         proposal = replace(
             proposal,
             tokens=pad(proposal.tokens, (0, missing)),
+            position=None if place is None else pad(place, (0, missing)),
             inputs=None if inputs is None else pad(inputs, (0, 0, 0, missing)),
             law=None if law is None else replace(law, probs=pad(law.probs, (0, 0, 0, missing))),
         )
@@ -181,7 +183,7 @@ def kept(starts: Sequence[int], path: Sequence[Sequence[int]], counts: Sequence[
 
 
 def record(names: Sequence[str], num_top: int, rows: Sequence[Row], outcome: Outcome, view: View) -> None:
-    """Note log-probabilities, `num_top` likeliest tokens and margins of what was just written, by `view.texts` too.
+    """Note log-probabilities, entropies, likeliest tokens and margins of what was just written, by `view.texts` too.
 
     A row's own wishes come before `names` and `num_top`. A method that draws tokens before it writes them tells their
     log-probabilities, and has no margins.
@@ -207,12 +209,19 @@ def record(names: Sequence[str], num_top: int, rows: Sequence[Row], outcome: Out
         first = len(row.tokens) - len(tokens)
         for offset, token in enumerate(tokens):
             logits = scores.logits[at, asked[offset]]
-            if "log_probs" in names:
-                row.log_probs.append(float(logits.double().log_softmax(-1)[token]))
+            law = logits.double().log_softmax(-1) if {"log_probs", "entropies"} & {*names} or row.num_choices else None
+            if law is not None and "log_probs" in names:
+                row.log_probs.append(float(law[token]))
+            if law is not None and "entropies" in names:
+                row.entropies.append(float(-torch.special.xlogy(law.exp(), law.exp()).sum()))
             if num_top:
                 row.top_log_probs.append(likeliest_of(logits, num_top))
-            if "margins" in names:
+            if "margins" in names or row.num_choices:
                 own, text = view.sampler.rows([at]), [row.tokens[: first + offset]]
                 history = own.history(text, [row.num_prompt], logits.shape[-1])
                 processed = own.process(logits.unsqueeze(0), history)[0]
-                row.margins.append(own.margin(processed, first + offset, 0))
+                if "margins" in names:
+                    row.margins.append(own.margin(processed, first + offset, 0))
+                if law is not None and row.num_choices:
+                    best = likeliest_of(processed, row.num_choices)
+                    row.choices.append([(one, value, float(law[one])) for one, value in best if value > _NEVER])

@@ -53,7 +53,7 @@ class Run:
         capacity: cache entries per row: the longest text plus the widest window.
         models: other models by role.
         memory: what outlives the run, for methods that keep one.
-        record: "log_probs" and "margins" are noted per token when named.
+        record: "log_probs", "margins" and "entropies" are noted per token when named.
         num_top: how many of the likeliest tokens are noted per token.
         chunk: prompt tokens per prefill forward; borders lie at multiples of it, whatever was drafted before.
         width: every scoring forward has exactly this many window nodes (batch-invariant mode); 0 = as proposed.
@@ -93,7 +93,8 @@ class Run:
         self.counters = {"target": Counter(), "draft": Counter()}
         self.seconds = {"prefill": 0.0, "draft": 0.0, "score": 0.0, "accept": 0.0, "total": 0.0}
         self.num_steps = 0
-        self.tail = 1  # pending tokens that a step forwards with its window; more are forwarded before it
+        # Pending tokens that a step forwards with its window; more are forwarded before it.
+        self.tail = getattr(method, "tail", 1)
         self.last: Outcome | None = None
         self.batch = Batch(settings)
         self._needs = _with_reads(method.needs, self.models)
@@ -126,7 +127,7 @@ class Run:
             raise ConfigError("A row has a method or settings of its own.", "Run it with the method `mixed`.")
         if not rows:
             return
-        self._has_records |= any(row.record or row.num_top for row in rows)
+        self._has_records |= any(row.record or row.num_top or row.num_choices for row in rows)
         offered = self.target.capabilities
         in_line = in_line and offered.attention == "causal" and not (offered.turns_at or self.width)
         # Side by side, every row stages as many entries as the widest one, prefill chunks included.
@@ -214,6 +215,14 @@ class Run:
             self.batch.cache.truncate(valid)
         self.batch.sampler = bind(self.settings, self.rows) if sampler is None else sampler
 
+    def read(self) -> None:
+        """Read all prompts, and take no step."""
+        began = time.perf_counter()
+        before = [(counter.nfe, counter.positions) for counter in self.counters.values()]
+        with shared(self.target.is_invariant):
+            self._prefill()
+        self._count(self.rows, before, {"total": time.perf_counter() - began})
+
     def part(self, index: Sequence[int]) -> Run:
         """Return a run of some rows, in that order, with copies of what is theirs (a row may repeat)."""
         other = copy.copy(self)
@@ -291,7 +300,7 @@ class Run:
         self._observe(rows, self.last)
         if pieces:
             self._has_read(pieces, None)
-        if gone := [row for row in rows if row.finish is not None]:
+        if gone := [row for row in rows if row.finish is not None or row.is_paused]:
             self.leave(gone)
         self._count(rows + self._reading, before, {**seconds, "total": time.perf_counter() - began})
         return list(zip(rows, emitted, strict=True))
@@ -439,7 +448,8 @@ class Run:
         if isinstance(cache, PagedCache):
             limit = affordable(cache, [len(tokens) for tokens in pending], proposal.length, limit)
         if proposal.parent is None:
-            limit = min(limit, max([row.room for row in rows]) - 1, self.width or limit)
+            room = max([row.room for row in rows]) - 1 if proposal.drafts is None else limit
+            limit = min(limit, room, self.width or limit)
         return fit(proposal, limit, min(self.width, slots))
 
     def _count(self, rows: list[Row], before: list[tuple[int, int]], seconds: dict[str, float]) -> None:

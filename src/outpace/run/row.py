@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,12 @@ class Row:
         cached: pages that hold the first entries of its text, and how many these are, where the run's caches lie on
             pages: read when it joins.
         steps: drafts and accepted ones of each step; None = not kept.
+        pause: asked after each token behind which the text goes on; True = the row leaves the run here for now, and
+            `is_paused` says so. None = nobody wants to look at it before its end.
+        entropies: in nats, of the model's own law before each written token, when recorded.
+        choices: before each written token, the likeliest ones under the law that it is drawn from, but for temperature
+            and cuts: id, log-probability under that law, and under the model's own.
+        num_choices: how many of them are noted.
     """
 
     tokens: list[int]
@@ -127,6 +133,11 @@ class Row:
     drafters: list[str] = field(default_factory=list)
     steps: list[tuple[int, int]] | None = None
     cached: tuple[Iterable[int], int] | None = None
+    pause: Callable[[Row], bool] | None = None
+    is_paused: bool = False
+    entropies: list[float] = field(default_factory=list)
+    choices: list[list[tuple[int, float, float]]] = field(default_factory=list)
+    num_choices: int = 0
 
     def __post_init__(self) -> None:
         self.usage.num_prompt = self.num_prompt
@@ -160,7 +171,7 @@ class Row:
             raise ConfigError("What a row has written breaks the constraint.", "Begin a new row with it as the prompt.")
 
     def push(self, token: int) -> bool:
-        """Append one final token; return whether the row ends here."""
+        """Append one final token; return whether the row ends here, or leaves for now."""
         # -1 is the pick's sign for a law that is none; nothing is written.
         if token < 0 or (self.state is not None and not self._may_write(self.state, token)):
             self._stick(token)
@@ -178,7 +189,8 @@ class Row:
                 self.finish = FinishReason.LENGTH
         if self.finish is not None and self.text is not None:
             self.text.flush()
-        return self.finish is not None
+        self.is_paused = self.finish is None and self.pause is not None and self.pause(self)
+        return self.finish is not None or self.is_paused
 
     def would_end(self, tokens: Sequence[int]) -> bool:
         """Return whether the text would end with the last of some tokens behind it, its greatest length apart."""
@@ -213,7 +225,7 @@ class Row:
 # What a row takes over with a text: all that tells of the text, not what the caller asked of the row.
 _TOLD = (
     *("tokens", "usage", "log_probs", "top_log_probs", "margins", "sources", "drafters", "steps", "notes"),
-    *("text", "state"),
+    *("text", "state", "entropies", "choices"),
 )
 
 

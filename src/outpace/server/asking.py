@@ -13,6 +13,8 @@ from starlette.types import Scope
 from outpace import zoo
 from outpace.engine.face import Face
 from outpace.methods.registry import load_method
+from outpace.search.registry import load_search
+from outpace.search.rewards import Reward
 from outpace.server.errors import Refused
 from outpace.server.gate import warn
 from outpace.server.schemas import Body, Extra, Message, TextBody
@@ -28,7 +30,7 @@ _SLACK = 4  # times the characters of the longest tokens: some tokenizers drop o
 _MOST_BIASES, _MOST_WORDS, _MOST_TOP = 1024, 128, 20
 _MOST_DRAFTED = 1024  # of any option that is a number, unless its default is larger
 _PLAIN, _CANVAS_PLAIN = "autoregressive", "masked-diffusion"
-_FREE_OPTIONS = ("arms", "delimiters", "strategy")  # texts that name no file
+_FREE_OPTIONS = ("arms", "delimiters", "marks", "strategy")  # texts that name no file
 _READ_ELSEWHERE = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "json_schema", "regex", "ebnf")
 _SAME = (  # fields that ours have the name of, too
     "temperature",
@@ -249,6 +251,8 @@ def arguments(
     found |= _room(engine, settings, scope, num_prompt, max_tokens)
     if (body.min_tokens or 0) > found.get("max_tokens", body.min_tokens or 0):
         raise _wrong("min_tokens", f"min_tokens is {body.min_tokens}, above max_tokens.")
+    if body.outpace is not None and body.outpace.search is not None:
+        return _held(body.outpace, found, settings)
     chosen = method(body.outpace or Extra(), engine, settings)
     return found | chosen if load_method(chosen["method"]).draws else _searched(body, found, chosen)
 
@@ -261,6 +265,33 @@ def _searched(body: TextBody, found: dict[str, Any], chosen: dict[str, Any]) -> 
     if chosen["options"].get("n_best", options["n_best"]) != options["n_best"]:
         raise _wrong("outpace.options.n_best", "A request's n says how many texts come back. Leave n_best out.")
     return found | {"num_samples": 1, "method": chosen["method"], "options": options}
+
+
+def _held(extra: Extra, found: dict[str, Any], settings: ServerSettings) -> dict[str, Any]:
+    """Return what a search that holds several texts is asked for: a request's n is how many it returns.
+
+    Raises:
+        Refused: a reward that the server does not know, an option that is too large or names a file, or more texts than
+            the search returns.
+        ConfigError: there is no such search or method.
+    """
+    assert extra.search is not None
+    kind, name, options = load_search(extra.search), extra.method or _PLAIN, dict(extra.options)
+    fields = {field.name: field for part in (load_method(name), kind) for field in dataclasses.fields(part)}
+    for key, value in extra.options.items():
+        field, where = fields.get(key.replace("-", "_")), f"outpace.options.{key}"
+        if field is None or not isinstance(field.default, Reward):
+            _check_option(key, value, field, settings)
+        elif not isinstance(value, str) or value not in settings.rewards:
+            known = ", ".join(settings.rewards) or "none"
+            raise _wrong(where, f"{where} is no reward of this server. It knows {known}.")
+        else:
+            options[key] = settings.rewards[value]
+    if found["num_samples"] > 1 and "n_best" not in fields:
+        raise _wrong("n", f"The search {extra.search!r} returns one text. Leave n out.")
+    if "n_best" in fields:
+        options["n_best"] = found["num_samples"]
+    return found | {"num_samples": 1, "method": name, "search": extra.search, "options": options}
 
 
 def _num_samples(body: TextBody, settings: ServerSettings) -> int:

@@ -50,7 +50,8 @@ class Extra(BaseModel):
 
     Attributes:
         method: how to decode: it changes the speed, not the text, as long as the method is exact.
-        options: settings of the method by name.
+        options: settings of the method by name, and of the search.
+        search: what holds several texts and returns the best; `n` says how many come back.
         draft: most tokens to draft per step; 0 = plain decoding.
         trace: tell where each token came from, and what each step did.
         metrics: `metrics.speculative_decoding` in vLLM's form, of all steps or also of each.
@@ -60,6 +61,7 @@ class Extra(BaseModel):
 
     method: Annotated[str, Field(max_length=100)] | None = None
     options: dict[str, Any] = Field(default_factory=dict, max_length=50)
+    search: Annotated[str, Field(max_length=100)] | None = None
     draft: Annotated[int, Field(ge=0, le=1024)] | None = None
     trace: bool = False
     metrics: Literal["summary", "detailed"] | None = None

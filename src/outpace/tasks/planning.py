@@ -16,8 +16,8 @@ from .example import Example, Make, Scorer, first_lines
 
 LOW_TARGET, HIGH_TARGET, LARGEST = 10, 99, 9999
 FEWEST_CLUES, MOST_CLUES = 4, 12
-_STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
-_OPERATIONS: dict[str, Callable[[int, int], int | None]] = {
+STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
+OPERATIONS: dict[str, Callable[[int, int], int | None]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b if a > b else None,
     "*": lambda a, b: a * b,
@@ -38,7 +38,7 @@ def _combine(random: Random, numbers: list[int]) -> tuple[list[str], int] | None
         if a < b:
             a, b = b, a
         sign = random.choice("--++*/")
-        result = _OPERATIONS[sign](a, b)
+        result = OPERATIONS[sign](a, b)
         if result is None or result > LARGEST:
             return None
         steps.append(f"{a}{sign}{b}={result}")
@@ -61,7 +61,7 @@ def _countdown(count: int) -> Make:
 def _reaches_target(example: Example, text: str) -> bool:
     *left, target = map(int, example.prompt.split(": ", 1)[1].split("\n")[0].split(","))
     for step in first_lines(text)[0].split(","):
-        match = _STEP.fullmatch(step.strip())
+        match = STEP.fullmatch(step.strip())
         if match is None:
             return False
         a, b, result = int(match[1]), int(match[3]), int(match[4])
@@ -69,7 +69,7 @@ def _reaches_target(example: Example, text: str) -> bool:
             if number not in left:
                 return False
             left.remove(number)
-        if _OPERATIONS[match[2]](a, b) != result:
+        if OPERATIONS[match[2]](a, b) != result:
             return False
         left.append(result)
     return left == [target]

@@ -67,7 +67,7 @@ def train_tokenizer(texts: Iterable[str], vocab: int, extra: Sequence[str] = ())
 def encode_stream(tokenizer: Tokenizer, documents: Sequence[str]) -> Tokens:
     """All documents as one stream, `<|endoftext|>` before each and after the last."""
     pieces = [np.array([EOS_ID], dtype=np.uint16)]
-    for encoding in tokenizer.encode_batch(list(documents)):
+    for encoding in tokenizer.encode_batch(list(documents), add_special_tokens=False):
         pieces.append(np.array([*encoding.ids, EOS_ID], dtype=np.uint16))
     return np.concatenate(pieces)
 

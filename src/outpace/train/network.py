@@ -33,6 +33,7 @@ class LlamaShape:
         causal: Whether position i sees only positions up to i (else what the caller lets it see, by default all).
         block: Length of a block where positions see all of their own block and of earlier ones; 0 for no blocks.
         shifted: Whether row i of a network that is not causal still speaks of token i + 1, as it did in its parent.
+        rotary: Whether queries and keys turn with their positions; else causal attention alone tells what came first.
     """
 
     hidden: int
@@ -48,6 +49,7 @@ class LlamaShape:
     causal: bool = True
     block: int = 0
     shifted: bool = False
+    rotary: bool = True
 
 
 Past = list[Tensor]  # keys and values of one layer, [B, H, T, D] each, growing as tokens come; empty at first
@@ -140,8 +142,9 @@ class Attention(nn.Module):
         """Mix positions of `x` [B, T, hidden]; with `past`, also look at (and add to) what came before."""
         batch, length, _ = x.shape
         heads = (batch, length, -1, self.shape.head_dim)
-        query = rotate(self.q_proj(x).view(heads).transpose(1, 2), cos, sin)
-        key = rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)
+        query, key = (part(x).view(heads).transpose(1, 2) for part in (self.q_proj, self.k_proj))
+        if self.shape.rotary:
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         value = self.v_proj(x).view(heads).transpose(1, 2)
         if past is not None:
             past[:] = (
@@ -323,6 +326,9 @@ def hf_config(shape: LlamaShape, *, eos_id: int, mask_id: int) -> dict[str, Any]
         }
     if shape.block:
         config["block_length"] = shape.block
+    if not shape.rotary:  # the published layout whose layers may each leave rotation out
+        config |= {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"}
+        config |= {"no_rope_layers": [0] * shape.layers, "use_sliding_window": False}
     return config
 
 
@@ -330,7 +336,8 @@ def shape_of(config: Mapping[str, Any]) -> LlamaShape:
     """Return the shape that `hf_config` wrote."""
     return LlamaShape(
         **{name: config[key] for key, name in _KEYS.items()},
-        causal=config["model_type"] == "llama",
+        causal=config["model_type"] in ("llama", "smollm3"),
         block=config.get("block_length", 0),
         shifted=config.get("logits_shift", False),
+        rotary=config["model_type"] != "smollm3",
     )

@@ -94,6 +94,17 @@ def response_places(tokens: Tensor, markers: Sequence[Sequence[int]]) -> Tensor:
     return last(closes) > last(tokens == EOS_ID)
 
 
+def behind_prefix(tokens: Tensor, step: int, seed: int) -> Tensor:
+    """Which of `tokens` [B, T] stand behind a given prefix: any length from 1 to T - 1, drawn for each row.
+
+    Source: Han et al. (2024, arXiv 2401.17181), who find prefix-LM best among the objectives of text diffusion.
+    """
+    batch, length = tokens.shape
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step + 250_007)
+    ends = torch.randint(1, length, (batch, 1), generator=generator)
+    return (torch.arange(length) >= ends).to(tokens.device)
+
+
 def whole_canvas(tokens: Tensor, step: int, seed: int, shifted: bool, is_open: Tensor | None = None) -> DenoisingBatch:
     """A masked copy of `tokens` [B, T] in which every position may see every other.
 

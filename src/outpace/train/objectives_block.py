@@ -1,7 +1,8 @@
 """Block diffusion: noisy and clean copies of a row in one forward, under the mask of BD3LM.
 
 Source: Arriola et al. (2025, arXiv 2503.09573, section 3.1); the shift and the complementary views are those of
-Fast-dLLM v2 (Wu et al., 2025, arXiv 2509.26328).
+Fast-dLLM v2 (Wu et al., 2025, arXiv 2509.26328). Sets of a block behind a causal text: Gat et al. (2025, arXiv
+2509.04185), all masks of a block at once as in SDLM (Liu et al., 2025, arXiv 2509.24007).
 """
 
 from __future__ import annotations
@@ -81,4 +82,61 @@ def _ask(tokens: Tensor, is_masked: Tensor, rates: Tensor, block: int) -> Denois
         *fill_up(rows * 2 * length + before, tokens[rows, columns], weights[rows, columns], tokens),
         pieces=block_pieces(length, block, tokens.device),
         positions=places.repeat(2),
+    )
+
+
+# Half of the blocks are shown with their first token alone, as decoding begins each of them.
+FRESH_SHARE = 0.5
+
+
+@cache
+def set_block_sight(length: int, block: int, device: torch.device) -> tuple[Sight, ...]:
+    """Who sees whom in [blocks ; text]: the text is causal; a block's entries see the text before it and are causal."""
+    place = torch.arange(length, device=device)
+    causal = place[None, :] <= place[:, None]
+    own = causal & (place[:, None] // block == place[None, :] // block)
+    before = place[None, :] <= place[:, None] // block * block
+    size = -(-64 // block) * block
+    pieces = []
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        seen = stop - block + 1
+        visible = torch.cat([own[start:stop, start:stop], before[start:stop, :seen]], 1)
+        pieces.append(Sight(start, stop, ((start, stop), (length, length + seen)), visible))
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        pieces.append(Sight(length + start, length + stop, ((length, length + stop),), causal[start:stop, :stop]))
+    return tuple(pieces)
+
+
+def set_block_canvas(tokens: Tensor, block: int, step: int, seed: int) -> DenoisingBatch:
+    """A partly masked copy of each block behind the causal text, from `tokens` [B, T + 1], T a multiple of `block`.
+
+    The text's outputs say the next token, as in plain training, and half of the loss is theirs. Of a block's copy, the
+    tokens that are shown come first and the masks behind them, all at their own positions: under causal attention each
+    mask then sees every token that is shown (Liu et al., 2025, arXiv 2512.22737, topological reordering). The mask for
+    token i stands at position i - 1, where a causal network says token i.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    batch, length = len(tokens), tokens.shape[1] - 1
+    # One draw for all rows, so that they share their positions.
+    rates, is_fresh = torch.rand((2, length // block, 1), generator=generator)
+    is_masked = torch.rand((length // block, block), generator=generator) < rates
+    is_masked = torch.where(is_fresh < FRESH_SHARE, torch.arange(block) > 0, is_masked)
+    order = torch.sort(is_masked.long(), dim=-1, stable=True).indices
+    # Entry i of a block stands for token i + 1 of the text, since token i + 1 is what position i speaks of.
+    place = (order + torch.arange(0, length, block).unsqueeze(1)).flatten()
+    is_masked = is_masked.gather(1, order).flatten()
+    text, answers = tokens[:, :-1], tokens[:, 1:]
+    told = answers[:, place.to(tokens.device)]
+    weights = torch.cat([is_masked / is_masked.sum().clamp(min=1), torch.full((length,), 1 / length)]) / batch / 2
+    weights = weights.repeat(batch).to(tokens.device)
+    outputs = weights.nonzero().squeeze(-1)
+    return DenoisingBatch(
+        torch.cat([torch.where(is_masked.to(tokens.device), MASK_ID, told), text], 1),
+        *fill_up(
+            outputs, torch.cat([told, answers], 1).flatten()[outputs], weights[outputs], tokens[:, 1:].repeat(1, 2)
+        ),
+        pieces=set_block_sight(length, block, tokens.device),
+        positions=torch.cat([place + (~is_masked).long(), torch.arange(length)]).to(tokens.device),
     )

@@ -178,6 +178,24 @@ def tiny_stories() -> Source:
     return next(source for source in SOURCES if source.name == "tinystories")
 
 
+def _english(data: Path) -> Iterator[str]:
+    """Yield the English sentences that translators are trained on, each once."""
+    with gzip.open(data / _ENGLISH, "rt", encoding="utf-8") as lines:
+        yield from dict.fromkeys(line.split("\t")[0].strip() for line in lines)
+
+
+_ENGLISH = "tatoeba_pairs/en-de.train.tsv.gz"
+TATOEBA_ENGLISH = Source(
+    name="tatoeba-english",
+    files=(_ENGLISH,),
+    origin="tatoeba.org through www.manythings.org/anki, the copy in github.com/rioyshky/translation",
+    licence="CC-BY-2.0",
+    note="the English side of the training pairs",
+    weight=1.0,
+    read=_english,
+)
+
+
 def held_out_stories(data: Path) -> list[str]:
     """The stories of TinyStories that no recipe trains on."""
     return list(_stories("valid.txt")(data))
@@ -266,6 +284,17 @@ def _lists(data: Path) -> Iterator[str]:
     # One task after the other: a row of the stream then holds one kind only, so no task order can be learnt.
     for name in LISTS:
         yield from (example.prompt + example.answer for example in training_examples(name, LIST_EXAMPLES))
+
+
+def copied_lists() -> Source:
+    """Return the simplest of the list tasks alone: lists to copy."""
+    whole = next(source for source in MIXED_SOURCES if source.name == "list-tasks")
+    note = "lists of three to six words to copy; about 4% of the prompts held out by hash"
+    return replace(whole, name="list-copies", note=note, weight=1.0, read=_copies)
+
+
+def _copies(data: Path) -> Iterator[str]:
+    return (example.prompt + example.answer for example in training_examples("copy", LIST_EXAMPLES))
 
 
 def _planning(data: Path) -> Iterator[str]:

@@ -22,6 +22,7 @@ from .network import Llama, hf_config
 from .objectives import (
     DenoisingBatch,
     annealed,
+    behind_prefix,
     causal_loss,
     distilled_loss,
     masked_loss,
@@ -29,15 +30,24 @@ from .objectives import (
     sorted_loss,
     whole_canvas,
 )
-from .objectives_block import block_canvas
+from .objectives_block import block_canvas, set_block_canvas
 from .objectives_parallel import parallel_canvas
 from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
-from .recipes import ORDERS, RECIPES, TRANSLATIONS, OrderRecipe, Recipe, TranslationRecipe
+from .recipes import (
+    ORDERS,
+    RECIPES,
+    RECURRENT,
+    TRANSLATIONS,
+    OrderRecipe,
+    Recipe,
+    RecurrentRecipe,
+    TranslationRecipe,
+)
 from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
 _TAUGHT = ("distilled", "unrolled", "consistent", "residual")
-AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe
+AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,6 +74,7 @@ class Trainer(Loop):
             "causal": causal_loss,
             "masked": masked_loss,
             "block": masked_loss,
+            "set-block": masked_loss,
             "distilled": distilled_loss,
             "parallel": masked_loss,
             "sorted": sorted_loss,
@@ -121,11 +132,15 @@ class Trainer(Loop):
         if recipe.objective == "masked":
             markers = [self.tokenizer.encode(text).ids for text in recipe.responses_after]
             is_open = response_places(tokens, markers) if markers else None
+            if recipe.has_prefix:
+                is_open = behind_prefix(tokens, self.step, self.seed)
             canvas = whole_canvas(tokens, self.step, self.seed, shape.shifted, is_open)
             share = self.step / (recipe.anneal * self.steps) if recipe.anneal else 1.0
             return canvas._replace(pieces=annealed(length, share, self.step, self.seed, self.device))
         if recipe.objective == "block":
             return block_canvas(tokens, shape.block, self.step, self.seed, recipe.complementary)
+        if recipe.objective == "set-block":
+            return set_block_canvas(tokens, recipe.levels, self.step, self.seed)
         if recipe.objective == "parallel":
             return parallel_canvas(tokens, recipe.levels, recipe.kept, self.step, self.seed)
         if recipe.objective == "sorted":
@@ -142,7 +157,7 @@ class Trainer(Loop):
 
 def _named(recipe: Recipe) -> dict[str, Any]:
     """Return what config.json says of a drafter: its mask, as PARD's files do, or its exits."""
-    if recipe.objective == "parallel":
+    if recipe.objective in ("parallel", "set-block"):
         return {"pard_token": MASK_ID}
     return {"exit_layers": list(recipe.exits)} if recipe.exits else {}
 
@@ -191,7 +206,7 @@ def train(
     """Train one model of the zoo and export it.
 
     Args:
-        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS` or `ORDERS`, or a recipe.
+        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS`, `ORDERS` or `RECURRENT`, or a recipe.
         out: Directory for the checkpoint, the log and the exported model.
         data: Folder of training texts (default: ./data).
         resume: Continue from the checkpoint in `out`.
@@ -223,6 +238,10 @@ def train(
             from .any_order import build_any_order
 
             trainer = build_any_order(chosen, out, data, steps=steps, seed=seed)
+        elif isinstance(chosen, RecurrentRecipe):
+            from .recurrent import build_recurrent
+
+            trainer = build_recurrent(chosen, out, data, steps=steps, seed=seed)
         else:
             trainer = build_llama(chosen, out, data, steps=steps, seed=seed, compiled=compiled)
         trainer.tokenizer.save(str(out / "tokenizer.json"))
@@ -232,7 +251,7 @@ def train(
 def _find(recipe: str | AnyOfThem) -> AnyOfThem:
     if not isinstance(recipe, str):
         return recipe
-    known: dict[str, AnyOfThem] = {**RECIPES, **TRANSLATIONS, **COMPRESSIONS, **ORDERS}
+    known: dict[str, AnyOfThem] = {**RECIPES, **TRANSLATIONS, **COMPRESSIONS, **ORDERS, **RECURRENT}
     if recipe not in known:
         raise ConfigError(f"there is no recipe {recipe!r}", nearest(recipe, known, "recipe"))
     return known[recipe]

@@ -6,7 +6,9 @@ Guarantee: exact with accept_rule=match (default), distribution with accept_rule
 Cost: at most 1 target forward per emitted token, over the drafts and `most` masks beside them; no drafting forward; an
     embedding of weights.
 Differences: the tuned weights are the target's with an adapter, which `outpace train drafter` writes beside the mask
-    (load it with --adapter); any tuned model serves too. Drafts are coupled to the target's noise.
+    (load it with --adapter). A target whose files name a mask of its own needs no drafter: of a model trained to fill
+    sets of a block, this is the exact form (SDLM's self-speculative decoding, Liu et al., 2025, arXiv 2509.24007).
+    Drafts are coupled to the target's noise.
 """
 
 from __future__ import annotations

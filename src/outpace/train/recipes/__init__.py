@@ -3,26 +3,30 @@
 from .any_order import ORDERS, OrderRecipe
 from .completions import COMPLETIONS
 from .continuous import CONTINUOUS
-from .diffusion import FEWER
+from .diffusion import ADAPTED, FEWER
 from .one_pass import ONE_PASS
 from .pairs import PAIRS
+from .planning import PUZZLED
 from .record import AnyRecipe, Objective, Recipe, TranslationRecipe
+from .recurrent import RECURRENT, RecurrentRecipe
 from .stories import PAPERS
 from .stories import RECIPES as _LLAMAS
 
 TRANSLATIONS: dict[str, TranslationRecipe] = {
     recipe.name: recipe for recipe in (*PAIRS, *ONE_PASS, *COMPLETIONS, *CONTINUOUS)
 }
-RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER}
+RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER, **ADAPTED, **PUZZLED}
 
 __all__ = [
     "ORDERS",
     "PAPERS",
     "RECIPES",
+    "RECURRENT",
     "TRANSLATIONS",
     "AnyRecipe",
     "Objective",
     "OrderRecipe",
     "Recipe",
+    "RecurrentRecipe",
     "TranslationRecipe",
 ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from outpace.papers import Paper
-from outpace.train.sources import MIXED_SOURCES
+from outpace.train.sources import MIXED_SOURCES, copied_lists
 
 from .stories import RECIPES
 
-__all__ = ["FEWER", "PAPERS"]
+__all__ = ["ADAPTED", "FEWER", "PAPERS"]
 
 PAPERS = (
     Paper(
@@ -29,6 +29,15 @@ PAPERS = (
         314,
         "",
         "outpace train stories-mask-consistent",
+    ),
+    Paper(
+        "Transfer Learning for Text Diffusion Models",
+        "Han et al.",
+        2024,
+        "2401.17181",
+        318,
+        "Its encoder-decoders and other objectives, code synthesis, question answering and translation.",
+        "outpace train copies-adapted",
     ),
 )
 _SHORT = replace(
@@ -77,6 +86,47 @@ FEWER = {
             objective="residual",
             rollout=0,
             stride=1 / 16,
+        ),
+    )
+}
+_PREFIX = replace(
+    RECIPES["stories-mask"],
+    name="stories-prefix",
+    summary="`stories`, trained on to fill masks behind a given beginning, with full attention: AR2Diff's adaptation.",
+    anneal=0.0,
+    has_prefix=True,
+    steps=200,
+    gpu_steps=4000,
+    warmup=20,
+    rows=8,
+    length=128,
+    long_share=0.0,
+    sources=tuple(source for source in MIXED_SOURCES if source.name.startswith("tinystories")),
+)
+_COPIES = replace(
+    _PREFIX,
+    name="copies-direct",
+    summary="`stories` made a diffusion model by fine-tuning on lists to copy alone: AR2Diff without adaptation.",
+    has_prefix=False,
+    responses_after=("Answer:",),
+    sources=(copied_lists(),),
+)
+ADAPTED = {
+    recipe.name: recipe
+    for recipe in (
+        _PREFIX,
+        _COPIES,
+        replace(
+            _COPIES,
+            name="copies-adapted",
+            summary="`stories-prefix`, fine-tuned on lists to copy: AR2Diff after as many steps of adaptation.",
+            parent="stories-prefix",
+        ),
+        replace(
+            _COPIES,
+            name="copies-scratch",
+            summary="Random weights, fine-tuned on lists to copy: diffusion without a causal model before it.",
+            from_scratch=True,
         ),
     )
 }

@@ -17,7 +17,7 @@ from outpace.train.translation.network import Criterion, PairShape
 from outpace.train.translation.noise import Noise
 
 Objective = Literal[
-    "causal", "masked", "block", "distilled", "parallel", "sorted", "unrolled", "consistent", "residual"
+    "causal", "masked", "block", "distilled", "parallel", "sorted", "unrolled", "consistent", "residual", "set-block"
 ]
 
 
@@ -63,14 +63,16 @@ class Recipe(AnyRecipe):
         objective: `causal` (next token), `masked` (masked diffusion), `block` (block diffusion), `distilled` (next
             token, taught by the parent), `parallel` (next token, and through masks the tokens after it), `sorted`
             (next token, after several layers), `unrolled` (masked diffusion, taught by several of the parent's steps),
-            `consistent` (masked diffusion, taught by what the parent says of a less masked text) or `residual` (masked
-            diffusion that reads what the parent said one step before).
+            `consistent` (masked diffusion, taught by what the parent says of a less masked text), `residual` (masked
+            diffusion that reads what the parent said one step before) or `set-block` (next token, and sets of a block's
+            tokens from its masks).
         from_scratch: Take the parent's tokenizer alone and start from random weights.
         anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
         responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked
             (`masked`): fine-tuning on responses alone.
+        has_prefix: Never mask the beginning of a row, to a place drawn anew (`masked`): the prefix-LM objective.
         complementary: Show each row twice, every token masked in exactly one of the two views (`block`).
-        levels: Masks behind a token (`parallel`).
+        levels: Masks behind a token (`parallel`), or places of a block (`set-block`).
         exits: Layers after which the next token is learned, ascending (`sorted`).
         kept: Share of the tokens with so many masks that have one more (`parallel`).
         rollout: Steps that the parent takes (`unrolled`).
@@ -88,6 +90,7 @@ class Recipe(AnyRecipe):
     from_scratch: bool = False
     anneal: float = 0.0
     responses_after: tuple[str, ...] = ()
+    has_prefix: bool = False
     complementary: bool = False
     levels: int = 0
     exits: tuple[int, ...] = ()

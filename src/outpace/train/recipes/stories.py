@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from outpace.papers import Paper
 from outpace.train.network import LlamaShape
-from outpace.train.sources import MIXED_SOURCES
+from outpace.train.sources import MIXED_SOURCES, TATOEBA_ENGLISH, tiny_stories
 
 from .record import Recipe
 
@@ -19,6 +19,15 @@ PAPERS = (
         303,
         "Its own checkpoints, which were not tried.",
         "outpace train stories-mask",
+    ),
+    Paper(
+        "Language Modeling with Deep Transformers",
+        "Irie et al.",
+        2019,
+        "1905.04226",
+        192,
+        "Lattices, and depths of up to 112 layers.",
+        "outpace train stories-no-positions",
     ),
 )
 _BASE = LlamaShape(hidden=256, layers=6, heads=4, kv_heads=2, head_dim=64, ffn=688)
@@ -47,7 +56,35 @@ _BLOCK = replace(
     complementary=True,
     steps=1350,
 )
+_TINY = Recipe(
+    name="stories-positions",
+    summary="A causal Llama of a million parameters; what `stories-no-positions` is compared with. For research.",
+    shape=LlamaShape(hidden=128, layers=4, heads=4, kv_heads=2, head_dim=32, ffn=320, vocab=2048, context=512),
+    objective="causal",
+    steps=500,
+    gpu_steps=4000,
+    length=256,
+    long_share=0.0,
+    sources=(tiny_stories(),),
+)
 _RECIPES = (
+    _TINY,
+    replace(
+        _TINY,
+        name="stories-no-positions",
+        summary="`stories-positions` without positions: causal attention alone tells what came first. For research.",
+        shape=replace(_TINY.shape, rotary=False),
+    ),
+    replace(
+        _TINY,
+        name="english-no-positions",
+        summary="English sentences in the vocabulary of `translate`, causal and without positions. For research.",
+        shape=replace(_TINY.shape, rotary=False, vocab=6144, layers=3),
+        parent="translate",
+        from_scratch=True,
+        length=128,
+        sources=(TATOEBA_ENGLISH,),
+    ),
     Recipe(
         name="stories",
         summary="A small causal Llama that writes simple stories, school mathematics and Python.",
@@ -105,6 +142,23 @@ _RECIPES = (
         long_share=0.0,
         matrix_rate=4e-3,
         other_rate=3e-3,
+    ),
+    Recipe(
+        name="stories-sets",
+        summary="`stories`, trained on to fill blocks of four masks and still to write plainly; it does not ship.",
+        shape=_BASE,
+        objective="set-block",
+        parent="stories",
+        levels=4,
+        steps=900,
+        gpu_steps=4000,
+        rows=8,
+        length=256,
+        long_share=0.0,
+        matrix_rate=2e-3,
+        other_rate=1e-3,
+        checkpoint_every=50,
+        sources=tuple(source for source in MIXED_SOURCES if source.name in ("tinystories", "stories-written")),
     ),
     Recipe(
         name="stories-sorted",

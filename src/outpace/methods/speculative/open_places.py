@@ -1,0 +1,222 @@
+"""What the methods share that fill masks behind the text of a causal model: a window of places, decided in any order.
+
+A forward holds the text's new tokens, then the window's decided tokens, then its masks, each at its own position; under
+causal attention a mask so sees the text and all that is decided. The mask for a place stands one position before it,
+where a causal model speaks of it. The first place, as long as nothing behind it is decided, is said by the text's own
+last output, so that a window in which nothing else is near enough is written as by plain decoding.
+
+Where settings read the text so far (penalties, bad words, constraints), each place is drawn given those before it, and
+places are decided from left to right: of what a method chooses, the front is decided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from outpace.errors import ConfigError
+from outpace.methods.base import Method, nothing
+from outpace.setting import setting
+from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
+
+__all__ = ["OpenPlaces", "Windows"]
+
+Place = tuple[int, float]  # a token and its log-probability when it was drawn; -1 = open
+OPEN: Place = (-1, 0.0)
+
+
+@dataclass
+class Windows:
+    """The windows of the rows.
+
+    Attributes:
+        places: per row, those behind its text; none = no window is open. The first one is never decided.
+        mask: the mask token, -1 = the model has none.
+        limit: positions of the model's context.
+    """
+
+    places: list[list[Place]] = field(default_factory=list)
+    mask: int = -1
+    limit: int = 0
+
+
+@dataclass(frozen=True)
+class OpenPlaces(Method):
+    """Base of the methods: subclasses say which places are decided (`choose`).
+
+    Attributes:
+        block: places of a window; 1 = plain decoding.
+    """
+
+    block: int = setting(4, least=1)
+
+    slides: ClassVar[bool] = False
+    """A place opens at the end as soon as one at the beginning is text; else a window opens when all is text."""
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether places are decided from left to right, and what is decided is text at once."""
+        return False
+
+    @property
+    def needs(self) -> Needs:
+        """A causal target whose cache forgets the masks again."""
+        return Needs(has_rollback=True, width=self.block)
+
+    @property
+    def tail(self) -> int:
+        """What became text together is forwarded with the next window."""
+        return self.block
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """Tokens decided together ignore each other."""
+        return Guarantee.EXACT if self.block == 1 else Guarantee.APPROXIMATE
+
+    @property
+    def is_resumable(self) -> bool:
+        """What is decided behind an open place is no text yet."""
+        return self.is_ordered
+
+    def choose(self, at: Sequence[int], chance: Sequence[float], entropy: Sequence[float]) -> Sequence[int]:
+        """Return which open places are decided now, one at least.
+
+        Args:
+            at: the open places, ascending, the first one of the window first.
+            chance: probability of the token drawn for each, under the model's own law.
+            entropy: of that law, in nats.
+        """
+        raise NotImplementedError
+
+    def start(self, context: Context) -> Windows:
+        """Return rows without windows.
+
+        Raises:
+            ConfigError: the model has no mask.
+        """
+        target, mask = context.target, context.target.mask_token
+        if mask is None and self.block > 1:
+            reason = "The model names no mask token: its config.json has no pard_token."
+            raise ConfigError(reason, "Train one (outpace train stories-sets), or use block=1.")
+        limit = target.capabilities.max_positions
+        return Windows([[] for _ in context.texts], -1 if mask is None else int(mask), limit)
+
+    def propose(self, view: View, state: Windows) -> Proposal:
+        """Lay out each row's window: what is decided, then masks."""
+        if self.block == 1:
+            return nothing(view)
+        tokens, position = list[list[int]](), list[list[int]]()
+        for row, length in enumerate(view.lengths):
+            places = self._window(view, state, row)
+            shown = [at for at, (token, _) in enumerate(places) if token >= 0]
+            masked = [at for at, (token, _) in enumerate(places) if token < 0 and (at or shown)]
+            tokens.append([places[at][0] for at in shown] + [state.mask] * len(masked))
+            position.append([length + at for at in shown] + [length + at - 1 for at in masked])
+        width = max(map(len, tokens))
+        if not width:
+            return nothing(view)
+        table = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=view.device)
+        at = None  # masks alone stand where a chain would
+        if any(token >= 0 for places in state.places for token, _ in places):
+            at = torch.tensor([row + [0] * (width - len(row)) for row in position], device=view.device)
+        counts = [len(row) for row in tokens]
+        return Proposal(table, counts, position=at, origin=self.name, drafts=[0] * len(counts))
+
+    def _window(self, view: View, state: Windows, row: int) -> list[Place]:
+        """Return a row's places in this step; one at least."""
+        places = state.places[row]
+        if places and not self.slides:
+            return places
+        count = max(1, min(self.block, view.room[row], state.limit - len(view.texts[row])))
+        return places + [OPEN] * (count - len(places))
+
+    def accept(self, proposal: Proposal, scores: Scores, view: View, state: Windows) -> Decision:
+        """Decide places; what is decided at the front of a window becomes text."""
+        if self.block == 1:
+            return super().accept(proposal, scores, view, state)
+        windows = [self._window(view, state, row) for row in range(len(view.texts))]
+        asked = [_asked(places, count) for places, count in zip(windows, proposal.length, strict=True)]
+        drawn, logs, entropy = self._draw(asked, scores.logits, view, state.mask)
+        texts, rest = list[list[Place]](), list[list[Place]]()
+        for row, places in enumerate(windows):
+            at = [place for (place, _), token in zip(asked[row], drawn[row], strict=False) if token >= 0]
+            if not at or at[0]:  # nothing can be drawn at the first place: the row ends here
+                texts.append([OPEN])
+                rest.append([])
+                continue
+            index = {place: number for number, (place, _) in enumerate(asked[row])}
+            found = [index[place] for place in at]
+            chance = [math.exp(logs[row][k]) for k in found]
+            after, is_ordered = list(places), self.is_ordered or view.sampler.settings.is_stateful
+            for place in self.choose(at, chance, [entropy[row][k] for k in found] if entropy else []):
+                after[place] = (drawn[row][index[place]], logs[row][index[place]])
+            if is_ordered and after[0] == OPEN:
+                after[0] = (drawn[row][0], logs[row][0])
+            count = next((place for place, (token, _) in enumerate(after) if token < 0), len(after))
+            texts.append(after[:count])
+            rest.append([] if is_ordered else after[count:])
+        return _decision(texts, rest, scores.logits.device)
+
+    def _draw(
+        self, asked: Sequence[Sequence[tuple[int, int]]], logits: Tensor, view: View, mask: int
+    ) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
+        """Return per row and asked place the token drawn, its log-probability, and the law's entropy if it counts."""
+        device, sampler = logits.device, view.sampler
+        width = max(map(len, asked))
+        table = [[*own, *[(0, 0)] * (width - len(own))] for own in asked]
+        place, index = torch.tensor(table, device=device).unbind(-1)
+        laws = logits.gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        laws[..., mask] = torch.where(index > 0, float("-inf"), laws[..., mask])
+        position = torch.tensor(view.lengths, device=device).unsqueeze(1) + place
+        history = sampler.history(view.texts, view.prompts, logits.shape[-1])
+        if history is None:
+            drawn = sampler.pick(sampler.process(laws, None), position)
+        else:
+            columns = []
+            for k in range(width):
+                one = sampler.pick(sampler.process(laws[:, k], history), position[:, k])
+                columns.append(one)
+                if k + 1 < width:
+                    tokens = one.tolist()
+                    history.push(tokens, [row for row, token in enumerate(tokens) if token >= 0])
+            drawn = torch.stack(columns, 1)
+        logs = laws.gather(-1, drawn.clamp(min=0).unsqueeze(-1)).squeeze(-1) - laws.logsumexp(-1)
+        entropy = [] if self.is_ordered else _entropy(laws).tolist()
+        return drawn.tolist(), logs.tolist(), entropy
+
+    def observe(self, outcome: Outcome, view: View, state: Windows) -> Windows:
+        """Take the windows as they are after the step."""
+        del view
+        return state if outcome.decision is None else Windows(outcome.decision.carry, state.mask, state.limit)
+
+
+def _asked(places: Sequence[Place], count: int) -> list[tuple[int, int]]:
+    """Return the open places of a window, each with where its law stands among the asked outputs.
+
+    Args:
+        places: of the window.
+        count: nodes that were forwarded; the last ones may have been left out.
+    """
+    num_shown = sum(token >= 0 for token, _ in places)
+    is_open = [at for at, (token, _) in enumerate(places) if token < 0]
+    found = [(at, number + (1 + num_shown if num_shown else 0)) for number, at in enumerate(is_open)]
+    return [(at, index) for at, index in found if index <= count] or [(0, 0)]
+
+
+def _entropy(laws: Tensor) -> Tensor:
+    logs = laws.log_softmax(-1)
+    return -(logs.exp() * logs.clamp(min=-1e9)).sum(-1)
+
+
+def _decision(texts: Sequence[Sequence[Place]], rest: list[list[Place]], device: torch.device) -> Decision:
+    width = max(1, *map(len, texts))
+    padded = [[*text, *[OPEN] * (width - len(text))] for text in texts]
+    tokens = torch.tensor([[token for token, _ in text] for text in padded], device=device)
+    logs = torch.tensor([[log for _, log in text] for text in padded], dtype=torch.float64)
+    num = torch.tensor([len(text) for text in texts], device=device)
+    return Decision(tokens, num, torch.full_like(tokens, -1), log_probs=logs, carry=rest)
