@@ -17,7 +17,7 @@ from outpace.errors import ConfigError, ModelError
 from outpace.methods import catalogue, registry
 
 COMMANDS = [
-    *("generate", "score", "chat", "serve", "get", "methods", "searches", "models", "certify", "bench"),
+    *("generate", "graph", "score", "chat", "serve", "get", "methods", "searches", "models", "certify", "bench"),
     *("index", "tune", "trace", "new-method", "papers", "cite", "train", "drafter"),
 ]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty
@@ -25,8 +25,8 @@ FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p 
 --num-samples --stop --dtype --device --ignore-eos --json --chat --trace --logprobs --batch-invariant --no-compile
 --card --adapter --infill --threads --system --tools --documents --template --chat-variable --stop-token --keep-special
 --sampling --generation-config --prefix --prompt-file --batch --out --batch-size --top-log-probs
---sets --fuse --fuse-weight
---tensor-parallel --cache-dtype --source-language --target-language --cut-source --search --help""".split()
+--sets --fuse --fuse-weight --law
+--tensor-parallel --cache-dtype --source-language --target-language --cut-source --search --healed --help""".split()
 
 
 def flags_of(name: str) -> set[str]:
@@ -57,6 +57,7 @@ def test_generate_has_exactly_the_promised_flags() -> None:
     ("name", "flags"),
     [
         ("score", {"--model", "--prompt-file", "--source", "--pairs", "--json"}),
+        ("graph", {"--model", "--method", "--max-tokens", "--json"}),
         ("methods", {"--json", "--model"}),
         ("models", {"--json"}),
         ("get", {"--from", "--json"}),
@@ -273,3 +274,17 @@ def test_bench_prints_a_table_and_writes_what_it_measured(cli: Command, tiny: Pa
     assert ended.status == 0, ended.err
     assert "autoregressive" in ended.out and "jacobi" in ended.out
     assert json.loads((tmp_path / "x.json").read_text())["schema_version"] >= 1
+
+
+def test_bytes_of_a_text_are_scored(cli: Command) -> None:
+    shown = cli("score", "Once upon a ti", "--bytes").out
+    assert "b'm'" in shown and "14 bytes" in shown
+    found = json.loads(cli("score", "Once upon a ti", "--bytes", "--json").out)
+    assert max(range(256), key=found["probs"].__getitem__) == ord("m")
+    refused = cli("score", "a", "--bytes", "--source", "b")
+    assert refused.status == 2 and "--bytes" in refused.err
+
+
+def test_a_healed_prompt_goes_on_inside_its_word(cli: Command) -> None:
+    found = json.loads(cli("generate", "Once upon a ti", "--healed", "--max-tokens", "4", "--json").out)
+    assert found["text"].startswith("me")

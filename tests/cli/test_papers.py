@@ -52,6 +52,7 @@ def test_shown_commands_parse_and_fit(entry: dict[str, str]) -> None:
     from outpace.cli import app
     from outpace.cli.checks import check_method
     from outpace.cli.values import options
+    from outpace.laws.registry import read_law
     from outpace.methods.registry import load_method
     from outpace.train import TRANSLATIONS
     from outpace.train.recipes import ORDERS
@@ -74,7 +75,9 @@ def test_shown_commands_parse_and_fit(entry: dict[str, str]) -> None:
             assert Path(given["model"]).name in {**TRANSLATIONS, **ORDERS}
             load_method(given["method"])
         else:
-            check_method(given["model"], given["method"], settings)
+            check_method(given["model"], given["method"] or "autoregressive", settings)
+        for law in given["law"] or ():
+            read_law(law)
 
 
 def test_papers_can_be_read(cli: Command) -> None:
@@ -90,8 +93,8 @@ def test_papers_can_be_read(cli: Command) -> None:
 
 
 def test_a_paper_that_does_not_work_here_is_named(cli: Command) -> None:
-    ended = cli("papers", "102")
-    assert ended.status == 2 and "Continuous Autoregressive" in ended.err and "does not work here" in ended.err
+    ended = cli("papers", "81")
+    assert ended.status == 2 and "USYD-JD" in ended.err and "does not work here" in ended.err
     ended = cli("papers", "no-such-word")
     assert ended.status == 2 and "No paper here has 'no-such-word'" in ended.err
 

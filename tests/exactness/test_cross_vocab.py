@@ -15,7 +15,7 @@ from outpace.accept.nodes import chance_of, left_over
 from outpace.api.engine import LanguageModel, load
 from outpace.api.result import Result
 from outpace.draft.psi import Borders, StringLaw
-from outpace.draft.strings import Lexicon, Speller
+from outpace.draft.strings import Lexicon
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.misfit import check_partner
@@ -30,6 +30,7 @@ from outpace.testing.gtest import PROMPT, g_test, small_model, text_law
 from outpace.testing.respelled import respell
 from outpace.testing.spelling import plain_spellings, toy_tokenizer
 from outpace.testing.world import drive, make_rows, target_for, write
+from outpace.text.speller import Speller
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Decision, Proposal, Sampled, Scores, View
 from outpace.zoo import path

@@ -110,3 +110,24 @@ def test_beams_are_asked_for_by_the_method(http: httpx.Client, stories: outpace.
     for wrong, word in (({"temperature": 0.7}, "temperature is 0.7"), ({"n": 4}, "n_best is 4")):
         answer = http.post("/v1/completions", json={**body, **wrong})
         assert answer.status_code == 400 and word in answer.json()["error"]["message"]
+
+
+def test_a_law_by_request(http: httpx.Client, stories: outpace.LanguageModel) -> None:
+    """Laws come under our own key; two requests beside each other keep theirs, and no request names a file."""
+    body = {"model": "stories", "prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
+    law = "hmm:keywords=zebra"
+    found = http.post("/v1/completions", json={**body, "outpace": {"law": [law], "method": "prompt-lookup"}}).json()
+    assert found["choices"][0]["text"] == stories.generate("Once upon a time", max_tokens=24, law=law).text
+    assert "zebra" in found["choices"][0]["text"]
+    for wrong, why in (("hmm:model=/etc", "may not be named"), ("nothing", "no law"), ("hmm:keywords=a+b,x=1", "x")):
+        answer = http.post("/v1/completions", json={**body, "outpace": {"law": [wrong]}})
+        assert answer.status_code == 400 and why in answer.json()["error"]["message"]
+
+
+def test_a_healed_prompt_goes_on_inside_its_word(http: httpx.Client) -> None:
+    body = {"model": "stories", "prompt": "Once upon a ti", "max_tokens": 4, "temperature": 0}
+    (healed,) = http.post("/v1/completions", json=body | {"healed": True}).json()["choices"]
+    (cut,) = http.post("/v1/completions", json=body).json()["choices"]
+    assert healed["text"].startswith("me") and not cut["text"].startswith("me")
+    frames = _events(http, "/v1/completions", body | {"healed": True, "stream": True})
+    assert "".join(frame["choices"][0]["text"] for frame in frames if frame["choices"]) == healed["text"]

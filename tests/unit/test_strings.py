@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from outpace.draft.strings import Lexicon, Respelling, Speller, _along_longest_run
+from outpace.draft.strings import Lexicon, Respelling, _along_longest_run
+from outpace.text.speller import Speller
 from outpace.text.tokenizer import Tokenizer
 
 TEXT = "Once upon a time, there was a little girl. She saw 日本 and a 🙂, and naïve little Tom.\n\nThe little end."

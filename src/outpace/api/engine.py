@@ -10,6 +10,7 @@ from typing import Any, Unpack, overload
 import torch
 
 from outpace import kernels
+from outpace.api.bytewise import NextBytes, next_bytes
 from outpace.api.constraining import Constraints
 from outpace.api.estimating import SAMPLES, check_scored, estimate_tokens
 from outpace.api.infill import Piece, lay_pieces
@@ -25,15 +26,17 @@ from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import CapabilityError, ConfigError
 from outpace.kernels.rounded import RoundedKernels
+from outpace.models.byte_model import ByteNames
 from outpace.models.generation import GenerationConfig, read_generation
 from outpace.models.graphs import make_graphs
 from outpace.models.loading import count_parameters, pick_device, read_end_tokens
-from outpace.models.opening import locate, open_model
+from outpace.models.opening import locate, open_model, refuse_beside
 from outpace.models.parallel import Split
 from outpace.models.transformer import Transformer
 from outpace.models.unmasking import check_unmasking
 from outpace.run.threads import begin
 from outpace.text import gguf_file
+from outpace.text.byte_index import END
 from outpace.text.chat import Message, is_chat
 from outpace.text.languages import Frame, languages_of
 from outpace.text.tokenizer import Tokenizer
@@ -66,7 +69,8 @@ def load(
 
     Args:
         model: e.g. "stories", "./my-llama", "model.gguf", "org/name"; "hf:NAME" goes through transformers, as do
-            architectures that have no native loader.
+            architectures that have no native loader. "bytes:NAME" writes bytes by the exact law of a model's,
+            "bytes:A@0.3+B@0.7" by several models' average, "bytes:A*B" by their product (docs/bytes.md).
         dtype: "auto" (as stored), "float32", "bfloat16", "float16" or "float64".
         device: "auto", "cpu" or "cuda".
         is_compiled: use compiled kernels where a compiler is found and the model fits them.
@@ -108,6 +112,11 @@ def load(
         raise ConfigError(f"context is {context}.", "context must be 1 or more.")
     begin(threads)
     recorder = make_graphs(graphs, pick_device(place))  # it may be refused too
+    if ByteNames.is_one(name):
+        given = {"card": card, "context": context, "adapter": adapter, "split": split}
+        given |= {"source_language": source_language, "target_language": target_language}
+        refuse_beside(name, **given, quantize=quantize != "none", cache_dtype=cache_dtype != "auto")
+        return _byte_writer(name, kind, place, is_compiled, began)
     directory, _ = locate(name)
     generation = read_generation(directory, generation_config)  # before weights are read: it may be refused
     tokenizer = Tokenizer.from_directory(directory)
@@ -403,6 +412,24 @@ class LanguageModel:
             found = [score_tokens(self.target, ids, *known) for ids in texts]
         return found[0] if is_single else found
 
+    def next_bytes(self, text: str | bytes, *, covers: str = "valid", width: int = 64) -> NextBytes:
+        """Return the exact law of the byte behind a text, whatever tokens the model would cover both with.
+
+        Args:
+            text: text or UTF-8 bytes, which may end anywhere; "" = the law of a text's first byte.
+            covers: "valid" = by the tokenizer's own tokens, but for a last one that writes on; "all" = by any tokens.
+            width: token prefixes that are followed at once, the likeliest; 0 = all.
+
+        Returns:
+            A `NextBytes`: `probs` by byte, `end`, and the `log_prob` and `bits_per_byte` of the text.
+
+        Raises:
+            ConfigError: a setting out of range, or no tokenizer.
+            CapabilityError: the model is not causal, its tokenizer does more than join bytes or rewrites the text, or
+                the text is too long.
+        """
+        return next_bytes(self, text, covers, width)
+
     def score_pairs(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[Scored]:
         """Return what an encoder-decoder makes of given targets, each behind its source.
 
@@ -438,6 +465,14 @@ class LanguageModel:
         if self.tokenizer is None:
             raise ConfigError("The model has no tokenizer, hence no chat template.", "Give token ids.")
         return self.tokenizer.encode_chat(messages, **extra)
+
+
+def _byte_writer(name: str, kind: str, place: str, is_compiled: bool, began: float) -> LanguageModel:
+    """Load what a name of a byte model says; it has neither files nor a generation_config.json of its own."""
+    target = open_model(name, kind, place, kernels if is_compiled else None)
+    lm = LanguageModel(target, target.tokenizer, end_tokens=(END,), name=name, dtype=kind, device=place)
+    lm.is_compiled, lm.load_s = is_compiled, time.perf_counter() - began
+    return lm
 
 
 def _speak(lm: LanguageModel, spoken: Frame) -> None:

@@ -19,6 +19,7 @@ from outpace.heads.lowrank import own_masks
 from outpace.heads.stored import has_modules, open_stored
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_partner
+from outpace.models.byte_model import ByteNames, byte_tokenizer
 from outpace.models.graphs import make_graphs
 from outpace.models.loading import resolve
 from outpace.models.opening import locate, open_model
@@ -78,6 +79,10 @@ class Partners:
             found[role] = other
         return found
 
+    def named(self, name: str) -> Adapter:
+        """Return another model by its name, loaded as the language model was."""
+        return self._loaded(name)
+
     def _own_modules(self, method: Method) -> Adapter | None:
         """Return what the target's own files hold for drafting, where the method wants it: modules, or a mask."""
         kind, directory, target = method.needs.head, self._lm.directory, self._lm.target
@@ -94,16 +99,21 @@ class Partners:
 
     def _loaded(self, name: str) -> Adapter:
         with self._lock:
-            if name not in self._models and is_head(place := resolve(name)):
-                self._models[name] = open_head(place, self._lm.target)
-            elif name not in self._models and is_foreign(place):
-                self._models[name] = open_checked(self._lm, place)
             if name not in self._models:
-                backend = kernels if self._lm.is_compiled else None
-                self._models[name] = opened = open_model(name, self._lm.dtype, self._lm.device, backend)
-                if isinstance(opened, Transformer):
-                    opened.use_graphs(make_graphs(self._lm.graphs, opened.device))
+                self._models[name] = self._open(name)
             return self._models[name]
+
+    def _open(self, name: str) -> Adapter:
+        if not ByteNames.is_one(name):  # those have no files of their own
+            place = resolve(name)
+            if is_head(place):
+                return open_head(place, self._lm.target)
+            if is_foreign(place):
+                return open_checked(self._lm, place)
+        opened = open_model(name, self._lm.dtype, self._lm.device, kernels if self._lm.is_compiled else None)
+        if isinstance(opened, Transformer):
+            opened.use_graphs(make_graphs(self._lm.graphs, opened.device))
+        return opened
 
     def tokenizers(self, method: Method, given: Mapping[str, Adapter]) -> dict[str, Tokenizer]:
         """Return the target's tokenizer, and those of a method that works on text, by role.
@@ -120,6 +130,8 @@ class Partners:
                 found[role] = given[role].tokenizer
             else:
                 name = self._name(method, role)
+                if ByteNames.is_one(name):
+                    self._tokenizers[name] = byte_tokenizer()
                 if name not in self._tokenizers:
                     self._tokenizers[name] = Tokenizer.from_directory(locate(name)[0])
                 found[role] = self._tokenizers[name]

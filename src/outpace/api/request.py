@@ -13,6 +13,7 @@ from outpace.setting import Option, check, setting
 
 if TYPE_CHECKING:
     from outpace.api.recall import Recall
+    from outpace.laws.base import Control
     from outpace.methods.base import Method
     from outpace.run.row import Row
     from outpace.search.base import Search
@@ -43,6 +44,7 @@ class Request:
         regex: a regular expression that the whole text matches. This, json_schema and grammar need llguidance.
         json_schema: a JSON schema, as a mapping or as JSON, that the text fulfils.
         grammar: a context-free grammar of the text, in Lark's syntax.
+        law: laws over the next token, as "NAME:key=value,..." or as objects of `outpace.laws`, one behind the other.
         record: "log_probs", "margins": noted per token (margins cost a sort each).
         top_log_probs: how many of the likeliest tokens to note per token, with their log-probabilities under the model.
         models: other models by role, e.g. {"draft": adapter}; else the method's settings name them.
@@ -55,6 +57,8 @@ class Request:
             shorter than that; 0 = only max_tokens counts, which wins where both are given.
         prefix: what an encoder-decoder's decoder starts with, behind its start token: text or ids, e.g. the token of a
             language. It is no part of the result.
+        is_healed: the tokens at the prompt's end that more text might have changed are drawn anew, so that a prompt may
+            end inside a word or a token; see `outpace.api.healing`.
         sampling: "model" = temperature and cuts as the model's files ask, where none is given; "plain" = as given.
 
     Raises:
@@ -77,6 +81,7 @@ class Request:
     is_batch_invariant: bool = setting(
         False, option=Option("Same text, bit for bit, whatever is drafted.", "--batch-invariant")
     )
+    is_healed: bool = setting(False, option=Option("Go on from inside a token without bias.", "--healed"))
     keep_special: bool = setting(False, option=Option("Show special tokens in the text."))
     top_log_probs: int = setting(
         0,
@@ -94,6 +99,9 @@ class Request:
         None, option=Option("The text fulfils it.", metavar="FILE|JSON")
     )
     grammar: str | None = setting(None, option=Option("The text obeys this Lark grammar.", metavar="FILE"))
+    law: Sequence[str | Control] = setting(
+        (), option=Option("A law over the next token (repeatable).", metavar="NAME:KEY=VALUE,...")
+    )
     record: Sequence[str] = ()
     models: Mapping[str, Adapter] | None = None
     memory: Any = None
@@ -137,6 +145,10 @@ class Request:
             if not is_listed or not all(isinstance(text, str) for text in texts):
                 raise refused(name, texts, "a text or a list of texts")
             object.__setattr__(self, name, texts)
+        laws = self.law if isinstance(self.law, list | tuple) else (self.law,)
+        if any(not isinstance(law, str) and not hasattr(law, "check_beside") for law in laws):
+            raise refused("law", self.law, "the name of a law with its settings, or a list of them")
+        object.__setattr__(self, "law", tuple(laws))
         for name in ("regex", "grammar"):
             _expect(name, getattr(self, name), (str, type(None)), "text")
         _expect("json_schema", self.json_schema, (str, Mapping, type(None), bool), "a dict or JSON")
@@ -174,12 +186,14 @@ class RequestOptions(TypedDict, total=False):
     ignore_eos: bool | None
     prefix: str | Sequence[int] | None
     is_batch_invariant: bool | None
+    is_healed: bool | None
     keep_special: bool | None
     top_log_probs: int | None
     sampling: str | None
     regex: str | None
     json_schema: str | Mapping[str, Any] | None
     grammar: str | None
+    law: str | Control | Sequence[str | Control] | None
     record: str | Sequence[str] | None
     models: Mapping[str, Any] | None
     memory: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,13 +16,14 @@ from outpace.run.loop import Run
 from outpace.run.row import Row
 from outpace.sampling import Sampling
 from outpace.search.base import Search
+from outpace.text.stream import TextStream
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter, FinishReason, Guarantee
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
 
-__all__ = ["Job", "Plan", "advance", "finish"]
+__all__ = ["Job", "Plan", "advance", "finish", "new_text"]
 
 _NO_CHAT = (
     "The text ended at once: this model was made for conversations. Frame the prompt with --chat, or give messages in "
@@ -84,6 +85,25 @@ class Job:
     searching: Searching | None = None
 
 
+def new_text(
+    lm: LanguageModel, request: Request, context: Sequence[int], covered: Sequence[int] = ()
+) -> TextStream | None:
+    """Return the text stream of a row whose prompt is `context`; None = there is no tokenizer.
+
+    Special tokens show, or only stop strings see them, or nobody does. What `covered` spells belongs to the prompt,
+    though the row's first token writes it.
+    """
+    if (tokenizer := lm.tokenizer) is None:
+        return None
+    if request.keep_special:
+        return TextStream(
+            partial(tokenizer.decode, skip_special=False), request.stop, context, None, tokenizer.byte, covered
+        )
+    names = tokenizer.special_ids if request.stop else {}
+    special = {token: name for name, token in names.items() if any(name in stop for stop in request.stop)}
+    return TextStream(tokenizer.decode, request.stop, context, special, covered=covered)
+
+
 def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple[int, str]]:
     """Step until every row has ended, yielding (row index, text) as text becomes final."""
     number = {id(row): index for index, row in enumerate(job.plan.shown)}
@@ -91,6 +111,9 @@ def advance(job: Job, is_cancelled: Callable[[], bool] | None) -> Iterator[tuple
         yield from _searched(job.searching, number, is_cancelled)
         return
     has_forks = job.plan.method.needs.has_forks  # asked once: a method of many parts adds theirs up each time
+    for index, row in enumerate(job.plan.shown):  # the token that covers a healed prompt's end may end a text
+        if row.finish is not None and row.text is not None and (piece := row.text.release(is_final=True)):
+            yield index, piece
     while job.run.rows:
         if is_cancelled is not None and is_cancelled():
             stepped = list(job.run.rows)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from outpace.api.healing import check_healing, heal
+from outpace.api.lawmaking import check_laws, impose, read_laws
 from outpace.api.prompt import check_tokens, read_prompts
 from outpace.api.recall import Recall
 from outpace.api.request import Request, split
-from outpace.api.running import Job, Plan
+from outpace.api.running import Job, Plan, new_text
 from outpace.api.scoring import check_top
 from outpace.api.searching import Searching, check_searched, pool_for
 from outpace.arguments import flag, given, refused
@@ -26,13 +27,12 @@ from outpace.run.row import Row
 from outpace.sampling import Sampling, row_key
 from outpace.search.base import read_search
 from outpace.text.chat import is_chat
-from outpace.text.stream import TextStream
 from outpace.types import Adapter, Capabilities, Wanted
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
 
-__all__ = ["CHUNK", "new_run", "new_text", "own", "prepare", "shared_run", "start"]
+__all__ = ["CHUNK", "new_run", "own", "prepare", "shared_run", "start"]
 
 CHUNK = 256  # prompt tokens per prefill forward
 _WIDEST = 256  # window nodes of any method, beside others
@@ -44,6 +44,7 @@ def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any], recall: 
     if recall is not None and not isinstance(recall, Recall):
         raise refused("recall", recall, "an outpace.Recall")
     plan = prepare(lm, prompt, arguments)
+    heal(lm, plan)
     run = new_run(lm, plan, max(row.num_prompt + row.max_tokens for row in plan.rows), recall)
     if plan.search is not None:
         return Job(run, plan, Searching(lm, plan, run))
@@ -84,7 +85,7 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     prompts, is_single = read_prompts(_framed(lm, prompt), lm.encode, offered)
     prompts, cut = _fitting(lm, prompts)
     notes = [*notes, *cut]
-    method = _method(request.method, options)
+    method, laws = _method(request.method, options), read_laws(request)
     # 2) What the vocabulary and the model's abilities rule out.
     if request.stop and lm.tokenizer is None:
         raise ConfigError("Stop strings need a tokenizer.", "Use end tokens instead.")
@@ -99,8 +100,11 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     is_fixed = request.is_batch_invariant and not lm.target.is_invariant
     method, note = method.fitted(replace(offered, has_tree=offered.has_tree and not is_fixed))
     _check_canvas(offered, prompts, request.canvas)
+    if request.is_healed:
+        check_healing(lm, method, settings, request)
     # 3) What takes time: constraints are compiled, other models loaded.
     settings = lm.constraints.apply(settings, request, lm.end_tokens, offered.is_canvas)
+    settings = impose(lm, settings, laws)
     first = _decoder_start(lm, request, settings)
     models = lm.partners.models(method, request.models or {})
     tokenizers = lm.partners.tokenizers(method, request.models or {})
@@ -109,6 +113,7 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
         for group, ids in enumerate(prompts)
         for sample in range(max(request.num_samples, method.num_rows, 1 if search is None else search.num_texts))
     ]
+    check_laws(settings, rows)
     _check_width(offered, method, is_fixed)
     sources = [row.tokens if row.source is None else row.source for row in rows]
     method.check_request(lm.target, sources, [row.max_tokens for row in rows])
@@ -213,20 +218,6 @@ def _row(
     found = Row(tokens, held, key, most, ends, text, source=source, canvas=canvas, stop_tokens=stops, group=group)
     found.place = place
     return found
-
-
-def new_text(lm: LanguageModel, request: Request, context: Sequence[int]) -> TextStream | None:
-    """Return the text stream of a row whose prompt is `context`; None = there is no tokenizer.
-
-    Special tokens show, or only stop strings see them, or nobody does.
-    """
-    if (tokenizer := lm.tokenizer) is None:
-        return None
-    if request.keep_special:
-        return TextStream(partial(tokenizer.decode, skip_special=False), request.stop, context, byte=tokenizer.byte)
-    names = tokenizer.special_ids if request.stop else {}
-    special = {token: name for name, token in names.items() if any(name in stop for stop in request.stop)}
-    return TextStream(tokenizer.decode, request.stop, context, special)
 
 
 def _check_width(offered: Capabilities, method: Method, is_fixed: bool) -> None:

@@ -16,6 +16,7 @@ from outpace.cli import (
     drafter,
     generate,
     get,
+    graph,
     index,
     methods,
     models,
@@ -58,6 +59,7 @@ def outpace_command(
 
 app.command("generate")(generate.generate)
 app.command("batch")(batch.batch)
+app.command("graph")(graph.graph)
 app.command("score")(score.score)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)

@@ -31,6 +31,10 @@ def certify(
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method.")
     ] = None,
+    law: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:KEY=VALUE,...", help="A law over the next token, of both (repeatable)."),
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="A file: JSON lines with a text each, or texts parted by empty lines.")
     ] = None,
@@ -51,7 +55,7 @@ def certify(
     if search is not None and (all or len(names) > 1):
         raise ConfigError("A search is certified beside one method.", "Name one with --method.")
     if all or len(names) > 1:
-        if option or prompts is not None or (all and names):
+        if option or law or prompts is not None or (all and names):
             raise ConfigError("Several methods are certified with default settings.", "Name one with --method.")
         return _certify_all(model, names, dtype.value, seed, time_limit, jobs, json)
     texts, name, given = (
@@ -71,7 +75,9 @@ def certify(
         time_limit - (time.monotonic() - began),
         on_progress=lambda seen: teller.tell(seen.what, seen.elapsed_s, seen.left_s, seen.is_done),
     )
-    certificate = prove(model, chosen, texts, dtype=dtype.value, device=device.value, seed=seed, plan=plan)
+    certificate = prove(
+        model, chosen, texts, dtype=dtype.value, device=device.value, seed=seed, plan=plan, law=law or ()
+    )
     teller.close()
     print_json(certificate.to_dict()) if json else typer.echo(certificate.render())
     return certificate.exit_status

@@ -74,7 +74,7 @@ command. Ctrl-C stops an answer; what was written of it stays in the conversatio
         RUN,
         {
             **dict.fromkeys(("sampling", "regex", "json_schema", "grammar"), LAW),
-            **dict.fromkeys(("num_samples", "top_log_probs", "prefix"), None),
+            **dict.fromkeys(("num_samples", "top_log_probs", "prefix", "is_healed"), None),
             "keep_special": OUT,
         },
     ),

@@ -33,6 +33,7 @@ def check_method(
     from outpace.heads.files import is_head
     from outpace.heads.foreign.layouts import is_foreign
     from outpace.methods.misfit import check_fit, check_partner, check_search
+    from outpace.models.byte_model import ByteNames
     from outpace.models.loading import resolve
     from outpace.models.opening import offered_by
     from outpace.sampling import Sampling
@@ -48,7 +49,8 @@ def check_method(
         if other == "auto" and (method.needs.head or role == "judge"):  # looked for when the model is loaded
             continue
         # A trained drafter is held to the target when both are loaded.
-        if other != "auto" and (is_head(place := resolve(other)) or is_foreign(place)):
+        has_files = other != "auto" and not ByteNames.is_one(other)
+        if has_files and (is_head(place := resolve(other)) or is_foreign(place)):
             continue
         partner = offered_by(drafter_of(model) if other == "auto" else other)
         if partner is not None:

@@ -101,7 +101,7 @@ class _Asked:
         Request,
         RUN,
         {
-            **dict.fromkeys(("sampling", "regex", "json_schema", "grammar"), LAW),
+            **dict.fromkeys(("sampling", "regex", "json_schema", "grammar", "law"), LAW),
             **dict.fromkeys(("keep_special", "top_log_probs"), OUT),
         },
     ),
@@ -449,12 +449,12 @@ def _status(results: list[Result]) -> int:
 
 def _failure(result: Result) -> tuple[str, str]:
     """Return why a text ended with an error, and what to do about it."""
-    from outpace.run.row import DEAD_END, DISOBEYED, FORBIDDEN
+    from outpace.run.row import DEAD_END, DISOBEYED, FORBIDDEN, RULED_OUT
 
     if result.search and not result.tokens:
         return result.notes[-1], ""
 
-    reason = next((note for note in (DEAD_END, FORBIDDEN, DISOBEYED) if note in result.notes), None)
+    reason = next((note for note in (DEAD_END, FORBIDDEN, DISOBEYED, RULED_OUT) if note in result.notes), None)
     if reason is not None:
         return reason, "The text until then is kept; loosen the constraint, or the other settings."
     return (

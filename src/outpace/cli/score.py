@@ -13,10 +13,13 @@ from outpace.cli.values import Device, Dtype, model_card, prompt_text, text_file
 from outpace.errors import ConfigError
 
 if TYPE_CHECKING:
+    from outpace.api.bytewise import NextBytes
     from outpace.api.engine import LanguageModel
     from outpace.api.scoring import Scored
 
 __all__ = ["score"]
+
+_SHOWN = 10  # bytes
 
 
 def score(
@@ -46,6 +49,9 @@ def score(
     samples: Annotated[
         int | None, typer.Option(min=1, help="Of a masked model: maskings that the bound is estimated from (128).")
     ] = None,
+    bytes_: Annotated[
+        bool, typer.Option("--bytes", help="The text as bytes, over all tokens that cover them, and the next byte.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of a masked model: seed of the maskings.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one object (a line each with --pairs).")] = False,
 ) -> None:
@@ -57,6 +63,9 @@ def score(
     A masked model that sees its whole canvas gives a lower bound, estimated from --samples maskings of the text; shown
     are each token's share of it, and the standard error of the sum.
 
+    With --bytes, the log-probability that a text begins with these bytes, whatever tokens cover them, and the likeliest
+    bytes behind it: a text may end inside a word, or a token.
+
     An encoder-decoder scores a text behind its --source, end token included; --pairs does so for many, in one go: the
     feature by which n-best lists and phrase tables are rescored.
 
@@ -66,6 +75,8 @@ def score(
         raise ConfigError("An n-best list was given, and something else to score besides.", "Leave one out.")
     if pairs is not None and (text is not None or prompt_file is not None or source is not None):
         raise ConfigError("Pairs were given, and a text or a source besides.", "Leave one out.")
+    if bytes_ and any(other is not None for other in (nbest, pairs, source, samples)):
+        raise ConfigError("--bytes is of a causal model's text.", "Leave out --nbest, --pairs, --source and --samples.")
     from outpace.api.fusing import read_nbest, rescore_nbest
 
     rows = [] if pairs is None else _read_pairs(pairs)
@@ -100,6 +111,10 @@ def score(
         for one in lm.score_pairs(rows):
             print_json(one.to_dict()) if json else write_text(f"{one.log_prob:.4f}\n")
         return
+    if bytes_:
+        found = lm.next_bytes(given)
+        print_json(found.to_dict()) if json else write_text(_byte_table(found))
+        return
     scored: Scored = lm.score(given, samples, seed) if source is None else lm.score_pairs([(source, given)])[0]
     print_json(scored.to_dict()) if json else write_text(_table(scored, lm))
 
@@ -118,6 +133,16 @@ def _read_pairs(path: str) -> list[tuple[str, str]]:
             raise ConfigError(f"Line {number} of {path} is no pair.", "Write a source, a tab and a target.")
         found.append((sides[0], sides[1]))
     return found
+
+
+def _byte_table(found: NextBytes) -> str:
+    """Return the likeliest bytes behind a text, a line each, and what the text comes to."""
+    lines = [f"{chance:>10.6f}  {byte!r}" for byte, chance in found.likeliest(_SHOWN)]
+    lines.append(f"{found.end:>10.6f}  the end")
+    bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits per byte"
+    counted = f"{found.num_covers} covers, {found.num_forwards} forwards"
+    lines.append(f"{found.log_prob:>10.4f}  in all, {found.num_bytes} bytes{bits}; {counted}")
+    return "\n".join(lines) + "\n"
 
 
 def _table(scored: Scored, lm: LanguageModel) -> str:

@@ -13,64 +13,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from outpace.text.speller import Speller
+
 if TYPE_CHECKING:
     from outpace.text.tokenizer import Tokenizer
 
-__all__ = ["Lexicon", "Respelling", "Speller", "lexicon"]
+__all__ = ["Lexicon", "Respelling", "lexicon"]
 
 _LOOK_BEHIND = 16  # tokens before new text that are tokenised again with it
 _NO_SPECIAL = -1
-
-
-class Speller:
-    """How one model's vocabulary spells text.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        size: ids that the model knows; what the tokenizer has beyond them is not used.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
-        spelled = tokenizer.spellings[:size]
-        self.tokenizer, self.size = tokenizer, size
-        self.bytes: list[bytes | None] = [*spelled, *[None] * (size - len(spelled))]
-        # Of two ids spelled alike the last: sentencepiece has its single bytes first.
-        self.ids = {text: index for index, text in enumerate(self.bytes) if text}
-        self.special = {name: index for name, index in tokenizer.special_ids.items() if index < size}
-        self._longest = max(map(len, self.ids), default=0)
-        # What a tokenizer puts before a text is what "a" gets, provided that the rest is spelled as without it.
-        framed, bare = tokenizer.encode("a"), tokenizer.encode("a", is_special=False)
-        before = framed[: len(framed) - len(bare)]
-        self.opening = [index for index in before if index < size] if [*before, *bare] == framed else []
-        self.adds_space = self.join(self.encode("a")) == b" a"
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without what the tokenizer puts around it."""
-        return [index for index in self.tokenizer.encode(text, is_special=False) if index < self.size]
-
-    def join(self, ids: Sequence[int]) -> bytes:
-        """Return the bytes that ids spell; special tokens spell none."""
-        return b"".join(self.bytes[index] or b"" for index in ids)
-
-    def starts(self, ids: Sequence[int], end: int) -> list[int]:
-        """Return where each token begins if the last one ends at `end`."""
-        found = [end] * len(ids)
-        for at in range(len(ids) - 1, -1, -1):
-            end -= len(self.bytes[ids[at]] or b"")
-            found[at] = end
-        return found
-
-    def spell(self, text: bytes) -> list[int]:
-        """Return ids that spell bytes, the longest token first; stops where no token fits."""
-        found, at = [], 0
-        while at < len(text):
-            sizes = range(min(self._longest, len(text) - at), 0, -1)
-            index = next((self.ids[text[at : at + size]] for size in sizes if text[at : at + size] in self.ids), None)
-            if index is None:
-                break
-            found.append(index)
-            at += len(self.bytes[index] or b"")
-        return found
 
 
 class Lexicon:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from outpace.api.running import finish
+from outpace.api.healing import heal
+from outpace.api.running import finish, new_text
 from outpace.api.searching import Searching
-from outpace.api.starting import CHUNK, new_run, new_text, own, shared_run
+from outpace.api.starting import CHUNK, new_run, own, shared_run
 from outpace.engine.drafters import Drafters
 from outpace.engine.entry import Entry, step_of
 from outpace.engine.face import FAULT
@@ -96,6 +97,20 @@ class Scheduler:
             entry.reading = read_prompt(self.lm.target, ids, entry.ask.prompt_log_probs, CHUNK)
         self.entries.append(entry)
         self.meter.taken(entry)
+        if entry.plan.request.is_healed:
+            self._heal(entry)
+
+    def _heal(self, entry: Entry) -> None:
+        """Draw the tokens at the end of an ask's prompts anew; a text that ends with them has ended."""
+        try:
+            heal(self.lm, entry.plan)
+        except Exception as error:
+            self._drop(entry, error)
+            return
+        ended = [row for row in entry.waiting if row.finish is not None]
+        entry.waiting = [row for row in entry.waiting if row.finish is None]
+        for row in ended:
+            self._hand_over(entry, row)
 
     def check(self, entry: Entry) -> None:
         """Refuse what can never be written here.
@@ -276,7 +291,7 @@ class Scheduler:
         return shared_run(self.lm, memory.pages, memory.store)
 
     def _new_text(self, row: Row) -> TextStream | None:
-        return new_text(self.lm, self._at[row][0].plan.request, row.tokens[: row.num_prompt])
+        return new_text(self.lm, self._at[row][0].plan.request, row.tokens[: row.num_prompt], row.covered)
 
     def _step(self, lane: Lane) -> None:
         budget = self._pace.budget(len(lane.run.batch.rows))

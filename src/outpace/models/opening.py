@@ -10,18 +10,29 @@ import torch
 
 from outpace.errors import CapabilityError, ConfigError, ModelError
 from outpace.models import any_order, recurrent
+from outpace.models.byte_model import ByteModel, ByteNames, Voice, cover_rules
 from outpace.models.checkpoint import check_checkpoint
 from outpace.models.editing.files import is_editor, open_editor
-from outpace.models.loading import load_model, pick_device, pick_dtype, read_capabilities, read_config, resolve
+from outpace.models.loading import (
+    load_model,
+    pick_device,
+    pick_dtype,
+    read_capabilities,
+    read_config,
+    read_end_tokens,
+    resolve,
+)
 from outpace.models.lookup import is_native
 from outpace.models.lora import base_directory
 from outpace.models.nar import files as nar
 from outpace.models.nets.files import MODEL_TYPE, open_net
 from outpace.models.parallel import Split
 from outpace.models.transformer import Kernels
+from outpace.text.byte_index import END
+from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter, Capabilities
 
-__all__ = ["DRAFTER", "locate", "offered_by", "open_model"]
+__all__ = ["DRAFTER", "locate", "offered_by", "open_model", "refuse_beside"]
 
 DRAFTER = "outpace_drafter"  # the model type of trained drafters, which stand beside a target (`outpace.heads`)
 _PREFIX = "hf:"
@@ -40,6 +51,8 @@ def locate(name: str) -> tuple[Path, bool]:
 
 def _find(name: str) -> tuple[Path, bool, Path | None]:
     """Return what `locate` returns, and the directory of a LoRA if that is what the name stands for."""
+    if ByteNames.is_one(name):
+        raise ConfigError(f"{name} is no model with files of its own.", "Name a model, or ask generate for bytes.")
     named = resolve(name.removeprefix(_PREFIX))
     if named.is_file():
         if name.startswith(_PREFIX):
@@ -57,6 +70,9 @@ def _find(name: str) -> tuple[Path, bool, Path | None]:
 
 def offered_by(name: str, card: Mapping[str, Any] | None = None) -> Capabilities | None:
     """Return a model's capabilities without loading weights; None where only running it tells (transformers)."""
+    if ByteNames.is_one(name):
+        refuse_beside(name, card=card)
+        return _bytes_offered(name)
     directory, has_loader = locate(name)
     _check_card(name, has_loader, card)
     return read_capabilities(directory, card=card) if has_loader else None
@@ -79,6 +95,9 @@ def open_model(
         ConfigError: a card that contradicts itself, or a card or adapter for a model that transformers runs.
         CapabilityError: the model cannot be split as `split` says.
     """
+    if ByteNames.is_one(name):
+        refuse_beside(name, card=card, context=context, adapter=adapter, split=split)
+        return _open_bytes(name, dtype, device, kernels)
     directory, has_loader, named = _find(name)
     _check_card(name, has_loader, card)
     if named is not None and adapter is not None:
@@ -110,6 +129,36 @@ def open_model(
     if not name.startswith(_PREFIX):
         model.notes.append("This architecture has no native loader: it runs through transformers, which is slower.")
     return model
+
+
+def _bytes_offered(name: str) -> Capabilities | None:
+    parts = [offered_by(one) for one in ByteNames.read(name).names]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return Capabilities(END + 1, min(part.max_positions for part in known))
+
+
+def _open_bytes(name: str, dtype: str, device: str, kernels: Kernels | None) -> ByteModel:
+    """Load the models that a name of a byte model says, each with its own tokenizer."""
+    named, voices = ByteNames.read(name), list[Voice]()
+    for one, weight in zip(named.names, named.weights, strict=True):
+        directory, _ = locate(one)
+        tokenizer, ends = Tokenizer.from_directory(directory), read_end_tokens(directory)
+        rules, adds_space = cover_rules(open_model(one, dtype, device, kernels), tokenizer, ends)
+        voices.append(Voice(rules, weight, adds_space))
+    return ByteModel(voices, named.is_product)
+
+
+def refuse_beside(name: str, **given: Any) -> None:
+    """Refuse what is for a model with files of its own.
+
+    Raises:
+        ConfigError: it was given.
+    """
+    found = next((what for what, value in given.items() if value), None)
+    if found is not None:
+        raise ConfigError(f"A {found} was given for {name}, which stands for other models.", "Leave it out.")
 
 
 def _is_own(directory: Path) -> bool:

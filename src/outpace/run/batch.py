@@ -171,6 +171,7 @@ def bind(settings: Sampling, rows: Sequence[Row]) -> Sampler:
     each = [settings if row.settings is None else row.settings for row in rows]
     for row, own in zip(rows, each, strict=True):
         row.obey(own.constraint)
+        row.has_law = bool(own.laws)
     keys, ends, states = [row.key for row in rows], [row.end_tokens for row in rows], [row.state for row in rows]
     limits = [row.num_prompt + row.max_tokens for row in rows]
     return sampler_of(each, keys, ends, states, [row.source or () for row in rows], limits)

@@ -17,12 +17,13 @@ from outpace.types import FinishReason, Wanted
 if TYPE_CHECKING:
     from outpace.constrain.protocol import Constraint, ConstraintState
 
-__all__ = ["BROKEN", "DEAD_END", "DISOBEYED", "FORBIDDEN", "NO_MORE", "Row", "Usage", "follow", "forked"]
+__all__ = ["BROKEN", "DEAD_END", "DISOBEYED", "FORBIDDEN", "NO_MORE", "RULED_OUT", "Row", "Usage", "follow", "forked"]
 
 # Why a row ended with an error.
 BROKEN = "The model produced NaN or infinite logits; the text ends before them."
 DEAD_END = "The constraint allows no token here, although the text is not complete."
-FORBIDDEN = "Every token that the constraint allows here is forbidden by the other settings, or its logit is no number."
+FORBIDDEN = "Every token that the constraint allows here is forbidden by a law or setting, or its logit is no number."
+RULED_OUT = "The law that was asked for leaves no token here, or the model's logits are no numbers."
 NO_MORE = "The search found fewer texts than were asked for."
 DISOBEYED = "The method wrote a token that the constraint forbids; the text ends before it."
 
@@ -91,9 +92,12 @@ class Row:
         wanted: the method that writes it, in a run whose method serves several; None = as the run's.
         record, num_top: as of a `Run`; None = as the run's.
         drafters: per written token, who drafted it; "" where it is no draft.
+        has_law: laws change its logits, so that there may be no token although the model's are sound.
         cached: pages that hold the first entries of its text, and how many these are, where the run's caches lie on
             pages: read when it joins.
         steps: drafts and accepted ones of each step; None = not kept.
+        covered: tokens that spell the end of the prompt where not the prompt's tokens but the first one written writes
+            it; empty = the prompt's tokens are all of it.
         pause: asked after each token behind which the text goes on; True = the row leaves the run here for now, and
             `is_paused` says so. None = nobody wants to look at it before its end.
         entropies: in nats, of the model's own law before each written token, when recorded.
@@ -132,7 +136,9 @@ class Row:
     num_top: int | None = None
     drafters: list[str] = field(default_factory=list)
     steps: list[tuple[int, int]] | None = None
+    has_law: bool = False
     cached: tuple[Iterable[int], int] | None = None
+    covered: Sequence[int] = ()
     pause: Callable[[Row], bool] | None = None
     is_paused: bool = False
     entropies: list[float] = field(default_factory=list)
@@ -211,7 +217,7 @@ class Row:
 
     def _stick(self, token: int) -> None:
         """End the row because no token can be written."""
-        state, why = self.state, BROKEN
+        state, why = self.state, RULED_OUT if self.has_law else BROKEN
         if state is not None:
             is_open = bool(state.allowed().any())
             if state.is_complete and not is_open:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from outpace.constrain.protocol import Constraint, ConstraintState
+    from outpace.sampling.guide import Walks
 
 __all__ = ["History", "state_after"]
 
@@ -25,6 +26,7 @@ class History:
         states: per row, where it stands in its constraint; forked before anything is pushed. None = nothing to obey.
         sources: per row, an encoder-decoder's source; empty = the prompt is the source.
         limits: per row, the greatest length of its text, prompt included; 0 = none is known.
+        laws: what changes every row's logits.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class History:
         states: Sequence[ConstraintState | None] = (),
         sources: Sequence[Sequence[int]] = (),
         limits: Sequence[int] = (),
+        laws: Sequence[Walks] = (),
     ) -> None:
         self.tokens = [list(text) for text in texts]
         self.prompts = list(prompts)
@@ -45,20 +48,45 @@ class History:
         self.limits = list(limits) or [0] * len(texts)
         self._states = list(states) or [None] * len(texts)
         self._is_forked = [False] * len(texts)
-        self.seen = torch.zeros(len(texts), vocab_size)
-        self.written = torch.zeros(len(texts), vocab_size)
-        for row, text in enumerate(self.tokens):
-            ids = torch.tensor(text, dtype=torch.int64)
-            self.seen[row] = torch.bincount(ids, minlength=vocab_size)[:vocab_size]
-            self.written[row] = torch.bincount(ids[self.prompts[row] :], minlength=vocab_size)[:vocab_size]
+        self.laws = list(laws)
+        self.guides = [[law.at(*self._facts(row)) for law in laws] for row in range(len(texts))]
+        self._vocab_size = vocab_size
+        self._counts: tuple[Tensor, Tensor] | None = None  # of no use to most processors
+
+    @property
+    def seen(self) -> Tensor:
+        """[B, V] how often each token stands in each text."""
+        return self._counted()[0]
+
+    @property
+    def written(self) -> Tensor:
+        """[B, V] the same behind the prompts."""
+        return self._counted()[1]
+
+    def _counted(self) -> tuple[Tensor, Tensor]:
+        if self._counts is None:
+            shape = (len(self.tokens), self._vocab_size)
+            self._counts = torch.zeros(shape), torch.zeros(shape)
+            for row, text in enumerate(self.tokens):
+                for counts, part in zip(self._counts, (text, text[self.prompts[row] :]), strict=True):
+                    ids = torch.tensor(part, dtype=torch.int64)
+                    counts[row] = torch.bincount(ids, minlength=self._vocab_size)[: self._vocab_size]
+        return self._counts
 
     def push(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
         """Append one token to each of the named rows."""
         for row in rows:
             self.tokens[row].append(tokens[row])
-            self.seen[row, tokens[row]] += 1
-            self.written[row, tokens[row]] += 1
+            for counts in self._counts or ():
+                counts[row, tokens[row]] += 1
             self._advance(row, tokens[row])
+            self.guides[row] = [state.after(tokens[row]) for state in self.guides[row]]
+            for law, state in zip(self.laws, self.guides[row], strict=True):
+                law.keep(*self._facts(row), state)
+
+    def _facts(self, row: int) -> tuple[list[int], int, list[int], int]:
+        """Return what a law's state depends on."""
+        return self.tokens[row], self.prompts[row], self.end_tokens[row], self.limits[row]
 
     def _advance(self, row: int, token: int) -> None:
         state = self._states[row]

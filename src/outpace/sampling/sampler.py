@@ -137,10 +137,11 @@ class Sampler:
         if constraint is not None:
             known = zip(texts, prompts, self.states, strict=True)
             states = [state_after(constraint, text[prompt:], state) for text, prompt, state in known]
-        return History(texts, prompts, vocab_size, self.end_tokens, states, self.sources, self.limits)
+        laws = self.settings.laws
+        return History(texts, prompts, vocab_size, self.end_tokens, states, self.sources, self.limits, laws)
 
     def process(self, logits: Tensor, history: History | None) -> Tensor:
-        """Apply penalties, biases, bad words, lengths, constraint, and forced and suppressed tokens.
+        """Apply penalties, biases, laws, bad words, lengths, constraint, and forced and suppressed tokens.
 
         Args:
             logits: [N, V] (any leading shape when there is no history).
@@ -157,6 +158,9 @@ class Sampler:
             bias = torch.tensor(list(settings.logit_bias.values()), dtype=torch.float64, device=logits.device)
             bias = bias.clamp(-LARGEST, LARGEST).to(logits.dtype)
             logits = logits.index_add(-1, ids, bias.expand(*logits.shape[:-1], -1))
+        for row, states in enumerate(history.guides if history is not None else ()):
+            for state in states:
+                state.apply(logits[row])
         # Stage 2: what forbids and forces, which nothing may shift back.
         if history is not None:
             forbid(logits, history, settings)  # in place: the logits are a private copy by now
@@ -170,11 +174,11 @@ class Sampler:
     def _penalise(self, logits: Tensor, history: History) -> Tensor:
         settings, logits = self.settings, logits.clone()
         bias(logits, history, settings)
-        seen, written = history.seen.to(logits.device), history.written.to(logits.device)
         if settings.repetition_penalty != 1:
             scaled = torch.where(logits > 0, logits / settings.repetition_penalty, logits * settings.repetition_penalty)
-            logits = torch.where(seen > 0, scaled, logits)
+            logits = torch.where(history.seen.to(logits.device) > 0, scaled, logits)
         if settings.presence_penalty or settings.frequency_penalty:
+            written = history.written.to(logits.device)
             penalty = settings.presence_penalty * (written > 0).double() + settings.frequency_penalty * written.double()
             logits = logits - penalty.clamp(-LARGEST, LARGEST).to(logits.dtype)
         return logits

@@ -14,6 +14,7 @@ from outpace.setting import Option, check, setting
 if TYPE_CHECKING:
     from outpace.constrain.canvas import CanvasConstraint
     from outpace.constrain.protocol import Constraint
+    from outpace.sampling.guide import Walks
 
 __all__ = ["Sampling", "SamplingOptions"]
 
@@ -52,6 +53,7 @@ class SamplingOptions(TypedDict, total=False):
     forced_bos_token_id: Sequence[int] | None
     forced_eos_token_id: Sequence[int] | None
     exponential_decay_length_penalty: tuple[int, float] | None
+    laws: Sequence[Walks] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,8 @@ class Sampling:
         forced_eos_token_id: the only tokens possible as the last one before the text's greatest length.
         exponential_decay_length_penalty: (start, factor); end tokens gain, after `start` written tokens, a share of
             their logit's size that grows by this factor per token.
+        laws: what else changes the next token's logits, one behind the other, behind penalties and biases and before
+            what is forbidden; `generate(law=...)` makes them by name (see `outpace.laws`).
 
     Raises:
         ConfigError: a value is out of range; the sentence names it.
@@ -122,6 +126,7 @@ class Sampling:
     forced_bos_token_id: Sequence[int] = ()
     forced_eos_token_id: Sequence[int] = ()
     exponential_decay_length_penalty: tuple[int, float] | None = None
+    laws: Sequence[Walks] = ()
 
     def __post_init__(self) -> None:
         settle(self)
@@ -132,6 +137,8 @@ class Sampling:
         if any(len(word) == 0 for word in self.bad_words):
             raise ConfigError("A bad word is empty.", "Give each bad word at least one token.")
         self._check_tokens()
+        if not isinstance(self.laws, list | tuple) or not all(hasattr(law, "at") for law in self.laws):
+            raise ConfigError(f"laws is a {type(self.laws).__name__}.", "Give a list of them, or use law=NAME.")
         if self.constraint is not None and not hasattr(self.constraint, "start"):
             raise ConfigError(
                 f"constraint is a {type(self.constraint).__name__}.", "Make one with outpace.constrain.compile."
@@ -209,6 +216,7 @@ class Sampling:
             bool(penalties or self.bad_words)
             or self.min_tokens > 0
             or self.constraint is not None
+            or bool(self.laws)
             or self.min_length > 0
             or self.no_repeat_ngram_size > 0
             or self.encoder_no_repeat_ngram_size > 0

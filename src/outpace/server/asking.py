@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from outpace import zoo
 from outpace.engine.face import Face
+from outpace.laws.registry import read_law
 from outpace.methods.registry import load_method
 from outpace.search.registry import load_search
 from outpace.search.rewards import Reward
@@ -244,6 +245,8 @@ def arguments(
             raise _wrong(name, f"{name} holds an id outside the vocabulary. Ids end at {engine.traits.vocab_size - 1}.")
     if body.skip_special_tokens is False:
         found["keep_special"] = True
+    if body.healed:
+        found["is_healed"] = True
     if body.logit_bias:
         found["logit_bias"] = dict(zip(_biased(body), body.logit_bias.values(), strict=True))
     found |= _words(body, engine)
@@ -251,6 +254,8 @@ def arguments(
     found |= _room(engine, settings, scope, num_prompt, max_tokens)
     if (body.min_tokens or 0) > found.get("max_tokens", body.min_tokens or 0):
         raise _wrong("min_tokens", f"min_tokens is {body.min_tokens}, above max_tokens.")
+    if body.outpace is not None and body.outpace.law:
+        found["law"] = [_law(text) for text in body.outpace.law]
     if body.outpace is not None and body.outpace.search is not None:
         return _held(body.outpace, found, settings)
     chosen = method(body.outpace or Extra(), engine, settings)
@@ -369,6 +374,20 @@ def method(extra: Extra, engine: Face, settings: ServerSettings) -> dict[str, An
             raise _wrong("outpace.draft", message)
         options[budget] = extra.draft
     return {"method": name, "options": options}
+
+
+def _law(text: str) -> str:
+    """Return a law as it was spelled.
+
+    Raises:
+        Refused: it names a file.
+        ConfigError: there is no such law, or it has no such setting.
+    """
+    law = read_law(text)
+    for field in dataclasses.fields(law):
+        if field.name in law.files and getattr(law, field.name) != field.default:
+            raise _wrong("outpace.law", f"{field.name} of a law may not be named by a request. Leave it out.")
+    return text
 
 
 def _check_option(key: str, value: Any, field: Any, settings: ServerSettings) -> None:

@@ -53,6 +53,7 @@ class Extra(BaseModel):
         options: settings of the method by name, and of the search.
         search: what holds several texts and returns the best; `n` says how many come back.
         draft: most tokens to draft per step; 0 = plain decoding.
+        law: laws over the next token, as "NAME:key=value,..." each.
         trace: tell where each token came from, and what each step did.
         metrics: `metrics.speculative_decoding` in vLLM's form, of all steps or also of each.
     """
@@ -63,6 +64,7 @@ class Extra(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict, max_length=50)
     search: Annotated[str, Field(max_length=100)] | None = None
     draft: Annotated[int, Field(ge=0, le=1024)] | None = None
+    law: list[Annotated[str, Field(max_length=1000)]] = Field(default_factory=list, max_length=8)
     trace: bool = False
     metrics: Literal["summary", "detailed"] | None = None
 
@@ -100,6 +102,7 @@ class TextBody(Body):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     add_special_tokens: bool | None = None
+    healed: bool | None = None
     priority: int | None = None
     cache_salt: str | None = None
     request_id: str | None = None

@@ -65,6 +65,7 @@ def certify(
     device: str = "auto",
     seed: int = 0,
     plan: Plan | None = None,
+    law: Sequence[str] = (),
 ) -> Certificate:
     """Load a model in float64 and in a working precision, and certify a method on it.
 
@@ -77,6 +78,7 @@ def certify(
         device: where to compute.
         seed: of every draw.
         plan: the time limit, loading included, and who is told about progress; None = five minutes.
+        law: laws over the next token, of the method's texts and of the reference's.
     """
     if method.guarantee is Guarantee.APPROXIMATE:
         return Certificate(model, method.name, method.to_dict(), method.guarantee.value)
@@ -86,7 +88,7 @@ def certify(
     lower = working_dtype(lm, dtype)
     # The second copy is loaded when the proof is done, and not at all if there is no time for it.
     rounded = (lambda: load(model, dtype=lower, device=device)) if lower != "float64" else None
-    return certify_model(lm, method, prompts, rounded=rounded, seed=seed, plan=plan)
+    return certify_model(lm, method, prompts, rounded=rounded, seed=seed, plan=plan, law=law)
 
 
 def working_dtype(lm: LanguageModel, dtype: str) -> str:
@@ -105,6 +107,7 @@ def certify_model(
     max_rounds: int = 10,
     settings: Sequence[str] = tuple(SETTINGS),
     plan: Plan | None = None,
+    law: Sequence[str] = (),
 ) -> Certificate:
     """Certify a method on a loaded model.
 
@@ -119,10 +122,12 @@ def certify_model(
         max_rounds: rounds of texts per setting, other prompts and seeds each, until the evidence suffices.
         settings: which of `SETTINGS`.
         plan: the time limit and who is told about progress; None = five minutes.
+        law: laws over the next token, of the method's texts and of the reference's.
     """
     plan = plan or Plan()
     method = method.to_certify()
-    certificate = Certificate(lm.name, method.name, method.to_dict(), method.guarantee.value)
+    told = method.to_dict() | ({"law": " ".join(law)} if law else {})
+    certificate = Certificate(lm.name, method.name, told, method.guarantee.value)
     if method.guarantee is Guarantee.APPROXIMATE:
         return certificate
     if method.guarantee is Guarantee.EXACT:
@@ -136,7 +141,7 @@ def certify_model(
         settings = [name for name in settings if name in SEARCHES]
     if lm.tokenizer is None:  # nothing to read a grammar with
         settings = [name for name in settings if not any("regex" in law for law in SETTINGS[name])]
-    work = (CanvasWork if is_canvas else Work)(lm, method, ids, seed, max_tokens, max_rounds, plan)
+    work = (CanvasWork if is_canvas else Work)(lm, method, ids, seed, max_tokens, max_rounds, plan, law)
     if method.guarantee is Guarantee.DISTRIBUTION:
         plan.add(_LAWS, "laws")
         if not plan.do(_LAWS, lambda: certificate.checks.update(_law_checks(method))):

@@ -36,6 +36,7 @@ class Work:
         max_tokens: most tokens per text.
         max_rounds: most rounds of texts per setting.
         plan: the time limit.
+        law: laws over the next token, of every text, the reference's too.
     """
 
     lm: LanguageModel
@@ -45,6 +46,7 @@ class Work:
     max_tokens: int
     max_rounds: int
     plan: Plan
+    law: Sequence[str] = ()
 
     @property
     def laws(self) -> dict[str, tuple[dict[str, Any], ...]]:
@@ -131,7 +133,7 @@ class Work:
         """Write a text per prompt, under the setting's law of this round."""
         laws = self.laws[name]
         chosen: dict[str, Any] = {"method": method or self.method.reference(), "max_tokens": self.max_tokens}
-        chosen |= {"seed": self.seed + number, "ignore_eos": True, "is_cancelled": self.plan.tick}
+        chosen |= {"seed": self.seed + number, "ignore_eos": True, "is_cancelled": self.plan.tick, "law": self.law}
         chosen |= {**laws[number % len(laws)], **arguments}
         results: list[Result] = lm.generate([list(ids) for ids in prompts], **chosen)
         return results
@@ -180,7 +182,7 @@ class Work:
                 if self.method.guarantee is Guarantee.EXACT:
                     self._compare(line, self._write(lm, [ids], name, number, **changes), ended, "at a stop")
                 # What the model's own files ask of ends may hold this one back.
-                is_free = self.method.draws and not self.method.needs.has_mask and not lm.generation.law
+                is_free = self.method.draws and not self.method.needs.has_mask and not (lm.generation.law or self.law)
                 if is_free and ended[0].tokens != result.tokens[: j + 1]:
                     line.faults.append(f"A stop at token {j} left {len(ended[0].tokens)} tokens.")
                 line.stops_inside += ended[0].sources[-1:] == ["draft"]

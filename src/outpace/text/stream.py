@@ -31,6 +31,7 @@ class TextStream:
             ByteFallback decoder): their text waits for the end of the run, stop strings do not. None = what the
             object says that `decode` is a method of; if it says nothing, no token is of this kind.
         special: names of tokens that `decode` does not show, for stop strings that hold such a name.
+        covered: tokens that spell the end of the prompt, which the first written token writes in their place.
 
     Attributes:
         ends: per token pushed, how many characters of the text no later token can change or take back.
@@ -43,6 +44,7 @@ class TextStream:
         context: Sequence[int] = (),
         special: Mapping[int, str] | None = None,
         byte: Callable[[int], int | None] | None = None,
+        covered: Sequence[int] = (),
     ) -> None:
         self._decode = decode
         self._byte = byte or getattr(getattr(decode, "__self__", None), "byte", None) or _no_byte
@@ -60,7 +62,7 @@ class TextStream:
         self.ends: list[int] = []
         self.is_stopped = False
         self._window = self._tail(list(context))  # the last tokens, enough of them to decode what follows
-        self._prompt = decode(self._window)  # emptied when the text has left it behind
+        self._prompt = decode([*self._window, *covered])  # emptied when the text has left it behind
         self._known = 0  # characters of the window's text that are out
         self._most = 2 * _LONGEST_CHARACTER  # tokens that the window holds before it is cut
         self._run: bytearray | None = None  # bytes since the last token that is none, behind text that may begin a stop

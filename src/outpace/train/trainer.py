@@ -34,10 +34,12 @@ from .objectives_block import block_canvas, set_block_canvas
 from .objectives_parallel import parallel_canvas
 from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
 from .recipes import (
+    JOINTS,
     ORDERS,
     RECIPES,
     RECURRENT,
     TRANSLATIONS,
+    JointRecipe,
     OrderRecipe,
     Recipe,
     RecurrentRecipe,
@@ -47,7 +49,7 @@ from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
 _TAUGHT = ("distilled", "unrolled", "consistent", "residual")
-AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe
+AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe | JointRecipe
 
 
 @dataclass(slots=True, kw_only=True)
@@ -206,7 +208,7 @@ def train(
     """Train one model of the zoo and export it.
 
     Args:
-        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS`, `ORDERS` or `RECURRENT`, or a recipe.
+        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS`, `ORDERS`, `RECURRENT` or `JOINTS`, or a recipe.
         out: Directory for the checkpoint, the log and the exported model.
         data: Folder of training texts (default: ./data).
         resume: Continue from the checkpoint in `out`.
@@ -242,6 +244,10 @@ def train(
             from .recurrent import build_recurrent
 
             trainer = build_recurrent(chosen, out, data, steps=steps, seed=seed)
+        elif isinstance(chosen, JointRecipe):
+            from .joint import build_joint
+
+            trainer = build_joint(chosen, out, data, steps=steps, seed=seed)
         else:
             trainer = build_llama(chosen, out, data, steps=steps, seed=seed, compiled=compiled)
         trainer.tokenizer.save(str(out / "tokenizer.json"))
@@ -251,7 +257,14 @@ def train(
 def _find(recipe: str | AnyOfThem) -> AnyOfThem:
     if not isinstance(recipe, str):
         return recipe
-    known: dict[str, AnyOfThem] = {**RECIPES, **TRANSLATIONS, **COMPRESSIONS, **ORDERS, **RECURRENT}
+    known: dict[str, AnyOfThem] = {
+        **RECIPES,
+        **TRANSLATIONS,
+        **COMPRESSIONS,
+        **ORDERS,
+        **RECURRENT,
+        **JOINTS,
+    }
     if recipe not in known:
         raise ConfigError(f"there is no recipe {recipe!r}", nearest(recipe, known, "recipe"))
     return known[recipe]

@@ -15,6 +15,7 @@ from outpace.errors import ConfigError
 from outpace.models.nar.network import NarConfig, NarNet, Pass
 
 from . import losses, solver
+from .compressor import filled
 from .process import scales
 from .schedule import Schedule
 
@@ -115,12 +116,7 @@ class Diffusion(NarNet):
         Raises:
             ConfigError: a target has no place for its end.
         """
-        length, most = self.config.length, int(run.lengths.max())
-        if most >= length:
-            raise ConfigError(f"A text of {most} tokens and its end do not fit into {length} places.", "Cut it.")
-        given = F.pad(run.targets, (0, length - run.targets.shape[1]))
-        is_text = torch.arange(length, device=given.device) < run.lengths[:, None]
-        return torch.where(is_text, given, self.config.end_token)
+        return filled(run, self.config.length, self.config.end_token)
 
     def encode(self, sources: Tensor, is_real: Tensor) -> Tensor:
         """Return the states of sources; where source and text are one sequence, the source's clean vectors."""

@@ -10,7 +10,7 @@ from outpace.train.data import MASK
 from outpace.train.pairs import Pair, PairSource
 from outpace.train.sources import END, open_text, tiny_stories
 
-__all__ = ["STORY_GAPS", "STORY_PASSAGES", "gaps", "passages"]
+__all__ = ["STORY_GAPS", "STORY_NEXT", "STORY_PASSAGES", "gaps", "passages"]
 
 _BORDER = re.compile(r'(?<=[.!?"])\s+')
 _MOST_WORDS, _HELD_OUT = 16, 400
@@ -45,6 +45,11 @@ def _read_passages(paths: Sequence[Path]) -> list[Pair]:
     return [(text, text) for text in whole]
 
 
+def _read_next(paths: Sequence[Path]) -> list[Pair]:
+    pairs = [(first, f"{middle} {last}") for first, middle, last in passages(_stories(paths))]
+    return pairs[:_HELD_OUT] if paths[0].name.startswith("valid") else pairs
+
+
 STORY_GAPS = PairSource(
     name="story-gaps",
     splits={"train": ("tinystories/train.txt.gz",), "valid": ("tinystories/valid.txt",)},
@@ -62,4 +67,13 @@ STORY_PASSAGES = PairSource(
     note="three sentences at a time",
     read=_read_passages,
     languages=("text", "same"),
+)
+STORY_NEXT = PairSource(
+    name="story-next",
+    splits=STORY_GAPS.splits,
+    origin=STORY_GAPS.origin,
+    licence=STORY_GAPS.licence,
+    note="a sentence, and the two that follow it",
+    read=_read_next,
+    languages=("sentence", "following"),
 )

@@ -4,6 +4,7 @@ from .any_order import ORDERS, OrderRecipe
 from .completions import COMPLETIONS
 from .continuous import CONTINUOUS
 from .diffusion import ADAPTED, FEWER
+from .joint import JOINTS, JointRecipe
 from .one_pass import ONE_PASS
 from .pairs import PAIRS
 from .planning import PUZZLED
@@ -18,12 +19,14 @@ TRANSLATIONS: dict[str, TranslationRecipe] = {
 RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER, **ADAPTED, **PUZZLED}
 
 __all__ = [
+    "JOINTS",
     "ORDERS",
     "PAPERS",
     "RECIPES",
     "RECURRENT",
     "TRANSLATIONS",
     "AnyRecipe",
+    "JointRecipe",
     "Objective",
     "OrderRecipe",
     "Recipe",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from outpace.models.continuous.network import DiffusionConfig
+from outpace.models.continuous.vectors import VectorsConfig
 from outpace.papers import Paper
 from outpace.train.nar.network import NarShape
 from outpace.train.nar.objectives import Likelihood
-from outpace.train.nar.stories import STORY_GAPS
+from outpace.train.nar.stories import STORY_GAPS, STORY_NEXT
 from outpace.train.pairs import MULTI30K
 
 from .record import TranslationRecipe
@@ -76,6 +77,23 @@ _CAPTIONS = TranslationRecipe(
     steps=300,
     gpu_steps=8000,
 )
+_VECTORS = VectorsConfig(
+    width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=3, dropout=0.05, max_source=48, max_positions=48
+)
+_CHUNKS = replace(
+    _CAPTIONS,
+    name="stories-chunks",
+    summary="The autoencoder of `stories-vectors`: four tokens of a story in a vector, and back.",
+    shape=NarShape(config=replace(_VECTORS, stage="chunks")),
+    source=STORY_NEXT,
+    direction="",
+    method="next-vector",
+    vocab=1000,
+    budget=3072,
+    longest=47,
+    steps=1000,
+    warmup=40,
+)
 CONTINUOUS = (
     _CAPTIONS,
     replace(
@@ -110,5 +128,15 @@ CONTINUOUS = (
         direction="",
         vocab=2000,
         longest=64,
+    ),
+    _CHUNKS,
+    replace(
+        _CHUNKS,
+        name="stories-vectors",
+        summary="Writes two sentences of a story after one, a vector of four tokens a step (CALM).",
+        shape=NarShape(config=_VECTORS),
+        start="stories-chunks",
+        steps=1000,
+        budget=1536,
     ),
 )

@@ -1,0 +1,121 @@
+"""What a law over the next token holds, and what it costs.
+
+    python -m outpace.bench.laws --model stories --max-tokens 40
+    python -m outpace.bench.laws --speed 512
+
+Of sampled texts, how many hold all keywords, or have an attribute, with and without the law, and how likely they are
+under the model. With --speed: the time of a step with a hidden Markov model of so many states (random tables,
+since tables of any numbers take the same time), beside plain decoding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from outpace.api.engine import LanguageModel, load
+from outpace.api.request import Options
+from outpace.bench.distinct import PROMPTS
+from outpace.failures import guarded
+from outpace.laws.markov import Markov
+from outpace.text.files import read_object
+
+__all__ = ["KEYWORDS", "coverage", "main", "random_markov", "step_times"]
+
+KEYWORDS = (
+    *("dog+park", "boat+river", "cake+friend", "tree+bird", "rain+house", "red ball+mother", "king+apple"),
+    *("frog+pond+jump", "doctor+sick+smile", "train+window+grandma"),
+)
+
+
+def random_markov(num_states: int, vocab_size: int, seed: int = 0) -> Markov:
+    """Return a model with tables of random numbers in float32."""
+    rng = np.random.default_rng(seed)
+    shapes = ((num_states,), (num_states, num_states), (vocab_size, num_states))
+    first, move, emit = (rng.random(shape, dtype=np.float32) for shape in shapes)
+    return Markov(first / first.sum(), move / move.sum(1, keepdims=True), emit / emit.sum(0))
+
+
+def step_times(lm: LanguageModel, law: str, max_tokens: int, rounds: int, temperature: float) -> tuple[float, float]:
+    """Return milliseconds per step, plain and under a law: medians of rounds in turn."""
+    found: dict[str, list[float]] = {"": [], law: []}
+    for number in range(rounds + 1):
+        for own, times in found.items():
+            asked: Options = {"max_tokens": max_tokens, "seed": number, "law": [own] if own else []}
+            asked |= {"ignore_eos": True, "temperature": temperature}
+            result = lm.generate(PROMPTS[False][0], **asked)
+            times.append(1000 * result.timing["decode_s"] / result.usage.num_steps)
+    plain, guided = (statistics.median(times[1:]) for times in found.values())  # the first round warms up
+    return plain, guided
+
+
+def coverage(
+    lm: LanguageModel, law: str, holds: Callable[[str], bool], max_tokens: int, seeds: int, temperature: float
+) -> tuple[float, float]:
+    """Return the share in per cent of texts that hold what is wanted, and their mean log-probability per token."""
+    hits, scores = list[bool](), list[float]()
+    for seed in range(seeds):
+        asked: Options = {"max_tokens": max_tokens, "law": [law] if law else [], "seed": seed, "record": ["log_probs"]}
+        asked |= {"temperature": temperature}
+        for result in lm.generate(list(PROMPTS[False]), **asked):
+            hits.append(holds(result.text))
+            scores += result.log_probs
+    return 100 * statistics.mean(hits), statistics.mean(scores)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a table."""
+    parser = argparse.ArgumentParser(prog="python -m outpace.bench.laws", description=__doc__)
+    parser.add_argument("--model", default="stories", help="zoo name or directory of a causal decoder")
+    parser.add_argument("--hmm", default="auto", metavar="DIR", help="the distilled model; auto = beside the model")
+    parser.add_argument("--attribute", metavar="DIR", help="measure an attribute of outpace.train.attribute instead")
+    parser.add_argument("--max-tokens", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=1, help="texts per prompt and keywords")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--speed", type=int, default=0, metavar="STATES", help="measure the time of a step instead")
+    parser.add_argument("--rounds", type=int, default=5)
+    asked = parser.parse_args(arguments)
+    lm = load(asked.model)
+    if asked.speed:
+        return _speed(lm, asked)
+    given = (asked.max_tokens, asked.seeds, asked.temperature)
+    print("| law | texts as wanted, % | nats per token under the model |\n|---|---|---|")
+    if asked.attribute:
+        pattern = read_object(Path(asked.attribute) / "config.json")["attribute"].removeprefix("without ")
+        for weight in (0.0, 1.0, 2.0, 4.0):
+            law = f"hmm:attribute={asked.attribute},model={asked.hmm},weight={weight}"
+            share, score = coverage(lm, law, lambda text: re.search(pattern, text) is None, *given)
+            print(f"| hmm:attribute=...,weight={weight} | {share:.1f} | {-score:.3f} |", flush=True)
+        return 0
+    for law in ("", f"hmm:keywords={{}},model={asked.hmm}"):
+        found = [coverage(lm, law.format(words), _all_in(words), *given) for words in KEYWORDS]
+        share, score = (statistics.mean(column) for column in zip(*found, strict=True))
+        print(f"| {law and 'hmm:keywords=...'} | {share:.1f} | {-score:.3f} |", flush=True)
+    return 0
+
+
+def _all_in(words: str) -> Callable[[str], bool]:
+    return lambda text: all(word in text for word in words.split("+"))
+
+
+def _speed(lm: LanguageModel, asked: argparse.Namespace) -> int:
+    """Print milliseconds per step with and without a law whose keyword is never likely."""
+    with tempfile.TemporaryDirectory() as folder:
+        random_markov(asked.speed, lm.target.capabilities.vocab_size).save(Path(folder))
+        law = f"hmm:keywords=zebra+piano,model={folder}"
+        plain, guided = step_times(lm, law, asked.max_tokens, asked.rounds, asked.temperature)
+    print(
+        f"plain {plain:.3f} ms per step, with {asked.speed} states {guided:.3f} ms: {100 * (guided / plain - 1):+.1f}%"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))
