@@ -35,6 +35,7 @@ KINDS = {  # below outpace.models.nar, or, with a dot, below outpace.models
     "levenshtein": "levenshtein:Levenshtein",
     "recursive": "recursive:Recursive",
     "diffusion": "continuous.network:Diffusion",
+    "ordered": "ordered:Ordered",
     "vectors": "continuous.vectors:Vectors",
 }
 
