@@ -34,11 +34,13 @@ from .objectives_block import block_canvas, set_block_canvas
 from .objectives_parallel import parallel_canvas
 from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
 from .recipes import (
+    FLOWS,
     JOINTS,
     ORDERS,
     RECIPES,
     RECURRENT,
     TRANSLATIONS,
+    FlowRecipe,
     JointRecipe,
     OrderRecipe,
     Recipe,
@@ -49,7 +51,7 @@ from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
 _TAUGHT = ("distilled", "unrolled", "consistent", "residual")
-AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe | JointRecipe
+AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe | JointRecipe | FlowRecipe
 
 
 @dataclass(slots=True, kw_only=True)
@@ -208,7 +210,8 @@ def train(
     """Train one model of the zoo and export it.
 
     Args:
-        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS`, `ORDERS`, `RECURRENT` or `JOINTS`, or a recipe.
+        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS`, `ORDERS`, `RECURRENT`, `JOINTS` or `FLOWS`, or a
+            recipe.
         out: Directory for the checkpoint, the log and the exported model.
         data: Folder of training texts (default: ./data).
         resume: Continue from the checkpoint in `out`.
@@ -240,6 +243,10 @@ def train(
             from .any_order import build_any_order
 
             trainer = build_any_order(chosen, out, data, steps=steps, seed=seed)
+        elif isinstance(chosen, FlowRecipe):
+            from .flow import build_flow
+
+            trainer = build_flow(chosen, out, data, steps=steps, seed=seed)
         elif isinstance(chosen, RecurrentRecipe):
             from .recurrent import build_recurrent
 
@@ -264,6 +271,7 @@ def _find(recipe: str | AnyOfThem) -> AnyOfThem:
         **ORDERS,
         **RECURRENT,
         **JOINTS,
+        **FLOWS,
     }
     if recipe not in known:
         raise ConfigError(f"there is no recipe {recipe!r}", nearest(recipe, known, "recipe"))

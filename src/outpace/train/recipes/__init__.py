@@ -4,6 +4,7 @@ from .any_order import ORDERS, OrderRecipe
 from .completions import COMPLETIONS
 from .continuous import CONTINUOUS
 from .diffusion import ADAPTED, FEWER
+from .flow import FLOWS, FlowRecipe
 from .joint import JOINTS, JointRecipe
 from .one_pass import ONE_PASS
 from .pairs import PAIRS
@@ -19,6 +20,7 @@ TRANSLATIONS: dict[str, TranslationRecipe] = {
 RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER, **ADAPTED, **PUZZLED}
 
 __all__ = [
+    "FLOWS",
     "JOINTS",
     "ORDERS",
     "PAPERS",
@@ -26,6 +28,7 @@ __all__ = [
     "RECURRENT",
     "TRANSLATIONS",
     "AnyRecipe",
+    "FlowRecipe",
     "JointRecipe",
     "Objective",
     "OrderRecipe",
