@@ -75,6 +75,7 @@ _BUILT_IN = {  # below outpace.methods
     "early-exit": "speculative.early_exit:EarlyExit",
     "cross-vocab": "speculative.cross_vocab:CrossVocab",
     "bild": "speculative.bild:Bild",
+    "entropy-switch": "speculative.entropy_switch:EntropySwitch",
     "masked-diffusion": "diffusion.masked_diffusion:MaskedDiffusion",
     "fast-dllm": "diffusion.fast_dllm:FastDllm",
     "fast-dllm-v2": "diffusion.fast_dllm_v2:FastDllmV2",
