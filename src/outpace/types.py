@@ -320,6 +320,19 @@ class Adapter(ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of last hidden states [..., hidden], as `Scores.last` holds them."""
 
+    def note_prompts(self, cache: Cache, prompts: Sequence[int]) -> None:
+        """Take note of rows that join with a cache: how many tokens of each are its prompt. Most models do not care."""
+        del cache, prompts
+
+    def early(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of states [..., hidden] that enter a layer, as if they had left the last one.
+
+        Raises:
+            CapabilityError: this model cannot be read there.
+        """
+        del hidden
+        raise CapabilityError("This model's layers cannot be read early.", "Use a model that outpace loads natively.")
+
     @abstractmethod
     def score(
         self,

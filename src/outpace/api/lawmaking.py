@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from outpace.api.request import Request
 from outpace.errors import ConfigError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
     from outpace.run.row import Row
 
-__all__ = ["check_laws", "impose", "read_laws"]
+__all__ = ["check_laws", "check_shared", "governed", "impose", "read_laws"]
 
 
 def read_laws(request: Request) -> list[Control]:
@@ -39,11 +39,47 @@ def impose(lm: LanguageModel, settings: Sampling, laws: Sequence[Control]) -> Sa
         return settings
     if lm.target.capabilities.is_canvas:
         raise ConfigError("A law speaks of the next token, and this model writes in any order.", "Use a causal model.")
-    site = Site(lm.target, lm.tokenizer, lm.directory, lm.partners.named)
+    site = _site(lm)
     for law in laws:
         law.check_beside(settings, site)
     guides = [guide for law in laws if (guide := law.guide(site)) is not None]
     return replace(settings, laws=(*settings.laws, *map(Walks, guides)))
+
+
+def governed(lm: LanguageModel, law: Any) -> LanguageModel:
+    """Return a model whose target is what the laws put in its place; the model itself where none does.
+
+    Args:
+        lm: the model.
+        law: as a caller gives it (`Request.law`); what cannot be read is told later.
+
+    Raises:
+        ConfigError, CapabilityError: a law does not go with the model.
+    """
+    given = law if isinstance(law, list | tuple) else [] if law is None else [law]
+    for one in [read_law(one) if isinstance(one, str) else one for one in given]:
+        if isinstance(one, Control) and one.is_model and not lm.target.capabilities.is_canvas:
+            other = lm.ending_with(lm.end_tokens)
+            other.target, lm = one.target(_site(lm)), other
+    return lm
+
+
+def check_shared(laws: Sequence[Control]) -> None:
+    """Refuse laws that take the target's place, where rows of several requests share a forward.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for law in laws:
+        if law.is_model:
+            raise ConfigError(
+                f"The law {law.name!r} takes the model's place, and this model is shared with others.",
+                "Use outpace generate or lm.generate.",
+            )
+
+
+def _site(lm: LanguageModel) -> Site:
+    return Site(lm.target, lm.tokenizer, lm.name, lm.directory, lm.partners.named)
 
 
 def check_laws(settings: Sampling, rows: Sequence[Row]) -> None:

@@ -108,10 +108,10 @@ class Searching:
         """End everything where it is; what the first row of each search has written is its text."""
         ended = list[Row]()
         for group, (table, found) in list(self._open.items()):
+            rows = table.rows[:1]
             found.close()
             self.run.leave(table.rows)
-            leaves = [Leaf(row, None, None) for row in table.rows[:1]]
-            ended += self._end(group, table, leaves)
+            ended += self._end(group, table, [self._shelf.pop(row) for row in rows])
         for row in ended:
             if row.finish is None:
                 row.cancel()

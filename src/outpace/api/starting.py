@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from outpace.api.healing import check_healing, heal
-from outpace.api.lawmaking import check_laws, impose, read_laws
+from outpace.api.lawmaking import check_laws, check_shared, governed, impose, read_laws
 from outpace.api.prompt import check_tokens, read_prompts
 from outpace.api.recall import Recall
 from outpace.api.request import Request, split
@@ -43,7 +43,8 @@ def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any], recall: 
     """Check what was asked for, and set up a run of its own; arguments and errors are those of `prepare`."""
     if recall is not None and not isinstance(recall, Recall):
         raise refused("recall", recall, "an outpace.Recall")
-    plan = prepare(lm, prompt, arguments)
+    lm = governed(lm, arguments.get("law"))
+    plan = prepare(lm, prompt, arguments, is_shared=False)
     heal(lm, plan)
     run = new_run(lm, plan, max(row.num_prompt + row.max_tokens for row in plan.rows), recall)
     if plan.search is not None:
@@ -52,13 +53,14 @@ def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any], recall: 
     return Job(run, plan)
 
 
-def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Plan:
+def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any], is_shared: bool = True) -> Plan:
     """Check everything that was asked for, the cheapest first, and set up the rows.
 
     Args:
         lm: what writes.
         prompt: one or several, as callers bring them.
         arguments: by name; see `Options`.
+        is_shared: rows of other requests may stand beside these.
 
     Raises:
         ConfigError, CapabilityError: see the message and its hint.
@@ -86,6 +88,8 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     prompts, cut = _fitting(lm, prompts)
     notes = [*notes, *cut]
     method, laws = _method(request.method, options), read_laws(request)
+    if is_shared:
+        check_shared(laws)
     # 2) What the vocabulary and the model's abilities rule out.
     if request.stop and lm.tokenizer is None:
         raise ConfigError("Stop strings need a tokenizer.", "Use end tokens instead.")

@@ -1,17 +1,20 @@
 """What searches find for what they cost: puzzles with checkers, by kind and size of search.
 
     python -m outpace.bench.searching sums --model stories
+    python -m outpace.bench.searching keywords --model stories --num 6
     python -m outpace.bench.searching countdown --model runs/countdown --data DATA --json FILE --plot FILE
 
-Right: texts that the checker passes, in per cent. Searches are named as NAME:key=value,...; whatever takes a reward
-gets the task's: the checker of whole texts, or, where texts are judged on the way, the share of steps that are right.
-Positions and forwards are the model's, per puzzle: all that a search wrote and read.
+Right: texts that the checker passes, or what share of the keywords they hold, in per cent. Searches are named as
+NAME:key=value,...; whatever takes a reward gets the task's: the checker of whole texts, or, where texts are judged on
+the way, the share of steps that are right. Positions and forwards are the model's, per puzzle: all that a search wrote
+and read.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -92,9 +95,48 @@ def _countdowns(num: int, data: Path | None) -> list[str]:
     return [countdown_prompt(str(row["input"])) for row in rows]
 
 
+_BEGINNINGS = {
+    "Once upon a time": ("dog", "happy"),
+    "One day, a boy named Tom": ("water", "fish"),
+    "The little girl": ("cake", "eat"),
+    "Lily and Ben": ("flower", "bird"),
+    "A big bear": ("tree", "friends"),
+    "There was a cat who": ("house", "sleep"),
+}
+_WORDS = 16  # of a sentence that is asked for
+
+
+def _beginnings(num: int, data: Path | None) -> list[str]:
+    del data
+    return list(_BEGINNINGS)[:num]
+
+
+def _coverage(texts: Sequence[str], prompts: Sequence[str]) -> list[float]:
+    """Return the share of each prompt's keywords that its text holds."""
+    said = ({*re.findall("[a-z]+", text.lower())} for text in texts)
+    wanted = (_BEGINNINGS[prompt] for prompt in prompts)
+    return [sum(word in words for word in keys) / len(keys) for words, keys in zip(said, wanted, strict=True)]
+
+
+def _nearness(texts: Sequence[str], prompts: Sequence[str]) -> list[float]:
+    """Return minus how far each sentence is from the length that is asked for, as a share of it."""
+    return [-abs(len(f"{prompt}{text}".split()) - _WORDS) / _WORDS for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def _exactness(texts: Sequence[str], prompts: Sequence[str]) -> list[float]:
+    return [float(value >= -1 / _WORDS) for value in _nearness(texts, prompts)]
+
+
+_AHEAD = (
+    "lookahead-beam:beams=2,weight=0",
+    "lookahead-beam:beams=2,width=24,lookahead=0",
+    "lookahead-beam:beams=2,width=24,lookahead=6",
+)
 _GROWING = tuple(f"best-of:n={n}" for n in (1, 2, 4, 8, 16))
 TASKS = {
     "sums": Task(_sums, sums, 5, _GROWING),
+    "keywords": Task(_beginnings, _coverage, 32, _AHEAD),
+    "lengths": Task(_beginnings, _exactness, 40, _AHEAD, _nearness, (".",)),
     "countdown": Task(
         _countdowns,
         countdown,
@@ -121,7 +163,8 @@ def _search(spelled: str, task: Task) -> tuple[Search, str, dict[str, str]]:
 def measure(lm: LanguageModel, task: Task, prompts: Sequence[str], spelled: str, temperature: float = 1.0) -> Found:
     """Return what a search finds."""
     search, name, options = _search(spelled, task)
-    given: dict[str, Any] = {"search": search, "temperature": temperature, "max_tokens": task.max_tokens}
+    given: dict[str, Any] = {"search": search, "max_tokens": task.max_tokens}
+    given["temperature"] = temperature if search.draws or search.reference().draws else 0.0
     found, began = [], time.perf_counter()
     for seed, prompt in enumerate(prompts):
         found.append(lm.generate(prompt, seed=seed, stop=list(task.stop), **given))

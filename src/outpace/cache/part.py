@@ -178,8 +178,10 @@ def beside(cache: Cache, index: Sequence[int], size: int) -> Iterator[Cache]:
         shape[axis] = extent
         buffers.append(buffer.new_zeros(shape))
     for place, (row, length) in enumerate(zip(index, lengths, strict=True)):
-        for buffer, entries in zip(buffers, cache.read(row, range(length)), strict=True):
-            buffer[place].movedim(axis - 1, 0)[:length] = entries
+        # Staged entries too: another model's, which this forward does not write, go back as they were.
+        held = min(length + size, cache.slots)
+        for buffer, entries in zip(buffers, cache.read(row, range(held)), strict=True):
+            buffer[place].movedim(axis - 1, 0)[:held] = entries
     lent = cache.lend(buffers, index)
     yield lent
     for place, (row, length) in enumerate(zip(index, lengths, strict=True)):

@@ -9,7 +9,7 @@ every place, so that what is exact under the model's own law is exact under the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,12 +33,14 @@ class Site:
     Attributes:
         target: the model.
         tokenizer: of its texts; None = there are only ids.
+        name: how the model was asked for.
         directory: of the model's files, where its companions lie; None = it has none.
         load: gives another model's adapter by name, in the target's precision and on its device.
     """
 
     target: Adapter
     tokenizer: Tokenizer | None
+    name: str
     directory: Path | None
     load: Callable[[str], Adapter]
 
@@ -59,6 +61,8 @@ class Control:
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    is_model: ClassVar[bool] = False
+    """It takes the target's place (`target`), so that its texts are written by a run of their own."""
     files: ClassVar[tuple[str, ...]] = ()
     """Settings that name files or models, which a server's clients may not choose."""
 
@@ -75,9 +79,12 @@ class Control:
         del site
         return None
 
-    def target(self, site: Site, prompts: Sequence[Sequence[int]]) -> Adapter:
-        """Return the model whose logits are the law's; the target itself where nothing else is asked of it."""
-        del prompts
+    def target(self, site: Site) -> Adapter:
+        """Return the model whose logits are the law's; the target itself where nothing else is asked of it.
+
+        Raises:
+            CapabilityError: the target, or what stands beside it, cannot give them.
+        """
         return site.target
 
     def check_beside(self, settings: Sampling, site: Site) -> None:
@@ -94,9 +101,14 @@ class Control:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Control:
-        """Build the law from settings given as values or as command-line strings.
+        """Build the law from settings given as values or as command-line strings, whose lists are parted by "+".
 
         Raises:
             ConfigError: an unknown setting, or a value of the wrong kind.
         """
+        lists = {field.name for field in dataclasses.fields(cls) if isinstance(field.default, tuple)}
+        settings = {
+            key: value.replace("+", ",") if key in lists and isinstance(value, str) else value
+            for key, value in settings.items()
+        }
         return cls(**read_options(cls, settings, "law"))

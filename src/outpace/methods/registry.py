@@ -55,6 +55,7 @@ _BUILT_IN = {  # below outpace.methods
     "dag-beam": "whole.dag_beam:DagBeam",
     "dag-viterbi": "whole.dag_viterbi:DagViterbi",
     "continuous-diffusion": "whole.continuous:ContinuousDiffusion",
+    "learned-order": "whole.learned_order:LearnedOrder",
     "next-vector": "whole.next_vector:NextVector",
     "noisy-parallel": "whole.noisy_parallel:NoisyParallel",
     "confident-exit": "whole.confident_exit:ConfidentExit",

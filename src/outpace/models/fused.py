@@ -21,10 +21,10 @@ from outpace.cache import Cache, Counter, Part
 from outpace.errors import CapabilityError, ConfigError
 from outpace.types import NO_OUTPUTS, Adapter, Outputs, Scores
 
-__all__ = ["FusedTarget"]
+__all__ = ["FusedTarget", "Layers"]
 
 
-class _Layers(Part):
+class Layers(Part):
     """Some buffers of a cache: those of one of the models that share it."""
 
     def __init__(self, base: Cache, span: slice, counter: Counter) -> None:
@@ -57,11 +57,11 @@ class _Layers(Part):
     def dense(self, size: int) -> Iterator[Cache]:
         """Lend the model's buffers of what the whole cache lends."""
         with self._base.dense(size) as lent:
-            yield _Layers(lent, self._span, self.counter)
+            yield Layers(lent, self._span, self.counter)
 
 
 class FusedTarget(Adapter):
-    """A target beside a language model.
+    """A target beside a language model. Laws over both derive from it and say how to `combine` them.
 
     Args:
         target: an encoder-decoder, or a causal model.
@@ -73,6 +73,9 @@ class FusedTarget(Adapter):
         CapabilityError: the two cannot stand side by side.
         ConfigError: the weight is no finite number.
     """
+
+    is_summed = True
+    """Whether a search takes the scores as they are."""
 
     def __init__(self, target: Adapter, other: Adapter, weight: float, start: int) -> None:
         if weight - weight != 0:
@@ -133,19 +136,22 @@ class FusedTarget(Adapter):
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
-        """Run one forward of both; logits are sums of log-probabilities."""
+        """Run one forward of both; what comes of their logits is `combine`'s."""
         if inputs is not None:
             raise CapabilityError("Two models read no soft embeddings at once.", "Leave the language model out.")
-        own = _Layers(cache, slice(0, self._count), cache.counter)
+        own = Layers(cache, slice(0, self._count), cache.counter)
         scores = self.target.score(tokens, position, visible, own, ask, outputs, None, skip)
         if not self.weight:
             return scores
         read = torch.where(position == 0, self.start, tokens) if self.capabilities.is_encoder_decoder else tokens
-        beside = _Layers(cache, slice(self._count, None), Counter())
+        beside = Layers(cache, slice(self._count, None), Counter())
         asked = Outputs(has_logits=outputs.has_logits)
         more = self.other.score(read, position, visible, beside, ask, asked)
         if not outputs.has_logits:
             return scores
         both = [part.float() if part.dtype.itemsize < 4 else part for part in (scores.logits, more.logits)]
-        summed = both[0].log_softmax(-1) + self.weight * both[1].log_softmax(-1)
-        return replace(scores, logits=summed, is_summed=True)
+        return replace(scores, logits=self.combine(*both), is_summed=self.is_summed)
+
+    def combine(self, own: Tensor, other: Tensor) -> Tensor:
+        """Return the next-token scores [B, A, V] of the logits of both: here the weighted sum of log-probabilities."""
+        return own.log_softmax(-1) + self.weight * other.log_softmax(-1)

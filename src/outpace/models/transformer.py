@@ -690,6 +690,10 @@ class Transformer(Adapter):
             logits = torch.tanh(logits / cap) * cap if cap else logits
         return logits.view(*hidden.shape[:-1], self.spec.vocab_size)
 
+    def early(self, hidden: Tensor) -> Tensor:
+        """Return the logits as if states [..., hidden] that enter a layer had left the last one."""
+        return self.head(self._norm(hidden, self.weights.final_norm))
+
     def __repr__(self) -> str:
         spec = self.spec
         shape = f"{spec.num_layers} layers, {spec.num_weights / 1e6:.1f}M weights, {spec.vocab_size} words"

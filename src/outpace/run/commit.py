@@ -219,9 +219,10 @@ def record(names: Sequence[str], num_top: int, rows: Sequence[Row], outcome: Out
             if "margins" in names or row.num_choices:
                 own, text = view.sampler.rows([at]), [row.tokens[: first + offset]]
                 history = own.history(text, [row.num_prompt], logits.shape[-1])
-                processed = own.process(logits.unsqueeze(0), history)[0]
                 if "margins" in names:
-                    row.margins.append(own.margin(processed, first + offset, 0))
+                    row.margins.append(own.margin(own.process(logits.unsqueeze(0), history)[0], first + offset, 0))
                 if law is not None and row.num_choices:
-                    best = likeliest_of(processed, row.num_choices)
-                    row.choices.append([(one, value, float(law[one])) for one, value in best if value > _NEVER])
+                    seen = own.process(law.to(logits.dtype).unsqueeze(0), history)[0]
+                    values, ids = seen.topk(min(row.num_choices, len(seen)))
+                    kept = [(one, value) for one, value in zip(ids.tolist(), values.tolist(), strict=True)]
+                    row.choices.append([(one, value, float(law[one])) for one, value in kept if value > _NEVER])

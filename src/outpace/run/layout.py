@@ -53,7 +53,7 @@ def lay_out(pending: Sequence[Sequence[int]], bases: Sequence[int], proposal: Pr
     if is_even and is_plain:
         position = base + torch.arange(longest + width, device=device)
         return _lay_chains(head, position, start, proposal)
-    if is_even and width and not (proposal.parent is None and proposal.visible is None):
+    if is_even and width and not is_plain:
         return _lay_trees(head, base, start, proposal)
     return _ragged(head, base, start, proposal)
 
@@ -81,10 +81,15 @@ def _lay_trees(head: Tensor, base: Tensor, start: list[int], proposal: Proposal)
 
 
 def _sight(proposal: Proposal) -> Tensor | None:
-    """Return [B, W, W]: node sees node; None = every node sees those before it."""
-    if proposal.visible is not None or proposal.parent is None:
+    """Return [B, W, W]: node sees node; None = every node sees those before it, and stands behind them."""
+    if proposal.visible is not None:
         return proposal.visible
-    return ancestors(proposal.parent)
+    if proposal.parent is not None:
+        return ancestors(proposal.parent)
+    if proposal.position is None:
+        return None
+    rows, width = proposal.tokens.shape  # without a mask of its own, an adapter takes a chain's positions for granted
+    return torch.ones(width, width, dtype=torch.bool, device=proposal.tokens.device).tril().expand(rows, -1, -1)
 
 
 def _lay_whole(proposal: Proposal, start: list[int], is_even: bool) -> Layout:

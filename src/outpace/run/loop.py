@@ -136,6 +136,7 @@ class Run:
         if self.width:  # every slot is summed over, from the first step on
             cache.has_fixed_extent = True
             cache.reserve(slots)
+        self.target.note_prompts(cache, [row.num_prompt for row in rows])
         sources = [row.source or [] for row in rows]
         if offered.is_encoder_decoder and (self._is_mixed or not self._needs.has_own_pass):
             self._encode(rows, sources, cache)

@@ -101,8 +101,8 @@ class Row:
         pause: asked after each token behind which the text goes on; True = the row leaves the run here for now, and
             `is_paused` says so. None = nobody wants to look at it before its end.
         entropies: in nats, of the model's own law before each written token, when recorded.
-        choices: before each written token, the likeliest ones under the law that it is drawn from, but for temperature
-            and cuts: id, log-probability under that law, and under the model's own.
+        choices: before each written token, the likeliest ones as beams see them: id, log-probability behind penalties
+            and bans (whose sum they leave below 1), and under the model's own law.
         num_choices: how many of them are noted.
     """
 

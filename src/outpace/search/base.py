@@ -37,8 +37,6 @@ class Search:
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
-    num_choices: ClassVar[int] = 0
-    """How many of the likeliest tokens it wants to know at every place."""
 
     def __post_init__(self) -> None:
         """Read rewards, and hold the settings to the ranges that they declare.
@@ -65,6 +63,11 @@ class Search:
     def num_texts(self) -> int:
         """How many it returns, the best first."""
         return 1
+
+    @property
+    def num_choices(self) -> int:
+        """How many of the likeliest tokens it wants to know at every place."""
+        return 0
 
     @property
     def noted(self) -> frozenset[str]:

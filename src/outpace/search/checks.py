@@ -1,4 +1,4 @@
-"""Checkers of arithmetic, as rewards: of sums, and of Countdown as a whole or equation by equation."""
+"""Checkers, as rewards and predicates: of sums, of Countdown as a whole or by equations, and of repetition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from outpace.tasks.example import Example
 from outpace.tasks.planning import OPERATIONS, STEP
 from outpace.tasks.registry import score
 
-__all__ = ["countdown", "countdown_steps", "sums"]
+__all__ = ["countdown", "countdown_steps", "fresh", "sums"]
 
 _SUM = re.compile(r"(\d+) ?\+ ?(\d+) ?=\s*$")
 _NUMBER = re.compile(r"\s*(\d+)\b")
@@ -24,6 +24,16 @@ def sums(texts: Sequence[str], prompts: Sequence[str]) -> list[float]:
         is_right = asked is not None and said is not None and int(asked[1]) + int(asked[2]) == int(said[1])
         found.append(float(is_right))
     return found
+
+
+def fresh(texts: Sequence[str]) -> list[float]:
+    """Return 1 for each text that has a word and no three words in a row twice, else 0: not degenerate."""
+    return [float(_is_fresh(text.lower().split())) for text in texts]
+
+
+def _is_fresh(words: Sequence[str]) -> bool:
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    return bool(words) and len(set(runs)) == len(runs)
 
 
 def countdown(texts: Sequence[str], prompts: Sequence[str]) -> list[float]:

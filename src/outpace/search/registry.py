@@ -20,6 +20,11 @@ _BUILT_IN = {  # below outpace.search
     "best-of": "best_of:BestOf",
     "step-beam": "step_beam:StepBeam",
     "tree-search": "tree_search:TreeSearch",
+    "lookahead-beam": "lookahead_beam:LookaheadBeam",
+    "cautious": "cautious:Cautious",
+    "foresight": "foresight:Foresight",
+    "residual-energy": "residual_energy:ResidualEnergy",
+    "conditional-beam": "conditional_beam:ConditionalBeam",
 }
 
 

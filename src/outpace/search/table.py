@@ -12,15 +12,20 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from outpace.cache import Cache
+import torch
+
+from outpace.cache import Cache, PagedCache
 from outpace.run import state as trees
 from outpace.run.loop import Run
 from outpace.run.row import Row, Usage, forked
-from outpace.sampling import fork_key, row_key
+from outpace.sampling import Stream, fork_key, gumbel, node_key, row_key
 from outpace.search.rewards import Reward
 
 __all__ = ["Leaf", "Shelf", "Table"]
 
+_PER_TOKEN = (  # what a row notes of each token
+    *("log_probs", "top_log_probs", "margins", "sources", "drafters", "entropies", "choices"),
+)
 _SUMMED = ("num_proposed", "num_accepted", "num_recovered", "num_bonus", "positions_scored")
 Writing = Generator[None, None, "list[Leaf]"]
 
@@ -37,7 +42,7 @@ class Leaf:
     """
 
     row: Row
-    cache: Cache | None
+    cache: Cache
     state: Any
     number: int = 0
 
@@ -75,10 +80,7 @@ class Shelf(dict[Row, Leaf]):
         run.on_leave = self._lay
 
     def _lay(self, row: Row, cache: Cache, place: int) -> None:
-        if row.finish is not None:  # an end is looked at, not written on
-            self[row] = Leaf(row, None, None)
-        else:
-            self[row] = Leaf(row, cache.rows([place]), trees.rows(self.run.batch.state, [place]))
+        self[row] = Leaf(row, cache.rows([place]), trees.rows(self.run.batch.state, [place]))
 
 
 class Table:
@@ -155,22 +157,35 @@ class Table:
         if len(after.row.log_probs) > len(row.log_probs):
             row.log_probs.append(own[token])
         row.entropies = list(after.row.entropies)
-        return Leaf(row, None if row.finish is not None else after.cache, after.state, before.number)
+        return Leaf(row, after.cache, after.state, before.number)
 
     def cut(self, leaf: Leaf, count: int) -> Leaf:
         """Return the first `count` written tokens of a leaf's text, to be written on from there."""
         row, root = leaf.row, self._root.row
-        if leaf.cache is None:
-            raise ValueError("a text that has ended holds no entries")
-        size = row.num_prompt + count
         new = replace(root, **forked(root), key=row.key)
-        for token in row.tokens[row.num_prompt : size]:
+        for token in row.written[:count]:
             new.push(token)
-        for name in ("log_probs", "entropies", "choices", "sources", "drafters", "margins", "top_log_probs"):
+        for name in _PER_TOKEN:
             setattr(new, name, list(getattr(row, name)[:count]))
-        cache = leaf.cache.rows([0])
-        cache.truncate([size - 1])
-        return Leaf(new, cache, leaf.state, leaf.number)
+        if isinstance(leaf.cache, PagedCache):  # others read the text again
+            new.cached = leaf.cache.tables()[0], len(new.tokens) - 1
+        self.run.join([new])  # a method that saw what came behind begins anew
+        self.run.leave([new])
+        cut = self._shelf.pop(new)
+        cut.number = leaf.number
+        return cut
+
+    def drawn(self, leaf: Leaf, weights: Sequence[float]) -> int:
+        """Return which of several ways to go on from a text is drawn, by noise of its own.
+
+        Args:
+            leaf: the text, whose key and length the noise depends on.
+            weights: of the ways, in nats; -inf = never.
+        """
+        place = torch.tensor([[len(leaf.row.tokens)]])
+        noise = gumbel(node_key([leaf.row.key], Stream.ACCEPT, place), torch.arange(len(weights)))[0, 0].tolist()
+        sums = [weight + own for weight, own in zip(weights, noise, strict=True)]
+        return sums.index(max(sums))
 
     def marked(self, marks: str) -> frozenset[int]:
         """Return the ids that write one of some characters."""
@@ -193,7 +208,7 @@ class Table:
         rows = {at: self._resumed(leaf, tokens, marks) for at, leaf in enumerate(leaves) if not leaf.is_over}
         if rows:
             states = [trees.rows(trees.rows(leaves[at].state, [0, 0]), [0]) for at in rows]
-            caches = [cache.rows([0]) for at in rows if (cache := leaves[at].cache) is not None]
+            caches = [leaves[at].cache.rows([0]) for at in rows]
             self.run.batch.join(list(rows.values()), Cache.join(caches), trees.join(states))
         self.rows = list(rows.values())
         before = {at: replace(row.usage) for at, row in rows.items()}

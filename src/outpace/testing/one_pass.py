@@ -11,6 +11,7 @@ from outpace.models.continuous.network import Diffusion
 from outpace.models.nar.files import find_kind
 from outpace.models.nar.lengths import Lengths
 from outpace.models.nar.model import NarModel
+from outpace.models.nar.ordered import Ordered
 from outpace.models.one_pass import OnePassModel, end_law
 
 __all__ = ["ToyOnePass", "toy_network"]
@@ -60,6 +61,8 @@ def toy_network(kind: str, vocab_size: int = 13, end: int = 3, seed: int = 0) ->
         net = network(config).double().eval()
     if isinstance(net, Diffusion):  # likewise
         net.said.bias.data[end] -= 50.0
+    if isinstance(net, Ordered):
+        net.unsaid = (*net.unsaid, end)
     for part in net.modules():
         if isinstance(part, Lengths):  # so that texts go on behind the prompts of the tests
             part.rows.bias.data[part.reach + 20] += 20.0

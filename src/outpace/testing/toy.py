@@ -100,6 +100,10 @@ class ToyModel(Adapter):
         """Return the logits [..., V] of last hidden states [..., hidden]."""
         return self.sharpness * torch.tanh(hidden @ self.weights[3])
 
+    def early(self, hidden: Tensor) -> Tensor:
+        """Return the logits of states that enter a layer: there is no norm."""
+        return self.head(hidden)
+
     def score(
         self,
         tokens: Tensor,

@@ -85,7 +85,7 @@ def _ask(tokens: Tensor, is_masked: Tensor, rates: Tensor, block: int) -> Denois
     )
 
 
-# Half of the blocks are shown with their first token alone, as decoding begins each of them.
+# Half of the blocks are shown without any of their tokens, as decoding begins each of them.
 FRESH_SHARE = 0.5
 
 
@@ -122,8 +122,11 @@ def set_block_canvas(tokens: Tensor, block: int, step: int, seed: int) -> Denois
     # One draw for all rows, so that they share their positions.
     rates, is_fresh = torch.rand((2, length // block, 1), generator=generator)
     is_masked = torch.rand((length // block, block), generator=generator) < rates
-    is_masked = torch.where(is_fresh < FRESH_SHARE, torch.arange(block) > 0, is_masked)
-    order = torch.sort(is_masked.long(), dim=-1, stable=True).indices
+    is_masked |= is_fresh < FRESH_SHARE
+    key = is_masked.long()
+    # Where nothing is shown the text itself says the first token, so that no other mask may count on a mask for it.
+    key[:, 0] += is_masked.all(-1)
+    order = torch.sort(key, dim=-1, stable=True).indices
     # Entry i of a block stands for token i + 1 of the text, since token i + 1 is what position i speaks of.
     place = (order + torch.arange(0, length, block).unsqueeze(1)).flatten()
     is_masked = is_masked.gather(1, order).flatten()

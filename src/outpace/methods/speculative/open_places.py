@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from outpace.errors import ConfigError
 from outpace.methods.base import Method, nothing
+from outpace.sampling.measures import measure, plain_measure
 from outpace.setting import setting
 from outpace.types import Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
 
@@ -43,6 +45,15 @@ class Windows:
     places: list[list[Place]] = field(default_factory=list)
     mask: int = -1
     limit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """Of every output of a row: the token drawn, its log-probability, and the law's entropy where it counts."""
+
+    tokens: list[list[int]]
+    logs: list[list[float]]
+    entropy: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -141,53 +152,57 @@ class OpenPlaces(Method):
             return super().accept(proposal, scores, view, state)
         windows = [self._window(view, state, row) for row in range(len(view.texts))]
         asked = [_asked(places, count) for places, count in zip(windows, proposal.length, strict=True)]
-        drawn, logs, entropy = self._draw(asked, scores.logits, view, state.mask)
+        found = self._draw(asked, scores.logits, view, state.mask)
+        is_ordered = self.is_ordered or view.sampler.settings.is_stateful
         texts, rest = list[list[Place]](), list[list[Place]]()
         for row, places in enumerate(windows):
-            at = [place for (place, _), token in zip(asked[row], drawn[row], strict=False) if token >= 0]
-            if not at or at[0]:  # nothing can be drawn at the first place: the row ends here
+            tokens, logs = found.tokens[row], found.logs[row]
+            index = {at: output for at, output in asked[row] if tokens[output] >= 0}
+            if 0 not in index:  # nothing can be drawn at the first place: the row ends here
                 texts.append([OPEN])
                 rest.append([])
                 continue
-            index = {place: number for number, (place, _) in enumerate(asked[row])}
-            found = [index[place] for place in at]
-            chance = [math.exp(logs[row][k]) for k in found]
-            after, is_ordered = list(places), self.is_ordered or view.sampler.settings.is_stateful
-            for place in self.choose(at, chance, [entropy[row][k] for k in found] if entropy else []):
-                after[place] = (drawn[row][index[place]], logs[row][index[place]])
+            chance = [math.exp(logs[output]) for output in index.values()]
+            entropy = [found.entropy[row][output] for output in index.values()] if found.entropy else []
+            after = list(places)
+            for at in self.choose(list(index), chance, entropy):
+                after[at] = (tokens[index[at]], logs[index[at]])
             if is_ordered and after[0] == OPEN:
-                after[0] = (drawn[row][0], logs[row][0])
-            count = next((place for place, (token, _) in enumerate(after) if token < 0), len(after))
+                after[0] = (tokens[0], logs[0])
+            count = next((at for at, (token, _) in enumerate(after) if token < 0), len(after))
             texts.append(after[:count])
             rest.append([] if is_ordered else after[count:])
         return _decision(texts, rest, scores.logits.device)
 
-    def _draw(
-        self, asked: Sequence[Sequence[tuple[int, int]]], logits: Tensor, view: View, mask: int
-    ) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
-        """Return per row and asked place the token drawn, its log-probability, and the law's entropy if it counts."""
-        device, sampler = logits.device, view.sampler
-        width = max(map(len, asked))
-        table = [[*own, *[(0, 0)] * (width - len(own))] for own in asked]
-        place, index = torch.tensor(table, device=device).unbind(-1)
-        laws = logits.gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-        laws[..., mask] = torch.where(index > 0, float("-inf"), laws[..., mask])
-        position = torch.tensor(view.lengths, device=device).unsqueeze(1) + place
+    def _draw(self, asked: Sequence[Sequence[tuple[int, int]]], logits: Tensor, view: View, mask: int) -> _Drawn:
+        """Return what is drawn from every output, [B, A]; outputs that are not asked may hold anything."""
+        sampler, found = view.sampler, measure(logits) or plain_measure(logits)
+        entropy = [] if self.is_ordered else found.entropy.tolist()
+        is_plain = sampler.is_greedy and not sampler.settings.is_stateful and sampler.process(logits, None) is logits
+        if is_plain and not (found.tokens[:, 1:] == mask).any():  # masks were never taught to say a mask
+            return _Drawn(found.tokens.tolist(), (-np.log(found.mass)).tolist(), entropy)
+        laws, device = logits.clone(), logits.device
+        laws[:, 1:, mask] = float("-inf")
+        place = torch.zeros(laws.shape[:2], dtype=torch.int64)
+        for row, own in enumerate(asked):
+            for at, index in own:
+                place[row, index] = at
+        position = torch.tensor(view.lengths, device=device).unsqueeze(1) + place.to(device)
         history = sampler.history(view.texts, view.prompts, logits.shape[-1])
+        drawn = torch.full_like(position, -1)
         if history is None:
             drawn = sampler.pick(sampler.process(laws, None), position)
         else:
-            columns = []
-            for k in range(width):
-                one = sampler.pick(sampler.process(laws[:, k], history), position[:, k])
-                columns.append(one)
-                if k + 1 < width:
-                    tokens = one.tolist()
-                    history.push(tokens, [row for row, token in enumerate(tokens) if token >= 0])
-            drawn = torch.stack(columns, 1)
-        logs = laws.gather(-1, drawn.clamp(min=0).unsqueeze(-1)).squeeze(-1) - laws.logsumexp(-1)
-        entropy = [] if self.is_ordered else _entropy(laws).tolist()
-        return drawn.tolist(), logs.tolist(), entropy
+            every = torch.arange(len(asked), device=device)
+            for k in range(max(map(len, asked))):
+                output = torch.tensor([own[min(k, len(own) - 1)][1] for own in asked], device=device)
+                one = sampler.pick(sampler.process(laws[every, output], history), position[every, output])
+                is_next = [row for row, own in enumerate(asked) if k < len(own)]
+                drawn[is_next, output[is_next]] = one[is_next]
+                tokens = one.tolist()
+                history.push(tokens, [row for row in is_next if tokens[row] >= 0])
+        drawn_at = logits.gather(-1, drawn.clamp(min=0).unsqueeze(-1)).squeeze(-1).double().cpu().numpy()
+        return _Drawn(drawn.tolist(), (drawn_at - found.top - np.log(found.mass)).tolist(), entropy)
 
     def observe(self, outcome: Outcome, view: View, state: Windows) -> Windows:
         """Take the windows as they are after the step."""
@@ -206,11 +221,6 @@ def _asked(places: Sequence[Place], count: int) -> list[tuple[int, int]]:
     is_open = [at for at, (token, _) in enumerate(places) if token < 0]
     found = [(at, number + (1 + num_shown if num_shown else 0)) for number, at in enumerate(is_open)]
     return [(at, index) for at, index in found if index <= count] or [(0, 0)]
-
-
-def _entropy(laws: Tensor) -> Tensor:
-    logs = laws.log_softmax(-1)
-    return -(logs.exp() * logs.clamp(min=-1e9)).sum(-1)
 
 
 def _decision(texts: Sequence[Sequence[Place]], rest: list[list[Place]], device: torch.device) -> Decision:

@@ -35,6 +35,8 @@ KINDS = {  # below outpace.models.nar, or, with a dot, below outpace.models
     "levenshtein": "levenshtein:Levenshtein",
     "recursive": "recursive:Recursive",
     "diffusion": "continuous.network:Diffusion",
+    "ordered": "ordered:Ordered",
+    "latents": "continuous.latents:Latents",
     "vectors": "continuous.vectors:Vectors",
 }
 

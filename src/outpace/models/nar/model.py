@@ -59,9 +59,14 @@ class NarModel(OnePassModel):
         cache.extra = [run.is_place, run.is_place, run.is_place, *outputs]
         replace_laws(cache, [self.ended(law) for law in self.net.laws(outputs, run.is_place)])
 
-    def ended(self, law: Tensor) -> Tensor:
-        """Return the laws [N + 1, V] of a text with its end: a text stops at the first end token it says itself."""
-        ends = (law.argmax(-1) == self.end).nonzero()
+    def ended(self, law: Tensor, said: Tensor | None = None) -> Tensor:
+        """Return the laws [N + 1, V] of a text with its end: a text stops at the first end token it says itself.
+
+        Args:
+            law: [L, V], of its places.
+            said: [L] int64, what was drawn there; None = the likeliest tokens.
+        """
+        ends = ((law.argmax(-1) if said is None else said) == self.end).nonzero()
         whole = law[: int(ends[0])] if len(ends) else law
         end = end_law(self.capabilities.vocab_size, self.end, self.dtype).to(self.device)
         return torch.cat([whole.to(self.dtype), end])

@@ -11,6 +11,7 @@ from outpace.models.nar.diffused import DiffusedConfig
 from outpace.models.nar.elmer import ElmerConfig
 from outpace.models.nar.fertility import FertilityConfig
 from outpace.models.nar.markov import MarkovConfig
+from outpace.models.nar.ordered import OrderedConfig
 from outpace.models.nar.sga import SgaConfig
 from outpace.train.nar.axe import AlignedCrossEntropy
 from outpace.train.nar.barriers import Barriers
@@ -18,6 +19,7 @@ from outpace.train.nar.curriculum import Curriculum
 from outpace.train.nar.eisl import EditInvariant
 from outpace.train.nar.infilling import Infilling
 from outpace.train.nar.lexical import LexicalPrior
+from outpace.train.nar.molecules import MOLECULES
 from outpace.train.nar.network import NarShape
 from outpace.train.nar.nmla import NonMonotonic
 from outpace.train.nar.objectives import Glancing, Likelihood
@@ -398,4 +400,40 @@ _PLACED = (  # networks that lay out, see and leave places in ways of their own
         start="nar-elmer-base",
     ),
 )
-ONE_PASS: tuple[TranslationRecipe, ...] = (*_NAR, *_REFINED, *_TEXTS, *_PLACED, _MARKOV, *_ENCODERS)
+_ORDERED = OrderedConfig(
+    width=96,
+    heads=4,
+    ffn=256,
+    encoder_layers=1,
+    decoder_layers=3,
+    dropout=0.0,
+    length=24,
+    max_source=32,
+    max_positions=24,
+)
+_MOLECULES = replace(
+    ONE_PASS_RAW,
+    name="molecules-ordered",
+    summary="Writes small molecules from their atoms, in an order that it learns (LO-ARM); for research.",
+    shape=NarShape(config=_ORDERED),
+    source=MOLECULES,
+    direction="",
+    method="learned-order",
+    vocab=259,
+    budget=1536,
+    longest=23,
+    joined=0.0,
+    look_every=0,
+    steps=600,
+    warmup=40,
+)
+_ORDERS = (
+    _MOLECULES,
+    replace(
+        _MOLECULES,
+        name="molecules-random",
+        summary="`molecules-ordered` in a random order, for comparison; for research.",
+        shape=NarShape(config=replace(_ORDERED, order="random")),
+    ),
+)
+ONE_PASS: tuple[TranslationRecipe, ...] = (*_NAR, *_REFINED, *_TEXTS, *_PLACED, _MARKOV, *_ENCODERS, *_ORDERS)

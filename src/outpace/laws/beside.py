@@ -1,0 +1,119 @@
+"""A model in the target's place: one that is run with another and combined, or one that is read in two places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from outpace.cache import Cache, Counter, Pages
+from outpace.models.fused import FusedTarget
+from outpace.types import NO_OUTPUTS, Adapter, Outputs, Scores
+
+__all__ = ["Beside", "Early", "Mix", "against"]
+
+Mix = Callable[[Tensor, Tensor], Tensor]
+"""What makes log-probabilities [..., V] of two models one law's logits; -inf where it forbids."""
+
+
+def against(own: Tensor, other: Tensor, weight: float, floor: float) -> Tensor:
+    """Return (1 + weight) * own - weight * other, of log-probabilities, where own is plausible.
+
+    Args:
+        own, other: [..., V] log-probabilities.
+        weight: how much of the difference is added.
+        floor: tokens less likely than this share of the likeliest are forbidden; 0 = none is.
+    """
+    found = own + weight * (own - other)
+    if floor <= 0:
+        return found
+    cut = own.amax(-1, keepdim=True) + torch.tensor(floor, dtype=own.dtype).log().to(own.device)
+    return found.masked_fill(own < cut, float("-inf"))
+
+
+class Beside(FusedTarget):
+    """A target and another causal model of its vocabulary, in one cache; every place of a forward is read by both.
+
+    Args:
+        target, other: the models.
+        mix: their law.
+
+    Raises:
+        CapabilityError: the two cannot stand side by side.
+    """
+
+    is_summed = False
+
+    def __init__(self, target: Adapter, other: Adapter, mix: Mix) -> None:
+        super().__init__(target, other, 1.0, 0)
+        self.notes, self.mix = list(target.notes), mix
+
+    def combine(self, own: Tensor, other: Tensor) -> Tensor:
+        """Return the law's logits."""
+        return self.mix(own.log_softmax(-1), other.log_softmax(-1))
+
+
+class Early(Adapter):
+    """A target whose last layer and earlier ones say something together.
+
+    Args:
+        target: a model that gives hidden states and reads them early.
+        layers: states entering these are read.
+        mix: of log-probabilities [..., V] and, per layer, [..., V] others.
+
+    Raises:
+        CapabilityError: the target gives no hidden states, or cannot be read early.
+    """
+
+    def __init__(self, target: Adapter, layers: Sequence[int], mix: Callable[[Tensor, list[Tensor]], Tensor]) -> None:
+        self.target, self.layers, self.mix = target, tuple(layers), mix
+        target.check(Outputs(layers=self.layers))
+        width = target.embed(torch.zeros(1, 1, dtype=torch.int64, device=target.device))
+        target.early(width)
+        self.capabilities = replace(target.capabilities, has_skip=False)
+        for name in ("device", "dtype", "notes", "path", "is_invariant", "is_quantised", "tokenizer", "start_token"):
+            setattr(self, name, getattr(target, name))
+        self.max_source, self.shape = target.max_source, target.shape
+
+    def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
+        """Return a cache of the target."""
+        return self.target.new_cache(rows, capacity, counter)
+
+    def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
+        """Return pages of the target."""
+        return self.target.new_pool(num_pages, page_size)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the target's embeddings."""
+        return self.target.embed(tokens)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the target's own logits."""
+        return self.target.head(hidden)
+
+    def encode(self, sources: Sequence[list[int]], cache: Cache) -> None:
+        """Run the target's encoder."""
+        self.target.encode(sources, cache)
+
+    def score(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        visible: Tensor | None,
+        cache: Cache,
+        ask: Tensor | None = None,
+        outputs: Outputs = NO_OUTPUTS,
+        inputs: Tensor | None = None,
+        skip: Sequence[int] = (),
+    ) -> Scores:
+        """Run one forward; every asked place is read at all layers."""
+        self.check(outputs, skip)
+        wanted = outputs | Outputs(layers=self.layers, has_logits=outputs.has_logits)
+        scores = self.target.score(tokens, position, visible, cache, ask, wanted, inputs)
+        if not outputs.has_logits:
+            return scores
+        both = [scores.logits, *(self.target.early(scores.taps[layer]) for layer in self.layers)]
+        own, *others = [(part.float() if part.dtype.itemsize < 4 else part).log_softmax(-1) for part in both]
+        return replace(scores, logits=self.mix(own, others))
