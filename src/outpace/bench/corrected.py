@@ -3,10 +3,10 @@
     python -m outpace.bench.corrected
 
 A text of the toy counts upwards in a circle of numbers from a random one. A small network is trained on it with windows
-(`outpace.train.objectives_window`) and stopped early, so that it miscounts now and then. A tenth of the numbers that it
-reads are misprinted, and what it is taught is not: a model that never read an error cannot tell which of two tokens that
-contradict each other is wrong, and drawing again then spreads errors. Texts are drawn with 0, 1, 2 and 4 iterations over
-a window; shown is the share of neighbours that do not count.
+(`outpace.train.objectives_window`) and stopped early, so that it miscounts now and then. A tenth of the numbers that
+it reads are misprinted, and what it is taught is not: a model that never read an error cannot tell which of two tokens
+that contradict each other is wrong, and drawing again then spreads errors. Texts are drawn with 0, 1, 2 and 4
+iterations over a window; shown is the share of neighbours that do not count.
 """
 
 from __future__ import annotations
