@@ -26,6 +26,8 @@ _BUILT_IN = {  # below outpace.methods
     "diverse-beam-search": "search.diverse_beam_search:DiverseBeamSearch",
     "contrastive-search": "search.contrastive:ContrastiveSearch",
     "momentum": "search.momentum:Momentum",
+    "copy-phrases": "parallel.copy_phrases:CopyPhrases",
+    "chunk-retrieval": "parallel.chunk_retrieval:ChunkRetrieval",
     "prompt-lookup": "speculative.prompt_lookup:PromptLookup",
     "input-guided": "speculative.input_guided:InputGuided",
     "generalised-aggressive": "speculative.generalised_aggressive:GeneralisedAggressive",
