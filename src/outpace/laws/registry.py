@@ -17,6 +17,7 @@ __all__ = ["law_names", "load_law", "read_law"]
 _GROUP = "outpace.laws"
 _BUILT_IN = {  # below outpace.laws
     "hmm": "hmm:Hmm",
+    "moi": "moi:MixtureOfInputs",
     "plugin": "plugin:Plugin",
     "cfg": "guidance:Guidance",
     "contrast": "contrast:Contrast",
