@@ -18,6 +18,7 @@ _GROUP = "outpace.laws"
 _BUILT_IN = {  # below outpace.laws
     "hmm": "hmm:Hmm",
     "moi": "moi:MixtureOfInputs",
+    "reward": "reward:Reward",
     "plugin": "plugin:Plugin",
     "cfg": "guidance:Guidance",
     "contrast": "contrast:Contrast",
