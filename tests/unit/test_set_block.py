@@ -77,7 +77,8 @@ def spelled(text: list[int], method: OpenPlaces, choose: Callable[[Laws], list[i
         masks = [at for at, token in enumerate(window) if token < 0 and (known or at)]
         tokens = [*text, *written, *(window[at] for at in known), *[target.mask_token] * len(masks)]
         places = [*range(size), *(size + at for at in known), *(size + at - 1 for at in masks)]
-        given = (torch.tensor([tokens]), torch.tensor([places]), None, target.new_cache(1, 64))
+        sight = torch.ones(1, len(tokens), len(tokens), dtype=torch.bool).tril()
+        given = (torch.tensor([tokens]), torch.tensor([places]), sight, target.new_cache(1, 64))
         logits = target.score(*given).logits[0]
         laws = {0: logits[size - 1].softmax(-1)}
         for number, at in enumerate(masks):

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "simd.h"
 
@@ -14,7 +15,10 @@ namespace outpace {
 
 constexpr int kQueries = 16;  // per work item at least, where there are as many: keys are transposed once for all
 constexpr int kMostQueries = 64;  // per work item at most, where all see the same
-constexpr int kTile = 4;      // queries whose sums are in registers together
+// Queries whose sums are in registers together, for scores and for averages.
+constexpr int kScoreTile = kLanes == 16 ? 6 : 4;
+constexpr int kTile = kLanes == 16 ? 5 : 4;
+constexpr int64_t kFetched = 4;  // blocks of keys that are on their way while one is read
 constexpr int kChains = 4;    // partial sums per score: dimension d goes to chain d % kChains, to hide latency
 constexpr float kHidden = -__builtin_inff();
 
@@ -149,13 +153,25 @@ inline void transpose_keys(const Stored<Entry>& stored, int64_t place, int64_t c
   std::fill(to + head_dim * kLanes, to + bench.dims * kLanes, 0.0f);
 }
 
-// Ask for the entries of a block elsewhere in memory before they are read; a stream that goes on fetches itself.
+// Ask for the entries of a block before they are read: between two forwards the weights have passed through all caches.
 template <class Entry>
 inline void fetch(const Stored<Entry>& stored, int64_t place) {
+  const int64_t size = Entry::size(stored.dim) * sizeof(*stored.first), stride = stored.stride * sizeof(*stored.first);
   const char* from = reinterpret_cast<const char*>(stored.at(place));
-  for (int64_t at = 0; at < static_cast<int64_t>(kLanes * stored.stride * sizeof(*stored.first)); at += 64) {
-    __builtin_prefetch(from + at, 0, 3);
+  if (size == stride) {
+    for (int64_t at = 0; at < kLanes * size; at += 64) __builtin_prefetch(from + at, 0, 3);
+    return;
   }
+  for (int64_t i = 0; i < kLanes; i++) {
+    for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(from + i * stride + at, 0, 3);
+  }
+}
+
+// Calls `visit(count, first)` for kCount queries at a time, then for what is left of them; `count` is a constant.
+template <int kCount, class Visit>
+inline void each_tile(int64_t queries, const Visit& visit, int64_t first = 0) {
+  for (; queries - first >= kCount; first += kCount) visit(std::integral_constant<int, kCount>(), first);
+  if constexpr (kCount > 1) each_tile<kCount - 1>(queries, visit, first);
 }
 
 template <int kCount>
@@ -165,7 +181,7 @@ inline void score_block(const Bench& bench, int64_t query, int64_t slot) {
 #pragma GCC unroll 4
     for (int chain = 0; chain < kChains; chain++) {
       const Floats keys = load<Floats>(bench.keys + (d + chain) * kLanes);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int q = 0; q < kCount; q++) {
         const float value = bench.query[(query + q) * bench.dims + d + chain];
         sums[q][chain] = fma(splat(value), keys, sums[q][chain]);
@@ -186,21 +202,29 @@ inline void hide(float* scores, uint32_t mask) {
   store(scores, is_seen != 0 ? load<Floats>(scores) : splat(kHidden));
 }
 
-// Scores of `queries` against the keys they see; `group` queries belong to one token.
+// What the next work item reads; `sight` is null where that is known to be on its way.
 template <class Entry>
-inline void score(const Bench& bench, const Sight& sight, int64_t queries, int64_t group,
-                  const Stored<Entry>& keys) {
+struct Next {
+  const Sight* sight = nullptr;
+  Stored<Entry> keys{};
+};
+
+// Scores of `queries` against the keys they see; `group` queries belong to one token. Meanwhile their values are fetched,
+// and the keys of the next item; `is_fetched` = an earlier one has done so for these.
+template <class Entry>
+inline void score(const Bench& bench, const Sight& sight, int64_t queries, int64_t group, const Stored<Entry>& keys,
+                  const Stored<Entry>& values, const Next<Entry>& next, bool is_fetched) {
+  const int64_t early = is_fetched ? sight.num_blocks : std::min(kFetched, sight.num_blocks);
+  for (int64_t b = 0; !is_fetched && b < early; b++) fetch(keys, sight.blocks[b].place);
   for (int64_t b = 0; b < sight.num_blocks; b++) {
     const Block& block = sight.blocks[b];
-    if (b + 1 < sight.num_blocks && sight.blocks[b + 1].place != block.place + kLanes) {
-      fetch(keys, sight.blocks[b + 1].place);
-    }
+    if (b + early < sight.num_blocks) fetch(keys, sight.blocks[b + early].place);
+    fetch(values, block.place);
+    if (next.sight && b < next.sight->num_blocks) fetch(next.keys, next.sight->blocks[b].place);
     transpose_keys(keys, block.place, block.count, bench);
-    int64_t q = 0;
-    for (; q + kTile <= queries; q += kTile) score_block<kTile>(bench, q, b * kLanes);
-    for (; q < queries; q++) score_block<1>(bench, q, b * kLanes);
+    each_tile<kScoreTile>(queries, [&](auto count, int64_t q) { score_block<count()>(bench, q, b * kLanes); });
     if (block.is_whole) continue;
-    for (q = 0; q < queries; q++) {
+    for (int64_t q = 0; q < queries; q++) {
       hide(bench.scores + q * bench.slots + b * kLanes, sight.masks[q / group * sight.stride + b]);
     }
   }
@@ -254,7 +278,6 @@ inline void average(const Bench& bench, const Sight& sight, int64_t query, const
   Floats sums[kCount][kWide] = {}, total[kCount] = {};
   for (int64_t r = 0; r < sight.num_runs; r++) {
     const Run run = sight.runs[r];
-    if (at == 0 && r + 1 < sight.num_runs) fetch(values, sight.runs[r + 1].place);
     const float* weights = bench.scores + query * bench.slots + run.rank;
     const auto* from = values.at(run.place) + at;
     for (int64_t slot = 0; slot < run.count; slot++) {
@@ -262,7 +285,7 @@ inline void average(const Bench& bench, const Sight& sight, int64_t query, const
 #pragma GCC unroll 4
       for (int v = 0; v < kWide; v++) value[v] = Entry::read(from + slot * size + v * kLanes);
       const Floats factor = splat(Entry::factor(from + slot * size - at, head_dim));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int q = 0; q < kCount; q++) {
         const Floats weight = splat(weights[q * bench.slots + slot]);
         total[q] += weight;
@@ -327,10 +350,8 @@ inline void average_tile(const Bench& bench, const Sight& sight, int64_t query, 
 // Weighted means of the values that `queries` see.
 template <class Entry>
 inline void gather(const Bench& bench, const Sight& sight, int64_t queries, const Stored<Entry>& values) {
-  int64_t q = 0;
-  for (; q + kTile <= queries; q += kTile) average_tile<Entry, kTile>(bench, sight, q, values);
-  for (; q < queries; q++) average_tile<Entry, 1>(bench, sight, q, values);
-  for (q = 0; q < queries; q++) repair(bench, sight, q, values);
+  each_tile<kTile>(queries, [&](auto count, int64_t q) { average_tile<Entry, count()>(bench, sight, q, values); });
+  for (int64_t q = 0; q < queries; q++) repair(bench, sight, q, values);
 }
 
 }  // namespace outpace

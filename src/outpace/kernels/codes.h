@@ -113,6 +113,30 @@ inline void encode_row(const Coding& coding, const float* from, int64_t width, u
   }
 }
 
+// --- what is fetched while something is computed -------------------------------------------------------------------
+
+constexpr int kLine = 64;  // bytes per cache line
+
+// Bytes between what is computed and what is fetched: far enough for memory to answer in time, near enough for the first
+// cache to hold it beside the inputs. A panel ahead, as far as the second cache, eight rows took 9 to 15% longer.
+constexpr int64_t kAhead = 8192;
+
+// Where to fetch from: `left` bytes from `at` on, further on in a panel, then what is read next.
+struct Ahead {
+  explicit Ahead(const uint8_t* next) : at(next), next(next), left(0) {}
+  Ahead(const uint8_t* panel, int64_t bytes, const uint8_t* next)
+      : at(panel + std::min(bytes, kAhead)), next(next), left(bytes - std::min(bytes, kAhead)) {}
+
+  void fetch() {
+    if (left == 0) at = next;
+    __builtin_prefetch(at, 0, 3);
+    at += kLine, left -= kLine;
+  }
+
+  const uint8_t *at, *next;
+  int64_t left;
+};
+
 // --- weights -----------------------------------------------------------------------------------------------------
 
 // The factors of one vector of columns.
@@ -198,10 +222,10 @@ struct Totals {
   Floats held[kAreHeld ? kRows : 1][kVectors] = {};
 };
 
-// kRows rows of a tile times one panel: sums [kRows, kColumns]. `lines` cache lines of `ahead` are fetched per block.
+// kRows rows of a tile times one panel: sums [kRows, kColumns]. `lines` cache lines are fetched from `ahead` per block.
 template <int kBits, bool kHasTable, bool kIsSplit, int kRows>
 __attribute__((noinline)) void code_tile(const Coding& coding, int64_t blocks, const uint8_t* at, const uint32_t* input,
-                                         const uint8_t* ahead, int64_t lines, float* sums) {
+                                         Ahead ahead, int64_t lines, float* sums) {
   constexpr int kUsed = kHasTable ? 8 : kBits;
   const Coding how = coding;
   const bool has_shift = how.has_shift;
@@ -214,7 +238,7 @@ __attribute__((noinline)) void code_tile(const Coding& coding, int64_t blocks, c
   Totals<kRows> totals(sums);
   const uint8_t* whole = at;
   for (int64_t block = 0, left = 0; block < blocks; block++, left--) {
-    for (int64_t line = 0; line < lines; line++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+    for (int64_t line = 0; line < lines; line++) ahead.fetch();
     if (how.factors == kWhole && block % kWholeBlocks == 0) {
       whole = at;
       at += how.kinds() * 2 * kColumns;
@@ -280,7 +304,7 @@ __attribute__((noinline)) void code_tile(const Coding& coding, int64_t blocks, c
 
 template <int kBits, bool kHasTable, bool kIsSplit, int kRows = kMaxCodeTile>
 inline void code_tile_of(int64_t rows, const Coding& coding, int64_t blocks, const uint8_t* at, const uint32_t* input,
-                         const uint8_t* ahead, int64_t lines, float* sums) {
+                         const Ahead& ahead, int64_t lines, float* sums) {
   if (rows == kRows) {
     code_tile<kBits, kHasTable, kIsSplit, kRows>(coding, blocks, at, input, ahead, lines, sums);
   } else if constexpr (kRows > 1) {
@@ -290,7 +314,7 @@ inline void code_tile_of(int64_t rows, const Coding& coding, int64_t blocks, con
 
 // A tile of `rows` encoded rows times one panel.
 inline void multiply_codes(int64_t rows, const Coding& coding, int64_t blocks, const uint8_t* panel,
-                           const uint32_t* input, const uint8_t* ahead, int64_t lines, float* sums) {
+                           const uint32_t* input, const Ahead& ahead, int64_t lines, float* sums) {
   const auto choose = [&](auto tile, auto split_tile) {
     const auto use = coding.halves() == 2 ? split_tile : tile;
     use(rows, coding, blocks, panel, input, ahead, lines, sums);

@@ -13,7 +13,6 @@
 namespace outpace {
 
 constexpr int kMaxTile = kLanes == 16 ? 12 : 3;  // rows per tile: kMaxTile * kVectors sums stay in registers
-constexpr int kLine = 64;                        // bytes per cache line
 constexpr int kLineWords = kLine / 4;
 
 struct Matrix {
@@ -37,18 +36,20 @@ struct Inputs {
 // Rows of inputs are kept off multiples of 4 KiB apart: a tile reads one word of each, which would share a cache set.
 constexpr int64_t input_stride(int64_t words) { return round_up(words, kPadding) + kLineWords; }
 
-// kRows rows times one panel: sums [kRows, kColumns]. While it runs, kLines cache lines per step of `ahead` (the panel
-// read next) are fetched.
+// kRows rows times one panel: sums [kRows, kColumns]. While it runs, kLines cache lines per step are fetched from `ahead`.
 template <class Type, int kRows, int kLines>
 __attribute__((noinline)) void tile(const uint32_t* input, int64_t stride, const uint32_t* panel, int64_t steps,
-                                    const uint8_t* ahead, float* to) {
+                                    const Ahead& ahead, float* to) {
   Floats sums[kRows][kVectors] = {};
-  for (int64_t step = 0; step < steps; step++) {
+  const uint8_t* from = ahead.at;
+  const int64_t turn = kLines > 0 ? std::min(steps, ahead.left / (kLines * kLine)) : 0;
+  for (int64_t step = 0; step < steps; step++, from += kLines * kLine) {
+    if (step == turn) from = ahead.next;
     Words weight[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; v++) weight[v] = load<Words>(panel + step * kColumns + v * kLanes);
 #pragma GCC unroll 2
-    for (int line = 0; line < kLines; line++) __builtin_prefetch(ahead + (step * kLines + line) * kLine, 0, 2);
+    for (int line = 0; line < kLines; line++) __builtin_prefetch(from + line * kLine, 0, 3);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
       const Words value = splat_word(input[row * stride + step]);
@@ -64,26 +65,29 @@ __attribute__((noinline)) void tile(const uint32_t* input, int64_t stride, const
 // Choose the instantiation for `rows` (1..kMaxTile) at run time.
 template <class Type, int kLines, int kRows = kMaxTile>
 inline void tile_of(int64_t rows, const uint32_t* input, int64_t stride, const uint32_t* panel, int64_t steps,
-                    const uint8_t* ahead, float* sums) {
+                    const Ahead& ahead, float* sums) {
   if (rows == kRows) return tile<Type, kRows, kLines>(input, stride, panel, steps, ahead, sums);
   if constexpr (kRows > 1) tile_of<Type, kLines, kRows - 1>(rows, input, stride, panel, steps, ahead, sums);
 }
 
-// Tile `index` of the rows times one panel. The first passes fetch the next panel: of words, two lines per step in a single
-// pass, or one line in each of the first two; of codes, all in the first.
+// Tile `index` of the rows times one panel. A single tile is computed while what comes kAhead bytes later is fetched, or,
+// of one row of words, which memory alone holds up, a panel later; of several tiles, two fetch half of the next panel each.
 template <class Type>
 inline void multiply(const Tiles& tiles, int64_t index, const Inputs& in, const Matrix& weight, const uint8_t* panel,
                      const uint8_t* next, float* sums) {
   const int64_t rows = tiles.height(index), steps = weight.steps;
+  const int64_t all = weight.is_coded() ? (weight.panel_bytes / steps + kLine - 1) / kLine : 2;  // lines per step
+  const int64_t lines = tiles.count == 1 ? all : index < 2 ? (all + 1) / 2 : 0;
+  const bool is_near = tiles.count == 1 && (rows > 1 || weight.is_coded());
+  const Ahead ahead = is_near ? Ahead(panel, weight.panel_bytes, next) : Ahead(next + index * steps * lines * kLine);
   if (weight.is_coded()) {
-    const int64_t lines = index == 0 ? (weight.panel_bytes / steps + kLine - 1) / kLine : 0;
-    return multiply_codes(rows, weight.coding, steps, panel, in.data + index * tiles.words, next, lines, sums);
+    return multiply_codes(rows, weight.coding, steps, panel, in.data + index * tiles.words, ahead, lines, sums);
   }
   const auto* words = reinterpret_cast<const uint32_t*>(panel);
   const uint32_t* input = in.data + tiles.first(index) * in.stride;
-  if (tiles.count == 1) return tile_of<Type, 2>(rows, input, in.stride, words, steps, next, sums);
-  if (index < 2) return tile_of<Type, 1>(rows, input, in.stride, words, steps, next + index * steps * kLine, sums);
-  tile_of<Type, 0>(rows, input, in.stride, words, steps, next, sums);
+  if (lines == 2) return tile_of<Type, 2>(rows, input, in.stride, words, steps, ahead, sums);
+  if (lines == 1) return tile_of<Type, 1>(rows, input, in.stride, words, steps, ahead, sums);
+  tile_of<Type, 0>(rows, input, in.stride, words, steps, ahead, sums);
 }
 
 // All rows times one panel, in tiles of nearly equal height.

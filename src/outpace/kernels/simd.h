@@ -254,14 +254,30 @@ inline Words look_up(Words table, Words index) {
 #endif
 }
 
-inline Floats widen(Halves half) { return bits<Floats>(__builtin_convertvector(half, Words) << 16); }
+inline Words widen_halves(Halves half) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu16_epi32((__m256i)half);  // compilers widen by parts, which takes four instructions
+#else
+  return __builtin_convertvector(half, Words);
+#endif
+}
+
+inline Halves narrow_words(Words word) {
+#if defined(__AVX512F__)
+  return (Halves)_mm512_cvtepi32_epi16((__m512i)word);
+#else
+  return __builtin_convertvector(word, Halves);
+#endif
+}
+
+inline Floats widen(Halves half) { return bits<Floats>(widen_halves(half) << 16); }
 
 // To bfloat16, nearest even; NaN stays NaN.
 inline Halves narrow(Floats value) {
   const Words word = bits<Words>(value);
   const Words rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
   const Words quiet = (word >> 16) | 0x40;
-  return __builtin_convertvector((word & 0x7fffffff) > 0x7f800000 ? quiet : rounded, Halves);
+  return narrow_words((word & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
 }
 
 #if defined(__AVX512F__)

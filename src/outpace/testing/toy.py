@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from outpace.cache import Cache, Pages
+from outpace.errors import ConfigError
 from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Counter, Outputs, Scores
 
 __all__ = ["ToyEncoderDecoder", "ToyModel"]
@@ -143,7 +144,7 @@ class ToyModel(Adapter):
         places = cache.buffers[-1].numpy()[..., 0]
         places[every, slots] = place
         sees = np.repeat((np.arange(extent) < lengths)[:, None], count, 1)
-        within = self._default_sight(place) & (place >= 0)[:, None] if visible is None else visible.numpy()
+        within = self._default_sight(place, lengths) & (place >= 0)[:, None] if visible is None else visible.numpy()
         sees[every[:, :, None], np.arange(count)[:, None], slots[:, None]] = within
         is_seen = sees.any(1, keepdims=True).reshape(rows, extent, 1)
         embedding, mix, decay, _ = (weight.numpy() for weight in self.weights)
@@ -168,9 +169,18 @@ class ToyModel(Adapter):
         heads = {name: logits.amax(-1, keepdim=True) for name in outputs.heads}  # there is one
         return Scores(logits, taps, heads, last if outputs.has_last else None)
 
-    def _default_sight(self, position: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which token sees which where the caller does not say: [B, T, T] bool, or [T, T] for every row."""
+    def _default_sight(self, position: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which token sees which where the caller does not say: [B, T, T] bool, or [T, T] for every row.
+
+        Raises:
+            ConfigError: a causal row is no chain behind its cached text, as models take for granted then.
+        """
         count = position.shape[1]
+        if (
+            self.capabilities.attention == "causal"
+            and ((position >= 0) & (position != lengths + np.arange(count))).any()
+        ):
+            raise ConfigError("Tokens without a mask stand elsewhere than behind their text.", "Say who sees whom.")
         if self.capabilities.attention == "block":
             block = position // self.capabilities.block_size
             return block[:, None] <= block[:, :, None]

@@ -76,8 +76,8 @@ class OpenPlaces(Method):
 
     @property
     def needs(self) -> Needs:
-        """A causal target whose cache forgets the masks again."""
-        return Needs(has_rollback=True, width=self.block)
+        """A causal target whose cache forgets the masks again, and that scores a window out of order."""
+        return Needs(has_tree=self.block > 1 and not self.is_ordered, has_rollback=True, width=self.block)
 
     @property
     def tail(self) -> int:

@@ -2,7 +2,8 @@
 
 Paper: Gong et al. (2022), arXiv 2210.08933 (DiffuSeq); Gulrajani and Hashimoto (2023), arXiv 2305.18619 (Plaid); Wu et
 al. (2023), arXiv 2305.09515 (AR-Diffusion); Li et al. (2025), arXiv 2505.22165 (NeoDiff); Karimi Mahabadi et al.
-(2023), arXiv 2305.08379 (TESS). Which of them is at work is said by the model (`DiffusionConfig`).
+(2023), arXiv 2305.08379 (TESS); Meshchaninov et al. (2025), arXiv 2506.21170 (Cosmos). Which of them is at work is said
+by the model (`DiffusionConfig`).
 Guarantee: approximate; the same seed gives the same text, in a batch too.
 Cost: `steps` calls of the network over `candidates` rows a text.
 Differences: the law of each token is the last step's; a temperature varies words under it. Tokens are learnt by
@@ -58,7 +59,7 @@ class ContinuousDiffusion(WholeMethod):
 
     name: ClassVar[str] = "continuous-diffusion"
     summary: ClassVar[str] = "Denoises a whole text from Gaussian noise in a fixed number of network calls."
-    kinds: ClassVar[tuple[str, ...]] = ("diffusion",)
+    kinds: ClassVar[tuple[str, ...]] = ("diffusion", "latents")
     runs_alone: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         "DiffuSeq: Sequence to Sequence Text Generation with Diffusion Models",
@@ -83,7 +84,7 @@ class ContinuousDiffusion(WholeMethod):
             is_rounded=self.clamp,
             is_conditioned=self.self_condition,
         )
-        laws = [model.ended(law) for law in solve(net, run, plan, keys)]
+        laws = [model.ended(law) for law in net.told(solve(net, run, plan, keys))]
         for _ in range(self.steps):
             context.cache.counter.add(run.is_place.numel(), len(net.encoder if net.config.is_joined else net.decoder))
         groups = [laws[at : at + count] for at in range(0, len(laws), count)]

@@ -89,6 +89,11 @@ class Diffusion(NarNet):
             self.predictor = nn.Sequential(nn.Linear(width + 32, width), nn.SiLU(), nn.Linear(width, 1))
 
     @property
+    def size(self) -> int:
+        """Places that are diffused."""
+        return self.config.length
+
+    @property
     def dims(self) -> int:
         """Numbers in which a token is diffused."""
         return self.config.dims if self.config.space == "embedding" else self.config.vocab_size
@@ -172,13 +177,17 @@ class Diffusion(NarNet):
 
     def places(self, run: Pass) -> tuple[Tensor, Tensor]:
         """Return L places for each row, with nothing in them yet."""
-        shape = len(run.sources), self.config.length
+        shape = len(run.sources), self.size
         inputs = run.states.new_zeros(*shape, self.config.width)
         return inputs, torch.ones(shape, dtype=torch.bool, device=inputs.device)
 
     def finish(self, run: Pass) -> list[Tensor]:
         """Denoise in as many steps as the config says, from the same noise for every row."""
-        return [solver.solve(self, run, solver.Plan(steps=self.config.steps), [0] * len(run.sources))]
+        return [self.told(solver.solve(self, run, solver.Plan(steps=self.config.steps), [0] * len(run.sources)))]
+
+    def told(self, said: Tensor) -> Tensor:
+        """Return log-probabilities [B, L, V] of the tokens, from what `denoise` said."""
+        return said
 
     def loss(self, run: Pass) -> Tensor:
         """Return the loss [B] that the network learns from, in nats; draws are torch's."""

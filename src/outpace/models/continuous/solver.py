@@ -56,7 +56,7 @@ class Plan:
 
 @torch.no_grad()
 def solve(net: Diffusion, run: Pass, plan: Plan, keys: list[int]) -> Tensor:
-    """Return the laws of the last step, log-probabilities [B, L, V].
+    """Return what `Diffusion.denoise` said in the last step: laws [B, L, V], or vectors [B, L / K, D].
 
     Args:
         net: the network.
@@ -64,7 +64,7 @@ def solve(net: Diffusion, run: Pass, plan: Plan, keys: list[int]) -> Tensor:
         plan: how.
         keys: noise keys of the rows.
     """
-    shape, like = (len(keys), net.config.length), run.states
+    shape, like = (len(keys), net.size), run.states
     state = drawn(keys, shape[1], net.dims, 0).to(like)
     times = like.new_ones(shape)
     said = state

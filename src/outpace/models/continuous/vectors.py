@@ -104,6 +104,10 @@ class Vectors(NarNet):
         """Vectors of a text."""
         return self.config.length // self.config.chunk
 
+    def clean(self, tokens: Tensor) -> Tensor:
+        """Return the likeliest vectors [B, L / K, D] of tokens [B, L]."""
+        return self.compressor.encode(tokens).mean
+
     def places(self, run: Pass) -> tuple[Tensor, Tensor]:
         """Return a place for each vector, with nothing in them yet."""
         shape = len(run.sources), self.count

@@ -36,6 +36,7 @@ KINDS = {  # below outpace.models.nar, or, with a dot, below outpace.models
     "recursive": "recursive:Recursive",
     "diffusion": "continuous.network:Diffusion",
     "ordered": "ordered:Ordered",
+    "latents": "continuous.latents:Latents",
     "vectors": "continuous.vectors:Vectors",
 }
 

@@ -48,7 +48,7 @@ def returned(directory: Path, data: Path, noise: float = 0.0, seed: int = 0) -> 
     for step in range(batches.steps_per_epoch):
         run = shell.begin(batches.batch(step))
         text = filled(run, length, end)
-        vectors = net.compressor.encode(text).mean
+        vectors = net.clean(text)
         said = net.compressor.decode(vectors + noise * torch.randn_like(vectors)).argmax(-1)
         is_text = torch.arange(length) <= run.lengths[:, None]
         right, tokens = right + int((said == text)[is_text].sum()), tokens + int(is_text.sum())

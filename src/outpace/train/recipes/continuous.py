@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from outpace.models.continuous.latents import LatentsConfig
 from outpace.models.continuous.network import DiffusionConfig
 from outpace.models.continuous.vectors import VectorsConfig
 from outpace.papers import Paper
@@ -53,6 +54,15 @@ PAPERS = (
         "Its schedule optimised for inference by Bayesian search.",
         "outpace train captions-poisson",
     ),
+    Paper(
+        "Compressed and Smooth Latent Space for Text Diffusion Modeling",
+        "Meshchaninov et al.",
+        2025,
+        "2506.21170",
+        80,
+        "Its alignment with a pre-trained encoder, and its resampler.",
+        "outpace train stories-latents",
+    ),
 )
 _CONFIG = DiffusionConfig(
     width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=3, dropout=0.05, max_source=48, max_positions=48
@@ -93,6 +103,24 @@ _CHUNKS = replace(
     longest=47,
     steps=1000,
     warmup=40,
+)
+_LATENTS = LatentsConfig(
+    width=128,
+    heads=4,
+    ffn=384,
+    encoder_layers=2,
+    decoder_layers=3,
+    dropout=0.05,
+    max_source=48,
+    max_positions=48,
+    length=48,
+)
+_SMOOTH = replace(
+    _CHUNKS,
+    name="stories-smooth",
+    summary="The autoencoder of `stories-latents`: vectors of four tokens that bear noise and gaps.",
+    shape=NarShape(config=replace(_LATENTS, stage="chunks")),
+    method="continuous-diffusion",
 )
 CONTINUOUS = (
     _CAPTIONS,
@@ -137,6 +165,15 @@ CONTINUOUS = (
         shape=NarShape(config=_VECTORS),
         start="stories-chunks",
         steps=1000,
+        budget=1536,
+    ),
+    _SMOOTH,
+    replace(
+        _SMOOTH,
+        name="stories-latents",
+        summary="Writes two sentences of a story after one by diffusion of vectors of four tokens (Cosmos).",
+        shape=NarShape(config=_LATENTS),
+        start="stories-smooth",
         budget=1536,
     ),
 )
