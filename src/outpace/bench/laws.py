@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="stories", help="zoo name or directory of a causal decoder")
     parser.add_argument("--hmm", default="auto", metavar="DIR", help="the distilled model; auto = beside the model")
     parser.add_argument("--attribute", metavar="DIR", help="measure an attribute of outpace.train.attribute instead")
+    parser.add_argument("--reward", metavar="DIR", help="measure a head of outpace.train.reward instead")
     parser.add_argument("--max-tokens", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=1, help="texts per prompt and keywords")
     parser.add_argument("--temperature", type=float, default=1.0)
@@ -92,12 +93,14 @@ def main(arguments: list[str] | None = None) -> int:
         return _speed(lm, asked)
     given = (asked.max_tokens, asked.seeds, asked.temperature)
     print("| law | texts as wanted, % | nats per token under the model |\n|---|---|---|")
-    if asked.attribute:
-        pattern = read_object(Path(asked.attribute) / "config.json")["attribute"].removeprefix("without ")
+    if asked.attribute or asked.reward:
+        own = f"reward:head={asked.reward}" if asked.reward else f"hmm:attribute={asked.attribute},model={asked.hmm}"
+        facts = read_object(Path(asked.reward or asked.attribute) / "config.json")
+        pattern = facts["attribute"].removeprefix("without ")
         for weight in (0.0, 1.0, 2.0, 4.0):
-            law = f"hmm:attribute={asked.attribute},model={asked.hmm},weight={weight}"
+            law = f"{own},weight={weight}"
             share, score = coverage(lm, law, lambda text: re.search(pattern, text) is None, *given)
-            print(f"| hmm:attribute=...,weight={weight} | {share:.1f} | {-score:.3f} |", flush=True)
+            print(f"| {own.split('=')[0]}=...,weight={weight} | {share:.1f} | {-score:.3f} |", flush=True)
         return 0
     for law in ("", f"hmm:keywords={{}},model={asked.hmm}"):
         found = [coverage(lm, law.format(words), _all_in(words), *given) for words in KEYWORDS]
