@@ -33,6 +33,7 @@ def test_a_stored_measurement_is_read(file: Path) -> None:
         "scarce",
         "reversal",
         "searching",
+        "shared-prompt",
     )
     assert report.rows and report.document["kind"] in kinds
 

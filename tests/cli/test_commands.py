@@ -288,3 +288,14 @@ def test_bytes_of_a_text_are_scored(cli: Command) -> None:
 def test_a_healed_prompt_goes_on_inside_its_word(cli: Command) -> None:
     found = json.loads(cli("generate", "Once upon a ti", "--healed", "--max-tokens", "4", "--json").out)
     assert found["text"].startswith("me")
+
+
+def test_passages_are_retrieved(cli: Command, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("The king counted his gold.\n\nOnce upon a time, there was a little girl named Lily.\n")
+    asked = ("retrieve", "Once upon a time", "--corpus", str(corpus), "--beams", "4", "--prompt", "{query}")
+    assert json.loads(cli(*asked, "--json").out.splitlines()[0])["passage"] == 1
+    assert cli(*asked).out.startswith("1. passage 1")
+    corpus.write_text("\n")
+    refused = cli(*asked)
+    assert refused.status == 2 and "no text" in refused.err

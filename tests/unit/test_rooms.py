@@ -13,7 +13,8 @@ SOURCE = Path(outpace.__file__).parent
 # From the ground up: a room imports those before it, for annotations too.
 ROOMS = """
 errors failures store arguments setting plugins papers zoo tasks text constrain sampling cache types models kernels run
-schedule accept draft heads canvas methods search laws api engine trace quantize train server doors testing bench cli
+schedule accept draft retrieve heads canvas methods search laws api engine trace quantize train server doors testing
+bench cli
 """.split()
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if "children" not in path.parts and path.parent != SOURCE)
 

@@ -46,7 +46,7 @@ def test_a_reduced_search_is_its_reference(name: str, method: str) -> None:
     lm, search = toy(), load_search(name)().reduced()
     reference = search.reference()
     laws: list[dict[str, Any]] = [{"temperature": 0.0}]
-    if reference.draws:
+    if reference.draws and not search.takes_likeliest:
         laws = [{"temperature": 0.8}, {"temperature": 1.1, "repetition_penalty": 1.1, "top_k": 6, "seed": 4}]
     for law in laws:
         plain = lm.generate(PROMPTS, method=reference, max_tokens=20, **law)

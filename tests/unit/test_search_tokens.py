@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from outpace import LanguageModel
+from outpace.draft.datastore import write_datastore
+from outpace.errors import ConfigError
 from outpace.methods.registry import load_method
 from outpace.run.loop import Run
 from outpace.run.row import Row
@@ -231,3 +233,47 @@ def test_resampled_texts_approach_the_product_of_both_laws() -> None:
         far.append(sum(abs(counts[text] / num - one) for text, one in zip(texts, product, strict=True)) / 2)
     # Of one candidate the law is the model's, half as far again as noise; of 16 no more than noise (0.07) is left.
     assert far[0] > 0.2 and far[1] < 0.12, far
+
+
+def superposed_slowly(lm: LanguageModel, prompt: list[int], k: int, room: int) -> list[list[int]]:
+    """Superposed decoding from forwards of the whole mixture, without a cache."""
+    embed = lm.target.embed(torch.arange(lm.target.capabilities.vocab_size).unsqueeze(0))[0]
+    mixture, drafts = [embed[token] for token in prompt], [(0.0, list[int]())]
+    for number in range(room):
+        cache, size = lm.target.new_cache(1, len(mixture) + 1), len(mixture)
+        tokens, places = torch.zeros(1, size, dtype=torch.int64), torch.arange(size).unsqueeze(0)
+        logits = lm.target.score(tokens, places, None, cache, inputs=torch.stack(mixture).unsqueeze(0)).logits[0, -1]
+        law = logits.log_softmax(-1).tolist()
+        grown = [(score + p, [*text, at]) for score, text in drafts for at, p in enumerate(law)]
+        drafts = sorted(grown, key=lambda one: -one[0])[:k]
+        weights = [math.exp(score - drafts[0][0]) for score, _ in drafts]
+        last = [weight / sum(weights) * embed[text[number]] for weight, (_, text) in zip(weights, drafts, strict=True)]
+        mixture.append(torch.stack(last).sum(0))
+    return [text for _, text in drafts]
+
+
+def test_superposed_drafts_are_those_of_whole_mixtures() -> None:
+    lm = toy(end=99)
+    for k in (1, 3, 4):
+        found = lm.generate(PROMPTS[0], search="superposed", options={"k": k}, max_tokens=8)
+        found = found if isinstance(found, list) else [found]
+        assert [one.tokens for one in found] == superposed_slowly(lm, PROMPTS[0], k, 8)
+        assert found[0].usage.target_nfe == 1 + 8  # the prompt, and one forward per token of all drafts
+        assert len({tuple(one.tokens) for one in found}) == k
+    assert lm.generate(PROMPTS[0], search="superposed", options={"k": 1}, max_tokens=8).tokens == (
+        lm.generate(PROMPTS[0], max_tokens=8).tokens
+    )
+
+
+def test_n_grams_keep_drafts_to_what_was_seen(tmp_path: Any) -> None:
+    lm, seen = toy(end=99), [1, 2, 3, 4, 9, 8, 7, 6, 5]
+    write_datastore(tmp_path / "seen.idx", [seen], 13)
+    options = {"k": 3, "index": str(tmp_path / "seen.idx"), "alpha": 1.0}
+    found = lm.generate([1, 2, 3, 4], search="superposed", options=options, max_tokens=5)
+    assert found[0].tokens == [9, 8, 7, 6, 5]  # known contexts alone count
+
+
+def test_what_takes_the_likeliest_refuses_a_temperature() -> None:
+    for name in ("superposed", "lookahead-beam", "conditional-beam"):
+        with pytest.raises(ConfigError, match=r"takes the likeliest texts, but temperature is 0\.5"):
+            toy().generate([1], search=name, temperature=0.5, max_tokens=2)

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["Searching", "check_searched", "pool_for"]
 
 
-def check_searched(search: Search, target: Adapter, method: Any, num_samples: int) -> None:
+def check_searched(search: Search, target: Adapter, method: Any, num_samples: int, temperature: float) -> None:
     """Refuse a search where it cannot be made.
 
     Raises:
         CapabilityError: the model writes on a canvas.
-        ConfigError: the method is not exact or makes a search of its own, or several samples are asked for.
+        ConfigError: the method is not exact or makes a search of its own, or several samples are asked for, or a
+            temperature where nothing is drawn.
     """
     if target.capabilities.is_canvas:
         raise CapabilityError(
@@ -38,6 +39,11 @@ def check_searched(search: Search, target: Adapter, method: Any, num_samples: in
             f"The search {search.name!r} cannot write with the method {method.name!r}, whose texts are not plain ones.",
             "Use an exact method, such as prompt-lookup.",
         )
+    if search.takes_likeliest and temperature > 0:
+        raise ConfigError(
+            f"The search {search.name!r} takes the likeliest texts, but temperature is {temperature:g}.",
+            "Leave temperature out, or draw with another search.",
+        )
     if num_samples > 1:
         raise ConfigError(
             f"The search {search.name!r} searches once per prompt, but num_samples is {num_samples}.",
@@ -48,16 +54,19 @@ def check_searched(search: Search, target: Adapter, method: Any, num_samples: in
 def pool_for(target: Adapter, plan: Plan, capacity: int) -> Any:
     """Return pages for all that a search may hold of some prompts; None = each row has slots of its own."""
     assert plan.search is not None
-    one = target.new_pool(1)
+    one = target.new_pool(1, _PAGE)
     if one is None or plan.is_fixed:
         return None
     prompts = [row for row in plan.rows if not row.place]
     tails = (capacity - min(row.num_prompt for row in prompts)) // one.page_size + 3
     pages = sum(row.num_prompt // one.page_size + 1 for row in prompts)
     try:
-        return target.new_pool(pages + 2 * tails * plan.search.num_rows * len(prompts))
+        return target.new_pool(pages + 2 * tails * plan.search.num_rows * len(prompts), _PAGE)
     except (RuntimeError, MemoryError):  # then every row has a copy of its prompt
         return None
+
+
+_PAGE = 16  # slots: every text has a copy of the page in which its prompt ends, and one that is begun
 
 
 class Searching:

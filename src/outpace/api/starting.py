@@ -98,7 +98,7 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any], is_sha
     settings = settings.within(offered.vocab_size)
     check_fit(method, offered)
     if search is not None:
-        check_searched(search, lm.target, method, request.num_samples)
+        check_searched(search, lm.target, method, request.num_samples, settings.temperature)
     check_search(method, settings, request.num_samples)
     # Where every forward has to have one width, since the kernels give no equal rows by themselves, no tree fits.
     is_fixed = request.is_batch_invariant and not lm.target.is_invariant

@@ -23,6 +23,7 @@ from outpace.cli import (
     new_method,
     papers,
     quantize,
+    retrieve,
     score,
     searches,
     serve,
@@ -73,6 +74,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(drafter.drafter, name="drafter")
 app.command("quantize")(quantize.quantize)
 app.command("index")(index.index)
+app.command("retrieve")(retrieve.retrieve)
 app.command("tune")(tune.tune)
 app.command("trace")(trace.trace)
 app.command("new-method")(new_method.new_method)

@@ -6,9 +6,10 @@ target's cache. Everything drafted is staged behind the final text and forgotten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from outpace.draft.grow import draft_best
 from outpace.draft.reading import Drafter, columns
@@ -25,6 +26,7 @@ def draft_chain(
     origin: str,
     is_coupled: bool = True,
     min_confidence: float = 0.0,
+    goes_on: Callable[[Tensor], list[bool]] | None = None,
 ) -> Proposal:
     """Draft one chain per row.
 
@@ -38,6 +40,8 @@ def draft_chain(
             independent `draft` stream and hands over the laws, as the rejection rule needs.
         min_confidence: a row stops before a token whose law has no token this likely. The cut looks at the law, never
             at the drawn token, so it biases nothing.
+        goes_on: told the drafter's logits [B, V] before each token, which rows draft it; a row that once does not is
+            done, and what is told of it then means nothing.
     """
     rows, most = len(view.texts), max(0, *lengths)
     device = drafter.device
@@ -48,6 +52,8 @@ def draft_chain(
     tokens, laws = [], []
     stream = Stream.TARGET if is_coupled else Stream.DRAFT
     for step in range(most):
+        if goes_on is not None:
+            running = [r and on for r, on in zip(running, goes_on(logits), strict=True)]
         processed = view.sampler.process(logits, history)
         if min_confidence > 0:
             sure = (processed.softmax(-1).amax(-1) >= min_confidence).tolist()

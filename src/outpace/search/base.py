@@ -37,6 +37,8 @@ class Search:
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
+    takes_likeliest: ClassVar[bool] = False
+    """It decides by likelihood where others draw, so that a temperature would mean nothing."""
 
     def __post_init__(self) -> None:
         """Read rewards, and hold the settings to the ranges that they declare.

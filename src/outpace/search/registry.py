@@ -24,6 +24,7 @@ _BUILT_IN = {  # below outpace.search
     "cautious": "cautious:Cautious",
     "foresight": "foresight:Foresight",
     "residual-energy": "residual_energy:ResidualEnergy",
+    "superposed": "superposed:Superposed",
     "conditional-beam": "conditional_beam:ConditionalBeam",
 }
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from outpace.cache import Cache, PagedCache
 from outpace.run import state as trees
+from outpace.run.batch import bind
 from outpace.run.loop import Run
 from outpace.run.row import Row, Usage, forked
 from outpace.sampling import Stream, fork_key, gumbel, node_key, row_key
@@ -186,6 +188,42 @@ class Table:
         noise = gumbel(node_key([leaf.row.key], Stream.ACCEPT, place), torch.arange(len(weights)))[0, 0].tolist()
         sums = [weight + own for weight, own in zip(weights, noise, strict=True)]
         return sums.index(max(sums))
+
+    def then(self, leaf: Leaf, token: int) -> Leaf:
+        """Return a text with a token more, which nothing was forwarded for: its entries are not for writing on."""
+        row = replace(leaf.row, **forked(leaf.row))
+        row.push(token)
+        row.is_paused = False
+        row.sources.append("plain")
+        row.drafters.append("")
+        return Leaf(row, leaf.cache, leaf.state, leaf.number)
+
+    def mixed(self, cache: Cache, leaves: Sequence[Leaf], weights: Sequence[float]) -> Tensor:
+        """Forward one position that mixes the last tokens of some texts of one length, and keep its entry.
+
+        Args:
+            cache: of one row, which holds what comes before.
+            leaves: the texts.
+            weights: of their last tokens' embeddings.
+
+        Returns:
+            [N, V] float64, per text the log-probability of each next token behind its penalties and bans.
+        """
+        target, counter, rows = self.run.target, self.run.counters["target"], [leaf.row for leaf in leaves]
+        device, before = cache.device, (counter.nfe, counter.positions)
+        place = torch.tensor([[len(rows[0].tokens) - 1]], device=device)
+        last = torch.tensor([[row.tokens[-1] for row in rows]], device=device)
+        embedded = target.embed(last)[0]
+        mixture = (torch.tensor(weights, dtype=embedded.dtype, device=device).unsqueeze(1) * embedded).sum(0)
+        with torch.no_grad():
+            scores = target.score(last[:, :1], place, None, cache, inputs=mixture.view(1, 1, -1))
+        cache.keep([range(1)])
+        self.usage.target_nfe += counter.nfe - before[0]
+        self.usage.positions_scored += counter.positions - before[1]
+        logits = scores.logits[:, -1].expand(len(rows), -1)
+        sampler = bind(self.run.settings, rows)
+        history = sampler.history([row.tokens for row in rows], [row.num_prompt for row in rows], logits.shape[-1])
+        return sampler.process(logits, history).double().log_softmax(-1)
 
     def marked(self, marks: str) -> frozenset[int]:
         """Return the ids that write one of some characters."""

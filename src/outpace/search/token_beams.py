@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from outpace.methods.base import Method
 from outpace.methods.registry import load_method
@@ -44,6 +45,7 @@ class TokenBeams(Search):
         ConfigError: a number out of range.
     """
 
+    takes_likeliest: ClassVar[bool] = True
     beams: int = setting(4, least=1)
     length_penalty: float = setting(1.0, is_finite=True)
     width: int = setting(0, least=0)

@@ -51,7 +51,7 @@ def certify_search(
     reduced, reference = search.reduced(), search.reference()
     if method.guarantee is not Guarantee.EXACT:
         raise ConfigError(f"The method {method.name!r} is not exact.", "Name one that is, such as prompt-lookup.")
-    laws = SETTINGS if reference.draws else SEARCHES
+    laws = SETTINGS if reference.draws and not search.takes_likeliest else SEARCHES
     given = own_prompts(lm) if prompts is None else [lm.encode(prompt) for prompt in prompts]
     told = {**reduced.to_dict(), "method": method.name}
     found = Certificate(lm.name, search.name, told, Guarantee.EXACT.value, reference=reference.name)

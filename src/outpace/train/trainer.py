@@ -33,6 +33,7 @@ from .objectives import (
 from .objectives_block import block_canvas, set_block_canvas
 from .objectives_parallel import parallel_canvas
 from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
+from .objectives_window import window_canvas
 from .recipes import (
     FLOWS,
     JOINTS,
@@ -85,6 +86,7 @@ class Trainer(Loop):
             "unrolled": matched_loss,
             "consistent": matched_loss,
             "residual": told_loss,
+            "windows": masked_loss,
         }
         loss = functions[self.recipe.objective]
         self._loss = torch.compile(loss, dynamic=False) if self.compiled else loss
@@ -147,6 +149,8 @@ class Trainer(Loop):
             return set_block_canvas(tokens, recipe.levels, self.step, self.seed)
         if recipe.objective == "parallel":
             return parallel_canvas(tokens, recipe.levels, recipe.kept, self.step, self.seed)
+        if recipe.objective == "windows":
+            return window_canvas(tokens, recipe.levels, recipe.asked, self.step, self.seed)
         if recipe.objective == "sorted":
             return tokens, recipe.exits
         if self.teacher is not None and recipe.objective == "unrolled":

@@ -56,6 +56,7 @@ _ONE_PASS = replace(
     objective="written",
     parent="captions-teacher",
     has_own_tokenizer=True,
+    steps=6000,  # a quarter of an hour of one core: what the network can do, not what an idea brings
 )
 _CMLM = CmlmConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)
 _MASKED_RAW = replace(
@@ -312,7 +313,7 @@ _LENGTHS = replace(
     summary="Writes captions in one pass, at blank places of a predicted number; for research, it does not ship.",
     criterion=Likelihood(),
     method="one-pass",
-    steps=300,
+    steps=4000,
 )
 _TEXTS = (
     replace(
@@ -327,6 +328,7 @@ _TEXTS = (
         name="nar-ctc-lexical",
         summary="`nar-ctc`, drawn early on to what the raw texts say about words; for research only.",
         criterion=LexicalPrior(),
+        steps=600,
     ),
     replace(
         _FORWARD,
@@ -365,6 +367,7 @@ _PLACED = (  # networks that lay out, see and leave places in ways of their own
         name="nar-fertility",
         summary="Writes captions in one pass, each source token as many places as it has fertility; for research only.",
         shape=NarShape(config=FertilityConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)),
+        steps=600,
     ),
     _LENGTHS,
     replace(

@@ -17,7 +17,17 @@ from outpace.train.translation.network import Criterion, PairShape
 from outpace.train.translation.noise import Noise
 
 Objective = Literal[
-    "causal", "masked", "block", "distilled", "parallel", "sorted", "unrolled", "consistent", "residual", "set-block"
+    "causal",
+    "masked",
+    "block",
+    "distilled",
+    "parallel",
+    "sorted",
+    "unrolled",
+    "consistent",
+    "residual",
+    "set-block",
+    "windows",
 ]
 
 
@@ -64,8 +74,8 @@ class Recipe(AnyRecipe):
             token, taught by the parent), `parallel` (next token, and through masks the tokens after it), `sorted`
             (next token, after several layers), `unrolled` (masked diffusion, taught by several of the parent's steps),
             `consistent` (masked diffusion, taught by what the parent says of a less masked text), `residual` (masked
-            diffusion that reads what the parent said one step before) or `set-block` (next token, and sets of a block's
-            tokens from its masks).
+            diffusion that reads what the parent said one step before), `set-block` (next token, and sets of a block's
+            tokens from its masks) or `windows` (next token, and tokens from what stands before and behind them).
         from_scratch: Take the parent's tokenizer alone and start from random weights.
         anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
         responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked
@@ -78,7 +88,7 @@ class Recipe(AnyRecipe):
         rollout: Steps that the parent takes (`unrolled`).
         stride: Share of the text that each of them writes (`unrolled`), or that the step before had yet to write
             (`residual`).
-        asked: Places that are taught in a batch (`unrolled`, `consistent`, `residual`).
+        asked: Places that are taught in a batch (`unrolled`, `consistent`, `residual`); windows of a row (`windows`).
         rows: Sequences in a batch of `length` tokens; longer sequences come in proportionally fewer rows.
         length: Tokens in a sequence.
         long_share: Share of the steps, at the end, that use sequences of twice the length.
