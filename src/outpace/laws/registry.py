@@ -21,6 +21,7 @@ _BUILT_IN = {  # below outpace.laws
     "cfg": "guidance:Guidance",
     "contrast": "contrast:Contrast",
     "dola": "dola:Dola",
+    "self-terminating": "self_terminating:SelfTerminating",
 }
 
 
