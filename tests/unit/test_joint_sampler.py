@@ -6,12 +6,15 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import Tensor
 
-from outpace.bench.joint import Contexts, divergence
+from outpace.bench.joint import Contexts, contexts_of, divergence
 from outpace.errors import CapabilityError, ModelError
 from outpace.methods.diffusion import joint_sampler
 from outpace.methods.diffusion.joint_sampler import JointSampler
@@ -22,7 +25,9 @@ from outpace.testing.canvas_checks import toy_canvas
 from outpace.testing.gtest import PROMPT, canvas_law, g_test, small_model, text_counts
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import make_rows, write
-from outpace.train.joint import opened
+from outpace.train.data import DataMixture
+from outpace.train.joint import JointTrainer, opened
+from outpace.train.recipes import JointRecipe
 from outpace.types import Adapter
 
 WARM = Sampling(temperature=0.8)
@@ -157,6 +162,45 @@ def test_the_divergence_is_the_enumerated_one(tmp_path: Path) -> None:
     torch.testing.assert_close(divergence(target, mute.double(), many, 0), found, atol=1e-5, rtol=1e-5)
     one = Contexts(many.canvas, many.places, many.order[:, :1])
     assert float(divergence(target, None, one, 0).abs().max()) < 1e-6
+
+
+def test_a_trained_layer_is_nearer_to_one_by_one_than_marginals_are() -> None:
+    target = small_model("full", noise=0.1)
+    mask = target.capabilities.mask_id
+    assert mask is not None
+    stream = np.random.default_rng(0).choice([0, 1, 2], 8000).astype(np.uint16)
+    recipe = JointRecipe(
+        name="toy",
+        summary="A toy.",
+        objective="joint",
+        steps=60,
+        gpu_steps=60,
+        warmup=5,
+        rows=64,
+        length=10,
+        block=4,
+        most=2,
+        matrix_rate=2e-2,
+        other_rate=1e-2,
+    )
+    torch.manual_seed(0)
+    trainer = JointTrainer(
+        recipe=recipe,
+        network=SamplerLayer(SamplerConfig(vocab=4, hidden=4, width=16, heads=2, ffn=32)),
+        target=target,
+        mixture=DataMixture((stream,), (1.0,), 0),
+        tokenizer=Tokenizer(BPE()),
+        device=torch.device("cpu"),
+        seed=0,
+        steps=60,
+    )
+    for _ in range(60):
+        trainer.advance()
+    texts = torch.from_numpy(stream[:3000].astype(np.int64)).view(-1, 10)
+    for count in (2, 3):  # places behind one full pass
+        one = contexts_of(texts, 4, count, True, mask, 3)
+        plain, joint = (divergence(target, layer, one, 0).mean() for layer in (None, trainer.network.eval()))
+        assert float(joint) < 0.6 * float(plain)
 
 
 def test_blocks_are_opened_as_decoding_opens_them() -> None:

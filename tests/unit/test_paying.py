@@ -42,24 +42,28 @@ def best_rate(tree: TokenTree, trust: list[float], seconds: Callable[[int], floa
     return best
 
 
+def chances_of(tree: TokenTree, trust: list[float]) -> list[list[float]]:
+    assert tree.score is not None
+    rows = zip(trust, tree.score.tolist(), tree.length, strict=True)
+    return [[factor * math.exp(score) for score in scores[:count]] for factor, scores, count in rows]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_no_choice_of_nodes_writes_more_per_second(seed: int) -> None:
     tree, draw = random_trees(2, 5, seed), random.Random(seed)
     trust, beside = [draw.uniform(0.3, 1.0) for _ in range(2)], seed % 2
     curve = CostCurve((1, 3, 6, 12), (1.0, 1.1, 1.5, 3.0 + seed))
-    kept, chances = paying(tree, trust, curve.seconds_for_all, beside)
-    assert kept.score is not None and tree.score is not None
-    written = sum(trust[row] * sum(chances[row]) for row in range(2))
-    rate = (2 + beside + written) / curve.seconds_for_all(2 + beside + sum(kept.length))
+    chances = chances_of(tree, trust)
+    kept = paying(chances, curve.seconds_for_all, beside)
+    written = sum(chances[row][node] for row in range(2) for node in kept[row])
+    rate = (2 + beside + written) / curve.seconds_for_all(2 + beside + sum(map(len, kept)))
     assert rate == pytest.approx(best_rate(tree, trust, curve.seconds_for_all, beside))
-    for row, count in enumerate(kept.length):
-        assert chances[row] == sorted(chances[row], reverse=True) and len(chances[row]) == count
-        for node in range(count):  # each is what it was, under the same parent
-            old = int(kept.tokens[row, node]) - 5 * row
-            above, before = int(kept.parent[row, node]), int(tree.parent[row, old])
-            assert above < node and (above < 0) == (before < 0)
-            assert above < 0 or int(kept.tokens[row, above]) - 5 * row == before
-            assert kept.score[row, node] == tree.score[row, old]
+    for row, nodes in enumerate(kept):
+        own = [chances[row][node] for node in nodes]
+        assert own == sorted(own, reverse=True) and len(set(nodes)) == len(nodes)
+        for place, node in enumerate(nodes):  # a tree: every parent stands before its child
+            above = int(tree.parent[row, node])
+            assert above < 0 or above in nodes[:place]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -68,22 +72,18 @@ def test_what_is_worth_less_than_the_least_never_pays(seed: int) -> None:
     times = list(itertools.accumulate(draw.choice([0.0, 0.02, 0.1, 0.4]) for _ in range(6)))
     curve = CostCurve((1, 3, 4, 6, 9, 12), tuple(1.0 + more for more in times))
     rows, beside = draw.randint(1, 2), draw.randint(0, 1)
-    tree = random_trees(rows, 5, seed)
+    chances = chances_of(random_trees(rows, 5, seed), [0.9] * rows)
     least = least_worths(curve, rows + beside, rows, 5)
     assert sorted(least) == list(least)
-    _, chances = paying(tree, [0.9] * rows, curve.seconds_for_all, beside)
-    for row in chances:
-        assert all(0.9 * chance >= worth - 1e-12 for chance, worth in zip(row, least, strict=False))
+    for own, kept in zip(chances, paying(chances, curve.seconds_for_all, beside), strict=True):
+        assert all(own[node] >= worth - 1e-12 for node, worth in zip(kept, least, strict=False))
     free = least_worths(CostCurve((1, 40), (1.0, 1.0)), 1, 1, 4)
     assert free == (0.0,) * 4 and least_worths(CostCurve((1,), (1.0,)), 1, 1, 4) == pytest.approx((1.0,) * 4)
 
 
 def test_nothing_is_drafted_where_nothing_pays() -> None:
-    kept, chances = paying(random_trees(2, 5, 1), [0.05, 0.05], lambda tokens: float(tokens))
-    assert kept.length == [0, 0] and chances == [[], []] and kept.tokens.shape == (2, 0)
-    empty = TokenTree(torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64), [0])
-    empty.score = torch.zeros(1, 0, dtype=torch.float64)
-    assert paying(empty, [1.0], lambda tokens: 1.0)[0].length == [0]
+    assert paying([[0.05, 0.01], [0.04]], lambda tokens: float(tokens)) == [[], []]
+    assert paying([[]], lambda tokens: 1.0) == [[]]
 
 
 def test_trust_follows_what_was_kept_and_fades() -> None:
@@ -124,3 +124,21 @@ def test_an_arm_that_was_far_off_rests_longer_while_another_drafts_well() -> Non
         bandit.observe(5, 0.0, 1.0, written)
     assert chosen.count(1) > 350 and 4 <= chosen.count(2) <= 16
     assert arms[2].rest > arms[1].rest
+
+
+def test_an_arm_that_sizes_its_drafts_is_left_once_it_has_lost_its_loan() -> None:
+    """It drafts nothing where nothing pays, so a record below plain decoding's is no reason; a debt is."""
+    arms = [BanditArm(0), BanditArm(8, 0.2, kind="sized", last_tried=0)]
+    bandit = Bandit(arms, CostCurve((1, 16), (1.0, 1.2)), 0.01, is_timed=False)
+    stats, chosen = [[ArmStats(), ArmStats()]], []
+    for _ in range(200):
+        if bandit.countdown <= 0 or not chosen:
+            bandit.choose(stats, rooms=[1000])
+        chosen.append(bandit.current)
+        if bandit.current == 0:
+            bandit.observe_plain(1.0)
+            continue
+        stats[0][1].add(1, 0, True)
+        bandit.observe(8, 0.2, 1.1, 1)  # a fifth of a step for drafting, a tenth for scoring, and nothing kept
+    assert chosen[0] == 1 and 0 in chosen
+    assert 20 <= chosen.index(0) <= 40 and chosen.count(1) < 60

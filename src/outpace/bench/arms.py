@@ -12,6 +12,7 @@ from outpace.bench.inflate import inflated_from
 from outpace.bench.options import BenchOptions, CommonOptions
 from outpace.bench.report import Skipped
 from outpace.errors import CapabilityError, ConfigError
+from outpace.heads.known import known_heads
 from outpace.methods.base import Method
 from outpace.methods.misfit import check_fit
 from outpace.methods.registry import load_method
@@ -228,7 +229,7 @@ def make_arms(
             try:
                 method = make_method(text, options)
                 reason = _refusal(method, bare, is_inflated)
-                method = method if reason else with_drafter(method, options, directory)
+                method = method if reason else with_drafter(_with_head(method, lm), options, directory)
             except ConfigError as error:
                 if not is_lenient:
                     raise
@@ -241,6 +242,14 @@ def make_arms(
     if kept is None:
         raise ConfigError("No forward path that was asked for works here.", "Add --paths eager.")
     return arms, skipped, kept
+
+
+def _with_head(method: Method, lm: LanguageModel) -> Method:
+    """Return a method whose trained drafter is named, where it takes one and one is known for the model."""
+    if not method.needs.takes_heads or str(getattr(method, "draft", "")) != "auto":
+        return method
+    found = known_heads(lm.target, lm.tokenizer)
+    return dataclasses.replace(method, draft=str(found[0])) if found else method  # type: ignore[call-arg]
 
 
 def _refusal(method: Method, lm: LanguageModel, is_inflated: bool) -> str:

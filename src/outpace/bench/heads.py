@@ -3,8 +3,9 @@
     python -m outpace.bench.heads --model stories --drafters stories-medusa,stories-eagle --sets stories
 
 Per drafter: drafts kept at each depth of those that came to it (a greedy chain as long as the drafter goes), tokens
-written per step by the chain and by the tree that pays (`trained-drafter`), the share of the time that drafting takes,
-and speed over plain decoding, prompt by prompt in turns. The drafter's text is held against plain decoding's.
+written per step by the chain and by the tree that pays (`trained-drafter` without the text), the share of the time that
+drafting takes, and speed over plain decoding, prompt by prompt in turns. The drafter's text is held against plain
+decoding's.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def _measure(lm: LanguageModel, name: str, prompts: Sequence[list[int]], argumen
     methods: dict[str, Method] = {
         "plain": Autoregressive(),
         "chain": DraftModel(draft=name, draft_len=depth, is_adaptive=False),
-        "tree": TrainedDrafter(draft=name),
+        "tree": TrainedDrafter(draft=name, has_text=False),
     }
     texts: dict[str, list[Result]] = {side: [] for side in methods}
     for prompt in prompts:

@@ -6,16 +6,12 @@ accepted drafts; Chen et al. (2024), Sequoia, arXiv 2402.12374, section 3.3: its
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import torch
 
-from outpace.run.tree import TokenTree
 from outpace.schedule.cost import CostCurve
 
 __all__ = ["Trust", "least_worths", "paying", "seconds_for"]
@@ -50,31 +46,22 @@ class Trust:
         return replace(self)
 
 
-def paying(
-    tree: TokenTree, trust: Sequence[float], seconds: Callable[[int], float], beside: int = 0
-) -> tuple[TokenTree, list[list[float]]]:
-    """Return the nodes that bring the most tokens per time, the likeliest first, and the drafter's chance of each.
+def paying(chances: Sequence[Sequence[float]], seconds: Callable[[int], float], beside: int = 0) -> list[list[int]]:
+    """Return per row the nodes that bring the most tokens per time, the likeliest first.
 
-    All rows share the forward, so nodes of all of them are weighed against each other. Scores do not rise along a path:
-    the likeliest nodes of a row are a tree, and so are the first of those.
+    All rows share the forward, so nodes of all of them are weighed against each other. Chances do not rise along a path
+    and parents precede children: what is returned of a row, and the first of it, is a tree.
 
     Args:
-        tree: with scores.
-        trust: per row, the factor on its probabilities.
+        chances: per row and node, that the target's walk reaches it.
         seconds: of a forward of so many tokens, all rows together.
         beside: rows of others in the same forward.
     """
-    assert tree.score is not None
     # Lists throughout: nodes are few, and after a forward a call of numpy or torch finds its code out of the caches.
-    length, device = tree.length, tree.tokens.device
-    table = zip(tree.tokens.tolist(), tree.parent.tolist(), tree.score.tolist(), length, strict=True)
-    rows = [(tokens, parent, score, [math.exp(x) for x in score[:count]]) for tokens, parent, score, count in table]
-    # 1 Of the nodes of all rows, from the likeliest on, as many as raise the tokens per second of the step.
-    worth = [(factor * chance, row) for row, factor in enumerate(trust) for chance in rows[row][3]]
+    worth = [(chance, row) for row, own in enumerate(chances) for chance in own]
     worth.sort(key=lambda one: -one[0])
-    others = len(rows) + beside
-    best, written, counts = others / seconds(others), float(others), [0] * len(rows)
-    taken = 0
+    others, counts = len(chances) + beside, [0] * len(chances)
+    best, written, taken = others / seconds(others), float(others), 0
     for size, (more, _) in enumerate(worth, 1):
         written += more
         rate = written / seconds(others + size)
@@ -82,25 +69,9 @@ def paying(
             best, taken = rate, size
     for _, row in worth[:taken]:
         counts[row] += 1
-    # 2 In order of their chance: what is cut off behind any of them is the least likely.
-    kept, most = [_likeliest(*row, count) for row, count in zip(rows, counts, strict=True)], max(counts, default=0)
-    filled = [[values + [rest] * (most - len(values)) for values, rest in zip(row, _NONE, strict=True)] for row in kept]
-    columns = [torch.tensor([row[i] for row in filled], dtype=kind, device=device) for i, kind in enumerate(_KINDS)]
-    return TokenTree(columns[0], columns[1], counts, columns[2]), [row[3] for row in kept]
-
-
-_KINDS = (torch.int64, torch.int64, torch.float64)
-_NONE: tuple[Any, ...] = (0, -1, -math.inf, 0.0)  # what pads a row
-
-
-def _likeliest(
-    tokens: list[int], parent: list[int], score: list[float], chance: list[float], count: int
-) -> tuple[list[Any], ...]:
-    """Return a row's likeliest nodes, the likeliest first: tokens, parents among them, scores and chances."""
-    order = sorted(range(len(chance)), key=lambda node: -chance[node])[:count]
-    place = {node: i for i, node in enumerate(order)} | {-1: -1}
-    above = [place[parent[node]] for node in order]
-    return ([tokens[i] for i in order], above, [score[i] for i in order], [chance[i] for i in order])
+    return [
+        sorted(range(len(own)), key=lambda node: -own[node])[:count] for own, count in zip(chances, counts, strict=True)
+    ]
 
 
 @lru_cache(maxsize=256)

@@ -17,10 +17,13 @@ __all__ = ["law_names", "load_law", "read_law"]
 _GROUP = "outpace.laws"
 _BUILT_IN = {  # below outpace.laws
     "hmm": "hmm:Hmm",
+    "moi": "moi:MixtureOfInputs",
+    "reward": "reward:Reward",
     "plugin": "plugin:Plugin",
     "cfg": "guidance:Guidance",
     "contrast": "contrast:Contrast",
     "dola": "dola:Dola",
+    "self-terminating": "self_terminating:SelfTerminating",
 }
 
 

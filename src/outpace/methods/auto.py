@@ -68,9 +68,9 @@ class Auto(Method):
     Attributes:
         arms: names of exact methods, parted by commas; those that the target or the models at hand do not allow
             are left out. They are first tried in this order: what costs least is known before anything is risked.
+            Beside `trained-drafter`, which drafts from the text too, those that draft from it alone are left out.
         draft: the drafter of arms that need one; "auto" = the one that is known for the target, if any. One that was
-            trained to read the target drafts where `trained-drafter` is among the arms; it is not unless it is named,
-            since trying it costs more than it brings where a text repeats itself (docs/which-drafter.md).
+            trained to read the target drafts for `trained-drafter`, a model for the others.
         explore: share of the decoding time that trials of other drafters may lose.
         is_timed: False = choose by the stored cost curve instead of the clock.
 
@@ -78,7 +78,7 @@ class Auto(Method):
         ConfigError: an arm that does not exist or is not exact, or a share outside [0, 1).
     """
 
-    arms: str = "suffix,token-recycling,opt-tree"
+    arms: str = "trained-drafter,suffix,token-recycling,opt-tree"
     draft: str = "auto"
     explore: float = setting(0.01, least=0, below=1)
     is_timed: bool = True
@@ -138,6 +138,10 @@ class Auto(Method):
         stats = [[ArmStats() for _ in facts] for _ in context.texts]
         is_packed = target.path == "compiled"
         # Rows of several laws share the choice; an arm that looks at the law has them apart.
+        if not self.is_timed:
+            arms = tuple(
+                arm.from_settings({**arm.to_dict(), "is_timed": False}) if arm.is_sized else arm for arm in arms
+            )
         named = {arm.name: Mixed(arm) if "law" in arm.reads else arm for arm in arms}
         readers = frozenset(arm.name for arm in arms if any(context.models[role].reads for role in arm.needs.models))
         idle, share = Idle(named, context, readers), 1 + head_share(target)
@@ -156,6 +160,7 @@ class Auto(Method):
         facts = BanditArm(arm.needs.width, _MODEL_S, lag_share=relative_size(model, context.target), kind=kind)
         if model.accepted and arm.is_sized:
             facts.prior_steps, facts.prior_tokens = _KNOWN_STEPS, 1 + _KNOWN_SHARE * model.accepted
+            facts.last_tried = 0  # its record stands for a trial
         return facts
 
     def to_certify(self) -> Auto:
@@ -258,7 +263,9 @@ def _at_hand(arms: Sequence[Method], models: Mapping[str, Adapter]) -> list[Meth
     drafting = [arm for arm in found if arm.needs.models]
     is_reader = any(model.reads for model in models.values())
     fit = [arm for arm in drafting if arm.is_sized == is_reader] or drafting
-    return [arm for arm in found if arm in fit or not arm.needs.models]
+    kept = [arm for arm in found if arm in fit or not arm.needs.models]
+    covered = frozenset(name for arm in kept for name in arm.covers)
+    return [arm for arm in kept if arm.name not in covered]
 
 
 def _is_kind(arm: Method, models: Mapping[str, Adapter]) -> bool:

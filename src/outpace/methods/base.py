@@ -61,6 +61,8 @@ class Method:
 
     is_sized: ClassVar[bool] = False
     """It weighs what its drafts bring against what they cost; `auto` then leaves them as they are."""
+    covers: ClassVar[frozenset[str]] = frozenset()
+    """Methods that are not worth trying beside it; `auto` leaves them out where this one is an arm."""
     is_mixed: ClassVar[bool] = False
     """Rows may bring methods and settings of their own."""
     draws: ClassVar[bool] = True

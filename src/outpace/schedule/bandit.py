@@ -27,6 +27,7 @@ _SMOOTH = 0.1
 _HYSTERESIS = 1.03
 _CREDIT = 0.5  # plain steps that trials may lose from the start
 _LOAN = 0.5  # further plain steps that the arm that looks best may lose before plain decoding pays them back
+_SIZED_LOAN = 8.0  # the same, of an arm that drafts nothing where nothing pays: what it loses it sees by itself
 _SAVED = 1.0  # plain steps of what drafting won that the account keeps at most
 _WATCH = 0.01  # of a plain step, that learning from it may take
 _HOPE = 1.25  # an arm whose expected rate is this much below the best one's is not worth learning for
@@ -537,8 +538,7 @@ class Bandit:
         # 4 Stop drafting where it has lost more than the loan; try another arm where that can be paid, but not at a
         # text's end, where nothing learned comes to use.
         earned = self.explore * plans[0].seconds
-        if best and self.account < -_LOAN * plans[0].seconds:
-            best = 0
+        best = self._lent(best, tried, plans[0].seconds)
         trial, missing = self._trial(best, plans, stats, lags) if max(rooms, default=_REST) >= _REST else (None, 0.0)
         if trial is not None:
             self.plan, self.is_trial = plans[trial], True
@@ -551,6 +551,17 @@ class Bandit:
         fewest = max(_PLAIN_STEPS, min(_MOST_PLAIN, self.choice_s / (_CHOICE * plans[0].seconds)))
         wait = _MOST_PLAIN if missing >= _MOST_PLAIN * earned else max(fewest, missing / earned)
         return self._take(0, int(wait), told)
+
+    def _lent(self, best: int, tried: Sequence[int], plain_s: float) -> int:
+        """Return the arm that may go on: plain decoding in place of one that has lost more than it is lent.
+
+        One that sizes its drafts is not left for plain decoding before that: where it has nothing to draft it costs
+        next to nothing, and it has to look at every step to see where it has something.
+        """
+        sized = next((index for index in tried if self.arms[index].kind == "sized"), 0)
+        best = best or sized
+        loan = _SIZED_LOAN if best == sized else _LOAN
+        return best if self.account >= -loan * plain_s else 0
 
     def _take(self, index: int, steps: int, note: str) -> int:
         self.is_fresh = index != self.current

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 
 from outpace.errors import ConfigError
 
-__all__ = ["CostCurve", "StepCost", "best_size"]
+__all__ = ["CostCurve", "SeenCurve", "StepCost", "best_size"]
 
 _KNEE = 0.75  # of the tokens that take as long to compute as a plain forward: so many cost nothing extra
 _LEAST_KNEE = 8  # tokens that are taken to cost nothing extra before any slope was seen
 _NEARLY_FREE = 0.2  # of the slope, what a token costs before the knee
 _LEAST_PROMPT = 16
 _SMOOTH = 0.2
+_SIZES = (1, 2, 4, 6, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 96, 128, 192, 256)  # tokens in a forward
+_OTHER = 0.1  # by how much a cost changes before what was worked out from it is worked out again
 _LIKE = 0.75  # of a number of rows: as good as that number
 
 
@@ -65,6 +67,48 @@ def best_size(expected: Sequence[float], ratio: Callable[[int], float]) -> int:
         ratio: T(k) / T(1) of a forward of k tokens, as `CostCurve.ratio`.
     """
     return max(range(1, len(expected)), key=lambda size: expected[size] / ratio(size + 1), default=1)
+
+
+@dataclass
+class SeenCurve:
+    """A curve that a run corrects by its own forwards, size by size; sizes that were not seen are taken as it has them.
+
+    Attributes:
+        given: what is known before.
+        curve: as corrected; the same object until it has changed by a tenth somewhere.
+        factors: per entry of sizes, seconds over what the given curve says; 0 = not seen.
+    """
+
+    given: CostCurve
+    curve: CostCurve = field(init=False)
+    factors: list[float] = field(default_factory=lambda: [0.0] * len(_SIZES))
+
+    def __post_init__(self) -> None:
+        self.curve = self.given
+
+    def rows(self, index: Sequence[int]) -> SeenCurve:
+        """Return itself: what forwards cost holds for the whole batch, whichever rows stay."""
+        del index
+        return self
+
+    def join(self, others: Sequence[SeenCurve]) -> SeenCurve:
+        """Return itself: the run that rows join knows more."""
+        del others
+        return self
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Count a forward of so many tokens, all rows together."""
+        at = min(range(len(_SIZES)), key=lambda i: abs(_SIZES[i] - tokens))
+        seen, old = seconds / self.given.seconds_for_all(tokens), self.factors[at]
+        self.factors[at] = old + _SMOOTH * (min(seen, 4 * old) - old) if old else seen
+        unit = next(factor for factor in self.factors if factor)  # the smallest seen: fewest drafts, or none
+        times, least = [], 0.0
+        for size, factor in zip(_SIZES, self.factors, strict=True):
+            least = max(least, (factor or unit) * self.given.seconds_for_all(size))  # more tokens never take less
+            times.append(least)
+        held = [self.curve.seconds_for_all(size) for size in _SIZES]
+        if any(abs(new * held[0] / (times[0] * old) - 1) > _OTHER for new, old in zip(times, held, strict=True)):
+            self.curve = CostCurve(_SIZES, tuple(times))
 
 
 @dataclass
