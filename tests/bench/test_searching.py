@@ -10,7 +10,7 @@ import pytest
 from outpace import load
 from outpace.bench.report import read_report
 from outpace.bench.searching import TASKS, main, measure
-from outpace.search.checks import countdown, countdown_steps, sums
+from outpace.search.checks import countdown, countdown_steps, sums, sums_so_far
 
 PUZZLE = "Countdown: 5,30,4,29\nAnswer:"
 
@@ -18,6 +18,8 @@ PUZZLE = "Countdown: 5,30,4,29\nAnswer:"
 def test_a_sum_is_right_or_not() -> None:
     prompts = ["He has 3 + 4 =", "3+14=", "3 + 4", "3 + 4 ="]
     assert sums([" 7 apples", "17", " 7", " 70"], prompts) == [1.0, 1.0, 0.0, 0.0]
+    assert sums_so_far(["", "1", " 7", " 70"], prompts) == [1.0, 1.0, 0.0, 0.0]
+    assert sums_so_far([" 7 apples", " 17 a", "", " 7a"], prompts) == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_countdown_is_judged_as_a_whole_and_step_by_step() -> None:

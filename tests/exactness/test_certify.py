@@ -17,7 +17,7 @@ from outpace.run.row import Row
 from outpace.testing.certificate import Certificate
 from outpace.testing.certify import PROMPTS as SAMPLES
 from outpace.testing.certify import SETTINGS, Flip, Line, certify, certify_model, logit_drift, own_prompts
-from outpace.testing.certify_all import Entry
+from outpace.testing.certify_all import Entry, certifiable
 from outpace.testing.plan import OutOfTime, Plan, Progress
 from outpace.testing.world import PROMPTS, drafter_for, target_for
 from outpace.types import Decision, Proposal, Scores, View
@@ -261,3 +261,11 @@ def test_the_shipped_model(endless: Plan) -> None:
     prompts = [text for text in SAMPLES if "happy" in text or "sat on" in text or "def" in text]
     certificate = certify_model(lm, PromptLookup(), prompts, settings=("greedy",), max_tokens=32, plan=endless)
     assert certificate.holds, certificate.render()
+
+
+def test_a_drafter_of_other_tokens_is_no_failure() -> None:
+    """The drafter that a method names by default speaks of another model's tokens: it is left out, and said so."""
+    ((method, entry),) = certifiable("translate", ["block-draft"])
+    assert method is None and not entry.is_failure and "'stories-block' has 8192 tokens" in entry.reason
+    ((method, entry),) = certifiable("stories", ["block-draft"])
+    assert method is not None and not entry.reason

@@ -21,7 +21,7 @@ def lm() -> outpace.LanguageModel:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_every_finished_text_holds_the_keywords(lm: outpace.LanguageModel, temperature: float) -> None:
     reasons = set()
-    for max_tokens in (8, 40, 90):
+    for max_tokens in (8, 40):
         asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": max_tokens}
         for result in lm.generate(PROMPTS, law="hmm:keywords=dog|cat+red ball", **asked):
             assert "dog" in result.text or "cat" in result.text
@@ -41,7 +41,7 @@ def test_no_weight_is_plain_decoding(lm: outpace.LanguageModel) -> None:
 @pytest.mark.parametrize("method", ["prompt-lookup", "token-recycling"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_drafts_change_nothing(lm: outpace.LanguageModel, method: str, temperature: float) -> None:
-    asked = {"max_tokens": 40, "temperature": temperature, "law": "hmm:keywords=dog+park,reach=4"}
+    asked = {"max_tokens": 20, "temperature": temperature, "law": "hmm:keywords=dog+park,reach=4"}
     prompts = ["The cat sat on the mat. " * 4, *PROMPTS]
     plain, drafted = lm.generate(prompts, **asked), lm.generate(prompts, method=method, **asked)
     assert [r.tokens for r in drafted] == [r.tokens for r in plain]

@@ -157,3 +157,14 @@ def test_files_are_read_again_and_damage_is_told(net: RecurrentNet, tmp_path: Pa
     model = open_recurrent(tmp_path, torch.float64, torch.device("cpu"))
     tokens = torch.tensor([TEXT])
     assert (model.net(tokens) - net(tokens)).abs().max() < 1e-5
+
+
+def test_what_cannot_be_measured_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from outpace.bench import fusion, held_out
+
+    assert held_out.main(["stories-draft", "--tokens", "3"]) == 2
+    assert "3 tokens and 1000 states were asked for." in capsys.readouterr().err
+    assert held_out.main(["stories-draft", "--data", str(tmp_path / "none")]) == 2
+    assert "no folder of training texts" in capsys.readouterr().err
+    assert fusion.main(["--lm", "stories", "--sentences", "0"]) == 2
+    assert "No sentence or no weight was named." in capsys.readouterr().err

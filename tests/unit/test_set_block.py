@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from outpace.api.engine import LanguageModel, load
+from outpace.api.engine import LanguageModel
 from outpace.errors import CapabilityError, ConfigError
 from outpace.heads.lowrank import own_masks
 from outpace.methods.speculative.open_places import OpenPlaces
@@ -23,10 +20,7 @@ from outpace.sampling import Sampling
 from outpace.testing.grammar import ToyGrammar
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import drive, make_rows, make_run, write
-from outpace.train import Recipe, train
-from outpace.train.network import LlamaShape
 from outpace.train.objectives_block import set_block_canvas
-from outpace.train.sources import Source
 from outpace.types import Proposal
 
 PROMPTS = [[3, 5, 7], [2, 9], [4, 4, 8, 1, 6, 3]]
@@ -220,46 +214,6 @@ def test_a_target_with_a_mask_of_its_own_needs_no_drafter_to_be_drafted_for_exac
         bare = ToyModel(seed=4)
         bare.mask_token = None  # type: ignore[assignment]
         own_masks(bare)
-
-
-PHRASES = ("abcdef", "ghijkl", "mnopqr", "stuvwx")
-
-
-def test_a_model_trained_by_the_objective_writes_in_fewer_forwards_than_tokens(tmp_path: Path) -> None:
-    """Of phrases only the first letter is open: every rule writes phrases, in fewer forwards."""
-    chance = random.Random(0)
-    documents = ["".join(chance.choice(PHRASES) for _ in range(40)) for _ in range(40)]
-    source = Source(
-        name="phrases", files=(), origin="", licence="", note="", weight=1.0, read=lambda data: iter(documents)
-    )
-    recipe = Recipe(
-        name="phrases",
-        summary="",
-        shape=LlamaShape(hidden=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=48, vocab=258, context=128),
-        objective="set-block",
-        levels=4,
-        steps=260,
-        gpu_steps=260,
-        rows=8,
-        length=32,
-        long_share=0.0,
-        warmup=5,
-        matrix_rate=2e-2,
-        other_rate=2e-2,
-        checkpoint_every=260,
-        sources=(source,),
-    )
-    assert train(recipe, tmp_path / "phrases", data=tmp_path, threads=1, compiled=False) == 0
-    lm = load(str(tmp_path / "phrases"), is_compiled=False, dtype="float32")
-    asked: dict[str, Any] = {"max_tokens": 24, "temperature": 0, "ignore_eos": True}
-    plain = lm.generate("abcdefgh", **asked)
-    for method in ("set-block", SetBlock(choice="entropy"), "wedlm", "space"):
-        found = lm.generate("abcdefgh", method=method, **asked)
-        assert found.usage.target_nfe < 0.75 * len(found.tokens), method
-        # What is decided in any order may begin other phrases than the likeliest ones, but it ends what it begins.
-        assert sum(found.text[at : at + 6] in PHRASES for at in range(4, 22, 6)) >= 2 and found.text[:4] == "ijkl"
-        if method in ("set-block", "space"):
-            assert found.tokens == plain.tokens
 
 
 @pytest.mark.parametrize("lengths", [[2, 2], [2, 1]])

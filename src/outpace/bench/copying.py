@@ -29,14 +29,14 @@ from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
 from outpace.methods.parallel.chunk_retrieval import ChunkRetrieval
 from outpace.methods.parallel.copy_phrases import CopyPhrases
-from outpace.train.chunks import dialogues
+from outpace.train.chunks import dialogues, drawn_dialogues
 from outpace.train.sources import held_out_stories
 from outpace.types import Outcome
 
 __all__ = ["written_by"]
 
 _ORDER = 4
-_PROMPT = 48  # tokens of a dialogue
+_PROMPT, _PROMPTS = 48, 8  # tokens of a dialogue, and dialogues
 
 
 def written_by(
@@ -79,12 +79,12 @@ def _check_spans(lm: LanguageModel, collection: str, spans: Sequence[Sequence[in
 def _arms(lm: LanguageModel, asked: argparse.Namespace, folder: Path) -> tuple[dict[str, Method], list[Any]]:
     """Return what is compared, by name, and the prompts."""
     arms: dict[str, Method] = {"the model alone": Autoregressive()}
-    held = list(islice(dialogues(asked.data, "dev"), asked.texts))
     if asked.chunks is not None:
         arms["nearest chunks"] = ChunkRetrieval(
             str(asked.chunks / "reader.safetensors"), str(asked.chunks / "collection.jsonl")
         )
-        return arms, [lm.encode(text)[:_PROMPT] for text in held[:8]]
+        return arms, [lm.encode(text)[:_PROMPT] for text in drawn_dialogues(asked.data, 0, _PROMPTS)[1]]
+    held = list(islice(dialogues(asked.data, "dev"), asked.texts))
     for name, texts in (("stories", held_out_stories(asked.data)[: asked.texts]), ("dialogues", held)):
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")

@@ -60,14 +60,14 @@ def run_fusion(
     for weight in weights:
         fused = translate(fuse(lm, teller, weight), sources, spelled.split(",n_best")[0])
         candidates = [
-            Candidate(str(at), one.text, (), (one.score or 0.0) * len(one.tokens))
+            Candidate(str(at), one.text, (str(len(one.tokens)),), (one.score or 0.0) * len(one.tokens))
             for at, row in enumerate(lists)
             for one in row
             if one.text
         ]
         ranked = rescore_nbest(teller, candidates, weight)
         best: dict[str, str] = {}
-        for one in sorted(ranked, key=lambda one: -one.score / max(1, len(lm.encode(one.text)))):
+        for one in sorted(ranked, key=lambda one: -one.score / int(one.features[0])):
             best.setdefault(one.source, one.text)
         texts = [best.get(str(at), "") for at in range(len(pairs))]
         rows.append({"weight": weight, "fused": bleu([r.text for r in fused], wanted), "rescored": bleu(texts, wanted)})

@@ -28,7 +28,7 @@ from outpace.bench.machine import describe
 from outpace.bench.report import Report, Table, new_report
 from outpace.methods.registry import read_spelled
 from outpace.search.base import Search
-from outpace.search.checks import countdown, countdown_steps, sums
+from outpace.search.checks import countdown, countdown_steps, sums, sums_so_far
 from outpace.search.registry import load_search
 from outpace.search.rewards import Reward
 from outpace.tasks import test_examples
@@ -132,9 +132,13 @@ _AHEAD = (
     "lookahead-beam:beams=2,width=24,lookahead=0",
     "lookahead-beam:beams=2,width=24,lookahead=6",
 )
+_STEPPED = (
+    *(f"step-beam:beams=1,ways={ways},step=1" for ways in (2, 4, 8)),
+    *(f"tree-search:rounds={rounds},ways=4,step=1" for rounds in (2, 4, 8)),
+)
 _GROWING = tuple(f"best-of:n={n}" for n in (1, 2, 4, 8, 16))
 TASKS = {
-    "sums": Task(_sums, sums, 5, _GROWING),
+    "sums": Task(_sums, sums, 5, (*_GROWING, *_STEPPED), sums_so_far),
     "keywords": Task(_beginnings, _coverage, 32, _AHEAD),
     "lengths": Task(_beginnings, _exactness, 40, _AHEAD, _nearness, (".",)),
     "countdown": Task(

@@ -13,12 +13,11 @@
 
 namespace outpace {
 
-constexpr int kQueries = 16;  // per work item at least, where there are as many: keys are transposed once for all
+constexpr int kQueries = 32;  // per work item at least, where there are as many: keys are transposed once for all
 constexpr int kMostQueries = 64;  // per work item at most, where all see the same
 // Queries whose sums are in registers together, for scores and for averages.
 constexpr int kScoreTile = kLanes == 16 ? 6 : 4;
 constexpr int kTile = kLanes == 16 ? 5 : 4;
-constexpr int64_t kFetched = 4;  // blocks of keys that are on their way while one is read
 constexpr int kChains = 4;    // partial sums per score: dimension d goes to chain d % kChains, to hide latency
 constexpr float kHidden = -__builtin_inff();
 
@@ -153,17 +152,22 @@ inline void transpose_keys(const Stored<Entry>& stored, int64_t place, int64_t c
   std::fill(to + head_dim * kLanes, to + bench.dims * kLanes, 0.0f);
 }
 
-// Ask for the entries of a block before they are read: between two forwards the weights have passed through all caches.
+// Read what a sight shows, before it is wanted: between two forwards the weights have passed through all caches. Loads in
+// the order of memory come as a stream; of prefetches, which come in bursts here, the processor drops what is too much.
 template <class Entry>
-inline void fetch(const Stored<Entry>& stored, int64_t place) {
+inline void bring(const Stored<Entry>& stored, const Sight& sight) {
   const int64_t size = Entry::size(stored.dim) * sizeof(*stored.first), stride = stored.stride * sizeof(*stored.first);
-  const char* from = reinterpret_cast<const char*>(stored.at(place));
-  if (size == stride) {
-    for (int64_t at = 0; at < kLanes * size; at += 64) __builtin_prefetch(from + at, 0, 3);
-    return;
-  }
-  for (int64_t i = 0; i < kLanes; i++) {
-    for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(from + i * stride + at, 0, 3);
+  const auto read = [](const char* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) {
+      __builtin_prefetch(from + at + 4096, 0, 3);
+      static_cast<void>(*static_cast<const volatile char*>(from + at));
+    }
+  };
+  for (int64_t r = 0; r < sight.num_runs; r++) {
+    const Run& run = sight.runs[r];
+    const char* from = reinterpret_cast<const char*>(stored.at(run.place));
+    if (size == stride) read(from, run.count * size);
+    else for (int64_t i = 0; i < run.count; i++) read(from + i * stride, size);
   }
 }
 
@@ -202,25 +206,12 @@ inline void hide(float* scores, uint32_t mask) {
   store(scores, is_seen != 0 ? load<Floats>(scores) : splat(kHidden));
 }
 
-// What the next work item reads; `sight` is null where that is known to be on its way.
+// Scores of `queries` against the keys they see; `group` queries belong to one token.
 template <class Entry>
-struct Next {
-  const Sight* sight = nullptr;
-  Stored<Entry> keys{};
-};
-
-// Scores of `queries` against the keys they see; `group` queries belong to one token. Meanwhile their values are fetched,
-// and the keys of the next item; `is_fetched` = an earlier one has done so for these.
-template <class Entry>
-inline void score(const Bench& bench, const Sight& sight, int64_t queries, int64_t group, const Stored<Entry>& keys,
-                  const Stored<Entry>& values, const Next<Entry>& next, bool is_fetched) {
-  const int64_t early = is_fetched ? sight.num_blocks : std::min(kFetched, sight.num_blocks);
-  for (int64_t b = 0; !is_fetched && b < early; b++) fetch(keys, sight.blocks[b].place);
+inline void score(const Bench& bench, const Sight& sight, int64_t queries, int64_t group,
+                  const Stored<Entry>& keys) {
   for (int64_t b = 0; b < sight.num_blocks; b++) {
     const Block& block = sight.blocks[b];
-    if (b + early < sight.num_blocks) fetch(keys, sight.blocks[b + early].place);
-    fetch(values, block.place);
-    if (next.sight && b < next.sight->num_blocks) fetch(next.keys, next.sight->blocks[b].place);
     transpose_keys(keys, block.place, block.count, bench);
     each_tile<kScoreTile>(queries, [&](auto count, int64_t q) { score_block<count()>(bench, q, b * kLanes); });
     if (block.is_whole) continue;

@@ -565,28 +565,22 @@ class Forward {
 
   template <class Entry>
   void attend_with(int64_t index) {
-    // Items of one head are neighbours: its keys stay in this core's cache.
     const int64_t items = chunk_->items.size(), windows = decoder_.windows.size(), dim = model_.head_dim;
     const LayerView& layer = decoder_.layers[index];
-    const auto item_of = [&](int64_t work) -> const Item& { return decoder_.items[chunk_->items.begin + work % items]; };
-    const auto sight_of = [&](int64_t work) -> const Sight& {
-      return decoder_.sights[work % items * windows + decoder_.window_of[index]];
-    };
-    const auto stored = [&](int64_t work, int which) {
-      return Stored<Entry>{entry<Entry>(index, which, work / items, 0), Entry::size(dim), dim};
-    };
-    int64_t fetched = -1;  // the work whose keys are on their way
-    worker_.claim(items * model_.kv_heads, [&](int64_t work, bool is_last) {
-      Next<Entry> next;
-      const bool is_fetched = work == fetched;
-      if (!is_last) {
-        const auto row_of = [&](int64_t which) { return decoder_.tokens[item_of(which).first].row; };
-        const bool is_same = work / items == (work + 1) / items && row_of(work) == row_of(work + 1);
-        if (!is_same) next = {&sight_of(work + 1), stored(work + 1, 0)};
-        fetched = work + 1;
+    int64_t near_head = -1, near_row = -1;  // whose entries this core's cache holds
+    // Items of one head are neighbours: its keys stay in the cache.
+    worker_.claim(items * model_.kv_heads, [&](int64_t work, bool) {
+      const Item& item = decoder_.items[chunk_->items.begin + work % items];
+      const Sight& sight = decoder_.sights[work % items * windows + decoder_.window_of[index]];
+      const int64_t kv_head = work / items, row = decoder_.tokens[item.first].row;
+      const Stored<Entry> keys{entry<Entry>(index, 0, kv_head, 0), Entry::size(dim), dim};
+      const Stored<Entry> values{entry<Entry>(index, 1, kv_head, 0), Entry::size(dim), dim};
+      if (kv_head != near_head || row != near_row) {
+        bring(keys, sight);
+        bring(values, sight);
       }
-      answer_item(item_of(work), sight_of(work), work / items, stored(work, 0), stored(work, 1), next, is_fetched,
-                  layer.distance, layer.output);
+      near_head = kv_head, near_row = row;
+      answer_item(item, sight, kv_head, keys, values, layer.distance, layer.output);
     });
   }
 
@@ -600,20 +594,18 @@ class Forward {
       const Sight& sight = decoder_.sources[decoder_.tokens[item.first].row];
       const int64_t first = work / items * dim;
       answer_item(item, sight, work / items, Stored<Entry>{keys + first, size, dim},
-                  Stored<Entry>{values + first, size, dim}, Next<Entry>{}, false, nullptr,
-                  decoder_.layers[index].cross.output);
+                  Stored<Entry>{values + first, size, dim}, nullptr, decoder_.layers[index].cross.output);
     });
   }
 
   // The queries of an item's tokens that share a key head; `output` is the matrix that reads what they find.
   template <class Entry>
   void answer_item(const Item& item, const Sight& sight, int64_t kv_head, const Stored<Entry>& keys,
-                   const Stored<Entry>& values, const Next<Entry>& next, bool is_fetched, const float* distance,
-                   const MatrixView& output) {
+                   const Stored<Entry>& values, const float* distance, const MatrixView& output) {
     const int64_t group = sizes_.group, queries = item.count * group;
     bench_.slots = sight.num_blocks * kLanes;
     for (int64_t q = 0; q < queries; q++) take_query(q, item.first + q / group, kv_head * group + q % group);
-    score(bench_, sight, queries, group, keys, values, next, is_fetched);
+    score(bench_, sight, queries, group, keys);
     for (int64_t q = 0; distance && q < queries; q++) {
       add_distances(q, item.first + q / group, kv_head * group + q % group, sight, distance);
     }

@@ -12,7 +12,7 @@ from outpace.cache import Cache, Counter, Pages
 from outpace.models.fused import FusedTarget
 from outpace.types import NO_OUTPUTS, Adapter, Outputs, Scores
 
-__all__ = ["Beside", "Early", "Mix", "against"]
+__all__ = ["Around", "Beside", "Early", "Mix", "against", "as_logs"]
 
 Mix = Callable[[Tensor, Tensor], Tensor]
 """What makes log-probabilities [..., V] of two models one law's logits; -inf where it forbids."""
@@ -55,23 +55,15 @@ class Beside(FusedTarget):
         return self.mix(own.log_softmax(-1), other.log_softmax(-1))
 
 
-class Early(Adapter):
-    """A target whose last layer and earlier ones say something together.
+class Around(Adapter):
+    """A model that does as its target does; what differs, others derive.
 
     Args:
-        target: a model that gives hidden states and reads them early.
-        layers: states entering these are read.
-        mix: of log-probabilities [..., V] and, per layer, [..., V] others.
-
-    Raises:
-        CapabilityError: the target gives no hidden states, or cannot be read early.
+        target: the model.
     """
 
-    def __init__(self, target: Adapter, layers: Sequence[int], mix: Callable[[Tensor, list[Tensor]], Tensor]) -> None:
-        self.target, self.layers, self.mix = target, tuple(layers), mix
-        target.check(Outputs(layers=self.layers))
-        width = target.embed(torch.zeros(1, 1, dtype=torch.int64, device=target.device))
-        target.early(width)
+    def __init__(self, target: Adapter) -> None:
+        self.target = target
         self.capabilities = replace(target.capabilities, has_skip=False)
         for name in ("device", "dtype", "notes", "path", "is_invariant", "is_quantised", "tokenizer", "start_token"):
             setattr(self, name, getattr(target, name))
@@ -80,10 +72,6 @@ class Early(Adapter):
     def new_cache(self, rows: int, capacity: int, counter: Counter | None = None) -> Cache:
         """Return a cache of the target."""
         return self.target.new_cache(rows, capacity, counter)
-
-    def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
-        """Return pages of the target."""
-        return self.target.new_pool(num_pages, page_size)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the target's embeddings."""
@@ -96,6 +84,34 @@ class Early(Adapter):
     def encode(self, sources: Sequence[list[int]], cache: Cache) -> None:
         """Run the target's encoder."""
         self.target.encode(sources, cache)
+
+
+def as_logs(logits: Tensor) -> Tensor:
+    """Return log-probabilities [..., V], in float32 at least."""
+    return (logits.float() if logits.dtype.itemsize < 4 else logits).log_softmax(-1)
+
+
+class Early(Around):
+    """A target whose last layer and earlier ones say something together.
+
+    Args:
+        target: a model that gives hidden states and reads them early.
+        layers: states entering these are read.
+        mix: of log-probabilities [..., V] and, per layer, [..., V] others.
+
+    Raises:
+        CapabilityError: the target gives no hidden states, or cannot be read early.
+    """
+
+    def __init__(self, target: Adapter, layers: Sequence[int], mix: Callable[[Tensor, list[Tensor]], Tensor]) -> None:
+        super().__init__(target)
+        self.layers, self.mix = tuple(layers), mix
+        target.check(Outputs(layers=self.layers))
+        target.early(target.embed(torch.zeros(1, 1, dtype=torch.int64, device=target.device)))
+
+    def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
+        """Return pages of the target."""
+        return self.target.new_pool(num_pages, page_size)
 
     def score(
         self,
@@ -114,6 +130,5 @@ class Early(Adapter):
         scores = self.target.score(tokens, position, visible, cache, ask, wanted, inputs)
         if not outputs.has_logits:
             return scores
-        both = [scores.logits, *(self.target.early(scores.taps[layer]) for layer in self.layers)]
-        own, *others = [(part.float() if part.dtype.itemsize < 4 else part).log_softmax(-1) for part in both]
+        own, *others = map(as_logs, [scores.logits, *(self.target.early(scores.taps[layer]) for layer in self.layers)])
         return replace(scores, logits=self.mix(own, others))

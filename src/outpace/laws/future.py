@@ -49,6 +49,7 @@ class Future:
     reach: float = 6.0
     what: str = "what is wanted"
     _tables: dict[tuple[int, ...], list[tuple[Floats, Floats]]] = field(default_factory=dict)
+    _ways: dict[tuple[int, tuple[int, ...]], tuple[Tokens, Tokens]] = field(default_factory=dict)
 
     def start(self, prompt: Sequence[int], ends: Sequence[int], limit: int) -> FutureState:
         """Return the state behind a prompt; see `outpace.sampling.guide.Guide`.
@@ -87,6 +88,15 @@ class Future:
         if len(known) <= left:
             self._look_ahead(ends, left)
         return known[left]
+
+    def ways(self, at: int, ends: tuple[int, ...]) -> tuple[Tokens, Tokens]:
+        """Return the tokens that lead elsewhere than others from a state, ascending, and where; -1 = to the end."""
+        if (at, ends) not in self._ways:
+            known = {token: -1 for token in ends if 0 <= token < self.model.vocab_size}
+            known = {**self.automaton.named[at], **known}
+            ids = np.array(sorted(known), dtype=np.int64)
+            self._ways[at, ends] = ids, np.array([known[token] for token in ids.tolist()], dtype=np.int64)
+        return self._ways[at, ends]
 
     def _look_ahead(self, ends: tuple[int, ...], left: int) -> None:
         """Fill the tables up to `left` tokens, beginning with none."""
@@ -174,47 +184,60 @@ class FutureState:
 
     def ratios(self, tokens: Tokens) -> Floats:
         """Return [C] log of the expected weight of all futures behind each token."""
-        future, automaton = self.future, self.future.automaton
+        named, _ = self.future.ways(self.at, self.ends)
+        is_named = np.isin(tokens, named)
+        found = np.empty(len(tokens))
+        ordered = np.concatenate([tokens[~is_named], named])
+        told = self._ratios(ordered, len(ordered) - len(named))
+        found[~is_named] = told[: len(told) - len(named)]
+        found[is_named] = told[len(told) - len(named) :][np.searchsorted(named, tokens[is_named])]
+        return found
+
+    def _ratios(self, tokens: Tokens, first: int) -> Floats:
+        """Return the same of tokens, of which those from `first` on are all that the automaton or an end names."""
+        future, emit, law = self.future, self.future.model.emit[tokens], self.law
         table, scale = future.weights(self.ends, self.left - 1)
-        other, named = automaton.other[self.at], automaton.named[self.at]
-        emit, law = future.model.emit[tokens], self.law
+        _, ways = future.ways(self.at, self.ends)
+        other = future.automaton.other[self.at]
         sums = emit @ np.stack([law, law * table[other]], 1)
-        found: Floats = _logs(sums[:, 1], sums[:, 0], law @ table[other]) + scale[other]
-        for place in np.flatnonzero(np.isin(tokens, [*named, *self.ends])):
-            token = int(tokens[place])
-            if token in self.ends:
-                found[place] = 0.0 if automaton.is_accepting[self.at] else -np.inf
-            else:
-                kept = law * table[named[token]]
-                found[place] = _logs(emit[place] @ kept, sums[place, 0], kept.sum()) + scale[named[token]]
+        part, whole = sums[:, 1].astype(np.float64), sums[:, 0].astype(np.float64)
+        instead = np.full(len(tokens), law @ table[other], dtype=np.float64)
+        lift = np.full(len(tokens), scale[other])
+        if first < len(tokens):
+            kept = table[ways] * law  # of ends: anything, they are overwritten
+            part[first:], instead[first:] = (emit[first:] * kept).sum(1), kept.sum(1)
+            lift[first:] = scale[ways]
+        found = _logs(part, whole, instead) + lift
+        found[first:][ways < 0] = 0.0 if future.automaton.is_accepting[self.at] else -np.inf
         return found if future.factors is None else np.asarray(found + future.factors[tokens])
 
     def apply(self, logits: Tensor) -> None:
         """Multiply the next token's law [V] by the chances, but for a common factor, in place."""
         if self.is_free:
             return
-        future, automaton, device = self.future, self.future.automaton, logits.device
-        table = logits.detach().cpu().numpy()
-        is_near = table >= table.max() - future.reach
-        named = [token for token in (*automaton.named[self.at], *self.ends) if token < len(table)]
-        is_near[named] = True
-        near = np.flatnonzero(is_near)
+        future, law = self.future, logits.detach().cpu().numpy()  # on the CPU, the logits' own memory
+        named, _ = future.ways(self.at, self.ends)
+        is_near = law >= law.max() - future.reach
+        is_near[named] = False
+        near = np.concatenate([np.flatnonzero(is_near), named])
         weights, scale = future.weights(self.ends, self.left - 1)
-        other = automaton.other[self.at]
+        other = future.automaton.other[self.at]
         shared = float(_logs(self.law @ weights[other], 1.0, 0.0) + scale[other])
-        added = self.ratios(near)
+        added = self._ratios(near, len(near) - len(named))
         if future.factors is not None:
-            logits += torch.from_numpy(future.weight * future.factors).to(device, logits.dtype)
+            law += future.weight * future.factors
             added -= future.factors[near]
         if shared > -np.inf:
             added -= shared
         else:  # whatever is not named here comes too late
-            logits[torch.from_numpy(~is_near).to(device)] = shared
-        logits[torch.from_numpy(near).to(device)] += torch.from_numpy(future.weight * added).to(device, logits.dtype)
+            is_near[named] = True
+            law[~is_near] = shared
+        law[near] += future.weight * added
+        if logits.device.type != "cpu":
+            logits.copy_(torch.from_numpy(law))
 
 
 def _logs(part: Any, whole: Any, instead: Any) -> Any:
     """Return log(part / whole), or log(instead) where the whole is 0: the model thinks the token impossible."""
-    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log(np.where(whole > 0, part / whole, instead))

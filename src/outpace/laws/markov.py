@@ -18,7 +18,7 @@ import torch
 from outpace.errors import ModelError
 from outpace.text.files import read_object
 
-__all__ = ["MODEL_TYPE", "Floats", "Markov", "read_factors", "save_factors"]
+__all__ = ["MODEL_TYPE", "Floats", "Markov", "read_factors", "read_tables", "save_factors", "write_tables"]
 
 MODEL_TYPE = "outpace_hmm"
 Floats = npt.NDArray[np.floating]
@@ -59,7 +59,7 @@ class Markov:
         """Write the tables, rounded to bfloat16, and their sizes."""
         tables = {name: torch.from_numpy(getattr(self, name)).bfloat16() for name in self.__slots__}
         sizes = {"num_states": self.num_states, "vocab_size": self.vocab_size}
-        _write(directory, {"model_type": MODEL_TYPE, **sizes}, tables)
+        write_tables(directory, {"model_type": MODEL_TYPE, **sizes}, tables)
 
     @classmethod
     def read(cls, directory: Path, dtype: Any = np.float32) -> Markov:
@@ -68,7 +68,7 @@ class Markov:
         Raises:
             ModelError: a file is missing or damaged, or holds another kind of model.
         """
-        tables = _tables(directory, MODEL_TYPE, cls.__slots__)
+        tables = read_tables(directory, MODEL_TYPE, cls.__slots__)
         axes = {"first": 0, "move": 1, "emit": 0}
         return cls(**{name: (t / t.sum(axes[name], keepdims=True)).astype(dtype) for name, t in tables.items()})
 
@@ -76,7 +76,7 @@ class Markov:
 def save_factors(directory: Path, factors: Floats, what: str) -> None:
     """Write the log factors [V] of an attribute's classifier, and what the attribute is."""
     config = {"model_type": _FACTORS, "attribute": what, "vocab_size": len(factors)}
-    _write(directory, config, {"factors": torch.from_numpy(factors).float()})
+    write_tables(directory, config, {"factors": torch.from_numpy(factors).float()})
 
 
 def read_factors(directory: Path) -> Floats:
@@ -85,13 +85,14 @@ def read_factors(directory: Path) -> Floats:
     Raises:
         ModelError: a file is missing or damaged, or holds something else.
     """
-    return np.minimum(_tables(directory, _FACTORS, ("factors",))["factors"], 0.0)
+    return np.minimum(read_tables(directory, _FACTORS, ("factors",))["factors"], 0.0)
 
 
 _FACTORS = "outpace_attribute"
 
 
-def _write(directory: Path, config: dict[str, Any], tables: dict[str, torch.Tensor]) -> None:
+def write_tables(directory: Path, config: dict[str, Any], tables: dict[str, torch.Tensor]) -> None:
+    """Write what a law was taught: `config.json`, which names its kind, and tables."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,12 @@ def _write(directory: Path, config: dict[str, Any], tables: dict[str, torch.Tens
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _tables(directory: Path, kind: str, names: Sequence[str]) -> dict[str, Floats]:
+def read_tables(directory: Path, kind: str, names: Sequence[str]) -> dict[str, Floats]:
+    """Return tables of a directory by name, in float64.
+
+    Raises:
+        ModelError: a file is missing or damaged, or holds another kind.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

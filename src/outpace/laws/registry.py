@@ -17,6 +17,8 @@ __all__ = ["law_names", "load_law", "read_law"]
 _GROUP = "outpace.laws"
 _BUILT_IN = {  # below outpace.laws
     "hmm": "hmm:Hmm",
+    "moi": "moi:MixtureOfInputs",
+    "reward": "reward:Reward",
     "plugin": "plugin:Plugin",
     "cfg": "guidance:Guidance",
     "contrast": "contrast:Contrast",

@@ -2,7 +2,7 @@
 
 A text is cut into chunks of equal length. Its tokens read the nearest chunks of a collection, each with what followed
 it, by the last whole chunk before the token that is predicted: what is read never knows that token. Nearness is the
-inner product of mean states, scaled to length 1, of a chunk read by itself.
+inner product of their tokens' mean embeddings, scaled to length 1.
 
 Source: Borgeaud et al. (2022), arXiv 2112.04426 (RETRO: chunks, neighbours with their continuations, chunked
 cross-attention, fitted to a model that was trained without); Wang et al. (2023), arXiv 2304.06762, study it at scale.
@@ -116,7 +116,7 @@ class ChunkIndex:
         self.texts = torch.tensor([number for number, _ in places])
         self.spans = [list(texts[number][at : at + 2 * chunk]) for number, at in places]
         states = text_states(target, self.spans)
-        self.keys = torch.stack([F.normalize(one[:chunk].mean(0), dim=0) for one in states])
+        self.keys = torch.stack([self.key(span[:chunk]) for span in self.spans])
         size = states[0].shape[1]
         self._read = torch.zeros(len(places), 2 * chunk, 3 * size)
         for number, (span, held) in enumerate(zip(self.spans, states, strict=True)):
@@ -130,7 +130,8 @@ class ChunkIndex:
 
     def key(self, chunk: Sequence[int]) -> Tensor:
         """Return the key [F] of a chunk."""
-        return F.normalize(text_states(self.target, [chunk])[0].mean(0), dim=0)
+        ids = torch.tensor(list(chunk), device=self.target.device)
+        return F.normalize(self.target.embed(ids).float().mean(0), dim=0).cpu()
 
     def nearest(self, keys: Tensor, count: int, but: Tensor | None = None) -> Tensor:
         """Return the nearest chunks of keys [Q, F], [Q, count], the nearest first.

@@ -10,7 +10,7 @@ from outpace.tasks.example import Example
 from outpace.tasks.planning import OPERATIONS, STEP
 from outpace.tasks.registry import score
 
-__all__ = ["countdown", "countdown_steps", "fresh", "sums"]
+__all__ = ["countdown", "countdown_steps", "fresh", "sums", "sums_so_far"]
 
 _SUM = re.compile(r"(\d+) ?\+ ?(\d+) ?=\s*$")
 _NUMBER = re.compile(r"\s*(\d+)\b")
@@ -23,6 +23,16 @@ def sums(texts: Sequence[str], prompts: Sequence[str]) -> list[float]:
         asked, said = _SUM.search(prompt), _NUMBER.match(text)
         is_right = asked is not None and said is not None and int(asked[1]) + int(asked[2]) == int(said[1])
         found.append(float(is_right))
+    return found
+
+
+def sums_so_far(texts: Sequence[str], prompts: Sequence[str]) -> list[float]:
+    """Return 1 for each text that begins with the sum that its prompt ends with, or is a beginning of it, else 0."""
+    found = []
+    for text, prompt, whole in zip(texts, prompts, sums(texts, prompts), strict=True):
+        asked = _SUM.search(prompt)
+        right = "" if asked is None else str(int(asked[1]) + int(asked[2]))
+        found.append(float(bool(whole) or (bool(right) and right.startswith(text.strip()))))
     return found
 
 

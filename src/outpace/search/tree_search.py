@@ -6,7 +6,8 @@ Guarantee: approximate; one round of one way is plain decoding, token for token.
 Cost: each round writes `ways` steps side by side behind one text, and the best open text is written to its end once, at
     the end; every leaf of the tree keeps its pages.
 Differences: a new text's value is what the reward says of it as it stands, and is not played out; all `ways` children
-    of a text are written at once. Means of siblings are scaled to 0 to 1, so that `explore` needs no unit.
+    of a text are written at once, and a text whose children disappoint may be written on again, in new ways. Means of
+    siblings are scaled to 0 to 1, so that `explore` needs no unit.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ class _Node:
     total: float = 0.0
     visits: int = 0
     children: list[_Node] = field(default_factory=list)
-    is_done: bool = False  # nothing below it is open
 
     @property
     def mean(self) -> float:
@@ -87,44 +87,47 @@ class TreeSearch(Search):
     def search(self, table: Table) -> Found:
         """Grow the tree, write the best open text to its end, and return the best of those that have ended."""
         marks, root, seen = table.marked(self.marks), _Node(table.sample(0)), list[_Node]()
+        if self.reward:
+            (root.value,) = table.score([root.leaf], self.reward)
         for turn in range(self.rounds):
             node = self._selected(root)
-            if node is None:
-                break
-            starts = [table.fork(node.leaf, number) if turn else table.sample(number) for number in range(self.ways)]
+            first, numbers = len(node.children), range(len(node.children), len(node.children) + self.ways)
+            starts = [table.sample(at) if node is root else table.fork(node.leaf, at) for at in numbers]
             leaves = yield from table.write(starts, tokens=self.step, marks=marks)
+            for number, leaf in enumerate(leaves):
+                leaf.number = turn * self.ways + number
             for leaf, value in zip(leaves, table.score(leaves, self.reward), strict=True):
                 node.children.append(child := _Node(leaf, node, value))
                 seen.append(child)
+            for child in node.children[first:]:
                 _tell(child)
         is_open = [not one.leaf.is_over for one in seen]
-        best = max(range(len(seen)), key=lambda at: (is_open[at], seen[at].value))
+        # Of equally good ones the longest: it is nearest to its end.
+        best = max(range(len(seen)), key=lambda at: (is_open[at], seen[at].value, len(seen[at].leaf.written)))
         last = yield from table.write([seen[best].leaf])
         ended = [*(one.leaf for one in seen if one.leaf.is_over), *(last if is_open[best] else [])]
         return table.best(ended, table.score(ended, self.reward), 1)
 
-    def _selected(self, root: _Node) -> _Node | None:
-        """Return the open text that is to be written on; None = all have ended."""
+    def _selected(self, root: _Node) -> _Node:
+        """Return the text that is to be written on, for the first time or again."""
         node = root
         while node.children:
-            alive = [child for child in node.children if not child.is_done]
-            if not alive:
-                return None
-            means = [child.mean for child in alive]
-            low, span, tries = min(means), (max(means) - min(means)) or 1.0, math.log(node.visits)
-            node = max(
-                alive,
-                key=lambda one: (one.mean - low) / span + self.explore * math.sqrt(tries / one.visits),
-            )
+            alive = [child for child in node.children if not child.leaf.is_over and child.value > -math.inf]
+            known = [child.value for child in node.children if child.value > -math.inf] or [0.0]
+            again = node.value if self.reward and node.value > -math.inf else sum(known) / len(known)
+            options = [(one.mean, float(one.visits), one) for one in alive]
+            options.append((again, len(node.children) / self.ways, node))
+            low, high, tries = min(o[0] for o in options), max(o[0] for o in options), math.log(max(2, node.visits))
+            merits = [(m - low) / ((high - low) or 1.0) + self.explore * math.sqrt(tries / n) for m, n, _ in options]
+            chosen = options[merits.index(max(merits))][2]
+            if chosen is node:
+                break
+            node = chosen
         return node
 
 
 def _tell(node: _Node) -> None:
-    """Count a new text's value on the way to the root; what is not to be written on closes what only led to it."""
-    node.is_done = node.leaf.is_over or node.value == -math.inf
-    value, at = node.value, node if node.value > -math.inf else None
-    while at is not None:
-        at.total, at.visits, at = at.total + value, at.visits + 1, at.parent
-    at = node.parent
-    while at is not None and all(child.is_done for child in at.children):
-        at.is_done, at = True, at.parent
+    """Count a new text's value on the way to the root."""
+    at: _Node | None = node
+    while at is not None and node.value > -math.inf:
+        at.total, at.visits, at = at.total + node.value, at.visits + 1, at.parent

@@ -84,16 +84,22 @@ def certifiable(model: str, names: Sequence[str] = ()) -> Iterator[tuple[Method 
             yield None, Entry(name, reason="approximate: it may change the text, so there is nothing to certify")
         elif misfits(method, offered):
             yield None, Entry(name, reason=f"needs {' and '.join(misfits(method, offered))}")
-        elif (lacks := _lacks(method, model)) is not None:
+        elif (lacks := _lacks(method, model, offered.vocab_size)) is not None:
             yield None, Entry(name, reason=lacks)
         else:
             yield method, Entry(name)
 
 
-def _lacks(method: Method, model: str) -> str | None:
-    """Return the sentence about a drafter that is not at hand."""
+def _lacks(method: Method, model: str, vocab_size: int) -> str | None:
+    """Return the sentence about a drafter that is not at hand, or one that speaks of other tokens."""
+    from outpace.models.opening import offered_by
+
     for role in method.needs.models:
-        if getattr(method, role) == "auto":
+        if (name := str(getattr(method, role))) != "auto":
+            other = offered_by(name)
+            if other is not None and other.vocab_size != vocab_size and not method.needs.has_text:
+                return f"its drafter {name!r} has {other.vocab_size} tokens, the model {vocab_size}"
+        else:
             try:
                 find_head(model, method.needs.head) if method.needs.head else drafter_of(model)
             except OutpaceError as error:

@@ -16,7 +16,6 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -29,7 +28,7 @@ from outpace.failures import guarded
 from outpace.retrieve.chunks import ChunkIndex, ChunkReader
 from outpace.retrieve.states import text_states
 
-__all__ = ["ChunkData", "dialogues", "losses_of", "train_reader"]
+__all__ = ["ChunkData", "dialogues", "drawn_dialogues", "losses_of", "train_reader"]
 
 _LONGEST_TEXT = 256  # tokens
 
@@ -46,6 +45,13 @@ def dialogues(data: Path, part: str) -> Iterator[str]:
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield "\n".join(f"{turn['s']}: {turn['t']}" for turn in json.loads(line)["turns"])
+
+
+def drawn_dialogues(data: Path, count: int, held_out: int) -> tuple[list[str], list[str]]:
+    """Return dialogues for a collection and others, from all services; those held out come first in a fixed order."""
+    every = list(dialogues(data, "train"))
+    random.Random(0).shuffle(every)
+    return every[held_out : held_out + count], every[:held_out]
 
 
 class ChunkData:
@@ -132,8 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     lm, began, chunk, neighbours = load(asked.model), time.perf_counter(), 16, 2
-    texts = list(islice(dialogues(asked.data, "train"), asked.texts))
-    held = list(islice(dialogues(asked.data, "dev"), asked.held_out))
+    texts, held = drawn_dialogues(asked.data, asked.texts, asked.held_out)
     ids, kept = ([lm.encode(text)[:_LONGEST_TEXT] for text in part] for part in (texts, held))
     index = ChunkIndex(lm.target, ids, chunk)
     reader, losses = train_reader(ChunkData(lm, index, ids, neighbours, is_own=True), asked.steps, neighbours)

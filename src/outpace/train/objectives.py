@@ -159,6 +159,20 @@ def masked_loss(
     return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
 
 
+def reweighted_loss(network: Llama, tokens: Tensor, teacher: Llama) -> Tensor:
+    """Cross-entropy in nats of the text under the product of the frozen parent's law and the network's.
+
+    Args:
+        network: The plugin, which the law `plugin` multiplies with the parent.
+        tokens: The text, int64 [B, T + 1].
+        teacher: The parent, which stays as it is.
+    """
+    with torch.no_grad():
+        own = teacher(tokens[:, :-1]).float().log_softmax(-1)
+    both: Tensor = own + network(tokens[:, :-1]).float().log_softmax(-1)
+    return F.cross_entropy(both.flatten(0, 1), tokens[:, 1:].flatten())
+
+
 def distilled_loss(network: Llama, tokens: Tensor, teacher: Llama) -> Tensor:
     """Cross-entropy against the teacher's distribution and, a little, against the text, in nats.
 

@@ -27,6 +27,7 @@ from .objectives import (
     distilled_loss,
     masked_loss,
     response_places,
+    reweighted_loss,
     sorted_loss,
     whole_canvas,
 )
@@ -51,7 +52,7 @@ from .recipes import (
 from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
-_TAUGHT = ("distilled", "unrolled", "consistent", "residual")
+_TAUGHT = ("distilled", "reweighted", "unrolled", "consistent", "residual")
 AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe | JointRecipe | FlowRecipe
 
 
@@ -81,6 +82,7 @@ class Trainer(Loop):
             "block": masked_loss,
             "set-block": masked_loss,
             "distilled": distilled_loss,
+            "reweighted": reweighted_loss,
             "parallel": masked_loss,
             "sorted": sorted_loss,
             "unrolled": matched_loss,
@@ -182,7 +184,7 @@ def build_llama(
     )
     if parent is not None and recipe.objective in _TAUGHT:
         teacher = load_network(parent).to(device).requires_grad_(False)
-    if parent is not None and recipe.objective != "distilled" and not recipe.from_scratch:
+    if parent is not None and recipe.objective not in ("distilled", "reweighted") and not recipe.from_scratch:
         network.load_state_dict(load_network(parent).state_dict())
     mixture = mix(recipe.sources, documents, tokenizer, seed)
     for source, stream in zip(recipe.sources, mixture.streams, strict=True):

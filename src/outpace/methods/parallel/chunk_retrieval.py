@@ -2,10 +2,10 @@
 
 Paper: Wang et al. (2023), arXiv 2304.06762; Borgeaud et al. (2022), RETRO, arXiv 2112.04426.
 Guarantee: approximate: another law than the model's; the model's own until a text has a whole chunk.
-Cost: 1 target forward per token, one over a chunk whenever a chunk is whole, and an attention over the neighbours; the
+Cost: 1 target forward per token, a look at all chunks whenever one is whole, and an attention over the neighbours; the
     collection is read twice by the target when a run begins.
 Differences: one cross-attention above the last layer of a model that stays as it is (RETRO-fitting), where the paper
-    trains a decoder with one in every third layer; neighbours are found by the model's own states, not by BERT.
+    trains a decoder with one in every third layer; neighbours are found by mean embeddings of tokens, not by BERT.
 """
 
 from __future__ import annotations

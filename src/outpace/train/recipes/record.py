@@ -27,6 +27,7 @@ Objective = Literal[
     "consistent",
     "residual",
     "set-block",
+    "reweighted",
     "windows",
 ]
 
