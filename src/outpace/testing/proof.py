@@ -195,6 +195,8 @@ class Work:
         tokens, tokenizer = result.tokens, self.lm.tokenizer
         if j % 2 == 0 and tokenizer is not None:
             head, whole = tokenizer.decode(tokens[: j + 1]), result.text
+            if head == tokenizer.decode(tokens[:j]):  # it adds no text of its own: nothing is first seen there
+                return None
             for size in range(1, min(24, len(head)) + 1):
                 stop = head[-size:]
                 is_first = whole.startswith(head) and whole.find(stop) == len(head) - size

@@ -417,7 +417,7 @@ _ORDERED = OrderedConfig(
 _MOLECULES = replace(
     ONE_PASS_RAW,
     name="molecules-ordered",
-    summary="Writes small molecules from their atoms, in an order that it learns (LO-ARM); for research.",
+    summary="Writes small molecules from their atoms, in an order that it learns (LO-ARM); it does not ship.",
     shape=NarShape(config=_ORDERED),
     source=MOLECULES,
     direction="",
@@ -435,7 +435,7 @@ _ORDERS = (
     replace(
         _MOLECULES,
         name="molecules-random",
-        summary="`molecules-ordered` in a random order, for comparison; for research.",
+        summary="`molecules-ordered` in a random order, for comparison; it does not ship.",
         shape=NarShape(config=replace(_ORDERED, order="random")),
     ),
 )
