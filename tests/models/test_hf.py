@@ -343,7 +343,9 @@ def test_auto_leaves_out_what_a_model_does_not_allow(case: str) -> None:
     assert left_out == (
         []
         if case not in NO_TREE
-        else ["The method 'auto' tries suffix on this model, which does not allow token-recycling, opt-tree."]
+        else [
+            "The method 'auto' tries suffix on this model, which does not allow trained-drafter, token-recycling, opt-tree."
+        ]
     )
     assert results[0].settings["arms"] == ("suffix" if case in NO_TREE else Auto().arms)
 

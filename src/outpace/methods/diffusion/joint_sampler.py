@@ -58,7 +58,7 @@ class JointSampler(CanvasMethod):
         ConfigError: a setting outside its range.
     """
 
-    per_pass: int = setting(4, least=1)
+    per_pass: int = setting(2, least=1)
     order: str = setting("confidence", among=ORDERS)
     sampler: str = "none"
 
