@@ -17,7 +17,7 @@ from outpace.run.row import Row
 from outpace.testing.certificate import Certificate
 from outpace.testing.certify import PROMPTS as SAMPLES
 from outpace.testing.certify import SETTINGS, Flip, Line, certify, certify_model, logit_drift, own_prompts
-from outpace.testing.certify_all import Entry, certifiable
+from outpace.testing.certify_all import Entry, certifiable, certify_all
 from outpace.testing.plan import OutOfTime, Plan, Progress
 from outpace.testing.world import PROMPTS, drafter_for, target_for
 from outpace.types import Decision, Proposal, Scores, View
@@ -269,3 +269,13 @@ def test_a_drafter_of_other_tokens_is_no_failure() -> None:
     assert method is None and not entry.is_failure and "'stories-block' has 8192 tokens" in entry.reason
     ((method, entry),) = certifiable("stories", ["block-draft"])
     assert method is not None and not entry.reason
+
+
+def test_methods_that_would_decode_plainly_are_named_and_not_run() -> None:
+    ((method, entry),) = certifiable("stories", ["copy-phrases"])
+    assert method is None and "no collection" in entry.reason and not entry.is_failure
+
+
+def test_a_refusal_is_no_failure() -> None:
+    (entry,) = certify_all("stories", ["pard"], limit_s=10.0, jobs=1)  # its drafter ships, but has no mask for places
+    assert "pard_token" in entry.reason and not entry.is_failure

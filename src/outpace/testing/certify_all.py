@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from outpace.api.engine import LanguageModel, load
-from outpace.errors import OutpaceError
+from outpace.errors import ConfigError, OutpaceError
 from outpace.heads.find import find_head
 from outpace.methods.base import Method
 from outpace.methods.misfit import misfits
@@ -91,9 +91,11 @@ def certifiable(model: str, names: Sequence[str] = ()) -> Iterator[tuple[Method 
 
 
 def _lacks(method: Method, model: str, vocab_size: int) -> str | None:
-    """Return the sentence about a drafter that is not at hand, or one that speaks of other tokens."""
+    """Return the sentence about a drafter or a collection that is not at hand, or a drafter of other tokens."""
     from outpace.models.opening import offered_by
 
+    if getattr(method, "collection", None) == "":
+        return "it decodes plainly where no collection is named"
     for role in method.needs.models:
         if (name := str(getattr(method, role))) != "auto":
             other = offered_by(name)
@@ -139,7 +141,9 @@ def certify_all(
         waiting = {pool.submit(_certify, method, seed, limit_s): method.name for method in methods}
         for done in as_completed(waiting):
             name, error = waiting[done], done.exception()
-            if error is not None:
+            if isinstance(error, ConfigError):  # refused before it began: its drafter is of another kind, say
+                yield Entry(name, reason=str(error))
+            elif error is not None:
                 yield Entry(name, reason=f"{type(error).__name__}: {error}", is_failure=True)
             else:
                 yield Entry(name, done.result())
