@@ -91,7 +91,11 @@ def nearest(name: str, known: Iterable[str], what: str) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(repr(item) for item in close)}?"
-    return f"Known {what}s: {', '.join(known)}." if known else f"No {what} is known here."
+    return (
+        f"Known {what}{'es' if what.endswith('ch') else 's'}: {', '.join(known)}."
+        if known
+        else f"No {what} is known here."
+    )
 
 
 def check_characters(text: str, what: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from outpace.arguments import path, whole
 from outpace.errors import ConfigError, nearest
 
-__all__ = ["Option", "Range", "check", "option_of", "ordered", "read_options", "setting"]
+__all__ = ["Option", "Range", "check", "note_of", "option_of", "ordered", "read_options", "setting"]
 
 _RANGE, _OPTION = "range", "option"
 
@@ -111,6 +111,12 @@ def setting(
 def option_of(field: dataclasses.Field[Any]) -> Option | None:
     """Return the option that a field declares."""
     return field.metadata.get(_OPTION)
+
+
+def note_of(field: dataclasses.Field[Any]) -> str:
+    """Return the note on a setting's values, or ""."""
+    allowed = field.metadata.get(_RANGE)
+    return allowed.note if allowed is not None else ""
 
 
 def check(settings: Any) -> None:

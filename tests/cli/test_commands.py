@@ -17,7 +17,20 @@ from outpace.errors import ConfigError, ModelError
 from outpace.methods import catalogue, registry
 
 COMMANDS = [
-    *("generate", "graph", "score", "chat", "serve", "get", "methods", "searches", "models", "certify", "bench"),
+    *(
+        "generate",
+        "graph",
+        "score",
+        "chat",
+        "serve",
+        "get",
+        "methods",
+        "searches",
+        "laws",
+        "models",
+        "certify",
+        "bench",
+    ),
     *("index", "tune", "trace", "new-method", "papers", "cite", "train", "drafter"),
 ]
 FLAGS = """--model --method --option --max-tokens --temperature --top-k --top-p --min-p --typical-p --repetition-penalty

@@ -221,6 +221,14 @@ def test_a_search_returns_the_text_that_a_file_likes_best(cli: Command, tmp_path
     assert cli(*asked, *searched, "n=2", "--trace", str(tmp_path / "t")).status == 2
 
 
+def test_laws_are_listed(cli: Command) -> None:
+    listed = {one["name"]: one for one in json.loads(cli("laws", "--json").out)}
+    assert listed["hmm"]["looks_at"] == "the text" and listed["cfg"]["looks_at"] == "what models say"
+    assert {one["name"]: one["doc"] for one in listed["hmm"]["settings"]}["keywords"] == "parted by +"
+    assert "hmm" in cli("laws").out and "2304.07438" in cli("laws", "hmm").out
+    assert "Known laws" in cli("laws", "no-such").err
+
+
 def test_searches_are_listed_and_certified(cli: Command) -> None:
     listed = {one["name"]: one for one in json.loads(cli("searches", "--json").out)}
     assert {"best-of", "step-beam", "tree-search"} <= set(listed)

@@ -49,7 +49,7 @@ def check_healing(lm: LanguageModel, method: Method, settings: Sampling, request
     if lm.tokenizer is None or offered.attention != "causal" or offered.is_encoder_decoder:
         raise CapabilityError("Only a causal model with a tokenizer heals a prompt.", "Leave is_healed out.")
     if method.needs.has_forks or request.search:
-        name = method.name if method.needs.has_forks else request.search
+        name = method.name if method.needs.has_forks else getattr(request.search, "name", request.search)
         raise ConfigError(f"{name} searches from the prompt as it is cut.", "Leave is_healed out.")
     if request.constraints or settings.constraint is not None:
         raise ConfigError("A constraint and is_healed were given.", "A constraint is on new tokens: leave one out.")

@@ -24,8 +24,8 @@ from outpace.cli import (
     papers,
     quantize,
     retrieve,
+    roles,
     score,
-    searches,
     serve,
     trace,
     train,
@@ -66,7 +66,8 @@ app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
 app.command("get")(get.get)
 app.command("methods")(methods.methods)
-app.command("searches")(searches.searches)
+app.command("searches")(roles.searches)
+app.command("laws")(roles.laws)
 app.command("models")(models.models)
 app.command("certify")(certify.certify)
 app.command("bench")(bench.bench)
