@@ -10,22 +10,20 @@ Differences: the reward is the log-odds of the attribute, learned from whole tex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from outpace.cache import Cache, Pages
 from outpace.errors import ConfigError
 from outpace.laws.base import Control, Site
-from outpace.laws.beside import Around
+from outpace.laws.beside import Retold
 from outpace.laws.markov import read_tables
 from outpace.papers import Paper
 from outpace.setting import setting
-from outpace.types import NO_OUTPUTS, Adapter, Outputs, Scores
+from outpace.types import Adapter, Outputs, Scores
 
 __all__ = ["KIND", "Reward", "Rewarded"]
 
@@ -43,7 +41,7 @@ PAPERS = (
 )
 
 
-class Rewarded(Around):
+class Rewarded(Retold):
     """A target whose logits have rewards on top.
 
     Args:
@@ -57,9 +55,11 @@ class Rewarded(Around):
         ConfigError: the tables are for another model.
     """
 
+    more = Outputs(has_last=True)
+
     def __init__(self, target: Adapter, down: Tensor, up: Tensor, weight: float) -> None:
         super().__init__(target)
-        target.check(Outputs(has_last=True))
+        target.check(self.more)
         width = target.embed(torch.zeros(1, 1, dtype=torch.int64, device=target.device)).shape[-1]
         if (down.shape[0], up.shape[1]) != (width, target.capabilities.vocab_size):
             raise ConfigError(
@@ -70,29 +70,11 @@ class Rewarded(Around):
         wide = torch.float64 if target.dtype is torch.float64 else torch.float32
         self.down, self.up, self.weight = down.to(target.device, wide), up.to(target.device, wide), weight
 
-    def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
-        """Return pages of the target."""
-        return self.target.new_pool(num_pages, page_size)
-
-    def score(
-        self,
-        tokens: Tensor,
-        position: Tensor,
-        visible: Tensor | None,
-        cache: Cache,
-        ask: Tensor | None = None,
-        outputs: Outputs = NO_OUTPUTS,
-        inputs: Tensor | None = None,
-        skip: Sequence[int] = (),
-    ) -> Scores:
-        """Run one forward; every asked place is rewarded."""
-        self.check(outputs, skip)
-        wanted = outputs | Outputs(has_last=True, has_logits=outputs.has_logits)
-        scores = self.target.score(tokens, position, visible, cache, ask, wanted, inputs)
-        if not outputs.has_logits or scores.last is None:
-            return scores
+    def retell(self, scores: Scores) -> Tensor:
+        """Return the logits with the rewards of every next token."""
+        assert scores.last is not None  # asked for by `more`
         reward = scores.last.to(self.down.dtype) @ self.down @ self.up
-        return replace(scores, logits=scores.logits.to(reward.dtype) + self.weight * reward)
+        return scores.logits.to(reward.dtype) + self.weight * reward
 
 
 @dataclass(frozen=True)
