@@ -29,6 +29,8 @@ from outpace.train.nar.residual import ResidualGlancing
 from outpace.train.nar.reverse import Mixture
 from outpace.train.nar.stories import STORY_GAPS, STORY_PASSAGES
 from outpace.train.pairs import FEW_TATOEBA
+from outpace.train.translation.criteria import CrossEntropy
+from outpace.train.translation.marian import MarianShape
 from outpace.train.translation.noise import Noise
 
 from .pairs import SMALL
@@ -319,8 +321,13 @@ _TEXTS = (
     replace(
         SMALL,
         name="captions-reverse",
-        summary="`captions-small` the other way, German to English; for research, it does not ship.",
+        summary="Translates captions the other way, German to English; for research, it does not ship.",
+        shape=MarianShape(width=128, encoder_layers=2, decoder_layers=2, ffn=256, dropout=0.2),
         direction="de-en",
+        criterion=CrossEntropy(smoothing=0.1),
+        averaged=5,  # what it writes is trained on, so it has to be good: 400 steps leave sources that say nothing
+        checkpoint_every=100,
+        steps=1000,
     ),
     _FORWARD,
     replace(
@@ -330,11 +337,20 @@ _TEXTS = (
         criterion=LexicalPrior(),
         steps=600,
     ),
+    # Raw texts, then both distilled ones, then those of the forward teacher again, as Ding et al. order them.
+    replace(
+        _FORWARD,
+        name="nar-ctc-bidirectional",
+        summary="`nar-ctc-forward`, and with the sources that `captions-reverse` writes; for research only.",
+        mixture=Mixture(forward="captions-teacher", reverse="captions-reverse"),
+        steps=1200,
+    ),
     replace(
         _FORWARD,
         name="nar-ctc-rejuvenated",
-        summary="`nar-ctc-forward`, and with the sources that `captions-reverse` writes; for research only.",
-        mixture=Mixture(forward="captions-teacher", reverse="captions-reverse"),
+        summary="`nar-ctc-bidirectional`, trained on with what `captions-teacher` writes alone; for research only.",
+        start="nar-ctc-bidirectional",
+        steps=1800,
     ),
     replace(
         ONE_PASS_RAW,
