@@ -1,4 +1,4 @@
-"""Hyperschedules: steps are decoding from left to right, flat is MDLM, caches change nothing, wrong tokens are mended."""
+"""Hyperschedules: steps are decoding from left to right, flat is MDLM, caches change nothing, slips are mended."""
 
 from __future__ import annotations
 

@@ -60,12 +60,13 @@ class Hyper(Rule):
             at: [A] places, counted from the block's begin.
             count: places of the block that are to be written.
         """
+        place = at.astype(np.float64)
         if self.shape == "step":
-            return at.astype(np.float64), 1
+            return place, 1
         if self.shape == "sliding":
-            return at / self.rate, self.width
+            return place / self.rate, self.width
         lasts = self.steps or (count if self.shape == "flat" else self.width)
-        return (at // self.width if self.shape == "block" else at * 0) * float(lasts), lasts
+        return np.floor(place / self.width) * lasts if self.shape == "block" else np.zeros_like(place), lasts
 
     def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
         """Decide for one row."""

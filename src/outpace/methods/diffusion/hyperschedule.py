@@ -1,13 +1,13 @@
 """Give each place a noise schedule of its own: from left to right, all at once, or in a window that slides.
 
 Paper: Fathi et al. (2025), arXiv 2504.06416. A hyperschedule says how noisy each place is at each time; one sampler
-    serves all of them. Under noise that is a hybrid of masks and random tokens a model learns to find wrong tokens, and
-    `correct` writes the right ones over them while their block is in work.
-Guarantee: approximate. `shape=step` is decoding from left to right of the same network, `shape=flat` is `mdlm`, token for
-    token; `cache=block` changes nothing.
+    serves all of them. Under noise of masks and random tokens, a hybrid, a model learns to find wrong tokens, and
+    `correct` writes others over them while their block is in work.
+Guarantee: approximate. `shape=step` is decoding from left to right of the same network, `shape=flat` is `mdlm`, token
+    for token; `cache=block` changes nothing.
 Cost: one forward per time step in which something is written; mending asks laws of the whole block.
-Differences: built from the abstract; noise levels run within each block; which tokens are mended is ours (another token is
-    at least `correct` likely), and so are the last `rounds` behind the last mask.
+Differences: built from the abstract; noise levels run within each block; which tokens are mended is ours (another token
+    is at least `correct` likely), and so are the last `rounds` behind the last mask.
 """
 
 from __future__ import annotations

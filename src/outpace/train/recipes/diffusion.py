@@ -90,7 +90,7 @@ FEWER = {
         replace(
             _SHORT,
             name="stories-mask-hybrid",
-            summary="`stories-mask`, taught to find wrong tokens too (for `hyperschedule` with `correct`). For research.",
+            summary="`stories-mask`, taught to find wrong tokens too (for `hyperschedule`). For research.",
             objective="masked",
             rollout=0,
             stride=0.0,
