@@ -19,10 +19,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from outpace.cache import Cache, Counter, Pages
+from outpace.cache import Cache, Counter
 from outpace.errors import CapabilityError, ConfigError
 from outpace.laws.base import Control, Site
-from outpace.laws.beside import Around
+from outpace.laws.beside import Around, Retold
 from outpace.laws.markov import read_tables
 from outpace.papers import Paper
 from outpace.setting import setting
@@ -44,7 +44,7 @@ PAPERS = (
 )
 
 
-class Rewarded(Around):
+class Rewarded(Retold):
     """A target whose logits have rewards on top.
 
     Args:
@@ -58,9 +58,11 @@ class Rewarded(Around):
         ConfigError: the tables are for another model.
     """
 
+    more = Outputs(has_last=True)
+
     def __init__(self, target: Adapter, down: Tensor, up: Tensor, weight: float) -> None:
         super().__init__(target)
-        target.check(Outputs(has_last=True))
+        target.check(self.more)
         _check_width(target, down.shape[0])
         if up.shape[1] != target.capabilities.vocab_size:
             raise ConfigError(
@@ -70,29 +72,11 @@ class Rewarded(Around):
         wide = torch.float64 if target.dtype is torch.float64 else torch.float32
         self.down, self.up, self.weight = down.to(target.device, wide), up.to(target.device, wide), weight
 
-    def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
-        """Return pages of the target."""
-        return self.target.new_pool(num_pages, page_size)
-
-    def score(
-        self,
-        tokens: Tensor,
-        position: Tensor,
-        visible: Tensor | None,
-        cache: Cache,
-        ask: Tensor | None = None,
-        outputs: Outputs = NO_OUTPUTS,
-        inputs: Tensor | None = None,
-        skip: Sequence[int] = (),
-    ) -> Scores:
-        """Run one forward; every asked place is rewarded."""
-        self.check(outputs, skip)
-        wanted = outputs | Outputs(has_last=True, has_logits=outputs.has_logits)
-        scores = self.target.score(tokens, position, visible, cache, ask, wanted, inputs)
-        if not outputs.has_logits or scores.last is None:
-            return scores
+    def retell(self, scores: Scores) -> Tensor:
+        """Return the logits with the rewards of every next token."""
+        assert scores.last is not None  # asked for by `more`
         reward = scores.last.to(self.down.dtype) @ self.down @ self.up
-        return replace(scores, logits=scores.logits.to(reward.dtype) + self.weight * reward)
+        return scores.logits.to(reward.dtype) + self.weight * reward
 
 
 class Reread(Around):
