@@ -4,7 +4,7 @@
 
 The model writes texts in blocks of drawn sizes, `steps` forwards each. A block is worth the log-likelihood of its
 tokens under a causal judge, less `price` nats for each of its forwards; what it is worth beyond the mean of as many
-tokens, and beyond what a linear critic expects there, makes the size that was drawn likelier (REINFORCE, Williams 1992).
+tokens, and than a linear critic expects, makes the size that was drawn likelier (REINFORCE, Williams 1992).
 At the end other texts are written with the policy, with each fixed size, and with sizes by chance, as often as the
 policy takes them. For research: a policy fits the texts that it has seen.
 """
