@@ -107,12 +107,3 @@ def test_memory_of_a_wrong_kind_is_named_before_a_text_begins() -> None:
     lm = outpace.load("stories-draft")
     with pytest.raises(ConfigError, match="cannot use a memory"):
         lm.generate("Once", max_tokens=2, method="auto", memory=RecyclingMemory())
-
-
-def test_beside_short_forwards_a_trained_drafter_has_to_be_named() -> None:
-    offered = Capabilities(vocab_size=8, max_positions=64)
-    coded = replace(offered, has_codes=True)
-    assert Auto().fitted(offered) == (Auto(), "")
-    assert Auto().fitted(coded) == (Auto(arms="suffix,token-recycling,opt-tree"), "")
-    named = Auto(arms="trained-drafter,suffix")
-    assert named.fitted(coded) == (named, "")

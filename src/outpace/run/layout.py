@@ -73,9 +73,10 @@ def _lay_trees(head: Tensor, base: Tensor, start: list[int], proposal: Proposal)
     total = tokens.shape[1]
     own = proposal.position if proposal.position is not None else base + longest - 1 + sight.sum(-1)
     position = torch.cat([base + torch.arange(longest, device=base.device), own], 1)
-    visible = torch.ones(total, total, dtype=torch.bool, device=base.device).tril().repeat(len(start), 1, 1)
+    visible = torch.ones(len(start), total, total, dtype=torch.bool, device=base.device).tril_()
     visible[:, longest:, longest:] = sight
-    visible.diagonal(dim1=1, dim2=2).fill_(True)
+    if proposal.visible is not None:  # which may leave a token unseen by itself
+        visible.diagonal(dim1=1, dim2=2).fill_(True)
     is_all = longest == 1 and proposal.ask is None
     return Layout(tokens, position, visible, None if is_all else _asked(start, proposal, total), start)
 

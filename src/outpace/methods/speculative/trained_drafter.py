@@ -175,6 +175,6 @@ class TrainedDrafter(Method):
         tokens = rows + sum(proposal.length) if state.is_packed else rows * (1 + proposal.tokens.shape[1])
         state.cost.add(tokens, seconds["score"] + seconds["accept"])
         if state.has_asked:
-            look = seconds["draft"] / state.cost.curve.seconds_for_all(rows)
+            look = seconds["draft"] / state.cost.plain(rows)
             state.look += _SMOOTH * (min(look, 2 * state.look) - state.look)
         state.has_asked = False
