@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -19,7 +18,7 @@ from outpace.run.row import Row
 from outpace.sampling import Sampling
 from outpace.testing import check_method
 from outpace.testing.world import PeriodicModel, make_rows, make_run
-from outpace.types import Capabilities, Context, Outcome
+from outpace.types import Context, Outcome
 
 LOOP = "one two three four five six. " * 8
 
