@@ -31,6 +31,7 @@ from .objectives import (
     sorted_loss,
     whole_canvas,
 )
+from .objectives_backspace import BacktrackedBatch, backtracked, match_loss
 from .objectives_block import block_canvas, set_block_canvas
 from .objectives_parallel import parallel_canvas
 from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
@@ -53,6 +54,7 @@ from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
 _TAUGHT = ("distilled", "reweighted", "unrolled", "consistent", "residual")
+_Batch = DenoisingBatch | TaughtBatch | ToldBatch | BacktrackedBatch
 AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe | JointRecipe | FlowRecipe
 
 
@@ -89,6 +91,7 @@ class Trainer(Loop):
             "consistent": matched_loss,
             "residual": told_loss,
             "windows": masked_loss,
+            "backspace": match_loss,
         }
         loss = functions[self.recipe.objective]
         self._loss = torch.compile(loss, dynamic=False) if self.compiled else loss
@@ -131,7 +134,7 @@ class Trainer(Loop):
         """Tokens in a step."""
         return self.recipe.rows * self.recipe.length
 
-    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | DenoisingBatch | TaughtBatch | ToldBatch:
+    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | _Batch:
         recipe, shape = self.recipe, self.recipe.shape
         is_long = self.step >= self.steps * (1 - recipe.long_share)
         length, rows = (recipe.length * 2, recipe.rows // 2) if is_long else (recipe.length, recipe.rows)
@@ -153,6 +156,8 @@ class Trainer(Loop):
             return parallel_canvas(tokens, recipe.levels, recipe.kept, self.step, self.seed)
         if recipe.objective == "windows":
             return window_canvas(tokens, recipe.levels, recipe.asked, self.step, self.seed)
+        if recipe.objective == "backspace":
+            return backtracked(self.network, tokens, recipe.asked, self.step, self.seed)
         if recipe.objective == "sorted":
             return tokens, recipe.exits
         if self.teacher is not None and recipe.objective == "unrolled":
