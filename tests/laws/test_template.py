@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from outpace import LanguageModel
+from outpace.bench.templates import held, main
 from outpace.errors import CapabilityError, ConfigError
 from outpace.laws.base import Site
 from outpace.laws.template import Coverage, CoverageState, Template
@@ -134,3 +135,9 @@ def test_a_model_without_numbers_is_refused() -> None:
     lm = LanguageModel(ToyModel(vocab_size=300), model().tokenizer)
     with pytest.raises(CapabilityError, match="writes no templates"):
         lm.generate("dog", law="template:keywords=dog")
+
+
+def test_shares_of_keywords_are_counted_by_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert held("The dog ran to parks.", ["dog", "park"]) == 0.5 and held("a big-eyed cat", ["big-eyed"]) == 1
+    assert main(["stories", "--count", "0"]) == 2
+    assert "0 texts" in capsys.readouterr().err

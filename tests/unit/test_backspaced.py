@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from outpace import LanguageModel
 from outpace.api.backspaced import Backspacer, backspaced
+from outpace.bench.backspaces import main
+from outpace.bench.likeness import area, clustered, likeness
 from outpace.errors import CapabilityError, ConfigError
 from outpace.sampling import Sampler, Sampling, row_key
 from outpace.testing.toy import ToyModel
@@ -151,3 +153,26 @@ def test_what_cannot_be_is_refused(given: dict[str, Any], reason: str) -> None:
         backspaced(LanguageModel(ToyModel(vocab_size=9)), [1], **asked)
     with pytest.raises(CapabilityError):
         backspaced(LanguageModel(ToyModel(vocab_size=9, attention="full")), [1], temperature=1.0, backspace=4)
+
+
+def test_likeness_is_one_of_equals_and_known_of_what_has_nothing_in_common() -> None:
+    even = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
+    assert area(even, even) == pytest.approx(1.0, abs=1e-3)
+    apart = area(torch.tensor([1.0, 0.0]).double(), torch.tensor([0.0, 1.0]).double())
+    assert apart == pytest.approx(5 / 1260, rel=1e-2)  # 5 B(6, 5): the curve is (1 - x)^5 against x^5
+    nearer = area(torch.tensor([0.6, 0.4]).double(), torch.tensor([0.4, 0.6]).double())
+    assert apart < area(torch.tensor([0.9, 0.1]).double(), torch.tensor([0.1, 0.9]).double()) < nearer < 1
+
+
+def test_clusters_are_found_and_sets_compared() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = 20 * torch.eye(3, 8, dtype=torch.float64)
+    cloud = centres.repeat_interleave(30, 0) + torch.randn(90, 8, generator=generator, dtype=torch.float64)
+    labels = clustered(cloud, 3, directions=3)
+    assert [len({*labels[at : at + 30].tolist()}) for at in (0, 30, 60)] == [1, 1, 1] and len({*labels.tolist()}) == 3
+    assert likeness(cloud[::2], cloud[1::2], 3) > 0.95 > 0.3 > likeness(cloud[:45], cloud[45:], 3)
+
+
+def test_the_measurement_refuses_too_few_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stories", "--texts", "3"]) == 2
+    assert "3 texts" in capsys.readouterr().err

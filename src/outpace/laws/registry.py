@@ -25,6 +25,7 @@ _BUILT_IN = {  # below outpace.laws
     "dola": "dola:Dola",
     "self-terminating": "self_terminating:SelfTerminating",
     "template": "template:Template",
+    "codes": "codes:Codes",
 }
 
 

@@ -2,8 +2,8 @@
 
 Source: Cundy and Ermon (2023), SequenceMatch: Imitation Learning for Autoregressive Sequence Modelling with
 Backtracking, arXiv 2306.05426. The logits Q(s, a) of a text s are values of its next tokens, V(s) is their logsumexp,
-and Q(s, a) - gamma V(s') is the reward of a token. Maximised is the chi-squared regulariser phi of the rewards of the data
-less the mean of V(s) - gamma V(s') over states of the data and of the model itself. One more token, the backspace,
+and Q(s, a) - gamma V(s') is the reward of a token. Maximised is the chi-squared regulariser phi of the rewards of the
+data less the mean of V(s) - gamma V(s') over states of the data and of the model itself. One more token, the backspace,
 leads from a text to the text without its last token; data are given errors that it takes back.
 
 Differences: the model's own states are one draw away from the data (a token that the model itself would write at a

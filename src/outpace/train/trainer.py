@@ -33,6 +33,7 @@ from .objectives import (
 )
 from .objectives_backspace import BacktrackedBatch, backtracked, match_loss
 from .objectives_block import block_canvas, set_block_canvas
+from .objectives_codes import coded_loss, start_codes
 from .objectives_parallel import parallel_canvas
 from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
 from .objectives_window import window_canvas
@@ -92,6 +93,7 @@ class Trainer(Loop):
             "residual": told_loss,
             "windows": masked_loss,
             "backspace": match_loss,
+            "codes": coded_loss,
         }
         loss = functions[self.recipe.objective]
         self._loss = torch.compile(loss, dynamic=False) if self.compiled else loss
@@ -190,8 +192,10 @@ def build_llama(
     if parent is not None and recipe.objective in _TAUGHT:
         teacher = load_network(parent).to(device).requires_grad_(False)
     if parent is not None and recipe.objective not in ("distilled", "reweighted") and not recipe.from_scratch:
-        network.load_state_dict(load_network(parent).state_dict())
+        network.load_state_dict(load_network(parent).state_dict(), strict=not recipe.shape.codes)
     mixture = mix(recipe.sources, documents, tokenizer, seed)
+    if parent is not None and recipe.objective == "codes":
+        start_codes(network, load_network(parent), mixture.batch(0, 16, recipe.length), seed)
     for source, stream in zip(recipe.sources, mixture.streams, strict=True):
         log.info("%s: %d tokens, %.0f%% of the rows", source.name, len(stream), 100 * source.weight)
     has_compiler = shutil.which("g++") is not None or device.type == "cuda"

@@ -30,6 +30,7 @@ Objective = Literal[
     "reweighted",
     "windows",
     "backspace",
+    "codes",
 ]
 
 
@@ -77,8 +78,9 @@ class Recipe(AnyRecipe):
             (next token, after several layers), `unrolled` (masked diffusion, taught by several of the parent's steps),
             `consistent` (masked diffusion, taught by what the parent says of a less masked text), `residual` (masked
             diffusion that reads what the parent said one step before), `set-block` (next token, and sets of a block's
-            tokens from its masks), `windows` (next token, and tokens from what stands before and behind them) or
-            `backspace` (next token, and the backspace behind tokens of the network's own: SequenceMatch).
+            tokens from its masks), `windows` (next token, and tokens from what stands before and behind them),
+            `backspace` (next token, and the backspace behind tokens of the network's own: SequenceMatch) or `codes`
+            (next token, by a network with codebooks).
         from_scratch: Take the parent's tokenizer alone and start from random weights.
         anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
         responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked

@@ -238,6 +238,14 @@ _RECIPES = (
     _BACKSPACE,
     replace(
         _BACKSPACE,
+        name="stories-codes",
+        summary="`stories-draft`, its layers saying sums of 8 of 512 codes each (law `codes`). For research.",
+        shape=replace(_BACKSPACE.shape, codes=512, chosen=8),
+        objective="codes",
+        asked=384,
+    ),
+    replace(
+        _BACKSPACE,
         name="stories-continued",
         summary="`stories-draft`, trained on for as long as `stories-backspace`, which it is compared with.",
         objective="causal",
