@@ -326,6 +326,14 @@ class Adapter(ABC):
         """Take note of rows that join with a cache: how many tokens of each are its prompt. Most models do not care."""
         del cache, prompts
 
+    def check_prompts(self, prompts: Sequence[int]) -> None:
+        """Refuse prompts of so many tokens that it cannot go on with, before any of them is read.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        del prompts
+
     def early(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of states [..., hidden] that enter a layer, as if they had left the last one.
 
