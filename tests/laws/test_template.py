@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import itertools
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from outpace import LanguageModel
+from outpace import Ask, Engine, LanguageModel
 from outpace.bench.templates import held, main
 from outpace.errors import CapabilityError, ConfigError
 from outpace.laws.base import Site
@@ -141,3 +142,15 @@ def test_shares_of_keywords_are_counted_by_words(capsys: pytest.CaptureFixture[s
     assert held("The dog ran to parks.", ["dog", "park"]) == 0.5 and held("a big-eyed cat", ["big-eyed"]) == 1
     assert main(["stories", "--count", "0"]) == 2
     assert "0 texts" in capsys.readouterr().err
+
+
+def test_an_engine_writes_the_library_s_texts() -> None:
+    given: dict[str, Any] = {"law": "template:keywords=dog+tree", "temperature": 1.0, "max_tokens": 12, "seed": 2}
+    want = model().generate("", **given)
+
+    async def ask() -> Any:
+        async with Engine(model()) as engine:
+            return await (await engine.submit(Ask(prompt="", arguments=given))).results()
+
+    [found] = asyncio.run(ask())
+    assert (found.tokens, found.text) == (want.tokens, want.text)
