@@ -147,7 +147,8 @@ class Trainer(Loop):
             is_open = response_places(tokens, markers) if markers else None
             if recipe.has_prefix:
                 is_open = behind_prefix(tokens, self.step, self.seed)
-            canvas = whole_canvas(tokens, self.step, self.seed, shape.shifted, is_open)
+            noise = (recipe.uniform, shape.vocab)
+            canvas = whole_canvas(tokens, self.step, self.seed, shape.shifted, is_open, *noise)
             share = self.step / (recipe.anneal * self.steps) if recipe.anneal else 1.0
             return canvas._replace(pieces=annealed(length, share, self.step, self.seed, self.device))
         if recipe.objective == "block":

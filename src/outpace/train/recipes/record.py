@@ -86,6 +86,8 @@ class Recipe(AnyRecipe):
         responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked
             (`masked`): fine-tuning on responses alone.
         has_prefix: Never mask the beginning of a row, to a place drawn anew (`masked`): the prefix-LM objective.
+        uniform: Share of the hidden tokens that are replaced by random ones in place of masks (`masked`): hybrid noise,
+            under which every token is asked.
         complementary: Show each row twice, every token masked in exactly one of the two views (`block`).
         levels: Masks behind a token (`parallel`), or places of a block (`set-block`).
         exits: Layers after which the next token is learned, ascending (`sorted`).
@@ -107,6 +109,7 @@ class Recipe(AnyRecipe):
     anneal: float = 0.0
     responses_after: tuple[str, ...] = ()
     has_prefix: bool = False
+    uniform: float = 0.0
     complementary: bool = False
     levels: int = 0
     exits: tuple[int, ...] = ()
