@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +122,6 @@ def load_model(
     model.mask_token, model.exits = _mask_token(config), _exits(config, spec.num_layers)
     kinds = files.quantised_kinds()
     model.is_quantised = bool(kinds)
-    if kinds and packer is not None and model.path == "compiled":
-        model.capabilities = replace(model.capabilities, has_codes=True)
     if dtype == "auto" and model.path != "compiled" and kinds:
         name = str(kind).removeprefix("torch.")
         model.notes.append(
