@@ -4,6 +4,7 @@ from .any_order import ORDERS, OrderRecipe
 from .completions import COMPLETIONS
 from .continuous import CONTINUOUS
 from .diffusion import ADAPTED, FEWER
+from .energy import ENERGIES, EnergyRecipe
 from .flow import FLOWS, FlowRecipe
 from .joint import JOINTS, JointRecipe
 from .one_pass import ONE_PASS
@@ -20,6 +21,7 @@ TRANSLATIONS: dict[str, TranslationRecipe] = {
 RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER, **ADAPTED, **PUZZLED}
 
 __all__ = [
+    "ENERGIES",
     "FLOWS",
     "JOINTS",
     "ORDERS",
@@ -28,6 +30,7 @@ __all__ = [
     "RECURRENT",
     "TRANSLATIONS",
     "AnyRecipe",
+    "EnergyRecipe",
     "FlowRecipe",
     "JointRecipe",
     "Objective",
