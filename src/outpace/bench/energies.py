@@ -1,4 +1,4 @@
-"""What an energy of whole texts knows beyond its language model, on held-out stories.
+"""What an energy of whole texts knows beyond its language model, on pieces of held-out stories.
 
     python -m outpace.bench.energies runs/stories-energy --data data --json FILE
 
@@ -26,7 +26,9 @@ from outpace.bench.machine import describe
 from outpace.bench.report import Report, Table, new_report
 from outpace.errors import ConfigError
 from outpace.models.energy import Energy, read_energy
-from outpace.train.data import find_data
+from outpace.models.loading import resolve
+from outpace.train.data import encode_stream, find_data
+from outpace.train.export import load_tokenizer
 from outpace.train.sources import held_out_stories
 
 __all__ = ["jackknifed", "log_mean_exp", "main", "measure", "run_energies"]
@@ -74,8 +76,7 @@ def run_energies(directory: Path, model: str, data: Path | None, texts: int, sam
     if texts < 1 or samples < 2:
         raise ConfigError("Texts are compared with samples.", "Ask for a text or more, and for two samples or more.")
     energy, lm = read_energy(directory), load(model)
-    ids = (lm.encode(one) for one in held_out_stories(find_data(data)))
-    chosen = [text[: _BEGUN + _WRITTEN] for text in ids if len(text) >= _BEGUN + _WRITTEN][:texts]
+    chosen = _pieces(held_out_stories(find_data(data))[: 8 * texts], texts)
     rows = [measure(lm, energy, text, samples, seed * texts + at) for at, text in enumerate(chosen)]
     mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     told = (mean["told_real"] + mean["told_sample"]) / 2
@@ -94,6 +95,14 @@ def run_energies(directory: Path, model: str, data: Path | None, texts: int, sam
     return new_report("energies", asked, describe(), [mean], tables=[Table("", columns, cells)])
 
 
+def _pieces(stories: Sequence[str], count: int) -> list[list[int]]:
+    """Return pieces of stories at even distances, cut as in training: wherever they fall."""
+    stream = encode_stream(load_tokenizer(resolve("stories")), stories).astype("int64").tolist()
+    size = _BEGUN + _WRITTEN
+    firsts = [at * (len(stream) - size) // count for at in range(count)]
+    return [stream[first : first + size] for first in firsts]
+
+
 def _ppl(nats: float) -> str:
     return f"{math.exp(nats):.2f}"
 
@@ -110,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("energy", type=Path, help="directory of the energy")
     parser.add_argument("--model", default="stories", help="the language model")
     parser.add_argument("--data", type=Path, help="folder of public texts (default: ./data)")
-    parser.add_argument("--texts", type=int, default=100, help="held-out stories")
+    parser.add_argument("--texts", type=int, default=100, help="pieces of held-out stories")
     parser.add_argument("--samples", type=int, default=32, help="of the model, for each")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")

@@ -28,7 +28,7 @@ RESIDUAL = Paper(
     "2004.11714",
     154,
     "Its data sets, and bodies of 100 million parameters and more.",
-    'outpace generate "Once upon a time" --search residual-energy -o n=8 -o energy=runs/stories-energy',
+    "outpace train stories-energy",
 )
 PAPERS = (RESIDUAL,)
 
