@@ -25,6 +25,8 @@ _BUILT_IN = {  # below outpace.laws
     "dola": "dola:Dola",
     "hso": "hso:HiddenStates",
     "self-terminating": "self_terminating:SelfTerminating",
+    "template": "template:Template",
+    "codes": "codes:Codes",
 }
 
 

@@ -77,7 +77,7 @@ class LargeEncoder(nn.Module):
     def forward(self, tokens: Tensor, is_real: Tensor) -> Tensor:
         """Return the states [B, S, large_width] of tokens [B, S], real where `is_real`."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
-        states = self.embed_tokens(tokens) * self.scale + self.embed_places(places)
+        states: Tensor = self.embed_tokens(tokens) * self.scale + self.embed_places(places)
         for layer in self.layers:
             states = layer(states, src_key_padding_mask=~is_real)
         return states
