@@ -17,7 +17,7 @@ from outpace.bench.energies import jackknifed, log_mean_exp, main
 from outpace.errors import ConfigError, ModelError
 from outpace.models.energy import read_energy
 from outpace.testing.toy import ToyModel
-from outpace.train.energy import EnergyNet, EnergyTrainer, odds_loss, sampled
+from outpace.train.energy import EnergyNet, EnergyTrainer, calibrated, odds_loss, sampled
 from outpace.train.network import Llama, LlamaShape
 from outpace.train.recipes import EnergyRecipe
 
@@ -33,7 +33,8 @@ def trainer(net: EnergyNet, real: Tensor, sample: Tensor, steps: int) -> EnergyT
     told: dict[str, Any] = {"name": "toy", "summary": "", "objective": "", "steps": steps, "gpu_steps": steps}
     told |= {"rows": 256, "length": _LENGTH, "least": _LENGTH, "warmup": 5, "matrix_rate": 1e-2, "other_rate": 1e-2}
     tokenizer = Tokenizer(BPE({f"t{at}": at for at in range(net.body.shape.vocab)}, []))
-    given = {"recipe": EnergyRecipe(**told), "network": net, "real": real, "sample": sample, "tokenizer": tokenizer}
+    given = {"recipe": EnergyRecipe(**told), "network": net, "tokenizer": tokenizer}
+    given |= {"real": real, "sample": sample, "held": torch.stack([real[:8], sample[:8]])}
     return EnergyTrainer(**given, device=torch.device("cpu"), seed=0, steps=steps)
 
 
@@ -64,6 +65,10 @@ def test_files_and_searches_give_what_was_trained(tmp_path: Path) -> None:
     net = network(3, vocab=16)
     torch.nn.init.normal_(net.energy.weight, std=3.0)
     loop = trainer(net, torch.zeros(1, _LENGTH, dtype=torch.int64), torch.zeros(1, _LENGTH, dtype=torch.int64), 1)
+    with torch.no_grad():  # two held-out texts that it tells apart, so that it is written as it is
+        odds = [float(net(torch.tensor([[at] * 3]))) for at in range(2)]
+        net.energy.bias -= sum(odds) / 2
+    loop.held = torch.tensor([[[at] * 3] for at in sorted(range(2), key=lambda at: -odds[at])])
     loop.keep(tmp_path)
     energy, texts = read_energy(tmp_path), [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
     for weight in net.body.parameters():
@@ -85,6 +90,15 @@ def test_files_and_searches_give_what_was_trained(tmp_path: Path) -> None:
     read_energy.cache_clear()
     with pytest.raises(ModelError, match="holds no energy"):
         lm.generate([1], search="residual-energy", options={"energy": str(tmp_path)})
+
+
+def test_an_energy_is_as_large_as_what_it_knows() -> None:
+    """Log-odds that are 4 times too large are brought back; those that know nothing become none."""
+    generator = torch.Generator().manual_seed(0)
+    real, sample = (torch.randn(4000, generator=generator) + sign for sign in (1.0, -1.0))  # true log-odds: 2 x
+    assert calibrated(8 * real, 8 * sample) == pytest.approx(0.25)
+    assert calibrated(2 * real, 2 * sample) > 0.9
+    assert calibrated(real, real.flip(0)) == 0.0
 
 
 def test_samples_go_on_from_the_beginnings_as_the_model_does() -> None:

@@ -6,7 +6,8 @@
 Source: Deng et al. (2020), arXiv 2004.11714, equation 3: a network tells real texts from samples of a language model
 behind the same beginnings; at the optimum its log-odds are what the model's log-probability lacks.
 
-Differences: the body is a masked model of six layers, where the paper takes BERT or RoBERTa; samples are drawn once.
+Differences: the body is a masked model of six layers, where the paper takes BERT or RoBERTa; samples are drawn once;
+the energy that is written is calibrated: scaled so that it tells pairs best which it was not trained on.
 """
 
 from __future__ import annotations
@@ -83,18 +84,26 @@ def sampled(lm: LanguageModel, texts: Tensor, begun: Tensor, seed: int) -> Tenso
     return found
 
 
+def calibrated(real: Tensor, sample: Tensor) -> float:
+    """Return the factor in [0, 1], in steps of 0.05, by which minus the energies [B] tell unseen pairs best."""
+    factors = [at / 20 for at in range(21)]
+    return min(factors, key=lambda factor: float(odds_loss(factor * real, factor * sample)))
+
+
 @dataclass(slots=True, kw_only=True)
 class EnergyTrainer(Loop):
     """An energy while it trains.
 
     Attributes:
         real, sample: [N, T] texts of the data, and the model's behind the same beginnings.
+        held: [2, M, T] further ones, which are not trained on; the energy that is written is calibrated by them.
     """
 
     recipe: EnergyRecipe
     network: EnergyNet
     real: Tensor
     sample: Tensor
+    held: Tensor
 
     def loss(self) -> Tensor:
         """Return the loss of the step's pairs, in nats per text."""
@@ -109,7 +118,11 @@ class EnergyTrainer(Loop):
     def keep(self, out: Path) -> None:
         """Write a checkpoint, the body as a model, and what weighs its states beside it."""
         Loop.keep(self, out)
-        weights = {name: weight.detach().clone() for name, weight in self.network.energy.state_dict().items()}
+        with torch.no_grad():
+            real, sample = (torch.cat([self.network(part) for part in side.split(64)]) for side in self.held)
+        factor, accuracy = calibrated(real, sample), float(torch.cat([real > 0, sample < 0]).float().mean())
+        log.info("held-out pairs: %.1f%% told, energies times %.2f", 100 * accuracy, factor)
+        weights = {name: factor * weight.detach() for name, weight in self.network.energy.state_dict().items()}
         (out / FILE).write_bytes(save(weights, metadata={"format": "pt"}))
 
     @property
@@ -145,15 +158,18 @@ def build_energy(recipe: EnergyRecipe, out: Path, data: Path | None, *, steps: i
         raise ModelError(f"{parent} does not see a text as a whole.", "Name a masked model as the recipe's parent.")
     body.shape = replace(body.shape, shifted=False)  # states are read, and each is its own token's
     texts = mix(recipe.sources, read_documents(recipe.sources, find_data(data)), tokenizer, seed)
-    real = texts.batch(0, recipe.pairs, recipe.length)
-    begun = torch.tensor(recipe.begun).repeat(recipe.pairs)[: recipe.pairs]
+    count = recipe.pairs + recipe.held
+    real = texts.batch(0, count, recipe.length)
+    begun = torch.tensor(recipe.begun).repeat(count)[:count]
     lm = load(str(beside(recipe.noise, out)))
-    log.info("%s writes %d texts", recipe.noise, recipe.pairs)
+    log.info("%s writes %d texts", recipe.noise, count)
+    sample = sampled(lm, real, begun, seed)
     return EnergyTrainer(
         recipe=recipe,
         network=EnergyNet(body.train()),
-        real=real,
-        sample=sampled(lm, real, begun, seed),
+        real=real[: recipe.pairs],
+        sample=sample[: recipe.pairs],
+        held=torch.stack([real, sample])[:, recipe.pairs :],
         tokenizer=tokenizer,
         device=torch.device("cpu"),
         seed=seed,

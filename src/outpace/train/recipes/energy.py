@@ -18,6 +18,7 @@ class EnergyRecipe(AnyRecipe):
     Attributes:
         noise: the language model whose samples are told from real texts.
         pairs: real texts, each with one sample behind its beginning.
+        held: further pairs, by which it is calibrated.
         begun: tokens of a beginning; pairs take them in turns.
         length: tokens of a text, its beginning included.
         least: tokens to which the texts of a batch are cut, at the least.
@@ -27,6 +28,7 @@ class EnergyRecipe(AnyRecipe):
 
     noise: str = "stories"
     pairs: int = 1536
+    held: int = 256
     begun: tuple[int, ...] = (4, 8, 16, 24)
     length: int = 48
     least: int = 32
