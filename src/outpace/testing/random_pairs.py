@@ -2,9 +2,11 @@
 
     python -m outpace.testing.random_pairs bart DIR
     outpace certify --model DIR --method input-guided
+    outpace certify --model DIR --all -o draft=DIR/drafter
 
 Their laws are sharp, so that drafts are kept and rejected at every temperature; what they write means nothing. They
-know the letters of plain text alone.
+know the letters of plain text alone. Beside each lies a drafter: the same model, its weights disturbed, so that it is
+often right and often wrong.
 """
 
 from __future__ import annotations
@@ -19,19 +21,21 @@ import torch
 
 from outpace.errors import ConfigError, nearest
 
-__all__ = ["FAMILIES", "main", "make_pair"]
+__all__ = ["DRAFTER", "FAMILIES", "main", "make_pair"]
 
+DRAFTER = "drafter"  # folder in the model's
 FAMILIES = ("marian", "t5", "bart", "m2m_100")
 _SPECIAL = ("<pad>", "</s>", "<s>", "<unk>")
 _LETTERS = string.ascii_letters + " .,!?'"
 _SIZES = {"d_model": 16, "max_position_embeddings": 128}
 _SIDES = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
 _SHARPNESS = 4.0  # spread of the logits
+_DISTURBED = 0.1  # spread of what is added to a drafter's matrices, in spreads of their own
 _SEEDS = {"marian": 0, "t5": 2, "bart": 1, "m2m_100": 1}  # whose texts are not one letter alone
 
 
 def make_pair(family: str, directory: Path, seed: int | None = None) -> Path:
-    """Write a random model of a family, its tokenizer and its settings, and return the directory.
+    """Write a random model of a family, its tokenizer, its settings and a drafter, and return the directory.
 
     Args:
         family: one of `FAMILIES`.
@@ -48,8 +52,10 @@ def make_pair(family: str, directory: Path, seed: int | None = None) -> Path:
         torch.manual_seed(_SEEDS[family] if seed is None else seed)
         model = _model(family)
         _sharpen(model)
-    model.save_pretrained(directory)
-    _write_tokenizer(directory)
+        for name, share in (("", 0.0), (DRAFTER, _DISTURBED)):
+            _disturb(model, share)
+            model.save_pretrained(directory / name)
+            _write_tokenizer(directory / name)
     return directory
 
 
@@ -97,6 +103,12 @@ def _sharpen(model: Any) -> None:
         spread = model(input_ids=ids, decoder_input_ids=ids.flip(1)).logits.std()
         head = model.get_output_embeddings().weight.mul_(_SHARPNESS / spread)
         head[[index for index, token in enumerate(_SPECIAL) if token != "</s>"]] = 0
+
+
+def _disturb(model: Any, share: float) -> None:
+    for weight in model.parameters():
+        if weight.dim() == 2 and share:
+            weight.data += share * weight.data.std() * torch.randn_like(weight)
 
 
 def _write_tokenizer(directory: Path) -> None:
