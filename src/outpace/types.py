@@ -92,7 +92,7 @@ class Capabilities:
         turns_anew: such a text is read anew from its beginning (long-rope); else its later positions alone differ.
         has_hidden: hidden states are given where `Outputs` asks for them.
         heads: names of the further outputs that may be asked for.
-        has_codes: forwards read weights of eight bits or fewer, which makes them short beside whatever drafts for them.
+        code_bits: of a weight in the layers that forwards read, where weights are codes; 0 = they are plain numbers.
     """
 
     vocab_size: int
@@ -113,7 +113,7 @@ class Capabilities:
     turns_anew: bool = False
     has_hidden: bool = False
     heads: tuple[str, ...] = ()
-    has_codes: bool = False
+    code_bits: int = 0
 
     @property
     def is_canvas(self) -> bool:
@@ -325,6 +325,14 @@ class Adapter(ABC):
     def note_prompts(self, cache: Cache, prompts: Sequence[int]) -> None:
         """Take note of rows that join with a cache: how many tokens of each are its prompt. Most models do not care."""
         del cache, prompts
+
+    def check_prompts(self, prompts: Sequence[int]) -> None:
+        """Refuse prompts of so many tokens that it cannot go on with, before any of them is read.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        del prompts
 
     def early(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of states [..., hidden] that enter a layer, as if they had left the last one.

@@ -85,8 +85,10 @@ def test_mistakes_are_told(lm: outpace.LanguageModel) -> None:
         outpace.LanguageModel(ToyModel()).generate([1, 2], law="cfg:negative=no", max_tokens=4)
 
 
-def test_a_shared_model_has_no_place_for_it(lm: outpace.LanguageModel) -> None:
-    from outpace.api.starting import prepare
-
-    with pytest.raises(ConfigError, match="'cfg' takes the model's place"):
-        prepare(lm, "Once", {"law": "cfg"})
+def test_laws_stand_one_around_the_other(lm: outpace.LanguageModel) -> None:
+    """What one law forbids the next one leaves forbidden, and a law around guidance knows where the prompts end."""
+    asked = {"max_tokens": 6, "temperature": 0.0}
+    dola, both = (lm.generate(PROMPTS[0], **asked, law=law) for law in ("dola", ["dola", "cfg:weight=1.0001"]))
+    assert dola.tokens == both.tokens
+    cfg, both = (lm.generate(PROMPTS[0], **asked, law=law) for law in ("cfg", ["cfg", "contrast:weight=1e-4,floor=0"]))
+    assert cfg.tokens == both.tokens

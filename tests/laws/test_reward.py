@@ -55,6 +55,36 @@ def test_drafts_change_nothing_and_no_weight_is_plain(head: Path, method: str) -
     assert [r.tokens for r in none] == [r.tokens for r in plain]
 
 
+def test_candidates_that_are_read_are_rewarded_by_the_states_behind_them(tmp_path: Path) -> None:
+    toy, value = ToyModel(sharpness=1.0), torch.randn(8, generator=torch.Generator().manual_seed(3))
+    write_tables(tmp_path, {"model_type": KIND}, {"value": value})
+    lm, asked = outpace.LanguageModel(toy), f"reward:head={tmp_path},read=4,weight=3"
+
+    def behind(text: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.tensor([text])
+        places = torch.arange(len(text)).unsqueeze(0)
+        scores = toy.score(ids, places, None, toy.new_cache(1, len(text)), outputs=Outputs(has_last=True))
+        assert scores.last is not None
+        return scores.logits[0, -1], scores.last[0, -1]
+
+    for prompt, result in zip(ROWS, lm.generate(ROWS, law=asked, max_tokens=10, ignore_eos=True), strict=True):
+        text = list(prompt)
+        for token in result.tokens:
+            logits, _ = behind(text)
+            by_hand = {
+                one: float(logits[one] + 3 * behind([*text, one])[1] @ value.double())
+                for one in logits.topk(4).indices.tolist()
+            }
+            assert token == max(by_hand, key=lambda one: by_hand[one])
+            text.append(token)
+    law = {"law": asked, "max_tokens": 40, "temperature": 0.6, "seed": 2}
+    plain = [result.tokens for result in lm.generate(ROWS, **law)]
+    for method in ("prompt-lookup", "token-recycling"):
+        drafted = lm.generate(ROWS, method=method, **law)
+        assert [result.tokens for result in drafted] == plain
+        assert sum(result.usage.num_accepted for result in drafted) > 0
+
+
 def test_a_rewarded_token_comes_more_often_the_larger_the_weight(tmp_path: Path) -> None:
     up = torch.zeros(1, VOCAB)
     up[0, 7] = 1.0

@@ -124,6 +124,26 @@ def test_a_law_by_request(http: httpx.Client, stories: outpace.LanguageModel) ->
         assert answer.status_code == 400 and why in answer.json()["error"]["message"]
 
 
+def test_a_law_in_the_models_place_by_request(http: httpx.Client, stories: outpace.LanguageModel) -> None:
+    body = {"model": "stories", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
+    law = "cfg:weight=2,negative=One day"
+    asked = {**body, "outpace": {"law": [law], "method": "prompt-lookup"}}
+    found = http.post("/v1/completions", json=asked).json()["choices"][0]["text"]
+    assert found == stories.generate("Once upon a time", max_tokens=12, law=law).text
+    frames = _events(http, "/v1/completions", asked | {"stream": True})
+    assert "".join(frame["choices"][0]["text"] for frame in frames if frame["choices"]) == found
+    plain = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert plain == stories.generate("Once upon a time", max_tokens=12).text != found
+    for wrong, why in (
+        ("cfg:negative=There was a very big dog who had a friend", "negative prompt has"),
+        ("cfg:weight=nan", "weight"),
+        ("reward", "names no head"),
+        ("plugin:model=stories-draft", "may not be named"),
+    ):
+        answer = http.post("/v1/completions", json={**body, "outpace": {"law": [wrong]}})
+        assert answer.status_code == 400 and why in answer.json()["error"]["message"]
+
+
 def test_a_healed_prompt_goes_on_inside_its_word(http: httpx.Client) -> None:
     body = {"model": "stories", "prompt": "Once upon a ti", "max_tokens": 4, "temperature": 0}
     (healed,) = http.post("/v1/completions", json=body | {"healed": True}).json()["choices"]

@@ -15,7 +15,7 @@ from outpace.api.engine import LanguageModel, load
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.parallel.chunk_retrieval import ChunkRetrieval
 from outpace.methods.parallel.copy_phrases import CopyPhrases
-from outpace.retrieve.chunks import ChunkIndex, ChunkReader, chunk_before
+from outpace.retrieve.chunks import ChunkIndex, ChunkReader, chunk_before, unit
 from outpace.retrieve.phrases import PhraseIndex, PhraseMaps, segments
 from outpace.retrieve.states import text_states
 from outpace.train.chunks import ChunkData, losses_of, train_reader
@@ -133,7 +133,15 @@ def test_a_reader_begins_as_the_model_and_reads_the_nearest(lm: LanguageModel, t
     order = index.keys @ key
     near = index.nearest(key.unsqueeze(0), 3)[0]
     assert order[near].tolist() == pytest.approx(sorted(order.tolist(), reverse=True)[:3], abs=1e-6)
-    assert index.spans[int(near[0])][:8] == ids[0][8:16]
+    assert float(order[8]) == pytest.approx(1.0) == float(order[near[0]])  # itself, or where the same text comes again
+    weight = torch.tensor([0.5 ** ((7 - at) / 4) for at in range(8)])
+    mean = (lm.target.embed(torch.tensor(ids[0][8:16])).float() * weight.unsqueeze(1)).sum(0)
+    assert torch.allclose(key, mean / mean.norm(), atol=1e-6)
+    assert len(index) == sum(len(text) - 7 for text in ids)
+    entries = index.entries(torch.tensor([[0, len(ids[0]) - 8]]))[0]  # the first and the last chunk of the first text
+    states, embedded = text_states(lm.target, ids[:1])[0], lm.target.embed(torch.tensor(ids[0])).float()
+    assert torch.allclose(entries[:16], torch.cat([unit(states)[:16], unit(embedded[:16]), unit(embedded[1:17])], 1))
+    assert torch.allclose(entries[16:24, :256], unit(states[-8:])) and not entries[24:].any()
     other = index.nearest(key.unsqueeze(0), 3, torch.tensor([0]))[0]
     assert all(index.texts[at] != 0 for at in other.tolist())
     data = ChunkData(lm, index, ids, 2, is_own=True)
@@ -159,7 +167,7 @@ def test_a_reader_begins_as_the_model_and_reads_the_nearest(lm: LanguageModel, t
         state, chunk = text_states(lm.target, [text])[0][-1:], chunk_before(len(text) - 1, 8)
         near = told.nearest(told.key(text[chunk * 8 : chunk * 8 + 8]).unsqueeze(0), 2)
         with torch.no_grad():
-            logits = lm.target.head(again(state.unsqueeze(0), told.entries(near)))[0, -1]
+            logits = lm.target.head(again(state.unsqueeze(0), told.entries(near), len(text) % 8))[0, -1]
         text.append(int(logits.argmax()))
     assert result.tokens == text[20:]
 

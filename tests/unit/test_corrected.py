@@ -64,8 +64,8 @@ def test_windows_beside_a_text_are_permuted_texts(network: Llama) -> None:
 
 def test_the_writer_asks_what_training_asked(network: Llama, tmp_path: Path) -> None:
     target, text = opened(network, tmp_path), [3, 7, 7, 12, 5, 9, 4, 18]
-    writer = Corrector(target, MASK_ID, text[:2], Sampler(Sampling(), [1]), 3, 16)
-    writer.text = list(text)
+    writer = Corrector(target, MASK_ID, [text[:2], [2, 2]], Sampler(Sampling(), [1, 2]), 3, 16)
+    writer.texts = [list(text), [2, 2, *[9] * 6]]
     for place in (5, 6, 7, 4, 7):  # back and forth, over a cache that is kept where it holds
         law = writer.law(place)[0]
         following = text[place + 1 :]
@@ -79,7 +79,7 @@ def test_the_writer_asks_what_training_asked(network: Llama, tmp_path: Path) -> 
         assert (law[is_finite] - want[is_finite]).abs().max() < 1e-3
         assert torch.equal(law.isfinite(), is_finite)
         if place == 5:
-            writer.text[5] = text[5] = 11  # what was drawn is what later laws read
+            writer.texts[0][5] = text[5] = 11  # what was drawn is what later laws read
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_without_iterations_it_is_plain_decoding(law: dict[str, float]) -> None:
 
 def test_an_end_that_is_drawn_ends_the_text(network: Llama, tmp_path: Path) -> None:
     writer = Corrector(
-        opened(network, tmp_path), MASK_ID, [3, 7], Sampler(Sampling(temperature=1.0), [row_key(0)]), 3, 16
+        opened(network, tmp_path), MASK_ID, [[3, 7]], Sampler(Sampling(temperature=1.0), [row_key(0)]), 3, 16
     )
-    writer.text += [5, 9, 4]
-    first = writer._draw(2, 1)
+    writer.texts[0] += [5, 9, 4]
+    [first] = writer._draw(2, 1)
     writer.correct(1, {first})
-    assert writer.text == [3, 7, first]
+    assert writer.texts == [[3, 7, first]]
 
 
 def test_mistakes_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,68 +47,78 @@ PAPERS = (
 
 
 class Corrector:
-    """A text that is written and corrected.
+    """Texts of one length that are written and corrected side by side.
 
     Args:
         target: a causal model that was trained with windows.
         mask_id: the token that asks for another one.
-        tokens: the prompt.
-        sampler: of one row.
+        prompts: one of each row, all of one length.
+        sampler: of as many rows.
         window: tokens that are not final yet, the newest included.
         most: tokens of the whole text.
     """
 
     def __init__(
-        self, target: Adapter, mask_id: int, tokens: Sequence[int], sampler: Sampler, window: int, most: int
+        self, target: Adapter, mask_id: int, prompts: Sequence[Sequence[int]], sampler: Sampler, window: int, most: int
     ) -> None:
         self.target, self.mask_id, self.sampler, self.window = target, mask_id, sampler, window
-        self.text, self.prompt = list(tokens), len(tokens)
-        self.cache = target.new_cache(1, most + len(tokens) + window + 1)
+        self.texts, self.prompt = [list(one) for one in prompts], len(prompts[0])
+        self.cache = target.new_cache(len(prompts), most + self.prompt + window + 1)
         self.forwards = 0
 
-    def extend(self) -> int:
-        """Draw the next token, append and return it."""
-        token = self._draw(len(self.text), 0)
-        self.text.append(token)
-        return token
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return len(self.texts[0])
 
-    def correct(self, visit: int, ends: Collection[int]) -> None:
-        """Draw every token of the window anew, the oldest first; an end that is drawn cuts the text."""
-        for place in range(max(self.prompt, len(self.text) - self.window), len(self.text)):
-            self.text[place] = self._draw(place, visit)
-            if self.text[place] in ends:
-                del self.text[place + 1 :]
+    def extend(self) -> None:
+        """Draw the next token of each row and append it."""
+        for text, token in zip(self.texts, self._draw(self.length, 0), strict=True):
+            text.append(token)
+
+    def correct(self, visit: int, ends: Collection[int] = ()) -> None:
+        """Draw every token of the window anew, the oldest first; an end that the first row draws cuts all rows."""
+        for place in range(max(self.prompt, self.length - self.window), self.length):
+            for text, token in zip(self.texts, self._draw(place, visit), strict=True):
+                text[place] = token
+            if self.texts[0][place] in ends:
+                self.texts = [text[: place + 1] for text in self.texts]
                 return
 
     @torch.no_grad()
     def law(self, place: int) -> Tensor:
-        """Return the logits [1, V] of the token at a place, given what stands before it and what follows it.
+        """Return the logits [B, V] of the tokens at a place, given what stands before it and what follows it.
 
-        Entries of the text before the place stay valid; no others do.
+        Entries of the texts before the place stay valid; no others do.
         """
-        following = self.text[place + 1 :]
+        num_rows, is_inside = len(self.texts), place + 1 < self.length
         # The last token before a place with nothing behind it says what comes; else a mask behind the others does.
-        self.cache.truncate([place if following else place - 1])
+        self.cache.truncate([place if is_inside else place - 1] * num_rows)
         held = self.cache.lengths[0]
-        pending, asked = self.text[held:place], [*following, self.mask_id] if following else []
-        places = [*range(held, place), *range(place + 1, len(self.text)), *([place] if following else [])]
-        tokens = torch.tensor([[*pending, *asked]], device=self.cache.device)
+        asked = [self.mask_id] if is_inside else []
+        rows = [[*text[held:place], *text[place + 1 :], *asked] for text in self.texts]
+        places = [*range(held, place), *range(place + 1, self.length), *([place] if is_inside else [])]
+        tokens = torch.tensor(rows, device=self.cache.device)
         size = len(places)
-        visible = torch.ones(1, size, size, dtype=torch.bool, device=tokens.device).tril() if following else None
-        last = torch.tensor([[size - 1]], device=tokens.device)
-        position = torch.tensor([places], device=tokens.device)
+        visible = torch.ones(1, size, size, dtype=torch.bool, device=tokens.device).tril() if is_inside else None
+        last = torch.full((num_rows, 1), size - 1, device=tokens.device)
+        position = torch.tensor([places] * num_rows, device=tokens.device)
+        visible = visible if visible is None else visible.expand(num_rows, -1, -1)
         logits = self.target.score(tokens, position, visible, self.cache, last).logits[:, 0]
-        self.cache.keep([range(len(pending))])
+        self.cache.keep([range(place - held)] * num_rows)
         self.forwards += 1
-        if following:  # the mask is never an answer
+        if is_inside:  # the mask is never an answer
             logits = logits.index_fill(1, torch.tensor([self.mask_id], device=logits.device), float("-inf"))
         return logits
 
-    def _draw(self, place: int, visit: int) -> int:
+    def _draw(self, place: int, visit: int) -> list[int]:
         logits = self.law(place)
-        history = self.sampler.history([self.text[:place]], [self.prompt], logits.shape[-1])
+        before = [text[:place] for text in self.texts]
+        history = self.sampler.history(before, [self.prompt] * len(before), logits.shape[-1])
         processed = self.sampler.process(logits, history)
-        return int(self.sampler.pick(processed, torch.tensor([place], device=logits.device), visit=visit))
+        places = torch.full((len(before),), place, device=logits.device)
+        found: list[int] = self.sampler.pick(processed, places, visit=visit).tolist()
+        return found
 
 
 def corrected(
@@ -153,14 +163,14 @@ def corrected(
     [ids], _ = read_prompts([prompt], lm.encode, offered)
     most = min(max_tokens, offered.max_positions - len(ids) - 1)
     sampler = Sampler(Sampling(**law), [row_key(seed, sample)], [lm.end_tokens])
-    writer = Corrector(lm.target, mask_id, ids, sampler, window, most)
-    while len(writer.text) < len(ids) + most:
+    writer = Corrector(lm.target, mask_id, [ids], sampler, window, most)
+    while writer.length < len(ids) + most:
         writer.extend()
         for visit in range(1, iterations + 1):
             writer.correct(visit, lm.end_tokens)
-        if writer.text[-1] in lm.end_tokens:
+        if writer.texts[0][-1] in lm.end_tokens:
             break
-    return writer.text[len(ids) :]
+    return writer.texts[0][len(ids) :]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
     from outpace.run.row import Row
 
-__all__ = ["check_laws", "check_shared", "governed", "impose", "read_laws"]
+__all__ = ["check_laws", "governed", "impose", "read_laws"]
 
 
 def read_laws(request: Request) -> list[Control]:
@@ -59,35 +59,22 @@ def governed(lm: LanguageModel, law: Any) -> LanguageModel:
     given = law if isinstance(law, list | tuple) else [] if law is None else [law]
     for one in [read_law(one) if isinstance(one, str) else one for one in given]:
         if isinstance(one, Control) and one.is_model and not lm.target.capabilities.is_canvas:
-            other = lm.ending_with(lm.end_tokens)
-            other.target, lm = one.target(_site(lm)), other
+            site, other = _site(lm), lm.ending_with(lm.end_tokens)
+            other.target, other.tokenizer, lm = one.target(site), one.tokenizer(site), other
     return lm
-
-
-def check_shared(laws: Sequence[Control]) -> None:
-    """Refuse laws that take the target's place, where rows of several requests share a forward.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    for law in laws:
-        if law.is_model:
-            raise ConfigError(
-                f"The law {law.name!r} takes the model's place, and this model is shared with others.",
-                "Use outpace generate or lm.generate.",
-            )
 
 
 def _site(lm: LanguageModel) -> Site:
     return Site(lm.target, lm.tokenizer, lm.name, lm.directory, lm.partners.named)
 
 
-def check_laws(settings: Sampling, rows: Sequence[Row]) -> None:
-    """Refuse texts that cannot be what the laws ask for, by their length alone.
+def check_laws(lm: LanguageModel, settings: Sampling, rows: Sequence[Row]) -> None:
+    """Refuse texts that cannot be what the laws ask for, by their length or their prompt's alone.
 
     Raises:
-        ConfigError: a text is too short for it.
+        ConfigError: one is too short for it.
     """
+    lm.target.check_prompts([row.num_prompt for row in rows])
     for law in settings.laws:
         for row in rows:
             law.at(row.tokens, row.num_prompt, row.end_tokens, row.num_prompt + row.max_tokens)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from outpace.api.healing import check_healing, heal
-from outpace.api.lawmaking import check_laws, check_shared, governed, impose, read_laws
+from outpace.api.lawmaking import check_laws, governed, impose, read_laws
 from outpace.api.prompt import check_tokens, read_prompts
 from outpace.api.recall import Recall
 from outpace.api.request import Request, split
@@ -44,7 +44,7 @@ def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any], recall: 
     if recall is not None and not isinstance(recall, Recall):
         raise refused("recall", recall, "an outpace.Recall")
     lm = governed(lm, arguments.get("law"))
-    plan = prepare(lm, prompt, arguments, is_shared=False)
+    plan = prepare(lm, prompt, arguments)
     heal(lm, plan)
     run = new_run(lm, plan, max(row.num_prompt + row.max_tokens for row in plan.rows), recall)
     if plan.search is not None:
@@ -53,14 +53,13 @@ def start(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any], recall: 
     return Job(run, plan)
 
 
-def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any], is_shared: bool = True) -> Plan:
+def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Plan:
     """Check everything that was asked for, the cheapest first, and set up the rows.
 
     Args:
-        lm: what writes.
+        lm: what writes, under laws that take its target's place (`governed`) already.
         prompt: one or several, as callers bring them.
         arguments: by name; see `Options`.
-        is_shared: rows of other requests may stand beside these.
 
     Raises:
         ConfigError, CapabilityError: see the message and its hint.
@@ -88,8 +87,6 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any], is_sha
     prompts, cut = _fitting(lm, prompts)
     notes = [*notes, *cut]
     method, laws = _method(request.method, options), read_laws(request)
-    if is_shared:
-        check_shared(laws)
     # 2) What the vocabulary and the model's abilities rule out.
     if request.stop and lm.tokenizer is None:
         raise ConfigError("Stop strings need a tokenizer.", "Use end tokens instead.")
@@ -117,7 +114,7 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any], is_sha
         for group, ids in enumerate(prompts)
         for sample in range(max(request.num_samples, method.num_rows, 1 if search is None else search.num_texts))
     ]
-    check_laws(settings, rows)
+    check_laws(lm, settings, rows)
     _check_width(offered, method, is_fixed)
     sources = [row.tokens if row.source is None else row.source for row in rows]
     method.check_request(lm.target, sources, [row.max_tokens for row in rows])

@@ -36,6 +36,7 @@ from outpace.types import Adapter
 __all__ = ["counting", "errors", "main", "run_corrected", "trained"]
 
 NUMBERS, WINDOW = 10, 3
+ITERATIONS = (0, 1, 2, 4)
 _FIRST = 2  # the token of number 0, behind the end and the mask
 
 
@@ -90,38 +91,53 @@ def errors(text: Sequence[int]) -> int:
     return sum((a - _FIRST + 1) % NUMBERS != (b - _FIRST) % NUMBERS or b < _FIRST for a, b in itertools.pairwise(text))
 
 
-def run_corrected(steps: int, texts: int, length: int, seed: int = 0, temperature: float = 1.0) -> Report:
-    """Train, draw texts with several numbers of iterations, and count errors.
+def error_rates(target: Adapter, texts: int, length: int, seed: int, temperature: float) -> list[float]:
+    """Return the share of neighbours that do not count in texts drawn with each of `ITERATIONS`."""
+    found = []
+    for iterations in ITERATIONS:
+        sampler = Sampler(Sampling(temperature=temperature), [row_key(seed, sample) for sample in range(texts)])
+        prompts = [[_FIRST + sample % NUMBERS] for sample in range(texts)]
+        writer = Corrector(target, MASK_ID, prompts, sampler, WINDOW, length)
+        while writer.length < length + 1:
+            writer.extend()
+            for visit in range(1, iterations + 1):
+                writer.correct(visit)
+        found.append(sum(map(errors, writer.texts)) / (texts * length))
+    return found
+
+
+def run_corrected(
+    steps: int, texts: int, length: int, networks: int = 1, seed: int = 0, temperature: float = 1.0
+) -> Report:
+    """Train networks of seeds in a row on the toy; count the errors of what each writes.
 
     Raises:
         ConfigError: a number below 1.
     """
     import tempfile
 
-    if min(steps, texts, length) < 1:
-        raise ConfigError("No steps, no texts or no tokens were asked for.", "Ask for 1 or more of each.")
-    rows = []
-    with tempfile.TemporaryDirectory() as place:
-        target = opened(trained(steps, seed), Path(place))
-        for iterations in (0, 1, 2, 4):
-            wrong = 0
-            for sample in range(texts):
-                sampler = Sampler(Sampling(temperature=temperature), [row_key(seed, sample)])
-                writer = Corrector(target, MASK_ID, [_FIRST + sample % NUMBERS], sampler, WINDOW, length)
-                while len(writer.text) < length + 1:
-                    writer.extend()
-                    for visit in range(1, iterations + 1):
-                        writer.correct(visit, ())
-                wrong += errors(writer.text)
-            rows.append({"iterations": iterations, "errors": wrong / (texts * length)})
-    cells = [[str(row["iterations"]), f"{row['errors']:.1%}"] for row in rows]
-    table = Table("", ("iterations", "neighbours that do not count"), cells)
-    asked = {"steps": steps, "texts": texts, "length": length, "window": WINDOW, "seed": seed}
+    if min(steps, texts, length, networks) < 1:
+        raise ConfigError("No steps, texts, tokens or networks were asked for.", "Ask for 1 or more of each.")
+    each = []
+    for number in range(seed, seed + networks):
+        with tempfile.TemporaryDirectory() as place:
+            target = opened(trained(steps, number), Path(place))
+            each.append(error_rates(target, texts, length, number, temperature))
+    rows = [
+        {"iterations": iterations, "errors": sum(rates) / networks, "each": list(rates)}
+        for iterations, rates in zip(ITERATIONS, zip(*each, strict=True), strict=True)
+    ]
+    cells = [
+        [str(iterations), f"{sum(rates) / networks:.2%}", ", ".join(f"{rate:.2%}" for rate in rates)]
+        for iterations, rates in zip(ITERATIONS, zip(*each, strict=True), strict=True)
+    ]
+    table = Table("", ("iterations", "neighbours that do not count", "of each network"), cells)
+    asked = {"steps": steps, "texts": texts, "length": length, "networks": networks, "window": WINDOW, "seed": seed}
     return new_report("corrected", asked, describe(), rows, tables=[table])
 
 
 def _work(given: argparse.Namespace) -> None:
-    report = run_corrected(given.steps, given.texts, given.length, given.seed, given.temperature)
+    report = run_corrected(given.steps, given.texts, given.length, given.networks, given.seed, given.temperature)
     report.write(given.json)
     print(report.markdown())
 
@@ -129,9 +145,10 @@ def _work(given: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return the exit status."""
     parser = new_parser("corrected", __doc__, threads=1)
-    parser.add_argument("--steps", type=int, default=300, help="of training (default: %(default)s)")
-    parser.add_argument("--texts", type=int, default=60, help="for each number (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=800, help="of training (default: %(default)s)")
+    parser.add_argument("--texts", type=int, default=1000, help="for each number (default: %(default)s)")
     parser.add_argument("--length", type=int, default=20, help="tokens of a text (default: %(default)s)")
+    parser.add_argument("--networks", type=int, default=3, help="trained, with seeds in a row (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of every draw (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and draws")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")

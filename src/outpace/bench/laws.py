@@ -1,22 +1,25 @@
 """What a law over the next token holds, and what it costs.
 
     python -m outpace.bench.laws --model stories --max-tokens 40
+    python -m outpace.bench.laws --reward DIR --read 20
     python -m outpace.bench.laws --speed 512
 
-Of sampled texts, how many hold all keywords, or have an attribute, with and without the law, and how likely they are
-under the model. With --speed: the processor time of a step, on one thread, with a hidden Markov model of so many states
-(random tables, since any numbers take the same time), beside plain decoding.
+Of sampled texts, how many hold all keywords, or have an attribute, with and without the law, how likely they are
+under the model, and how many forwards and how many tokens in them each written token took. With --speed: the
+processor time of a step, on one thread, with a hidden Markov model of so many states (random tables, since any
+numbers take the same time), beside plain decoding.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,16 +66,22 @@ def step_times(lm: LanguageModel, law: str, max_tokens: int, rounds: int, temper
 
 def coverage(
     lm: LanguageModel, law: str, holds: Callable[[str], bool], max_tokens: int, seeds: int, temperature: float
-) -> tuple[float, float]:
-    """Return the share in per cent of texts that hold what is wanted, and their mean log-probability per token."""
-    hits, scores = list[bool](), list[float]()
+) -> tuple[float, float, float, float]:
+    """Return the share in per cent of texts that hold what is wanted, and three means per token that was written.
+
+    These are its log-probability, forwards and tokens in them, of which the prompts' are left out.
+    """
+    hits, scores, spent = list[bool](), list[float](), list[tuple[int, int, int]]()
     for seed in range(seeds):
         asked: Options = {"max_tokens": max_tokens, "law": [law] if law else [], "seed": seed, "record": ["log_probs"]}
         asked |= {"temperature": temperature}
         for result in lm.generate(list(PROMPTS[False]), **asked):
             hits.append(holds(result.text))
             scores += result.log_probs
-    return 100 * statistics.mean(hits), statistics.mean(scores)
+            usage = result.usage
+            spent.append((usage.num_emitted, usage.target_nfe, usage.positions_scored))
+    written, forwards, read = (sum(column) for column in zip(*spent, strict=True))
+    return 100 * statistics.mean(hits), statistics.mean(scores), forwards / written, read / written
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,6 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--hmm", default="auto", metavar="DIR", help="the distilled model; auto = beside the model")
     parser.add_argument("--attribute", metavar="DIR", help="measure an attribute of outpace.train.attribute instead")
     parser.add_argument("--reward", metavar="DIR", help="measure a head of outpace.train.reward instead")
+    parser.add_argument(
+        "--read", type=int, default=0, metavar="K", help="measure the head on K tokens read one by one too"
+    )
     parser.add_argument("--max-tokens", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=1, help="texts per prompt and keywords")
     parser.add_argument("--temperature", type=float, default=1.0)
@@ -92,21 +104,26 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.speed:
         return _speed(lm, asked)
     given = (asked.max_tokens, asked.seeds, asked.temperature)
-    print("| law | texts as wanted, % | nats per token under the model |\n|---|---|---|")
+    print("| law | texts as wanted, % | nats per token under the model | forwards per token | tokens read per token |")
+    print("|---|---|---|---|---|")
     if asked.attribute or asked.reward:
         own = f"reward:head={asked.reward}" if asked.reward else f"hmm:attribute={asked.attribute},model={asked.hmm}"
         facts = read_object(Path(asked.reward or asked.attribute) / "config.json")
         pattern = facts["attribute"].removeprefix("without ")
-        for weight in (0.0, 1.0, 2.0, 4.0):
-            law = f"{own},weight={weight}"
-            share, score = coverage(lm, law, lambda text: re.search(pattern, text) is None, *given)
-            print(f"| {own.split('=')[0]}=...,weight={weight} | {share:.1f} | {-score:.3f} |", flush=True)
+        kinds = ["", f",read={asked.read}"] if asked.reward and asked.read else [""]
+        for kind, weight in itertools.product(kinds, (0.0, 1.0, 2.0, 4.0)):
+            found = coverage(lm, f"{own}{kind},weight={weight}", lambda text: re.search(pattern, text) is None, *given)
+            _tell(f"{own.split('=')[0]}=...{kind},weight={weight:g}", found)
         return 0
     for law in ("", f"hmm:keywords={{}},model={asked.hmm}"):
-        found = [coverage(lm, law.format(words), _all_in(words), *given) for words in KEYWORDS]
-        share, score = (statistics.mean(column) for column in zip(*found, strict=True))
-        print(f"| {law and 'hmm:keywords=...'} | {share:.1f} | {-score:.3f} |", flush=True)
+        every = [coverage(lm, law.format(words), _all_in(words), *given) for words in KEYWORDS]
+        _tell(law and "hmm:keywords=...", [statistics.mean(column) for column in zip(*every, strict=True)])
     return 0
+
+
+def _tell(law: str, found: Sequence[float]) -> None:
+    share, score, forwards, read = found
+    print(f"| {law} | {share:.1f} | {-score:.3f} | {forwards:.2f} | {read:.1f} |", flush=True)
 
 
 def _all_in(words: str) -> Callable[[str], bool]:

@@ -58,6 +58,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME=FILE.py:FUNCTION", help="A reward that searches may ask for (repeatable)."),
     ] = None,
+    law: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=LAW:KEY=VALUE,...", help="A law that requests may ask for (repeatable)."),
+    ] = None,
     dtype: DtypeName = Dtype.AUTO,
     device: DeviceName = Device.AUTO,
     card: Cards = None,
@@ -109,6 +113,7 @@ def serve(
         method=method,
         options=options(option or []),
         rewards=_rewards(reward or []),
+        laws=_laws(law or []),
         keys=keys,
         hosts=hosts,
         origins=tuple(allow_origin or ()),
@@ -157,6 +162,18 @@ def _rewards(given: list[str]) -> dict[str, str]:
     found = options(given)
     for name, value in found.items():
         read_reward(f"reward {name}", value)
+    return found
+
+
+def _laws(given: list[str]) -> dict[str, str]:
+    """Return the laws by name, each of which can be read."""
+    if not given:
+        return {}
+    from outpace.laws.registry import read_law
+
+    found = options(given)
+    for spelled in found.values():
+        read_law(spelled)
     return found
 
 

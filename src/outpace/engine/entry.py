@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outpace.api.result import Result
 from outpace.api.running import Plan
 from outpace.engine.face import Ask, Piece, Token
 from outpace.run.row import Row
 from outpace.types import Guarantee, Outcome
+
+if TYPE_CHECKING:
+    from outpace.api.engine import LanguageModel
 
 __all__ = ["Entry", "Scored", "Sink", "step_of"]
 
@@ -38,7 +41,8 @@ class Entry:
     """An ask that was taken.
 
     Attributes:
-        ask, plan, sink: what was asked, what was made of it, and where answers go.
+        ask, lm, plan, sink: what was asked, what writes it (the engine's model, or what a law of the ask puts in its
+            place), what was made of it, and where answers go.
         arrival: its number among all asks.
         arrived: when, in seconds of the engine's clock.
         seen: rows that the engine had begun by then.
@@ -60,6 +64,7 @@ class Entry:
     """
 
     ask: Ask
+    lm: LanguageModel
     plan: Plan
     sink: Sink
     arrival: int

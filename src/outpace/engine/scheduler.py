@@ -87,7 +87,7 @@ class Scheduler:
     def add(self, entry: Entry) -> None:
         """Take an ask into the queue."""
         entry.seen = self._num_rows_begun
-        if _may_share(entry, self.lm.target.capabilities):
+        if self._may_share(entry):
             entry.may_share = True
             if self._drafters is not None:
                 entry.plan.models = self._drafters.share(entry.plan.models, entry.ask.salt)
@@ -103,7 +103,7 @@ class Scheduler:
     def _heal(self, entry: Entry) -> None:
         """Draw the tokens at the end of an ask's prompts anew; a text that ends with them has ended."""
         try:
-            heal(self.lm, entry.plan)
+            heal(entry.lm, entry.plan)
         except Exception as error:
             self._drop(entry, error)
             return
@@ -124,7 +124,7 @@ class Scheduler:
                 f"The search holds {search.num_rows} texts, but the engine writes {self.limits.max_rows} at a time.",
                 "Ask for a smaller search, or give the engine more rows.",
             )
-        if self._memory is None or not _may_share(entry, self.lm.target.capabilities):
+        if self._memory is None or not self._may_share(entry):
             return
         row = entry.plan.rows[0]
         most = row.num_prompt + row.max_tokens + entry.width
@@ -133,6 +133,12 @@ class Scheduler:
                 f"The text may have {most} tokens with its drafts, but the cache holds {held}.",
                 "Ask for fewer tokens, or give the engine a larger cache.",
             )
+
+    def _may_share(self, entry: Entry) -> bool:
+        """Return whether rows of other asks may be written in one run with those of this one."""
+        plan, is_own = entry.plan, entry.lm.target is not self.lm.target
+        is_whole = is_own or plan.is_fixed or entry.has_forks or plan.request.watch is not None
+        return not is_whole and _has_shared_rows(self.lm.target.capabilities)
 
     def turn(self) -> None:
         """End what is cancelled, begin what has room, and advance everything by one step."""
@@ -274,12 +280,12 @@ class Scheduler:
         else:
             held = next((lane for owner, lane in self._at.values() if owner is entry), None)
             longest = max(row.num_prompt + row.max_tokens for row in plan.rows)
-            new = partial(new_run, self.lm, plan, longest)
+            new = partial(new_run, entry.lm, plan, longest)
         if held is None:
             held = (
                 Lane(new, self._new_text, entry.may_share)
                 if plan.search is None
-                else SearchLane(new, partial(Searching, self.lm, plan))
+                else SearchLane(new, partial(Searching, entry.lm, plan))
             )
             self._lanes.append(held)
         return held
@@ -392,7 +398,7 @@ class Scheduler:
         self.meter.ended(entry, self._clock())
         try:
             took = {name: value - entry.seconds.get(name, value) for name, value in self._seconds.items()}
-            results = finish(self.lm, entry.plan, took)
+            results = finish(entry.lm, entry.plan, took)
         except Exception as error:
             entry.sink.end(None, error)
             return
@@ -407,13 +413,6 @@ def _told(error: Exception) -> str:
     if isinstance(error, ConfigError | CapabilityError):
         return f"{error} {error.hint}".strip()
     return f"{FAULT} ({error if isinstance(error, OutpaceError) else f'{type(error).__name__}: {error}'})."
-
-
-def _may_share(entry: Entry, offered: Capabilities) -> bool:
-    """Return whether rows of other asks may be written in one run with those of this one."""
-    plan = entry.plan
-    is_whole = plan.is_fixed or entry.has_forks or plan.request.watch is not None
-    return not is_whole and _has_shared_rows(offered)
 
 
 def _has_shared_rows(offered: Capabilities) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from outpace.api.lawmaking import governed
 from outpace.api.result import Result
 from outpace.api.running import Plan
 from outpace.api.scoring import check_causal, check_top
@@ -134,7 +135,8 @@ class Worker:
 
     def _prepare(self, ask: Ask, handle: _Handle, arrival: int, arrived: float) -> None:
         try:
-            entry = Entry(ask, _plan(self.lm, ask), handle, arrival, arrived)
+            lm = governed(self.lm, ask.arguments.get("law"))
+            entry = Entry(ask, lm, _plan(lm, ask), handle, arrival, arrived)
             self._scheduler.check(entry)
         except Exception as error:
             handle.refused(error)

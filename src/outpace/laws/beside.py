@@ -12,7 +12,7 @@ from outpace.cache import Cache, Counter, Pages
 from outpace.models.fused import FusedTarget
 from outpace.types import NO_OUTPUTS, Adapter, Outputs, Scores
 
-__all__ = ["Around", "Beside", "Early", "Mix", "against", "as_logs"]
+__all__ = ["Around", "Beside", "Early", "Mix", "Retold", "against", "as_logs"]
 
 Mix = Callable[[Tensor, Tensor], Tensor]
 """What makes log-probabilities [..., V] of two models one law's logits; -inf where it forbids."""
@@ -85,29 +85,26 @@ class Around(Adapter):
         """Run the target's encoder."""
         self.target.encode(sources, cache)
 
+    def check_prompts(self, prompts: Sequence[int]) -> None:
+        """Refuse what the target does."""
+        self.target.check_prompts(prompts)
 
-def as_logs(logits: Tensor) -> Tensor:
-    """Return log-probabilities [..., V], in float32 at least."""
-    return (logits.float() if logits.dtype.itemsize < 4 else logits).log_softmax(-1)
+    def note_prompts(self, cache: Cache, prompts: Sequence[int]) -> None:
+        """Let the target take note."""
+        self.target.note_prompts(cache, prompts)
 
 
-class Early(Around):
-    """A target whose last layer and earlier ones say something together.
+class Retold(Around):
+    """A target whose logits are changed by what else it says of the same place: `more` is asked for, `retell` changes.
 
-    Args:
-        target: a model that gives hidden states and reads them early.
-        layers: states entering these are read.
-        mix: of log-probabilities [..., V] and, per layer, [..., V] others.
-
-    Raises:
-        CapabilityError: the target gives no hidden states, or cannot be read early.
+    It keeps nothing of its own, so that its entries are the target's, in pages where those have them.
     """
 
-    def __init__(self, target: Adapter, layers: Sequence[int], mix: Callable[[Tensor, list[Tensor]], Tensor]) -> None:
-        super().__init__(target)
-        self.layers, self.mix = tuple(layers), mix
-        target.check(Outputs(layers=self.layers))
-        target.early(target.embed(torch.zeros(1, 1, dtype=torch.int64, device=target.device)))
+    more: Outputs = NO_OUTPUTS
+
+    def retell(self, scores: Scores) -> Tensor:
+        """Return the law's logits [..., V] of scores that hold `more`."""
+        raise NotImplementedError
 
     def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
         """Return pages of the target."""
@@ -124,11 +121,38 @@ class Early(Around):
         inputs: Tensor | None = None,
         skip: Sequence[int] = (),
     ) -> Scores:
-        """Run one forward; every asked place is read at all layers."""
+        """Run one forward; what is asked of every place is told anew."""
         self.check(outputs, skip)
-        wanted = outputs | Outputs(layers=self.layers, has_logits=outputs.has_logits)
+        wanted = outputs | replace(self.more, has_logits=outputs.has_logits)
         scores = self.target.score(tokens, position, visible, cache, ask, wanted, inputs)
-        if not outputs.has_logits:
-            return scores
+        return replace(scores, logits=self.retell(scores)) if outputs.has_logits else scores
+
+
+def as_logs(logits: Tensor) -> Tensor:
+    """Return log-probabilities [..., V], in float32 at least."""
+    return (logits.float() if logits.dtype.itemsize < 4 else logits).log_softmax(-1)
+
+
+class Early(Retold):
+    """A target whose last layer and earlier ones say something together.
+
+    Args:
+        target: a model that gives hidden states and reads them early.
+        layers: states entering these are read.
+        mix: of log-probabilities [..., V] and, per layer, [..., V] others.
+
+    Raises:
+        CapabilityError: the target gives no hidden states, or cannot be read early.
+    """
+
+    def __init__(self, target: Adapter, layers: Sequence[int], mix: Callable[[Tensor, list[Tensor]], Tensor]) -> None:
+        super().__init__(target)
+        self.layers, self.mix = tuple(layers), mix
+        self.more = Outputs(layers=self.layers)
+        target.check(self.more)
+        target.early(target.embed(torch.zeros(1, 1, dtype=torch.int64, device=target.device)))
+
+    def retell(self, scores: Scores) -> Tensor:
+        """Return what all layers say together."""
         own, *others = map(as_logs, [scores.logits, *(self.target.early(scores.taps[layer]) for layer in self.layers)])
-        return replace(scores, logits=self.mix(own, others))
+        return self.mix(own, others)

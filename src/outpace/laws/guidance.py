@@ -118,18 +118,22 @@ class Guided(FusedTarget):
         cache.extra = [torch.zeros(rows, 1, dtype=torch.int64, device=cache.device)]
         return cache
 
-    def note_prompts(self, cache: Cache, prompts: Sequence[int]) -> None:
-        """Note where second texts begin.
+    def check_prompts(self, prompts: Sequence[int]) -> None:
+        """Refuse prompts that are shorter than the other one.
 
         Raises:
-            ConfigError: the other prompt is longer than a row's own.
+            ConfigError: there is one.
         """
-        size = len(self.prompt) or 1
-        if min(prompts) < size:
+        if min(prompts) < (size := len(self.prompt) or 1):
             raise ConfigError(
                 f"The negative prompt has {size} tokens, the prompt {min(prompts)}.",
                 "Shorten it to the prompt's length.",
             )
+
+    def note_prompts(self, cache: Cache, prompts: Sequence[int]) -> None:
+        """Note where second texts begin; errors are those of `check_prompts`."""
+        self.check_prompts(prompts)
+        size = len(self.prompt) or 1
         offsets = [[length - size] for length in prompts]
         cache.extra = [torch.tensor(offsets, dtype=torch.int64, device=cache.device)]
 
@@ -187,8 +191,9 @@ class Guided(FusedTarget):
 
     def combine(self, own: Tensor, other: Tensor) -> Tensor:
         """Return the guided logits."""
-        less = other.log_softmax(-1)
-        return less + self.weight * (own.log_softmax(-1) - less)
+        own, less = own.log_softmax(-1), other.log_softmax(-1)
+        guided = less + self.weight * (own - less)
+        return torch.where(own.isfinite() & less.isfinite(), guided, own)  # another law may forbid what both forbid
 
 
 @dataclass(frozen=True)

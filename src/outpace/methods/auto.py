@@ -70,7 +70,6 @@ class Auto(Method):
         arms: names of exact methods, parted by commas; those that the target or the models at hand do not allow
             are left out. They are first tried in this order: what costs least is known before anything is risked.
             Beside `trained-drafter`, which drafts from the text too, those that draft from it alone are left out.
-            It is left out itself, unless arms are named, where forwards read weights of eight bits or fewer.
         draft: the drafter of arms that need one; "auto" = the one that is known for the target, if any. One that was
             trained to read the target drafts for `trained-drafter`, a model for the others.
         explore: share of the decoding time that trials of other drafters may lose.
@@ -122,10 +121,6 @@ class Auto(Method):
 
     def fitted(self, offered: Capabilities) -> tuple[Method, str]:
         """Leave out the arms that the model does not allow, down to plain decoding."""
-        if offered.has_codes and self.arms == type(self).arms:
-            # Beside forwards on codes a pass takes as long as it saves (docs/which-drafter.md): it has to be named.
-            text = ",".join(arm.name for arm in _made(self.arms) if not arm.needs.takes_heads)
-            return replace(self, arms=text).fitted(offered)
         arms = _made(self.arms)
         kept = [arm for arm in arms if not misfits(arm, offered) and arm.needs.width <= offered.max_positions]
         if len(kept) == len(arms):

@@ -125,6 +125,14 @@ class FusedTarget(Adapter):
         """Run the target's encoder."""
         self.target.encode(sources, cache)
 
+    def check_prompts(self, prompts: Sequence[int]) -> None:
+        """Refuse what the target does."""
+        self.target.check_prompts(prompts)
+
+    def note_prompts(self, cache: Cache, prompts: Sequence[int]) -> None:
+        """Let the target take note."""
+        self.target.note_prompts(cache, prompts)
+
     def score(
         self,
         tokens: Tensor,

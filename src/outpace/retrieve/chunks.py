@@ -1,8 +1,9 @@
 """Neighbours of chunks, and a cross-attention that reads them: retrieval beside a model that stays as it is.
 
 A text is cut into chunks of equal length. Its tokens read the nearest chunks of a collection, each with what followed
-it, by the last whole chunk before the token that is predicted: what is read never knows that token. Nearness is the
-inner product of their tokens' mean embeddings, scaled to length 1.
+it, by the last whole chunk before the token that is predicted: what is read never knows that token. A collection has a
+chunk at every token, so that what follows one goes on from the same place. Nearness is the inner product of their
+tokens' mean embeddings, the last tokens weighing most, scaled to length 1.
 
 Source: Borgeaud et al. (2022), arXiv 2112.04426 (RETRO: chunks, neighbours with their continuations, chunked
 cross-attention, fitted to a model that was trained without); Wang et al. (2023), arXiv 2304.06762, study it at scale.
@@ -25,6 +26,9 @@ from outpace.retrieve.states import text_states
 from outpace.types import Adapter
 
 __all__ = ["ChunkIndex", "ChunkReader", "chunk_before", "unit"]
+
+
+_HALVING = 4.0  # tokens back at which one weighs half as much in a chunk's key
 
 
 def unit(states: Tensor) -> Tensor:
@@ -54,18 +58,27 @@ class ChunkReader(nn.Module):
         self.chunk, self.neighbours, self.heads = chunk, neighbours, heads
         self.query = nn.Linear(size, heads * width)
         self.key, self.value = nn.Linear(3 * size, heads * width), nn.Linear(3 * size, heads * width)
+        self.offset = nn.Parameter(torch.zeros(heads, chunk, 2 * chunk))  # by the two places in their spans
         self.out, self.up, self.down = nn.Linear(heads * width, size), nn.Linear(2 * size, size), nn.Linear(size, size)
         for last in (self.out, self.down):  # a reader begins as the model alone
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def forward(self, states: Tensor, read: Tensor) -> Tensor:
-        """Return states [B, T, F] with what rows read of [B, N, 3F] added; a row without entries stays as it is."""
+    def forward(self, states: Tensor, read: Tensor, first: int = 0) -> Tensor:
+        """Return states [B, T, F] with what rows read of [B, K * 2 * chunk, 3F] added.
+
+        Args:
+            states: of one chunk's places, or of some in a row.
+            read: entries of K neighbours.
+            first: place in its chunk of the token that the first state predicts.
+        """
         rows, count, _ = states.shape
         shape = (rows, -1, self.heads, self.query.out_features // self.heads)
         query = self.query(unit(states)).view(shape).transpose(1, 2)
         key, value = (part(read).view(shape).transpose(1, 2) for part in (self.key, self.value))
-        seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(rows, count, -1)
+        near = self.offset[:, first : first + count].repeat(1, 1, read.shape[1] // (2 * self.chunk))
+        bias = near.expand(rows, -1, -1, -1)
+        seen = F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2).reshape(rows, count, -1)
         found = self.out(seen)
         more: Tensor = self.down(F.gelu(self.up(torch.cat([unit(states), found], -1))))
         both: Tensor = states + found + more
@@ -110,28 +123,43 @@ class ChunkIndex:
 
     def __init__(self, target: Adapter, texts: Sequence[Sequence[int]], chunk: int) -> None:
         self.target, self.chunk = target, chunk
-        places = [(number, at) for number, text in enumerate(texts) for at in range(0, len(text) - chunk + 1, chunk)]
-        if not places:
+        long = [number for number, text in enumerate(texts) if len(text) >= chunk]
+        if not long:
             raise ConfigError(f"No text of the collection has {chunk} tokens.", "Give longer texts.")
-        self.texts = torch.tensor([number for number, _ in places])
-        self.spans = [list(texts[number][at : at + 2 * chunk]) for number, at in places]
-        states = text_states(target, self.spans)
-        self.keys = torch.stack([self.key(span[:chunk]) for span in self.spans])
-        size = states[0].shape[1]
-        self._read = torch.zeros(len(places), 2 * chunk, 3 * size)
-        for number, (span, held) in enumerate(zip(self.spans, states, strict=True)):
-            self._read[number, : len(span)] = self._entries(span, held)
+        # All texts lie one behind the other, and then an entry of zeros, which stands for what a text no longer has.
+        begins, places, keys = 0, list[tuple[int, int, int]](), list[Tensor]()
+        for number in long:
+            size = len(texts[number])
+            places += [(number, begins + at, begins + size) for at in range(size - chunk + 1)]
+            keys.append(self._keys(texts[number]))
+            begins += size
+        self.texts, self.starts, self._ends = torch.tensor(places).T
+        self.keys = torch.cat(keys)
+        entries = [
+            self._entries(texts[number], held)
+            for number, held in zip(long, text_states(target, [texts[number] for number in long]), strict=True)
+        ]
+        self._read = torch.cat([*entries, torch.zeros(1, entries[0].shape[1])])
 
-    def _entries(self, span: Sequence[int], states: Tensor) -> Tensor:
-        """Return what can be read of a span, [N, 3F]: its states, its tokens, and the tokens behind each."""
-        ids = torch.tensor([*span, span[-1]], device=self.target.device)
+    def __len__(self) -> int:
+        """Chunks."""
+        return len(self.starts)
+
+    def _entries(self, text: Sequence[int], states: Tensor) -> Tensor:
+        """Return what can be read of a text, [N, 3F]: its states, its tokens, and the tokens behind each."""
+        ids = torch.tensor([*text, text[-1]], device=self.target.device)
         embedded = unit(self.target.embed(ids).float().cpu())
         return torch.cat([unit(states), embedded[:-1], embedded[1:]], -1)
 
+    def _keys(self, text: Sequence[int]) -> Tensor:
+        """Return the keys of all chunks of a text, [N, F]."""
+        embedded = self.target.embed(torch.tensor(list(text), device=self.target.device)).float().cpu()
+        weight = 0.5 ** (torch.arange(self.chunk - 1, -1, -1) / _HALVING)
+        return F.normalize(embedded.unfold(0, self.chunk, 1) @ weight, dim=-1)
+
     def key(self, chunk: Sequence[int]) -> Tensor:
         """Return the key [F] of a chunk."""
-        ids = torch.tensor(list(chunk), device=self.target.device)
-        return F.normalize(self.target.embed(ids).float().mean(0), dim=0).cpu()
+        return self._keys(chunk)[0]
 
     def nearest(self, keys: Tensor, count: int, but: Tensor | None = None) -> Tensor:
         """Return the nearest chunks of keys [Q, F], [Q, count], the nearest first.
@@ -148,4 +176,6 @@ class ChunkIndex:
 
     def entries(self, chosen: Tensor) -> Tensor:
         """Return what is read of chosen chunks [Q, K], [Q, K * 2 * chunk, 3F]."""
-        return self._read[chosen].flatten(1, 2)
+        at = self.starts[chosen].unsqueeze(-1) + torch.arange(2 * self.chunk)
+        at = torch.where(at < self._ends[chosen].unsqueeze(-1), at, len(self._read) - 1)
+        return self._read[at.flatten(1)]

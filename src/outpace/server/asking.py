@@ -12,8 +12,8 @@ from starlette.types import Scope
 
 from outpace import zoo
 from outpace.engine.face import Face
-from outpace.laws.registry import read_law
-from outpace.methods.registry import load_method
+from outpace.laws.registry import load_law
+from outpace.methods.registry import load_method, read_spelled
 from outpace.search.registry import load_search
 from outpace.search.rewards import Reward
 from outpace.server.errors import Refused
@@ -255,7 +255,7 @@ def arguments(
     if (body.min_tokens or 0) > found.get("max_tokens", body.min_tokens or 0):
         raise _wrong("min_tokens", f"min_tokens is {body.min_tokens}, above max_tokens.")
     if body.outpace is not None and body.outpace.law:
-        found["law"] = [_law(text) for text in body.outpace.law]
+        found["law"] = [_law(text, settings) for text in body.outpace.law]
     if body.outpace is not None and body.outpace.search is not None:
         return _held(body.outpace, found, settings)
     chosen = method(body.outpace or Extra(), engine, settings)
@@ -376,18 +376,21 @@ def method(extra: Extra, engine: Face, settings: ServerSettings) -> dict[str, An
     return {"method": name, "options": options}
 
 
-def _law(text: str) -> str:
-    """Return a law as it was spelled.
+def _law(text: str, settings: ServerSettings) -> str:
+    """Return a law as it is spelled; under a name of the server's, that law with what the request sets beside it.
 
     Raises:
-        Refused: it names a file.
+        Refused: the request names a file.
         ConfigError: there is no such law, or it has no such setting.
     """
-    law = read_law(text)
-    for field in dataclasses.fields(law):
-        if field.name in law.files and getattr(law, field.name) != field.default:
-            raise _wrong("outpace.law", f"{field.name} of a law may not be named by a request. Leave it out.")
-    return text
+    name, asked = read_spelled(text)
+    kind, options = read_spelled(settings.laws.get(name, name))
+    for key in load_law(kind).files:
+        if key in asked or key.replace("_", "-") in asked:
+            raise _wrong("outpace.law", f"{key} of a law may not be named by a request. Leave it out.")
+    options |= asked
+    load_law(kind).from_settings(options)  # a mistake there is told at once
+    return f"{kind}:{','.join(f'{key}={value}' for key, value in options.items())}"
 
 
 def _check_option(key: str, value: Any, field: Any, settings: ServerSettings) -> None:

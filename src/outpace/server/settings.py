@@ -30,6 +30,7 @@ class ServerSettings:
     Attributes:
         method, options: how texts are written where a request says nothing.
         rewards: FILE.py:function by the names under which searches may ask for them.
+        laws: LAW:key=value,... by the names under which requests may ask for them; these may name files.
         keys: who may ask; empty = everybody.
         hosts: names that the Host header may hold; empty = any. It keeps web pages from reaching a server on loopback
             under a name of their own.
@@ -56,6 +57,7 @@ class ServerSettings:
     method: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
     rewards: Mapping[str, str] = field(default_factory=dict)
+    laws: Mapping[str, str] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()

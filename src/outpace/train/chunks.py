@@ -98,7 +98,7 @@ def losses_of(reader: ChunkReader, data: ChunkData, seed: int = 0) -> dict[str, 
     """Return mean losses in nats per token: the model alone, with the nearest chunks, and with chunks by chance."""
     draw, found = torch.Generator().manual_seed(seed), {"alone": 0.0, "nearest": 0.0, "chance": 0.0}
     for part in torch.arange(len(data)).split(32):
-        other = torch.randint(len(data.index.spans), (len(part), reader.neighbours), generator=draw)
+        other = torch.randint(len(data.index), (len(part), reader.neighbours), generator=draw)
         share = len(part) / len(data)
         found["alone"] += share * float(data.loss(None, part))
         found["nearest"] += share * float(data.loss(reader, part))

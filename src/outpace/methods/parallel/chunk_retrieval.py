@@ -3,9 +3,10 @@
 Paper: Wang et al. (2023), arXiv 2304.06762; Borgeaud et al. (2022), RETRO, arXiv 2112.04426.
 Guarantee: approximate: another law than the model's; the model's own until a text has a whole chunk.
 Cost: 1 target forward per token, a look at all chunks whenever one is whole, and an attention over the neighbours; the
-    collection is read twice by the target when a run begins.
+    collection is read by the target when a run begins.
 Differences: one cross-attention above the last layer of a model that stays as it is (RETRO-fitting), where the paper
-    trains a decoder with one in every third layer; neighbours are found by mean embeddings of tokens, not by BERT.
+    trains a decoder with one in every third layer; neighbours are found by mean embeddings of tokens, not by BERT, and
+    begin at any token.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ class ChunkRetrieval(Method):
         (reader, index), logits = state.shelf.held, scores.logits.clone()
         for row, found in enumerate(state.found):
             if found is not None:
-                states = reader(scores.last[row : row + 1, :1].float().cpu(), found).to(scores.last)
+                place = len(view.texts[row]) % reader.chunk
+                states = reader(scores.last[row : row + 1, :1].float().cpu(), found, place).to(scores.last)
                 logits[row, 0] = index.target.head(states)[0, 0]
         return sample_and_match(proposal, replace(scores, logits=logits), view)
