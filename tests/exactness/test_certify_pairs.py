@@ -10,8 +10,8 @@ import outpace
 from outpace.errors import ConfigError
 from outpace.methods.registry import load_method
 from outpace.testing.certify import certify_model, logit_drift, own_prompts
-from outpace.testing.plan import Plan
 from outpace.testing.certify_all import certifiable
+from outpace.testing.plan import Plan
 from outpace.testing.random_pairs import DRAFTER, FAMILIES, make_pair
 
 pytest.importorskip("transformers")

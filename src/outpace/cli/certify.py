@@ -29,7 +29,8 @@ def certify(
     ] = False,
     jobs: Annotated[int, typer.Option(help="Processes side by side, with several methods.")] = 2,
     option: Annotated[
-        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method; with several, draft=MODEL alone.")
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method; of several, draft=MODEL."),
     ] = None,
     law: Annotated[
         list[str] | None,

@@ -28,19 +28,20 @@ FAMILIES = ("marian", "t5", "bart", "m2m_100")
 _SPECIAL = ("<pad>", "</s>", "<s>", "<unk>")
 _LETTERS = string.ascii_letters + " .,!?'"
 _SIZES = {"d_model": 16, "max_position_embeddings": 128}
-_SIDES = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
+_SIDES = {"attention_heads": 2, "ffn_dim": 32}
+_LAYERS = {"encoder": 2, "decoder": 4}  # so that methods which leave layers out have some to leave
 _SHARPNESS = 4.0  # spread of the logits
 _DISTURBED = 0.1  # spread of what is added to a drafter's matrices, in spreads of their own
-_SEEDS = {"marian": 0, "t5": 2, "bart": 1, "m2m_100": 1}  # whose texts are not one letter alone
+_SEED = 4  # under which every family writes many letters, and repeats itself now and then
 
 
-def make_pair(family: str, directory: Path, seed: int | None = None) -> Path:
+def make_pair(family: str, directory: Path, seed: int = _SEED) -> Path:
     """Write a random model of a family, its tokenizer, its settings and a drafter, and return the directory.
 
     Args:
         family: one of `FAMILIES`.
         directory: where it goes; made if it is missing.
-        seed: of the weights; None = one under which a model says more than one letter.
+        seed: of the weights.
 
     Raises:
         ConfigError: an unknown family.
@@ -49,7 +50,7 @@ def make_pair(family: str, directory: Path, seed: int | None = None) -> Path:
         raise ConfigError(f"There is no family {family!r} here.", nearest(family, FAMILIES, "family"))
     directory.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEEDS[family] if seed is None else seed)
+        torch.manual_seed(seed)
         model = _model(family)
         _sharpen(model)
         for name, share in (("", 0.0), (DRAFTER, _DISTURBED)):
@@ -67,10 +68,18 @@ def _model(family: str) -> Any:
     ids["tie_word_embeddings"] = False  # tied ones make random weights repeat what they read
     if family == "t5":
         config = theirs.T5Config(
-            **ids, decoder_start_token_id=0, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+            **ids,
+            decoder_start_token_id=0,
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=_LAYERS["encoder"],
+            num_decoder_layers=_LAYERS["decoder"],
+            num_heads=2,
         )
         return theirs.T5ForConditionalGeneration(config)
-    sides = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in _SIDES.items()}
+    sides = {f"{side}_{name}": size for side in _LAYERS for name, size in _SIDES.items()}
+    sides |= {f"{side}_layers": number for side, number in _LAYERS.items()}
     start = {"marian": 0, "bart": 2, "m2m_100": 1}[family]
     given = {**ids, **_SIZES, **sides, "decoder_start_token_id": start, "forced_eos_token_id": None}
     if family == "marian":
@@ -132,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a small random encoder-decoder.")
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=_SEED)
     asked = parser.parse_args()
     print(make_pair(asked.family, asked.directory, asked.seed))
 
