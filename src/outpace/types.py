@@ -84,6 +84,8 @@ class Capabilities:
         max_positions: context length in tokens.
         vocab_size: V.
         mask_id: the mask token of a masked model, else None.
+        is_renoised: the mask token is a sign to the adapter alone, which shows the model random tokens there (uniform
+            noise): no text with masks has a likelihood.
         is_encoder_decoder: the prompt goes through an encoder once.
         is_one_pass: the encoder's pass gives the whole text; a token's law depends on the source and its place alone.
         kind: of a one-pass network of ours, the name of its kind; rules over its places are for some kinds alone.
@@ -92,7 +94,7 @@ class Capabilities:
         turns_anew: such a text is read anew from its beginning (long-rope); else its later positions alone differ.
         has_hidden: hidden states are given where `Outputs` asks for them.
         heads: names of the further outputs that may be asked for.
-        has_codes: forwards read weights of eight bits or fewer, which makes them short beside whatever drafts for them.
+        code_bits: of a weight in the layers that forwards read, where weights are codes; 0 = they are plain numbers.
     """
 
     vocab_size: int
@@ -103,6 +105,7 @@ class Capabilities:
     has_skip: bool = False
     num_layers: int = 0
     mask_id: int | None = None
+    is_renoised: bool = False
     is_encoder_decoder: bool = False
     is_one_pass: bool = False
     kind: str = ""
@@ -113,7 +116,7 @@ class Capabilities:
     turns_anew: bool = False
     has_hidden: bool = False
     heads: tuple[str, ...] = ()
-    has_codes: bool = False
+    code_bits: int = 0
 
     @property
     def is_canvas(self) -> bool:

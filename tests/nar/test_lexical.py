@@ -1,6 +1,9 @@
 """The lexical prior: its divergence by hand, which places it counts, how its weight falls; and words by frequency."""
 
+import gzip
+from collections import Counter
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +12,11 @@ import torch
 from outpace.errors import ConfigError
 from outpace.models.nar.ctc import Ctc, CtcConfig
 from outpace.train.nar.alignment import Aligner
-from outpace.train.nar.frequency import by_frequency, word_counts
+from outpace.train.nar.frequency import by_frequency, main, recall_interval, tallies, word_counts
 from outpace.train.nar.lexical import LexicalPrior
 from outpace.train.nar.network import TrainedNar
 from outpace.train.pairs import PairBatches, make_batch
+from outpace.train.translation.written import read_written
 
 V = 12
 SOURCES = [[3, 4, 0], [3, 5, 0], [6, 4, 0], [3, 4, 0]]
@@ -94,3 +98,40 @@ def test_words_are_counted_in_bands_of_their_frequency() -> None:
     assert (some.wanted, some.written, some.found) == (2, 3, 1)  # dog, sleeps; dog, dog, sleeps
     assert (common.wanted, common.written, common.found) == (3, 2, 2)
     assert (some.recall, some.precision, some.f1) == (1 / 2, 1 / 3, 2 / 5)
+
+
+def test_the_interval_is_that_of_drawing_whole_sentences() -> None:
+    generator = np.random.default_rng(5)
+    words = [f"w{index}" for index in range(12)]
+    counts = Counter({word: index for index, word in enumerate(words)})
+    references = [" ".join(generator.choice(words, 6)) for _ in range(9)]
+    ours, theirs = ([" ".join(generator.choice(words, 6)) for _ in references] for _ in range(2))
+    bands = (0, 4, 8)
+    found, base = (tallies(texts, references, counts, bands) for texts in (ours, theirs))
+    # The slow way: each drawn set of sentences is counted anew, by the words themselves.
+    draws = np.random.default_rng(3).multinomial(9, np.full(9, 1 / 9), size=50)
+    apart = []
+    for weights in draws:
+        drawn = np.repeat(np.arange(9), weights)
+        sets = [[texts[index] for index in drawn] for texts in (ours, theirs, references)]
+        first, second = (by_frequency(texts, sets[2], counts, bands) for texts in sets[:2])
+        apart.append([one.recall - other.recall for one, other in zip(first, second, strict=True)])
+    low, high = np.quantile(apart, (0.025, 0.975), axis=0)
+    np.testing.assert_allclose(recall_interval(found, base, draws=50, seed=3), np.stack([low, high], 1))
+    assert recall_interval(found, found) == [(0.0, 0.0)] * 3
+
+
+def test_what_a_teacher_lost_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "tatoeba_pairs"
+    folder.mkdir()
+    lines = "a\tein Hund\nb\tein Hund bellt\nc\tein Dackel\n"
+    (folder / "en-de.train.tsv.gz").write_bytes(gzip.compress(lines.encode()))
+    path = tmp_path / "written.jsonl"
+    path.write_text('{"parent": "0"}\n["a", "ein Hund"]\n["b", "ein Hund"]\n["c", "ein Hund"]\n', encoding="utf-8")
+    given = ["--written", str(path), "--set", "tatoeba-pairs:test:en-de", "--bands", "0", "2", "3", "--data"]
+    assert main([*given, str(tmp_path)]) == 0
+    rows = [line.split(" | ")[1:] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [["0", "2", "0 (0%) |"], ["2", "2", "3 (150%) |"], ["3", "3", "3 (100%) |"]]
+    path.write_text("bellt\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="no texts that a teacher wrote"):
+        read_written(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -19,7 +18,7 @@ from outpace.run.row import Row
 from outpace.sampling import Sampling
 from outpace.testing import check_method
 from outpace.testing.world import PeriodicModel, make_rows, make_run
-from outpace.types import Capabilities, Context, Outcome
+from outpace.types import Context, Outcome
 
 LOOP = "one two three four five six. " * 8
 
@@ -107,12 +106,3 @@ def test_memory_of_a_wrong_kind_is_named_before_a_text_begins() -> None:
     lm = outpace.load("stories-draft")
     with pytest.raises(ConfigError, match="cannot use a memory"):
         lm.generate("Once", max_tokens=2, method="auto", memory=RecyclingMemory())
-
-
-def test_beside_short_forwards_a_trained_drafter_has_to_be_named() -> None:
-    offered = Capabilities(vocab_size=8, max_positions=64)
-    coded = replace(offered, has_codes=True)
-    assert Auto().fitted(offered) == (Auto(), "")
-    assert Auto().fitted(coded) == (Auto(arms="suffix,token-recycling,opt-tree"), "")
-    named = Auto(arms="trained-drafter,suffix")
-    assert named.fitted(coded) == (named, "")

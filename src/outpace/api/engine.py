@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -132,7 +131,6 @@ def load(
         if not isinstance(target, Transformer) or not target.is_invariant:
             raise CapabilityError(f"int8 weights need compiled kernels, which do not serve {name} here.")
         target.is_quantised = True
-        target.capabilities = replace(target.capabilities, has_codes=True)
         target.notes.append("Weights are rounded to 8 bits.")
     if cache_dtype not in ("auto", "int8"):
         raise ConfigError(f"cache_dtype is {cache_dtype!r}.", "Use auto or int8.")

@@ -70,7 +70,7 @@ def write(row: CanvasRow, reading: Reading, parts: Parts) -> CanvasRow:
         step=row.step + 1,
         memo=choice.memo,
     )
-    return _finish(after, canvas)
+    return after if choice.holds else _finish(after, canvas)
 
 
 def _log_probs(reading: Reading, tokens: Ids, writes: Bools) -> Floats:

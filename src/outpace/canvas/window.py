@@ -46,10 +46,12 @@ def seen(row: CanvasRow, parts: Parts) -> int:
 
 
 def places_asked(row: CanvasRow, parts: Parts) -> Ids:
-    """Return the undecided places whose laws the next forward is asked for."""
+    """Return the places whose laws the next forward is asked for: undecided, or of a correcting rule all not given."""
     canvas = parts.canvas
     # The schedule may reach further than the text goes, or than the model sees: nothing can be said there.
     stop = min(parts.schedule.asked(row, canvas), row.live(), canvas.border(row.base))
+    if parts.rule.is_correcting:
+        return row.base + np.flatnonzero(~row.given[row.base : stop])
     return row.undecided(canvas, row.base, stop)
 
 

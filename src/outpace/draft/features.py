@@ -73,7 +73,10 @@ class Features:
             if ask is not None:
                 asked = ask[row].tolist()
                 index = [asked.index(node) for node in nodes if node in asked][: len(nodes)]
-            self._add(row, len(text) - len(emitted) - 1, states[row, index])
+            # Most steps keep the first nodes of all: a slice takes a tenth of the time that picking does.
+            is_first = index[-1] == len(index) - 1 if index else False
+            place = len(text) - len(emitted) - 1
+            self._add(row, place, states[row, : len(index)] if is_first else states[row, index])
 
     def _add(self, row: int, place: int, states: Tensor) -> None:
         end = self.starts[row] + len(self.held[row])

@@ -50,6 +50,14 @@ def build(machine: str = MACHINE) -> Built:
     """
     if os.environ.get("OUTPACE_COMPILED", "1") == "0":
         return Built(None, "compiled kernels are switched off by OUTPACE_COMPILED=0")
+    told = tuple(map(os.environ.get, ("OUTPACE_CACHE", "XDG_CACHE_HOME", "HOME")))
+    return _built(machine, told)
+
+
+@functools.lru_cache(maxsize=4)
+def _built(machine: str, told: tuple[str | None, ...]) -> Built:
+    """Return the library; `told` is what the cache folder's place depends on, which takes longer to work out."""
+    del told
     return _build(machine, str(store.cache_folder()))
 
 

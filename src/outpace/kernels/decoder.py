@@ -271,6 +271,11 @@ class CompiledDecoder:
         self._lock, self._call = threading.Lock(), CallView()
         self._call_address = ctypes.byref(self._call)
 
+    @property
+    def code_bits(self) -> int:
+        """Bits of a weight in the layers, where weights are codes; 0 = they are plain numbers."""
+        return int(self._layers[0].up.coding.bits) if self.spec.num_layers else 0
+
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             self._library.outpace_delete(self._handle)

@@ -24,6 +24,8 @@ _BUILT_IN = {  # below outpace.laws
     "contrast": "contrast:Contrast",
     "dola": "dola:Dola",
     "self-terminating": "self_terminating:SelfTerminating",
+    "template": "template:Template",
+    "codes": "codes:Codes",
 }
 
 

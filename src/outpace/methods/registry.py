@@ -94,6 +94,8 @@ _BUILT_IN = {  # below outpace.methods
     "rcd": "diffusion.rcd:ResidualContext",
     "joint-sampler": "diffusion.joint_sampler:JointSampler",
     "learn2pd": "diffusion.learn2pd:Learn2Pd",
+    "ctrldiff": "diffusion.ctrldiff:CtrlDiff",
+    "hyperschedule": "diffusion.hyperschedule:Hyperschedule",
     "apd": "diffusion.apd:Apd",
     "freedave": "diffusion.freedave:FreeDave",
     "ssd": "diffusion.ssd:SSD",

@@ -17,7 +17,7 @@ __all__ = ["FAMILIES", "find_family", "is_native", "make_spec"]
 
 Config = Mapping[str, Any]
 
-FAMILIES: dict[str, Family] = CAUSAL | DIFFUSION
+FAMILIES: dict[str, Family] = CAUSAL | DIFFUSION | {"outpace_codebook_llama": CAUSAL["llama"]}
 
 
 def is_native(config: Config) -> bool:

@@ -194,6 +194,7 @@ class Transformer(Adapter):
             self._pack(pack)
         else:
             self.path = "compiled"
+            self.capabilities = replace(self.capabilities, code_bits=self._compiled.code_bits)
             if is_tied:  # the packed head holds the only copy that is needed
                 self.weights.embed = self.weights.embed.new_empty(0, self.spec.hidden_size)
             self.notes += kernels.warnings()

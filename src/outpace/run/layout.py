@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from outpace.run.tree import ancestors
+from outpace.run.tree import ancestors, sight_lines
 from outpace.types import Adapter, Proposal
 
 __all__ = ["Layout", "lay_out", "soften"]
+
+_FEW = 1 << 10  # pairs of tokens that are looked at one by one on the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,9 @@ def lay_out(pending: Sequence[Sequence[int]], bases: Sequence[int], proposal: Pr
         position = base + torch.arange(longest + width, device=device)
         return _lay_chains(head, position, start, proposal)
     if is_even and width and not is_plain:
+        is_bare = proposal.parent is not None and proposal.position is None and proposal.visible is None
+        if is_bare and device.type == "cpu" and len(start) * (longest + width) ** 2 <= _FEW:
+            return _lay_few(pending, bases, proposal)
         return _lay_trees(head, base, start, proposal)
     return _ragged(head, base, start, proposal)
 
@@ -73,11 +78,29 @@ def _lay_trees(head: Tensor, base: Tensor, start: list[int], proposal: Proposal)
     total = tokens.shape[1]
     own = proposal.position if proposal.position is not None else base + longest - 1 + sight.sum(-1)
     position = torch.cat([base + torch.arange(longest, device=base.device), own], 1)
-    visible = torch.ones(total, total, dtype=torch.bool, device=base.device).tril().repeat(len(start), 1, 1)
+    visible = torch.ones(len(start), total, total, dtype=torch.bool, device=base.device).tril_()
     visible[:, longest:, longest:] = sight
-    visible.diagonal(dim1=1, dim2=2).fill_(True)
+    if proposal.visible is not None:  # which may leave a token unseen by itself
+        visible.diagonal(dim1=1, dim2=2).fill_(True)
     is_all = longest == 1 and proposal.ask is None
     return Layout(tokens, position, visible, None if is_all else _asked(start, proposal, total), start)
+
+
+def _lay_few(pending: Sequence[Sequence[int]], bases: Sequence[int], proposal: Proposal) -> Layout:
+    """As `_lay_trees`, of trees so small that lists take less time than the calls of torch."""
+    assert proposal.parent is not None  # the caller has looked
+    tokens, position, visible = [], [], []
+    longest, total = len(pending[0]), len(pending[0]) + proposal.tokens.shape[1]
+    chain = [[True] * (place + 1) + [False] * (total - place - 1) for place in range(longest)]
+    rows = zip(pending, bases, proposal.tokens.tolist(), proposal.parent.tolist(), strict=True)
+    for held, base, drafted, parents in rows:
+        lines = sight_lines(parents)
+        tokens.append([*held, *drafted])
+        position.append([*range(base, base + longest), *(base + longest - 1 + sum(line) for line in lines)])
+        visible.append(chain + [[True] * longest + line for line in lines])
+    start = [longest] * len(pending)
+    ask = None if longest == 1 and proposal.ask is None else _asked(start, proposal, total)
+    return Layout(torch.tensor(tokens), torch.tensor(position), torch.tensor(visible), ask, start)
 
 
 def _sight(proposal: Proposal) -> Tensor | None:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from outpace.types import Proposal
 
-__all__ = ["TokenTree", "ancestors", "depth", "kept_order", "largest", "merge"]
+__all__ = ["TokenTree", "ancestors", "depth", "kept_order", "largest", "merge", "sight_lines"]
+
+_FEW = 1 << 10  # pairs of nodes that are looked at one by one on the host
 
 
 @dataclass(slots=True)
@@ -140,6 +142,8 @@ def ancestors(parent: Tensor) -> Tensor:
         parent: [B, W] int64, -1 = last final token; parents precede children.
     """
     width = parent.shape[1]
+    if parent.device.type == "cpu" and 0 < parent.numel() * width <= _FEW:
+        return torch.tensor([sight_lines(own) for own in parent.tolist()])
     # Column 0 stands for the root, so that -1 needs no special case.
     step = torch.nn.functional.one_hot(parent + 1, width + 1)[:, :, 1:].to(torch.float32)
     reach = step + torch.eye(width, device=parent.device)
@@ -148,6 +152,16 @@ def ancestors(parent: Tensor) -> Tensor:
         reach = (reach @ reach).clamp_(max=1)
         length *= 2
     return reach > 0
+
+
+def sight_lines(parents: list[int]) -> list[list[bool]]:
+    """Return what each node of a tree sees: after a forward, a few lists take less time than one call of torch."""
+    lines: list[list[bool]] = []
+    for node, parent in enumerate(parents):
+        line = lines[parent].copy() if 0 <= parent < node else [False] * len(parents)
+        line[node] = True
+        lines.append(line)
+    return lines
 
 
 def depth(visible: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from outpace.errors import ConfigError
 
@@ -74,7 +75,7 @@ class SeenCurve:
     """A curve that a run corrects by its own forwards, size by size; sizes that were not seen are taken as it has them.
 
     Attributes:
-        given: what is known before.
+        given: what is known before, in whatever unit.
         curve: as corrected; the same object until it has changed by a tenth somewhere.
         factors: per entry of sizes, seconds over what the given curve says; 0 = not seen.
     """
@@ -82,9 +83,13 @@ class SeenCurve:
     given: CostCurve
     curve: CostCurve = field(init=False)
     factors: list[float] = field(default_factory=lambda: [0.0] * len(_SIZES))
+    _told: list[float] = field(init=False)  # per size what the given curve says,
+    _held: list[float] = field(init=False)  # and what the corrected one does
 
     def __post_init__(self) -> None:
         self.curve = self.given
+        self._told = [self.given.seconds_for_all(size) for size in _SIZES]
+        self._held = self._told
 
     def rows(self, index: Sequence[int]) -> SeenCurve:
         """Return itself: what forwards cost holds for the whole batch, whichever rows stay."""
@@ -96,19 +101,32 @@ class SeenCurve:
         del others
         return self
 
+    @property
+    def unit(self) -> float:
+        """Seconds in a unit of the given curve, by the smallest forward seen: fewest drafts, or none; 0 = none seen."""
+        return next((factor for factor in self.factors if factor), 0.0)
+
+    def plain(self, tokens: int) -> float:
+        """Return the seconds of a forward of so many tokens; 0 where no forward was seen."""
+        return self.unit * self.given.seconds_for_all(tokens)
+
     def add(self, tokens: int, seconds: float) -> None:
         """Count a forward of so many tokens, all rows together."""
-        at = min(range(len(_SIZES)), key=lambda i: abs(_SIZES[i] - tokens))
+        at = _nearest(tokens)
         seen, old = seconds / self.given.seconds_for_all(tokens), self.factors[at]
         self.factors[at] = old + _SMOOTH * (min(seen, 4 * old) - old) if old else seen
-        unit = next(factor for factor in self.factors if factor)  # the smallest seen: fewest drafts, or none
-        times, least = [], 0.0
-        for size, factor in zip(_SIZES, self.factors, strict=True):
-            least = max(least, (factor or unit) * self.given.seconds_for_all(size))  # more tokens never take less
+        unit, times, least = self.unit, [], 0.0
+        for told, factor in zip(self._told, self.factors, strict=True):
+            least = max(least, (factor or unit) * told)  # more tokens never take less
             times.append(least)
-        held = [self.curve.seconds_for_all(size) for size in _SIZES]
-        if any(abs(new * held[0] / (times[0] * old) - 1) > _OTHER for new, old in zip(times, held, strict=True)):
-            self.curve = CostCurve(_SIZES, tuple(times))
+        scale, held = times[0] / self._held[0], self._held
+        if any(abs(new - scale * old) > _OTHER * scale * old for new, old in zip(times, held, strict=True)):
+            self.curve, self._held = CostCurve(_SIZES, tuple(times)), times
+
+
+@lru_cache(maxsize=1024)
+def _nearest(tokens: int) -> int:
+    return min(range(len(_SIZES)), key=lambda at: abs(_SIZES[at] - tokens))
 
 
 @dataclass

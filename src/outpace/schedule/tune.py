@@ -41,7 +41,12 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _VERSION = 1
 # Where nothing was measured: compiled kernels on a machine of today compute some ten tokens in the time that streaming
 # the weights takes (SmolLM2 in bfloat16 on two cores). Other paths are left at what accelerators do: 32 for little.
-_TYPICAL = {"compiled": CostCurve((1, 8, 16, 32, 64), (1.0, 1.12, 1.67, 3.14, 6.3))}
+# Codes take less time to stream and as long to compute, those of few bits first.
+_TYPICAL = {
+    0: CostCurve((1, 8, 16, 32, 64), (1.0, 1.12, 1.67, 3.14, 6.3)),
+    8: CostCurve((1, 4, 8, 16, 32, 64), (1.0, 1.08, 1.29, 2.1, 4.1, 8.2)),
+    6: CostCurve((1, 2, 4, 8, 16, 32, 64), (1.0, 1.02, 1.2, 1.8, 3.3, 6.4, 12.8)),
+}
 _FLAT = CostCurve((1, 32, 64), (1.0, 1.1, 2.2))
 _DRAFT_COST = 0.1  # of a draft forward, against a target forward of one token, where nothing tells
 
@@ -168,7 +173,9 @@ def claim_curve(context: Context, name: str) -> CostCurve | None:
 
 def likely_curve(target: Adapter) -> CostCurve:
     """Return the stored curve of a model, else the one that models of its path have, in plain forwards."""
-    return load_curve(target) or _TYPICAL.get(target.path, _FLAT)
+    if (stored := load_curve(target)) is not None or target.path != "compiled":
+        return stored or _FLAT
+    return _TYPICAL[min(bits for bits in (0, 6, 8) if bits >= target.capabilities.code_bits)]
 
 
 def draft_seconds(curve: CostCurve | None, drafter: Adapter, share: float = 0.0) -> float:

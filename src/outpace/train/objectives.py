@@ -105,13 +105,40 @@ def behind_prefix(tokens: Tensor, step: int, seed: int) -> Tensor:
     return (torch.arange(length) >= ends).to(tokens.device)
 
 
-def whole_canvas(tokens: Tensor, step: int, seed: int, shifted: bool, is_open: Tensor | None = None) -> DenoisingBatch:
-    """A masked copy of `tokens` [B, T] in which every position may see every other.
+def hybrid_noise(
+    masked: Tensor, weights: Tensor, share: float, vocab: int, step: int, seed: int, is_open: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Put random tokens in place of a share of the masks [B, T], and ask every token: any that is shown may be random.
+
+    The hybrid of absorbing and uniform noise of Fathi et al. (2025, arXiv 2504.06416), of which only the abstract was
+    read: tokens that are shown and true have the weight of an average token, which is our choice.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step + 750_019)
+    chance = torch.rand(masked.shape, generator=generator).to(masked.device)
+    drawn = torch.randint(MASK_ID + 1, vocab, masked.shape, generator=generator).to(masked.device)
+    noisy = torch.where((masked == MASK_ID) & (chance < share), drawn, masked)
+    num = masked.numel() if is_open is None else is_open.sum().clamp_min(1)
+    shown = torch.ones_like(weights) / num if is_open is None else is_open / num
+    return noisy, torch.where(weights > 0, weights, shown)
+
+
+def whole_canvas(
+    tokens: Tensor,
+    step: int,
+    seed: int,
+    shifted: bool,
+    is_open: Tensor | None = None,
+    uniform: float = 0.0,
+    vocab: int = 0,
+) -> DenoisingBatch:
+    """A masked copy of `tokens` [B, T] in which every position may see every other; `uniform` as in `hybrid_noise`.
 
     With `shifted` the output before a position speaks of it, as in a causal network (Gong et al., 2024, arXiv
     2410.17891). No output stands before the first position, so that one is then always shown.
     """
     masked, weights = mask_tokens(tokens, step, seed, is_open)
+    if uniform:
+        masked, weights = hybrid_noise(masked, weights, uniform, vocab, step, seed, is_open)
     shift = int(shifted)
     if shifted:
         masked[:, 0], weights[:, 0] = tokens[:, 0], 0.0

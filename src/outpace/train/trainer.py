@@ -31,7 +31,9 @@ from .objectives import (
     sorted_loss,
     whole_canvas,
 )
+from .objectives_backspace import BacktrackedBatch, backtracked, match_loss
 from .objectives_block import block_canvas, set_block_canvas
+from .objectives_codes import coded_loss, start_codes
 from .objectives_parallel import parallel_canvas
 from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
 from .objectives_window import window_canvas
@@ -53,6 +55,7 @@ from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
 _TAUGHT = ("distilled", "reweighted", "unrolled", "consistent", "residual")
+_Batch = DenoisingBatch | TaughtBatch | ToldBatch | BacktrackedBatch
 AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe | JointRecipe | FlowRecipe
 
 
@@ -89,6 +92,8 @@ class Trainer(Loop):
             "consistent": matched_loss,
             "residual": told_loss,
             "windows": masked_loss,
+            "backspace": match_loss,
+            "codes": coded_loss,
         }
         loss = functions[self.recipe.objective]
         self._loss = torch.compile(loss, dynamic=False) if self.compiled else loss
@@ -131,7 +136,7 @@ class Trainer(Loop):
         """Tokens in a step."""
         return self.recipe.rows * self.recipe.length
 
-    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | DenoisingBatch | TaughtBatch | ToldBatch:
+    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | _Batch:
         recipe, shape = self.recipe, self.recipe.shape
         is_long = self.step >= self.steps * (1 - recipe.long_share)
         length, rows = (recipe.length * 2, recipe.rows // 2) if is_long else (recipe.length, recipe.rows)
@@ -142,7 +147,8 @@ class Trainer(Loop):
             is_open = response_places(tokens, markers) if markers else None
             if recipe.has_prefix:
                 is_open = behind_prefix(tokens, self.step, self.seed)
-            canvas = whole_canvas(tokens, self.step, self.seed, shape.shifted, is_open)
+            noise = (recipe.uniform, shape.vocab)
+            canvas = whole_canvas(tokens, self.step, self.seed, shape.shifted, is_open, *noise)
             share = self.step / (recipe.anneal * self.steps) if recipe.anneal else 1.0
             return canvas._replace(pieces=annealed(length, share, self.step, self.seed, self.device))
         if recipe.objective == "block":
@@ -153,6 +159,8 @@ class Trainer(Loop):
             return parallel_canvas(tokens, recipe.levels, recipe.kept, self.step, self.seed)
         if recipe.objective == "windows":
             return window_canvas(tokens, recipe.levels, recipe.asked, self.step, self.seed)
+        if recipe.objective == "backspace":
+            return backtracked(self.network, tokens, recipe.asked, self.step, self.seed)
         if recipe.objective == "sorted":
             return tokens, recipe.exits
         if self.teacher is not None and recipe.objective == "unrolled":
@@ -185,8 +193,10 @@ def build_llama(
     if parent is not None and recipe.objective in _TAUGHT:
         teacher = load_network(parent).to(device).requires_grad_(False)
     if parent is not None and recipe.objective not in ("distilled", "reweighted") and not recipe.from_scratch:
-        network.load_state_dict(load_network(parent).state_dict())
+        network.load_state_dict(load_network(parent).state_dict(), strict=not recipe.shape.codes)
     mixture = mix(recipe.sources, documents, tokenizer, seed)
+    if parent is not None and recipe.objective == "codes":
+        start_codes(network, load_network(parent), mixture.batch(0, 16, recipe.length), seed)
     for source, stream in zip(recipe.sources, mixture.streams, strict=True):
         log.info("%s: %d tokens, %.0f%% of the rows", source.name, len(stream), 100 * source.weight)
     has_compiler = shutil.which("g++") is not None or device.type == "cuda"

@@ -24,12 +24,14 @@ class Choice:
         tokens: [A] other tokens to write than those drawn, or None.
         masked: places to mask again; none that the caller gave.
         memo: what the rule remembers from here on.
+        holds: the block stays in work though nothing in it is masked; a rule that holds has to end by itself.
     """
 
     writes: Bools
     tokens: Ids | None = None
     masked: Ids = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     memo: Any = None
+    holds: bool = False
 
 
 class Rule(Protocol):
@@ -47,6 +49,11 @@ class Rule(Protocol):
         """
         del row, canvas, schedule
         return None
+
+    @property
+    def is_correcting(self) -> bool:
+        """Whether laws are asked of written places as well, which the rule may write anew."""
+        return False
 
     def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
         """Decide for one row.

@@ -26,7 +26,7 @@ from outpace.draft.paying import Trust, least_worths, paying, seconds_for
 from outpace.draft.reading import Drafter
 from outpace.draft.source import originals
 from outpace.draft.suffix_history import SuffixHistory
-from outpace.methods.base import Method, trees
+from outpace.methods.base import Method, nothing, trees
 from outpace.schedule.cost import SeenCurve
 from outpace.schedule.tune import claim_curve, likely_curve, pass_share
 from outpace.setting import setting
@@ -128,12 +128,14 @@ class TrainedDrafter(Method):
         for text, room, own in zip(view.texts, view.room, state.texts, strict=True):
             own.offer(text, min(self.budget or _MOST, room - 1))
         state.nodes = [blend(own.draft.tokens, own.chances, [], [], [], 1.0) for own in state.texts]
-        price = [state.look * (1 + extra(own.chances, seconds, rows)) for own in state.texts]
+        price = [state.look * (1 + (extra(own.chances, seconds, rows) if own.chances else 0)) for own in state.texts]
         reach = state.drafter.reach(view, self.max_depth)
         reach = [n if n and own.asks(cost) else 0 for n, own, cost in zip(reach, state.texts, price, strict=True)]
         state.has_asked = max(reach, default=0) > 0
         if state.has_asked:
             self._ask(view, state, reach)
+        elif not any(own.chances for own in state.texts):
+            return nothing(view)
         kept = paying([nodes.chances for nodes in state.nodes], seconds, view.beside)
         state.nodes = [nodes.keep(order) for nodes, order in zip(state.nodes, kept, strict=True)]
         return trees(view, [(nodes.tokens, nodes.parents) for nodes in state.nodes], self.name)
@@ -175,6 +177,6 @@ class TrainedDrafter(Method):
         tokens = rows + sum(proposal.length) if state.is_packed else rows * (1 + proposal.tokens.shape[1])
         state.cost.add(tokens, seconds["score"] + seconds["accept"])
         if state.has_asked:
-            look = seconds["draft"] / state.cost.curve.seconds_for_all(rows)
+            look = seconds["draft"] / state.cost.plain(rows)
             state.look += _SMOOTH * (min(look, 2 * state.look) - state.look)
         state.has_asked = False

@@ -4,6 +4,7 @@ from .any_order import ORDERS, OrderRecipe
 from .completions import COMPLETIONS
 from .continuous import CONTINUOUS
 from .diffusion import ADAPTED, FEWER
+from .distilled import DISTILLED
 from .flow import FLOWS, FlowRecipe
 from .joint import JOINTS, JointRecipe
 from .one_pass import ONE_PASS
@@ -15,7 +16,7 @@ from .stories import PAPERS
 from .stories import RECIPES as _LLAMAS
 
 TRANSLATIONS: dict[str, TranslationRecipe] = {
-    recipe.name: recipe for recipe in (*PAIRS, *ONE_PASS, *COMPLETIONS, *CONTINUOUS)
+    recipe.name: recipe for recipe in (*PAIRS, *ONE_PASS, *DISTILLED, *COMPLETIONS, *CONTINUOUS)
 }
 RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER, **ADAPTED, **PUZZLED}
 

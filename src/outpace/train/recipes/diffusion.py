@@ -87,6 +87,15 @@ FEWER = {
             rollout=0,
             stride=1 / 16,
         ),
+        replace(
+            _SHORT,
+            name="stories-mask-hybrid",
+            summary="`stories-mask`, taught to find wrong tokens too (for `hyperschedule`). For research.",
+            objective="masked",
+            rollout=0,
+            stride=0.0,
+            uniform=0.2,
+        ),
     )
 }
 _PREFIX = replace(

@@ -18,7 +18,6 @@ from outpace.train.nar.barriers import Barriers
 from outpace.train.nar.curriculum import Curriculum
 from outpace.train.nar.eisl import EditInvariant
 from outpace.train.nar.infilling import Infilling
-from outpace.train.nar.lexical import LexicalPrior
 from outpace.train.nar.molecules import MOLECULES
 from outpace.train.nar.network import NarShape
 from outpace.train.nar.nmla import NonMonotonic
@@ -26,7 +25,6 @@ from outpace.train.nar.objectives import Glancing, Likelihood
 from outpace.train.nar.permutation import LayerPermutation
 from outpace.train.nar.refining import Masked, MaskedTexts, Unrolled
 from outpace.train.nar.residual import ResidualGlancing
-from outpace.train.nar.reverse import Mixture
 from outpace.train.nar.stories import STORY_GAPS, STORY_PASSAGES
 from outpace.train.pairs import FEW_TATOEBA
 from outpace.train.translation.noise import Noise
@@ -49,7 +47,7 @@ ONE_PASS_RAW = replace(
     steps=600,
     gpu_steps=12000,
 )
-_ONE_PASS = replace(
+WRITTEN = replace(
     ONE_PASS_RAW,
     name="nar-ctc",
     summary="Writes captions in one pass by CTC; for research, it does not ship.",
@@ -216,7 +214,7 @@ _NAR = (
         checkpoint_every=100,
     ),
     ONE_PASS_RAW,
-    _ONE_PASS,
+    WRITTEN,
     replace(
         ONE_PASS_RAW,
         name="nar-ctc-raw-glancing",
@@ -237,7 +235,7 @@ _NAR = (
         look_every=50,
     ),
     replace(
-        _ONE_PASS,
+        WRITTEN,
         name="nar-ctc-glancing",
         summary="`nar-ctc`, shown a part of its target while it learns; for research, it does not ship.",
         criterion=Glancing(),
@@ -285,17 +283,6 @@ _NAR = (
         start="nar-dag-pretrained",
     ),
 )
-# What one-pass networks are trained on: equal networks and equal steps, from one start where that is fair.
-_FORWARD = replace(
-    ONE_PASS_RAW,
-    name="nar-ctc-forward",
-    summary="`nar-ctc-raw`, trained on with the targets that `captions-teacher` writes; for research only.",
-    start="nar-ctc-raw",
-    mixture=Mixture(forward="captions-teacher"),
-    matrix_rate=4e-3,
-    other_rate=2e-3,
-    steps=300,
-)
 _PLAIN_PASS = replace(
     _MASKED_RAW,
     name="nar-cmlm-plain",
@@ -316,26 +303,6 @@ _LENGTHS = replace(
     steps=4000,
 )
 _TEXTS = (
-    replace(
-        SMALL,
-        name="captions-reverse",
-        summary="`captions-small` the other way, German to English; for research, it does not ship.",
-        direction="de-en",
-    ),
-    _FORWARD,
-    replace(
-        _ONE_PASS,
-        name="nar-ctc-lexical",
-        summary="`nar-ctc`, drawn early on to what the raw texts say about words; for research only.",
-        criterion=LexicalPrior(),
-        steps=600,
-    ),
-    replace(
-        _FORWARD,
-        name="nar-ctc-rejuvenated",
-        summary="`nar-ctc-forward`, and with the sources that `captions-reverse` writes; for research only.",
-        mixture=Mixture(forward="captions-teacher", reverse="captions-reverse"),
-    ),
     replace(
         ONE_PASS_RAW,
         name="nar-ctc-curriculum",
@@ -363,7 +330,7 @@ _TEXTS = (
 _DEEP = NarShape(config=ElmerConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=4))
 _PLACED = (  # networks that lay out, see and leave places in ways of their own
     replace(
-        _ONE_PASS,
+        WRITTEN,
         name="nar-fertility",
         summary="Writes captions in one pass, each source token as many places as it has fertility; for research only.",
         shape=NarShape(config=FertilityConfig(width=128, heads=4, ffn=384, encoder_layers=2, decoder_layers=2)),

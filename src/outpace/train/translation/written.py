@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.progress import track
 from tokenizers import Tokenizer
 
+from outpace.errors import ConfigError
 from outpace.train.pairs import Pair
 
 from .look import translate_all
 from .network import PairNetwork
 
-__all__ = ["written_pairs"]
+__all__ = ["read_written", "written_pairs"]
 
 
 def written_pairs(
@@ -79,6 +80,21 @@ def _read(path: Path, mark: str) -> list[Pair]:
         return []
     first, *lines = path.read_text(encoding="utf-8").split("\n")
     return [(source, target) for source, target in map(json.loads, lines[:-1])] if first == mark else []
+
+
+def read_written(path: Path) -> list[Pair]:
+    """Return the pairs of a file of `written_pairs`, in its order.
+
+    Raises:
+        ConfigError: when it is not such a file.
+    """
+    try:
+        mark, *lines = path.read_text(encoding="utf-8").split("\n")
+        if "parent" not in json.loads(mark):
+            raise ValueError
+        return [(source, target) for source, target in map(json.loads, lines[:-1])]
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} holds no texts that a teacher wrote.", "Name a file of RUN/written.") from error
 
 
 def _rewrite(path: Path, mark: str, done: Sequence[Pair]) -> None:
