@@ -13,6 +13,7 @@ from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.base import Method
 from outpace.methods.registry import load_method
 from outpace.methods.speculative.lattice_drafts import LatticeDrafts
+from outpace.models.nar.files import KINDS
 from outpace.models.nar.model import NarModel
 from outpace.models.one_pass import OnePassModel, end_law
 from outpace.run.row import Row
@@ -63,6 +64,13 @@ def test_the_text_is_that_of_plain_decoding(kind: str, law: Sampling) -> None:
         found, fast = decoded(LatticeDrafts(), target, {"draft": drafter}, law)
         assert found == plain
         assert fast <= slow
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_drafts_without_a_word_changed(kind: str) -> None:
+    drafter, target = toy_network(kind), ToyEncoderDecoder()
+    plain, _ = decoded(Autoregressive(), target, {}, LAWS["sampled"])
+    assert decoded(LatticeDrafts(), target, {"draft": drafter}, LAWS["sampled"])[0] == plain
 
 
 def test_several_texts_take_fewer_steps_than_one() -> None:
