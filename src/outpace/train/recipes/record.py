@@ -34,6 +34,9 @@ Objective = Literal[
 ]
 
 
+_EARLY = (25, 35, 50, 70, 100, 140, 280, 560)  # steps
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnyRecipe:
     """What every recipe says, whatever the network.
@@ -65,6 +68,10 @@ class AnyRecipe:
     weight_decay: float = 0.05
     clip: float = 1.0
     checkpoint_every: int = 200
+
+    def is_checkpoint(self, step: int) -> bool:
+        """Tell whether a checkpoint is written after a step."""
+        return step % self.checkpoint_every == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +160,8 @@ class TranslationRecipe(AnyRecipe):
         joined: Share of further pairs made by joining two or three.
         method: How its card says to decode it; "" = plainly.
         averaged: Weights are kept at each checkpoint, and the mean of the last so many is exported; 0 = the last alone.
-        keeps_all: Keep the weights of every checkpoint, to look into the training later.
+        keeps_all: Keep the weights of every checkpoint, to look into the training later, and write further ones early
+            in it, where most is learnt.
         look_every: Steps between two looks at the held-out split (loss and BLEU); 0 = none.
     """
 
@@ -180,6 +188,10 @@ class TranslationRecipe(AnyRecipe):
     warmup: int = 100
     matrix_rate: float = 1.2e-2
     other_rate: float = 5e-3
+
+    def is_checkpoint(self, step: int) -> bool:
+        """Tell whether a checkpoint is written after a step."""
+        return AnyRecipe.is_checkpoint(self, step) or (self.keeps_all and step in _EARLY)
 
     def __post_init__(self) -> None:
         """Refuse a student without a parent."""
