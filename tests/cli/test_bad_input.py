@@ -84,6 +84,7 @@ def test_mistakes_are_told_before_weights_load(
         (["new-method", "Not A Name"], "cannot be called"),
         (["train", "storys"], "no recipe 'storys'"),
         (["train"], "Missing command"),
+        (["certify", "--all", "-o", "draft=stories-draft", "-o", "seed=1"], "Several methods are certified"),
         (["certify", "--method", "jacobbi"], "no method 'jacobbi'"),
         (["bench", "--methods", "autoregressive,jacobbi"], "no method 'jacobbi'"),
         (["bench", "--inflate", "many"], "not a number of parameters"),

@@ -10,8 +10,9 @@ import outpace
 from outpace.errors import ConfigError
 from outpace.methods.registry import load_method
 from outpace.testing.certify import certify_model, logit_drift, own_prompts
+from outpace.testing.certify_all import certifiable
 from outpace.testing.plan import Plan
-from outpace.testing.random_pairs import FAMILIES, make_pair
+from outpace.testing.random_pairs import DRAFTER, FAMILIES, make_pair
 
 pytest.importorskip("transformers")
 METHODS = ("input-guided", "jacobi", "token-recycling", "generalised-aggressive")
@@ -34,6 +35,27 @@ def test_a_random_pair_is_certified_as_far_as_it_is_seen(name: str, pair: outpac
     assert [line.setting for line in certificate.lines] == list(settings)
     assert not any(line.faults for line in certificate.lines), certificate.render()
     assert sum(line.accepted for line in certificate.lines) > 0 < sum(line.tokens for line in certificate.lines)
+
+
+@pytest.mark.parametrize("name", ["auto", "draft-model", "beam-search"])
+def test_one_family_is_certified_whole(name: str, tmp_path: Path) -> None:
+    """As `outpace certify --all -o draft=DRAFTER` does it; the other families are certified by the same command."""
+    model = make_pair("m2m_100", tmp_path / "pair")
+    ((method, _),) = certifiable(str(model), [name], str(model / DRAFTER))
+    assert method is not None
+    clock = iter(range(10**6))
+    given = {"max_tokens": 24, "plan": Plan(10**9, clock=lambda: next(clock))}
+    lm = outpace.load(model, dtype="float64")
+    certificate = certify_model(lm, method, own_prompts(lm)[:6], **given)
+    assert certificate.holds, certificate.render()
+
+
+def test_a_drafter_goes_to_the_methods_that_leave_theirs_open(tmp_path: Path) -> None:
+    model = str(make_pair("bart", tmp_path))
+    names = ["draft-model", "auto", "medusa", "prompt-lookup", "block-draft"]
+    found = [method for method, _ in certifiable(model, names, f"{model}/{DRAFTER}")]
+    assert [getattr(method, "draft", None) for method in found] == [f"{model}/{DRAFTER}"] * 2 + [None] * 3
+    assert [method is None for method in found] == [False, False, True, False, True]
 
 
 def test_what_rounding_does_to_a_pair_is_measured_beside_its_source(pair: outpace.LanguageModel) -> None:

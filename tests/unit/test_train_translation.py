@@ -19,12 +19,14 @@ from outpace.train.export import load_tokenizer
 from outpace.train.loop import Loop
 from outpace.train.pairs import TATOEBA, make_batch
 from outpace.train.translation import dynamics, selection, speed
-from outpace.train.translation.dynamics import Order, fuzzy_reordering, reached, stages
+from outpace.train.translation.dynamics import Order, fuzzy_reordering, stages
 from outpace.train.translation.look import HeldOut, translate_all
 from outpace.train.translation.marian import MarianShape
 from outpace.train.translation.network import PairNetwork
+from outpace.train.translation.settled import Settled, later, reached, settled
 from outpace.train.translation.smoothing import TokenSmoothing
 from outpace.train.translation.snapshots import averaged, deepened, load_snapshot, snapshots
+from outpace.train.translation.swaps import Words, swapped
 from outpace.train.translation.trainer import build_translator
 from outpace.train.translation.written import written_pairs
 from outpace.train.translation_quality import read_set
@@ -232,6 +234,37 @@ def test_the_reordering_score_by_hand() -> None:
     assert fuzzy_reordering([3, 2, 1, 0]) == 0
     assert fuzzy_reordering([2, 3, 0, 1]) == pytest.approx(2 / 3)  # two runs of four words
     assert reached([0.0, 5.0, 9.6, 9.0, 9.9, 10.0]) == 4 and reached([1.0, 1.0]) == 0
+    assert reached([0.0, 9.0, 8.9, 9.0, 10.0], 0.9) == 3
+
+
+def test_swapped_pairs_are_counted_where_both_words_are_translated() -> None:
+    reference = {0: 0, 1: 3, 2: 1, 3: 2}  # its second word goes behind the third and the fourth
+    assert swapped(reference, reference).tolist() == [2, 2]
+    assert swapped(reference, {0: 0, 1: 1, 2: 2, 3: 3}).tolist() == [0, 2]
+    assert swapped(reference, {1: 2, 2: 1}).tolist() == [1, 1] and swapped(reference, {0: 1}).tolist() == [0, 0]
+    # By words: the lexicon knows where each belongs, and what it never met is linked with nothing.
+    pairs = [(english, german) for german, english in PAIRS]
+    words = Words.learnt(pairs)
+    held = words.links("the man sees the dog.", "der Hund sieht der Mann.")
+    assert held[1] == 4 and held[4] == 1 and held[2] == 2
+    assert words.links("the man", "qwertz") == {}
+
+
+def test_when_a_figure_settles_and_how_sure_that_is() -> None:
+    # Hits of each sentence at four steps, out of one each: by hand 0.5, 0.75, 1, 1 of them.
+    def share(sums: np.ndarray) -> float:
+        return float(sums[0] / sums[1])
+
+    hits = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]], dtype=np.float64)
+    counts = [np.stack([hits[:, step], np.ones(4)], 1) for step in range(4)]
+    found = settled(counts, share, [10, 20, 30, 40], share=0.75, resamples=4000)
+    assert (found.step, found.low, found.high) == (20, 10, 30)
+    # Of 4^4 sets: settled at once where three or four of the draws are among the first two sentences, 5/16 of them.
+    assert found.steps.count(10) / 4000 == pytest.approx(5 / 16, abs=0.03)
+    assert found == settled(counts, share, [10, 20, 30, 40], share=0.75, resamples=4000)  # the same draws
+    assert later(found, found) == 0.5
+    one, other = Settled(2, 2, 2, (2, 2, 3, 1)), Settled(2, 2, 2, (1, 2, 1, 2))
+    assert later(one, other) == 0.625 and later(other, one) == 0.375
 
 
 def test_the_order_of_translations_is_told_by_a_lexicon(run: Path) -> None:
@@ -247,7 +280,12 @@ def test_the_order_of_translations_is_told_by_a_lexicon(run: Path) -> None:
 
 
 def test_every_kept_checkpoint_is_reported(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = stages(run, TINY, read_set("tatoeba-pairs:train:en-de", data), read_set("tatoeba-pairs:valid:en-de", data))
+    pairs = read_set("tatoeba-pairs:valid:en-de", data)
+    found, counted = stages(run, TINY, read_set("tatoeba-pairs:train:en-de", data), pairs)
+    for stage, own in zip(found, counted, strict=True):  # the counts of the sentences make the figures
+        bits, tokens = own.fluency.sum(0)
+        assert bits / tokens == pytest.approx(stage.bits[5]) and tokens / len(pairs) == pytest.approx(stage.tokens)
+        assert len(own.order) == len(own.quality) == len(pairs) and 0 <= stage.swaps <= 1
     assert [stage.step for stage in found] == [2, 4, 6] and capsys.readouterr().out.count("\n") == 3
     assert all(0 <= stage.monotone <= 1 and stage.tokens >= 1 for stage in found)
     tokenizer = load_tokenizer(run)

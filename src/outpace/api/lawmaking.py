@@ -59,8 +59,8 @@ def governed(lm: LanguageModel, law: Any) -> LanguageModel:
     given = law if isinstance(law, list | tuple) else [] if law is None else [law]
     for one in [read_law(one) if isinstance(one, str) else one for one in given]:
         if isinstance(one, Control) and one.is_model and not lm.target.capabilities.is_canvas:
-            other = lm.ending_with(lm.end_tokens)
-            other.target, lm = one.target(_site(lm)), other
+            site, other = _site(lm), lm.ending_with(lm.end_tokens)
+            other.target, other.tokenizer, lm = one.target(site), one.tokenizer(site), other
     return lm
 
 

@@ -29,7 +29,8 @@ def certify(
     ] = False,
     jobs: Annotated[int, typer.Option(help="Processes side by side, with several methods.")] = 2,
     option: Annotated[
-        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method.")
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="KEY=VALUE", help="A setting of the method; of several, draft=MODEL."),
     ] = None,
     law: Annotated[
         list[str] | None,
@@ -55,9 +56,12 @@ def certify(
     if search is not None and (all or len(names) > 1):
         raise ConfigError("A search is certified beside one method.", "Name one with --method.")
     if all or len(names) > 1:
-        if option or law or prompts is not None or (all and names):
-            raise ConfigError("Several methods are certified with default settings.", "Name one with --method.")
-        return _certify_all(model, names, dtype.value, seed, time_limit, jobs, json)
+        chosen_options = options(option or [])
+        if set(chosen_options) - {"draft"} or law or prompts is not None or (all and names):
+            hint = "Name one with --method; only -o draft=MODEL goes with several."
+            raise ConfigError("Several methods are certified with default settings.", hint)
+        draft = chosen_options.get("draft", "auto")
+        return _certify_all(model, names, dtype.value, seed, time_limit, jobs, json, draft)
     texts, name, given = (
         None if prompts is None else _texts(prompts),
         names[0] if names else "prompt-lookup",
@@ -106,15 +110,17 @@ def _certify_search(
     return certificate.exit_status
 
 
-def _certify_all(model: str, names: list[str], dtype: str, seed: int, limit_s: float, jobs: int, is_json: bool) -> int:
+def _certify_all(
+    model: str, names: list[str], dtype: str, seed: int, limit_s: float, jobs: int, is_json: bool, draft: str
+) -> int:
     """Certify several methods; a line each as they are done, and the exit status of the worst."""
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}.", "jobs must be 1 or more.")
     from outpace.testing.certify_all import certifiable, certify_all
 
     entries, began, teller = list[Any](), time.monotonic(), Teller()
-    count = len(names) or sum(method is not None for method, _ in certifiable(model))
-    for entry in certify_all(model, names, dtype=dtype, seed=seed, limit_s=limit_s, jobs=jobs):
+    count = len(names) or sum(method is not None for method, _ in certifiable(model, (), draft))
+    for entry in certify_all(model, names, dtype=dtype, seed=seed, limit_s=limit_s, jobs=jobs, draft=draft):
         entries.append(entry)
         teller.close()
         if not is_json:

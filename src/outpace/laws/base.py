@@ -87,6 +87,14 @@ class Control:
         """
         return site.target
 
+    def tokenizer(self, site: Site) -> Tokenizer | None:
+        """Return what reads prompts and spells texts under this law, where it stands in the model's place.
+
+        Raises:
+            CapabilityError: the tokenizer cannot spell what the law writes.
+        """
+        return site.tokenizer
+
     def check_beside(self, settings: Sampling, site: Site) -> None:
         """Refuse other settings that contradict this law.
 

@@ -25,6 +25,7 @@ from outpace.methods.mixed import Mixed
 from outpace.methods.registry import load_method
 from outpace.run.commit import fit
 from outpace.schedule.bandit import ArmStats, Bandit, BanditArm, last_rows
+from outpace.schedule.cost import CostCurve
 from outpace.schedule.tune import head_share, load_curve, relative_size
 from outpace.setting import setting
 from outpace.types import Adapter, Capabilities, Context, Decision, Guarantee, Needs, Outcome, Proposal, Scores, View
@@ -134,7 +135,7 @@ class Auto(Method):
         target = context.target
         arms = tuple(arm for arm in _at_hand(_made(self.arms), context.models) if not misfits(arm, target.capabilities))
         facts = [BanditArm(0), *(self._facts(arm, context) for arm in arms)]
-        bandit = Bandit(facts, load_curve(target), self.explore, self.is_timed)
+        bandit = Bandit(facts, self.curve(target), self.explore, self.is_timed)
         stats = [[ArmStats() for _ in facts] for _ in context.texts]
         is_packed = target.path == "compiled"
         # Rows of several laws share the choice; an arm that looks at the law has them apart.
@@ -163,9 +164,13 @@ class Auto(Method):
             facts.last_tried = 0  # its record stands for a trial
         return facts
 
+    def curve(self, target: Adapter) -> CostCurve | None:
+        """Return what forwards of a target cost before any was timed; None = nothing is known."""
+        return load_curve(target)
+
     def to_certify(self) -> Auto:
-        """Try drafters often, also where plain decoding wins: what is tried never changes the text."""
-        return replace(self, explore=max(self.explore, 0.5))
+        """Try drafters often, by costs under which drafts pay in part of the steps: no choice changes the text."""
+        return _Certified(arms=self.arms, draft=self.draft, explore=max(self.explore, 0.5), is_timed=False)
 
     def propose(self, view: View, state: AutoState) -> Proposal:
         """Let the chosen drafter propose, and cut what it drafts where more would cost more than it brings."""
@@ -251,6 +256,16 @@ class Auto(Method):
         progress = max(rooms) - max(view.room) if rooms else sum(written) / rows
         bandit.observe(tokens + beside, draft_s, forward_s, progress, others + outcome.read)
         return state
+
+
+@dataclass(frozen=True)
+class _Certified(Auto):
+    """`Auto` that sees the same costs on every model: by the clock nothing pays on the fastest, so nothing was seen."""
+
+    def curve(self, target: Adapter) -> CostCurve:
+        """Return costs by which a draft pays where about one in six is kept, and many drafts where most are."""
+        del target
+        return CostCurve((1, 65), (1.0, 2.0))
 
 
 def _at_hand(arms: Sequence[Method], models: Mapping[str, Adapter]) -> list[Method]:

@@ -13,6 +13,7 @@ from outpace.errors import CapabilityError, ConfigError, ModelError, nearest
 from outpace.models.assemble import assemble
 from outpace.models.card import CARD_TABLE, read_card
 from outpace.models.checkpoint import check_checkpoint, check_file, check_marian
+from outpace.models.codebooks import CodedTransformer, read_codes
 from outpace.models.config_values import token_ids
 from outpace.models.gguf import GgufTensors
 from outpace.models.gguf_config import gguf_config
@@ -85,6 +86,8 @@ def load_model(
     spec, family = make_spec(config, context, card), find_family(config)
     place = pick_device(device)
     if split is not None:
+        if config.get("codebooks"):
+            raise CapabilityError("A codebook model is not split over processes.", "Load it in one process.")
         split.check(spec)
         kernels, pack = None, False
     files = open_tensors(directory)
@@ -92,7 +95,9 @@ def load_model(
         files = AdaptedFiles(files, Path(adapter).expanduser(), family, spec.tie_embeddings)
     kind = pick_dtype(dtype, config, place, files.stored_dtype())
     is_served = place.type == "cpu" and kind in (torch.float32, torch.bfloat16)
-    compiler = kernels if kernels is not None and is_served and kernels.supports(spec) else None
+    codes, count = read_codes(config, files, spec, torch.empty(0, dtype=kind, device=place))
+    has_kernels = kernels is not None and is_served and not codes and kernels.supports(spec)
+    compiler = kernels if has_kernels else None
     is_packed = compiler is None and (can_pack(kind, place) if pack is None else pack)
     # Codes are kept where the dtype is left to us and kernels read them; else they are decoded to what is computed in.
     packer = compiler.new_packer(spec, kind) if compiler is not None and dtype == "auto" else None
@@ -104,7 +109,9 @@ def load_model(
             weights, notes = assemble(files, spec, family, kind, place, is_packed, packer, split), files.notes
         else:
             (weights,), notes = kept
-        if split is None:
+        if codes and split is None:
+            model: Transformer = CodedTransformer(spec, weights, codes, count, pack=is_packed)
+        elif split is None:
             model = Transformer(spec, weights, pack=is_packed)
         else:
             model = SplitTransformer(spec, weights, split)

@@ -67,19 +67,20 @@ class Entry:
         return f"{self.method:24}{verdict:16}{seen.guarantee:14}{counts}{'  ' + faults[0] if faults else ''}"
 
 
-def certifiable(model: str, names: Sequence[str] = ()) -> Iterator[tuple[Method | None, Entry]]:
+def certifiable(model: str, names: Sequence[str] = (), draft: str = "auto") -> Iterator[tuple[Method | None, Entry]]:
     """Yield each method that can be certified on a model, or None with an entry that says why it cannot.
 
     Args:
         model: the model's name, for its drafter.
         names: which methods; empty = all that are registered.
+        draft: a model that drafts for methods which name none themselves; "auto" = the one known for the model.
     """
     from outpace.models.opening import offered_by
 
     # Of a model without a native loader, only trying it tells what it can do.
     offered = offered_by(model) or load(model, dtype="float64").target.capabilities
     for name in names or [name for name in method_names() if name != _PLAIN]:
-        method = load_method(name)()
+        method = _with_draft(load_method(name)(), draft)
         if method.guarantee is Guarantee.APPROXIMATE:
             yield None, Entry(name, reason="approximate: it may change the text, so there is nothing to certify")
         elif misfits(method, offered):
@@ -88,6 +89,14 @@ def certifiable(model: str, names: Sequence[str] = ()) -> Iterator[tuple[Method 
             yield None, Entry(name, reason=lacks)
         else:
             yield method, Entry(name)
+
+
+def _with_draft(method: Method, draft: str) -> Method:
+    """Return a method that drafts with a model, where it leaves open which and takes one that writes token by token."""
+    wants = "draft" in (*method.needs.models, *method.needs.optional_models)
+    if not wants or method.needs.head or str(getattr(method, "draft", "")) != "auto":
+        return method
+    return type(method).from_settings({**method.to_dict(), "draft": draft})
 
 
 def _lacks(method: Method, model: str, vocab_size: int) -> str | None:
@@ -117,19 +126,21 @@ def certify_all(
     seed: int = 0,
     limit_s: float = 300.0,
     jobs: int = 2,
+    draft: str = "auto",
 ) -> Iterator[Entry]:
     """Certify methods under their default settings, yielding each entry as it is ready.
 
     Args:
         model: zoo name, directory or hub id.
         names: which; empty = all that are registered.
-        dtype: the working precision in which flips are listed; "auto" as `certify` takes it.
+        dtype: the working precision in which flips are listed, as `certify` takes it.
         seed: of every draw.
         limit_s: seconds per method.
         jobs: processes side by side.
+        draft: as `certifiable` takes it.
     """
     methods = []
-    for method, entry in certifiable(model, names):
+    for method, entry in certifiable(model, names, draft):
         if method is None:
             yield entry
         else:
@@ -155,8 +166,9 @@ _loaded: dict[str, LanguageModel] = {}  # of a worker process
 def _set_up(model: str, dtype: str, threads: int) -> None:
     torch.set_num_threads(threads)
     _loaded["exact"] = load(model, dtype="float64")
-    _loaded["rounded"] = load(model, dtype=working_dtype(_loaded["exact"], dtype))
+    if (lower := working_dtype(_loaded["exact"], dtype)) != "float64":
+        _loaded["rounded"] = load(model, dtype=lower)
 
 
 def _certify(method: Method, seed: int, limit_s: float) -> Certificate:
-    return certify_model(_loaded["exact"], method, rounded=_loaded["rounded"], seed=seed, plan=Plan(limit_s))
+    return certify_model(_loaded["exact"], method, rounded=_loaded.get("rounded"), seed=seed, plan=Plan(limit_s))

@@ -2,9 +2,11 @@
 
     python -m outpace.testing.random_pairs bart DIR
     outpace certify --model DIR --method input-guided
+    outpace certify --model DIR --all -o draft=DIR/drafter
 
 Their laws are sharp, so that drafts are kept and rejected at every temperature; what they write means nothing. They
-know the letters of plain text alone.
+know the letters of plain text alone. Beside each lies a drafter: the same model, its weights disturbed, so that it is
+often right and often wrong.
 """
 
 from __future__ import annotations
@@ -19,24 +21,27 @@ import torch
 
 from outpace.errors import ConfigError, nearest
 
-__all__ = ["FAMILIES", "main", "make_pair"]
+__all__ = ["DRAFTER", "FAMILIES", "main", "make_pair"]
 
+DRAFTER = "drafter"  # folder in the model's
 FAMILIES = ("marian", "t5", "bart", "m2m_100")
 _SPECIAL = ("<pad>", "</s>", "<s>", "<unk>")
 _LETTERS = string.ascii_letters + " .,!?'"
 _SIZES = {"d_model": 16, "max_position_embeddings": 128}
-_SIDES = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
+_SIDES = {"attention_heads": 2, "ffn_dim": 32}
+_LAYERS = {"encoder": 2, "decoder": 4}  # so that methods which leave layers out have some to leave
 _SHARPNESS = 4.0  # spread of the logits
-_SEEDS = {"marian": 0, "t5": 2, "bart": 1, "m2m_100": 1}  # whose texts are not one letter alone
+_DISTURBED = 0.1  # spread of what is added to a drafter's matrices, in spreads of their own
+_SEED = 4  # under which every family writes many letters, and repeats itself now and then
 
 
-def make_pair(family: str, directory: Path, seed: int | None = None) -> Path:
-    """Write a random model of a family, its tokenizer and its settings, and return the directory.
+def make_pair(family: str, directory: Path, seed: int = _SEED) -> Path:
+    """Write a random model of a family, its tokenizer, its settings and a drafter, and return the directory.
 
     Args:
         family: one of `FAMILIES`.
         directory: where it goes; made if it is missing.
-        seed: of the weights; None = one under which a model says more than one letter.
+        seed: of the weights.
 
     Raises:
         ConfigError: an unknown family.
@@ -45,11 +50,13 @@ def make_pair(family: str, directory: Path, seed: int | None = None) -> Path:
         raise ConfigError(f"There is no family {family!r} here.", nearest(family, FAMILIES, "family"))
     directory.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEEDS[family] if seed is None else seed)
+        torch.manual_seed(seed)
         model = _model(family)
         _sharpen(model)
-    model.save_pretrained(directory)
-    _write_tokenizer(directory)
+        for name, share in (("", 0.0), (DRAFTER, _DISTURBED)):
+            _disturb(model, share)
+            model.save_pretrained(directory / name)
+            _write_tokenizer(directory / name)
     return directory
 
 
@@ -61,10 +68,18 @@ def _model(family: str) -> Any:
     ids["tie_word_embeddings"] = False  # tied ones make random weights repeat what they read
     if family == "t5":
         config = theirs.T5Config(
-            **ids, decoder_start_token_id=0, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+            **ids,
+            decoder_start_token_id=0,
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=_LAYERS["encoder"],
+            num_decoder_layers=_LAYERS["decoder"],
+            num_heads=2,
         )
         return theirs.T5ForConditionalGeneration(config)
-    sides = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in _SIDES.items()}
+    sides = {f"{side}_{name}": size for side in _LAYERS for name, size in _SIDES.items()}
+    sides |= {f"{side}_layers": number for side, number in _LAYERS.items()}
     start = {"marian": 0, "bart": 2, "m2m_100": 1}[family]
     given = {**ids, **_SIZES, **sides, "decoder_start_token_id": start, "forced_eos_token_id": None}
     if family == "marian":
@@ -99,6 +114,12 @@ def _sharpen(model: Any) -> None:
         head[[index for index, token in enumerate(_SPECIAL) if token != "</s>"]] = 0
 
 
+def _disturb(model: Any, share: float) -> None:
+    for weight in model.parameters():
+        if weight.dim() == 2 and share:
+            weight.data += share * weight.data.std() * torch.randn_like(weight)
+
+
 def _write_tokenizer(directory: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -120,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a small random encoder-decoder.")
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=_SEED)
     asked = parser.parse_args()
     print(make_pair(asked.family, asked.directory, asked.seed))
 

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-__all__ = ["SIGNATURE", "bleu", "tokenise"]
+__all__ = ["SIGNATURE", "bleu", "bleu_counts", "bleu_of", "tokenise"]
 
 SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp"
 
@@ -38,17 +38,24 @@ def tokenise(text: str) -> list[str]:
 
 def bleu(texts: Sequence[str], references: Sequence[str]) -> float:
     """Return corpus BLEU in percent, one reference for each text."""
-    matches, totals = [0] * ORDER, [0] * ORDER
-    length = reference_length = 0
-    for text, reference in zip(texts, references, strict=True):
-        words, wanted = tokenise(text), tokenise(reference)
-        length, reference_length = length + len(words), reference_length + len(wanted)
-        for order in range(1, ORDER + 1):
-            grams = _grams(words, order)
-            matches[order - 1] += (grams & _grams(wanted, order)).total()
-            totals[order - 1] += grams.total()
-    if not matches[0] or not totals[-1]:
+    pairs = zip(texts, references, strict=True)
+    return bleu_of([sum(column) for column in zip(*(bleu_counts(*pair) for pair in pairs), strict=True)])
+
+
+def bleu_counts(text: str, reference: str) -> list[int]:
+    """Return what BLEU counts in one text: matches and n-grams of each order, its words, the reference's."""
+    words, wanted = tokenise(text), tokenise(reference)
+    grams = [_grams(words, order) for order in range(1, ORDER + 1)]
+    matches = [(own & _grams(wanted, order)).total() for order, own in enumerate(grams, 1)]
+    return [*matches, *(own.total() for own in grams), len(words), len(wanted)]
+
+
+def bleu_of(counts: Sequence[float]) -> float:
+    """Return corpus BLEU in percent from the sums of its texts' counts; 0 of none."""
+    matches, totals = counts[:ORDER], counts[ORDER : 2 * ORDER]
+    if not len(counts) or not matches[0] or not totals[-1]:
         return 0.0
+    length, reference_length = counts[2 * ORDER :]
     brevity = min(0.0, 1 - reference_length / length)
     return 100 * math.exp(brevity + sum(map(math.log, _precisions(matches, totals))) / ORDER)
 
@@ -57,7 +64,7 @@ def _grams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[start : start + order]) for start in range(len(words) - order + 1))
 
 
-def _precisions(matches: Sequence[int], totals: Sequence[int]) -> list[float]:
+def _precisions(matches: Sequence[float], totals: Sequence[float]) -> list[float]:
     """Return each order's precision; the n-th order without a match counts 1 / 2^n of a match."""
     found, missing = [], 1.0
     for match, total in zip(matches, totals, strict=True):

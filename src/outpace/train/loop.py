@@ -225,7 +225,7 @@ def run_loop(loop: Steps, out: Path, *, resume: bool) -> int:
                 loop.keep(out)
                 log.info("interrupted; the checkpoint at step %d is saved, --resume continues it", loop.step)
                 return EXIT_INTERRUPTED
-            if loop.step % loop.recipe.checkpoint_every == 0:
+            if loop.recipe.is_checkpoint(loop.step):
                 loop.keep(out)
         if loop.step < loop.steps:
             log.info("ended at step %d: %s", loop.step, reason)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from outpace.models.codebooks import summed_codes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaShape:
@@ -34,6 +36,8 @@ class LlamaShape:
         block: Length of a block where positions see all of their own block and of earlier ones; 0 for no blocks.
         shifted: Whether row i of a network that is not causal still speaks of token i + 1, as it did in its parent.
         rotary: Whether queries and keys turn with their positions; else causal attention alone tells what came first.
+        codes: Codes of the codebook behind each feed-forward layer; 0 = there are none.
+        chosen: How many of them are summed.
     """
 
     hidden: int
@@ -50,6 +54,8 @@ class LlamaShape:
     block: int = 0
     shifted: bool = False
     rotary: bool = True
+    codes: int = 0
+    chosen: int = 0
 
 
 Past = list[Tensor]  # keys and values of one layer, [B, H, T, D] each, growing as tokens come; empty at first
@@ -181,6 +187,29 @@ class FeedForward(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
 
 
+class CodedFeedForward(FeedForward):
+    """A feed-forward layer that says the sum of a few codes; see `outpace.models.codebooks`.
+
+    Attributes:
+        codes: [C, hidden].
+        gap: Mean square of what the codes miss, over that of what the layer says; of the last call.
+    """
+
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__(shape)
+        self.chosen = shape.chosen
+        self.codes = nn.Parameter(torch.zeros(shape.codes, shape.hidden))
+        self.gap = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each position of `x` [B, T, hidden] by itself; gradients pass the choice as if it were none."""
+        said = super().forward(x)
+        codes = self.codes.to(said.dtype)
+        found = summed_codes(said.detach(), codes, self.chosen)
+        self.gap = (found.float() - said.detach().float()).square().mean() / said.detach().float().square().mean()
+        return found + (said - said.detach())
+
+
 class Layer(nn.Module):
     """One pre-norm transformer layer."""
 
@@ -189,7 +218,7 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(shape.hidden, shape.eps)
         self.self_attn = Attention(shape)
         self.post_attention_layernorm = RMSNorm(shape.hidden, shape.eps)
-        self.mlp = FeedForward(shape)
+        self.mlp = CodedFeedForward(shape) if shape.codes else FeedForward(shape)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, past: Past | None = None, pieces: tuple[Sight, ...] | None = None
@@ -326,6 +355,9 @@ def hf_config(shape: LlamaShape, *, eos_id: int, mask_id: int) -> dict[str, Any]
         }
     if shape.block:
         config["block_length"] = shape.block
+    if shape.codes:
+        config |= {"architectures": ["OutpaceCodebookLlama"], "model_type": "outpace_codebook_llama"}
+        config["codebooks"] = {"size": shape.codes, "chosen": shape.chosen}
     if not shape.rotary:  # the published layout whose layers may each leave rotation out
         config |= {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"}
         config |= {"no_rope_layers": [0] * shape.layers, "use_sliding_window": False}
@@ -336,8 +368,10 @@ def shape_of(config: Mapping[str, Any]) -> LlamaShape:
     """Return the shape that `hf_config` wrote."""
     return LlamaShape(
         **{name: config[key] for key, name in _KEYS.items()},
-        causal=config["model_type"] in ("llama", "smollm3"),
+        causal="masked" not in config["model_type"],
         block=config.get("block_length", 0),
         shifted=config.get("logits_shift", False),
         rotary=config["model_type"] != "smollm3",
+        codes=config.get("codebooks", {}).get("size", 0),
+        chosen=config.get("codebooks", {}).get("chosen", 0),
     )

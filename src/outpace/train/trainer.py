@@ -31,17 +31,21 @@ from .objectives import (
     sorted_loss,
     whole_canvas,
 )
+from .objectives_backspace import BacktrackedBatch, backtracked, match_loss
 from .objectives_block import block_canvas, set_block_canvas
+from .objectives_codes import coded_loss, start_codes
 from .objectives_parallel import parallel_canvas
 from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
 from .objectives_window import window_canvas
 from .recipes import (
+    ENERGIES,
     FLOWS,
     JOINTS,
     ORDERS,
     RECIPES,
     RECURRENT,
     TRANSLATIONS,
+    EnergyRecipe,
     FlowRecipe,
     JointRecipe,
     OrderRecipe,
@@ -53,7 +57,9 @@ from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
 _TAUGHT = ("distilled", "reweighted", "unrolled", "consistent", "residual")
-AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe | JointRecipe | FlowRecipe
+_Batch = DenoisingBatch | TaughtBatch | ToldBatch | BacktrackedBatch
+_OwnLoss = JointRecipe | FlowRecipe | EnergyRecipe
+AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe | _OwnLoss
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +95,8 @@ class Trainer(Loop):
             "consistent": matched_loss,
             "residual": told_loss,
             "windows": masked_loss,
+            "backspace": match_loss,
+            "codes": coded_loss,
         }
         loss = functions[self.recipe.objective]
         self._loss = torch.compile(loss, dynamic=False) if self.compiled else loss
@@ -131,7 +139,7 @@ class Trainer(Loop):
         """Tokens in a step."""
         return self.recipe.rows * self.recipe.length
 
-    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | DenoisingBatch | TaughtBatch | ToldBatch:
+    def _arguments(self) -> tuple[Tensor | Llama | tuple[int, ...], ...] | _Batch:
         recipe, shape = self.recipe, self.recipe.shape
         is_long = self.step >= self.steps * (1 - recipe.long_share)
         length, rows = (recipe.length * 2, recipe.rows // 2) if is_long else (recipe.length, recipe.rows)
@@ -154,6 +162,8 @@ class Trainer(Loop):
             return parallel_canvas(tokens, recipe.levels, recipe.kept, self.step, self.seed)
         if recipe.objective == "windows":
             return window_canvas(tokens, recipe.levels, recipe.asked, self.step, self.seed)
+        if recipe.objective == "backspace":
+            return backtracked(self.network, tokens, recipe.asked, self.step, self.seed)
         if recipe.objective == "sorted":
             return tokens, recipe.exits
         if self.teacher is not None and recipe.objective == "unrolled":
@@ -186,8 +196,10 @@ def build_llama(
     if parent is not None and recipe.objective in _TAUGHT:
         teacher = load_network(parent).to(device).requires_grad_(False)
     if parent is not None and recipe.objective not in ("distilled", "reweighted") and not recipe.from_scratch:
-        network.load_state_dict(load_network(parent).state_dict())
+        network.load_state_dict(load_network(parent).state_dict(), strict=not recipe.shape.codes)
     mixture = mix(recipe.sources, documents, tokenizer, seed)
+    if parent is not None and recipe.objective == "codes":
+        start_codes(network, load_network(parent), mixture.batch(0, 16, recipe.length), seed)
     for source, stream in zip(recipe.sources, mixture.streams, strict=True):
         log.info("%s: %d tokens, %.0f%% of the rows", source.name, len(stream), 100 * source.weight)
     has_compiler = shutil.which("g++") is not None or device.type == "cuda"
@@ -217,8 +229,8 @@ def train(
     """Train one model of the zoo and export it.
 
     Args:
-        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS`, `ORDERS`, `RECURRENT`, `JOINTS` or `FLOWS`, or a
-            recipe.
+        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS`, `ORDERS`, `RECURRENT`, `JOINTS`, `FLOWS` or
+            `ENERGIES`, or a recipe.
         out: Directory for the checkpoint, the log and the exported model.
         data: Folder of training texts (default: ./data).
         resume: Continue from the checkpoint in `out`.
@@ -262,6 +274,10 @@ def train(
             from .joint import build_joint
 
             trainer = build_joint(chosen, out, data, steps=steps, seed=seed)
+        elif isinstance(chosen, EnergyRecipe):
+            from .energy import build_energy
+
+            trainer = build_energy(chosen, out, data, steps=steps, seed=seed)
         else:
             trainer = build_llama(chosen, out, data, steps=steps, seed=seed, compiled=compiled)
         trainer.tokenizer.save(str(out / "tokenizer.json"))
@@ -279,6 +295,7 @@ def _find(recipe: str | AnyOfThem) -> AnyOfThem:
         **RECURRENT,
         **JOINTS,
         **FLOWS,
+        **ENERGIES,
     }
     if recipe not in known:
         raise ConfigError(f"there is no recipe {recipe!r}", nearest(recipe, known, "recipe"))

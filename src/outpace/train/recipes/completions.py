@@ -12,7 +12,9 @@ from outpace.train.keywords import COMMON, DIALOGUES, GAPS, PATHS, RESTAURANTS, 
 from outpace.train.nar.network import NarShape
 from outpace.train.pairs import STRINGS
 from outpace.train.recipes.record import TranslationRecipe
+from outpace.train.templates import TEMPLATES
 from outpace.train.translation.criteria import CrossEntropy
+from outpace.train.translation.marian import MarianShape
 from outpace.train.translation.nets import NetShape
 
 from .one_pass import ONE_PASS_RAW
@@ -152,4 +154,18 @@ _STRINGS = (
         other_rate=5e-3,
     ),
 )
-COMPLETIONS: tuple[TranslationRecipe, ...] = (*_COMPLETED, *_STRINGS)
+_TEMPLATES = (
+    TranslationRecipe(
+        name="story-templates",
+        summary="Writes a sentence around given words, with numbers in their places (law `template`). For research.",
+        shape=MarianShape(width=96, encoder_layers=2, decoder_layers=2, ffn=256, dropout=0.0),
+        source=TEMPLATES,
+        vocab=2048,
+        budget=768,
+        longest=48,
+        joined=0.0,
+        steps=600,
+        gpu_steps=8000,
+    ),
+)
+COMPLETIONS: tuple[TranslationRecipe, ...] = (*_COMPLETED, *_STRINGS, *_TEMPLATES)

@@ -29,7 +29,12 @@ Objective = Literal[
     "set-block",
     "reweighted",
     "windows",
+    "backspace",
+    "codes",
 ]
+
+
+_EARLY = (25, 35, 50, 70, 100, 140, 280, 560)  # steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,10 @@ class AnyRecipe:
     clip: float = 1.0
     checkpoint_every: int = 200
 
+    def is_checkpoint(self, step: int) -> bool:
+        """Tell whether a checkpoint is written after a step."""
+        return step % self.checkpoint_every == 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe(AnyRecipe):
@@ -76,7 +85,9 @@ class Recipe(AnyRecipe):
             (next token, after several layers), `unrolled` (masked diffusion, taught by several of the parent's steps),
             `consistent` (masked diffusion, taught by what the parent says of a less masked text), `residual` (masked
             diffusion that reads what the parent said one step before), `set-block` (next token, and sets of a block's
-            tokens from its masks) or `windows` (next token, and tokens from what stands before and behind them).
+            tokens from its masks), `windows` (next token, and tokens from what stands before and behind them),
+            `backspace` (next token, and the backspace behind tokens of the network's own: SequenceMatch) or `codes`
+            (next token, by a network with codebooks).
         from_scratch: Take the parent's tokenizer alone and start from random weights.
         anneal: Share of the steps in which causal attention is opened to full attention (`masked`).
         responses_after: Texts that end a prompt; with them only what follows, to the end of its document, is masked
@@ -91,7 +102,8 @@ class Recipe(AnyRecipe):
         rollout: Steps that the parent takes (`unrolled`).
         stride: Share of the text that each of them writes (`unrolled`), or that the step before had yet to write
             (`residual`).
-        asked: Places that are taught in a batch (`unrolled`, `consistent`, `residual`); windows of a row (`windows`).
+        asked: Places that are taught in a batch (`unrolled`, `consistent`, `residual`); windows of a row (`windows`);
+            draws of a row (`backspace`).
         rows: Sequences in a batch of `length` tokens; longer sequences come in proportionally fewer rows.
         length: Tokens in a sequence.
         long_share: Share of the steps, at the end, that use sequences of twice the length.
@@ -148,7 +160,8 @@ class TranslationRecipe(AnyRecipe):
         joined: Share of further pairs made by joining two or three.
         method: How its card says to decode it; "" = plainly.
         averaged: Weights are kept at each checkpoint, and the mean of the last so many is exported; 0 = the last alone.
-        keeps_all: Keep the weights of every checkpoint, to look into the training later.
+        keeps_all: Keep the weights of every checkpoint, to look into the training later, and write further ones early
+            in it, where most is learnt.
         look_every: Steps between two looks at the held-out split (loss and BLEU); 0 = none.
     """
 
@@ -175,6 +188,10 @@ class TranslationRecipe(AnyRecipe):
     warmup: int = 100
     matrix_rate: float = 1.2e-2
     other_rate: float = 5e-3
+
+    def is_checkpoint(self, step: int) -> bool:
+        """Tell whether a checkpoint is written after a step."""
+        return AnyRecipe.is_checkpoint(self, step) or (self.keeps_all and step in _EARLY)
 
     def __post_init__(self) -> None:
         """Refuse a student without a parent."""

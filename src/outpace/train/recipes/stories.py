@@ -7,6 +7,7 @@ from dataclasses import replace
 from outpace.papers import Paper
 from outpace.train.network import LlamaShape
 from outpace.train.sources import MIXED_SOURCES, TATOEBA_ENGLISH, tiny_stories
+from outpace.train.verses import RHYME_FIRST, VERSES
 
 from .record import Recipe
 
@@ -28,6 +29,15 @@ PAPERS = (
         192,
         "Lattices, and depths of up to 112 layers.",
         "outpace train stories-no-positions",
+    ),
+    Paper(
+        "Encoder-Decoder Framework for Interactive Free Verses with Generation with Controllable High-Quality Rhyming",
+        "Pasini et al.",
+        2024,
+        "2405.05176",
+        241,
+        "An encoder that reads the verse before.",
+        "outpace train verses-rhyme-first",
     ),
 )
 _BASE = LlamaShape(hidden=256, layers=6, heads=4, kv_heads=2, head_dim=64, ffn=688)
@@ -67,6 +77,23 @@ _TINY = Recipe(
     long_share=0.0,
     sources=(tiny_stories(),),
 )
+_VERSES = LlamaShape(hidden=96, layers=2, heads=3, kv_heads=3, head_dim=32, ffn=256, vocab=1280, context=256)
+_BACKSPACE = Recipe(
+    name="stories-backspace",
+    summary="`stories-draft`, trained on to take its own errors back (SequenceMatch). For research.",
+    shape=LlamaShape(hidden=96, layers=2, heads=3, kv_heads=1, head_dim=32, ffn=224),
+    objective="backspace",
+    parent="stories-draft",
+    asked=16,
+    steps=200,
+    gpu_steps=4000,
+    rows=8,
+    length=96,
+    long_share=0.0,
+    matrix_rate=2e-3,
+    other_rate=1e-3,
+    sources=(tiny_stories(),),
+)
 _RECIPES = (
     _TINY,
     replace(
@@ -84,6 +111,26 @@ _RECIPES = (
         from_scratch=True,
         length=128,
         sources=(TATOEBA_ENGLISH,),
+    ),
+    replace(
+        _TINY,
+        name="verses",
+        summary="Couplets of lines of stories; what `verses-rhyme-first` is compared with. For research.",
+        shape=_VERSES,
+        rows=8,
+        length=128,
+        steps=500,
+        sources=(VERSES,),
+    ),
+    replace(
+        _TINY,
+        name="verses-rhyme-first",
+        summary="Couplets, each line behind its last word: the rhyme is chosen before what leads to it. For research.",
+        shape=_VERSES,
+        rows=8,
+        length=128,
+        steps=500,
+        sources=(RHYME_FIRST,),
     ),
     Recipe(
         name="stories",
@@ -188,6 +235,21 @@ _RECIPES = (
         long_share=0.0,
         matrix_rate=4e-3,
         other_rate=3e-3,
+    ),
+    _BACKSPACE,
+    replace(
+        _BACKSPACE,
+        name="stories-codes",
+        summary="`stories-draft`, its layers saying sums of 8 of 512 codes each (law `codes`). For research.",
+        shape=replace(_BACKSPACE.shape, codes=512, chosen=8),
+        objective="codes",
+        asked=384,
+    ),
+    replace(
+        _BACKSPACE,
+        name="stories-continued",
+        summary="`stories-draft`, trained on for as long as `stories-backspace`, which it is compared with.",
+        objective="causal",
     ),
     Recipe(
         name="stories-sorted",
