@@ -84,6 +84,8 @@ class Capabilities:
         max_positions: context length in tokens.
         vocab_size: V.
         mask_id: the mask token of a masked model, else None.
+        is_renoised: the mask token is a sign to the adapter alone, which shows the model random tokens there (uniform
+            noise): no text with masks has a likelihood.
         is_encoder_decoder: the prompt goes through an encoder once.
         is_one_pass: the encoder's pass gives the whole text; a token's law depends on the source and its place alone.
         kind: of a one-pass network of ours, the name of its kind; rules over its places are for some kinds alone.
@@ -103,6 +105,7 @@ class Capabilities:
     has_skip: bool = False
     num_layers: int = 0
     mask_id: int | None = None
+    is_renoised: bool = False
     is_encoder_decoder: bool = False
     is_one_pass: bool = False
     kind: str = ""

@@ -12,6 +12,7 @@ import torch
 
 from outpace import Ask, Engine, LanguageModel
 from outpace.bench.templates import held, main
+from outpace.cli.values import prompt_text
 from outpace.errors import CapabilityError, ConfigError
 from outpace.laws.base import Site
 from outpace.laws.template import Coverage, CoverageState, Template
@@ -154,3 +155,9 @@ def test_an_engine_writes_the_library_s_texts() -> None:
 
     [found] = asyncio.run(ask())
     assert (found.tokens, found.text) == (want.tokens, want.text)
+
+
+def test_a_prompt_may_be_empty_where_a_law_brings_what_is_read() -> None:
+    assert prompt_text("", may_be_empty=True) == ""
+    with pytest.raises(ConfigError, match="empty"):
+        prompt_text("")

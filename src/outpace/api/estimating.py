@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from outpace.api.scoring import Scored, check_causal
-from outpace.errors import ConfigError
+from outpace.errors import CapabilityError, ConfigError
 from outpace.types import Adapter, Capabilities
 
 if TYPE_CHECKING:
@@ -25,9 +25,12 @@ def check_scored(capabilities: Capabilities, samples: int | None = None) -> None
     """Refuse a model under which a text has neither log-probabilities nor a bound on them.
 
     Raises:
-        CapabilityError: it is neither causal nor a masked model that sees the whole text.
+        CapabilityError: it is neither causal nor a masked model that sees the whole text, or its noise is uniform.
         ConfigError: samples below 1, or any of a causal model, whose figures are exact.
     """
+    if capabilities.is_renoised:
+        reason = "This model learned from random tokens in place of masks: maskings give no bound on its likelihood."
+        raise CapabilityError(reason, "Use a causal or a masked model.")
     is_masked = capabilities.attention == "full" and capabilities.mask_id is not None
     if not is_masked or capabilities.is_encoder_decoder:
         check_causal(capabilities)

@@ -3,8 +3,8 @@
     python -m outpace.bench.codes runs/stories-codes --topic "dog|puppy" --data data
 
 Codes are found in stories that the model trains on: those that are chosen where a word of the topic is about to come,
-or just came, and seldom elsewhere (by the logarithm of both rates' ratio, times the former). Texts are then drawn from
-beginnings that do not name the topic, without codes and with each number of the best ones forced.
+and seldom elsewhere (by the logarithm of both rates' ratio, times the former). Texts are then drawn from beginnings
+that do not name the topic, without codes and with each number of the best ones forced.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def topic_codes(lm: LanguageModel, topic: str, texts: Sequence[str]) -> list[tup
 
     Args:
         lm: a codebook model.
-        topic: a regular expression; tokens that write a match of it, and the one before them, are of the topic.
+        topic: a regular expression; places behind which a match of it begins are of the topic.
         texts: to look in.
 
     Raises:
@@ -66,8 +66,8 @@ def topic_codes(lm: LanguageModel, topic: str, texts: Sequence[str]) -> list[tup
     for text in texts:
         ids = lm.tokenizer.encode(text, is_special=False)[: lm.target.capabilities.max_positions - 2]
         ends = [len(lm.tokenizer.decode(ids[: at + 1])) for at in range(len(ids))]
-        spans = [match.span() for match in pattern.finditer(lm.tokenizer.decode(ids))]
-        is_topic = torch.tensor([any(a <= end + 1 and end <= b for a, b in spans) for end in ends])
+        begins = [match.start() for match in pattern.finditer(lm.tokenizer.decode(ids))]
+        is_topic = torch.tensor([any(0 <= begin - end <= 1 for begin in begins) for end in ends])
         active = activity(lm.target, ids)
         inside = inside + active[:, is_topic].sum(1)
         outside = outside + active[:, ~is_topic].sum(1)
@@ -90,7 +90,7 @@ def run_codes(
         model: a codebook model.
         topic: a regular expression.
         data: folder of public texts, which holds the stories.
-        counts: numbers of codes of the layer of the best one that are forced.
+        counts: numbers of codes that are forced, the best ones.
         texts: stories to look in.
         seeds: texts per beginning.
 
@@ -103,11 +103,10 @@ def run_codes(
     lm, pattern = load(model), re.compile(topic)
     stories = [story for story, _ in zip(_naming(pattern, data), range(texts), strict=False)]
     ranked = topic_codes(lm, topic, stories)
-    best = [code for layer, code, _ in ranked if layer == ranked[0][0]]
     prompts = [prompt for prompt in PROMPTS[False] if not pattern.search(prompt)]
     rows = []
     for count in counts:
-        forced = "+".join(f"{ranked[0][0]}.{code}" for code in best[:count])
+        forced = "+".join(f"{layer}.{code}" for layer, code, _ in ranked[:count])
         given: dict[str, Any] = {"law": f"codes:force={forced}", "max_tokens": 60, "temperature": 0.8}
         found = [result for seed in range(seeds) for result in lm.generate(prompts, seed=seed, **given)]
         held = sum(bool(pattern.search(result.text)) for result in found)

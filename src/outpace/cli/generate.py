@@ -197,7 +197,7 @@ def generate(
         raise ConfigError("A prompt and a --batch were given.", "Leave one out.")
     run, law, bad_words = read_settings(declared)
     request = _Asked(
-        prompt=prompt_text(prompt, prompt_file) if batch is None else "",
+        prompt=prompt_text(prompt, prompt_file, bool(run.get("law"))) if batch is None else "",
         batch=batch,
         jobs=[] if batch is None else read_jobs(batch),
         out=out,

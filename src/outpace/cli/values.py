@@ -82,10 +82,11 @@ def biases(given: Iterable[str]) -> Mapping[int, float]:
     return pairs
 
 
-def prompt_text(given: str | None, file: str | None = None) -> str:
+def prompt_text(given: str | None, file: str | None = None, may_be_empty: bool = False) -> str:
     """Return the prompt: as given, or from a file, or from standard input for "-" or where it is piped in.
 
-    One line break at the end of a file or of standard input is dropped, since `echo` and editors add it.
+    One line break at the end of a file or of standard input is dropped, since `echo` and editors add it. The prompt may
+    be empty where something else brings what is read.
 
     Raises:
         ConfigError: there is none, there are two, it is empty, or it is not UTF-8.
@@ -101,7 +102,7 @@ def prompt_text(given: str | None, file: str | None = None) -> str:
         text = _without_break(_decode(sys.stdin.buffer.read(), "Standard input"))
     else:
         text = (given or "") if file is None else _without_break(text_file(file))
-    if not text:
+    if not text and not may_be_empty:
         raise ConfigError("The prompt is empty.", "Give at least one character.")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ConfigError("The prompt is not valid UTF-8.", "Pipe it in after iconv -t utf-8.")

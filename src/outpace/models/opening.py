@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from outpace.errors import CapabilityError, ConfigError, ModelError
-from outpace.models import any_order, recurrent
+from outpace.models import any_order, diffusion_gemma, recurrent
 from outpace.models.byte_model import ByteModel, ByteNames, Voice, cover_rules
 from outpace.models.checkpoint import check_checkpoint
 from outpace.models.editing.files import is_editor, open_editor
@@ -167,6 +167,7 @@ def _is_own(directory: Path) -> bool:
         MODEL_TYPE,
         nar.MODEL_TYPE,
         any_order.MODEL_TYPE,
+        diffusion_gemma.MODEL_TYPE,
         recurrent.MODEL_TYPE,
     )
 
@@ -179,6 +180,8 @@ def _open_own(directory: Path, dtype: str, device: str, kernels: Kernels | None)
         from outpace.models.any_order_model import open_any_order
 
         return open_any_order(directory, torch.float32 if dtype == "auto" else pick_dtype(dtype, config, place), place)
+    if config.get("model_type") == diffusion_gemma.MODEL_TYPE:
+        return diffusion_gemma.open_diffusion_gemma(directory, pick_dtype(dtype, config, place), place)
     if config.get("model_type") == recurrent.MODEL_TYPE:
         number = torch.float32 if dtype == "auto" else pick_dtype(dtype, config, place)
         return recurrent.open_recurrent(directory, number, place)

@@ -331,6 +331,32 @@ class Transformer(Adapter):
         with torch.no_grad():  # outside inference mode: callers may write into what they get
             return self._scores(x, tapped, layout, ask, outputs)
 
+    def differentiable(self, tokens: Tensor, position: Tensor, cache: Cache, buffers: Sequence[Tensor]) -> Tensor:
+        """Return the logits [B, T, V] of a chain behind a cache's entries, whose gradient reaches those entries.
+
+        Args:
+            tokens, position: as of `score`.
+            cache: says how many entries each row has; nothing is staged in it.
+            buffers: in the place of the cache's own, with room for the chain.
+
+        Raises:
+            CapabilityError: compiled, packed or recorded forwards have no gradient.
+        """
+        if self.path != "torch":
+            raise CapabilityError(
+                f"The {self.path} path of a model has no gradient.", "Load it with --no-compile --dtype float64."
+            )
+        layout = self._layout(position, None, cache)
+        # Tables that inference made first cannot be part of a graph.
+        layout.rotation = [(cos.clone(), sin.clone()) for cos, sin in layout.rotation]
+        layout.masks = {
+            window: (first, None if mask is None else mask.clone(), is_causal)
+            for window, (first, mask, is_causal) in layout.masks.items()
+        }
+        own = [buffer.clone() for buffer in buffers]  # staged in: a leaf cannot be
+        x, _ = self._run(tokens, position, layout, own, None, NO_OUTPUTS, None, ())
+        return self.head(x).view(*tokens.shape, -1)
+
     def _run(
         self,
         tokens: Tensor,

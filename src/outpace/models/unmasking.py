@@ -120,7 +120,7 @@ def check_unmasking(target: Adapter, tokenizer: Tokenizer | None) -> str:
     """Refuse a masked model whose card is clearly wrong about the shift.
 
     Args:
-        target: any model; a causal one passes unasked.
+        target: any model; a causal one passes unasked, and so does one of uniform noise, which knows no mask.
         tokenizer: its tokenizer; without one nothing can be asked.
 
     Returns:
@@ -129,7 +129,7 @@ def check_unmasking(target: Adapter, tokenizer: Tokenizer | None) -> str:
     Raises:
         ModelError: with the other setting the model finds clearly more of the masked tokens.
     """
-    if target.capabilities.mask_id is None:
+    if target.capabilities.mask_id is None or target.capabilities.is_renoised:
         return ""
     if tokenizer is None:
         return "The shift of the logits was not tested: the model has no tokenizer."

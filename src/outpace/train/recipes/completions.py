@@ -158,13 +158,13 @@ _TEMPLATES = (
     TranslationRecipe(
         name="story-templates",
         summary="Writes a sentence around given words, with numbers in their places (law `template`). For research.",
-        shape=MarianShape(width=128, encoder_layers=2, decoder_layers=2, ffn=384, dropout=0.1),
+        shape=MarianShape(width=96, encoder_layers=2, decoder_layers=2, ffn=256, dropout=0.0),
         source=TEMPLATES,
-        vocab=4096,
-        budget=2048,
-        longest=64,
+        vocab=2048,
+        budget=768,
+        longest=48,
         joined=0.0,
-        steps=900,
+        steps=600,
         gpu_steps=8000,
     ),
 )
