@@ -78,7 +78,8 @@ class NoteNet(nn.Module):
 
     def agreement(self, note: Tensor, notes: Tensor) -> Tensor:
         """Return the log-odds [...] that a block's note [..., width] goes with others' notes [..., N, width]."""
-        return (self.match(note) * notes.mean(-2)).sum(-1) + self.bias
+        odds: Tensor = (self.match(note) * notes.mean(-2)).sum(-1) + self.bias
+        return odds
 
 
 class Noted(Adapter):

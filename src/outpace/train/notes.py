@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from outpace.api.engine import LanguageModel, load
-from outpace.bench.report import Table
 from outpace.errors import ConfigError
 from outpace.failures import guarded
 from outpace.models.notes import NoteNet, save_notes
@@ -149,9 +148,9 @@ def main(arguments: list[str] | None = None) -> int:
     net = fit(lm.target, *learnt, given.steps)
     save_notes(net, given.out)
     found = figures(lm.target, net, *streams_of(lm.target, _texts(lm, held_out_stories(data), given.held_out)))
-    cells = [["no notes", f"{found['alone']:.3f}"], ["notes of the other stream", f"{found['noted']:.3f}"]]
-    cells.append(["notes of another story", f"{found['strange']:.3f}"])
-    print(Table("", ("beside a stream", "nats per token"), cells).markdown())
+    told = {"no notes": "alone", "notes of the other stream": "noted", "notes of another story": "strange"}
+    print("| beside a stream | nats per token |", "|---|--:|", sep="\n")
+    print(*(f"| {what} | {found[name]:.3f} |" for what, name in told.items()), sep="\n")
     print(f"Blocks told from another story's: precision {found['precision']:.1%}, recall {found['recall']:.1%}.")
     return 0
 
