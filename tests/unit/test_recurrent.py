@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import math
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from outpace.api.engine import LanguageModel
+from outpace.api.engine import LanguageModel, load
+from outpace.api.fusing import first_token
 from outpace.bench.held_out import cache_log_probs, text_states
 from outpace.errors import ModelError
 from outpace.models.recurrent import RecurrentConfig, RecurrentModel, RecurrentNet, config_of, open_recurrent
 from outpace.train.recipes.recurrent import RECURRENT
 from outpace.train.recurrent import RecurrentTrainer, dropped_states, has_stalled
+from outpace.train.sources import held_out_english
 
 CONFIG = RecurrentConfig(vocab=23, width=12, hidden=16, layers=2, places=64)
 TEXT = [3, 7, 7, 1, 20, 5, 9, 9, 2]
@@ -159,6 +162,30 @@ def test_files_are_read_again_and_damage_is_told(net: RecurrentNet, tmp_path: Pa
     assert (model.net(tokens) - net(tokens)).abs().max() < 1e-5
 
 
+def test_a_law_is_measured_beside_the_model_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from outpace.bench import held_out
+
+    texts = ["The cat sat on the mat and looked at the dog. Then it slept."] * 3
+    monkeypatch.setattr("outpace.train.sources.held_out_english", lambda data: texts)
+    asked = {"most": 40, "size": 0, "texts": "english"}
+    law = "plugin:model=stories-draft,weight=0.7"
+    alone, beside = held_out.run_held_out(["stories"], tmp_path, **asked, law=law).rows
+    own, other = (load(name, dtype="float32") for name in ("stories", "stories-draft"))
+    begin, ids = first_token(own), own.encode(texts[0], is_special=False)
+    whole = [begin, *ids, begin, *ids, begin, *ids][:41]
+    first, second = (
+        lm.target.score(
+            torch.tensor([whole]), torch.arange(41)[None], None, lm.target.new_cache(1, 64)
+        ).logits[0].double().log_softmax(-1)
+        for lm in (own, other)
+    )  # fmt: skip
+    both = (first + 0.7 * second).log_softmax(-1)
+    for row, logs in ((alone, first), (beside, both)):
+        wanted = -float(logs[:-1].gather(1, torch.tensor(whole[1:])[:, None])[13:].mean())
+        assert row["nats"] == pytest.approx(wanted, abs=1e-3)
+    assert beside["model"] == "stories, plugin"
+
+
 def test_what_cannot_be_measured_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from outpace.bench import fusion, held_out
 
@@ -166,5 +193,10 @@ def test_what_cannot_be_measured_is_told(capsys: pytest.CaptureFixture[str], tmp
     assert "3 tokens and 1000 states were asked for." in capsys.readouterr().err
     assert held_out.main(["stories-draft", "--data", str(tmp_path / "none")]) == 2
     assert "no folder of training texts" in capsys.readouterr().err
+    (tmp_path / "none" / "tatoeba_pairs").mkdir(parents=True)
+    for part, lines in (("train", "Go!\tLos!\n"), ("valid", "Go!\tGeh!\nA dog sat on the mat.\tx\n" * 2)):
+        with gzip.open(tmp_path / "none" / "tatoeba_pairs" / f"en-de.{part}.tsv.gz", "wt") as file:
+            file.write(lines)
+    assert held_out_english(tmp_path / "none") == ["A dog sat on the mat."]
     assert fusion.main(["--lm", "stories", "--sentences", "0"]) == 2
     assert "No sentence or no weight was named." in capsys.readouterr().err

@@ -14,6 +14,7 @@ from test_train_pairs import PAIRS
 import outpace
 from outpace.errors import ModelError
 from outpace.models.nets.gru import GruConfig
+from outpace.models.nets.llm_to_slm import LlmToSlmConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
 from outpace.models.nets.registers import RegistersConfig
@@ -27,6 +28,7 @@ from outpace.train.translation_quality import read_set
 
 CONFIGS: dict[str, Any] = {
     "gru": GruConfig(width=24, hidden=32, dropout=0.0),
+    "llm-to-slm": LlmToSlmConfig(width=24, layers=1, heads=2, ffn=48, dropout=0.0, large_layers=0),
     "pervasive": PervasiveConfig(width=16, layers=2, growth=12, dropout=0.0),
     "phrases": PhrasesConfig(width=24, hidden=24, reach=1, longest=3, dropout=0.0),
     "registers": RegistersConfig(width=32, layers=2, heads=2, ffn=48, dropout=0.0),

@@ -31,7 +31,8 @@ def sample_and_match(proposal: Proposal, scores: Scores, view: View) -> Decision
     """
     if view.sampler.parts:
         return _by_parts(proposal, scores, view)
-    if proposal.parent is None and view.sampler.is_parallel:
+    is_bare = proposal.tokens.shape[1] == 0 and not view.sampler.settings.is_stateful  # there is one place to draw at
+    if is_bare or (proposal.parent is None and view.sampler.is_parallel):
         return _match_chain(proposal, picks(proposal, scores, view))
     return _walk(proposal, scores, view)
 

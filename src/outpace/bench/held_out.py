@@ -1,11 +1,12 @@
 """Perplexity of causal models on stories that none was trained on, with and without a continuous cache.
 
     python -m outpace.bench.held_out stories --data data
+    python -m outpace.bench.held_out stories --texts english --law plugin:model=runs/stories-plugin --data data
 
 A continuous cache (Grave, Joulin and Usunier, 2017, arXiv 1612.04426) keeps the last hidden states of the text so far,
 each with the token that followed it; a token's law is mixed with the share that states like the present one give to the
 tokens behind them. No weight is trained. Its strength and share are chosen on the first third of the tokens, and all
-figures are those of the rest.
+figures are those of the rest. A law that takes the model's place is measured without a cache, beside the model alone.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ _CHUNK = 256  # tokens per forward
 
 
 @torch.no_grad()
-def text_states(target: Adapter, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+def text_states(target: Adapter, ids: Sequence[int], has_states: bool = True) -> tuple[Tensor, Tensor]:
     """Return [T - 1] log-probabilities of a text's tokens but the first, and [T - 1, hidden] the states before them.
 
-    Where the text is longer than the context, it is read in pieces, each without what stands before it.
+    Where the text is longer than the context, it is read in pieces, each without what stands before it. Without
+    `has_states` there are [T - 1, 0].
     """
     most = min(target.capabilities.max_positions, 4096)
     found, states = list[Tensor](), list[Tensor]()
@@ -48,12 +50,12 @@ def text_states(target: Adapter, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
             read = torch.tensor([piece[at : min(at + _CHUNK, len(piece) - 1)]], device=cache.device)
             size = read.shape[1]
             places = torch.arange(at, at + size, device=cache.device)[None]
-            scores = target.score(read, places, None, cache, outputs=Outputs(has_last=True))
+            scores = target.score(read, places, None, cache, outputs=Outputs(has_last=has_states))
             cache.keep([range(size)])
             after = torch.tensor(piece[at + 1 : at + 1 + size], device=cache.device)
             found.append(scores.logits[0].double().log_softmax(-1).gather(-1, after[:, None])[:, 0].cpu())
-            assert scores.last is not None
-            states.append(scores.last[0].double().cpu())
+            last = scores.last[0] if has_states and scores.last is not None else torch.zeros(size, 0)
+            states.append(last.double().cpu())
     return torch.cat(found), torch.cat(states)
 
 
@@ -81,10 +83,11 @@ def _mixed(plain: Tensor, cached: Tensor, share: float) -> Tensor:
     return torch.logaddexp(plain + math.log1p(-share), cached + math.log(share))
 
 
-def _measure(name: str, texts: Sequence[str], most: int, size: int) -> dict[str, Any]:
-    """Return a model's figures, in nats per token and bits per byte."""
+def _measure(name: str, texts: Sequence[str], most: int, size: int, law: str = "") -> dict[str, Any]:
+    """Return a model's figures, in nats per token and bits per byte; under a law where one is given."""
     from outpace.api.engine import load
     from outpace.api.fusing import first_token
+    from outpace.api.lawmaking import governed
     from outpace.api.scoring import check_causal
 
     lm = load(name, dtype="float32")
@@ -96,10 +99,14 @@ def _measure(name: str, texts: Sequence[str], most: int, size: int) -> dict[str,
         if len(ids) > most:
             break
     ids = ids[: most + 1]
-    plain, states = text_states(lm.target, ids)
+    plain, states = text_states(governed(lm, law or None).target, ids, bool(size))
     rest = len(plain) // 3
     num_bytes = len(lm.tokenizer.decode(ids[rest + 1 :]).encode())
-    row: dict[str, Any] = {"model": Path(name).name, "tokens": len(plain) - rest, "nats": -float(plain[rest:].mean())}
+    row: dict[str, Any] = {
+        "model": Path(name).name + (law and f", {law.split(':')[0]}"),
+        "tokens": len(plain) - rest,
+        "nats": -float(plain[rest:].mean()),
+    }
     row["bits_per_byte"] = -float(plain[rest:].sum()) / math.log(2) / num_bytes
     if size:
         cached = cache_log_probs(states, torch.tensor(ids[1:]), size, STRENGTHS)
@@ -114,26 +121,37 @@ def _measure(name: str, texts: Sequence[str], most: int, size: int) -> dict[str,
     return row
 
 
-def run_held_out(models: Sequence[str], data: Path | None, most: int = 12_000, size: int = 1000) -> Report:
-    """Measure models side by side.
+def run_held_out(
+    models: Sequence[str],
+    data: Path | None,
+    most: int = 12_000,
+    size: int = 1000,
+    texts: str = "stories",
+    law: str = "",
+) -> Report:
+    """Measure models side by side, each alone and then under a law where one is given.
 
     Args:
         models: names or directories of causal models with tokenizers.
-        data: folder of texts, which holds the stories.
+        data: folder of texts, which holds those that are read.
         most: tokens that are read.
         size: states in the cache; 0 = no cache.
+        texts: "stories", or "english": short sentences that no recipe trains on.
+        law: that takes the models' place, as `--law` gives it.
 
     Raises:
         ConfigError: fewer than 30 tokens, or a negative size.
         CapabilityError: a model that does not write from left to right.
     """
     from outpace.train.data import find_data
-    from outpace.train.sources import held_out_stories
+    from outpace.train.sources import held_out_english, held_out_stories
 
     if most < 30 or size < 0:
         raise ConfigError(f"{most} tokens and {size} states were asked for.", "Read 30 tokens or more; 0 = no cache.")
-    texts = held_out_stories(find_data(data))
-    rows = [_measure(name, texts, most, size) for name in models]
+    read = {"stories": held_out_stories, "english": held_out_english}[texts](find_data(data))
+    rows = [
+        _measure(name, read, most, 0 if one else size, one) for name in models for one in (("", law) if law else ("",))
+    ]
 
     def told(row: dict[str, Any]) -> list[str]:
         has = "nats_with_cache" in row
@@ -149,15 +167,16 @@ def run_held_out(models: Sequence[str], data: Path | None, most: int = 12_000, s
         ]
 
     heads = ("model", "nats per token", "perplexity", "bits per byte", "perplexity with cache", "strength, share")
-    asked = {"models": [Path(name).name for name in models], "tokens": most, "cache": size}
-    notes = ["Stories of TinyStories that no recipe trains on; of the tokens, the last two thirds."]
+    asked = {"models": [Path(name).name for name in models], "tokens": most, "cache": size, "texts": texts}
+    of = {"stories": "Stories of TinyStories", "english": "English sentences of Tatoeba, each a text,"}[texts]
+    notes = [f"{of} that no recipe trains on; of the tokens, the last two thirds."]
     return new_report(
         "held-out", asked, describe(), rows, tables=[Table("", heads, [told(r) for r in rows])], notes=notes
     )
 
 
 def _work(given: argparse.Namespace) -> None:
-    report = run_held_out(given.models, given.data, given.tokens, given.cache)
+    report = run_held_out(given.models, given.data, given.tokens, given.cache, given.texts, given.law)
     report.write(given.json)
     print(report.markdown())
 
@@ -169,6 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of public texts (default: ./data)")
     parser.add_argument("--tokens", type=int, default=12_000, help="read of the stories (default: %(default)s)")
     parser.add_argument("--cache", type=int, default=1000, help="states in the cache, 0 = none (default: %(default)s)")
+    parser.add_argument("--texts", choices=("stories", "english"), default="stories", help="what is read")
+    parser.add_argument("--law", default="", metavar="NAME:KEY=VALUE,...", help="each model under this law too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     return run_command(parser, _work, arguments)
 

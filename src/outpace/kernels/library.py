@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from outpace.kernels.build import build
+from outpace.kernels.draws import offer as offer_draws
 from outpace.kernels.laws import offer
 from outpace.sampling.truncation import use_selector
 
@@ -175,6 +176,7 @@ def load(machine: str | None = None) -> ctypes.CDLL | None:
     library.outpace_forward.argtypes = [c_void_p, POINTER(CallView)]
     use_selector(partial(_select, library))
     offer(library)
+    offer_draws(library)
     return library
 
 

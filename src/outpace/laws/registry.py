@@ -23,6 +23,7 @@ _BUILT_IN = {  # below outpace.laws
     "cfg": "guidance:Guidance",
     "contrast": "contrast:Contrast",
     "dola": "dola:Dola",
+    "hso": "hso:HiddenStates",
     "self-terminating": "self_terminating:SelfTerminating",
     "template": "template:Template",
     "codes": "codes:Codes",

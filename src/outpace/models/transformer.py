@@ -32,6 +32,11 @@ SMALL_CHAIN = 64  # chains up to this long read their mask from one precomputed 
 class CompiledDecoder(Protocol):
     """A decoder's weights in a form of their own, and a faster forward over them."""
 
+    @property
+    def code_bits(self) -> int:
+        """Bits of a weight in the layers, where weights are codes; 0 = they are plain numbers."""
+        ...
+
     def score(
         self,
         tokens: Tensor,
@@ -249,7 +254,11 @@ class Transformer(Adapter):
             capacity = -(-capacity // FIRST_EXTENT) * FIRST_EXTENT
         width, dtype = self._entry
         shape = (rows, spec.num_kv_heads, min(capacity, FIRST_SLOTS), width)
-        if self.graphs is None:
+        if self._compiled is not None:
+            # Kernels read what was written and no more. Most slots of many short rows are never written: memory that
+            # nobody touches costs nothing, where filling it took longer than the forwards of a small model.
+            buffers = [torch.empty(shape, dtype=dtype) for _ in range(2 * spec.num_layers)]
+        elif self.graphs is None:
             buffers = [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2 * spec.num_layers)]
         else:  # one piece of memory, which the next text is likely to get again
             buffers = list(torch.zeros((2 * spec.num_layers, *shape), dtype=dtype, device=self.device))
@@ -326,6 +335,32 @@ class Transformer(Adapter):
                 x, tapped = self._run(tokens, position, layout, dense.buffers, ask, outputs, inputs, skip)
         with torch.no_grad():  # outside inference mode: callers may write into what they get
             return self._scores(x, tapped, layout, ask, outputs)
+
+    def differentiable(self, tokens: Tensor, position: Tensor, cache: Cache, buffers: Sequence[Tensor]) -> Tensor:
+        """Return the logits [B, T, V] of a chain behind a cache's entries, whose gradient reaches those entries.
+
+        Args:
+            tokens, position: as of `score`.
+            cache: says how many entries each row has; nothing is staged in it.
+            buffers: in the place of the cache's own, with room for the chain.
+
+        Raises:
+            CapabilityError: compiled, packed or recorded forwards have no gradient.
+        """
+        if self.path != "torch":
+            raise CapabilityError(
+                f"The {self.path} path of a model has no gradient.", "Load it with --no-compile --dtype float64."
+            )
+        layout = self._layout(position, None, cache)
+        # Tables that inference made first cannot be part of a graph.
+        layout.rotation = [(cos.clone(), sin.clone()) for cos, sin in layout.rotation]
+        layout.masks = {
+            window: (first, None if mask is None else mask.clone(), is_causal)
+            for window, (first, mask, is_causal) in layout.masks.items()
+        }
+        own = [buffer.clone() for buffer in buffers]  # staged in: a leaf cannot be
+        x, _ = self._run(tokens, position, layout, own, None, NO_OUTPUTS, None, ())
+        return self.head(x).view(*tokens.shape, -1)
 
     def _run(
         self,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from outpace.sampling.draws import drawn
 from outpace.sampling.history import History, state_after
 from outpace.sampling.noise import Stream, gumbel, node_key, uniform
 from outpace.sampling.processors import bias, forbid, force
@@ -209,10 +210,10 @@ class Sampler:
 
     def draw(self, law: Law, key: Tensor) -> Tensor:
         """Return argmax(log p + Gumbel) per law, [N] int64, -1 where none is sound; `key` [N] comes from `noise`."""
-        ids = law.ids if law.ids is not None else torch.arange(law.vocab_size, device=law.logits.device)
-        best = (law.logits + gumbel(key, ids)).argmax(-1, keepdim=True)
-        drawn = best if law.ids is None else law.ids.gather(-1, best)
-        return torch.where(law.is_sound, drawn.squeeze(-1), -1)
+        if law.ids is None:
+            return torch.where(law.is_sound, drawn(law.logits, key), -1)
+        best = (law.logits + gumbel(key, law.ids)).argmax(-1, keepdim=True)
+        return torch.where(law.is_sound, law.ids.gather(-1, best).squeeze(-1), -1)
 
     def noise(self, stream: Stream, position: Tensor, visit: int = 0) -> Tensor:
         """Return the keys of draws at `position` [B, ...] of these rows, as `node_key`."""

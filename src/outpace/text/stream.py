@@ -77,7 +77,7 @@ class TextStream:
     def fork(self) -> TextStream:
         """Return an independent copy, to go on with another text."""
         other = copy.copy(self)
-        for name in ("_is_silent", "_is_shown", "_pieces", "_window", "_run", "ends"):
+        for name in ("_is_shown", "_pieces", "_window", "_run", "ends"):
             setattr(other, name, copy.copy(getattr(self, name)))
         return other
 

@@ -184,6 +184,14 @@ def _english(data: Path) -> Iterator[str]:
         yield from dict.fromkeys(line.split("\t")[0].strip() for line in lines)
 
 
+def held_out_english(data: Path) -> list[str]:
+    """Sentences of Tatoeba, each once, that `TATOEBA_ENGLISH` does not hold."""
+    known = set(_english(data))
+    with gzip.open(data / _ENGLISH.replace("train", "valid"), "rt", encoding="utf-8") as lines:
+        found = dict.fromkeys(line.split("\t")[0].strip() for line in lines)
+    return [text for text in found if text not in known]
+
+
 _ENGLISH = "tatoeba_pairs/en-de.train.tsv.gz"
 TATOEBA_ENGLISH = Source(
     name="tatoeba-english",

@@ -38,12 +38,14 @@ from .objectives_parallel import parallel_canvas
 from .objectives_steps import TaughtBatch, ToldBatch, cleaner_view, matched_loss, rolled_out, told_before, told_loss
 from .objectives_window import window_canvas
 from .recipes import (
+    ENERGIES,
     FLOWS,
     JOINTS,
     ORDERS,
     RECIPES,
     RECURRENT,
     TRANSLATIONS,
+    EnergyRecipe,
     FlowRecipe,
     JointRecipe,
     OrderRecipe,
@@ -56,7 +58,8 @@ from .seq3 import COMPRESSIONS, CompressionRecipe, build_compressor
 __all__ = ["EXIT_INTERRUPTED", "Trainer", "build_llama", "train"]
 _TAUGHT = ("distilled", "reweighted", "unrolled", "consistent", "residual")
 _Batch = DenoisingBatch | TaughtBatch | ToldBatch | BacktrackedBatch
-AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe | JointRecipe | FlowRecipe
+_OwnLoss = JointRecipe | FlowRecipe | EnergyRecipe
+AnyOfThem = Recipe | TranslationRecipe | CompressionRecipe | OrderRecipe | RecurrentRecipe | _OwnLoss
 
 
 @dataclass(slots=True, kw_only=True)
@@ -226,8 +229,8 @@ def train(
     """Train one model of the zoo and export it.
 
     Args:
-        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS`, `ORDERS`, `RECURRENT`, `JOINTS` or `FLOWS`, or a
-            recipe.
+        recipe: A name in `RECIPES`, `TRANSLATIONS`, `COMPRESSIONS`, `ORDERS`, `RECURRENT`, `JOINTS`, `FLOWS` or
+            `ENERGIES`, or a recipe.
         out: Directory for the checkpoint, the log and the exported model.
         data: Folder of training texts (default: ./data).
         resume: Continue from the checkpoint in `out`.
@@ -271,6 +274,10 @@ def train(
             from .joint import build_joint
 
             trainer = build_joint(chosen, out, data, steps=steps, seed=seed)
+        elif isinstance(chosen, EnergyRecipe):
+            from .energy import build_energy
+
+            trainer = build_energy(chosen, out, data, steps=steps, seed=seed)
         else:
             trainer = build_llama(chosen, out, data, steps=steps, seed=seed, compiled=compiled)
         trainer.tokenizer.save(str(out / "tokenizer.json"))
@@ -288,6 +295,7 @@ def _find(recipe: str | AnyOfThem) -> AnyOfThem:
         **RECURRENT,
         **JOINTS,
         **FLOWS,
+        **ENERGIES,
     }
     if recipe not in known:
         raise ConfigError(f"there is no recipe {recipe!r}", nearest(recipe, known, "recipe"))

@@ -8,7 +8,7 @@ the network. It reads new tokens through a `Window`, which tells where the token
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -110,6 +110,11 @@ class PairNet(nn.Module, ABC):
     def check(self, source: Sequence[int]) -> None:
         """Refuse a source that the network cannot read, in a sentence; any will do."""
         del source
+
+    def adopt(self, weights: Mapping[str, Tensor]) -> bool:
+        """Take what this network wants of another one's weights by its own names; False = whatever agrees in name."""
+        del weights
+        return False
 
     @abstractmethod
     def encode(self, sources: Tensor, is_real: Tensor) -> list[Tensor]:

@@ -24,6 +24,7 @@ KINDS = {
     "decoder-only": "stacks:DecoderOnly",
     "encoder-decoder": "stacks:EncoderDecoder",
     "gru": "gru:Gru",
+    "llm-to-slm": "llm_to_slm:LlmToSlm",
     "pervasive": "pervasive:Pervasive",
     "registers": "registers:Registers",
     "phrases": "phrases:Phrases",

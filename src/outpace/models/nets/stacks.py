@@ -116,8 +116,9 @@ class _Stacked(PairNet):
         """Return logits by the embedding matrix."""
         return F.linear(hidden, self.embedding.weight)
 
-    def _opened(self, tokens: Tensor) -> Tensor:
-        """Return what enters the first layer at source tokens [B, S]."""
+    def _opened(self, tokens: Tensor, is_real: Tensor) -> Tensor:
+        """Return what enters the first layer at source tokens [B, S], whose padding `is_real` is False."""
+        del is_real
         places = torch.arange(tokens.shape[1], device=tokens.device)
         return F.dropout(self.embed(tokens) + self.embed_source(places), self.config.dropout, self.training)
 
@@ -142,7 +143,7 @@ class DecoderOnly(_Stacked):
 
     def encode(self, sources: Tensor, is_real: Tensor) -> list[Tensor]:
         """Return the mask [B, S], and each layer's keys and values of the source [B, S, width]."""
-        states, kept = self._opened(sources), [is_real]
+        states, kept = self._opened(sources, is_real), [is_real]
         sight = _causal(sources.shape[1], is_real) & is_real.unsqueeze(1)
         for layer in self.layers:
             queries, keys, values = layer.projected(states)
@@ -174,7 +175,7 @@ class DecoderOnly(_Stacked):
         """Return what the head reads of whole targets, [B, T, width], both sides in one sequence."""
         size = inputs.shape[1]
         begun = self._begun(self.embed(inputs), torch.arange(size, device=inputs.device))
-        states = torch.cat([self._opened(sources), begun], 1)
+        states = torch.cat([self._opened(sources, is_real), begun], 1)
         seen = F.pad(is_real, (0, size), value=True)
         sight = _causal(states.shape[1], is_real) & seen.unsqueeze(1)
         for layer in self.layers:
@@ -197,7 +198,7 @@ class EncoderDecoder(_Stacked):
 
     def encode(self, sources: Tensor, is_real: Tensor) -> list[Tensor]:
         """Return the mask [B, S], and each decoder layer's keys and values of the source [B, S, width]."""
-        states = self._opened(sources)
+        states = self._opened(sources, is_real)
         for layer in self.encoder:
             states = layer(states, is_real.unsqueeze(1))
         states = self.source_norm(states)

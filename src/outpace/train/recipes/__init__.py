@@ -5,6 +5,7 @@ from .completions import COMPLETIONS
 from .continuous import CONTINUOUS
 from .diffusion import ADAPTED, FEWER
 from .distilled import DISTILLED
+from .energy import ENERGIES, EnergyRecipe
 from .flow import FLOWS, FlowRecipe
 from .joint import JOINTS, JointRecipe
 from .one_pass import ONE_PASS
@@ -21,6 +22,7 @@ TRANSLATIONS: dict[str, TranslationRecipe] = {
 RECIPES: dict[str, Recipe] = {**_LLAMAS, **FEWER, **ADAPTED, **PUZZLED}
 
 __all__ = [
+    "ENERGIES",
     "FLOWS",
     "JOINTS",
     "ORDERS",
@@ -29,6 +31,7 @@ __all__ = [
     "RECURRENT",
     "TRANSLATIONS",
     "AnyRecipe",
+    "EnergyRecipe",
     "FlowRecipe",
     "JointRecipe",
     "Objective",

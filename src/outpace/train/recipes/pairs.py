@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from outpace.models.nets.gru import GruConfig
+from outpace.models.nets.llm_to_slm import LlmToSlmConfig
 from outpace.models.nets.pervasive import PervasiveConfig
 from outpace.models.nets.phrases import PhrasesConfig
 from outpace.models.nets.registers import RegistersConfig
@@ -196,6 +198,17 @@ GRU = TranslationRecipe(
     steps=3600,
     gpu_steps=6000,
 )
+_SMALL_SIZES: dict[str, Any] = {"width": 64, "layers": 2, "heads": 4, "ffn": 256, "dropout": 0.1}
+_SMALL = replace(
+    GRU,
+    name="captions-slm",
+    summary="A small decoder that reads a caption in English and writes it in German; for research only.",
+    shape=NetShape(config=LlmToSlmConfig(**_SMALL_SIZES, large_layers=0)),
+    vocab=6144,
+    start="captions-teacher",
+    criterion=CrossEntropy(smoothing=0.1),
+    steps=800,
+)
 DECODER, _PAIR = equal_configs(6, width=96, heads=4, dropout=0.1)
 _BASELINES = (
     GRU,
@@ -259,6 +272,13 @@ _BASELINES = (
         vocab=2048,
         budget=768,
         steps=2400,
+    ),
+    _SMALL,
+    replace(
+        _SMALL,
+        name="captions-llm-to-slm",
+        summary="`captions-slm`, told by the frozen encoder of `captions-teacher` what its prompt says; for research.",
+        shape=NetShape(config=LlmToSlmConfig(**_SMALL_SIZES)),
     ),
 )
 PAIRS: tuple[TranslationRecipe, ...] = (*_TRANSLATIONS, *_BASELINES)

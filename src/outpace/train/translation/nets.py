@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -72,6 +73,10 @@ class TrainedNet(PairNetwork):
             return criterion(self, batch)
         found: Tensor = self.net.loss(tuple(batch))  # type: ignore[operator]
         return found
+
+    def adopt(self, weights: Mapping[str, Tensor]) -> bool:
+        """Let the network take what it wants; see `PairNetwork.adopt`."""
+        return self.net.adopt(weights)
 
     @property
     def table(self) -> Tensor:

@@ -107,6 +107,11 @@ class PairNetwork(nn.Module, ABC):
         """
         del batches, tokenizer
 
+    def adopt(self, weights: Mapping[str, Tensor]) -> bool:
+        """Take what it wants of the weights of a network that it starts from; False = whatever agrees in name."""
+        del weights
+        return False
+
     @property
     def table(self) -> Tensor:
         """The embeddings of the target's tokens, [V, width].

@@ -210,6 +210,8 @@ def _started(network: PairNetwork, recipe: TranslationRecipe, parent: PairNetwor
     """Put an earlier network's weights into a new one where the recipe goes on from them."""
     if recipe.start is not None:
         first = _load_parent(recipe.start, beside(recipe.start, out), recipe)
+        if network.adopt(first.state_dict()):
+            return network
         return _fitted(network, first, recipe.start)
     if parent is not None and recipe.is_deepened:
         network.load_state_dict(deepened(parent, network))

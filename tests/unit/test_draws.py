@@ -1,0 +1,48 @@
+"""The few tokens that may win a draw: compiled code names them, and the token drawn is the one of the whole noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from outpace.kernels import load_library
+from outpace.sampling.draws import contenders, drawn, plain_drawn
+from outpace.sampling.noise import gumbel
+
+pytestmark = pytest.mark.skipif(load_library() is None, reason="no compiled kernels here")
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 7, 511, 512, 520, 3000])
+def test_the_winner_is_among_them_and_they_are_few(vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    for spread in (0.0, 0.3, 1.0, 4.0, 30.0):
+        logits = spread * torch.randn(40, vocab, generator=generator, dtype=torch.float64) - 5
+        logits[torch.rand(logits.shape, generator=generator) < 0.2] = float("-inf")
+        logits[:, vocab // 2] = 1.0  # no row without a token
+        key = torch.randint(-(2**62), 2**62, (40,), generator=generator)
+        few = contenders(logits, key)
+        assert few is not None and few.shape[1] <= 40
+        whole = logits + gumbel(key, torch.arange(vocab))
+        best = whole.argmax(-1)
+        assert (few == best[:, None]).any(-1).all()
+        assert torch.equal(drawn(logits, key), best) and torch.equal(plain_drawn(logits, key), best)
+
+
+def test_equal_logits_are_drawn_alike() -> None:
+    logits, key = torch.zeros(20_000, 8, dtype=torch.float64), torch.arange(20_000) * 7919
+    found = drawn(logits, key)
+    assert torch.equal(found, plain_drawn(logits, key))
+    assert torch.bincount(found, minlength=8).min() > 2_300  # of 2,500
+
+
+def test_rows_that_are_no_laws_do_no_harm() -> None:
+    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[1, 5] = float("nan")
+    logits[2] = float("nan")
+    key, sound = torch.arange(4), torch.tensor([0, 3])
+    assert torch.equal(drawn(logits, key)[sound], plain_drawn(logits, key)[sound])
+    logits[2] = float("-inf")  # more tokens than there is room for
+    assert contenders(logits, key) is None
+    assert torch.equal(drawn(logits, key)[sound], plain_drawn(logits, key)[sound])
+    for other in (logits.float(), logits[:, ::2]):
+        assert contenders(other, key) is None
