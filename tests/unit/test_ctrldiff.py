@@ -34,8 +34,8 @@ def width_of(target: ToyModel) -> int:
 
 def policy_file(path: Path, target: ToyModel, always: int = 0, **changes: object) -> str:
     """A random policy, or one that is sure of one size."""
-    source = np.random.default_rng(1)
-    hidden = source.normal(size=(3, width_of(target) + 1))
+    source = np.random.default_rng(4)
+    hidden = source.normal(size=(3, width_of(target) + len(SIZES) + 1))
     out = source.normal(size=(len(SIZES), 4)) * (0.0 if always else 3.0)
     if always:
         out[SIZES.index(always), -1] = 9.0
@@ -83,8 +83,8 @@ def test_the_policy_reads_the_state_where_a_block_begins(tmp_path: Path) -> None
     policy, seen = read_policy(path), list[tuple[int, int]]()
 
     class Noted(CtrlDiff):
-        def pick(self, policy: BlockPolicy, state: np.ndarray, row: object) -> int:  # type: ignore[type-arg,override]
-            choice = super().pick(policy, state, row)  # type: ignore[arg-type]
+        def pick(self, policy: BlockPolicy, known: np.ndarray, row: object) -> int:  # type: ignore[type-arg,override]
+            choice = super().pick(policy, known, row)  # type: ignore[arg-type]
             seen.append((row.base, SIZES[choice]))  # type: ignore[attr-defined]
             return choice
 
@@ -94,16 +94,19 @@ def test_the_policy_reads_the_state_where_a_block_begins(tmp_path: Path) -> None
     start, end, wanted = len(text) - 24, len(text) - 24, []
     while end < len(text):  # a plain loop: the whole canvas anew, masks from here on, and the policy written out
         canvas = torch.tensor([[*text[:end], *[mask] * (len(text) - end)]])
-        asked, needs = torch.tensor([[end]]), CtrlDiff(size_policy="x").needs.outputs
+        needs = CtrlDiff(size_policy="x").needs.outputs
         place = torch.arange(len(text))[None]
-        last = target.score(canvas, place, None, target.new_cache(1, len(text)), asked, needs).last
-        assert last is not None
-        state = [float(one) for one in last[0, 0]]
+        asked = torch.arange(end, len(text))[None]
+        scores = target.score(canvas, place, None, target.new_cache(1, len(text)), asked, needs)
+        assert scores.last is not None
+        state = [float(one) for one in scores.last[0, 0]]
+        laws = [[*law[:mask].exp(), *law[mask + 1 :].exp()] for law in scores.logits[0]]
+        laws = [[float(one) / float(sum(law)) for one in law] for law in laws]
+        wide = [-sum(one * math.log(one) for one in law) for law in laws]
         length = math.sqrt(sum(one * one for one in state) / len(state))
-        inner = [
-            math.tanh(sum(w * s / length for w, s in zip(unit, state, strict=False)) + unit[-1])
-            for unit in policy.hidden
-        ]
+        ahead = [wide[:size] for size in SIZES]
+        known = [*(one / length for one in state), *(sum(some) / len(some) for some in ahead)]
+        inner = [math.tanh(sum(map(float.__mul__, unit[:-1].tolist(), known)) + unit[-1]) for unit in policy.hidden]
         found = [sum(w * i for w, i in zip(line, inner, strict=False)) + line[-1] for line in policy.out]
         size = SIZES[found.index(max(found))]
         wanted.append((end, size))
@@ -211,11 +214,11 @@ def test_blocks_of_a_text_share_out_its_likelihood() -> None:
     lm, judge = load("stories-block"), load("stories")
     prompt = [*lm.end_tokens[:1], *lm.encode("One day, Tom")]
     width = int(lm.target.embed(torch.zeros(1, 1, dtype=torch.int64)).shape[-1])
-    even = BlockPolicy((4, 8), np.zeros((0, width + 1)), np.zeros((2, 1)), lm.target.capabilities.vocab_size)
+    even = BlockPolicy((4, 8), np.zeros((0, width + 3)), np.zeros((2, 1)), lm.target.capabilities.vocab_size)
     method = block_policy._Drawing(steps=2, known=even, draw=np.random.default_rng(0))
     trial = block_policy.write_text(lm, judge, prompt, method, 0.5, max_tokens=20, temperature=0.7, seed=1)
     assert trial.tokens.sum() == 20
-    assert trial.states.shape == (len(trial.choices), width)
+    assert trial.states.shape == (len(trial.choices), width + 2)
     assert trial.gains.sum() == pytest.approx(-trial.nats - 0.5 * np.minimum(trial.tokens, 2).sum())
     scored = judge.score([*prompt, *lm.generate(prompt, method=CtrlDiff(), max_tokens=1, seed=1).tokens])
     assert len(scored.log_probs) >= 1
@@ -245,7 +248,7 @@ def test_bad_settings_and_bad_files(tmp_path: Path) -> None:
         write(CtrlDiff(size_policy=policy_file(tmp_path / "a", target, vocab_size=99)), WARM, target=target)
     with pytest.raises(CapabilityError, match="made with 7 tokens"):
         write(CtrlDiff(classifier=classifier_file(tmp_path / "b", 7)), WARM, target=target)
-    narrow = policy_file(tmp_path / "c", target, hidden=[[1.0, 2.0]], out=[[1.0, 2.0]] * 3)
+    narrow = policy_file(tmp_path / "c", target, hidden=[[1.0] * 5], out=[[1.0, 2.0]] * 3)
     with pytest.raises(CapabilityError, match="reads states of 1 numbers"):
         drive(make_run(CtrlDiff(size_policy=narrow), target=target), make_rows())
     for reader in (read_policy, read_classifier):

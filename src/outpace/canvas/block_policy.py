@@ -17,7 +17,7 @@ from outpace.canvas.reading import Reading
 from outpace.canvas.row import Canvas, CanvasRow, Floats
 from outpace.errors import ConfigError
 
-__all__ = ["BlockPolicy", "SizedBlocks", "read_policy"]
+__all__ = ["BlockPolicy", "SizedBlocks", "known_at", "read_policy"]
 
 _HOW = "Make one with python -m outpace.train.block_policy MODEL --out FILE."
 
@@ -28,7 +28,7 @@ class BlockPolicy:
 
     Attributes:
         sizes: [K] places of a block to choose from, ascending.
-        hidden: [H, D + 1], the bias last; D is the width of the model's states.
+        hidden: [H, D + K + 1], the bias last; D is the width of the model's states.
         out: [K, H + 1], the bias last.
         vocab_size: of the model that it was trained with.
     """
@@ -38,13 +38,28 @@ class BlockPolicy:
     out: Floats
     vocab_size: int
 
-    def logits(self, states: Floats) -> Floats:
-        """Return [..., K] unnormalised log-probabilities of the sizes, of [..., D] states."""
-        # Of the direction alone: a model's states may be of any length.
-        known = states / np.sqrt(np.maximum((states * states).mean(-1, keepdims=True), 1e-12))
+    def logits(self, known: Floats) -> Floats:
+        """Return [..., K] unnormalised log-probabilities of the sizes, of [..., D + K] what `known_at` tells."""
         inner = np.tanh(known @ self.hidden[:, :-1].T + self.hidden[:, -1])
         found: Floats = inner @ self.out[:, :-1].T + self.out[:, -1]
         return found
+
+
+def known_at(state: Floats, reading: Reading, base: int, sizes: tuple[int, ...]) -> Floats:
+    """Return [D + K] what a policy reads where a block begins.
+
+    The direction of the model's state there, since states may be of any length, and for each size the mean entropy of
+    the laws that such a block would begin with, in nats.
+
+    Args:
+        state: [D].
+        reading: of the row's open places.
+        base: where the block begins.
+        sizes: [K].
+    """
+    entropy, inside = reading.entropy, [reading.within(base + size) for size in sizes]
+    ahead = [entropy[one].sum() / max(int(one.sum()), 1) for one in inside]
+    return np.concatenate([state / np.sqrt(max(float((state * state).mean()), 1e-12)), ahead])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +101,7 @@ def read_policy(path: str) -> BlockPolicy:
         raise ConfigError(f"The file {path} is no block policy.", _HOW) from error
     if not sizes or min(sizes) < 1 or list(sizes) != sorted(set(sizes)):
         raise ConfigError(f"The block policy {path} names sizes {sizes}, which are no ascending sizes.", _HOW)
-    if hidden.ndim != 2 or out.shape != (len(sizes), len(hidden) + 1):
+    if hidden.ndim != 2 or hidden.shape[1] <= len(sizes) or out.shape != (len(sizes), len(hidden) + 1):
         raise ConfigError(f"The layers of the block policy {path} do not fit each other.", _HOW)
     if not (np.isfinite(hidden).all() and np.isfinite(out).all()):
         raise ConfigError(f"The block policy {path} holds numbers that are none.", _HOW)

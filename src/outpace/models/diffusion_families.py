@@ -146,6 +146,19 @@ def _llada2(config: Config, context: int) -> dict[str, Any]:
     return llama(sizes, context) | {"qk_norm": "head", "routing": routing}
 
 
+def _nemotron(config: Config, context: int) -> dict[str, Any]:
+    """Ministral 3 as a Llama, up to the length from which on it scales queries by their position."""
+    _only("Nemotron-Labs-Diffusion", config, {"sliding_window": (None,)})
+    found, rope = llama(config, context), config.get("rope_parameters") or {}
+    if not rope.get("llama_4_scaling_beta"):
+        return found
+    most = int(rope.get("original_max_position_embeddings") or config["max_position_embeddings"])
+    if context > most:
+        reason = f"Nemotron-Labs-Diffusion scales queries from position {most} on, which nobody computes here."
+        raise ModelError(reason, f"Use a context of {most} or less.")
+    return found | {"max_positions": min(found["max_positions"], most)}
+
+
 def _head_dim(config: Config) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
@@ -189,5 +202,12 @@ DIFFUSION: dict[str, Family] = {
     "sdar_moe": Family(_sdar_moe, LLAMA_NAMES | QK_NAMES | _EXPERTS, OUTER_NAMES),
     "llada_moe": Family(_llada_moe, LLAMA_NAMES | QK_NAMES | _EXPERTS, OUTER_NAMES),
     "llada2_moe": Family(_llada2, _LLADA2_NAMES | _EXPERTS, OUTER_NAMES | {"embed": "word_embeddings"}),
+    "nemotron_labs_diffusion": Family(
+        _nemotron,
+        LLAMA_NAMES,
+        OUTER_NAMES | {"head": "diffusion_head"},
+        prefixes=("encoder.",),
+        attentions=("causal",),  # its blocks see a causal prefix and themselves, which block attention does not
+    ),
     "outpace_masked_llama": Family(llama, LLAMA_NAMES, OUTER_NAMES),
 }

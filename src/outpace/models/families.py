@@ -52,6 +52,7 @@ class Family:
         ignored: patterns of tensors in files that no forward reads (buffers).
         is_transposed: matrices lie [in, out] (GPT-2's Conv1D).
         is_interleaved: fused query, key and value lie head by head (GPT-NeoX).
+        attentions: those of a card that are computed as its makers do; empty = any.
     """
 
     fields: Callable[[Config, int], dict[str, Any]]
@@ -63,6 +64,7 @@ class Family:
     is_interleaved: bool = False
     text_key: str = ""  # the text model's settings lie under this key
     notes: tuple[str, ...] = field(default=())
+    attentions: tuple[str, ...] = ()
 
 
 # Reading configurations

@@ -58,4 +58,8 @@ def make_spec(config: Config, context: int = 0, card: Config | None = None) -> S
         raise ModelError(
             f"config.json describes no {kind_of(config)} model: {error}.", hint="Fetch the model's files again."
         ) from error
-    return Spec(**(fields | read_card(config, card).shape()))
+    known = read_card(config, card)
+    if family.attentions and known.attention not in family.attentions:
+        reason = f"{kind_of(config)} with {known.attention} attention attends in a way that nobody computes here."
+        raise ModelError(reason, f"Known here: {' or '.join(family.attentions)}.")
+    return Spec(**(fields | known.shape()))

@@ -48,10 +48,10 @@ class _Drawing(CtrlDiff):
     def learned(self) -> BlockPolicy:
         return self.known  # type: ignore[no-any-return]
 
-    def pick(self, policy: BlockPolicy, state: Floats, row: CanvasRow) -> int:
-        logits = policy.logits(state)
+    def pick(self, policy: BlockPolicy, known: Floats, row: CanvasRow) -> int:
+        logits = policy.logits(known)
         choice = int((logits - np.log(-np.log(self.draw.uniform(size=len(logits))))).argmax())
-        self.log.append((row.base, state, choice))
+        self.log.append((row.base, known, choice))
         return choice
 
 
@@ -60,7 +60,7 @@ class Trial:
     """One text of N blocks.
 
     Attributes:
-        states: [N, D] where each block began.
+        states: [N, D + K] what was known where each block began.
         choices: [N] the size that was taken.
         tokens: [N] tokens of each block; an end token is the last one's last.
         gains: [N] log-likelihood of its tokens under the judge, less the price of its forwards.
@@ -110,7 +110,7 @@ class PolicyTrainer:
 
     Args:
         sizes: to choose from, ascending.
-        width: of the states that it reads.
+        width: numbers that it reads, D + K.
         vocab_size: of the model.
         hidden: units of its layer.
         rate: learning rate.
@@ -139,12 +139,11 @@ class PolicyTrainer:
         """Take one step of the policy gradient, and one of the critic.
 
         Args:
-            states: [N, D].
+            states: [N, D + K] what was known.
             choices: [N] what was drawn in each.
             worth: [N] how much better than expected it was.
         """
         known = torch.from_numpy(states)
-        known = known / known.square().mean(-1, keepdim=True).clamp(min=1e-12).sqrt()
         inner = torch.tanh(known @ self.hidden[:, :-1].T + self.hidden[:, -1])
         logs = (inner @ self.out[:, :-1].T + self.out[:, -1]).log_softmax(-1)
         drawn = logs.gather(-1, torch.from_numpy(choices)[:, None])[:, 0]
@@ -159,7 +158,7 @@ class PolicyTrainer:
 def _constant(sizes: Sequence[int], shares: Sequence[float], width: int, vocab_size: int) -> BlockPolicy:
     """Return the policy that takes sizes so often, whatever it reads."""
     out = np.log(np.maximum(np.array(shares, dtype=np.float64), 1e-300))[:, None]
-    return BlockPolicy(tuple(sizes), np.zeros((0, width + 1)), out, vocab_size)
+    return BlockPolicy(tuple(sizes), np.zeros((0, width + len(sizes) + 1)), out, vocab_size)
 
 
 class _Desk:
@@ -199,7 +198,7 @@ def _work(given: argparse.Namespace) -> int:
     given.out.parent.mkdir(parents=True, exist_ok=True)  # before the minutes that the texts take
     torch.set_num_threads(given.threads)
     desk = _Desk(given)
-    trainer = PolicyTrainer(sizes, desk.width, desk.vocab, 16, 0.01, 0.02)
+    trainer = PolicyTrainer(sizes, desk.width + len(sizes), desk.vocab, 16, 0.01, 0.02)
     for step in range(given.updates):
         trials = [desk.trial(trainer.policy, step * given.texts + index) for index in range(given.texts)]
         states, choices = (np.concatenate([getattr(one, name) for one in trials]) for name in ("states", "choices"))

@@ -2,7 +2,7 @@
 
 Paper: Huang, Tang (2025), arXiv 2505.14455 (CtrlDiff): block sizes by a policy trained with reinforcement learning, and
     classifier guidance of discrete diffusion. Every block takes `steps` forwards, so a long block is fast and a short
-    one careful; the policy reads the model's last state where the block begins.
+    one careful; the policy reads the model's last state where the block begins, and how wide the laws ahead are.
 Guarantee: approximate. A policy that always says B gives the text of block=B, and weight=0 that without a classifier,
     token for token; with as many steps as places it is masked-diffusion.
 Cost: `steps` forwards per block; the policy one small perceptron per block, the classifier O(V) per row and step.
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from outpace.canvas import ORDERS, Advance, Copy, Parts, Ranked, Reading, Rule
-from outpace.canvas.block_policy import BlockPolicy, SizedBlocks, read_policy
+from outpace.canvas import ORDERS, Advance, Copy, Parts, Ranked, Reading, Rule, advance
+from outpace.canvas.block_policy import BlockPolicy, SizedBlocks, known_at, read_policy
 from outpace.canvas.classifier import read_classifier
 from outpace.canvas.row import CanvasRow, Floats
 from outpace.canvas.rules.paced import Paced
@@ -100,16 +100,16 @@ class CtrlDiff(CanvasMethod):
         """Return the policy; None = blocks of one size."""
         return None if self.size_policy == "none" else read_policy(self.size_policy)
 
-    def pick(self, policy: BlockPolicy, state: Floats, row: CanvasRow) -> int:
+    def pick(self, policy: BlockPolicy, known: Floats, row: CanvasRow) -> int:
         """Return which of the policy's sizes the block takes that begins at `row.base`: the likeliest.
 
         Args:
             policy: says how good each size is.
-            state: [D] the model's last state there.
+            known: [D + K] what it reads there.
             row: whose block begins.
         """
         del row
-        return int(policy.logits(state).argmax())
+        return int(policy.logits(known).argmax())
 
     def parts(self, offered: Capabilities, tokenizer: Tokenizer | None) -> Parts:
         """Return the parts; laws are asked as far as any block may reach.
@@ -139,16 +139,20 @@ class CtrlDiff(CanvasMethod):
 
     def take(self, copies: Sequence[Copy], reader: ReadCopy, parts: Parts) -> Advance | None:
         """Pick the size of a block that begins, then take a step of it."""
-        row, policy = copies[0].row, self.learned()
+        row, policy, reading = copies[0].row, self.learned(), reader(copies[0])
+        if reading.is_broken:
+            return None
         if policy is not None and row.end == row.base:
             assert isinstance(reader, _Seen)
             state: Floats = reader.states[copies[0].asked].double().cpu().numpy()
-            if len(state) + 1 != policy.hidden.shape[1]:
-                reason = f"The block policy {self.size_policy} reads states of {policy.hidden.shape[1] - 1} numbers"
-                raise CapabilityError(f"{reason}, the model's have {len(state)}.", "Train one on this model.")
-            size = policy.sizes[self.pick(policy, np.nan_to_num(state), row)]
+            wanted = policy.hidden.shape[1] - 1 - len(policy.sizes)
+            if len(state) != wanted:
+                reason = f"The block policy {self.size_policy} reads states of {wanted} numbers, the model's"
+                raise CapabilityError(f"{reason} have {len(state)}.", "Train one on this model.")
+            known = known_at(np.nan_to_num(state), reading, row.base, policy.sizes)
+            size = policy.sizes[self.pick(policy, known, row)]
             parts = replace(parts, schedule=SizedBlocks(size, policy.sizes[-1]))
-        return super().take(copies, reader, parts)
+        return advance(row, reading, copies[0].window, parts)
 
 
 def _check(path: str, ours: int, theirs: int) -> None:
