@@ -18,7 +18,8 @@ from outpace.methods.parallel.copy_phrases import CopyPhrases
 from outpace.retrieve.chunks import ChunkIndex, ChunkReader, chunk_before, unit
 from outpace.retrieve.phrases import PhraseIndex, PhraseMaps, segments
 from outpace.retrieve.states import text_states
-from outpace.train.chunks import ChunkData, losses_of, train_reader
+from outpace.train.chunks import ChunkData, goes_on, losses_of, train_reader
+from outpace.train.chunks import main as chunks_main
 from outpace.train.phrases import phrase_loss, train_phrases
 
 STORIES = [
@@ -145,6 +146,14 @@ def test_a_reader_begins_as_the_model_and_reads_the_nearest(lm: LanguageModel, t
     other = index.nearest(key.unsqueeze(0), 3, torch.tensor([0]))[0]
     assert all(index.texts[at] != 0 for at in other.tolist())
     data = ChunkData(lm, index, ids, 2, is_own=True)
+    flat = [[*text[8:], -1] for text in ids]  # behind the chunk that begins at each place
+    behind = torch.tensor([token for text in flat for token in text])
+    assert torch.equal(index.following(torch.arange(len(index))), behind)
+    hits = [
+        any(int(behind[one]) == int(tokens[0]) for one in near)
+        for near, tokens in zip(data.nearest.tolist(), data.tokens, strict=True)
+    ]
+    assert goes_on(data, 2)["nearest"] == pytest.approx(sum(hits) / len(hits)) and sum(hits) > 0
     fresh = losses_of(ChunkReader(data.states.shape[-1], 8), data)
     assert fresh["nearest"] == pytest.approx(fresh["alone"], abs=1e-6) == fresh["chance"]
     scored = lm.score(ids[0]).log_probs
@@ -183,6 +192,8 @@ def test_bad_input_is_refused_in_a_sentence(lm: LanguageModel, tmp_path: Path) -
         with pytest.raises(ConfigError, match="holds no"):
             lm.generate("a", method=kind(**{name: str(tmp_path / "x")}, collection=str(tmp_path / "y.txt")))
         (tmp_path / "x").unlink()
+    with pytest.raises(ConfigError, match="fewer than 0 steps"):
+        chunks_main(["--data", str(tmp_path), "--out", str(tmp_path), "--steps", "-1"])
     with pytest.raises(ConfigError, match="has 8 tokens"):
         ChunkIndex(lm.target, [[1, 2]], 8)
     with pytest.raises(CapabilityError, match="causal"):

@@ -135,6 +135,7 @@ class ChunkIndex:
             begins += size
         self.texts, self.starts, self._ends = torch.tensor(places).T
         self.keys = torch.cat(keys)
+        self._tokens = torch.tensor([token for number in long for token in texts[number]])
         entries = [
             self._entries(texts[number], held)
             for number, held in zip(long, text_states(target, [texts[number] for number in long]), strict=True)
@@ -173,6 +174,12 @@ class ChunkIndex:
         if but is not None:
             near = near.masked_fill(self.texts == but.unsqueeze(1), -2.0)
         return near.topk(min(count, len(self.keys)), 1).indices
+
+    def following(self, chosen: Tensor) -> Tensor:
+        """Return the token behind each of chosen chunks [...], -1 where its text ends with it."""
+        at = self.starts[chosen] + self.chunk
+        token = self._tokens[at.clamp(max=len(self._tokens) - 1)]
+        return torch.where(at < self._ends[chosen], token, -1)
 
     def entries(self, chosen: Tensor) -> Tensor:
         """Return what is read of chosen chunks [Q, K], [Q, K * 2 * chunk, 3F]."""

@@ -28,7 +28,7 @@ from outpace.failures import guarded
 from outpace.retrieve.chunks import ChunkIndex, ChunkReader
 from outpace.retrieve.states import text_states
 
-__all__ = ["ChunkData", "dialogues", "drawn_dialogues", "losses_of", "train_reader"]
+__all__ = ["ChunkData", "dialogues", "drawn_dialogues", "goes_on", "losses_of", "train_reader"]
 
 _LONGEST_TEXT = 256  # tokens
 
@@ -106,6 +106,15 @@ def losses_of(reader: ChunkReader, data: ChunkData, seed: int = 0) -> dict[str, 
     return found
 
 
+def goes_on(data: ChunkData, neighbours: int, seed: int = 0) -> dict[str, float]:
+    """Return how often one of some neighbours goes on with the chunk's next token: the nearest ones, and by chance."""
+    draw = torch.Generator().manual_seed(seed)
+    chance = torch.randint(len(data.index), (len(data), neighbours), generator=draw)
+    read = {"nearest": data.nearest[:, :neighbours], "chance": chance}
+    first = data.tokens[:, :1]
+    return {name: float((data.index.following(one) == first).any(1).float().mean()) for name, one in read.items()}
+
+
 def train_reader(
     data: ChunkData, steps: int, neighbours: int, seed: int = 0, rate: float = 2e-3
 ) -> tuple[ChunkReader, list[float]]:
@@ -133,9 +142,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder of data sets")
     parser.add_argument("--texts", type=int, default=300, help="dialogues of the collection, which are trained on too")
     parser.add_argument("--held-out", type=int, default=60, help="dialogues that the losses are of")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=300, help="of training; 0 = tell only what is found")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
     asked = parser.parse_args(arguments)
+    if min(asked.texts, asked.held_out) < 1 or asked.steps < 0:
+        raise ConfigError("No dialogues, or fewer than 0 steps, were asked for.", "Ask for 1 or more dialogues.")
     torch.set_num_threads(1)
     lm, began, chunk, neighbours = load(asked.model), time.perf_counter(), 16, 2
     texts, held = drawn_dialogues(asked.data, asked.texts, asked.held_out)
@@ -145,12 +156,21 @@ def main(arguments: list[str] | None = None) -> int:
     reader.save(asked.out / "reader.safetensors", asked.model)
     collection = asked.out / "collection.jsonl"
     collection.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    found = losses_of(reader, ChunkData(lm, index, kept, neighbours, is_own=False))
-    told = {"losses": losses, "held_out": found, "seconds": time.perf_counter() - began, "texts": len(texts)}
+    data = ChunkData(lm, index, kept, neighbours, is_own=False)
+    found, shares = losses_of(reader, data), goes_on(data, neighbours)
+    told = {
+        "losses": losses,
+        "held_out": found,
+        "goes_on": shares,
+        "seconds": time.perf_counter() - began,
+        "texts": len(texts),
+    }
     (asked.out / "losses.json").write_text(json.dumps(told), encoding="utf-8")
-    print("| | held-out nats per token |\n|---|--:|")
+    print("| | held-out nats per token | a neighbour goes on with the next token, % |\n|---|--:|--:|")
     for name, value in found.items():
-        print(f"| {name} | {value:.3f} |")
+        print(
+            f"| {name} | {value:.3f} | {100 * shares[name]:.1f} |" if name in shares else f"| {name} | {value:.3f} | |"
+        )
     return 0
 
 

@@ -49,13 +49,13 @@ DISTILLED: tuple[TranslationRecipe, ...] = (
         name="nar-ctc-bidirectional",
         summary="`nar-ctc-forward`, and with the sources that `captions-reverse` writes; for research only.",
         mixture=Mixture(forward="captions-teacher", reverse="captions-reverse"),
-        steps=1200,
+        steps=600,
     ),
     replace(
         _FORWARD,
         name="nar-ctc-rejuvenated",
         summary="`nar-ctc-bidirectional`, trained on with what `captions-teacher` writes alone; for research only.",
         start="nar-ctc-bidirectional",
-        steps=1800,
+        steps=1200,
     ),
 )
