@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from outpace import LanguageModel
-from outpace.bench.codes import activity, main, topic_codes
+from outpace.bench.codes import activity, main, ranked, topic_codes, toy_texts
 from outpace.bench.corrected import opened
 from outpace.errors import CapabilityError, ConfigError, ModelError
 from outpace.models.codebooks import CodedTransformer, chosen_codes, summed_codes
@@ -150,3 +151,24 @@ def test_the_measurement_refuses_a_plain_model(capsys: pytest.CaptureFixture[str
     (tmp_path / "tinystories/train.txt.gz").write_bytes(gzip.compress(b"A dog ran.\n<|endoftext|>\n"))
     assert main(["stories-draft", "--data", str(tmp_path)]) == 2
     assert "no codebooks" in capsys.readouterr().err
+
+
+def test_codes_are_ranked_by_where_they_are_chosen() -> None:
+    active = torch.zeros(2, 6, 4, dtype=torch.bool)
+    is_topic = torch.tensor([True, True, True, False, False, False])
+    active[1, :3, 2] = True  # always there, never elsewhere
+    active[0, :, 1] = True  # everywhere
+    active[0, 3:, 3] = True  # elsewhere alone
+    found = ranked([(active[:, :2], is_topic[:2]), (active[:, 2:], is_topic[2:])])
+    assert found[0][:2] == (1, 2) and len(found) == 8
+    want = 3.5 / 4 * math.log(3.5 / 0.5)
+    assert found[0][2] == pytest.approx(want)
+    assert {(layer, code): score for layer, code, score in found}[0, 1] == pytest.approx(0.0)
+
+
+def test_topics_of_the_toy_last_and_the_toy_refuses_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    topics = (toy_texts(200, 1) - 2) // 4
+    same = float((topics[:, 1:] == topics[:, :-1]).double().mean())
+    assert same == pytest.approx(0.85 + 0.15 / 8, abs=0.03) and set(topics.unique().tolist()) == set(range(8))
+    assert main(["--steps", "0"]) == 2
+    assert "No steps" in capsys.readouterr().err

@@ -1,8 +1,12 @@
 """Codes of a codebook model that stand for a topic, and how much oftener it comes when they are forced.
 
+    python -m outpace.bench.codes
     python -m outpace.bench.codes runs/stories-codes --topic "dog|puppy" --data data
 
-Codes are found in stories that the model trains on: those that are chosen where a word of the topic is about to come,
+Without a model: a toy whose texts are words of a topic, which now and then gives way to another. A small network learns
+it, and is trained on as long with codebooks; the codes of each topic are forced.
+
+With a model: codes are found in stories that it trains on: those chosen where a word of the topic is about to come,
 and seldom elsewhere (by the logarithm of both rates' ratio, times the former). Texts are then drawn from beginnings
 that do not name the topic, without codes and with each number of the best ones forced.
 """
@@ -13,7 +17,10 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,6 +28,7 @@ from torch import Tensor
 
 from outpace.api.engine import LanguageModel, load
 from outpace.bench.command import new_parser, numbers, run_command
+from outpace.bench.corrected import opened
 from outpace.bench.distinct import PROMPTS
 from outpace.bench.held_out import text_states
 from outpace.bench.machine import describe
@@ -28,9 +36,14 @@ from outpace.bench.report import Report, Table, new_report
 from outpace.errors import CapabilityError, ConfigError
 from outpace.models.codebooks import CodedTransformer
 from outpace.train.data import find_data
+from outpace.train.network import Llama, LlamaShape
+from outpace.train.objectives import causal_loss
+from outpace.train.objectives_codes import coded_loss, start_codes
 from outpace.train.sources import tiny_stories
 
-__all__ = ["activity", "main", "run_codes", "topic_codes"]
+__all__ = ["activity", "main", "ranked", "run_codes", "run_toy", "topic_codes", "toy_networks", "toy_texts"]
+
+TOPICS = 8  # of the toy
 
 
 def activity(target: CodedTransformer, ids: Sequence[int]) -> Tensor:
@@ -60,21 +73,26 @@ def topic_codes(lm: LanguageModel, topic: str, texts: Sequence[str]) -> list[tup
     """
     if not isinstance(lm.target, CodedTransformer) or lm.tokenizer is None:
         raise CapabilityError(f"{lm.name} has no codebooks.", "Train one: outpace train stories-codes.")
-    pattern = re.compile(topic)
-    inside = outside = torch.zeros(len(lm.target.codes), len(lm.target.codes[0]), dtype=torch.float64)
-    places = [0, 0]
+    pattern, seen = re.compile(topic), list[tuple[Tensor, Tensor]]()
     for text in texts:
         ids = lm.tokenizer.encode(text, is_special=False)[: lm.target.capabilities.max_positions - 2]
         ends = [len(lm.tokenizer.decode(ids[: at + 1])) for at in range(len(ids))]
         begins = [match.start() for match in pattern.finditer(lm.tokenizer.decode(ids))]
         is_topic = torch.tensor([any(0 <= begin - end <= 1 for begin in begins) for end in ends])
-        active = activity(lm.target, ids)
-        inside = inside + active[:, is_topic].sum(1)
-        outside = outside + active[:, ~is_topic].sum(1)
-        places = [places[0] + int(is_topic.sum()), places[1] + int((~is_topic).sum())]
-    if not places[0]:
+        seen.append((activity(lm.target, ids), is_topic))
+    if not any(bool(is_topic.any()) for _, is_topic in seen):
         raise ConfigError(f"No text holds {topic!r}.", "Give another topic.")
-    rates = (inside + 0.5) / (places[0] + 1), (outside + 0.5) / (places[1] + 1)
+    return ranked(seen)
+
+
+def ranked(seen: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, int, float]]:
+    """Return (layer, code, score) of all codes, the best first.
+
+    Args:
+        seen: of each text the codes that are chosen, [layers, T, C] bool, and the places of the topic, [T] bool.
+    """
+    active, is_topic = torch.cat([one for one, _ in seen], 1), torch.cat([places for _, places in seen])
+    rates = [(active[:, here].sum(1) + 0.5).double() / (int(here.sum()) + 1) for here in (is_topic, ~is_topic)]
     score = rates[0] * (rates[0] / rates[1]).log()
     order = score.flatten().argsort(descending=True).tolist()
     size = score.shape[1]
@@ -119,12 +137,74 @@ def run_codes(
     return new_report("codes", asked, describe(), rows, tables=[Table("", heads, cells)])
 
 
+def toy_texts(count: int, seed: int) -> Tensor:
+    """Return texts [count, 25] of the toy: words of a topic, which another takes over now and then."""
+    generator = torch.Generator().manual_seed(seed)
+    topic = torch.randint(TOPICS, (count, 25), generator=generator)
+    stays = torch.rand((count, 25), generator=generator) < 0.85
+    for at in range(1, 25):
+        topic[:, at] = torch.where(stays[:, at], topic[:, at - 1], topic[:, at])
+    return 2 + 4 * topic + torch.randint(4, (count, 25), generator=generator)
+
+
+def toy_networks(steps: int, seed: int) -> tuple[Llama, Llama]:
+    """Return a plain network trained on the toy, and the same with codebooks, trained on as long."""
+    shape = LlamaShape(hidden=32, layers=2, heads=2, kv_heads=2, head_dim=16, ffn=48, vocab=2 + 4 * TOPICS, context=64)
+    plain, coded = Llama(shape, seed), Llama(replace(shape, codes=48, chosen=4), seed)
+    for network, loss_of in ((plain, causal_loss), (coded, coded_loss)):
+        if network is coded:
+            start_codes(coded, plain, toy_texts(16, -1), seed)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=4e-3)
+        for step in range(steps):
+            loss_of(network, toy_texts(24, step + steps * (network is coded))).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+    return plain, coded
+
+
+def run_toy(steps: int, seeds: int, counts: Sequence[int], seed: int = 0) -> Report:
+    """Train on the toy; tell what codebooks cost, and how often a topic comes that is forced, the mean of all topics.
+
+    Raises:
+        ConfigError: no step, no text, or more codes than are summed.
+    """
+    if min(steps, seeds) < 1:
+        raise ConfigError("No steps or no texts were asked for.", "Ask for 1 or more of each.")
+    plain, coded = toy_networks(steps, seed)
+    held = toy_texts(200, -2)
+    with torch.no_grad():
+        losses = [float(causal_loss(network, held)) for network in (plain, coded)]
+    with TemporaryDirectory() as place:
+        lm = LanguageModel(opened(coded, Path(place)))
+    assert isinstance(lm.target, CodedTransformer)
+    seen = [(activity(lm.target, text[:-1]), torch.tensor(text[1:])) for text in held[:60].tolist()]
+    rows = []
+    for count in counts:
+        shares = []
+        for topic in range(TOPICS):
+            best = ranked([(active, (after - 2) // 4 == topic) for active, after in seen])[:count]
+            law = "codes:force=" + "+".join(f"{layer}.{code}" for layer, code, _ in best)
+            prompts = [text[:3] for text in toy_texts(6 * seeds, 7).tolist()]
+            drawn = lm.generate(prompts, law=law, max_tokens=20, temperature=1.0, seed=seed)
+            tokens = [token for one in drawn for token in one.tokens]
+            shares.append(sum((token - 2) // 4 == topic for token in tokens) / len(tokens))
+        rows.append({"count": count, "share": 100 * mean(shares)})
+    cells = [[str(row["count"]), f"{row['share']:.1f}"] for row in rows]
+    notes = [f"Held-out nats per token: {losses[0]:.3f} plain, {losses[1]:.3f} with codebooks."]
+    asked = {"steps": steps, "seeds": seeds, "counts": list(counts), "seed": seed}
+    table = Table("", ("codes forced", "tokens of the topic, %"), cells)
+    return new_report("codes-toy", asked, describe(), rows, tables=[table], notes=notes, losses=losses)
+
+
 def _naming(pattern: re.Pattern[str], data: Path | None) -> Any:
     return (story for story in tiny_stories().read(find_data(data)) if pattern.search(story))
 
 
 def _work(given: argparse.Namespace) -> None:
-    report = run_codes(given.model, given.topic, given.data, given.counts, given.texts, given.seeds)
+    if given.model is None:
+        report = run_toy(given.steps, given.seeds, given.counts)
+    else:
+        report = run_codes(given.model, given.topic, given.data, given.counts, given.texts, given.seeds)
     report.write(given.json)
     print(report.markdown())
 
@@ -132,7 +212,8 @@ def _work(given: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return the exit status."""
     parser = new_parser("codes", __doc__, threads=1)
-    parser.add_argument("model", help="directory of a codebook model")
+    parser.add_argument("model", nargs="?", help="directory of a codebook model; none = the toy")
+    parser.add_argument("--steps", type=int, default=150, help="of the toy's networks (default: %(default)s)")
     parser.add_argument("--topic", default="dog|puppy", help="a regular expression (default: %(default)s)")
     parser.add_argument("--data", type=Path, help="folder of public texts (default: ./data)")
     parser.add_argument("--counts", type=numbers, default=[0, 1, 2, 4], help="codes forced, such as 0,1,2,4")
