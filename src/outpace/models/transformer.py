@@ -32,11 +32,6 @@ SMALL_CHAIN = 64  # chains up to this long read their mask from one precomputed 
 class CompiledDecoder(Protocol):
     """A decoder's weights in a form of their own, and a faster forward over them."""
 
-    @property
-    def code_bits(self) -> int:
-        """Bits of a weight in the layers, where weights are codes; 0 = they are plain numbers."""
-        ...
-
     def score(
         self,
         tokens: Tensor,
