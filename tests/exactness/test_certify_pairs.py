@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import outpace
 from outpace.errors import ConfigError
@@ -60,6 +62,28 @@ def test_a_drafter_goes_to_the_methods_that_leave_theirs_open(tmp_path: Path) ->
 
 def test_what_rounding_does_to_a_pair_is_measured_beside_its_source(pair: outpace.LanguageModel) -> None:
     assert 0 < logit_drift(pair.target, own_prompts(pair)[:2], 16) < 1e-9
+
+
+def test_entries_that_were_not_written_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled kernels get memory that nobody has filled."""
+    lm = outpace.load(make_pair("t5", tmp_path), dtype="float32")
+    assert lm.target.path == "compiled"
+    new_cache, prompts = lm.target.new_cache, own_prompts(lm)[:4]
+
+    def poisoned(*arguments: Any) -> Any:
+        cache = new_cache(*arguments)
+        for buffer in cache.buffers:
+            buffer.fill_(torch.nan)
+        return cache
+
+    def texts() -> list[list[list[int]]]:
+        names = ("autoregressive", "token-recycling", "beam-search")
+        given = {"max_tokens": 16, "ignore_eos": True}
+        return [[one.tokens for one in lm.generate(prompts, method=name, **given)] for name in names]
+
+    wanted = texts()
+    monkeypatch.setattr(lm.target, "new_cache", poisoned)
+    assert texts() == wanted
 
 
 def test_an_unknown_family_is_named(tmp_path: Path) -> None:

@@ -87,6 +87,15 @@ def test_without_strength_and_own_states_it_is_the_cross_entropy(network: Llama,
     assert float((both - F.cross_entropy(logits[is_asked], batch.labels[is_asked])).detach().abs()) < 1e-5
 
 
+def test_training_begins_by_likelihood(network: Llama, batch: BacktrackedBatch) -> None:
+    tokens = torch.cat([batch.inputs[:, :13], batch.labels[:, 12:13]], 1)
+    begun = backtracked(network, tokens, 5, 7, 0, progress=0.0)
+    plain = match_loss(network, *batch, strength=0.0, share=0.0)
+    assert float((match_loss(network, *begun) - plain).detach().abs()) < 1e-6
+    assert float(backtracked(network, tokens, 5, 7, 0, progress=0.25).ramp) == 0.5
+    assert float((match_loss(network, *batch) - plain).detach().abs()) > 1e-3
+
+
 def writer(backspaces: int, seed: int = 0) -> Backspacer:
     target = ToyModel(vocab_size=9, sharpness=1.0)
     return Backspacer(target, 4, [1, 2, 3], Sampler(Sampling(temperature=1.0), [row_key(seed, 0)]), 80, backspaces)
@@ -174,5 +183,7 @@ def test_clusters_are_found_and_sets_compared() -> None:
 
 
 def test_the_measurement_refuses_too_few_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--steps", "0"]) == 2
+    assert "No steps" in capsys.readouterr().err
     assert main(["stories", "--texts", "3"]) == 2
     assert "3 texts" in capsys.readouterr().err

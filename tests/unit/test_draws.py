@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from outpace.bench import draws
 from outpace.kernels import load_library
 from outpace.sampling.draws import contenders, drawn, plain_drawn
 from outpace.sampling.noise import gumbel
@@ -46,3 +47,10 @@ def test_rows_that_are_no_laws_do_no_harm() -> None:
     assert torch.equal(drawn(logits, key)[sound], plain_drawn(logits, key)[sound])
     for other in (logits.float(), logits[:, ::2]):
         assert contenders(other, key) is None
+
+
+def test_the_bench_times_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert draws.main(["--rows", "2", "--vocabs", "300", "--rounds", "1"]) == 0
+    assert "| 300 | 2 |" in capsys.readouterr().out
+    assert draws.main(["--rows", "0"]) == 2
+    assert "No rows, tokens or rounds were asked for." in capsys.readouterr().err

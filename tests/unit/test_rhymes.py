@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from outpace.bench.rhymes import Couplet, _row, main
+from outpace.bench.rhymes import Couplet, _row, main, toy_couplets, toy_rhymes
 from outpace.errors import ConfigError
 from outpace.text.rhymes import Pronunciations, last_word, rhyme_by_spelling, rhymes
 from outpace.train.verses import couplets, rhyme_first, verse_lines
@@ -86,3 +86,21 @@ def test_shares_are_those_of_the_couplets() -> None:
 def test_the_command_refuses_too_few(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stories", "--count", "1"]) == 2
     assert "1 couplets" in capsys.readouterr().err
+
+
+def test_couplets_of_the_toy_rhyme_and_are_the_same_without_the_words_told() -> None:
+    plain, first = toy_couplets(40, 3, False), toy_couplets(40, 3, True)
+    for bare, told in zip(plain, first, strict=True):
+        lines = [line.split(",") for line in ",".join(map(str, told[1:-1])).rstrip("1").rstrip(",").split(",1,")]
+        assert all(line[0] == line[-1] for line in lines) and len(lines) == 2
+        stripped = [int(token) for line in lines for token in [*line[1:], "1"]]
+        assert [0, *stripped, 0] == bare
+        assert toy_rhymes(int(lines[0][-1]), int(lines[1][-1]))
+    assert not toy_rhymes(2, 2) and not toy_rhymes(4, 5) and not toy_rhymes(2, 1) and toy_rhymes(2, 4)
+
+
+def test_the_toy_runs_and_refuses_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--steps", "2", "--count", "4"]) == 0
+    assert "rhyme first" in capsys.readouterr().out
+    assert main(["--steps", "0"]) == 2
+    assert "No steps" in capsys.readouterr().err

@@ -37,27 +37,27 @@ __all__ = ["counting", "errors", "main", "run_corrected", "trained"]
 
 NUMBERS, WINDOW = 10, 3
 ITERATIONS = (0, 1, 2, 4)
-_FIRST = 2  # the token of number 0, behind the end and the mask
+FIRST = 2  # the token of number 0, behind the end and the mask
 
 
 def counting(rows: int, length: int, step: int) -> Tensor:
     """Return texts [rows, length] that count from a random number."""
     generator = torch.Generator().manual_seed(step)
     first = torch.randint(NUMBERS, (rows, 1), generator=generator)
-    return _FIRST + (first + torch.arange(length)) % NUMBERS
+    return FIRST + (first + torch.arange(length)) % NUMBERS
 
 
 def misprinted(inputs: Tensor, step: int) -> Tensor:
     """Return inputs a tenth of whose numbers are others, so that a model has seen contexts with an error in them."""
     generator = torch.Generator().manual_seed(-1 - step)
-    other = _FIRST + torch.randint(NUMBERS, inputs.shape, generator=generator)
-    is_hit = (torch.rand(inputs.shape, generator=generator) < 0.1) & (inputs >= _FIRST)
+    other = FIRST + torch.randint(NUMBERS, inputs.shape, generator=generator)
+    is_hit = (torch.rand(inputs.shape, generator=generator) < 0.1) & (inputs >= FIRST)
     return torch.where(is_hit, other, inputs)
 
 
 def trained(steps: int, seed: int) -> Llama:
     """Return a network after some steps on the toy."""
-    vocab = _FIRST + NUMBERS
+    vocab = FIRST + NUMBERS
     shape = LlamaShape(hidden=32, layers=2, heads=2, kv_heads=2, head_dim=16, ffn=48, vocab=vocab, context=64)
     network = Llama(shape, seed)
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
@@ -88,7 +88,7 @@ def opened(network: Llama, place: Path) -> Adapter:
 
 def errors(text: Sequence[int]) -> int:
     """Return how many neighbours of a text do not count."""
-    return sum((a - _FIRST + 1) % NUMBERS != (b - _FIRST) % NUMBERS or b < _FIRST for a, b in itertools.pairwise(text))
+    return sum((a - FIRST + 1) % NUMBERS != (b - FIRST) % NUMBERS or b < FIRST for a, b in itertools.pairwise(text))
 
 
 def error_rates(target: Adapter, texts: int, length: int, seed: int, temperature: float) -> list[float]:
@@ -96,7 +96,7 @@ def error_rates(target: Adapter, texts: int, length: int, seed: int, temperature
     found = []
     for iterations in ITERATIONS:
         sampler = Sampler(Sampling(temperature=temperature), [row_key(seed, sample) for sample in range(texts)])
-        prompts = [[_FIRST + sample % NUMBERS] for sample in range(texts)]
+        prompts = [[FIRST + sample % NUMBERS] for sample in range(texts)]
         writer = Corrector(target, MASK_ID, prompts, sampler, WINDOW, length)
         while writer.length < length + 1:
             writer.extend()

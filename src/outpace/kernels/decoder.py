@@ -512,6 +512,11 @@ class TrimmedDecoder:
     def __init__(self, decoder: CompiledDecoder, whole: CompiledDecoder) -> None:
         self._decoder, self._whole = decoder, whole
 
+    @property
+    def code_bits(self) -> int:
+        """As `CompiledDecoder.code_bits`."""
+        return self._whole.code_bits
+
     def score(
         self,
         tokens: Tensor,

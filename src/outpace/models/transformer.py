@@ -32,6 +32,11 @@ SMALL_CHAIN = 64  # chains up to this long read their mask from one precomputed 
 class CompiledDecoder(Protocol):
     """A decoder's weights in a form of their own, and a faster forward over them."""
 
+    @property
+    def code_bits(self) -> int:
+        """Bits of a weight in the layers, where weights are codes; 0 = they are plain numbers."""
+        ...
+
     def score(
         self,
         tokens: Tensor,
@@ -249,7 +254,11 @@ class Transformer(Adapter):
             capacity = -(-capacity // FIRST_EXTENT) * FIRST_EXTENT
         width, dtype = self._entry
         shape = (rows, spec.num_kv_heads, min(capacity, FIRST_SLOTS), width)
-        if self.graphs is None:
+        if self._compiled is not None:
+            # Kernels read what was written and no more. Most slots of many short rows are never written: memory that
+            # nobody touches costs nothing, where filling it took longer than the forwards of a small model.
+            buffers = [torch.empty(shape, dtype=dtype) for _ in range(2 * spec.num_layers)]
+        elif self.graphs is None:
             buffers = [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2 * spec.num_layers)]
         else:  # one piece of memory, which the next text is likely to get again
             buffers = list(torch.zeros((2 * spec.num_layers, *shape), dtype=dtype, device=self.device))

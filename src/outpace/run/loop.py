@@ -159,8 +159,10 @@ class Run:
         lead = [first.setdefault(row if row.group is None else row.group, at) for at, row in enumerate(rows)]
         if any(sources[at] != source for at, source in zip(lead, sources, strict=True)):
             raise ConfigError("Rows of one group have different sources.", "Give each source a group of its own.")
-        leads = sorted(set(lead))
+        leads, began = sorted(set(lead)), time.perf_counter()
         self.target.encode([sources[at] for at in leads], cache)
+        for phase in ("prefill", "total"):
+            self.seconds[phase] += time.perf_counter() - began
         if len(leads) < len(rows):
             places = [leads.index(at) for at in lead]
             index, numbers = (

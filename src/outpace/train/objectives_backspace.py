@@ -39,6 +39,7 @@ class BacktrackedBatch(NamedTuple):
         is_error: Which draws are errors, that is no token of the data, bool [B, K].
         pieces: Who sees whom.
         positions: Position of each input, int64 [T + K].
+        ramp: Share of the square of rewards and of the model's own states that counts, float32 [].
     """
 
     inputs: Tensor
@@ -47,9 +48,12 @@ class BacktrackedBatch(NamedTuple):
     is_error: Tensor
     pieces: tuple[Sight, ...]
     positions: Tensor
+    ramp: Tensor
 
 
-def backtracked(network: Llama, tokens: Tensor, asked: int, step: int, seed: int) -> BacktrackedBatch:
+def backtracked(
+    network: Llama, tokens: Tensor, asked: int, step: int, seed: int, progress: float = 1.0
+) -> BacktrackedBatch:
     """Return texts with errors that the network itself draws at `asked` places.
 
     Args:
@@ -57,6 +61,8 @@ def backtracked(network: Llama, tokens: Tensor, asked: int, step: int, seed: int
         tokens: Texts, int64 [B, T + 1].
         asked: Places that are drawn at, the same in all rows.
         step, seed: Fix every draw.
+        progress: Share of the training that is done: it begins by likelihood, backspaces included, and from its half on
+            all of the loss counts, so that no term meets a network that is far from it.
     """
     generator = torch.Generator(tokens.device).manual_seed(seed * 1_000_003 + step)
     batch, size = len(tokens), tokens.shape[1] - 1
@@ -77,6 +83,7 @@ def backtracked(network: Llama, tokens: Tensor, asked: int, step: int, seed: int
         drawn != following[:, places],
         cut_pieces(visible, len(visible)),
         torch.cat([text, places + 1]),
+        torch.tensor(min(1.0, 2 * progress), device=tokens.device),
     )
 
 
@@ -88,6 +95,7 @@ def match_loss(
     is_error: Tensor,
     pieces: tuple[Sight, ...],
     positions: Tensor,
+    ramp: Tensor,
     gamma: float = GAMMA,
     strength: float = STRENGTH,
     share: float = SHARE,
@@ -96,7 +104,7 @@ def match_loss(
 
     Args:
         network: The model.
-        inputs, labels, places, is_error, pieces, positions: The batch.
+        inputs, labels, places, is_error, pieces, positions, ramp: The batch.
         gamma: What the value of the next state counts.
         strength: Of the square of rewards in phi(r) = r - strength r^2; 0 = rewards count as they are.
         share: Of the model's own states in the mean of V(s) - gamma V(s'); 0 = the data's alone.
@@ -112,7 +120,8 @@ def match_loss(
     weight = torch.cat([torch.ones_like(after[:, : size - 1]), is_error.to(after.dtype)], 1)
     weight = weight / weight.sum()
     reward = kept - gamma * after
-    of_data = ((reward - strength * reward.square()) * weight).sum()
+    of_data = ((reward - ramp * strength * reward.square()) * weight).sum()
     data_flow = ((before - gamma * after) * weight).sum()
     model_flow = (value[:, places] - gamma * value[:, size:]).mean()
-    return (1 - share) * data_flow + share * model_flow - of_data
+    share_now = ramp * share
+    return (1 - share_now) * data_flow + share_now * model_flow - of_data

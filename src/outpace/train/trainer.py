@@ -163,7 +163,7 @@ class Trainer(Loop):
         if recipe.objective == "windows":
             return window_canvas(tokens, recipe.levels, recipe.asked, self.step, self.seed)
         if recipe.objective == "backspace":
-            return backtracked(self.network, tokens, recipe.asked, self.step, self.seed)
+            return backtracked(self.network, tokens, recipe.asked, self.step, self.seed, self.step / self.steps)
         if recipe.objective == "sorted":
             return tokens, recipe.exits
         if self.teacher is not None and recipe.objective == "unrolled":
