@@ -51,14 +51,14 @@ def build(machine: str = MACHINE) -> Built:
     if os.environ.get("OUTPACE_COMPILED", "1") == "0":
         return Built(None, "compiled kernels are switched off by OUTPACE_COMPILED=0")
     told = tuple(map(os.environ.get, ("OUTPACE_CACHE", "XDG_CACHE_HOME", "HOME")))
-    return _built(machine, told)
+    return _build(machine, _folder(told))
 
 
 @functools.lru_cache(maxsize=4)
-def _built(machine: str, told: tuple[str | None, ...]) -> Built:
-    """Return the library; `told` is what the cache folder's place depends on, which takes longer to work out."""
+def _folder(told: tuple[str | None, ...]) -> str:
+    """Return the cache folder by what its place depends on: each drafted tree asks, and working it out takes longer."""
     del told
-    return _build(machine, str(store.cache_folder()))
+    return str(store.cache_folder())
 
 
 @functools.lru_cache(maxsize=4)
