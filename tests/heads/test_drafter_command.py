@@ -19,7 +19,7 @@ def test_a_drafter_is_exported_checked_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(drafter_check, "_TOKENS", 8)
-    monkeypatch.setenv("OUTPACE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(drafter_check, "cache_folder", lambda: tmp_path / "cache")  # of verdicts, not of kernels
     target = str(zoo.path("stories"))
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     save_head(new_head("medusa", load(target).target, depth=2).net, ours)  # it has learned nothing
@@ -34,6 +34,9 @@ def test_a_drafter_is_exported_checked_and_kept(
     assert (
         read_head(tmp_path / "small")[0].coded and read_head(ours)[0].config == read_head(tmp_path / "small")[0].config
     )
+    assert main(["drafter", "check", str(ours), "--target", target]) == 1
+    told = capsys.readouterr().out
+    assert "layout      Outpace" in told and "useless: It was trained for another target" in told
     check = ["drafter", "check", str(theirs), "--target", target]
     assert main(check) == 1
     told = capsys.readouterr().out

@@ -42,6 +42,7 @@ _PROMPTS = (
     "One day, a girl named Lily went to the park with her mom.",
 )
 _TOKENS, _BETTER, _VERSION = 40, 1.5, 1
+_UNKNOWN = "It was trained for another target, on other texts, or hardly at all."
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,10 @@ def check_drafter(lm: LanguageModel, path: Path, *, is_kept: bool = False) -> Ve
     Raises:
         ModelError, CapabilityError: as of `open_checked`; a useless drafter raises nothing here.
     """
+    if is_head(path):  # of `outpace train drafter`: its files leave nothing open, and nothing is kept
+        model = open_head(path, lm.target)
+        rate = _rate(lm, model, _prompts(lm))
+        return Verdict("Outpace", model.kind, {}, round(rate, 3), (), (), "" if rate >= LEAST else _UNKNOWN, is_kept)
     source = read_source(path)
     place = _place(lm, source)
     if not is_kept:
@@ -312,7 +317,7 @@ def _cause(lm: LanguageModel, source: Source) -> str:
     name = name or source.config.get("base_model_name_or_path")
     if isinstance(name, str) and name and Path(name).name != Path(lm.name).name:
         return f"It was trained for {name}, and this target is {lm.name}."
-    return "It was trained for another target, on other texts, or hardly at all."
+    return _UNKNOWN
 
 
 def _place(lm: LanguageModel, source: Source) -> Path:

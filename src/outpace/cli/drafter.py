@@ -75,5 +75,6 @@ def _table(found: dict[str, Any]) -> str:
         *(f"note: {sentence}" for sentence in found["findings"]),
     ]
     if found["cause"]:
-        lines.append(f"{'kept all the same' if found['is_kept'] else 'refused'}: {found['cause']}")
+        ending = "useless" if found["layout"] == "Outpace" else "refused"  # ours is used when it is named
+        lines.append(f"{'kept all the same' if found['is_kept'] else ending}: {found['cause']}")
     return "\n".join(lines) + "\n"
