@@ -17,7 +17,7 @@ struct DrawCall {
 };
 
 constexpr int kBlock = 512;
-constexpr double kSlack = 1e-9;  // far above the rounding of two logarithms and a sum
+constexpr double kSlack = 1e-9;  // of the greatest logit, or of 1: far above the rounding of two logarithms and a sum
 
 inline uint64_t mixed(uint64_t bits) {
   bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9ull;
@@ -46,7 +46,8 @@ int64_t contenders(const double* logits, int64_t vocab, uint64_t key, int64_t* f
   const int64_t best = std::find(logits, logits + vocab, top) - logits;
   if (best == vocab) return found[0] = 0, 1;  // no law: whatever is drawn is not written
 
-  double least = top + gumbel(rest(key, best)) - kSlack;  // what the winner has at the least
+  const double slack = kSlack * std::max(1.0, std::fabs(top));
+  double least = top + gumbel(rest(key, best)) - slack;  // what the winner has at the least
   int64_t size = 0;
   uint64_t rests[kBlock];
   for (int64_t begin = 0; begin < vocab; begin += kBlock) {
@@ -60,7 +61,7 @@ int64_t contenders(const double* logits, int64_t vocab, uint64_t key, int64_t* f
       if (own[i] < cut || own[i] + most(rests[i]) < least) continue;
       const double whole = own[i] + gumbel(rests[i]);
       if (whole < least) continue;
-      least = std::max(least, whole - kSlack);
+      least = std::max(least, whole - slack);
       if (size < room) found[size] = begin + i;
       size++;
     }

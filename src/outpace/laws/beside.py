@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -102,9 +103,9 @@ class Retold(Around):
 
     more: Outputs = NO_OUTPUTS
 
+    @abstractmethod
     def retell(self, scores: Scores) -> Tensor:
         """Return the law's logits [..., V] of scores that hold `more`."""
-        raise NotImplementedError
 
     def new_pool(self, num_pages: int, page_size: int = 32) -> Pages | None:
         """Return pages of the target."""

@@ -94,6 +94,16 @@ _BACKSPACE = Recipe(
     other_rate=1e-3,
     sources=(tiny_stories(),),
 )
+_COUPLETS = replace(
+    _TINY,
+    name="verses",
+    summary="Couplets of lines of stories; what `verses-rhyme-first` is compared with. For research.",
+    shape=_VERSES,
+    rows=8,
+    length=128,
+    steps=500,
+    sources=(VERSES,),
+)
 _RECIPES = (
     _TINY,
     replace(
@@ -112,24 +122,11 @@ _RECIPES = (
         length=128,
         sources=(TATOEBA_ENGLISH,),
     ),
+    _COUPLETS,
     replace(
-        _TINY,
-        name="verses",
-        summary="Couplets of lines of stories; what `verses-rhyme-first` is compared with. For research.",
-        shape=_VERSES,
-        rows=8,
-        length=128,
-        steps=500,
-        sources=(VERSES,),
-    ),
-    replace(
-        _TINY,
+        _COUPLETS,
         name="verses-rhyme-first",
         summary="Couplets, each line behind its last word: the rhyme is chosen before what leads to it. For research.",
-        shape=_VERSES,
-        rows=8,
-        length=128,
-        steps=500,
         sources=(RHYME_FIRST,),
     ),
     Recipe(
