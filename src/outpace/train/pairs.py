@@ -112,9 +112,8 @@ def _strings(paths: Sequence[Path]) -> list[Pair]:
     return [(text, text) for text in kept]
 
 
-def _multi30k(language: str) -> dict[str, tuple[str, ...]]:
-    files = {"train": "train", "valid": "val", "test": "test_2016_flickr", "test-2017": "test_2017_mscoco"}
-    return {split: (f"multi30k/{name}.{language}.gz", f"multi30k/{name}.en.gz") for split, name in files.items()}
+def _multi30k(name: str) -> tuple[str, str]:
+    return f"multi30k/{name}.de.gz", f"multi30k/{name}.en.gz"
 
 
 class PairBatch(NamedTuple):
@@ -162,13 +161,17 @@ TATOEBA = PairSource(
 FEW_TATOEBA = replace(TATOEBA, name="tatoeba-pairs-few", note=f"{TATOEBA.note}; every second pair", read=_tsv_thinned)
 MULTI30K = PairSource(
     name="multi30k",
-    splits=_multi30k("de"),
+    splits={
+        "train": _multi30k("train"),
+        "valid": _multi30k("val"),
+        "test": _multi30k("test_2016_flickr"),
+        "test-2017": _multi30k("test_2017_mscoco"),
+    },
     origin="github.com/multi30k/dataset",
     licence="none, research use only",
     note="captions",
     read=_aligned,
 )
-MULTI30K_FRENCH = replace(MULTI30K, name="multi30k-fr", splits=_multi30k("fr"), languages=("fr", "en"))
 MULTI30K_TAGGED = PairSource(
     name="multi30k-tagged",
     splits={

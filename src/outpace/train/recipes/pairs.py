@@ -12,7 +12,7 @@ from outpace.models.nets.phrases import PhrasesConfig
 from outpace.models.nets.registers import RegistersConfig
 from outpace.models.nets.stacks import equal_configs
 from outpace.train.corrections import CORRECTION_SPANS, CORRECTIONS, FEW_CORRECTIONS, REORDERED
-from outpace.train.pairs import MULTI30K, MULTI30K_FRENCH, MULTI30K_TAGGED
+from outpace.train.pairs import MULTI30K, MULTI30K_TAGGED
 from outpace.train.translation.criteria import CrossEntropy
 from outpace.train.translation.editing import EditorShape
 from outpace.train.translation.marian import MarianShape
@@ -87,16 +87,6 @@ _TRANSLATIONS = (
         gpu_steps=4000,
     ),
     _CAPTIONS,
-    replace(
-        _CAPTIONS,
-        name="captions-french",
-        summary="`captions-teacher` into French, whose adjectives stand behind; for research, it does not ship.",
-        source=MULTI30K_FRENCH,
-        direction="en-fr",
-        averaged=0,
-        look_every=0,
-        checkpoint_every=100,
-    ),
     replace(
         _CAPTIONS,
         name="captions-deep-shallow",
