@@ -21,19 +21,19 @@ from outpace.sampling.noise import node_key, uniform
 from outpace.sampling.sampler import Sampler
 from outpace.types import Stream
 
-__all__ = ["PartReading", "Reading", "draw", "order_noise", "read", "read_all", "reread"]
+__all__ = ["PartReading", "Reading", "Readings", "draw", "order_noise", "read", "read_all", "reread"]
 
 
 @dataclass
 class Reading:
-    """The laws of A undecided places of one row; or of B rows, with an axis of rows before the others.
+    """The laws of A undecided places of one row.
 
     Attributes:
         places: [A] where, ascending.
         tokens: [A] the token drawn at each; -1 = the law is none (NaN).
         logits: [A, V] the model's own, the mask token ruled out; the device's.
-        sampler: of this row alone, or of the rows.
-        visit: part of the key of the draws; of each row, where there are several.
+        sampler: of this row alone.
+        visit: part of the key of the draws.
         waits: [A] places that may not be written yet, whatever the rule says (`Canvas.ends_last`); None = none.
         measured: [A] figures of the laws, looked at in one call for the whole batch; None = tensors are asked.
     """
@@ -42,7 +42,7 @@ class Reading:
     tokens: Ids
     logits: Tensor
     sampler: Sampler
-    visit: int | Sequence[int]
+    visit: int
     waits: Bools | None = None
     measured: Measures | None = None
 
@@ -88,6 +88,21 @@ class Reading:
     def within(self, end: int | Ids) -> Bools:
         """Return [A] whether each place lies before `end`."""
         return self.places < end
+
+
+@dataclass
+class Readings(Reading):
+    """What is said of B rows: as a `Reading`, with an axis of rows before the others.
+
+    Attributes:
+        visits: in place of `visit`, of each row.
+    """
+
+    visits: Sequence[int] = ()
+
+    def noise(self, visit: int | None = None) -> Floats:
+        """Return [B, A] uniforms in (0, 1) for choosing an order."""
+        return order_noise(self.sampler, self.places, self.visits if visit is None else visit)
 
 
 class PartReading(Reading):
@@ -179,7 +194,7 @@ def reread(known: Reading, index: Ids, row: CanvasRow, canvas: Canvas) -> Readin
     return part
 
 
-def read_all(logits: Tensor, places: Ids, rows: RowTable, canvas: Canvas, sampler: Sampler) -> Reading:
+def read_all(logits: Tensor, places: Ids, rows: RowTable, canvas: Canvas, sampler: Sampler) -> Readings:
     """Draw a token at every asked place of all rows, as `read` does for one.
 
     Args:
@@ -199,7 +214,7 @@ def read_all(logits: Tensor, places: Ids, rows: RowTable, canvas: Canvas, sample
     if canvas.ends_last:
         is_end = (tokens[..., np.newaxis] == rows.ends[:, np.newaxis]).any(-1)
         waits = is_end & (places > places[:, :1])
-    return Reading(places, tokens, logits, sampler, visit, waits, known)
+    return Readings(places, tokens, logits, sampler, 0, waits, known, visit)
 
 
 def draw(logits: Tensor, places: Ids, visit: int, sampler: Sampler) -> Ids:

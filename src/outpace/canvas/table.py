@@ -60,15 +60,17 @@ class RowTable:
             tokens[at, own], given[at, own], log_probs[at, own] = row.tokens, row.given, row.log_probs
             ends[at, : len(row.ends)] = row.ends
         numbers = [(len(r.tokens), r.prompt, r.base, r.end, r.visit, r.step, len(r.held)) for r in rows]
-        columns = np.array(numbers, dtype=np.int64).T[..., np.newaxis]
-        return cls(tokens, given, log_probs, *columns, ends, [row.memo for row in rows])
+        size, prompt, base, end, visit, step, held = np.array(numbers, dtype=np.int64).T[..., np.newaxis]
+        memo = [row.memo for row in rows]
+        return cls(tokens, given, log_probs, size, prompt, base, end, visit, step, held, ends, memo)
 
     def row(self, at: int) -> CanvasRow:
         """Return a row by itself."""
         size, prompt, base, end, visit, step, held = (int(part[at, 0]) for part in self._numbers)
         ends = tuple(int(token) for token in self.ends[at] if token >= 0)
-        arrays = (part[at, :size] for part in (self.tokens, self.given, self.log_probs))
-        return CanvasRow(*arrays, prompt, base, end, ends, visit, step, 0, np.arange(held), self.memo[at])
+        tokens, given, log_probs = self.tokens[at, :size], self.given[at, :size], self.log_probs[at, :size]
+        told = (prompt, base, end, ends, visit, step, 0, np.arange(held), self.memo[at])
+        return CanvasRow(tokens, given, log_probs, *told)
 
     @property
     def _numbers(self) -> tuple[Ids, ...]:

@@ -119,7 +119,7 @@ def advance_all(rows: RowTable, reading: Reading, parts: Parts) -> Steps:
     if is_new.any():
         ends = np.where(is_new, parts.schedule.asked_all(rows, canvas), rows.end)
         begun = replace(rows, end=ends, step=np.where(is_new, 0, rows.step))
-    is_broken = ((reading.tokens < 0) & (reading.places < FAR)).any(1)
+    is_broken = np.any((reading.tokens < 0) & (reading.places < FAR), axis=1)
     writes = parts.rule.writes(reading, begun, begun.memo) & ~is_broken[:, np.newaxis]
     tokens, log_probs = rows.tokens.copy(), rows.log_probs.copy()
     row, at = np.nonzero(writes)
@@ -169,4 +169,3 @@ def decide_all(before: RowTable, steps: Steps) -> Decision:
     table, path = torch.from_numpy(tokens), torch.from_numpy(np.broadcast_to(column, tokens.shape).copy())
     keep = [range(held) for held in after.held[:, 0].tolist()]
     return Decision(table, torch.from_numpy(num), path, keep, log_probs=torch.from_numpy(chances), carry=steps)
-

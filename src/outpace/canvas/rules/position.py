@@ -45,7 +45,7 @@ class Position(Rule):
         return surest(self.score(reading, row), eligible(reading, row), self.per_step)
 
     def score(self, reading: Reading, row: CanvasRow | RowTable) -> Floats:
-        """Return [..., A] the score, or its logarithm where places are weighted: far away the weight would underflow."""
+        """Return [..., A] the score, or its logarithm where places are weighted: far away weights would underflow."""
         content = reading.confidence
         if self.background is not None:
             frequency = self.background[reading.tokens]

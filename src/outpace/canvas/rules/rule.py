@@ -75,7 +75,7 @@ class Rule(Protocol):
             row: its fields are numbers, or arrays [B, 1].
             memo: what `start` remembered, or a list of that.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} decides for one row at a time.")
 
     def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
         """Decide for one row.

@@ -199,8 +199,8 @@ class CanvasMethod(Method):
             if len(row.held) != length:
                 rows[index] = replace(row, held=np.arange(length))
         state.canvases = CanvasRows(rows)
-        rows = [self.forwarded(index, view, state) for index in range(len(rows))]
-        proposal = propose_copies(rows, state.parts.canvas, view.device, self.name)
+        copies = [self.forwarded(index, view, state) for index in range(len(rows))]
+        proposal = propose_copies(copies, state.parts.canvas, view.device, self.name)
         return self.dress(proposal, view, state)
 
     def _is_together(self, view: View, state: CanvasBatch) -> bool:
