@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,12 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from outpace.constrain.canvas import CanvasConstraintState
 
-__all__ = ["Bools", "Canvas", "CanvasRow", "Floats", "Ids"]
+__all__ = ["Bools", "Canvas", "CanvasRow", "Floats", "Ids", "Number"]
 
 Ids = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Number = TypeVar("Number", int, npt.NDArray[np.int64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +43,13 @@ class Canvas:
     ahead: int = -1
     ends_last: bool = False
 
-    def floor(self, length: int) -> int:
+    def floor(self, length: Number) -> Number:
         """Return how many leading places, of `length` final ones, have keys and values that no later token changes."""
-        return length // self.block_size * self.block_size if self.block_size else 0
+        return length // self.block_size * self.block_size if self.block_size else length * 0
 
-    def border(self, base: int) -> int:
+    def border(self, base: Number) -> Number:
         """Return where the model's own block that holds place `base` ends; a huge number under full attention."""
-        return (base // self.block_size + 1) * self.block_size if self.block_size else 1 << 60
+        return (base // self.block_size + 1) * self.block_size if self.block_size else base * 0 + (1 << 60)
 
 
 @dataclass(frozen=True, slots=True)

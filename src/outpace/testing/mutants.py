@@ -1025,6 +1025,30 @@ CANVAS_MUTANTS = (
         lambda live: lambda self: len(self.tokens),
     ),
     _on_canvas(
+        "end-not-cut-together",
+        "an end token does not end the canvas where all rows step at once",
+        "canvas.table:RowTable.live",
+        lambda live: lambda self: self.size,
+    ),
+    _on_canvas(
+        "draw-without-visit-together",
+        "where all rows step at once, a place that is drawn again gets the same noise",
+        "canvas.reading:read_all",
+        lambda read_all: (
+            lambda logits, places, rows, *rest: read_all(logits, places, replace(rows, visit=0 * rows.visit), *rest)
+        ),
+    ),
+    _on_canvas(
+        "shift-ignored-together",
+        "where all rows step at once, the place before a shifted law is kept",
+        "canvas.together:_held",
+        lambda held: (
+            lambda before, after, parts: held(
+                before, after, replace(parts, canvas=replace(parts.canvas, logits_shift=False))
+            )
+        ),
+    ),
+    _on_canvas(
         "end-between-pieces",
         "a text may end between given pieces",
         "methods.diffusion.base:CanvasMethod.start",
