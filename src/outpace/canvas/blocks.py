@@ -44,6 +44,6 @@ class FixedBlocks:
 
     def _end(self, row: CanvasRow, canvas: Canvas) -> int:
         # Under block attention blocks are the model's, cut at absolute places; else they count from the prompt.
-        start = canvas.floor(row.base) if canvas.block_size else row.prompt
+        start = canvas.floor(row) if canvas.block_size else row.prompt
         end = start + ((row.base - start) // self.size + 1) * self.size
-        return min(end, canvas.border(row.base), len(row.tokens))
+        return min(end, canvas.border(row), len(row.tokens))

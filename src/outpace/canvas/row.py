@@ -31,6 +31,7 @@ class Canvas:
         mask_id: the mask token.
         block_size: positions per block of a model with block attention, which sees its own block and all before it;
             0 = full attention.
+        has_causal_text: what stands before the block in work is read causally; blocks then count from the prompt.
         logits_shift: what is said of a place is computed one place before it.
         ahead: masked places beyond the block in work that a forward under full attention holds; -1 = all.
         ends_last: an end token may be written only where everything before it is decided.
@@ -41,14 +42,31 @@ class Canvas:
     logits_shift: bool = False
     ahead: int = -1
     ends_last: bool = False
+    has_causal_text: bool = False
 
-    def floor(self, length: int) -> int:
-        """Return how many leading places, of `length` final ones, have keys and values that no later token changes."""
-        return length // self.block_size * self.block_size if self.block_size else 0
+    def floor(self, row: CanvasRow) -> int:
+        """Return where the model's own block that holds `row.base` begins: keys and values before it are final."""
+        origin = row.prompt if self.has_causal_text else 0
+        return row.base - (row.base - origin) % self.block_size if self.block_size else 0
 
-    def border(self, base: int) -> int:
-        """Return where the model's own block that holds place `base` ends; a huge number under full attention."""
-        return (base // self.block_size + 1) * self.block_size if self.block_size else 1 << 60
+    def border(self, row: CanvasRow) -> int:
+        """Return where the model's own block that holds `row.base` ends; a huge number under full attention."""
+        return self.floor(row) + self.block_size if self.block_size else 1 << 60
+
+    def sight(self, row: CanvasRow, places: Ids) -> Bools | None:
+        """Return [W, W]: which node of a forward sees which, by the model's own attention; None = each sees every one.
+
+        Args:
+            row: as it is forwarded.
+            places: [W] of its nodes.
+        """
+        if not self.block_size:
+            return None
+        if self.has_causal_text:  # the block in work sees all there is, text what stands before it
+            return (places[np.newaxis, :] <= places[:, np.newaxis]) | (places >= self.floor(row))[:, np.newaxis]
+        block = places // self.block_size
+        is_seen: Bools = block[np.newaxis, :] <= block[:, np.newaxis]
+        return is_seen
 
 
 @dataclass(frozen=True, slots=True)
