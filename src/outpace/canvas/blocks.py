@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import Canvas, CanvasRow
+from outpace.canvas.row import Canvas, CanvasRow, Ids, Number
+from outpace.canvas.table import RowTable
 
 __all__ = ["FixedBlocks", "Schedule"]
 
@@ -42,8 +45,15 @@ class FixedBlocks:
         del reading
         return self._end(row, canvas)
 
+    def asked_all(self, rows: RowTable, canvas: Canvas) -> Ids:
+        """Return [B, 1] the end of each row's block in work, or of the next one: what `asked` and `open` say of one."""
+        end = np.minimum(self._plain_end(rows.base, rows.prompt, canvas), canvas.border(rows.base, rows.prompt))
+        return np.where(rows.end > rows.base, rows.end, np.minimum(end, rows.size))
+
     def _end(self, row: CanvasRow, canvas: Canvas) -> int:
+        return min(self._plain_end(row.base, row.prompt, canvas), canvas.border(row.base, row.prompt), len(row.tokens))
+
+    def _plain_end(self, base: Number, prompt: Number, canvas: Canvas) -> Number:
         # Under block attention blocks are the model's, cut at absolute places; else they count from the prompt.
-        start = canvas.floor(row) if canvas.block_size else row.prompt
-        end = start + ((row.base - start) // self.size + 1) * self.size
-        return min(end, canvas.border(row), len(row.tokens))
+        start = canvas.floor(base, prompt) if canvas.block_size else prompt
+        return start + ((base - start) // self.size + 1) * self.size

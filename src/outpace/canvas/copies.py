@@ -109,5 +109,5 @@ def lay_copies(copies: Sequence[Copy], canvas: Canvas) -> CanvasWindow:
 
 def _sight(copy: Copy, canvas: Canvas) -> Bools | bool:
     """Return [W, W]: which node of a copy sees which, by the model's own attention."""
-    found = canvas.sight(copy.row, copy.window.places)
+    found = canvas.sight(copy.window.places, copy.row.base, copy.row.prompt)
     return True if found is None else found

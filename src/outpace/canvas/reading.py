@@ -6,6 +6,7 @@ draws anew, and a draft that looks ahead draws what the reference will draw ther
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 
 from outpace.canvas.row import Bools, Canvas, CanvasRow, Floats, Ids
-from outpace.sampling.measures import Measures
+from outpace.canvas.table import RowTable
+from outpace.sampling.measures import Measures, measure
 from outpace.sampling.noise import node_key, uniform
 from outpace.sampling.sampler import Sampler
 from outpace.types import Stream
 
-__all__ = ["PartReading", "Reading", "draw", "order_noise", "read", "reread"]
+__all__ = ["PartReading", "Reading", "Readings", "draw", "order_noise", "read", "read_all", "reread"]
 
 
 @dataclass
@@ -58,7 +60,8 @@ class Reading:
         if known is not None and known.tokens is self.tokens:
             found: Floats = np.where(self.tokens < 0, 0.0, 1 / known.mass)
             return found
-        return _chances(self.probs, np.arange(len(self.tokens)), self.tokens)
+        at = torch.from_numpy(np.maximum(self.tokens, 0)).to(self.probs.device).unsqueeze(-1)
+        return _host(self.probs.gather(-1, at).squeeze(-1))
 
     @cached_property
     def top_two(self) -> Floats:
@@ -82,9 +85,24 @@ class Reading:
         """Return [A] uniforms in (0, 1) for choosing an order; independent of the tokens' draws."""
         return order_noise(self.sampler, self.places, self.visit if visit is None else visit)
 
-    def within(self, end: int) -> Bools:
+    def within(self, end: int | Ids) -> Bools:
         """Return [A] whether each place lies before `end`."""
         return self.places < end
+
+
+@dataclass
+class Readings(Reading):
+    """What is said of B rows: as a `Reading`, with an axis of rows before the others.
+
+    Attributes:
+        visits: in place of `visit`, of each row.
+    """
+
+    visits: Sequence[int] = ()
+
+    def noise(self, visit: int | None = None) -> Floats:
+        """Return [B, A] uniforms in (0, 1) for choosing an order."""
+        return order_noise(self.sampler, self.places, self.visits if visit is None else visit)
 
 
 class PartReading(Reading):
@@ -176,6 +194,29 @@ def reread(known: Reading, index: Ids, row: CanvasRow, canvas: Canvas) -> Readin
     return part
 
 
+def read_all(logits: Tensor, places: Ids, rows: RowTable, canvas: Canvas, sampler: Sampler) -> Readings:
+    """Draw a token at every asked place of all rows, as `read` does for one.
+
+    Args:
+        logits: [B, A, V], what may not be written ruled out.
+        places: [B, A]; a huge number where a row asks for fewer.
+        rows: as they were forwarded.
+        canvas: the run's.
+        sampler: of all rows.
+    """
+    known, visit = measure(logits), rows.visit[:, 0].tolist()
+    if known is not None and sampler.settings.is_plain:
+        tokens = known.tokens
+    else:
+        where = torch.from_numpy(places).to(logits.device)
+        tokens = sampler.pick(sampler.process(logits, None), where, visit=visit).cpu().numpy()
+    waits = None
+    if canvas.ends_last:
+        is_end = (tokens[..., np.newaxis] == rows.ends[:, np.newaxis]).any(-1)
+        waits = is_end & (places > places[:, :1])
+    return Readings(places, tokens, logits, sampler, 0, waits, known, visit)
+
+
 def draw(logits: Tensor, places: Ids, visit: int, sampler: Sampler) -> Ids:
     """Return the token drawn at each place."""
     if not len(places):
@@ -192,17 +233,17 @@ def _waits(places: Ids, tokens: Ids, row: CanvasRow, canvas: Canvas) -> Bools | 
     return np.isin(tokens, row.ends) & (places > places[:1]) if canvas.ends_last else None
 
 
-def order_noise(sampler: Sampler, places: Ids, visit: int) -> Floats:
+def order_noise(sampler: Sampler, places: Ids, visit: int | Sequence[int]) -> Floats:
     """Return uniforms in (0, 1), one per place, of the stream that orders are chosen by.
 
     Args:
-        sampler: of one row.
-        places: [N].
-        visit: tells draws at one place apart.
+        sampler: of one row, or of B.
+        places: [N], or [B, N].
+        visit: tells draws at one place apart; of each row, where there are several.
     """
     # A stream of its own: which place comes next must not depend on which token was drawn there.
-    key = node_key(sampler.keys, Stream.ORDER, torch.from_numpy(places).unsqueeze(0), visit)
-    noise: Floats = uniform(key, torch.zeros(1, dtype=torch.int64))[0, :, 0].numpy()
+    key = node_key(sampler.keys, Stream.ORDER, torch.from_numpy(np.atleast_2d(places)), visit)
+    noise: Floats = uniform(key, torch.zeros(1, dtype=torch.int64)).numpy().reshape(places.shape)
     return noise
 
 

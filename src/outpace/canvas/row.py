@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,12 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from outpace.constrain.canvas import CanvasConstraintState
 
-__all__ = ["Bools", "Canvas", "CanvasRow", "Floats", "Ids"]
+__all__ = ["Bools", "Canvas", "CanvasRow", "Floats", "Ids", "Number"]
 
 Ids = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Number = TypeVar("Number", int, npt.NDArray[np.int64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +45,35 @@ class Canvas:
     ends_last: bool = False
     has_causal_text: bool = False
 
-    def floor(self, row: CanvasRow) -> int:
-        """Return where the model's own block that holds `row.base` begins: keys and values before it are final."""
-        origin = row.prompt if self.has_causal_text else 0
-        return row.base - (row.base - origin) % self.block_size if self.block_size else 0
-
-    def border(self, row: CanvasRow) -> int:
-        """Return where the model's own block that holds `row.base` ends; a huge number under full attention."""
-        return self.floor(row) + self.block_size if self.block_size else 1 << 60
-
-    def sight(self, row: CanvasRow, places: Ids) -> Bools | None:
-        """Return [W, W]: which node of a forward sees which, by the model's own attention; None = each sees every one.
+    def floor(self, base: Number, prompt: Number) -> Number:
+        """Return where the model's own block that holds place `base` begins: keys and values before it are final.
 
         Args:
-            row: as it is forwarded.
-            places: [W] of its nodes.
+            base: leading places that are final.
+            prompt: places of the prompt.
+        """
+        if not self.block_size:
+            return base * 0
+        return base - (base - prompt if self.has_causal_text else base) % self.block_size
+
+    def border(self, base: Number, prompt: Number) -> Number:
+        """Return where the model's own block that holds place `base` ends; a huge number under full attention."""
+        return self.floor(base, prompt) + (self.block_size or 1 << 60)
+
+    def sight(self, places: Ids, base: Number, prompt: Number) -> Bools | None:
+        """Return [..., W, W]: which node of a forward sees which, by the model's own attention; None = all see all.
+
+        Args:
+            places: [..., W] of the nodes.
+            base, prompt: as of `floor`, numbers or [..., 1].
         """
         if not self.block_size:
             return None
         if self.has_causal_text:  # the block in work sees all there is, text what stands before it
-            return (places[np.newaxis, :] <= places[:, np.newaxis]) | (places >= self.floor(row))[:, np.newaxis]
+            is_ahead = places >= self.floor(base, prompt)
+            return (places[..., np.newaxis, :] <= places[..., np.newaxis]) | is_ahead[..., np.newaxis]
         block = places // self.block_size
-        is_seen: Bools = block[np.newaxis, :] <= block[:, np.newaxis]
+        is_seen: Bools = block[..., np.newaxis, :] <= block[..., np.newaxis]
         return is_seen
 
 

@@ -38,7 +38,7 @@ class CanvasWindow:
 def seen(row: CanvasRow, parts: Parts) -> int:
     """Return the place up to which a forward holds the row."""
     canvas = parts.canvas
-    stop = min(row.live(), canvas.border(row))
+    stop = min(row.live(), canvas.border(row.base, row.prompt))
     # Under block attention the model's own block is all there is to see; `ahead` would cut into it.
     if canvas.ahead >= 0 and not canvas.block_size:
         stop = min(stop, parts.schedule.asked(row, canvas) + canvas.ahead)
@@ -49,7 +49,7 @@ def places_asked(row: CanvasRow, parts: Parts) -> Ids:
     """Return the places whose laws the next forward is asked for: undecided, or of a correcting rule all not given."""
     canvas = parts.canvas
     # The schedule may reach further than the text goes, or than the model sees: nothing can be said there.
-    stop = min(parts.schedule.asked(row, canvas), row.live(), canvas.border(row))
+    stop = min(parts.schedule.asked(row, canvas), row.live(), canvas.border(row.base, row.prompt))
     if parts.rule.is_correcting:
         return row.base + np.flatnonzero(~row.given[row.base : stop])
     return row.undecided(canvas, row.base, stop)
@@ -63,7 +63,7 @@ def lay_window(row: CanvasRow, parts: Parts) -> CanvasWindow:
     is_new[row.held] = False
     places = np.flatnonzero(is_new)
     # A model alone cannot know where the block in work begins, so causal text before it has to be said.
-    visible = canvas.sight(row, places) if canvas.has_causal_text else None
+    visible = canvas.sight(places, row.base, row.prompt) if canvas.has_causal_text else None
     return CanvasWindow(row.tokens[places], places, asked, np.searchsorted(places, asked), visible)
 
 

@@ -17,6 +17,24 @@ struct LawCall {
   float* found;        // [4, count] greatest logit, next one, sum of e^(x - greatest), sum of that times (x - greatest)
 };
 
+constexpr int kAhead = 4;  // vectors that do not wait for each other
+
+inline Floats greater(Floats a, Floats b) { return a < b ? b : a; }
+inline Floats lesser(Floats a, Floats b) { return b < a ? b : a; }
+
+// e^x of x from -87 to 0, to 2e-7: half the work of `exponential`, which also serves what lies outside. The polynomial
+// is 1 at 0, and otherwise of least relative error between the halves of log(2), by Lawson's weighted least squares.
+inline Floats decayed(Floats x) {
+  const Floats shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
+  const Floats rounded = fma(x, splat(1.44269504f), shift);
+  const Floats rest = fma(rounded - shift, splat(-0.693147181f), x);
+  Floats series = splat(8.290272206e-3f);
+  for (float term : {4.1898161173e-2f, 1.6667638719e-1f, 4.9999147654e-1f, 9.9999970198e-1f, 1.0f}) {
+    series = fma(series, rest, splat(term));
+  }
+  return bits<Floats>(bits<Ints>(series) + (bits<Ints>(rounded) << 23));  // times 2^count, in the exponent's bits
+}
+
 template <class Type>
 class Look {
   using Element = typename Type::Element;
@@ -31,43 +49,55 @@ class Look {
   }
 
   void measure(int64_t* token, float* top, float* next, float* sum, float* moment) const {
-    Floats first = splat(-INFINITY), second = splat(-INFINITY);
-    Ints is_none{};
-    each([&](Floats x, int64_t) {
-      const Floats lower = x < first ? x : first;
-      second = second < lower ? lower : second;
-      first = first < x ? x : first;
-      is_none |= x != x;
+    Floats first[kAhead], second[kAhead], mass[kAhead] = {}, spread[kAhead] = {};
+    for (int i = 0; i < kAhead; i++) first[i] = second[i] = splat(-INFINITY);
+    each([&](Floats x, int i) {
+      second[i] = greater(second[i], lesser(first[i], x));
+      first[i] = greater(first[i], x);
     });
+    for (int i = 1; i < kAhead; i++) {
+      second[0] = greater(greater(second[0], second[i]), lesser(first[0], first[i]));
+      first[0] = greater(first[0], first[i]);
+    }
     float one[kLanes], two[kLanes];
-    int32_t none[kLanes], any = 0;
-    store(one, first);
-    store(two, second);
-    store(none, is_none);
+    store(one, first[0]);
+    store(two, second[0]);
     const int lane = static_cast<int>(std::max_element(one, one + kLanes) - one);
     *top = one[lane], *next = two[lane];
     for (int i = 0; i < kLanes; i++) {
-      any |= none[i];
       if (i != lane) *next = std::max(*next, one[i]);
     }
     *token = -1, *sum = 1, *moment = 0;
-    if (any || !std::isfinite(*top)) return;
-    Floats mass{}, spread{};
-    each([&](Floats x, int64_t at) {
-      const Floats below = x - splat(*top), part = exponential(below);
-      mass += part;
-      spread += part * (below < splat(-100.0f) ? splat(-100.0f) : below);  // -inf weighs 0, and 0 * -inf is no number
-      const uint32_t equal = *token < 0 ? lanes_from(x, *top) : 0;
-      if (equal) *token = at + __builtin_ctz(equal);
+    if (!std::isfinite(*top)) return;
+    const Floats greatest = splat(*top), lowest = splat(-87.0f);  // a token below, or forbidden, adds nothing to a float
+    each<true>([&](Floats x, int i) {  // the next law comes nearer meanwhile
+      const Floats below = greater(x - greatest, lowest), part = decayed(below);
+      mass[i] += part;
+      spread[i] = fma(part, below, spread[i]);  // what is no number shows here, whatever its bits
     });
-    *sum = sum_lanes(mass), *moment = sum_lanes(spread);
+    const float total = sum_lanes((spread[0] + spread[1]) + (spread[2] + spread[3]));
+    if (std::isnan(total)) return;
+    *sum = sum_lanes((mass[0] + mass[1]) + (mass[2] + mass[3])), *moment = total;
+    *token = find(*top);
   }
 
  private:
-  template <class Part>
+  template <bool kFetches = false, class Part>
   void each(const Part& part) const {
-    for (int64_t i = 0; i < whole_; i += kLanes) part(Type::read(from_ + i), i);
-    part(tail_, whole_);
+    int64_t at = 0;
+    for (; at + kAhead * kLanes <= whole_; at += kAhead * kLanes) {
+      for (int i = 0; kFetches && i < kAhead; i++) __builtin_prefetch(from_ + whole_ + at + i * kLanes);
+      for (int i = 0; i < kAhead; i++) part(Type::read(from_ + at + i * kLanes), i);
+    }
+    for (; at < whole_; at += kLanes) part(Type::read(from_ + at), 0);
+    part(tail_, 1);
+  }
+
+  int64_t find(float top) const {
+    for (int64_t at = 0; at < whole_; at += kLanes) {
+      if (const uint32_t equal = lanes_from(Type::read(from_ + at), top)) return at + __builtin_ctz(equal);
+    }
+    return whole_ + __builtin_ctz(lanes_from(tail_, top));
   }
 
   const Element* from_;

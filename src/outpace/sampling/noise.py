@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from enum import IntEnum
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -61,16 +63,19 @@ def _base(key: int, stream: int, visit: int) -> int:
     return _digest(f"node {key} {int(stream)} {visit}")
 
 
-def node_key(keys: list[int], stream: Stream, position: Tensor, visit: int = 0) -> Tensor:
+def node_key(keys: list[int], stream: Stream, position: Tensor, visit: int | Sequence[int] = 0) -> Tensor:
     """Return one key per drawn position.
 
     Args:
         keys: the B rows' keys.
         stream: which family of draws this is.
         position: [B, ...] int64, index of the drawn token in the row's sequence.
-        visit: 0 where a position is drawn once; on a canvas, the reference steps taken before this draw.
+        visit: 0 where a position is drawn once; on a canvas, the reference steps taken before this draw; of all rows,
+            or one of each.
     """
-    base = torch.tensor([_base(key, stream, visit) for key in keys], dtype=torch.int64, device=position.device)
+    visits = repeat(visit) if isinstance(visit, int) else visit
+    bases = [_base(key, stream, number) for key, number in zip(keys, visits, strict=False)]
+    base = torch.tensor(bases, dtype=torch.int64, device=position.device)
     return _mix(position * _GOLDEN + base.view(-1, *[1] * (position.dim() - 1)))
 
 

@@ -215,7 +215,7 @@ class Sampler:
         best = (law.logits + gumbel(key, law.ids)).argmax(-1, keepdim=True)
         return torch.where(law.is_sound, law.ids.gather(-1, best).squeeze(-1), -1)
 
-    def noise(self, stream: Stream, position: Tensor, visit: int = 0) -> Tensor:
+    def noise(self, stream: Stream, position: Tensor, visit: int | Sequence[int] = 0) -> Tensor:
         """Return the keys of draws at `position` [B, ...] of these rows, as `node_key`."""
         return node_key(self.keys, stream, position, visit)
 
@@ -234,7 +234,7 @@ class Sampler:
         logits: Tensor,
         position: Tensor,
         stream: Stream = Stream.TARGET,
-        visit: int = 0,
+        visit: int | Sequence[int] = 0,
         ids: Tensor | None = None,
     ) -> Tensor:
         """Draw one token per processed logits row; -1 where the row is NaN, or infinite upwards.
@@ -243,7 +243,7 @@ class Sampler:
             logits: [B, ..., V] processed logits.
             position: [B, ...] int64 index of the drawn token in its row's sequence; not read at temperature 0.
             stream: which noise to use.
-            visit: reference steps before this draw (canvases).
+            visit: reference steps before this draw (canvases), of all rows or of each.
             ids: [K] tokens of the columns, where `logits` speak of some only; None = of the vocabulary.
         """
         if self.settings.is_greedy:

@@ -6,7 +6,7 @@ known beforehand, and pin the sampler, the noise and the text stream, which plai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -244,7 +244,7 @@ class _Listener(Sampler):
         super().__init__(settings, keys)
         self.asked: list[tuple[Stream, set[int]]] = []
 
-    def noise(self, stream: Stream, position: torch.Tensor, visit: int = 0) -> torch.Tensor:
+    def noise(self, stream: Stream, position: torch.Tensor, visit: int | Sequence[int] = 0) -> torch.Tensor:
         """Note the stream and where in it."""
         self.asked.append((stream, set(position.flatten().tolist())))
         return super().noise(stream, position, visit)

@@ -92,7 +92,7 @@ class _GridSampler(Sampler):
         logits: Tensor,
         position: Tensor,
         stream: Stream = Stream.TARGET,
-        visit: int = 0,
+        visit: int | Sequence[int] = 0,
         ids: Tensor | None = None,
     ) -> Tensor:
         """Draw by the inverse distribution function at the quantile of each position."""

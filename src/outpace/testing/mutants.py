@@ -980,13 +980,13 @@ CANVAS_MUTANTS = (
         "floor-one-block-late",
         "the block in work counts as exact",
         "canvas.row:Canvas.floor",
-        lambda floor: lambda self, row: floor(self, replace(row, base=row.base + max(self.block_size, 1) - 1)),
+        lambda floor: lambda self, base, prompt: floor(self, base + max(self.block_size, 1) - 1, prompt),
     ),
     _on_canvas(
         "border-one-block-late",
         "the model sees the block behind its own",
         "canvas.row:Canvas.border",
-        lambda border: lambda self, row: border(self, replace(row, base=row.base + self.block_size)),
+        lambda border: lambda self, base, prompt: border(self, base + self.block_size, prompt),
     ),
     _on_canvas(
         "prefill-open-block",
@@ -1023,6 +1023,30 @@ CANVAS_MUTANTS = (
         "an end token does not end the canvas",
         "canvas.row:CanvasRow.live",
         lambda live: lambda self: len(self.tokens),
+    ),
+    _on_canvas(
+        "end-not-cut-together",
+        "an end token does not end the canvas where all rows step at once",
+        "canvas.table:RowTable.live",
+        lambda live: lambda self: self.size,
+    ),
+    _on_canvas(
+        "draw-without-visit-together",
+        "where all rows step at once, a place that is drawn again gets the same noise",
+        "canvas.reading:read_all",
+        lambda read_all: (
+            lambda logits, places, rows, *rest: read_all(logits, places, replace(rows, visit=0 * rows.visit), *rest)
+        ),
+    ),
+    _on_canvas(
+        "shift-ignored-together",
+        "where all rows step at once, the place before a shifted law is kept",
+        "canvas.together:_held",
+        lambda held: (
+            lambda before, after, parts: held(
+                before, after, replace(parts, canvas=replace(parts.canvas, logits_shift=False))
+            )
+        ),
     ),
     _on_canvas(
         "end-between-pieces",

@@ -13,7 +13,7 @@ __all__ = ["ORDERS", "score"]
 
 
 def _margin(reading: Reading) -> Floats:
-    return reading.top_two[:, 0] - reading.top_two[:, 1]
+    return reading.top_two[..., 0] - reading.top_two[..., 1]
 
 
 _SCORES: dict[str, Callable[[Reading], Floats]] = {
@@ -29,5 +29,5 @@ least entropy, chance, and from left to right."""
 
 
 def score(order: str, reading: Reading) -> Floats:
-    """Return [A] what a reading's places are ranked by, greatest first."""
+    """Return [..., A] what a reading's places are ranked by, greatest first."""
     return _SCORES[order](reading)

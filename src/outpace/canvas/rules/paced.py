@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from outpace.canvas.reading import Reading
-from outpace.canvas.row import CanvasRow
-from outpace.canvas.rules.ranked import Ranked
-from outpace.canvas.rules.rule import Choice, Rule
+import numpy as np
 
-__all__ = ["Paced"]
+from outpace.canvas.reading import Reading
+from outpace.canvas.row import Bools, CanvasRow, Ids
+from outpace.canvas.rules.ranked import Ranked
+from outpace.canvas.rules.rule import Rule
+from outpace.canvas.table import RowTable
+
+__all__ = ["Paced", "share"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,14 @@ class Paced(Rule):
     ranked: Ranked
     steps: int
 
-    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
-        """Decide for one row."""
-        masked, left = int(reading.within(row.end).sum()), max(self.steps - row.step, 1)
-        return replace(self.ranked, per_step=-(-masked // left)).choose(reading, row, memo)
+    def writes(self, reading: Reading, row: CanvasRow | RowTable, memo: Any) -> Bools:
+        """Return the best of the block, its share of this step."""
+        del memo
+        return self.ranked.best(reading, row, share(reading, row, self.steps))
+
+
+def share(reading: Reading, row: CanvasRow | RowTable, steps: int | Ids) -> Ids:
+    """Return [..., 1] how many of the block's masked places a step writes that leaves equal shares to later ones."""
+    masked = np.count_nonzero(reading.within(row.end), axis=-1, keepdims=True)
+    found: Ids = -(-masked // np.maximum(steps - row.step, 1))
+    return found

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import CanvasRow
+from outpace.canvas.row import Bools, CanvasRow
 from outpace.canvas.rules.orders import score
-from outpace.canvas.rules.rule import Choice, Rule, eligible, surest
+from outpace.canvas.rules.rule import Rule, eligible, first_ranked, ranks, surest
+from outpace.canvas.table import RowTable
 
 __all__ = ["EntropyBounded", "Factor"]
 
@@ -29,15 +30,14 @@ class Factor(Rule):
 
     factor: float
 
-    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
-        """Decide for one row."""
+    def writes(self, reading: Reading, row: CanvasRow | RowTable, memo: Any) -> Bools:
+        """Return as many as the bound holds for, counted from the surest."""
         del memo
         is_open = eligible(reading, row)
-        sure = np.sort(reading.confidence[is_open])[::-1]
-        rank = np.arange(1, len(sure) + 1)
-        fails = np.flatnonzero(sure < 1 - self.factor / (rank + 1))
-        count = int(fails[0]) if len(fails) else len(sure)
-        return Choice(surest(reading.confidence, is_open, max(count, 1)))
+        sure = -np.sort(-np.where(is_open, reading.confidence, -np.inf), axis=-1)
+        holds = sure >= 1 - self.factor / (np.arange(2, sure.shape[-1] + 2))
+        count = np.logical_and.accumulate(holds, axis=-1).sum(-1, keepdims=True)
+        return surest(reading.confidence, is_open, np.maximum(count, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,14 @@ class EntropyBounded(Rule):
     gamma: float
     order: str = "entropy"
 
-    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
-        """Decide for one row."""
+    def writes(self, reading: Reading, row: CanvasRow | RowTable, memo: Any) -> Bools:
+        """Return as many as the bound holds for, counted from the best."""
         del memo
         is_open = eligible(reading, row)
-        rank = score(self.order, reading)
-        places = np.flatnonzero(is_open)
-        order = places[np.argsort(-rank[places], kind="stable")]
-        entropy = reading.entropy[order]
-        spent = np.cumsum(entropy) - np.maximum.accumulate(entropy)
+        order = ranks(score(self.order, reading), is_open)
+        # Places that are not open stand last, and spend nothing.
+        entropy = np.take_along_axis(np.where(is_open, reading.entropy, 0.0), order, -1)
+        spent = np.cumsum(entropy, axis=-1) - np.maximum.accumulate(entropy, axis=-1)
+        count = np.count_nonzero(spent <= self.gamma, axis=-1, keepdims=True)
         # The first place spends nothing, whatever rounding says.
-        count = max(int(np.count_nonzero(spent <= self.gamma)), 1)
-        writes = np.zeros(len(rank), dtype=np.bool_)
-        writes[order[:count]] = True
-        return Choice(writes)
+        return first_ranked(order, np.maximum(count, 1)) & is_open

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import CanvasRow, Floats
-from outpace.canvas.rules.rule import Choice, Rule, eligible, surest
+from outpace.canvas.row import Bools, CanvasRow, Floats
+from outpace.canvas.rules.rule import Rule, eligible, surest
+from outpace.canvas.table import RowTable
 
 __all__ = ["Position"]
 
@@ -38,14 +39,13 @@ class Position(Rule):
     per_step: int = 1
     background: Floats | None = field(default=None, compare=False)
 
-    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
-        """Decide for one row."""
+    def writes(self, reading: Reading, row: CanvasRow | RowTable, memo: Any) -> Bools:
+        """Return the best of the block."""
         del memo
-        writes = surest(self.score(reading, row), eligible(reading, row), self.per_step)
-        return Choice(writes)
+        return surest(self.score(reading, row), eligible(reading, row), self.per_step)
 
-    def score(self, reading: Reading, row: CanvasRow) -> Floats:
-        """Return [A] the score, or its logarithm where places are weighted: far away the weight would underflow."""
+    def score(self, reading: Reading, row: CanvasRow | RowTable) -> Floats:
+        """Return [..., A] the score, or its logarithm where places are weighted: far away weights would underflow."""
         content = reading.confidence
         if self.background is not None:
             frequency = self.background[reading.tokens]

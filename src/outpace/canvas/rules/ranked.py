@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import CanvasRow, Floats
+from outpace.canvas.row import Bools, CanvasRow, Floats, Ids
 from outpace.canvas.rules.orders import score
-from outpace.canvas.rules.rule import Choice, Rule, eligible, surest
+from outpace.canvas.rules.rule import Rule, eligible, surest
+from outpace.canvas.table import RowTable
 
 __all__ = ["Ranked"]
 
@@ -32,15 +33,20 @@ class Ranked(Rule):
     threshold: float = 2.0
     order_temp: float = 0.0
 
-    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
-        """Decide for one row."""
+    def writes(self, reading: Reading, row: CanvasRow | RowTable, memo: Any) -> Bools:
+        """Return the best of the block."""
+        del memo
+        return self.best(reading, row, self.per_step)
+
+    def best(self, reading: Reading, row: CanvasRow | RowTable, count: int | Ids) -> Bools:
+        """Return [..., A] the `count` best places of the block, and those that reach the threshold."""
         is_open = eligible(reading, row)
-        writes = surest(self.rank(reading), is_open, self.per_step)
+        writes = surest(self.rank(reading), is_open, count)
         if self.threshold <= 1:
             writes |= is_open & (reading.confidence >= self.threshold)
-        return Choice(writes, memo=memo)
+        return writes
 
     def rank(self, reading: Reading) -> Floats:
-        """Return [A] the scores, with Gumbel noise where places are drawn."""
+        """Return [..., A] the scores, with Gumbel noise where places are drawn."""
         rank = score(self.order, reading)
         return rank if self.order_temp <= 0 else rank / self.order_temp - np.log(-np.log(reading.noise()))

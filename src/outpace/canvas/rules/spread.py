@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from outpace.canvas.blocks import Schedule
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import Canvas, CanvasRow
+from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
+from outpace.canvas.rules.paced import share
 from outpace.canvas.rules.ranked import Ranked
-from outpace.canvas.rules.rule import Choice, Rule
+from outpace.canvas.rules.rule import Rule
+from outpace.canvas.table import RowTable
 from outpace.errors import ConfigError
 
 __all__ = ["Spread", "plan_steps"]
@@ -38,11 +42,14 @@ class Spread(Rule):
         """
         return plan_steps(row, canvas, schedule, self.steps)
 
-    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
-        """Decide for one row."""
-        left = max(memo[row.end] - row.step, 1)
-        masked = int(reading.within(row.end).sum())
-        return replace(self.ranked, per_step=-(-masked // left)).choose(reading, row, memo)
+    def writes(self, reading: Reading, row: CanvasRow | RowTable, memo: Any) -> Bools:
+        """Return the best of the block, its share of this step."""
+        steps = memo[row.end] if isinstance(row, CanvasRow) else _planned(memo, row.end)
+        return self.ranked.best(reading, row, share(reading, row, steps))
+
+
+def _planned(plans: Sequence[Mapping[int, int]], end: Ids) -> Ids:
+    return np.array([[plan[at]] for plan, at in zip(plans, end[:, 0].tolist(), strict=True)])
 
 
 def plan_steps(row: CanvasRow, canvas: Canvas, schedule: Schedule, steps: int) -> Mapping[int, int]:

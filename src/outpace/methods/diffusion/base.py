@@ -32,7 +32,10 @@ from outpace.canvas import (
     read,
 )
 from outpace.canvas.copies import propose_copies
+from outpace.canvas.reading import read_all
 from outpace.canvas.report import report
+from outpace.canvas.table import CanvasRows
+from outpace.canvas.together import Asked, Steps, advance_all, decide_all, propose_all, serves
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.base import Method
 from outpace.sampling.measures import measure
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["CanvasBatch", "CanvasMethod", "ReadCopy"]
 
 BLOCK = 32  # places per block where neither the user nor the model names a length
+_STEP = ("forwarded", "dress", "readers", "take", "accept", "decide", "observe")  # what a row's step is made of
 ReadCopy = Callable[[Copy], Reading]
 """What this forward says of a copy of one row, drawn as its state draws."""
 
@@ -61,11 +65,18 @@ class CanvasBatch:
         extra: what a method adds, with a row axis.
     """
 
-    canvases: list[CanvasRow]
+    canvases: CanvasRows
     parts: Parts
     target: Any
     banned: list[Tensor] = field(default_factory=list)
     extra: Any = None
+
+    def rule_out(self, logits: Tensor) -> None:
+        """Set the banned tokens of logits [B, A, V] to -inf, in place."""
+        logits[..., self.parts.canvas.mask_id] = float("-inf")  # of every row
+        for index, banned in enumerate(self.banned):
+            if len(banned) > 1:
+                logits[index].index_fill_(-1, banned, float("-inf"))
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,7 @@ class CanvasMethod(Method):
             rows.append(replace(row, constraint=constraint, memo=parts.rule.start(row, canvas, parts.schedule)))
             # Between given pieces no text may end.
             banned.append(torch.tensor([canvas.mask_id, *(ends if is_filled_in else ())], device=device))
-        return CanvasBatch(rows, parts, context.target, banned)
+        return CanvasBatch(CanvasRows(rows), parts, context.target, banned)
 
     def _check(self, text: Sequence[int], rest: Sequence[int], canvas: Canvas) -> None:
         if canvas.mask_id in text or canvas.mask_id in rest:
@@ -180,12 +191,23 @@ class CanvasMethod(Method):
 
     def propose(self, view: View, state: CanvasBatch) -> Proposal:
         """Propose every visible place that the cache does not hold, of all that `forwarded` returns."""
-        for index, (row, length) in enumerate(zip(state.canvases, view.cache.lengths, strict=True)):
-            if len(row.held) != length:  # a new row: what the loop's prefill has cached of it
-                state.canvases[index] = replace(row, held=np.arange(length))
-        rows = [self.forwarded(index, view, state) for index in range(len(state.canvases))]
-        proposal = propose_copies(rows, state.parts.canvas, view.device, self.name)
+        if self._is_together(view, state) and (table := state.canvases.table()) is not None:
+            # A new row holds what the loop's prefill has cached of it.
+            table = replace(table, held=np.array(view.cache.lengths).reshape(-1, 1))
+            return propose_all(table, state.parts, view.device, self.name)
+        rows = state.canvases.list()
+        for index, (row, length) in enumerate(zip(rows, view.cache.lengths, strict=True)):
+            if len(row.held) != length:
+                rows[index] = replace(row, held=np.arange(length))
+        state.canvases = CanvasRows(rows)
+        copies = [self.forwarded(index, view, state) for index in range(len(rows))]
+        proposal = propose_copies(copies, state.parts.canvas, view.device, self.name)
         return self.dress(proposal, view, state)
+
+    def _is_together(self, view: View, state: CanvasBatch) -> bool:
+        """Return whether all rows take their steps at once: they draw alike, and a row's step is left as it is here."""
+        is_own = [getattr(type(self), name) is not getattr(CanvasMethod, name) for name in _STEP]
+        return not any(is_own) and not view.sampler.parts and serves(state.parts)
 
     def forwarded(self, index: int, view: View, state: CanvasBatch) -> Sequence[Copy]:
         """Return the states of a row that this step forwards; by default the row alone."""
@@ -199,6 +221,11 @@ class CanvasMethod(Method):
 
     def accept(self, proposal: Proposal, scores: Scores, view: View, state: CanvasBatch) -> Decision:
         """Advance every row by what `take` makes of its copies; what became final is emitted."""
+        if isinstance(proposal.carry, Asked):
+            state.rule_out(scores.logits)
+            asked, canvas = proposal.carry, state.parts.canvas
+            reading = read_all(scores.logits, asked.places, asked.rows, canvas, view.sampler)
+            return decide_all(asked.rows, advance_all(asked.rows, reading, state.parts))
         readers = self.readers(scores, view, state)
         steps = [self.take(copies, reader, state.parts) for copies, reader in zip(proposal.carry, readers, strict=True)]
         return self.decide(steps, state)
@@ -206,8 +233,7 @@ class CanvasMethod(Method):
     def readers(self, scores: Scores, view: View, state: CanvasBatch) -> list[ReadCopy]:
         """Return, per row, what reads its copies off this forward."""
         canvas, rows = state.parts.canvas, state.canvases
-        for index, banned in enumerate(state.banned):
-            scores.logits[index].index_fill_(-1, banned, float("-inf"))
+        state.rule_out(scores.logits)
         # One look at all laws: what a rule asks of them is then on the host, whatever number of rows there are.
         known = measure(scores.logits)
 
@@ -253,12 +279,14 @@ class CanvasMethod(Method):
         del view
         if outcome.decision is None:
             return state
-        steps: list[Advance | None] = outcome.decision.carry
+        steps: Sequence[Advance | None] = outcome.decision.carry
+        if isinstance(steps, Steps):
+            return replace(state, canvases=CanvasRows(steps.after))
         rows = [old if step is None else step.row for old, step in zip(state.canvases, steps, strict=True)]
-        return replace(state, canvases=rows)
+        return replace(state, canvases=CanvasRows(rows))
 
     def report(self, outcome: Outcome, view: View, state: CanvasBatch) -> list[Report]:
         """Tell which places were written, final or not."""
         del view
-        steps: list[Advance | None] = [] if outcome.decision is None else outcome.decision.carry
+        steps: Sequence[Advance | None] = [] if outcome.decision is None else outcome.decision.carry
         return [report(row, step) for row, step in zip(state.canvases, steps, strict=True)]

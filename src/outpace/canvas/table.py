@@ -1,0 +1,141 @@
+"""Rows side by side, as arrays [rows, places]: what a step on all of them at once works on.
+
+A method's state holds `CanvasRows`, which are a list to whoever works on single rows and a table to whoever works on
+all; each is made of the other when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from outpace.canvas.row import Bools, CanvasRow, Floats, Ids
+
+__all__ = ["CanvasRows", "RowTable"]
+
+_NONE = -2  # no token, and no mask
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """B rows, padded to P places. Names are those of `CanvasRow`; what is a number there is [B, 1] here.
+
+    Only rows without a constraint lie in a table, and only such whose cache holds the first places of the text, in
+    their order, and nothing but exact entries.
+
+    Attributes:
+        tokens, given, log_probs: [B, P]; behind a row's own places there is nothing that is masked or ends a text.
+        size: places of each row.
+        held: places whose entries lie in the cache.
+        ends: [B, E] ids that end each text.
+        memo: what the rule remembers, per row.
+    """
+
+    tokens: Ids
+    given: Bools
+    log_probs: Floats
+    size: Ids
+    prompt: Ids
+    base: Ids
+    end: Ids
+    visit: Ids
+    step: Ids
+    held: Ids
+    ends: Ids
+    memo: list[Any]
+
+    @classmethod
+    def of(cls, rows: Sequence[CanvasRow]) -> RowTable | None:
+        """Return rows as a table; None where some row is none that lies in one."""
+        if any(row.constraint is not None or row.age or not _is_prefix(row.held) for row in rows):
+            return None
+        width, most = max(len(row.tokens) for row in rows), max(len(row.ends) for row in rows)
+        tokens, ends = np.full((len(rows), width), _NONE), np.full((len(rows), most), _NONE - 1)
+        given, log_probs = np.ones((len(rows), width), np.bool_), np.zeros((len(rows), width))
+        for at, row in enumerate(rows):
+            own = slice(0, len(row.tokens))
+            tokens[at, own], given[at, own], log_probs[at, own] = row.tokens, row.given, row.log_probs
+            ends[at, : len(row.ends)] = row.ends
+        numbers = [(len(r.tokens), r.prompt, r.base, r.end, r.visit, r.step, len(r.held)) for r in rows]
+        size, prompt, base, end, visit, step, held = np.array(numbers, dtype=np.int64).T[..., np.newaxis]
+        memo = [row.memo for row in rows]
+        return cls(tokens, given, log_probs, size, prompt, base, end, visit, step, held, ends, memo)
+
+    def row(self, at: int) -> CanvasRow:
+        """Return a row by itself."""
+        size, prompt, base, end, visit, step, held = (int(part[at, 0]) for part in self._numbers)
+        ends = tuple(int(token) for token in self.ends[at] if token >= 0)
+        tokens, given, log_probs = self.tokens[at, :size], self.given[at, :size], self.log_probs[at, :size]
+        told = (prompt, base, end, ends, visit, step, 0, np.arange(held), self.memo[at])
+        return CanvasRow(tokens, given, log_probs, *told)
+
+    @property
+    def _numbers(self) -> tuple[Ids, ...]:
+        return self.size, self.prompt, self.base, self.end, self.visit, self.step, self.held
+
+    def live(self) -> Ids:
+        """Return [B, 1] where each text ends, as `CanvasRow.live`."""
+        if not self.ends.shape[1]:
+            return self.size
+        is_end = self.tokens == self.ends[:, :1]
+        for at in range(1, self.ends.shape[1]):
+            is_end |= self.tokens == self.ends[:, at : at + 1]
+        if not is_end.any():
+            return self.size
+        is_end &= np.arange(self.tokens.shape[1]) >= self.prompt
+        return first_of(is_end, self.size - 1) + 1
+
+
+def first_of(marks: Bools, otherwise: Ids) -> Ids:
+    """Return [B, 1] the first marked place of each row, [B, 1] `otherwise` where none is."""
+    first = marks.argmax(1)[:, np.newaxis]
+    return np.where(np.take_along_axis(marks, first, 1), first, otherwise)
+
+
+def _is_prefix(held: Ids) -> bool:
+    return not len(held) or bool((held == np.arange(len(held))).all())
+
+
+class CanvasRows(Sequence[CanvasRow]):
+    """The rows of a batch.
+
+    Args:
+        rows: as a list, or as a table.
+    """
+
+    def __init__(self, rows: Sequence[CanvasRow] | RowTable) -> None:
+        self._table = rows if isinstance(rows, RowTable) else None
+        self._list = None if isinstance(rows, RowTable) else list(rows)
+
+    def table(self) -> RowTable | None:
+        """Return the rows as a table; None where they lie in none."""
+        if self._table is None:
+            self._table = RowTable.of(self.list())
+        return self._table
+
+    def list(self) -> list[CanvasRow]:
+        """Return the rows as a list."""
+        if self._list is None:
+            assert self._table is not None  # one of the two is there
+            self._list = [self._table.row(at) for at in range(len(self._table.memo))]
+        return self._list
+
+    def __len__(self) -> int:
+        return len(self._list) if self._list is not None else len(self.list())
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.list()[at]
+
+    def __iter__(self) -> Iterator[CanvasRow]:
+        return iter(self.list())
+
+    def rows(self, index: Sequence[int]) -> CanvasRows:
+        """Return some of the rows, in that order."""
+        return CanvasRows([self.list()[at] for at in index])
+
+    def join(self, others: Sequence[CanvasRows]) -> CanvasRows:
+        """Return the rows of several, these among them."""
+        return CanvasRows([row for rows in others for row in rows])
