@@ -17,7 +17,7 @@ from outpace.canvas.advance import Advance
 from outpace.canvas.blocks import FixedBlocks
 from outpace.canvas.parts import Parts
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import Bools, Ids
+from outpace.canvas.row import Bools, Canvas, Ids
 from outpace.canvas.table import RowTable, first_of
 from outpace.types import Decision, Proposal
 
@@ -81,7 +81,7 @@ def propose_all(rows: RowTable, parts: Parts, device: torch.device, origin: str)
     assert isinstance(parts.schedule, FixedBlocks)  # `serves` has looked
     canvas, live = parts.canvas, rows.live()
     # 1. What is seen, but for what the cache holds.
-    seen = np.minimum(live, canvas.border(rows.base))
+    seen = np.minimum(live, canvas.border(rows.base, rows.prompt))
     if canvas.ahead >= 0 and not canvas.block_size:
         seen = np.minimum(seen, parts.schedule.asked_all(rows, canvas) + canvas.ahead)
     length = seen - rows.held
@@ -91,6 +91,7 @@ def propose_all(rows: RowTable, parts: Parts, device: torch.device, origin: str)
     table[0] = np.take_along_axis(rows.tokens, np.minimum(place, rows.tokens.shape[1] - 1), 1)
     table[1] = place
     table *= is_node
+    visible = _sight(place, is_node, rows, canvas) if canvas.has_causal_text else None
     # 2. What is asked of it.
     asked = _asked(rows, parts, live)
     count = asked.sum(1)
@@ -102,7 +103,15 @@ def propose_all(rows: RowTable, parts: Parts, device: torch.device, origin: str)
     nodes = torch.from_numpy(ask).to(device)
     length_of: list[int] = length[:, 0].tolist()
     carry = Asked(rows, places)
-    return Proposal(tokens, length_of, None, position, origin=origin, ask=nodes, is_whole=True, carry=carry)
+    seeing = None if visible is None else torch.from_numpy(visible).to(device)
+    return Proposal(tokens, length_of, None, position, seeing, origin=origin, ask=nodes, is_whole=True, carry=carry)
+
+
+def _sight(place: Ids, is_node: Bools, rows: RowTable, canvas: Canvas) -> Bools:
+    """Return [B, W, W]: which node sees which; padding sees itself, so that its softmax stays finite."""
+    found = canvas.sight(place, rows.base, rows.prompt)
+    assert found is not None  # causal text has blocks behind it
+    return (found & is_node[:, np.newaxis] & is_node[..., np.newaxis]) | np.eye(place.shape[1], dtype=np.bool_)
 
 
 def advance_all(rows: RowTable, reading: Reading, parts: Parts) -> Steps:
@@ -149,7 +158,7 @@ def _held(before: RowTable, after: RowTable, parts: Parts) -> Ids:
     """Return [B, 1] how many places the cache holds from now on."""
     if parts.policy.name == "none":
         return np.zeros_like(before.held)
-    stays = np.broadcast_to(parts.canvas.floor(before.base), before.held.shape)
+    stays = np.broadcast_to(parts.canvas.floor(before.base, before.prompt), before.held.shape)
     if not parts.canvas.logits_shift:
         return stays
     # What is said of a place is computed one place before it: that one cannot stay.
