@@ -64,7 +64,8 @@ def test_the_loss_is_the_sum_over_transitions_told_one_by_one(network: Llama, ba
             wrong = [*text[: place + 1], int(batch.inputs[row, size + at])]
             if bool(batch.is_error[row, at]):
                 steps.append((wrong, BACKSPACE_ID, wrong[:-1]))
-            own.append(values(wrong[:-1]).logsumexp(-1) - gamma * values(wrong).logsumexp(-1))
+            for state, after in ((wrong[:-1], wrong), (wrong, wrong[:-1])):  # there and back
+                own.append(values(state).logsumexp(-1) - gamma * values(after).logsumexp(-1))
         for state, action, after in steps:
             reward = values(state)[action] - gamma * values(after).logsumexp(-1)
             of_data.append(reward - strength * reward**2)

@@ -7,8 +7,8 @@ data less the mean of V(s) - gamma V(s') over states of the data and of the mode
 leads from a text to the text without its last token; data are given errors that it takes back.
 
 Differences: the model's own states are one draw away from the data (a token that the model itself would write at a
-place) where the paper samples whole texts into a replay buffer; those same tokens are the errors that the data take
-back.
+place), and back, where the paper samples whole texts into a replay buffer; those same tokens are the errors that the
+data take back.
 With phi the identity and no states of the model, the loss is the cross-entropy of the data's tokens (`share=0`,
 `strength=0`), whatever gamma is.
 """
@@ -26,7 +26,7 @@ from .network import Llama, Sight, cut_pieces
 __all__ = ["BACKSPACE_ID", "BacktrackedBatch", "backtracked", "match_loss"]
 
 BACKSPACE_ID = MASK_ID  # of all tokens of a causal model's vocabulary, the one that no text holds
-GAMMA, STRENGTH, SHARE = 0.99, 0.125, 0.5
+GAMMA, STRENGTH, SHARE = 0.99, 0.03, 0.5
 
 
 class BacktrackedBatch(NamedTuple):
@@ -122,6 +122,7 @@ def match_loss(
     reward = kept - gamma * after
     of_data = ((reward - ramp * strength * reward.square()) * weight).sum()
     data_flow = ((before - gamma * after) * weight).sum()
-    model_flow = (value[:, places] - gamma * value[:, size:]).mean()
+    # The model's own way leads to its draw and back: cut off at the draw, V there would grow without bound.
+    model_flow = (1 - gamma) * (value[:, places] + value[:, size:]).mean() / 2
     share_now = ramp * share
     return (1 - share_now) * data_flow + share_now * model_flow - of_data

@@ -99,7 +99,9 @@ class Trainer(Loop):
             "codes": coded_loss,
         }
         loss = functions[self.recipe.objective]
-        self._loss = torch.compile(loss, dynamic=False) if self.compiled else loss
+        # PyTorch 2.13 compiles SequenceMatch to the same loss with other gradients (twice their size).
+        is_compiled = self.compiled and loss is not match_loss
+        self._loss = torch.compile(loss, dynamic=False) if is_compiled else loss
 
     def loss(self) -> Tensor:
         """Return the loss of the step's rows."""

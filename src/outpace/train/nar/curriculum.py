@@ -105,8 +105,8 @@ class Curriculum:
         aligner: finds which word belongs to which.
     """
 
-    words: float = setting(0.05, least=0, most=1)
-    phrases: float = setting(0.15, least=0, most=1)
+    words: float = setting(0.01, least=0, most=1)
+    phrases: float = setting(0.04, least=0, most=1)
     longest: int = setting(6, least=2)
     drawn: int = setting(3, least=1)
     aligner: Aligner = _ALIGNER

@@ -251,8 +251,8 @@ _RECIPES = (
     replace(
         _BACKSPACE,
         name="stories-codes",
-        summary="`stories-draft`, its layers saying sums of 8 of 512 codes each (law `codes`). For research.",
-        shape=replace(_BACKSPACE.shape, codes=512, chosen=8),
+        summary="`stories-draft`, its layers saying sums of 32 of 1,024 codes each (law `codes`). For research.",
+        shape=replace(_BACKSPACE.shape, codes=1024, chosen=32),
         objective="codes",
         asked=384,
     ),
