@@ -11,8 +11,8 @@ namespace outpace {
 
 // What Python fills in; every field is 8 bytes. Mirrored by the ctypes structure of `laws.py`.
 struct LawCall {
-  int64_t is_bfloat16, count, vocab;
-  const void* logits;  // [count, vocab]
+  int64_t is_bfloat16, count, vocab, barred;  // a token, -1 = none
+  void* logits;        // [count, vocab]; that of the barred token becomes -inf
   int64_t* tokens;     // [count] the likeliest, ties by lowest id; -1 where the law is none
   float* found;        // [4, count] greatest logit, next one, sum of e^(x - greatest), sum of that times (x - greatest)
 };
@@ -107,10 +107,11 @@ class Look {
 
 template <class Type>
 void measure_all(const LawCall& call) {
-  const auto* logits = static_cast<const typename Type::Element*>(call.logits);
+  auto* logits = static_cast<typename Type::Element*>(call.logits);
   const int64_t count = call.count;
   for (int64_t at = 0; at < count; at++) {
     float* found = call.found + at;
+    if (call.barred >= 0) logits[at * call.vocab + call.barred] = Type::narrow_one(-INFINITY);
     Look<Type>(logits + at * call.vocab, call.vocab)
         .measure(call.tokens + at, found, found + count, found + 2 * count, found + 3 * count);
   }
