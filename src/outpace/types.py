@@ -72,9 +72,10 @@ class Capabilities:
     Attributes:
         attention: "causal" (a position never sees a later one), "full" (every position sees every other, so nothing
             can be cached exactly while the canvas changes), "any-order" (places in any order, each seeing those before
-            it in the order; written by methods of its own) or "block" (every position sees its own block of
-            `block_size` positions and all before it, so finished blocks can be).
-        block_size: positions per block of "block"; blocks start at multiples of it.
+            it in the order; written by methods of its own), "block" (every position sees its own block of `block_size`
+            positions and all before it, so finished blocks can be) or "causal-block" (text is causal; behind it stands
+            a block of up to `block_size` positions that sees the text and all of itself, which `visible` says).
+        block_size: positions per block of "block", where blocks start at multiples of it, and of "causal-block".
         logits_shift: a canvas model whose output at i speaks of token i + 1; the adapter aligns it, so the forward
             must hold position i - 1 just before an asked position i.
         has_tree: `visible` masks between window nodes are honoured.
@@ -276,6 +277,8 @@ class Adapter(ABC):
         max_source: of an encoder-decoder, the longest source in tokens; 0 = any, or no encoder.
         shape: the sizes of the model as one text, by which measured costs are kept; "" = its capabilities tell.
         mask_token: what stands for a token to be guessed, in a causal model that drafts several in one forward.
+        own_mask: what stands for a token to be guessed in a block behind a causal model's text, which sees the text and
+            all of itself; None = the model was taught none.
         exits: layers after which it was trained to say the next token, as well as after all.
         reads: what it reads of the target beside which it stands, where it is a trained drafter.
         accepted: of a trained drafter, drafts that its target kept per step in held-out texts; 0 = not known.
@@ -296,6 +299,7 @@ class Adapter(ABC):
     max_source: int = 0
     shape: str = ""
     mask_token: int | None = None
+    own_mask: int | None = None
     exits: tuple[int, ...] = ()
     reads: Outputs = NO_OUTPUTS
     accepted: float = 0.0

@@ -18,6 +18,7 @@ from outpace import zoo
 from outpace.errors import ConfigError, ModelError
 from outpace.models.loading import load_model, read_config
 from outpace.models.unmasking import SENTENCE, Unmasking, check_unmasking, unmask_test
+from outpace.testing.toy import ToyModel
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter, Capabilities, Scores
 
@@ -55,6 +56,14 @@ class Knows(Adapter):
 
 
 TEXT = list(range(40, 70))
+
+
+def test_of_blocks_behind_causal_text_one_block_is_asked() -> None:
+    """In it every token sees every other, as under full attention."""
+    tokens = [1, 5, 2, 9, 3, 3, 7, 8, 4, 2, 6, 1]
+    for size in (8, 64):
+        blocks, full = (ToyModel(attention=kind, block_size=size) for kind in ("causal-block", "full"))
+        assert unmask_test(blocks, tokens) == unmask_test(full, tokens[:size])
 
 
 @pytest.mark.parametrize("is_odd", [False, True])

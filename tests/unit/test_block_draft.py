@@ -13,6 +13,7 @@ from outpace.canvas.block_drafter import BlockDrafter
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.speculative.block_draft import BlockDraft
+from outpace.run.prefill import catch_up
 from outpace.sampling import Sampler, Sampling, row_key
 from outpace.testing import checks, run_contract
 from outpace.testing.toy import ToyModel
@@ -118,6 +119,48 @@ def test_drafts_by_the_slow_way(shift: bool) -> None:
         assert got == slow_drafts(model, text, 6, view.sampler, shift)
 
 
+def slow_own_drafts(model: ToyModel, text: list[int], reach: int, sampler: Sampler) -> list[int]:
+    """One forward of text and masks without a cache: causal but for the last token and the masks behind it."""
+    tokens = [*text, *[12] * reach]
+    place = torch.arange(len(tokens))
+    visible = (place <= place[:, None]) | (place >= len(text) - 1)[:, None]
+    cache = model.new_cache(1, len(tokens))
+    logits = model.score(torch.tensor([tokens]), place[None], visible[None], cache).logits[0].clone()
+    logits[:, 12] = float("-inf")
+    return [int(sampler.pick(logits[at : at + 1], place[at : at + 1]).item()) for at in range(len(text), len(tokens))]
+
+
+def test_a_target_drafts_for_itself_behind_its_own_entries() -> None:
+    model = target_for("causal")
+    assert isinstance(model, ToyModel)
+    texts = [[*PROMPTS[0]], [*PROMPTS[1]], [*PROMPTS[3]]]
+    cache = model.new_cache(3, 96)
+    for _ in catch_up(model, cache, texts):
+        pass
+    view = replace(view_of(texts, WARM), cache=cache)
+    held = [list(cache.lengths), [buffer.clone() for buffer in cache.buffers]]
+    context = Context(model, texts, 96, view.sampler, {}, {"draft": Counter()})
+    drafter = BlockDrafter.begin(context, "draft", 5)
+    got = drafter.draft(view, [5, 0, 3], 1, 4, 0.0)
+    for row, (text, reach) in enumerate(zip(texts, (5, 0, 3), strict=True)):
+        own = Sampler(WARM, [row_key(3, row)])
+        assert got[row] == slow_own_drafts(model, text, 5, own)[:reach]
+    assert cache.lengths == held[0]
+    for now, before in zip(cache.buffers, held[1], strict=True):
+        for row, count in enumerate(cache.lengths):
+            assert torch.equal(now[row, :count], before[row, :count])
+
+
+def test_the_contract_holds_where_the_target_drafts_for_itself() -> None:
+    method = BlockDraft(draft="own", draft_len=5, steps=2)
+    chosen = [checks.check_rejoin, checks.check_late_rows, checks.check_drafts_alone, checks.check_bookkeeping]
+    assert run_contract(method, [*chosen, checks.check_broken_neighbour]) == {}
+    for name, law in (("greedy", Sampling()), ("warm", WARM), ("penalty", PENALTY)):
+        rows = write(method, law, make_rows(max_tokens=24), models={})
+        assert [row.written for row in rows] == plain(name)
+        assert sum(row.usage.num_accepted for row in rows) > 0
+
+
 def test_few_places_go_on_into_the_next_block() -> None:
     model = drafter("block", True)
     text = [*PROMPTS[0]][:7]  # one place left in its block
@@ -143,6 +186,8 @@ def test_a_causal_drafter_is_refused() -> None:
     lm = LanguageModel(target_for("causal"))
     with pytest.raises(CapabilityError, match="full or block"):
         lm.generate([1, 2], method=BlockDraft(), models={"draft": ToyModel()}, max_tokens=4)
+    with pytest.raises(CapabilityError, match="causal-block attention"):
+        lm.generate([1, 2], method=BlockDraft(), models={"draft": ToyModel(attention="causal-block")}, max_tokens=4)
     result = lm.generate([1, 2], method=BlockDraft(), models={"draft": drafter("block", True)}, max_tokens=9)
     assert result.tokens == lm.generate([1, 2], max_tokens=9).tokens
     assert result.usage.draft_nfe > 0

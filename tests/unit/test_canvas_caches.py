@@ -54,6 +54,15 @@ def test_refreshed_at_every_step_equals_uncached(cache: str, attention: str, shi
         assert [row.written for row in rows] == uncached(attention, shift, is_warm)[0]
 
 
+@pytest.mark.parametrize("cache", ["none", "block", "prefix", "delayed"])
+@pytest.mark.parametrize("attention", ["block", "causal-block"])
+def test_a_step_is_one_forward_once_the_prompt_is_read(attention: str, cache: str) -> None:
+    """A finished block is read beside the next one, and without a cache the text beside everything else."""
+    most = math.ceil(max(map(len, PROMPTS)) / 4)  # forwards of a prompt
+    for row in rows_of(attention, False, GREEDY, cache=cache):
+        assert row.usage.num_steps <= row.usage.target_nfe <= row.usage.num_steps + most
+
+
 @pytest.mark.parametrize("shift", [False, True])
 def test_the_block_cache_is_exact(shift: bool) -> None:
     for is_warm in (False, True):

@@ -49,6 +49,7 @@ CANVASES = [
     Canvas(MASK, logits_shift=True, ahead=2, ends_last=True),
     Canvas(MASK, 4),
     Canvas(MASK, 4, logits_shift=True),
+    Canvas(MASK, 4, has_causal_text=True),
 ]
 
 
@@ -83,7 +84,7 @@ def random_logits(generator: np.random.Generator, shape: tuple[int, ...], dtype:
     return logits
 
 
-@pytest.mark.parametrize("canvas", CANVASES, ids=["full", "shift", "block", "block-shift"])
+@pytest.mark.parametrize("canvas", CANVASES, ids=["full", "shift", "block", "block-shift", "causal-block"])
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 @pytest.mark.parametrize(("temperature", "dtype"), [(0.0, torch.float64), (0.0, torch.float32), (0.9, torch.float32)])
 def test_all_rows_at_once_go_where_each_goes_alone(
@@ -93,7 +94,7 @@ def test_all_rows_at_once_go_where_each_goes_alone(
     parts = Parts(canvas, rule, FixedBlocks(4), make_policy("block" if canvas.block_size else "none"))
     assert serves(parts)
     rows = random_rows(generator, parts)
-    rows = [replace(row, held=np.arange(canvas.floor(row.base))) for row in rows]
+    rows = [replace(row, held=np.arange(canvas.floor(row.base, row.prompt))) for row in rows]
     samplers = [Sampler(Sampling(temperature=temperature), [row_key(3, index)]) for index in range(len(rows))]
     for _ in range(40):
         if not rows:
@@ -107,6 +108,9 @@ def test_all_rows_at_once_go_where_each_goes_alone(
         for ours, theirs in ((proposal.tokens, plain.tokens), (proposal.position, plain.position)):
             assert ours is not None
             assert torch.equal(ours, theirs)  # type: ignore[arg-type]
+        assert (proposal.visible is None) == (plain.visible is None) == (not canvas.has_causal_text)
+        if canvas.has_causal_text:
+            assert torch.equal(proposal.visible, plain.visible)  # type: ignore[arg-type]
         assert proposal.ask is not None
         assert torch.equal(proposal.ask, plain.ask)  # type: ignore[arg-type]
         logits = random_logits(generator, (*proposal.ask.shape, VOCAB), dtype)

@@ -164,7 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", nargs="?", default="stories-block")
     parser.add_argument("--params", default="", help="inflate the model first, as in 350M")
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--rows", type=int, default=32, help="rows side by side, for what a step costs outside forwards")
+    parser.add_argument(
+        "--rows", type=int, default=32, help="rows side by side, for what a step costs outside forwards"
+    )
     parser.add_argument("--dtype", default="auto")
     return run_command(parser, _work, arguments)
 

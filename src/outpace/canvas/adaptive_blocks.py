@@ -32,7 +32,7 @@ class AdaptiveBlocks:
         """Return the end of the block in work; before it is chosen, the end of the window or of a plain block."""
         if row.end > row.base:
             return row.end
-        return min(max(row.base + self._window(row), self._plain(row, canvas)), canvas.border(row.base))
+        return min(max(row.base + self._window(row), self._plain(row, canvas)), canvas.border(row.base, row.prompt))
 
     def open(self, row: CanvasRow, reading: Reading, canvas: Canvas) -> int:
         """Return the place behind the surest delimiter of the window, or where a plain block ends."""
@@ -49,4 +49,4 @@ class AdaptiveBlocks:
         return min(int(self.share * (size - row.prompt)), size - row.base)
 
     def _plain(self, row: CanvasRow, canvas: Canvas) -> int:
-        return min(row.base + self.size, canvas.border(row.base), len(row.tokens))
+        return min(row.base + self.size, canvas.border(row.base, row.prompt), len(row.tokens))

@@ -111,5 +111,5 @@ def keep(before: CanvasRow, after: CanvasRow, window: CanvasWindow, parts: Parts
     slots = np.concatenate([np.flatnonzero(old), len(before.held) + np.flatnonzero(new)])
     held = np.concatenate([before.held[old], window.places[new]])
     # Entries beyond the model's finished blocks are approximate, and age until the policy computes them anew.
-    is_exact = len(held) <= canvas.floor(before.base)
+    is_exact = len(held) <= canvas.floor(before.base, before.prompt)
     return Advance(replace(after, held=held, age=0 if is_exact else before.age + 1), slots)

@@ -3,12 +3,16 @@
 Under block attention the drafter keeps exact entries of the text's finished blocks; the block that holds the end of the
 text is forwarded whole, masks and all, since its entries change with every token. Blocks begin at multiples of the
 model's block length. Under full attention nothing can be kept.
+
+A causal target that was taught blocks of masks behind its text drafts for itself (`draft=own`): a block that begins
+with the last token stands behind the text's entries in the target's own cache, sees them and all of itself, and is
+forgotten.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,11 +20,13 @@ from torch import Tensor
 
 from outpace.cache import Cache
 from outpace.canvas.rules.rule import surest
+from outpace.errors import ConfigError
 from outpace.run.prefill import catch_up
-from outpace.types import Adapter, Context, View
+from outpace.types import Adapter, Context, Counter, Needs, View
 
-__all__ = ["BlockDrafter", "greatest"]
+__all__ = ["OWN", "BlockDrafter", "greatest", "masked_drafting"]
 
+OWN = "own"  # names the target as its own drafter
 _LAG = 64  # tokens behind the text from which on the cache catches up in forwards of their own (prompts)
 
 
@@ -59,20 +65,36 @@ class BlockDrafter:
         adapter: the model.
         cache: its cache.
         window: masks per forward under full attention; under block attention blocks are the model's.
+        mask: the mask token.
+        own: counts the forwards of a target that drafts for itself; None = the model is another one.
     """
 
     adapter: Adapter
     cache: Cache
     window: int
+    mask: int = 0
+    own: Counter | None = None
 
     @classmethod
     def begin(cls, context: Context, role: str, window: int) -> BlockDrafter:
-        """Return a drafter with an empty cache for the joining rows."""
+        """Return a drafter with an empty cache for the joining rows; without a model in the role, the target itself.
+
+        Raises:
+            ConfigError: the target is to draft for itself, and has no blocks.
+        """
+        target = context.target
+        if role not in context.models:
+            if target.own_mask is None:
+                reason = "The model was not taught blocks of masks that it could draft for itself."
+                raise ConfigError(reason, "Leave out draft=own, or load a Nemotron-Labs-Diffusion model.")
+            nothing = target.new_cache(len(context.texts), 1)  # every draft begins with a fork of the target's
+            return cls(target, nothing, window, target.own_mask, context.counters["draft"])
         adapter = context.models[role]
         size = adapter.capabilities.block_size or window
         # A forward stages what the text lacks, the rest of its block, and perhaps the next block.
         slots = context.capacity + _LAG + 2 * size + window
-        return cls(adapter, adapter.new_cache(len(context.texts), slots, context.counters["draft"]), window)
+        cache = adapter.new_cache(len(context.texts), slots, context.counters["draft"])
+        return cls(adapter, cache, window, adapter.capabilities.mask_id or 0)
 
     @property
     def _size(self) -> int:
@@ -96,6 +118,14 @@ class BlockDrafter:
             fewest: where a row has fewer drafts when its block is full, the next block is drafted as well.
             min_confidence: drafts end before a place where no token was this likely when it was drawn.
         """
+        if self.own is None:
+            return self._fill(view, reach, steps, fewest, min_confidence)
+        fork = replace(self, cache=view.cache.fork(self.own))
+        return fork._fill(view, reach, steps, 0, min_confidence)
+
+    def _fill(
+        self, view: View, reach: Sequence[int], steps: int, fewest: int, min_confidence: float
+    ) -> list[list[int]]:
         lines = [_Line(text, len(text) + n) for text, n in zip(view.texts, reach, strict=True)]
         # 1. A prompt is read in forwards of its own: beside the masks of other rows it would widen every forward.
         self._catch_up(lines)
@@ -126,6 +156,8 @@ class BlockDrafter:
             line.is_open = False
             return
         size, context = self._size, self.adapter.capabilities.max_positions
+        if self.own is not None:
+            context = min(context, self.cache.capacity)
         # Masks fill the block although fewer drafts are wanted: the model was trained on whole blocks.
         border = (line.begin // size + 1) * size if size else line.begin + self.window
         line.end = min(border, context)
@@ -138,8 +170,7 @@ class BlockDrafter:
         if not any(asked):
             return
         logits = self._forward(lines, asked)
-        mask_id = self.adapter.capabilities.mask_id
-        logits[..., mask_id] = float("-inf")
+        logits[..., self.mask] = float("-inf")
         drawn, sure = self._draw(view, lines, asked, logits)
         for index, (line, places) in enumerate(zip(lines, asked, strict=True)):
             # An even share for each forward that is left, the last one taking all there is.
@@ -151,12 +182,11 @@ class BlockDrafter:
 
     def _forward(self, lines: Sequence[_Line], asked: Sequence[list[int]]) -> Tensor:
         """Return the logits [B, A, V] at the asked places; the text's finished blocks stay in the cache."""
-        mask_id, device = self.adapter.capabilities.mask_id or 0, self.cache.device
-        held = self.cache.lengths
+        device, held = self.cache.device, self.cache.lengths
         # Everything that the cache lacks: the text's open block, the drafts and the masks. A row that asks nothing
         # forwards nothing, as padding.
         runs = [
-            [*line.text, *(mask_id if token < 0 else token for token in line.drafts)][at:] if places else []
+            [*line.text, *(self.mask if token < 0 else token for token in line.drafts)][at:] if places else []
             for line, places, at in zip(lines, asked, held, strict=True)
         ]
         rows, width, count = len(lines), max(map(len, runs)), max(map(len, asked))
@@ -167,7 +197,8 @@ class BlockDrafter:
             position[row, : len(run)] = np.arange(held[row], held[row] + len(run))
             ask[row, : len(places)] = np.array(places, dtype=np.int64) - held[row]
         given = [torch.from_numpy(table).to(device) for table in (tokens, position, ask)]
-        scores = self.adapter.score(given[0], given[1], None, self.cache, given[2])
+        visible = None if self.own is None else torch.from_numpy(_behind_text(position, lines)).to(device)
+        scores = self.adapter.score(given[0], given[1], visible, self.cache, given[2])
         # Staged entries of finished blocks stay, since no later token changes them; the others saw masks.
         # Never the block that holds the last token: what is said of the next place may be computed there.
         done = [
@@ -210,6 +241,33 @@ class BlockDrafter:
                     entry[row] += 1
             history.push(tokens, here)
         return drawn, sure
+
+
+def _behind_text(position: np.ndarray, lines: Sequence[_Line]) -> np.ndarray:
+    """Return [B, T, T]: the block sees all there is, text before it what stands before that.
+
+    The block begins with the last token of the text, as such models were taught and are decoded by their makers.
+
+    Args:
+        position: [B, T], -1 = padding, which sees itself, so that its softmax stays finite.
+        lines: the rows.
+    """
+    begin = np.array([len(line.text) - 1 for line in lines])[:, np.newaxis]
+    is_seen: np.ndarray = (position[:, np.newaxis] <= position[..., np.newaxis]) | (position >= begin)[..., np.newaxis]
+    is_seen &= (position >= 0)[:, np.newaxis]
+    return is_seen | np.eye(position.shape[1], dtype=np.bool_)
+
+
+def masked_drafting(draft: str, width: int) -> Needs:
+    """Return what a method needs that drafts with a masked model: a causal target, and the model or blocks of its own.
+
+    Args:
+        draft: the model's name; "own" = the target.
+        width: most tokens drafted at once.
+    """
+    if draft == OWN:
+        return Needs(has_tree=True, has_rollback=True, width=width)
+    return Needs(has_rollback=True, width=width, models=("draft",), model_attention={"draft": "canvas"})
 
 
 def _is_far(line: _Line, held: int) -> bool:

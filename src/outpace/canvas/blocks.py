@@ -47,13 +47,13 @@ class FixedBlocks:
 
     def asked_all(self, rows: RowTable, canvas: Canvas) -> Ids:
         """Return [B, 1] the end of each row's block in work, or of the next one: what `asked` and `open` say of one."""
-        end = np.minimum(self._plain_end(rows.base, rows.prompt, canvas), canvas.border(rows.base))
+        end = np.minimum(self._plain_end(rows.base, rows.prompt, canvas), canvas.border(rows.base, rows.prompt))
         return np.where(rows.end > rows.base, rows.end, np.minimum(end, rows.size))
 
     def _end(self, row: CanvasRow, canvas: Canvas) -> int:
-        return min(self._plain_end(row.base, row.prompt, canvas), canvas.border(row.base), len(row.tokens))
+        return min(self._plain_end(row.base, row.prompt, canvas), canvas.border(row.base, row.prompt), len(row.tokens))
 
     def _plain_end(self, base: Number, prompt: Number, canvas: Canvas) -> Number:
         # Under block attention blocks are the model's, cut at absolute places; else they count from the prompt.
-        start = canvas.floor(base) if canvas.block_size else prompt
+        start = canvas.floor(base, prompt) if canvas.block_size else prompt
         return start + ((base - start) // self.size + 1) * self.size

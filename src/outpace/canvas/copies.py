@@ -96,7 +96,7 @@ def lay_copies(copies: Sequence[Copy], canvas: Canvas) -> CanvasWindow:
     visible = np.zeros((total, total), dtype=np.bool_)
     for copy in copies:
         own = slice(copy.first, copy.first + len(copy.window.tokens))
-        visible[own, own] = _sight(copy.window.places, canvas)
+        visible[own, own] = _sight(copy, canvas)
         visible[own, copy.slots[num_held:] - num_held] = True
     return CanvasWindow(
         np.concatenate([window.tokens for window in windows]),
@@ -107,9 +107,7 @@ def lay_copies(copies: Sequence[Copy], canvas: Canvas) -> CanvasWindow:
     )
 
 
-def _sight(places: Ids, canvas: Canvas) -> Bools | bool:
-    """Return [W, W]: which node of a window sees which, by the model's own attention."""
-    if not canvas.block_size:
-        return True
-    block = places // canvas.block_size
-    return block[np.newaxis, :] <= block[:, np.newaxis]
+def _sight(copy: Copy, canvas: Canvas) -> Bools | bool:
+    """Return [W, W]: which node of a copy sees which, by the model's own attention."""
+    found = canvas.sight(copy.window.places, copy.row.base, copy.row.prompt)
+    return True if found is None else found

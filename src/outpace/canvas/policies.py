@@ -67,7 +67,7 @@ class Step:
 
     def exact(self) -> Bools:
         """Return [P] the places whose entries no later token changes."""
-        return self.first(self.canvas.floor(self.before.base))
+        return self.first(self.canvas.floor(self.before.base, self.before.prompt))
 
 
 @dataclass(frozen=True, slots=True)

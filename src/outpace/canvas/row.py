@@ -32,6 +32,7 @@ class Canvas:
         mask_id: the mask token.
         block_size: positions per block of a model with block attention, which sees its own block and all before it;
             0 = full attention.
+        has_causal_text: what stands before the block in work is read causally; blocks then count from the prompt.
         logits_shift: what is said of a place is computed one place before it.
         ahead: masked places beyond the block in work that a forward under full attention holds; -1 = all.
         ends_last: an end token may be written only where everything before it is decided.
@@ -42,14 +43,38 @@ class Canvas:
     logits_shift: bool = False
     ahead: int = -1
     ends_last: bool = False
+    has_causal_text: bool = False
 
-    def floor(self, length: Number) -> Number:
-        """Return how many leading places, of `length` final ones, have keys and values that no later token changes."""
-        return length // self.block_size * self.block_size if self.block_size else length * 0
+    def floor(self, base: Number, prompt: Number) -> Number:
+        """Return where the model's own block that holds place `base` begins: keys and values before it are final.
 
-    def border(self, base: Number) -> Number:
+        Args:
+            base: leading places that are final.
+            prompt: places of the prompt.
+        """
+        if not self.block_size:
+            return base * 0
+        return base - (base - prompt if self.has_causal_text else base) % self.block_size
+
+    def border(self, base: Number, prompt: Number) -> Number:
         """Return where the model's own block that holds place `base` ends; a huge number under full attention."""
-        return (base // self.block_size + 1) * self.block_size if self.block_size else base * 0 + (1 << 60)
+        return self.floor(base, prompt) + (self.block_size or 1 << 60)
+
+    def sight(self, places: Ids, base: Number, prompt: Number) -> Bools | None:
+        """Return [..., W, W]: which node of a forward sees which, by the model's own attention; None = all see all.
+
+        Args:
+            places: [..., W] of the nodes.
+            base, prompt: as of `floor`, numbers or [..., 1].
+        """
+        if not self.block_size:
+            return None
+        if self.has_causal_text:  # the block in work sees all there is, text what stands before it
+            is_ahead = places >= self.floor(base, prompt)
+            return (places[..., np.newaxis, :] <= places[..., np.newaxis]) | is_ahead[..., np.newaxis]
+        block = places // self.block_size
+        is_seen: Bools = block[..., np.newaxis, :] <= block[..., np.newaxis]
+        return is_seen
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ class Sliding:
     def asked(self, row: CanvasRow, canvas: Canvas) -> int:
         """Return where the window ends."""
         stop = row.base + self.reach if self.reach else len(row.tokens)
-        return min(stop, canvas.border(row.base), len(row.tokens))
+        return min(stop, canvas.border(row.base, row.prompt), len(row.tokens))
 
     def open(self, row: CanvasRow, reading: Reading, canvas: Canvas) -> int:
         """Return the place behind the first undecided one."""

@@ -17,7 +17,7 @@ from outpace.canvas.advance import Advance
 from outpace.canvas.blocks import FixedBlocks
 from outpace.canvas.parts import Parts
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import Bools, Ids
+from outpace.canvas.row import Bools, Canvas, Ids
 from outpace.canvas.table import RowTable, first_of
 from outpace.types import Decision, Proposal
 
@@ -81,7 +81,7 @@ def propose_all(rows: RowTable, parts: Parts, device: torch.device, origin: str)
     assert isinstance(parts.schedule, FixedBlocks)  # `serves` has looked
     canvas, live = parts.canvas, rows.live()
     # 1. What is seen, but for what the cache holds.
-    seen = np.minimum(live, canvas.border(rows.base))
+    seen = np.minimum(live, canvas.border(rows.base, rows.prompt))
     if canvas.ahead >= 0 and not canvas.block_size:
         seen = np.minimum(seen, parts.schedule.asked_all(rows, canvas) + canvas.ahead)
     length = seen - rows.held
@@ -89,6 +89,7 @@ def propose_all(rows: RowTable, parts: Parts, device: torch.device, origin: str)
     place, is_node = rows.held + column, column < length
     table = np.empty((2, *place.shape), dtype=np.int64)
     table[0], table[1] = np.where(is_node, rows.at(rows.tokens, place), 0), np.where(is_node, place, 0)
+    visible = _sight(place, is_node, rows, canvas) if canvas.has_causal_text else None
     # 2. What is asked of it.
     asked = _asked(rows, parts, live)
     count = asked.sum(1)
@@ -99,7 +100,15 @@ def propose_all(rows: RowTable, parts: Parts, device: torch.device, origin: str)
     laid, nodes = torch.from_numpy(table).to(device), torch.from_numpy(ask).to(device)
     length_of: list[int] = length[:, 0].tolist()
     carry = Asked(rows, places)
-    return Proposal(laid[0], length_of, None, laid[1], origin=origin, ask=nodes, is_whole=True, carry=carry)
+    seeing = None if visible is None else torch.from_numpy(visible).to(device)
+    return Proposal(laid[0], length_of, None, laid[1], seeing, origin=origin, ask=nodes, is_whole=True, carry=carry)
+
+
+def _sight(place: Ids, is_node: Bools, rows: RowTable, canvas: Canvas) -> Bools:
+    """Return [B, W, W]: which node sees which; padding sees itself, so that its softmax stays finite."""
+    found = canvas.sight(place, rows.base, rows.prompt)
+    assert found is not None  # causal text has blocks behind it
+    return (found & is_node[:, np.newaxis] & is_node[..., np.newaxis]) | np.eye(place.shape[1], dtype=np.bool_)
 
 
 def advance_all(rows: RowTable, reading: Reading, parts: Parts) -> Steps:
@@ -148,7 +157,7 @@ def _held(before: RowTable, after: RowTable, parts: Parts) -> Ids:
     """Return [B, 1] how many places the cache holds from now on."""
     if parts.policy.name == "none":
         return np.zeros_like(before.held)
-    stays = parts.canvas.floor(before.base)
+    stays = parts.canvas.floor(before.base, before.prompt)
     if not parts.canvas.logits_shift:
         return stays
     # What is said of a place is computed one place before it: that one cannot stay.

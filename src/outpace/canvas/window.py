@@ -38,7 +38,7 @@ class CanvasWindow:
 def seen(row: CanvasRow, parts: Parts) -> int:
     """Return the place up to which a forward holds the row."""
     canvas = parts.canvas
-    stop = min(row.live(), canvas.border(row.base))
+    stop = min(row.live(), canvas.border(row.base, row.prompt))
     # Under block attention the model's own block is all there is to see; `ahead` would cut into it.
     if canvas.ahead >= 0 and not canvas.block_size:
         stop = min(stop, parts.schedule.asked(row, canvas) + canvas.ahead)
@@ -49,7 +49,7 @@ def places_asked(row: CanvasRow, parts: Parts) -> Ids:
     """Return the places whose laws the next forward is asked for: undecided, or of a correcting rule all not given."""
     canvas = parts.canvas
     # The schedule may reach further than the text goes, or than the model sees: nothing can be said there.
-    stop = min(parts.schedule.asked(row, canvas), row.live(), canvas.border(row.base))
+    stop = min(parts.schedule.asked(row, canvas), row.live(), canvas.border(row.base, row.prompt))
     if parts.rule.is_correcting:
         return row.base + np.flatnonzero(~row.given[row.base : stop])
     return row.undecided(canvas, row.base, stop)
@@ -57,12 +57,14 @@ def places_asked(row: CanvasRow, parts: Parts) -> Ids:
 
 def lay_window(row: CanvasRow, parts: Parts) -> CanvasWindow:
     """Return what is forwarded of a row."""
-    asked = places_asked(row, parts)
+    asked, canvas = places_asked(row, parts), parts.canvas
     is_new = np.ones(seen(row, parts), dtype=np.bool_)
     # A policy may keep any places, not a prefix only: what is forwarded are the gaps between them.
     is_new[row.held] = False
     places = np.flatnonzero(is_new)
-    return CanvasWindow(row.tokens[places], places, asked, np.searchsorted(places, asked))
+    # A model alone cannot know where the block in work begins, so causal text before it has to be said.
+    visible = canvas.sight(places, row.base, row.prompt) if canvas.has_causal_text else None
+    return CanvasWindow(row.tokens[places], places, asked, np.searchsorted(places, asked), visible)
 
 
 def propose_windows(windows: Sequence[CanvasWindow], device: torch.device | str, origin: str) -> Proposal:

@@ -62,7 +62,7 @@ def supports(spec: Spec) -> bool:
         and spec.qk_norm in ("none", "head")
         and spec.embed_size in (0, spec.hidden_size)
         and spec.head_dim % 2 == 0
-        and not (spec.attn_softcap or spec.final_softcap)
+        and not (spec.attn_softcap or spec.final_softcap or spec.query_growth)
         and spec.routing is None
     )
 
@@ -597,7 +597,7 @@ def _view_model(views: _Views, spec: Spec, weights: Weights, layers: ctypes.Arra
 
 def _view_shape(spec: Spec, dtype: torch.dtype) -> ModelView:
     view = ModelView(is_bfloat16=dtype == torch.bfloat16, is_full=spec.attention == "full")
-    view.block, view.is_shifted = spec.block_size, spec.logits_shift
+    view.block, view.is_shifted = spec.block_size if spec.attention == "block" else 0, spec.logits_shift
     view.has_mean, view.is_after = spec.norm == "layer", spec.norm_placement == "after"
     view.is_parallel, view.is_gated = spec.is_parallel, spec.is_gated
     view.activation = ACTIVATIONS.index(spec.activation)

@@ -10,7 +10,8 @@ from outpace.types import Capabilities
 
 __all__ = ["check_fit", "check_partner", "check_search", "misfits"]
 
-_CANVASES = ("full", "block")  # what canvas methods write on; places in any order need methods of their own
+# What canvas methods write on; places in any order need methods of their own.
+_CANVASES = ("full", "block", "causal-block")
 
 
 def misfits(method: Method, offered: Capabilities) -> list[str]:
@@ -101,7 +102,8 @@ def check_partner(
             f"The {role} model has {other.vocab_size} tokens, the target {target.vocab_size}.",
             "Use cross-vocab, which takes a drafter of any vocabulary, or prompt-lookup, jacobi or layer-skip.",
         )
-    if attention and other.attention != attention and not (attention == "canvas" and other.attention in _CANVASES):
+    fits = ("full", "block") if attention == "canvas" else (attention,)  # who sees whom is said to targets alone
+    if attention and other.attention not in fits:
         wanted = "full or block" if attention == "canvas" else attention
         raise CapabilityError(
             f"The {role} model has {other.attention} attention; this method needs {wanted} attention there.",

@@ -21,7 +21,8 @@ __all__ = ["CARD_TABLE", "Card", "Entry", "card_from_text", "kind_of", "read_car
 
 Config = Mapping[str, Any]
 
-_ATTENTION = ("causal", "full", "block")
+_ATTENTION = ("causal", "full", "block", "causal-block")
+_BLOCKS = ("block", "causal-block")
 _NOISE = ("none", "mask", "uniform")
 
 
@@ -31,13 +32,14 @@ class Card:
 
     Attributes:
         family: the row of the table, or the `model_type` of a causal model.
-        attention: "causal"; "full" (every position sees every other); "block" (its own block and all before it).
+        attention: "causal"; "full" (every position sees every other); "block" (its own block and all before it);
+            "causal-block" (text is causal, and a block behind it sees it and all of itself).
         logits_shift: the output at position i speaks of token i + 1 (Dream); False = of token i. A causal model's
             alignment is its own and is not called a shift.
         noise: what stands at a position that is not written yet: "mask"; "none" for causal models. "uniform" (random
             tokens) is known and refused.
         mask_id: the mask token, None for causal models.
-        block_length: positions per block of "block" attention, 0 otherwise.
+        block_length: positions per block of "block" and "causal-block" attention, 0 otherwise.
         end_tokens: tokens that end a text. What a canvas holds behind the first of them is not text.
     """
 
@@ -155,6 +157,12 @@ CARD_TABLE = (
         {"attention": "block", "mask_id": 151669, "block_length": 4, "end_tokens": _QWEN_ENDS},
         _MASK | {"block_length": ("block_size", "block_length")},
     ),
+    Entry(  # causal unless the card says causal-block: then it has the mask and the blocks that are named here
+        "nemotron_labs_diffusion",
+        "nemotron_labs_diffusion",
+        {"attention": "causal", "mask_id": 100, "block_length": 32},
+        _MASK | {"block_length": ("block_size",)},
+    ),
     Entry(
         "outpace_masked_llama",
         "outpace_masked_llama",
@@ -196,7 +204,7 @@ def read_card(config: Config, overrides: Config | None = None) -> Card:
     entry, vocab_size = _find(config), _vocab_size(config)
     facts: dict[str, Any] = {} if entry is None else _facts(entry, config)
     facts["end_tokens"] = _end_tokens(config, facts.get("end_tokens", ()), vocab_size)
-    facts = _completed(facts, given, entry is not None)
+    facts = _completed(facts, given, entry)
     _check(facts, vocab_size, given)
     return Card(family=kind_of(config), **(facts | {"end_tokens": tuple(facts["end_tokens"])}))
 
@@ -241,14 +249,17 @@ def _facts(entry: Entry, config: Config) -> dict[str, Any]:
     return facts
 
 
-def _completed(facts: dict[str, Any], given: Config, is_masked: bool) -> dict[str, Any]:
+def _completed(facts: dict[str, Any], given: Config, entry: Entry | None) -> dict[str, Any]:
     """Join the user's word, then fill what follows from the rest; what an override makes meaningless is dropped."""
     made = {**facts, **given}
     if "attention" not in made:
-        made["attention"] = "causal" if not is_masked else "block" if made.get("block_length") else "full"
+        made["attention"] = "causal" if entry is None else "block" if made.get("block_length") else "full"
     made.setdefault("mask_id", None)
-    if "attention" in given and made["attention"] != "block" and "block_length" not in given:
+    if "attention" in given and made["attention"] not in _BLOCKS and "block_length" not in given:
         made["block_length"] = 0
+    is_both = entry is not None and entry.facts.get("attention") == "causal"
+    if is_both and made["attention"] == "causal":  # its mask and blocks are those of its other attention
+        made |= {name: given.get(name, empty) for name, empty in (("mask_id", None), ("block_length", 0))}
     if made["attention"] == "causal" and "logits_shift" not in given:
         made["logits_shift"] = False
     made.setdefault("noise", "none" if made["mask_id"] is None else "mask")
@@ -318,7 +329,7 @@ def _check_sense(facts: Config, kind: type[OutpaceError]) -> None:
         _refuse(
             kind,
             f"The card says causal attention and a mask token ({mask_id}); nothing would ever be seen behind a mask.",
-            "Say attention full or block, or mask_id none.",
+            "Say attention full, block or causal-block, or mask_id none.",
         )
     if attention == "causal" and facts["logits_shift"]:
         _refuse(kind, "The card says causal attention and a shift, which causal models do not have.", "Leave one out.")
@@ -330,13 +341,13 @@ def _check_sense(facts: Config, kind: type[OutpaceError]) -> None:
             f"The card says noise {facts['noise']} and mask_id {mask_id}.",
             "Say mask where there is a mask_id.",
         )
-    if attention == "block" and block < 1:
+    if attention in _BLOCKS and block < 1:
         _refuse(
             kind,
-            f"The card says block attention, but block_length is {block}.",
+            f"The card says {attention} attention, but block_length is {block}.",
             "Give a block_length of 1 or more.",
         )
-    if attention != "block" and block:
+    if attention not in _BLOCKS and block:
         _refuse(
             kind, f"The card says {attention} attention and blocks of {block}.", "Say attention block, or leave it out."
         )

@@ -146,17 +146,27 @@ def _llada2(config: Config, context: int) -> dict[str, Any]:
     return llama(sizes, context) | {"qk_norm": "head", "routing": routing}
 
 
+_NEMOTRON_ONLY: dict[str, tuple[Any, ...]] = {
+    "dlm_paradigm": ("bidirectional", "sbd_block_diff", "autoregressive", None),  # block_diff reads text in blocks
+    "dlm_type": ("llada", None),  # dream: masks speak of the next place
+    "sliding_window": (None,),
+}
+
+
 def _nemotron(config: Config, context: int) -> dict[str, Any]:
-    """Ministral 3 as a Llama, up to the length from which on it scales queries by their position."""
-    _only("Nemotron-Labs-Diffusion", config, {"sliding_window": (None,)})
+    """Ministral 3 as a Llama: its queries grow with their position, in a context that is longer than they began with.
+
+    Source: `Ministral3Attention` of transformers. Unless a longer context is asked for, none of them grows.
+    """
+    _only("Nemotron-Labs-Diffusion", config, _NEMOTRON_ONLY)
     found, rope = llama(config, context), config.get("rope_parameters") or {}
-    if not rope.get("llama_4_scaling_beta"):
-        return found
+    beta = float(rope.get("llama_4_scaling_beta") or 0)
     most = int(rope.get("original_max_position_embeddings") or config["max_position_embeddings"])
-    if context > most:
-        reason = f"Nemotron-Labs-Diffusion scales queries from position {most} on, which nobody computes here."
-        raise ModelError(reason, f"Use a context of {most} or less.")
-    return found | {"max_positions": min(found["max_positions"], most)}
+    if not beta or 0 < context <= most:
+        return found
+    if not context:
+        return found | {"max_positions": min(found["max_positions"], most)}
+    return found | {"query_growth": beta, "query_period": most}
 
 
 def _head_dim(config: Config) -> int:
@@ -207,7 +217,7 @@ DIFFUSION: dict[str, Family] = {
         LLAMA_NAMES,
         OUTER_NAMES | {"head": "diffusion_head"},
         prefixes=("encoder.",),
-        attentions=("causal",),  # its blocks see a causal prefix and themselves, which block attention does not
+        attentions=("causal", "causal-block"),
     ),
     "outpace_masked_llama": Family(llama, LLAMA_NAMES, OUTER_NAMES),
 }

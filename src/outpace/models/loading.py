@@ -15,6 +15,7 @@ from outpace.models.card import CARD_TABLE, read_card
 from outpace.models.checkpoint import check_checkpoint, check_file, check_marian
 from outpace.models.codebooks import CodedTransformer, read_codes
 from outpace.models.config_values import token_ids
+from outpace.models.families import Family
 from outpace.models.gguf import GgufTensors
 from outpace.models.gguf_config import gguf_config
 from outpace.models.hfquant_files import QuantisedFiles
@@ -23,7 +24,7 @@ from outpace.models.lookup import find_family, make_spec
 from outpace.models.lora import AdaptedFiles, has_adapter
 from outpace.models.parallel import Split, SplitTransformer
 from outpace.models.seq2seq.families import is_pair
-from outpace.models.spec import spec_capabilities
+from outpace.models.spec import Spec, spec_capabilities
 from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
 from outpace.models.transformer import Kernels, Transformer
 from outpace.models.weights import can_pack
@@ -120,6 +121,7 @@ def load_model(
             model.notes += [failed] if failed else []
     model.notes += [*loading_notes(directory, config, dtype, kind), *notes]
     model.mask_token, model.exits = _mask_token(config), _exits(config, spec.num_layers)
+    model.own_mask = _own_mask(config, spec, family)
     kinds = files.quantised_kinds()
     model.is_quantised = bool(kinds)
     if dtype == "auto" and model.path != "compiled" and kinds:
@@ -161,6 +163,13 @@ def _mask_token(config: Mapping[str, Any]) -> int | None:
     """Return the mask of a causal model that drafts in parallel, None for others; a model without any is no error."""
     named = config.get("pard_token")
     return named if isinstance(named, int) and not isinstance(named, bool) else None
+
+
+def _own_mask(config: Mapping[str, Any], spec: Spec, family: Family) -> int | None:
+    """Return the mask of a model that is read as causal and was taught blocks behind its text as well."""
+    if spec.attention != "causal" or "causal-block" not in family.attentions:
+        return None
+    return read_card(config, {"attention": "causal-block"}).mask_id
 
 
 def _exits(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ CHOICES = {
     "activation": ("silu", "gelu", "gelu_tanh", "relu"),
     "positions": ("rotary", "learned", "relative", "none"),
     "qk_norm": ("none", "head", "full"),
-    "attention": ("causal", "full", "block"),
+    "attention": ("causal", "full", "block", "causal-block"),
 }
 
 
@@ -100,6 +100,8 @@ class Spec:
         qkv_bias, o_bias, mlp_bias, head_bias: whether those projections carry a bias.
         qk_norm: "none", "head" (over each head, Qwen3, Gemma 3) or "full" (over the whole projection, OLMo2).
         attn_scale: factor on query-key products.
+        query_growth: a query at position p is times 1 + growth * log(1 + p // period) (Ministral 3); 0 = none is.
+        query_period: positions after which queries grow.
         attn_softcap: products become cap * tanh(product / cap); 0 = off.
         final_softcap: the same for logits.
         embed_scale: factor on embedded tokens (Gemma: sqrt(hidden_size)).
@@ -107,8 +109,10 @@ class Spec:
         head_scale: factor on the last hidden state before the head (T5: hidden_size ** -0.5).
         has_embed_norm: a norm over the embeddings, positions added (BART).
         has_cross: each layer looks at an encoder's states between its attention and its MLP.
-        attention: "causal", "full", or "block" (all of one's block of `block_size` positions and all before it).
-        block_size: positions per block of "block".
+        attention: "causal", "full", "block" (all of one's block of `block_size` positions and all before it), or
+            "causal-block" (causal, but for a last block of up to `block_size` positions, which the caller says with a
+            mask: it sees all of itself and all before it).
+        block_size: positions per block of "block" and "causal-block".
         mask_id: the mask token of a masked model, else None.
         routing: the layers behind its `dense` ones have a mixture of experts in place of the MLP; None = none has.
         logits_shift: a masked model whose output at i speaks of token i + 1 (Dream); False = of token i.
@@ -144,6 +148,8 @@ class Spec:
     head_bias: bool = False
     qk_norm: str = "none"
     attn_scale: float = 0.0
+    query_growth: float = 0.0
+    query_period: int = 0
     attn_softcap: float = 0.0
     final_softcap: float = 0.0
     embed_scale: float = 1.0
@@ -168,8 +174,10 @@ class Spec:
                 raise ModelError(f"{name} is {getattr(self, name)}; it has to be positive.")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key heads evenly.")
-        if (self.attention == "block") != (self.block_size > 0):
+        if (self.attention in ("block", "causal-block")) != (self.block_size > 0):
             raise ModelError(f"Attention is {self.attention} and block_size {self.block_size}.")
+        if (self.query_growth != 0) != (self.query_period > 0):
+            raise ModelError(f"Queries grow by {self.query_growth} every {self.query_period} positions.")
         if (self.positions == "relative") != (min(self.relative_buckets, self.relative_distance) > 0):
             raise ModelError(
                 f"Positions are {self.positions}, with {self.relative_buckets} buckets for distances up to "

@@ -131,6 +131,7 @@ class Layout:
         rotation: per frequency set, (cos, sin) broadcast to [B, T, 1, D].
         tables: what `rotation` was gathered from.
         masks: per window size, (first slot looked at, additive mask or None, is_causal).
+        query_scale: [1 or B, T, 1, 1] factors on queries, or None where all are 1.
         distance: [1 or B, T, extent] rows of a relative table, where positions are relative.
         sources: per layer the keys and values [B, K, S, D] of what the encoder read.
         source_mask: additive, [B, 1, 1, S], or None where all sources are equally long.
@@ -145,6 +146,7 @@ class Layout:
     rotation: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     tables: list[Tables] = field(default_factory=list)
     masks: dict[int | None, tuple[int, Tensor | None, bool]] = field(default_factory=dict)
+    query_scale: Tensor | None = None
     distance: Tensor | None = None
     sources: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     source_mask: Tensor | None = None
@@ -423,6 +425,8 @@ class Transformer(Adapter):
         ) -> tuple[Tensor, ...]:
             layout = Layout(rows, size, -1, extent)
             self._lay_rows(layout, position, visible, cache, held)
+            if self.spec.query_growth:
+                layout.query_scale = self._query_scale(position)
             tables.extend(layout.tables)
             scores = self._scores(
                 *self._run(tokens, position, layout, buffers, ask, outputs, None, skip), layout, ask, outputs
@@ -465,14 +469,21 @@ class Transformer(Adapter):
         # Plain decoding is a chain of one length: all it needs are slices. Everything else has its masks computed.
         layout = Layout(rows, size, lengths[0] if is_even else -1, extent)
         is_chain = visible is None and is_even and not cache.has_fixed_extent and len(set(cache.phases)) == 1
-        if is_chain and self.spec.attention == "causal" and (rows == 1 or size == 1):
+        if is_chain and self.spec.attention in ("causal", "causal-block") and (rows == 1 or size == 1):
             self._lay_chain(layout, cache)
         else:
             held = upload(cache.lengths, position.device)
             self._lay_rows(layout, position, visible, cache, held)
+        if self.spec.query_growth:
+            layout.query_scale = self._query_scale(position)
         if self.spec.has_cross:
             self._lay_sources(layout, cache.extra)
         return layout
+
+    def _query_scale(self, position: Tensor) -> Tensor:
+        """Return the factors [B, T, 1, 1] on queries at positions [B, T], computed in float64."""
+        periods = (position.clamp(min=0) // self.spec.query_period).double()
+        return (1 + self.spec.query_growth * torch.log1p(periods)).to(self.dtype)[:, :, None, None]
 
     def _lay_sources(self, layout: Layout, extra: Sequence[Tensor]) -> None:
         """Lay out what `EncoderDecoder.encode` left: the sources' lengths [B, 1], then per layer keys and values."""
@@ -668,6 +679,8 @@ class Transformer(Adapter):
             cos, sin = layout.rotation[which]
             turned = torch.addcmul(turned * cos, turned.roll(dim // 2, -1), sin)
         query = turned.narrow(2, 0, heads)
+        if layout.query_scale is not None:
+            query = query * layout.query_scale
         # Staged before they are read: nodes see each other through the cache, as they see what is valid in it.
         keys, values = buffers[2 * index], buffers[2 * index + 1]
         stage(keys, turned.narrow(2, heads, kv_heads), layout)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from outpace.errors import ConfigError, ModelError
 from outpace.text.tokenizer import Tokenizer
-from outpace.types import Adapter
+from outpace.types import Adapter, Capabilities
 
 __all__ = ["SENTENCE", "Unmasking", "check_unmasking", "unmask_test"]
 
@@ -81,7 +81,7 @@ def unmask_test(target: Adapter, tokens: Sequence[int]) -> Unmasking:
         ConfigError: the model has no mask token, or the text is shorter than four tokens.
     """
     offered = target.capabilities
-    tokens = list(tokens)[: min(LONGEST, offered.max_positions)]
+    tokens = list(tokens)[: most_tokens(offered)]
     if offered.mask_id is None or len(tokens) < 4:
         raise ConfigError(
             "The unmasking test needs a masked model and at least four tokens.",
@@ -95,12 +95,21 @@ def unmask_test(target: Adapter, tokens: Sequence[int]) -> Unmasking:
     is_masked = is_asked | is_asked.roll(-1, 1) | is_asked.roll(1, 1)
     canvas = torch.where(is_masked, offered.mask_id, text)
     position = torch.arange(size, device=device).expand(rows, -1)
-    logits = target.score(canvas, position, None, target.new_cache(rows, size)).logits
+    visible = None
+    if offered.attention == "causal-block":  # the sentence is one block
+        visible = torch.ones(rows, size, size, dtype=torch.bool, device=device)
+    logits = target.score(canvas, position, visible, target.new_cache(rows, size)).logits
     row, place = is_asked.nonzero(as_tuple=True)
     away = 1 if offered.logits_shift else -1  # the adapter has aligned its logits; the other setting lies next to them
     truth = text[place]
     declared, other = (_found(logits[row, at], truth) for at in (place, place + away))
     return Unmasking(offered.logits_shift, len(truth), declared[0], other[0], declared[1], other[1])
+
+
+def most_tokens(offered: Capabilities) -> int:
+    """Return how many tokens of a text can be unmasked at once."""
+    own = offered.block_size if offered.attention == "causal-block" else LONGEST
+    return min(LONGEST, offered.max_positions, own)
 
 
 def _inner(size: int, device: torch.device | str) -> Tensor:
@@ -134,7 +143,7 @@ def check_unmasking(target: Adapter, tokenizer: Tokenizer | None) -> str:
     if tokenizer is None:
         return "The shift of the logits was not tested: the model has no tokenizer."
     tokens = [token for token in tokenizer.encode(SENTENCE) if token < target.capabilities.vocab_size]
-    if len(tokens) < 4:
+    if min(len(tokens), most_tokens(target.capabilities)) < 4:
         return "The shift of the logits was not tested: the tokenizer makes too few tokens of the sentence."
     found = unmask_test(target, tokens)
     if found.verdict == "wrong":

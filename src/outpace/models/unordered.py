@@ -88,7 +88,7 @@ class SetTarget(Adapter):
         self.target, self.laid = target, laid
         for name in ("capabilities", "device", "dtype", "notes", "path", "is_invariant", "is_quantised", "tokenizer"):
             setattr(self, name, getattr(target, name))
-        for name in ("shape", "mask_token", "exits", "layer_weights", "head_weights"):
+        for name in ("shape", "mask_token", "own_mask", "exits", "layer_weights", "head_weights"):
             setattr(self, name, getattr(target, name))
         self.reads_at_once = len(laid.tokens)  # entries of one member in the cache would be seen by the next
         columns = (laid.positions, laid.sets, laid.members)

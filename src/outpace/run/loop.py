@@ -362,7 +362,10 @@ class Run:
         return batch.cache, pieces
 
     def _catch_up(self, cache: Cache) -> None:
-        """Forward pending tokens but the last, chunk by chunk. Under full attention nothing is final until all is."""
+        """Forward pending tokens but the last, chunk by chunk. Under full attention nothing is final until all is.
+
+        On any other canvas prompts alone are read so: its windows hold whatever else the cache lacks.
+        """
         batch, offered = self.batch, self.target.capabilities
         behind = max([len(row.tokens) - n for row, n in zip(batch.rows, cache.lengths, strict=False)], default=0)
         # After most steps the last token alone is pending, and there is nothing to do.
@@ -372,9 +375,8 @@ class Run:
         if self._needs.has_forks and not (self._needs.outputs or self._needs.has_prefill_logits or offered.turns_at):
             self._read_once(cache)
         size, held = len(batch.rows), cache.lengths[len(batch.rows) :]
-        texts = [row.tokens for row in batch.rows] + [
-            row.tokens[: n + 1] for row, n in zip(batch.waiting, held, strict=True)
-        ]
+        texts = [row.tokens[:1] if offered.is_canvas and row.usage.num_steps else row.tokens for row in batch.rows]
+        texts += [row.tokens[: n + 1] for row, n in zip(batch.waiting, held, strict=True)]
         given, began = (self.target, cache, texts, self.chunk), time.perf_counter()
         needs, prompts = self._needs, batch.all_prompts
         for places, scores in catch_up(

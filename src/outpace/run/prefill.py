@@ -42,7 +42,8 @@ def catch_up(
         outputs: ask for these at every token.
         prompts: per row, soft embeddings [P, hidden] of its first positions, or None; empty = no row has any.
     """
-    grain = max(1, adapter.capabilities.block_size)
+    offered = adapter.capabilities
+    grain = offered.block_size if offered.attention == "block" else 1
     chunk = max(grain, chunk - chunk % grain)
     _turn(adapter, cache, texts)
     outputs = replace(outputs, has_logits=has_logits)

@@ -107,8 +107,10 @@ def check_end_of_work(method: Method) -> None:
                 proposal = run.last.proposal if run.last is not None else None
                 assert proposal is not None and proposal.position is not None, "A canvas has positions."
                 last, size = int(proposal.position[0, : proposal.length[0]].max()), target.capabilities.block_size
+                first = canvas.prompt if target.capabilities.attention == "causal-block" else 0
                 if size and canvas.end > canvas.base and method.needs.copies == 1:
-                    assert last < (canvas.base // size + 1) * size, f"Place {last} is not in the model's block."
+                    border = first + ((canvas.base - first) // size + 1) * size
+                    assert last < border, f"Place {last} is not in the model's block."
                 if canvas.live() < len(canvas.tokens) and canvas.end > canvas.base:
                     seen += 1
                     assert last < canvas.live(), f"Place {last} was forwarded behind the end of the text."

@@ -980,13 +980,13 @@ CANVAS_MUTANTS = (
         "floor-one-block-late",
         "the block in work counts as exact",
         "canvas.row:Canvas.floor",
-        lambda floor: lambda self, length: floor(self, length + max(self.block_size, 1) - 1),
+        lambda floor: lambda self, base, prompt: floor(self, base + max(self.block_size, 1) - 1, prompt),
     ),
     _on_canvas(
         "border-one-block-late",
         "the model sees the block behind its own",
         "canvas.row:Canvas.border",
-        lambda border: lambda self, base: border(self, base + self.block_size),
+        lambda border: lambda self, base, prompt: border(self, base + self.block_size, prompt),
     ),
     _on_canvas(
         "prefill-open-block",

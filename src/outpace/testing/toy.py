@@ -28,14 +28,14 @@ class ToyModel(Adapter):
     Args:
         vocab_size: V.
         num_layers: layers, each skippable.
-        attention: "causal", "full" or "block".
+        attention: "causal", "full", "block" or "causal-block".
         seed: decides the weights.
         hidden: width.
         sharpness: scale of the logits; larger = more predictable text.
         max_positions: context length.
         like: a model to stay close to (a drafter that often agrees), with `noise` times other weights mixed in.
         noise: how far from `like`.
-        block_size: positions per block of "block" attention.
+        block_size: positions per block of "block" and "causal-block" attention.
         logits_shift: a canvas model whose output at i speaks of token i + 1.
     """
 
@@ -60,12 +60,12 @@ class ToyModel(Adapter):
             has_skip=True,
             num_layers=num_layers,
             mask_id=None if attention == "causal" else vocab_size - 1,
-            block_size=block_size if attention == "block" else 0,
+            block_size=block_size if attention in ("block", "causal-block") else 0,
             logits_shift=logits_shift,
             has_hidden=True,
             heads=("confidence",),
         )
-        self.dtype, self.mask_token = torch.float64, vocab_size - 1
+        self.dtype, self.mask_token, self.own_mask = torch.float64, vocab_size - 1, vocab_size - 1
         generator = torch.Generator().manual_seed(seed)
         shapes = [(vocab_size, hidden), (num_layers, hidden, hidden), (num_layers, 7), (hidden, vocab_size)]
         self.weights = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]

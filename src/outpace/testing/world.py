@@ -314,7 +314,7 @@ class _Wrapper(Adapter):
 
     def __init__(self, target: Adapter) -> None:
         self.target, self.capabilities, self.dtype = target, target.capabilities, torch.float64
-        self.mask_token = target.mask_token
+        self.mask_token, self.own_mask = target.mask_token, target.own_mask
 
     def __getattr__(self, name: str) -> Any:
         """Return what the inner adapter alone has, such as the network that a rule over places runs."""

@@ -84,8 +84,8 @@ class CanvasMethod(Method):
 
     Attributes:
         block: places per block; 0 = the model's own block length, or 32.
-        cache: "auto" (exact: "block" under block attention, else "none"), "none", "block", or an approximate policy:
-            "prefix", "dual", "delayed", "greedy", "free".
+        cache: "auto" (exact: "block" where the model has blocks, else "none"), "none", "block", or an approximate
+            policy: "prefix", "dual", "delayed", "greedy", "free".
         refresh: steps after which an approximate cache is computed anew; 0 = at the ends of blocks only.
         ahead: masked places behind the block that a forward under full attention holds; -1 = all up to the end.
         end: where an end token may be written: "free" = anywhere, as the models were trained; "last" = only where
@@ -130,13 +130,14 @@ class CanvasMethod(Method):
         del tokenizer
         if offered.mask_id is None:
             raise ConfigError("The model has no mask token.", "Use a masked model, such as stories-mask.")
-        size = offered.block_size if offered.attention == "block" else 0
+        size = offered.block_size
         if self.cache == "block" and not size:
             raise CapabilityError(
                 f"The cache 'block' needs block attention (the model's is {offered.attention}).",
                 "Use cache=none, or an approximate one: prefix, dual, delayed, greedy, free.",
             )
-        canvas = Canvas(offered.mask_id, size, offered.logits_shift, self.ahead, self.end == "last")
+        is_causal = offered.attention == "causal-block"
+        canvas = Canvas(offered.mask_id, size, offered.logits_shift, self.ahead, self.end == "last", is_causal)
         return Parts(canvas, self.rule, self.schedule(canvas), self.policy(canvas))
 
     @property

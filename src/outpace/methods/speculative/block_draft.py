@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from outpace.canvas.block_drafter import BlockDrafter
+from outpace.canvas.block_drafter import BlockDrafter, masked_drafting
 from outpace.methods.base import Paper, chain
 from outpace.methods.speculative.drafted import AdaptiveDraft
 from outpace.setting import setting
@@ -29,7 +29,8 @@ class BlockDraft(AdaptiveDraft):
     """Speculative decoding with a masked model as the drafter.
 
     Attributes:
-        draft: the drafter: the name, directory or hub id of a masked model of the same vocabulary.
+        draft: the drafter: the name, directory or hub id of a masked model of the same vocabulary; "own" = the target
+            itself, where it was taught blocks of masks behind causal text.
         steps: forwards of the drafter per block; each writes its share of the masks, the surest first.
         fewest: where fewer drafts than this fill a block, the next block is drafted as well.
         min_confidence: stop before a place where no token is this likely (0 = never).
@@ -57,8 +58,8 @@ class BlockDraft(AdaptiveDraft):
 
     @property
     def needs(self) -> Needs:
-        """A causal target, and a masked model of the same vocabulary."""
-        return Needs(has_rollback=True, width=self.draft_len, models=("draft",), model_attention={"draft": "canvas"})
+        """A causal target, and a masked model of the same vocabulary or blocks of the target's own."""
+        return masked_drafting(self.draft, self.draft_len)
 
     def begin(self, context: Context) -> BlockDrafter:
         """Give the drafter an empty cache for the joining rows; it holds nothing but text."""

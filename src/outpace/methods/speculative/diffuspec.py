@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from outpace.canvas.block_drafter import masked_drafting
 from outpace.canvas.path_drafter import PathDrafter
 from outpace.draft.memory import claim
 from outpace.draft.trigram import TrigramMemory
@@ -32,7 +33,8 @@ class DiffuSpec(AdaptiveDraft):
     """Speculative decoding with a masked model and a path search. `Request.memory` may be a `TrigramMemory`.
 
     Attributes:
-        draft: the drafter: the name, directory or hub id of a masked model of the same vocabulary.
+        draft: the drafter: the name, directory or hub id of a masked model of the same vocabulary; "own" = the target
+            itself, where it was taught blocks of masks behind causal text.
         fewest: where fewer drafts than this fill a block, the next block is drafted as well.
         beam: paths that are followed at once; 1 = the best token of each place in turn.
         candidates: most tokens looked at per place.
@@ -65,8 +67,8 @@ class DiffuSpec(AdaptiveDraft):
 
     @property
     def needs(self) -> Needs:
-        """A causal target, and a masked model of the same vocabulary."""
-        return Needs(has_rollback=True, width=self.draft_len, models=("draft",), model_attention={"draft": "canvas"})
+        """A causal target, and a masked model of the same vocabulary or blocks of the target's own."""
+        return masked_drafting(self.draft, self.draft_len)
 
     def begin(self, context: Context) -> PathDrafter:
         """Give the drafter an empty cache for the joining rows, and the tri-grams of their texts."""

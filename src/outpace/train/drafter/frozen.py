@@ -161,7 +161,8 @@ class FrozenTarget:
     def _check(self) -> None:
         spec = self._spec
         is_kin = spec.norm == "rms" and spec.norm_placement == "pre" and not spec.is_parallel and spec.is_gated
-        is_plain = spec.attention == "causal" and spec.positions == "rotary" and not spec.attn_softcap
+        is_plain = spec.attention == "causal" and spec.positions == "rotary"
+        is_plain &= not (spec.attn_softcap or spec.query_growth)
         if not (is_kin and is_plain and len(spec.ropes) == 1 and not any(spec.windows) and not spec.turns_at):
             raise CapabilityError(
                 "This kind of drafter is trained through the target's layers, which are written out for Llama's alone.",
