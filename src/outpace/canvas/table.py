@@ -66,6 +66,12 @@ class RowTable:
         memo = [row.memo for row in rows]
         return cls(tokens, given, log_probs, size, prompt, base, end, visit, step, held, ends, memo)
 
+    def but(self, **changes: Any) -> RowTable:
+        """Return the rows with some fields changed, as `dataclasses.replace` does, which takes ten times as long."""
+        other = object.__new__(RowTable)
+        other.__dict__.update(self.__dict__, **changes)
+        return other
+
     def row(self, at: int) -> CanvasRow:
         """Return a row by itself."""
         size, prompt, base, end, visit, step, held = (int(part[at, 0]) for part in self._numbers)

@@ -7,7 +7,7 @@ of a text or nothing; `advance` is its oracle in tests, and serves everything el
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -124,7 +124,7 @@ def advance_all(rows: RowTable, reading: Reading, parts: Parts) -> Steps:
     canvas, is_new, begun = parts.canvas, rows.end <= rows.base, rows
     if is_new.any():
         ends = np.where(is_new, parts.schedule.asked_all(rows, canvas), rows.end)
-        begun = replace(rows, end=ends, step=np.where(is_new, 0, rows.step))
+        begun = rows.but(end=ends, step=np.where(is_new, 0, rows.step))
     writes, is_broken = parts.rule.writes(reading, begun, begun.memo), reading.tokens < 0
     if is_broken.any():
         is_broken &= reading.places < FAR
@@ -135,9 +135,9 @@ def advance_all(rows: RowTable, reading: Reading, parts: Parts) -> Steps:
     tokens[row, place] = reading.tokens[row, at]
     log_probs[row, place] = np.log(np.maximum(reading.confidence[row, at], 1e-300))
     visit = rows.visit + writes.sum(1, keepdims=True)
-    after = replace(begun, tokens=tokens, log_probs=log_probs, visit=visit, step=begun.step + 1)
+    after = begun.but(tokens=tokens, log_probs=log_probs, visit=visit, step=begun.step + 1)
     after = _finish(after, canvas.mask_id)
-    return Steps(replace(after, held=_held(rows, after, parts)), np.atleast_1d(is_broken.any(1)))
+    return Steps(after.but(held=_held(rows, after, parts)), np.logical_or.reduce(is_broken, axis=1))
 
 
 def _finish(rows: RowTable, mask_id: int) -> RowTable:
@@ -150,7 +150,7 @@ def _finish(rows: RowTable, mask_id: int) -> RowTable:
         return rows
     first = first_of(masked & (place >= stop) & (place < live), live)
     base, end = np.where(is_done, first, rows.base), np.where(is_done, first, rows.end)
-    return replace(rows, base=base, end=end, step=np.where(is_done, 0, rows.step))
+    return rows.but(base=base, end=end, step=np.where(is_done, 0, rows.step))
 
 
 def _held(before: RowTable, after: RowTable, parts: Parts) -> Ids:

@@ -192,7 +192,7 @@ class CanvasMethod(Method):
         """Propose every visible place that the cache does not hold, of all that `forwarded` returns."""
         if self._is_together(view, state) and (table := state.canvases.table()) is not None:
             # A new row holds what the loop's prefill has cached of it.
-            table = replace(table, held=np.array(view.cache.lengths).reshape(-1, 1))
+            table = table.but(held=np.array(view.cache.lengths).reshape(-1, 1))
             return propose_all(table, state.parts, view.device, self.name)
         rows = state.canvases.list()
         for index, (row, length) in enumerate(zip(rows, view.cache.lengths, strict=True)):
