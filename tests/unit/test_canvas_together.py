@@ -135,6 +135,18 @@ def test_all_rows_at_once_go_where_each_goes_alone(
     raise AssertionError("The rows never end.")
 
 
+def test_a_plain_canvas_forgets_what_was_held_at_first() -> None:
+    parts = Parts(Canvas(MASK, 4), Ranked(), FixedBlocks(4), make_policy("none"))
+    rows = [replace(row, held=np.arange(2)) for row in random_rows(np.random.default_rng(5), parts)]
+    table = RowTable.of(rows)
+    assert table is not None
+    asked = propose_all(table, parts, torch.device("cpu"), "").carry
+    logits = random_logits(np.random.default_rng(5), (*asked.places.shape, VOCAB), torch.float64)
+    sampler = Sampler(Sampling(), [row_key(3, index) for index in range(len(rows))])
+    steps = advance_all(table, read_all(logits, asked.places, table, parts.canvas, sampler), parts)
+    assert [step.slots.tolist() for step in steps] == [[]] * len(rows)
+
+
 def figures(seed: int) -> tuple[Reading, RowTable]:
     """What is said of three rows: ties, laws without a figure, and fewer places than others have."""
     generator = np.random.default_rng(seed)

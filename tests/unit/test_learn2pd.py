@@ -20,6 +20,7 @@ from outpace.sampling import Sampler, Sampling
 from outpace.testing.toy import ToyModel
 from outpace.testing.world import PROMPTS, make_rows, write
 from outpace.train.filter import Examples, fit
+from outpace.train.filter import main as filter_main
 
 WARM = Sampling(temperature=0.8)
 
@@ -93,6 +94,25 @@ def test_training_finds_a_rule_that_is_there() -> None:
     fresh = source.uniform(size=(200, len(FEATURES)))
     assert ((learned.score(fresh) > 0.5) == (fresh[:, 4] > 0.5)).mean() > 0.9
     assert learned.vocab_size == 7
+
+
+def test_answers_to_tasks_are_examples_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [
+        "stories-block",
+        "--texts",
+        "2",
+        "--max-tokens",
+        "8",
+        "--temperature",
+        "0",
+        "--out",
+        str(tmp_path / "f.json"),
+    ]
+    assert filter_main([*asked, "--tasks", "copy,insert"]) == 0
+    assert "of them right" in capsys.readouterr().out
+    assert read_filter(str(tmp_path / "f.json")).vocab_size == 8192
+    assert filter_main([*asked, "--tasks", "chess"]) == 2
+    assert "no task 'chess'" in capsys.readouterr().err
 
 
 def test_bad_settings_and_bad_files(tmp_path: Path) -> None:

@@ -186,10 +186,21 @@ def test_a_law_is_measured_beside_the_model_alone(monkeypatch: pytest.MonkeyPatc
     assert beside["model"] == "stories, plugin"
 
 
+def test_pieces_are_read_each_without_what_stands_before_it() -> None:
+    lm = load("stories-draft", dtype="float32")
+    ids = [
+        first_token(lm),
+        *lm.encode("The cat sat on the mat and looked at the dog. Then it slept.", is_special=False),
+    ]
+    pieces = [text_states(lm.target, ids[begin : begin + 6], False)[0] for begin in range(0, len(ids) - 1, 5)]
+    torch.testing.assert_close(text_states(lm.target, ids, False, length=6)[0], torch.cat(pieces))
+
+
 def test_what_cannot_be_measured_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from outpace.bench import fusion, held_out
 
     assert held_out.main(["stories-draft", "--tokens", "3"]) == 2
+    assert held_out.main(["stories-draft", "--data", str(tmp_path), "--length", "1"]) == 2
     assert "3 tokens and 1000 states were asked for." in capsys.readouterr().err
     assert held_out.main(["stories-draft", "--data", str(tmp_path / "none")]) == 2
     assert "no folder of training texts" in capsys.readouterr().err

@@ -66,6 +66,11 @@ def test_rewards_and_laws_are_those_of_whole_texts(network: Llama) -> None:
         wanted = sum(float(law(network, row[:at])[row[at]]) for at in range(3, len(row)))
         assert float(rewards[end]) == pytest.approx(wanted, abs=1e-4)
     assert rewards[3] == rewards[2]
+    stopped = [0, 1, 2, 4, 2, 3, 1]  # 2 ends the text, and stands in it
+    wanted = sum(float(law(network, stopped[:at])[stopped[at]]) for at in range(3, len(stopped)))
+    assert float(log_rewards(network, gap, [4], 3, end=2)[1]) == pytest.approx(wanted, abs=1e-4)
+    last = log_law(network, [prompt_of(gap)], [[4]], 3, end=2)[1][0, 1].detach()
+    assert float(last) == pytest.approx(float(law(network, [*prompt_of(gap), 4])[2]), abs=1e-4)
     prompt = prompt_of(gap)
     assert prompt == [0, 3, 1, 0, 1, 2]
     tokens, ends = (part.detach() for part in log_law(network, [prompt, prompt[2:]], [text, [4, 2, 1]], 3))
@@ -94,9 +99,10 @@ def test_the_sampled_law_nears_the_exact_posterior() -> None:
 
 
 def test_gaps_are_middle_sentences_and_mistakes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    found = gaps(["One two. Three four! Five? " + "a " * 20 + "b. End."], lambda text: [ord(c) for c in text[:16]], 16)
-    assert ["".join(map(chr, part)) for part in (found[0].before, found[0].inside, found[0].behind)] == [
-        *("One two.", " Three four!", " Five?"),
+    text = "One two. Three four. Five? Six! " + "a " * 20 + "b. End."
+    found = gaps([text], lambda text: [ord(c) for c in text[:16]], 16)
+    assert [["".join(map(chr, part)) for part in (gap.before, gap.inside, gap.behind)] for gap in found] == [
+        ["One two.", " Three four", " Five?"],
     ]
     assert main(["--steps", "0"]) == 2
     assert "0 steps were asked for" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """How many forwards a token takes that an any-order network writes in bursts, and how likely the texts are.
 
     python -m outpace.bench.any_order runs/stories-any-order --json any-order.json
+    python -m outpace.bench.any_order runs/copies-any-order --task copy --max-tokens 12
 
 Nats are those of the network itself, read once more from left to right: of all orders the one that no burst has chosen.
 """
@@ -23,6 +24,7 @@ from outpace.errors import CapabilityError, ConfigError
 from outpace.failures import guarded
 from outpace.methods.registry import read_spelled
 from outpace.models.any_order_model import AnyOrderModel
+from outpace.tasks import test_examples
 
 __all__ = ["main", "measure", "nats"]
 
@@ -82,16 +84,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", default=METHODS, help="methods, settings as in sigma-gpt:most=4")
     parser.add_argument("--max-tokens", type=int, default=32, help="tokens per text")
     parser.add_argument("--temperature", type=float, default=1.0, help="temperature of every draw")
+    parser.add_argument("--task", default="", help="questions of a list task in place of beginnings of stories")
     parser.add_argument("--seeds", type=int, default=8, help="texts per prompt")
     parser.add_argument("--json", type=Path, help="write the figures")
     asked = parser.parse_args(arguments)
     if min(asked.seeds, asked.max_tokens) < 1:
         raise ConfigError("There is no text to measure.", "Give at least 1 to --seeds and --max-tokens.")
     lm = load(asked.model)
-    rows = [
-        measure(lm, method, PROMPTS[False], asked.seeds, asked.max_tokens, asked.temperature)
-        for method in asked.methods
-    ]
+    prompts = [one.prompt for one in test_examples(asked.task, 16)] if asked.task else PROMPTS[False]
+    rows = [measure(lm, method, prompts, asked.seeds, asked.max_tokens, asked.temperature) for method in asked.methods]
     shown = ("forwards_per_token", "nats_per_token", "error")
     cells = [[row["method"], *(f"{row[key]:.2f}" for key in shown), str(row["texts"])] for row in rows]
     table = Table("", _HEADS, cells)

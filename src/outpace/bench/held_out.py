@@ -35,13 +35,15 @@ _CHUNK = 256  # tokens per forward
 
 
 @torch.no_grad()
-def text_states(target: Adapter, ids: Sequence[int], has_states: bool = True) -> tuple[Tensor, Tensor]:
+def text_states(
+    target: Adapter, ids: Sequence[int], has_states: bool = True, length: int = 4096
+) -> tuple[Tensor, Tensor]:
     """Return [T - 1] log-probabilities of a text's tokens but the first, and [T - 1, hidden] the states before them.
 
-    Where the text is longer than the context, it is read in pieces, each without what stands before it. Without
-    `has_states` there are [T - 1, 0].
+    Where the text is longer than the context, or than `length`, it is read in pieces, each without what stands before
+    it. Without `has_states` there are [T - 1, 0].
     """
-    most = min(target.capabilities.max_positions, 4096)
+    most = min(target.capabilities.max_positions, length)
     found, states = list[Tensor](), list[Tensor]()
     for begin in range(0, len(ids) - 1, most - 1):
         piece = list(ids[begin : begin + most])
@@ -83,7 +85,7 @@ def _mixed(plain: Tensor, cached: Tensor, share: float) -> Tensor:
     return torch.logaddexp(plain + math.log1p(-share), cached + math.log(share))
 
 
-def _measure(name: str, texts: Sequence[str], most: int, size: int, law: str = "") -> dict[str, Any]:
+def _measure(name: str, texts: Sequence[str], most: int, size: int, law: str, length: int) -> dict[str, Any]:
     """Return a model's figures, in nats per token and bits per byte; under a law where one is given."""
     from outpace.api.engine import load
     from outpace.api.fusing import first_token
@@ -99,7 +101,7 @@ def _measure(name: str, texts: Sequence[str], most: int, size: int, law: str = "
         if len(ids) > most:
             break
     ids = ids[: most + 1]
-    plain, states = text_states(governed(lm, law or None).target, ids, bool(size))
+    plain, states = text_states(governed(lm, law or None).target, ids, bool(size), length)
     rest = len(plain) // 3
     num_bytes = len(lm.tokenizer.decode(ids[rest + 1 :]).encode())
     row: dict[str, Any] = {
@@ -128,6 +130,7 @@ def run_held_out(
     size: int = 1000,
     texts: str = "stories",
     law: str = "",
+    length: int = 4096,
 ) -> Report:
     """Measure models side by side, each alone and then under a law where one is given.
 
@@ -138,9 +141,10 @@ def run_held_out(
         size: states in the cache; 0 = no cache.
         texts: "stories", or "english": short sentences that no recipe trains on.
         law: that takes the models' place, as `--law` gives it.
+        length: of the pieces that are read, where contexts are longer.
 
     Raises:
-        ConfigError: fewer than 30 tokens, or a negative size.
+        ConfigError: fewer than 30 tokens, pieces of fewer than 2, or a negative size.
         CapabilityError: a model that does not write from left to right.
     """
     from outpace.train.data import find_data
@@ -148,9 +152,13 @@ def run_held_out(
 
     if most < 30 or size < 0:
         raise ConfigError(f"{most} tokens and {size} states were asked for.", "Read 30 tokens or more; 0 = no cache.")
+    if length < 2:
+        raise ConfigError(f"Pieces of {length} tokens say nothing.", "Read pieces of 2 tokens or more.")
     read = {"stories": held_out_stories, "english": held_out_english}[texts](find_data(data))
     rows = [
-        _measure(name, read, most, 0 if one else size, one) for name in models for one in (("", law) if law else ("",))
+        _measure(name, read, most, 0 if one else size, one, length)
+        for name in models
+        for one in (("", law) if law else ("",))
     ]
 
     def told(row: dict[str, Any]) -> list[str]:
@@ -168,6 +176,7 @@ def run_held_out(
 
     heads = ("model", "nats per token", "perplexity", "bits per byte", "perplexity with cache", "strength, share")
     asked = {"models": [Path(name).name for name in models], "tokens": most, "cache": size, "texts": texts}
+    asked["length"] = length
     of = {"stories": "Stories of TinyStories", "english": "English sentences of Tatoeba, each a text,"}[texts]
     notes = [f"{of} that no recipe trains on; of the tokens, the last two thirds."]
     return new_report(
@@ -176,7 +185,7 @@ def run_held_out(
 
 
 def _work(given: argparse.Namespace) -> None:
-    report = run_held_out(given.models, given.data, given.tokens, given.cache, given.texts, given.law)
+    report = run_held_out(given.models, given.data, given.tokens, given.cache, given.texts, given.law, given.length)
     report.write(given.json)
     print(report.markdown())
 
@@ -188,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of public texts (default: ./data)")
     parser.add_argument("--tokens", type=int, default=12_000, help="read of the stories (default: %(default)s)")
     parser.add_argument("--cache", type=int, default=1000, help="states in the cache, 0 = none (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=4096, help="of pieces, within contexts (default: %(default)s)")
     parser.add_argument("--texts", choices=("stories", "english"), default="stories", help="what is read")
     parser.add_argument("--law", default="", metavar="NAME:KEY=VALUE,...", help="each model under this law too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")

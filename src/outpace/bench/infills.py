@@ -6,9 +6,10 @@
 Without models: a tiny random model and a gap of up to three tokens, whose posterior is enumerated. The sampler's own
 law is enumerated too, so that the distance between both is exact, while subtrajectory balance trains it.
 
-With models: each fills gaps of held-out stories, several times. Shown are the mean log-probability, under
-`stories-draft`, of the gap and the sentence behind it, and how different the texts for one gap are: 1 less the mean
-share of words that two of them have in common (Jaccard).
+With models: each fills gaps of one sentence in held-out stories, several times. Shown are the mean log-probability,
+under `stories-draft`, of the gap and the sentence behind it, and how different the texts for one gap are: 1 less the
+mean share of words that two of them have in common (Jaccard). Any sampler trades one for the other by its temperature,
+so each writes at several.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from outpace.bench.command import new_parser, run_command
 from outpace.bench.machine import describe
 from outpace.bench.report import Report, Table, new_report
 from outpace.errors import ConfigError
-from outpace.train.flow import FlowTrainer, Gap, drawn, gaps, log_law, log_rewards, prompt_of
+from outpace.train.data import EOS_ID
+from outpace.train.flow import STOP, FlowTrainer, Gap, drawn, gaps, log_law, log_rewards, prompt_of
 from outpace.train.network import Llama, LlamaShape
 from outpace.train.recipes.flow import FLOWS, FlowRecipe
 
@@ -120,8 +122,15 @@ def _drawn_law(network: Llama, count: int, seed: int, draws: int = 4000) -> Tens
     return counts.double() / draws
 
 
-def run_stories(models: Sequence[str], data: Path | None, count: int, draws: int, seed: int = 0) -> Report:
-    """Let models fill gaps of held-out stories.
+def run_stories(
+    models: Sequence[str],
+    data: Path | None,
+    count: int,
+    draws: int,
+    seed: int = 0,
+    temperatures: Sequence[float] = (1.0,),
+) -> Report:
+    """Let models fill gaps of held-out stories, and `stories-draft` go on from what stands before them.
 
     Args:
         models: directories or names of models in the vocabulary of `stories-draft`.
@@ -129,9 +138,10 @@ def run_stories(models: Sequence[str], data: Path | None, count: int, draws: int
         count: gaps.
         draws: texts for each.
         seed: of the draws.
+        temperatures: of the draws.
 
     Raises:
-        ConfigError: no gap, or fewer than two draws.
+        ConfigError: no gap, fewer than two draws, or a temperature of 0 or less.
         ModelError: a directory that `outpace train` did not write.
     """
     from outpace.models.loading import resolve
@@ -139,41 +149,52 @@ def run_stories(models: Sequence[str], data: Path | None, count: int, draws: int
     from outpace.train.export import load_network, load_tokenizer
     from outpace.train.sources import held_out_stories
 
-    if count < 1 or draws < 2:
-        raise ConfigError("Texts are compared.", "Ask for a gap or more, and for two draws or more.")
+    if count < 1 or draws < 2 or min(temperatures) <= 0:
+        raise ConfigError("Texts are compared.", "Ask for a gap or more, two draws or more, and temperatures above 0.")
     teller, tokenizer = load_network(resolve(_TELLER)), load_tokenizer(resolve(_TELLER))
+    [stop] = tokenizer.encode(STOP).ids
     most = FLOWS["stories-infill"].most
     found = gaps(held_out_stories(find_data(data)), lambda text: tokenizer.encode(text).ids, most)[:count]
-    prompts = [prompt_of(gap) for gap in found for _ in range(draws)]
+    asked = {Path(name).name: (load_network(resolve(name)), prompt_of) for name in models}
     rows = []
-    for name in models:
-        network = load_network(resolve(name))
-        texts = drawn(network, prompts, most, [1.0] * len(prompts), torch.Generator().manual_seed(seed))
-        reward = [
-            float(log_rewards(teller, found[at // draws], text, most)[len(text)]) for at, text in enumerate(texts)
-        ]
-        words = [set(tokenizer.decode(text).split()) for text in texts]
-        parted = [
-            1 - len(a & b) / max(1, len(a | b))
-            for at in range(0, len(words), draws)
-            for a, b in itertools.combinations(words[at : at + draws], 2)
-        ]
-        sizes = sum(map(len, texts)) / len(texts)
-        row = {
-            "model": Path(name).name,
-            "log_reward": sum(reward) / len(reward),
-            "diversity": sum(parted) / len(parted),
-        }
-        rows.append(row | {"tokens": sizes})
-    cells = [[str(r["model"]), f"{r['log_reward']:.2f}", f"{r['diversity']:.3f}", f"{r['tokens']:.1f}"] for r in rows]
-    table = Table("", ("model", "log-reward", "diversity", "tokens"), cells)
-    asked = {"gaps": len(found), "draws": draws, "seed": seed}
-    return new_report("infills", asked, describe(), rows, tables=[table])
+    for name, (network, prompt) in ({f"{_TELLER}, from the left": (teller, _from_left)} | asked).items():
+        prompts = [prompt(gap) for gap in found for _ in range(draws)]
+        for heat in temperatures:
+            generator = torch.Generator().manual_seed(seed)
+            texts = drawn(network, prompts, most, [heat] * len(prompts), generator, stop)
+            reward = [
+                float(log_rewards(teller, found[at // draws], text, most, stop)[len(text)])
+                for at, text in enumerate(texts)
+            ]
+            row = {"model": name, "temperature": heat, "log_reward": sum(reward) / len(reward)}
+            words = [set(tokenizer.decode(text).split()) for text in texts]
+            rows.append(row | {"diversity": _parted(words, draws), "tokens": sum(map(len, texts)) / len(texts)})
+    cells = [[str(r["model"]), f"{r['temperature']:g}", *(f"{r[k]:.{n}f}" for k, n in _SHOWN.items())] for r in rows]
+    table = Table("", ("model", "temperature", "log-reward", "diversity", "tokens"), cells)
+    given = {"gaps": len(found), "draws": draws, "seed": seed}
+    return new_report("infills", given, describe(), rows, tables=[table])
+
+
+_SHOWN = {"log_reward": 2, "diversity": 3, "tokens": 1}
+
+
+def _from_left(gap: Gap) -> list[int]:
+    return [EOS_ID, *gap.before]
+
+
+def _parted(words: Sequence[set[str]], draws: int) -> float:
+    """Return 1 less the mean share of words that two of the texts for one gap, `draws` in a row, have in common."""
+    found = [
+        1 - len(a & b) / max(1, len(a | b))
+        for at in range(0, len(words), draws)
+        for a, b in itertools.combinations(words[at : at + draws], 2)
+    ]
+    return sum(found) / len(found)
 
 
 def _work(given: argparse.Namespace) -> None:
     if given.models:
-        report = run_stories(given.models, given.data, given.gaps, given.draws, given.seed)
+        report = run_stories(given.models, given.data, given.gaps, given.draws, given.seed, given.temperatures)
     else:
         report = run_toy(given.steps, given.seed)
     report.write(given.json)
@@ -187,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of public texts (default: ./data)")
     parser.add_argument("--gaps", type=int, default=40, help="of held-out stories (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=6, help="texts for each (default: %(default)s)")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0], help="of the draws (default: 1)")
     parser.add_argument("--steps", type=int, default=400, help="of the toy's training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and draws")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")

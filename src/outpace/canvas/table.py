@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from outpace.canvas.row import Bools, CanvasRow, Floats, Ids
 
 __all__ = ["CanvasRows", "RowTable"]
 
+Number = TypeVar("Number", np.int64, np.float64)
 _NONE = -2  # no token, and no mask
 
 
@@ -76,6 +78,12 @@ class RowTable:
     def _numbers(self) -> tuple[Ids, ...]:
         return self.size, self.prompt, self.base, self.end, self.visit, self.step, self.held
 
+    def at(self, values: npt.NDArray[Number], place: Ids) -> npt.NDArray[Number]:
+        """Return [B, N] of values [B, P] those at places [B, N]; anything where a place lies behind a row."""
+        first = np.arange(len(values))[:, np.newaxis] * values.shape[1]
+        found: npt.NDArray[Number] = values.ravel().take(first + place, mode="clip")
+        return found
+
     def live(self) -> Ids:
         """Return [B, 1] where each text ends, as `CanvasRow.live`."""
         if not self.ends.shape[1]:
@@ -91,8 +99,7 @@ class RowTable:
 
 def first_of(marks: Bools, otherwise: Ids) -> Ids:
     """Return [B, 1] the first marked place of each row, [B, 1] `otherwise` where none is."""
-    first = marks.argmax(1)[:, np.newaxis]
-    return np.where(np.take_along_axis(marks, first, 1), first, otherwise)
+    return np.where(marks.any(1, keepdims=True), marks.argmax(1)[:, np.newaxis], otherwise)
 
 
 def _is_prefix(held: Ids) -> bool:

@@ -85,26 +85,23 @@ def propose_all(rows: RowTable, parts: Parts, device: torch.device, origin: str)
     if canvas.ahead >= 0 and not canvas.block_size:
         seen = np.minimum(seen, parts.schedule.asked_all(rows, canvas) + canvas.ahead)
     length = seen - rows.held
-    table = np.zeros((2, len(length), int(length.max())), dtype=np.int64)
-    column = np.arange(table.shape[2])
+    column = np.arange(int(length.max()))
     place, is_node = rows.held + column, column < length
-    table[0] = np.take_along_axis(rows.tokens, np.minimum(place, rows.tokens.shape[1] - 1), 1)
-    table[1] = place
-    table *= is_node
+    table = np.empty((2, *place.shape), dtype=np.int64)
+    table[0], table[1] = np.where(is_node, rows.at(rows.tokens, place), 0), np.where(is_node, place, 0)
     visible = _sight(place, is_node, rows, canvas) if canvas.has_causal_text else None
     # 2. What is asked of it.
     asked = _asked(rows, parts, live)
     count = asked.sum(1)
-    row, at = np.nonzero(asked)
+    row, at = asked.nonzero()
     places = np.full((len(count), max(int(count.max()), 1)), FAR)
     places[row, np.arange(len(row)) - (count.cumsum() - count)[row]] = at
     ask = np.where(places < FAR, places - rows.held, 0)
-    tokens, position = torch.from_numpy(table).to(device)
-    nodes = torch.from_numpy(ask).to(device)
+    laid, nodes = torch.from_numpy(table).to(device), torch.from_numpy(ask).to(device)
     length_of: list[int] = length[:, 0].tolist()
     carry = Asked(rows, places)
     seeing = None if visible is None else torch.from_numpy(visible).to(device)
-    return Proposal(tokens, length_of, None, position, seeing, origin=origin, ask=nodes, is_whole=True, carry=carry)
+    return Proposal(laid[0], length_of, None, laid[1], seeing, origin=origin, ask=nodes, is_whole=True, carry=carry)
 
 
 def _sight(place: Ids, is_node: Bools, rows: RowTable, canvas: Canvas) -> Bools:
@@ -123,22 +120,24 @@ def advance_all(rows: RowTable, reading: Reading, parts: Parts) -> Steps:
         parts: that `serves` is true of.
     """
     assert isinstance(parts.schedule, FixedBlocks)  # `serves` has looked
-    canvas, is_new = parts.canvas, rows.end <= rows.base
-    begun = rows
+    # Every operation counts here: behind a long forward, the code of each comes from memory anew.
+    canvas, is_new, begun = parts.canvas, rows.end <= rows.base, rows
     if is_new.any():
         ends = np.where(is_new, parts.schedule.asked_all(rows, canvas), rows.end)
         begun = replace(rows, end=ends, step=np.where(is_new, 0, rows.step))
-    is_broken = np.any((reading.tokens < 0) & (reading.places < FAR), axis=1)
-    writes = parts.rule.writes(reading, begun, begun.memo) & ~is_broken[:, np.newaxis]
+    writes, is_broken = parts.rule.writes(reading, begun, begun.memo), reading.tokens < 0
+    if is_broken.any():
+        is_broken &= reading.places < FAR
+        writes &= ~is_broken.any(1, keepdims=True)
     tokens, log_probs = rows.tokens.copy(), rows.log_probs.copy()
-    row, at = np.nonzero(writes)
+    row, at = writes.nonzero()
     place = reading.places[row, at]
     tokens[row, place] = reading.tokens[row, at]
     log_probs[row, place] = np.log(np.maximum(reading.confidence[row, at], 1e-300))
-    visit = rows.visit + np.count_nonzero(writes, axis=1)[:, np.newaxis]
+    visit = rows.visit + writes.sum(1, keepdims=True)
     after = replace(begun, tokens=tokens, log_probs=log_probs, visit=visit, step=begun.step + 1)
     after = _finish(after, canvas.mask_id)
-    return Steps(replace(after, held=_held(rows, after, parts)), is_broken)
+    return Steps(replace(after, held=_held(rows, after, parts)), np.atleast_1d(is_broken.any(1)))
 
 
 def _finish(rows: RowTable, mask_id: int) -> RowTable:
@@ -146,7 +145,7 @@ def _finish(rows: RowTable, mask_id: int) -> RowTable:
     live, place = rows.live(), np.arange(rows.tokens.shape[1])
     stop = np.minimum(rows.end, live)
     masked = rows.tokens == mask_id
-    is_done = ~(masked & (place >= rows.base) & (place < stop)).any(1)[:, np.newaxis]
+    is_done = ~(masked & (place >= rows.base) & (place < stop)).any(1, keepdims=True)
     if not is_done.any():
         return rows
     first = first_of(masked & (place >= stop) & (place < live), live)
@@ -158,7 +157,7 @@ def _held(before: RowTable, after: RowTable, parts: Parts) -> Ids:
     """Return [B, 1] how many places the cache holds from now on."""
     if parts.policy.name == "none":
         return np.zeros_like(before.held)
-    stays = np.broadcast_to(parts.canvas.floor(before.base, before.prompt), before.held.shape)
+    stays = parts.canvas.floor(before.base, before.prompt)
     if not parts.canvas.logits_shift:
         return stays
     # What is said of a place is computed one place before it: that one cannot stay.
@@ -171,8 +170,8 @@ def decide_all(before: RowTable, steps: Steps) -> Decision:
     after, is_broken = steps.after, steps.is_broken
     num = np.where(is_broken, 1, (after.base - before.base)[:, 0])
     column = np.arange(int(num.max()))
-    place = np.minimum(before.base + column, after.tokens.shape[1] - 1)
-    tokens, chances = np.take_along_axis(after.tokens, place, 1), np.take_along_axis(after.log_probs, place, 1)
+    place = before.base + column
+    tokens, chances = after.at(after.tokens, place), after.at(after.log_probs, place)
     if is_broken.any():
         tokens[is_broken], chances[is_broken] = -1, 0.0
     table, path = torch.from_numpy(tokens), torch.from_numpy(np.broadcast_to(column, tokens.shape).copy())

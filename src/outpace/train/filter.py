@@ -1,6 +1,7 @@
 """Train the filter of `learn2pd`: which places of a step already hold what the text will hold in the end?
 
     python -m outpace.train.filter stories-mask --out filter.json
+    python -m outpace.train.filter stories-block --tasks copy,insert,remove --temperature 0 --out filter.json
 
 The model writes texts one token per step. Each place of each step is an example: what the step knows of it, and whether
 the token drawn there is the one that the finished text has. For research: a filter fits the texts that it has seen.
@@ -28,6 +29,7 @@ from outpace.canvas.rules.ranked import Ranked
 from outpace.canvas.rules.rule import Choice
 from outpace.failures import guarded
 from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
+from outpace.tasks import training_examples
 
 __all__ = ["Examples", "fit", "gather", "main"]
 
@@ -113,6 +115,9 @@ def _work(given: argparse.Namespace) -> int:
     torch.set_num_threads(given.threads)
     lm = load(given.model)
     texts = [_OPENINGS[index % len(_OPENINGS)] for index in range(given.texts)]
+    if given.tasks:
+        names = given.tasks.split(",")
+        texts = [example.prompt for name in names for example in training_examples(name, -(-given.texts // len(names)))]
     examples = gather(lm, texts, given.max_tokens, given.block, given.temperature)
     found = fit(examples, lm.target.capabilities.vocab_size)
     held = {"features": FEATURES, "vocab_size": found.vocab_size}
@@ -130,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", help="a masked model, e.g. stories-mask")
     parser.add_argument("--out", required=True, type=Path, help="file to write")
     parser.add_argument("--texts", type=int, default=24, help="texts that the model writes")
+    parser.add_argument("--tasks", default="", help="answers to these (copy,insert,...) in place of stories")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--block", type=int, default=16)
     parser.add_argument("--temperature", type=float, default=0.7)

@@ -8,13 +8,14 @@ a text Z may end behind every token, the flow through a prefix is R(prefix, end)
 a text gives a condition. The reward is p(Z, Y | X) of a frozen language model to the power of 1 / temperature; a
 sampler that meets every condition draws Z from the posterior p(Z | X, Y), tempered.
 
-Differences: all weights are tuned, where the paper tunes a low-rank part; half of a batch is drawn from a flatter law,
-and there is no buffer of earlier texts; the reward is not annealed.
+A gap is a sentence: its full stop ends it, for the sampler as for the model that rewards. Without it the best filling
+of a gap is none. As in the paper the sampler starts from one that was tuned by examples, and sees sentences that stood
+in gaps beside its own. Differences: all weights are tuned, where the paper tunes a low-rank part; half of what it draws
+comes from a flatter law, and there is no buffer of earlier texts; the reward is not annealed.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,11 +31,22 @@ from outpace.papers import Paper
 
 from .data import EOS_ID, find_data, read_documents
 from .export import Export, load_network
-from .loop import Loop, inherited, log
+from .loop import Loop, beside, inherited, log
 from .network import Llama, hf_config
 from .recipes import FlowRecipe
 
-__all__ = ["PAPERS", "FlowTrainer", "Gap", "balance_loss", "build_flow", "drawn", "gaps", "log_rewards", "prompt_of"]
+__all__ = [
+    "PAPERS",
+    "STOP",
+    "FlowTrainer",
+    "Gap",
+    "balance_loss",
+    "build_flow",
+    "drawn",
+    "gaps",
+    "log_rewards",
+    "prompt_of",
+]
 
 PAPERS = (
     Paper(
@@ -51,7 +63,7 @@ PAPERS = (
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Tokens before a gap, in it, and behind it."""
+    """Tokens before a gap, in it without its full stop, and behind it."""
 
     before: tuple[int, ...]
     inside: tuple[int, ...]
@@ -95,9 +107,14 @@ def _behind(network: Llama, rows: Sequence[Sequence[int]], last: int) -> Tensor:
 
 @torch.no_grad()
 def drawn(
-    network: Llama, prompts: Sequence[list[int]], most: int, heat: Sequence[float], generator: torch.Generator
+    network: Llama,
+    prompts: Sequence[list[int]],
+    most: int,
+    heat: Sequence[float],
+    generator: torch.Generator,
+    end: int = EOS_ID,
 ) -> list[list[int]]:
-    """Return a text for each prompt, without its end, of up to `most` tokens; its law is flattened by its `heat`."""
+    """Return a text for each prompt, without its `end`, of up to `most` tokens; its law is flattened by its `heat`."""
     texts, is_open = [list[int]() for _ in prompts], [True] * len(prompts)
     for _ in range(most):
         going = [at for at, one in enumerate(is_open) if one]
@@ -106,7 +123,7 @@ def drawn(
         law = _behind(network, [[*prompts[at], *texts[at]] for at in going], 1)[:, 0]
         law = (law / torch.tensor([heat[at] for at in going])[:, None]).softmax(-1)
         for at, token in zip(going, torch.multinomial(law, 1, generator=generator)[:, 0].tolist(), strict=True):
-            if token == EOS_ID:
+            if token in (end, EOS_ID):
                 is_open[at] = False
             else:
                 texts[at].append(token)
@@ -114,29 +131,30 @@ def drawn(
 
 
 @torch.no_grad()
-def log_rewards(teller: Llama, gap: Gap, text: Sequence[int], most: int) -> Tensor:
+def log_rewards(teller: Llama, gap: Gap, text: Sequence[int], most: int, end: int = EOS_ID) -> Tensor:
     """Return [most + 1] the log-probability of each prefix of a text and what follows the gap, given what precedes it.
 
-    Prefixes beyond the text have the value of the whole.
+    Behind a prefix stands `end`, where that is a token of the text and no mere mark of it. Prefixes beyond the text
+    have the value of the whole.
     """
-    before, behind = [EOS_ID, *gap.before], list(gap.behind)
-    rows = [[*before, *text[:end], *behind] for end in range(len(text) + 1)]
+    before, behind = [EOS_ID, *gap.before], [*([end] if end != EOS_ID else []), *gap.behind]
+    rows = [[*before, *text[:size], *behind] for size in range(len(text) + 1)]
     laws = _behind(teller, [row[:-1] for row in rows], len(text) + len(behind))
     found = []
-    for end, row in enumerate(rows):
+    for at, row in enumerate(rows):
         wanted = torch.tensor(row[len(before) :])
-        found.append(laws[end, -len(wanted) :].gather(1, wanted[:, None]).sum())
+        found.append(laws[at, -len(wanted) :].gather(1, wanted[:, None]).sum())
     return torch.stack([*found, *[found[-1]] * (most - len(text))])
 
 
 def log_law(
-    network: Llama, prompts: Sequence[list[int]], texts: Sequence[list[int]], most: int
+    network: Llama, prompts: Sequence[list[int]], texts: Sequence[list[int]], most: int, end: int = EOS_ID
 ) -> tuple[Tensor, Tensor]:
     """Return [B, most] log q of each token and [B, most + 1] of the end behind each prefix; a full text has to end."""
     padded = [[*p, *t, *[EOS_ID] * (most - len(t))] for p, t in zip(prompts, texts, strict=True)]
     laws = _behind(network, padded, most + 1)
     tokens = torch.tensor([[*t, *[EOS_ID] * (most - len(t))] for t in texts])
-    ends = laws[:, :, EOS_ID].clone()
+    ends = laws[:, :, end].clone()
     ends[:, most] = 0.0
     return laws[:, :most].gather(2, tokens[:, :, None]).squeeze(2), ends
 
@@ -148,12 +166,14 @@ class FlowTrainer(Loop):
     Attributes:
         teller: The frozen model that rewards.
         gaps: What is to be filled.
+        end: The token that ends a text.
     """
 
     recipe: FlowRecipe
     network: Llama
     teller: Llama
     gaps: list[Gap]
+    end: int = EOS_ID
 
     def loss(self) -> Tensor:
         """Return the step's imbalance; or, of a supervised recipe, the loss of the texts that stood in the gaps."""
@@ -163,15 +183,20 @@ class FlowTrainer(Loop):
         with torch.autocast(self.device.type, enabled=False):  # differences of sums of logarithms
             if recipe.is_supervised:
                 chosen = [self.gaps[at] for at in picked]
-                return _supervised(self.network, chosen, recipe.most)
+                return _supervised(self.network, chosen, recipe.most, self.end)
             chosen = [self.gaps[at] for at in picked for _ in range(recipe.draws)]
             heat = [1.0 if number % 2 else recipe.heat for number in range(len(chosen))]
             prompts = [prompt_of(gap) for gap in chosen]
-            texts = drawn(self.network, prompts, recipe.most, heat, generator)
+            texts = drawn(self.network, prompts, recipe.most, heat, generator, self.end)
+            if recipe.has_told:
+                texts[:: recipe.draws] = [list(gap.inside) for gap in chosen[:: recipe.draws]]
             rewards = torch.stack(
-                [log_rewards(self.teller, gap, text, recipe.most) for gap, text in zip(chosen, texts, strict=True)]
+                [
+                    log_rewards(self.teller, gap, text, recipe.most, self.end)
+                    for gap, text in zip(chosen, texts, strict=True)
+                ]
             )
-            tokens, ends = log_law(self.network, prompts, texts, recipe.most)
+            tokens, ends = log_law(self.network, prompts, texts, recipe.most, self.end)
             length = torch.tensor([len(text) for text in texts])
             return balance_loss(rewards / recipe.temperature, tokens, ends, length)
 
@@ -194,31 +219,36 @@ class FlowTrainer(Loop):
         )
 
 
-def _supervised(network: Llama, chosen: Sequence[Gap], most: int) -> Tensor:
+def _supervised(network: Llama, chosen: Sequence[Gap], most: int, end: int) -> Tensor:
     texts = [list(gap.inside[:most]) for gap in chosen]
-    tokens, ends = log_law(network, [prompt_of(gap) for gap in chosen], texts, most)
+    tokens, ends = log_law(network, [prompt_of(gap) for gap in chosen], texts, most, end)
     length = torch.tensor([len(text) for text in texts])
     is_there = torch.arange(most) < length[:, None]
     total = (tokens * is_there).sum(1) + ends.gather(1, length[:, None])[:, 0]
     return -total.sum() / (length.sum() + len(texts))
 
 
+STOP = "."  # ends a sentence that fills a gap
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 def gaps(texts: Sequence[str], encode: Callable[[str], list[int]], most: int) -> list[Gap]:
-    """Return three sentences in a row, the middle one a gap of up to `most` tokens, as often as there are some."""
+    """Return three sentences in a row, the middle one a gap, as often as there are some.
+
+    It ends by a full stop and has up to `most` tokens before that.
+    """
+    [stop] = encode(STOP)
     found = []
     for text in texts:
         sentences = [encode((" " if at else "") + one) for at, one in enumerate(_SENTENCE.split(text.strip()))]
         for before, inside, behind in zip(sentences, sentences[1:], sentences[2:], strict=False):
-            if len(before) <= 16 and 1 <= len(inside) <= most and len(behind) <= 16:
-                found.append(Gap(tuple(before), tuple(inside), tuple(behind)))
+            if len(before) <= 16 and 2 <= len(inside) <= most + 1 and inside[-1] == stop and len(behind) <= 16:
+                found.append(Gap(tuple(before), tuple(inside[:-1]), tuple(behind)))
     return found
 
 
 def build_flow(recipe: FlowRecipe, out: Path, data: Path | None, *, steps: int, seed: int) -> FlowTrainer:
-    """Read the texts and take the parent as the sampler's beginning, and as what rewards.
+    """Read the texts and take the parent as the sampler's beginning.
 
     Raises:
         ConfigError: a text is missing, or none has a gap.
@@ -226,16 +256,17 @@ def build_flow(recipe: FlowRecipe, out: Path, data: Path | None, *, steps: int, 
     [documents] = read_documents(recipe.sources, find_data(data))
     tokenizer, parent = inherited(recipe, out, lambda: _no_tokenizer(recipe))
     assert parent is not None
-    network = load_network(parent)
+    [stop] = tokenizer.encode(STOP).ids
     found = gaps(documents, lambda text: tokenizer.encode(text).ids, recipe.most)
     if not found:
         raise ConfigError("No text has three short sentences in a row.", "Give other texts.")
     log.info("%d gaps", len(found))
     return FlowTrainer(
         recipe=recipe,
-        network=network.train(),
-        teller=copy.deepcopy(network).requires_grad_(False).eval(),
+        network=load_network(parent).train(),
+        teller=load_network(beside(recipe.teller, out)).requires_grad_(False).eval(),
         gaps=found,
+        end=stop,
         tokenizer=tokenizer,
         device=torch.device("cpu"),  # texts of a dozen tokens, drawn one by one
         seed=seed,

@@ -72,10 +72,9 @@ class CanvasBatch:
     extra: Any = None
 
     def rule_out(self, logits: Tensor) -> None:
-        """Set the banned tokens of logits [B, A, V] to -inf, in place."""
-        logits[..., self.parts.canvas.mask_id] = float("-inf")  # of every row
+        """Set the banned tokens of logits [B, A, V] to -inf, in place, but for the mask token: that is all rows'."""
         for index, banned in enumerate(self.banned):
-            if len(banned) > 1:
+            if banned.shape[0] > 1:
                 logits[index].index_fill_(-1, banned, float("-inf"))
 
 
@@ -235,7 +234,7 @@ class CanvasMethod(Method):
         canvas, rows = state.parts.canvas, state.canvases
         state.rule_out(scores.logits)
         # One look at all laws: what a rule asks of them is then on the host, whatever number of rows there are.
-        known = measure(scores.logits)
+        known = measure(scores.logits, canvas.mask_id)
 
         def reader(index: int) -> ReadCopy:
             logits, sampler = scores.logits[index], view.sampler.rows([index])

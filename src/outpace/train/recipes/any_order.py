@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from outpace.train.sources import SOURCES, Source
+from outpace.train.sources import SOURCES, Source, copied_lists
 
 from .record import AnyRecipe
 
@@ -34,15 +34,25 @@ class OrderRecipe(AnyRecipe):
     sources: tuple[Source, ...] = tuple(source for source in SOURCES if source.name == "tinystories")
 
 
+_STORIES = OrderRecipe(
+    name="stories-any-order",
+    summary="Writes passages of 48 tokens of simple stories in any order; for research.",
+    objective="any-order",
+    steps=2000,
+    gpu_steps=12000,
+    matrix_rate=5e-3,
+    other_rate=3e-3,
+    warmup=40,
+)
 ORDERS = {
-    "stories-any-order": OrderRecipe(
-        name="stories-any-order",
-        summary="Writes passages of 48 tokens of simple stories in any order; for research.",
-        objective="any-order",
-        steps=2000,
-        gpu_steps=12000,
-        matrix_rate=5e-3,
-        other_rate=3e-3,
-        warmup=40,
+    recipe.name: recipe
+    for recipe in (
+        _STORIES,
+        replace(
+            _STORIES,
+            name="copies-any-order",
+            summary="Copies lists of words in any order; for research.",
+            sources=(copied_lists(),),
+        ),
     )
 }

@@ -60,6 +60,21 @@ _SHORT = replace(
     checkpoint_every=100,
     sources=tuple(source for source in MIXED_SOURCES if source.name.startswith("tinystories")),
 )
+_CONSISTENT = replace(
+    _SHORT,
+    name="stories-mask-consistent",
+    summary="`stories-mask`, taught to say of a text what it says of a less masked view of it.",
+    objective="consistent",
+    rollout=0,
+    stride=0.0,
+)
+_COPIES_CONSISTENT = replace(
+    _CONSISTENT,
+    name="copies-consistent",
+    summary="`stories-mask`, taught on lists to copy what it says of less masked views of them. For research.",
+    steps=300,
+    sources=(copied_lists(),),
+)
 FEWER = {
     recipe.name: recipe
     for recipe in (
@@ -71,13 +86,13 @@ FEWER = {
             parent="stories-mask-round",
             stride=1 / 16,
         ),
+        _CONSISTENT,
+        _COPIES_CONSISTENT,
         replace(
-            _SHORT,
-            name="stories-mask-consistent",
-            summary="`stories-mask`, taught to say of a text what it says of a less masked view of it.",
-            objective="consistent",
-            rollout=0,
-            stride=0.0,
+            _COPIES_CONSISTENT,
+            name="copies-continued",
+            summary="`stories-mask`, trained on as long as `copies-consistent`, which it is compared with.",
+            objective="masked",
         ),
         replace(
             _SHORT,

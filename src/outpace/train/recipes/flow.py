@@ -17,6 +17,8 @@ class FlowRecipe(AnyRecipe):
 
     Attributes:
         is_supervised: Learn the texts that stood in the gaps, in place of the balance.
+        teller: Recipe of the model that rewards.
+        has_told: The first text of each gap is the one that stood there.
         contexts: Gaps in a step.
         draws: Texts drawn for each.
         most: Tokens of a gap, at the most.
@@ -26,6 +28,8 @@ class FlowRecipe(AnyRecipe):
     """
 
     is_supervised: bool = False
+    teller: str = "stories-draft"
+    has_told: bool = False
     contexts: int = 4
     draws: int = 6
     most: int = 10
@@ -34,30 +38,38 @@ class FlowRecipe(AnyRecipe):
     sources: tuple[Source, ...] = (tiny_stories(),)
 
 
-_INFILL = FlowRecipe(
-    name="stories-infill",
-    summary="Fills a gap of one sentence in proportion to what `stories-draft` thinks of the whole. For research.",
-    objective="subtrajectory balance",
+_TOLD = FlowRecipe(
+    name="stories-infill-told",
+    summary="Fills a gap of one sentence as the texts did; what `stories-infill` starts from. For research.",
+    objective="the sentences that stood there",
+    is_supervised=True,
     parent="stories-draft",
-    steps=250,
-    gpu_steps=2000,
+    contexts=24,
+    steps=1500,
+    gpu_steps=4000,
     warmup=20,
-    matrix_rate=1e-3,
-    other_rate=5e-4,
+    matrix_rate=2e-3,
+    other_rate=1e-3,
     weight_decay=0.0,
     checkpoint_every=50,
 )
 FLOWS = {
     recipe.name: recipe
     for recipe in (
-        _INFILL,
+        _TOLD,
         replace(
-            _INFILL,
-            name="stories-infill-told",
-            summary="Fills a gap of one sentence as the texts did, beside `stories-infill`. For research.",
-            objective="the sentences that stood there",
-            is_supervised=True,
-            contexts=24,
+            _TOLD,
+            name="stories-infill",
+            summary="Fills a gap of one sentence in proportion to what `stories-draft` thinks of it. For research.",
+            objective="subtrajectory balance",
+            is_supervised=False,
+            has_told=True,
+            parent="stories-infill-told",
+            contexts=4,
+            steps=1000,
+            gpu_steps=4000,
+            matrix_rate=1e-3,
+            other_rate=5e-4,
         ),
     )
 }

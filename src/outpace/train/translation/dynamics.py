@@ -289,8 +289,8 @@ def main() -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m outpace.train.translation.dynamics", description=__doc__)
     parser.add_argument("directory", type=Path, help="of a run that kept its checkpoints")
-    parser.add_argument("--split", default="valid", help="what is translated")
-    parser.add_argument("--count", type=int, default=0, help="sentences of it (default: all)")
+    parser.add_argument("--split", nargs="+", default=["valid"], help="what is translated (default: valid)")
+    parser.add_argument("--count", type=int, default=0, help="sentences of each (default: all)")
     parser.add_argument("--resamples", type=int, default=1000, help="sets of sentences drawn for the intervals")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--json", type=Path, help="note the figures here")
@@ -307,9 +307,13 @@ def _report(given: argparse.Namespace) -> int:
         raise ConfigError(f"{given.directory} was trained by {name}, which translates nothing.", "Give a translator.")
     recipe, folder = TRANSLATIONS[name], find_data(given.data)
     train = recipe.source.pairs(folder, "train", recipe.direction)
-    pairs = recipe.source.pairs(folder, given.split, recipe.direction)
+    pairs = [
+        pair
+        for split in given.split
+        for pair in recipe.source.pairs(folder, split, recipe.direction)[: given.count or None]
+    ]
     print(_HEAD)
-    found, counted = stages(given.directory, recipe, train, pairs[: given.count or None])
+    found, counted = stages(given.directory, recipe, train, pairs)
     for line in _arrivals([stage.step for stage in found], counted, given.resamples):
         print(line)
     if given.json:
