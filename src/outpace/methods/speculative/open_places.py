@@ -5,9 +5,9 @@ causal attention a mask so sees the text and all that is decided. The mask for a
 where a causal model speaks of it. The first place, as long as nothing behind it is decided, is said by the text's own
 last output, so that a window in which nothing else is near enough is written as by plain decoding.
 
-A model that was taught blocks in both directions (`Adapter.own_mask`) sees all of the window from any of its places, and
-masks stand at their own: that of the first place too, which completes the block and says nothing until some other place
-is decided.
+A model that was taught blocks in both directions (`Adapter.own_mask`) sees all of the window from each of its places,
+and masks stand at their own: that of the first place too, which completes the block and says nothing until some other
+place is decided.
 
 Where settings read the text so far (penalties, bad words, constraints), each place is drawn given those before it, and
 places are decided from left to right: of what a method chooses, the front is decided.
