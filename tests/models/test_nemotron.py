@@ -218,6 +218,22 @@ def test_guesses_on_its_blocks_change_no_text(name: str, tmp_path: Path) -> None
         assert sum(one.usage.num_steps for one in found) < sum(one.usage.num_steps for one in plain)
 
 
+def test_sets_behind_its_text_are_plain_decoding_where_nothing_is_sure(tmp_path: Path) -> None:
+    lm = language_model(stored(tmp_path), "causal")
+    plain = lm.generate(PROMPTS, max_tokens=12, repetition_penalty=1.3)
+    found = lm.generate(
+        PROMPTS, method="set-block", options={"threshold": 1.0, "block": 6}, max_tokens=12, repetition_penalty=1.3
+    )
+    assert [one.tokens for one in found] == [one.tokens for one in plain]
+    prompt = PROMPTS[0]
+    first = lm.generate(prompt, method="set-block", options={"threshold": 0.01, "block": 4}, max_tokens=4)
+    law = logits_by_hand([*prompt, *[MASK] * 4], len(prompt))[len(prompt) :]
+    law[:, MASK] = float("-inf")
+    wanted = [int(logits_by_hand(prompt, len(prompt))[-1].argmax()), *law[1:].argmax(-1).tolist()]
+    assert first.tokens == wanted
+    assert first.usage.num_steps == 1
+
+
 @pytest.mark.parametrize("method", ["block-draft", "diffuspec"])
 def test_it_drafts_for_itself_what_plain_decoding_writes(method: str, tmp_path: Path) -> None:
     lm = language_model(stored(tmp_path), "causal")
