@@ -1,6 +1,6 @@
 """What a step on a canvas costs: our forward beside a direct forward of transformers, and the time outside forwards.
 
-    python -m outpace.bench.canvas_steps MODEL [--params 350M] [--repeats 30] [--rows 32]
+    python -m outpace.bench.canvas_steps MODEL [--params 350M] [--repeats 30] [--rows 32] [--cache dual]
 
 The forward of transformers is that of `LlamaForCausalLM` with the same weights, position ids and 4-D mask, run in turns
 with ours, on the same tokens; medians over interleaved repeats.
@@ -152,7 +152,8 @@ def _work(given: argparse.Namespace) -> None:
         print(Table("", ("cached", "tokens", "ours, ms", "transformers, ms", "ratio"), cells).markdown())
         prompts = ["Once upon a time", "The little dog wanted to", "One day, a girl named Lily"]
         for rows in (1, given.rows):
-            print(f"\noutside forwards, {rows} rows: {overhead_ms(lm, prompts, 64, rows):.3f} ms per step")
+            found = overhead_ms(lm, prompts, 64, rows, cache=given.cache)
+            print(f"\noutside forwards, {rows} rows: {found:.3f} ms per step")
 
 
 _FIGURES = ("ours_ms", "transformers_ms", "ratio")
@@ -167,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rows", type=int, default=32, help="rows side by side, for what a step costs outside forwards"
     )
+    parser.add_argument("--cache", default="auto", help="the cache policy, for the same")
     parser.add_argument("--dtype", default="auto")
     return run_command(parser, _work, arguments)
 

@@ -191,9 +191,7 @@ class CanvasMethod(Method):
     def propose(self, view: View, state: CanvasBatch) -> Proposal:
         """Propose every visible place that the cache does not hold, of all that `forwarded` returns."""
         if self._is_together(view, state) and (table := state.canvases.table()) is not None:
-            # A new row holds what the loop's prefill has cached of it.
-            table = table.but(held=np.array(view.cache.lengths).reshape(-1, 1))
-            return propose_all(table, state.parts, view.device, self.name)
+            return propose_all(table.prefilled(view.cache.lengths), state.parts, view.device, self.name)
         rows = state.canvases.list()
         for index, (row, length) in enumerate(zip(rows, view.cache.lengths, strict=True)):
             if len(row.held) != length:
@@ -224,7 +222,7 @@ class CanvasMethod(Method):
             state.rule_out(scores.logits)
             asked, canvas = proposal.carry, state.parts.canvas
             reading = read_all(scores.logits, asked.places, asked.rows, canvas, view.sampler)
-            return decide_all(asked.rows, advance_all(asked.rows, reading, state.parts))
+            return decide_all(asked.rows, advance_all(asked, reading, state.parts))
         readers = self.readers(scores, view, state)
         steps = [self.take(copies, reader, state.parts) for copies, reader in zip(proposal.carry, readers, strict=True)]
         return self.decide(steps, state)
