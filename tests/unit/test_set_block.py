@@ -232,8 +232,30 @@ def test_a_target_with_a_mask_of_its_own_needs_no_drafter_to_be_drafted_for_exac
     assert torch.allclose(run.batch.state.drafter.told[0], read, atol=1e-9)
     with pytest.raises(CapabilityError, match="names no mask token"):
         bare = ToyModel(seed=4)
-        bare.mask_token = None  # type: ignore[assignment]
+        bare.mask_token = bare.own_mask = None  # type: ignore[assignment]
         own_masks(bare)
+
+
+def test_a_target_with_blocks_of_its_own_drafts_and_checks_in_one_forward() -> None:
+    lm = model(is_block=True)
+    for asked in ({"temperature": 0.0}, {"temperature": 0.8, "seed": 3, "repetition_penalty": 1.3}):
+        plain = model().generate(PROMPTS, max_tokens=SIZE, **asked)
+        found = lm.generate(PROMPTS, method="space", max_tokens=SIZE, **asked)
+        assert [one.tokens for one in found] == [one.tokens for one in plain]
+        assert sum(one.usage.num_proposed for one in found) > 0
+        assert all(one.usage.draft_nfe == 0 for one in found)
+    # After a step, the drafts come from a block of masks behind the last accepted node, which sees all of itself.
+    run = make_run(Space(draft_len=2), models={"draft": own_masks(lm.target)}, target=lm.target)
+    drive(run, make_rows(PROMPTS), steps=2)
+    drafter, mask = run.batch.state.drafter, lm.target.own_mask
+    for row, told in zip(run.batch.rows, drafter.told, strict=True):
+        size, count = len(row.tokens) - 1, len(told) + 1
+        tokens = [*row.tokens[:size], *[mask] * count]
+        sight = torch.ones(1, len(tokens), len(tokens), dtype=torch.bool).tril()
+        sight[:, size:] = True
+        place = torch.arange(len(tokens)).unsqueeze(0)
+        law = lm.target.score(torch.tensor([tokens]), place, sight, lm.target.new_cache(1, 64)).logits[0, size + 1 :]
+        assert torch.allclose(told, law, atol=1e-9)
 
 
 @pytest.mark.parametrize("lengths", [[2, 2], [2, 1]])
