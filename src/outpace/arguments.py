@@ -7,6 +7,7 @@ given. Numbers in quotes, and truth values in place of numbers, are refused.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -30,16 +31,21 @@ def settle(made: Any) -> None:
     Raises:
         ConfigError: a count, number or truth value is something else.
     """
-    for field in dataclasses.fields(made):
+    for field in _fields(made.__class__):
         value, default = getattr(made, field.name), field.default
+        if value is default:  # most are, in every request
+            continue
         if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         if value is None and default is not None:
-            value = default
-        elif type(default) in _READERS and value is not default:
-            value = _READERS[type(default)](field.name, value)
-        if value is not getattr(made, field.name):
-            object.__setattr__(made, field.name, value)
+            object.__setattr__(made, field.name, default)
+        elif type(default) in _READERS:
+            object.__setattr__(made, field.name, _READERS[type(default)](field.name, value))
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(kind)
 
 
 def whole(name: str, value: Any) -> int:

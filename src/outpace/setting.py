@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import reprlib
 from collections.abc import Callable, Mapping
@@ -125,13 +126,29 @@ def check(settings: Any) -> None:
     Raises:
         ConfigError: a value outside its range.
     """
-    for field in dataclasses.fields(settings):
-        allowed, value = field.metadata.get(_RANGE), getattr(settings, field.name)
-        if allowed is None:
+    for name, default, allowed in _ranged(settings.__class__):
+        value = getattr(settings, name)
+        if value is default:  # most are, in every request
             continue
-        if not all(allowed.holds(item) for item in (value if isinstance(value, tuple) else (value,))):
-            hint = f"{field.name} must be {allowed}" + (f"; {allowed.note}." if allowed.note else ".")
-            raise ConfigError(f"{field.name} is {value!r}.", hint)
+        if not _is_within(value, allowed):
+            hint = f"{name} must be {allowed}" + (f"; {allowed.note}." if allowed.note else ".")
+            raise ConfigError(f"{name} is {value!r}.", hint)
+
+
+@functools.cache
+def _ranged(kind: Any) -> list[tuple[str, Any, Range]]:
+    """Return the fields of a dataclass that declare a range: name, default (MISSING where it breaks it), range."""
+    found = []
+    for field in dataclasses.fields(kind):
+        default, allowed = field.default, field.metadata.get(_RANGE)
+        if allowed is not None:
+            is_sound = default is not dataclasses.MISSING and _is_within(default, allowed)
+            found.append((field.name, default if is_sound else dataclasses.MISSING, allowed))
+    return found
+
+
+def _is_within(value: Any, allowed: Range) -> bool:
+    return all(allowed.holds(item) for item in (value if isinstance(value, tuple) else (value,)))
 
 
 def ordered(settings: Any, low: str, high: str) -> None:

@@ -27,6 +27,13 @@ SPECS = {
     "learned": {"positions": "learned", "rotary_dim": 8, "norm": "layer"},
     "block": {"attention": "block", "block_size": 4, "mask_id": 30},
     "full": {"attention": "full", "mask_id": 30, "logits_shift": True},
+    "causal-block": {
+        "attention": "causal-block",
+        "block_size": 4,
+        "mask_id": 30,
+        "query_growth": 0.4,
+        "query_period": 5,
+    },
 }
 
 

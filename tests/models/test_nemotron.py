@@ -218,16 +218,39 @@ def test_guesses_on_its_blocks_change_no_text(name: str, tmp_path: Path) -> None
         assert sum(one.usage.num_steps for one in found) < sum(one.usage.num_steps for one in plain)
 
 
-@pytest.mark.parametrize("method", ["block-draft", "diffuspec"])
+def test_sets_behind_its_text_are_plain_decoding_where_nothing_is_sure(tmp_path: Path) -> None:
+    lm = language_model(stored(tmp_path), "causal")
+    plain = lm.generate(PROMPTS, max_tokens=12, repetition_penalty=1.3)
+    found = lm.generate(
+        PROMPTS, method="set-block", options={"threshold": 1.0, "block": 6}, max_tokens=12, repetition_penalty=1.3
+    )
+    assert [one.tokens for one in found] == [one.tokens for one in plain]
+    prompt = PROMPTS[0]
+    first = lm.generate(prompt, method="set-block", options={"threshold": 0.01, "block": 4}, max_tokens=4)
+    law = logits_by_hand([*prompt, *[MASK] * 4], len(prompt))[len(prompt) :]
+    law[:, MASK] = float("-inf")
+    wanted = [int(logits_by_hand(prompt, len(prompt))[-1].argmax()), *law[1:].argmax(-1).tolist()]
+    assert first.tokens == wanted
+    assert first.usage.num_steps == 1
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "block-draft": {"draft": "own", "draft_len": 5},
+    "diffuspec": {"draft": "own", "draft_len": 5},
+    "space": {},
+}
+
+
+@pytest.mark.parametrize("method", OWN)
 def test_it_drafts_for_itself_what_plain_decoding_writes(method: str, tmp_path: Path) -> None:
     lm = language_model(stored(tmp_path), "causal")
     laws: list[dict[str, Any]] = [{}, {"temperature": 0.8, "seed": 3}, {"repetition_penalty": 1.3}]
     for law in laws:
         plain = lm.generate(PROMPTS, max_tokens=12, **law)
-        found = lm.generate(PROMPTS, method=method, options={"draft": "own", "draft_len": 5}, max_tokens=12, **law)
+        found = lm.generate(PROMPTS, method=method, options=OWN[method], max_tokens=12, **law)
         assert [one.tokens for one in found] == [one.tokens for one in plain]
         for prompt, one in zip(PROMPTS, found, strict=True):
-            alone = lm.generate(prompt, method=method, options={"draft": "own", "draft_len": 5}, max_tokens=12, **law)
+            alone = lm.generate(prompt, method=method, options=OWN[method], max_tokens=12, **law)
             if "temperature" not in law:  # rows draw by keys of their own
                 assert alone.usage.num_proposed == one.usage.num_proposed
         assert sum(one.usage.num_proposed for one in found) > 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from outpace.canvas import Canvas, CanvasRow, FixedBlocks, Ranked, Reading, advance, make_policy, read
+from outpace.canvas import POLICIES, Canvas, CanvasRow, FixedBlocks, Ranked, Reading, advance, make_policy, read
 from outpace.canvas.parts import Parts
 from outpace.canvas.reading import Readings, read_all
 from outpace.canvas.rules.orders import ORDERS
@@ -84,14 +84,31 @@ def random_logits(generator: np.random.Generator, shape: tuple[int, ...], dtype:
     return logits
 
 
-@pytest.mark.parametrize("canvas", CANVASES, ids=["full", "shift", "block", "block-shift", "causal-block"])
+KINDS = pytest.mark.parametrize("canvas", CANVASES, ids=["full", "shift", "block", "block-shift", "causal-block"])
+
+
+@KINDS
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 @pytest.mark.parametrize(("temperature", "dtype"), [(0.0, torch.float64), (0.0, torch.float32), (0.9, torch.float32)])
 def test_all_rows_at_once_go_where_each_goes_alone(
     rule: Rule, canvas: Canvas, temperature: float, dtype: torch.dtype
 ) -> None:
-    generator = np.random.default_rng(7)
-    parts = Parts(canvas, rule, FixedBlocks(4), make_policy("block" if canvas.block_size else "none"))
+    policy = make_policy("block" if canvas.block_size else "none")
+    walk(Parts(canvas, rule, FixedBlocks(4), policy), temperature, dtype)
+
+
+@KINDS
+@pytest.mark.parametrize("refresh", [0, 3])
+@pytest.mark.parametrize("cache", POLICIES)
+def test_caches_of_all_rows_hold_what_each_holds_alone(cache: str, refresh: int, canvas: Canvas) -> None:
+    for radius in (0, 2):
+        policy = make_policy(cache, refresh, radius)
+        walk(Parts(canvas, Ranked("random", 2), FixedBlocks(4), policy), 0.0, torch.float64)
+
+
+def walk(parts: Parts, temperature: float, dtype: torch.dtype) -> None:
+    """Let rows write themselves to their ends, at once and each alone, and compare after every step."""
+    generator, canvas = np.random.default_rng(7), parts.canvas
     assert serves(parts)
     rows = random_rows(generator, parts)
     rows = [replace(row, held=np.arange(canvas.floor(row.base, row.prompt))) for row in rows]
@@ -116,7 +133,7 @@ def test_all_rows_at_once_go_where_each_goes_alone(
         logits = random_logits(generator, (*proposal.ask.shape, VOCAB), dtype)
         sampler = Sampler(samplers[0].settings, [one.keys[0] for one in samplers])
         reading = read_all(logits.clone(), proposal.carry.places, table, canvas, sampler)
-        steps = advance_all(table, reading, parts)
+        steps = advance_all(proposal.carry, reading, parts)
         moved = []
         for index, (row, window) in enumerate(zip(rows, windows, strict=True)):
             own = logits[index, : len(window.asked)].clone()
@@ -133,6 +150,18 @@ def test_all_rows_at_once_go_where_each_goes_alone(
         stay = [index for index, row in enumerate(moved) if row.base < row.live()]
         rows, samplers = [moved[index] for index in stay], [samplers[index] for index in stay]
     raise AssertionError("The rows never end.")
+
+
+def test_a_plain_canvas_forgets_what_was_held_at_first() -> None:
+    parts = Parts(Canvas(MASK, 4), Ranked(), FixedBlocks(4), make_policy("none"))
+    rows = [replace(row, held=np.arange(2)) for row in random_rows(np.random.default_rng(5), parts)]
+    table = RowTable.of(rows)
+    assert table is not None
+    asked = propose_all(table, parts, torch.device("cpu"), "").carry
+    logits = random_logits(np.random.default_rng(5), (*asked.places.shape, VOCAB), torch.float64)
+    sampler = Sampler(Sampling(), [row_key(3, index) for index in range(len(rows))])
+    steps = advance_all(asked, read_all(logits, asked.places, table, parts.canvas, sampler), parts)
+    assert [step.slots.tolist() for step in steps] == [[]] * len(rows)
 
 
 def figures(seed: int) -> tuple[Reading, RowTable]:
@@ -217,7 +246,7 @@ def test_a_row_without_a_law_ends_and_the_others_go_on() -> None:
     logits = random_logits(np.random.default_rng(1), (*asked.places.shape, VOCAB), torch.float32)
     logits[1, 2, 4] = float("nan")
     sampler = Sampler(Sampling(), [row_key(3, index) for index in range(len(rows))])
-    steps = advance_all(table, read_all(logits, asked.places, table, parts.canvas, sampler), parts)
+    steps = advance_all(asked, read_all(logits, asked.places, table, parts.canvas, sampler), parts)
     assert [step is None for step in steps] == [False, True, False, False, False]
     decision = decide_all(table, steps)
     assert decision.tokens[1, : int(decision.num[1])].tolist() == [-1]
@@ -262,5 +291,7 @@ def test_rows_are_a_list_to_some_and_a_table_to_others() -> None:
     assert table is not None
     for before, after in zip(rows, CanvasRows(table), strict=True):
         same_row(before, after)
-    scattered = replace(rows[0], held=np.array([0, 2]))
-    assert CanvasRows([rows[1], scattered]).table() is None
+    scattered = replace(rows[0], held=np.array([4, 0, 2]), age=3)
+    table = CanvasRows([rows[1], scattered]).table()
+    assert table is not None
+    same_row(table.row(1), scattered)

@@ -9,7 +9,7 @@ import torch
 import outpace
 from outpace.kernels import load_library
 from outpace.sampling import measures
-from outpace.sampling.measures import measure, plain_measure
+from outpace.sampling.measures import measure, measure_there, plain_measure
 
 needs_kernels = pytest.mark.skipif(load_library() is None, reason="no compiled kernels here")
 
@@ -39,6 +39,30 @@ def test_compiled_figures_are_those_of_tensors(vocab: int, dtype: torch.dtype) -
     probs = logits.double().softmax(-1)
     entropy = -(probs * probs.clamp(min=1e-300).log()).sum(-1)
     np.testing.assert_allclose(expected.entropy, entropy.numpy(), atol=1e-12)
+
+
+def test_figures_of_a_device_are_those_of_tensors() -> None:
+    logits = logits_of(61, torch.bfloat16)
+    logits[0, 2, 5], logits[0, 3] = float("nan"), float("-inf")
+    found, expected = measure_there(logits), plain_measure(logits)
+    assert (found.tokens == expected.tokens).all()
+    assert found.tokens[0, 2] == found.tokens[0, 3] == -1
+    is_law = found.tokens >= 0
+    np.testing.assert_allclose(found.mass[is_law], expected.mass[is_law], rtol=2e-6)
+    np.testing.assert_allclose(found.top_two, expected.top_two, rtol=4e-6)
+
+
+@needs_kernels
+def test_a_barred_token_is_in_no_law() -> None:
+    logits = logits_of(61, torch.bfloat16)
+    apart = logits.clone()
+    apart[..., 3] = float("-inf")
+    found, expected = measure(logits, 3), measure(apart)
+    assert torch.equal(logits, apart)
+    assert found is not None
+    assert expected is not None
+    assert (found.tokens == expected.tokens).all()
+    assert (found.mass == expected.mass).all()
 
 
 @needs_kernels

@@ -56,11 +56,17 @@ METHODS: list[tuple[OpenPlaces, Callable[[Laws], list[int]]]] = [
 IDS = ["entropy", "prefix", "wedlm"]
 
 
-def model() -> LanguageModel:
-    return LanguageModel(ToyModel(seed=4))
+def model(is_block: bool = False) -> LanguageModel:
+    """A toy with a mask behind causal text, or with blocks in both directions."""
+    target = ToyModel(seed=4)
+    if is_block:
+        target.mask_token = None  # type: ignore[assignment]
+    return LanguageModel(target)
 
 
-def spelled(text: list[int], method: OpenPlaces, choose: Callable[[Laws], list[int]]) -> tuple[list[int], int]:
+def spelled(
+    text: list[int], method: OpenPlaces, choose: Callable[[Laws], list[int]], is_block: bool = False
+) -> tuple[list[int], int]:
     """The same text without any cache, and its steps: every step reads the whole text and the window anew."""
     target = ToyModel(seed=4)
     written, window, steps = list[int](), list[int](), 0
@@ -68,15 +74,18 @@ def spelled(text: list[int], method: OpenPlaces, choose: Callable[[Laws], list[i
         if not window or method.slides:
             window += [-1] * (min(method.block, SIZE - len(written)) - len(window))
         size, known = len(text) + len(written), [at for at, token in enumerate(window) if token >= 0]
-        masks = [at for at, token in enumerate(window) if token < 0 and (known or at)]
+        masks = [at for at, token in enumerate(window) if token < 0 and (known or at or is_block)]
         tokens = [*text, *written, *(window[at] for at in known), *[target.mask_token] * len(masks)]
-        places = [*range(size), *(size + at for at in known), *(size + at - 1 for at in masks)]
+        places = [*range(size), *(size + at for at in known), *(size + at - (not is_block) for at in masks)]
         sight = torch.ones(1, len(tokens), len(tokens), dtype=torch.bool).tril()
+        if is_block:
+            sight[:, size:] = True
         given = (torch.tensor([tokens]), torch.tensor([places]), sight, target.new_cache(1, 64))
         logits = target.score(*given).logits[0]
         laws = {0: logits[size - 1].softmax(-1)}
         for number, at in enumerate(masks):
-            laws[at] = logits[size + len(known) + number].softmax(-1)
+            if at or known:  # the text says the first place as long as nothing behind it is decided
+                laws[at] = logits[size + len(known) + number].softmax(-1)
         drawn = {
             at: int((law if at == 0 and not known else law[: target.mask_token]).argmax()) for at, law in laws.items()
         }
@@ -89,6 +98,13 @@ def spelled(text: list[int], method: OpenPlaces, choose: Callable[[Laws], list[i
     return written, steps
 
 
+def test_blocks_in_which_nothing_is_sure_are_plain_decoding() -> None:
+    asked = {"max_tokens": SIZE, "temperature": 0.8, "seed": 3, "repetition_penalty": 1.3}
+    plain = model().generate(PROMPTS, **asked)
+    found = model(is_block=True).generate(PROMPTS, method=SetBlock(threshold=1.0), **asked)
+    assert [one.tokens for one in found] == [one.tokens for one in plain]
+
+
 @pytest.mark.parametrize("method", [SetBlock(block=1, choice="entropy"), SetBlock(block=1), WeDlm(block=1)], ids=str)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_block_of_one_is_plain_decoding(method: OpenPlaces, temperature: float) -> None:
@@ -98,13 +114,16 @@ def test_a_block_of_one_is_plain_decoding(method: OpenPlaces, temperature: float
     assert [one.tokens for one in found] == [one.tokens for one in plain]
 
 
+@pytest.mark.parametrize("is_block", [False, True], ids=["causal", "block"])
 @pytest.mark.parametrize(("method", "choose"), METHODS, ids=IDS)
-def test_ragged_rows_and_the_cache_do_not_show(method: OpenPlaces, choose: Callable[[Laws], list[int]]) -> None:
-    together = model().generate(PROMPTS, method=method, max_tokens=SIZE, temperature=0)
+def test_ragged_rows_and_the_cache_do_not_show(
+    method: OpenPlaces, choose: Callable[[Laws], list[int]], is_block: bool
+) -> None:
+    together = model(is_block).generate(PROMPTS, method=method, max_tokens=SIZE, temperature=0)
     for prompt, one in zip(PROMPTS, together, strict=True):
-        wanted, steps = spelled(prompt, method, choose)
+        wanted, steps = spelled(prompt, method, choose, is_block)
         assert one.tokens == wanted
-        alone = model().generate(prompt, method=method, max_tokens=SIZE, temperature=0)
+        alone = model(is_block).generate(prompt, method=method, max_tokens=SIZE, temperature=0)
         assert alone.tokens == one.tokens
         assert steps < SIZE  # some steps write more than one token
         assert alone.usage.target_nfe <= steps + 1  # and the prompt
@@ -132,7 +151,8 @@ def test_the_prefixs_entries_are_those_of_reading_it_anew(method: OpenPlaces) ->
 def test_places_are_drawn_given_those_before_them_where_a_constraint_asks(method: OpenPlaces) -> None:
     grammar = ToyGrammar(goal=80)
     settings = Sampling(temperature=1.3, repetition_penalty=1.4, constraint=grammar)
-    for row in write(method, settings):
+    target = model(is_block=True).target
+    for row in [*write(method, settings), *write(method, settings, target=target)]:
         state = grammar.start()
         assert all(state.push(token) for token in row.written)
         assert row.usage.num_steps < len(row.written)
@@ -144,7 +164,7 @@ def test_refuses_what_it_cannot_write() -> None:
     with pytest.raises(CapabilityError, match="model's context is 4096"):
         model().generate([1, 2], method=SetBlock(block=100_000), max_tokens=4)
     bare = ToyModel(seed=4)
-    bare.mask_token = None  # type: ignore[assignment]
+    bare.mask_token = bare.own_mask = None  # type: ignore[assignment]
     with pytest.raises(ConfigError, match="names no mask token"):
         LanguageModel(bare).generate([1, 2], method=SetBlock(), max_tokens=4)
 
@@ -212,8 +232,30 @@ def test_a_target_with_a_mask_of_its_own_needs_no_drafter_to_be_drafted_for_exac
     assert torch.allclose(run.batch.state.drafter.told[0], read, atol=1e-9)
     with pytest.raises(CapabilityError, match="names no mask token"):
         bare = ToyModel(seed=4)
-        bare.mask_token = None  # type: ignore[assignment]
+        bare.mask_token = bare.own_mask = None  # type: ignore[assignment]
         own_masks(bare)
+
+
+def test_a_target_with_blocks_of_its_own_drafts_and_checks_in_one_forward() -> None:
+    lm = model(is_block=True)
+    for asked in ({"temperature": 0.0}, {"temperature": 0.8, "seed": 3, "repetition_penalty": 1.3}):
+        plain = model().generate(PROMPTS, max_tokens=SIZE, **asked)
+        found = lm.generate(PROMPTS, method="space", max_tokens=SIZE, **asked)
+        assert [one.tokens for one in found] == [one.tokens for one in plain]
+        assert sum(one.usage.num_proposed for one in found) > 0
+        assert all(one.usage.draft_nfe == 0 for one in found)
+    # After a step, the drafts come from a block of masks behind the last accepted node, which sees all of itself.
+    run = make_run(Space(draft_len=2), models={"draft": own_masks(lm.target)}, target=lm.target)
+    drive(run, make_rows(PROMPTS), steps=2)
+    drafter, mask = run.batch.state.drafter, lm.target.own_mask
+    for row, told in zip(run.batch.rows, drafter.told, strict=True):
+        size, count = len(row.tokens) - 1, len(told) + 1
+        tokens = [*row.tokens[:size], *[mask] * count]
+        sight = torch.ones(1, len(tokens), len(tokens), dtype=torch.bool).tril()
+        sight[:, size:] = True
+        place = torch.arange(len(tokens)).unsqueeze(0)
+        law = lm.target.score(torch.tensor([tokens]), place, sight, lm.target.new_cache(1, 64)).logits[0, size + 1 :]
+        assert torch.allclose(told, law, atol=1e-9)
 
 
 @pytest.mark.parametrize("lengths", [[2, 2], [2, 1]])

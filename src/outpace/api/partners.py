@@ -93,7 +93,7 @@ class Partners:
                 return self._own[kind]
             if kind == "mtp" and directory is not None and has_modules(directory):
                 self._own[kind] = open_stored(directory, target)
-            if kind == "space" and target.mask_token is not None:
+            if kind == "space" and (target.mask_token is not None or target.own_mask is not None):
                 self._own[kind] = own_masks(target)
             return self._own.get(kind)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -220,12 +221,17 @@ def split(arguments: Mapping[str, Any]) -> tuple[Request, Sampling]:
     Raises:
         ConfigError: an argument that neither has; the hint names the nearest.
     """
-    asked, sampled = {f.name for f in fields(Request)}, {f.name for f in fields(Sampling)}
+    asked, sampled = _names(Request), _names(Sampling)
     for name in arguments:
         if name not in asked | sampled:
             raise ConfigError(f"There is no argument {name!r}.", nearest(name, asked | sampled, "argument"))
     request = Request(**{name: value for name, value in arguments.items() if name in asked})
     return request, Sampling(**{name: value for name, value in arguments.items() if name in sampled})
+
+
+@functools.cache
+def _names(kind: type) -> frozenset[str]:
+    return frozenset(field.name for field in fields(kind))
 
 
 def _expect(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) -> None:

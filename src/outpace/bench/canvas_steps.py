@@ -1,6 +1,6 @@
 """What a step on a canvas costs: our forward beside a direct forward of transformers, and the time outside forwards.
 
-    python -m outpace.bench.canvas_steps MODEL [--params 350M] [--repeats 30]
+    python -m outpace.bench.canvas_steps MODEL [--params 350M] [--repeats 30] [--rows 32] [--cache dual]
 
 The forward of transformers is that of `LlamaForCausalLM` with the same weights, position ids and 4-D mask, run in turns
 with ours, on the same tokens; medians over interleaved repeats.
@@ -119,13 +119,22 @@ def _their_forward(model: Any, lm: LanguageModel, tokens: torch.Tensor, held: in
     return forward
 
 
-def overhead_ms(lm: LanguageModel, prompts: list[str], max_tokens: int, **settings: Any) -> float:
-    """Return milliseconds per step outside forwards, median over prompts, of plain decoding of one token per step."""
+def overhead_ms(lm: LanguageModel, prompts: list[str], max_tokens: int, rows: int = 1, **settings: Any) -> float:
+    """Return milliseconds per step outside forwards, median over three rounds, of plain decoding of one token per step.
+
+    Args:
+        lm: a canvas model.
+        prompts: each written by itself with one row, else repeated up to so many rows side by side.
+        max_tokens: per row.
+        rows: side by side.
+        settings: of the method.
+    """
+    batches = [[prompt] for prompt in prompts] if rows == 1 else [[prompts[i % len(prompts)] for i in range(rows)]]
     found: list[float] = []
-    for prompt in prompts:
-        result = lm.generate(prompt, method="masked-diffusion", options=settings, max_tokens=max_tokens)
-        timing = result.timing
-        found.append(1e3 * (timing["decode_s"] - timing["score_s"]) / result.usage.num_steps)
+    for batch in batches * 3:
+        results = lm.generate(batch, method="masked-diffusion", options=settings, max_tokens=max_tokens)
+        timing, steps = results[0].timing, max(result.usage.num_steps for result in results)
+        found.append(1e3 * (timing["decode_s"] - timing["score_s"]) / steps)
     return statistics.median(found)
 
 
@@ -142,7 +151,9 @@ def _work(given: argparse.Namespace) -> None:
         ]
         print(Table("", ("cached", "tokens", "ours, ms", "transformers, ms", "ratio"), cells).markdown())
         prompts = ["Once upon a time", "The little dog wanted to", "One day, a girl named Lily"]
-        print(f"\noutside forwards: {overhead_ms(lm, prompts, 64):.3f} ms per step")
+        for rows in (1, given.rows):
+            found = overhead_ms(lm, prompts, 64, rows, cache=given.cache)
+            print(f"\noutside forwards, {rows} rows: {found:.3f} ms per step")
 
 
 _FIGURES = ("ours_ms", "transformers_ms", "ratio")
@@ -154,6 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", nargs="?", default="stories-block")
     parser.add_argument("--params", default="", help="inflate the model first, as in 350M")
     parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument(
+        "--rows", type=int, default=32, help="rows side by side, for what a step costs outside forwards"
+    )
+    parser.add_argument("--cache", default="auto", help="the cache policy, for the same")
     parser.add_argument("--dtype", default="auto")
     return run_command(parser, _work, arguments)
 

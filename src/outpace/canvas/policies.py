@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from outpace.canvas.row import Bools, Canvas, CanvasRow, Ids
+from outpace.canvas.table import RowTable
 from outpace.errors import ConfigError, nearest
 
 __all__ = ["CACHES", "POLICIES", "Policy", "Step", "make_policy"]
@@ -23,51 +25,70 @@ __all__ = ["CACHES", "POLICIES", "Policy", "Step", "make_policy"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a policy knows.
+    """What a policy knows: of one row, arrays [P], or of all rows, [B, P].
 
     Attributes:
-        before: the row as it was forwarded.
-        after: the row with this step's tokens written; its `held` is still that of `before`.
+        before: the row as it was forwarded, or the rows.
+        after: the same with this step's tokens written; what is held is still that of `before`.
         canvas: the run's.
     """
 
-    before: CanvasRow
-    after: CanvasRow
+    before: CanvasRow | RowTable
+    after: CanvasRow | RowTable
     canvas: Canvas
 
     @property
-    def is_block_done(self) -> bool:
-        """Whether this step finished a block."""
+    def places(self) -> Ids:
+        """[P] all places."""
+        return np.arange(self.after.tokens.shape[-1])
+
+    @property
+    def is_block_done(self) -> Any:
+        """Whether this step finished a block: of one row, or [B, 1]."""
         return self.after.base > self.before.base
 
-    def first(self, count: int) -> Bools:
-        """Return [P] the first `count` places."""
-        return np.arange(len(self.after.tokens)) < count
+    def goes_on(self) -> Bools:
+        """Return [..., 1] whether this step finished no block."""
+        found: Bools = np.logical_not(self.is_block_done)
+        return found
+
+    def first(self, count: int | Ids) -> Bools:
+        """Return [..., P] the first `count` places."""
+        found: Bools = self.places < count
+        return found
 
     def decided(self) -> Bools:
-        """Return [P] the places that held a token, not a mask, when they were forwarded."""
+        """Return [..., P] the places that held a token, not a mask, when they were forwarded."""
         is_token: Bools = self.before.tokens != self.canvas.mask_id
         return is_token
 
     def settled(self) -> Bools:
-        """Return [P] the places that were forwarded as the token they still hold."""
-        same: Bools = self.before.tokens == self.after.tokens
-        return self.decided() & same
+        """Return [..., P] the places that were forwarded as the token they still hold."""
+        return self.decided() & ~self.written()
 
-    def written(self) -> Ids:
-        """Return the places whose token this step wrote, changed or masked again."""
-        return np.flatnonzero(self.before.tokens != self.after.tokens)
+    def written(self) -> Bools:
+        """Return [..., P] the places whose token this step wrote, changed or masked again."""
+        other: Bools = self.before.tokens != self.after.tokens
+        return other
 
-    def near(self, places: Ids, radius: int) -> Bools:
-        """Return [P] the places at most `radius` away from one of `places`."""
-        marks = np.zeros(len(self.after.tokens) + 1, dtype=np.int64)
-        np.add.at(marks, np.maximum(places - radius, 0), 1)
-        np.add.at(marks, np.minimum(places + radius + 1, len(marks) - 1), -1)
-        return marks.cumsum()[:-1] > 0
+    def todo(self) -> Bools:
+        """Return [..., P] the undecided places of the block in work."""
+        is_mask = self.after.tokens == self.canvas.mask_id
+        found: Bools = is_mask & (self.places >= self.after.base) & (self.places < self.after.end)
+        return found
+
+    def near(self, marks: Bools, radius: int) -> Bools:
+        """Return [..., P] the places at most `radius` away from a marked one."""
+        size = marks.shape[-1]
+        upto = np.concatenate([np.zeros_like(marks[..., :1], np.int64), marks.cumsum(-1)], -1)  # marks before a place
+        far = np.minimum(self.places + radius + 1, size)
+        found: Bools = upto[..., far] > upto[..., np.maximum(self.places - radius, 0)]
+        return found
 
     def exact(self) -> Bools:
-        """Return [P] the places whose entries no later token changes."""
-        return self.first(self.canvas.floor(self.before.base, self.before.prompt))
+        """Return [..., P] the places whose entries no later token changes."""
+        before: Any = self.before  # both of its numbers, or both arrays
+        return self.first(self.canvas.floor(before.base, before.prompt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +108,18 @@ class Policy:
     radius: int = 4
 
     def stay(self, step: Step) -> Bools:
-        """Return [P] the places whose entries stay; what is asked next never does (see `outpace.canvas.advance`)."""
+        """Return [..., P] the places whose entries stay.
+
+        What is asked next never does (see `outpace.canvas.advance`).
+        """
         if self.name == "none":  # not even what is exact: the baseline of every other policy
-            return np.zeros(len(step.after.tokens), dtype=np.bool_)
+            return np.zeros_like(step.after.tokens, dtype=np.bool_)
         exact = step.exact()
-        # Staleness is bounded by age, whatever the policy would keep. The next step counts: it would read the entries.
-        if self.name == "block" or (self.refresh and step.before.age + 1 >= self.refresh):
+        if self.name == "block":
             return exact
-        return exact | POLICIES[self.name](self, step)
+        found = exact | POLICIES[self.name](self, step)
+        # Staleness is bounded by age, whatever the policy would keep. The next step counts: it would read the entries.
+        return np.where(step.before.age + 1 < self.refresh, found, exact) if self.refresh else found
 
 
 def _prefix(policy: Policy, step: Step) -> Bools:
@@ -102,17 +127,14 @@ def _prefix(policy: Policy, step: Step) -> Bools:
     del policy
     # The step that ends a block saw its last masks, so not even the prefix is kept then: the next step, which sees
     # the block as it is, computes all, and what it leaves is what the block in work reads.
-    return step.first(0 if step.is_block_done else step.before.base)
+    return step.goes_on() & step.first(step.before.base)
 
 
 def _dual(policy: Policy, step: Step) -> Bools:
     """All before and behind the block stays while it is written."""
     del policy
-    if step.is_block_done:
-        return step.first(0)
     # Masks behind the block keep their entries as well: they hardly say anything, and there are many.
-    place = np.arange(len(step.after.tokens))
-    return (place < step.before.base) | (place >= step.after.end)
+    return step.goes_on() & (step.first(step.before.base) | ~step.first(step.after.end))
 
 
 def _delayed(policy: Policy, step: Step) -> Bools:
@@ -128,20 +150,15 @@ def _greedy(policy: Policy, step: Step) -> Bools:
     The lifespan is one block: where one is finished, everything is computed anew. Under block attention that needs no
     saying, for the next block has no entries yet.
     """
-    if step.is_block_done:
-        return step.first(0)
     # Entries age most near a change, and matter most near the places that are still to be decided.
-    row = step.after
-    todo = row.undecided(step.canvas, row.base, row.end)
-    return ~step.near(np.concatenate([step.written(), todo]), policy.radius)
+    return step.goes_on() & ~step.near(step.written() | step.todo(), policy.radius)
 
 
 def _free(policy: Policy, step: Step) -> Bools:
     """The prompt and the decided text behind it freeze for good, `radius` places behind the first mask."""
     # As it was forwarded: a token written in this step has the entry of a mask so far.
-    masked = step.before.undecided(step.canvas, 0, len(step.before.tokens))
-    clean = int(masked[0]) if len(masked) else len(step.before.tokens)
-    return step.first(clean - policy.radius)
+    is_clean = np.logical_and.accumulate(step.decided(), axis=-1)
+    return step.first(is_clean.sum(-1, keepdims=True) - policy.radius)
 
 
 POLICIES: dict[str, Callable[[Policy, Step], Bools]] = {

@@ -60,8 +60,14 @@ class Reading:
         if known is not None and known.tokens is self.tokens:
             found: Floats = np.where(self.tokens < 0, 0.0, 1 / known.mass)
             return found
-        at = torch.from_numpy(np.maximum(self.tokens, 0)).to(self.probs.device).unsqueeze(-1)
-        return _host(self.probs.gather(-1, at).squeeze(-1))
+        # A law that was looked at needs no sum over all tokens any more.
+        laws = self.probs if known is None else self.logits
+        at = torch.from_numpy(np.maximum(self.tokens, 0)).to(laws.device).unsqueeze(-1)
+        said = laws.gather(-1, at).squeeze(-1)
+        if known is None:
+            return _host(said)
+        with np.errstate(invalid="ignore"):
+            return np.where(self.tokens < 0, 0.0, np.exp(said.double().cpu().numpy() - known.top) / known.mass)
 
     @cached_property
     def top_two(self) -> Floats:
@@ -198,13 +204,13 @@ def read_all(logits: Tensor, places: Ids, rows: RowTable, canvas: Canvas, sample
     """Draw a token at every asked place of all rows, as `read` does for one.
 
     Args:
-        logits: [B, A, V], what may not be written ruled out.
+        logits: [B, A, V]; the mask token is ruled out here, in place, and what else may not be written is already.
         places: [B, A]; a huge number where a row asks for fewer.
         rows: as they were forwarded.
         canvas: the run's.
         sampler: of all rows.
     """
-    known, visit = measure(logits), rows.visit[:, 0].tolist()
+    known, visit = measure(logits, canvas.mask_id), rows.visit[:, 0].tolist()
     if known is not None and sampler.settings.is_plain:
         tokens = known.tokens
     else:

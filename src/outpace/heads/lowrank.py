@@ -29,6 +29,7 @@ from outpace.types import Adapter, Scores
 __all__ = ["GatedLoraNet", "LowRankNet", "SpaceNet", "own_masks"]
 
 _SCALE = 2.0  # alpha / rank
+_BLOCK_LEVELS = 8  # of a group that is a block: its masks behind the first
 
 
 class Factors(nn.Module):
@@ -227,13 +228,20 @@ class GatedLoraNet(LowRankNet):
 def own_masks(target: Adapter) -> HeadModel:
     """Return the drafter of the kind `space` that a target is to itself, which was taught to fill a mask of its own.
 
+    One that was taught blocks in both directions gets groups that are such blocks.
+
     Raises:
         CapabilityError: it names no mask token, or is no target of such a drafter.
     """
-    if target.mask_token is None:
+    is_block = target.mask_token is None
+    token = target.own_mask if is_block else target.mask_token
+    if token is None:
         raise CapabilityError("The model names no mask token.", "Train one that does: outpace train stories-sets.")
-    model = new_head("space", target)
-    mask = torch.tensor([target.mask_token], device=target.device)
+    model = new_head("space", target, **({"prompts": 1, "depth": _BLOCK_LEVELS} if is_block else {}))
     assert isinstance(model.net, SpaceNet)
-    model.net.masks.weight.copy_(target.embed(mask.unsqueeze(0))[0])
+    model.net.is_block = is_block
+    mask = target.embed(torch.tensor([[token]], device=target.device))[0]
+    model.net.masks.weight.copy_(mask)
+    if model.net.prompts is not None:
+        model.net.prompts.weight.copy_(mask)
     return model

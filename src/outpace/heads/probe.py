@@ -4,6 +4,9 @@ Behind a node hangs a *group* of them: first prompt tokens, then masks, one leve
 behind a node says what stands j + 2 places after that node (the target itself says what comes next). A group is a
 branch of the token tree, so real nodes never see it, and nothing of it stays in the cache. What the groups of the last
 accepted node said in one step is drafted from in the next.
+
+A target that was taught blocks in both directions (`Adapter.own_mask`) needs groups that see all of themselves, and
+says a mask's place at the mask: the prompt token is then the mask of the place that the target itself says.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ class ProbeNet(HeadNet):
     """One mask serves all levels."""
     anchors: ClassVar[int] = 64
     """Places of a text that are taught per step."""
+    is_block: bool = False
+    """A group sees all of itself."""
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
@@ -201,12 +206,13 @@ class ProbeDrafter(SlotDrafter):
             self.told[row] = self.probe.read(scores, index, row).clone() if levels else None
             self.ends[row] = len(view.texts[row])
 
-    def hang(self, own: Proposal, plans: Sequence[Plan]) -> Proposal:
+    def hang(self, own: Proposal, plans: Sequence[Plan], lengths: Sequence[int]) -> Proposal:
         """Return the drafts with groups behind some of their nodes.
 
         Args:
             own: a chain or a tree, perhaps of no nodes.
             plans: per row, which nodes bear groups, and of how many levels.
+            lengths: of the rows' texts.
         """
         soft, width = self.probe.soft(), own.tokens.shape[1]
         parents = [list(range(-1, n - 1)) for n in own.length] if own.parent is None else own.parent.tolist()
@@ -235,10 +241,19 @@ class ProbeDrafter(SlotDrafter):
         is_soft = table[1] >= 0
         inputs = soft[table[1].clamp(min=0)].to(self.adapter.dtype)
         carry = Hung(groups, own.parent is None, own.law)
+        visible = position = None
+        if self.probe.is_block:
+            visible = ancestors(table[0])
+            position = visible.sum(-1) + torch.tensor(lengths, device=visible.device).unsqueeze(1) - 1
+            for row, found in enumerate(groups):
+                for group in found.values():
+                    visible[row, group.start : group.stop, group.start : group.stop] = True
         return Proposal(
             tokens.masked_fill(is_soft, 0),
             length,
             table[0],
+            position,
+            visible,
             inputs=inputs,
             is_soft=is_soft,
             drafts=list(own.length),

@@ -11,16 +11,34 @@ namespace outpace {
 
 // What Python fills in; every field is 8 bytes. Mirrored by the ctypes structure of `laws.py`.
 struct LawCall {
-  int64_t is_bfloat16, count, vocab;
-  const void* logits;  // [count, vocab]
+  int64_t is_bfloat16, count, vocab, barred;  // a token, -1 = none
+  void* logits;        // [count, vocab]; that of the barred token becomes -inf
   int64_t* tokens;     // [count] the likeliest, ties by lowest id; -1 where the law is none
   float* found;        // [4, count] greatest logit, next one, sum of e^(x - greatest), sum of that times (x - greatest)
 };
 
 constexpr int kAhead = 4;  // vectors that do not wait for each other
 
-inline Floats greater(Floats a, Floats b) { return a < b ? b : a; }
-inline Floats lesser(Floats a, Floats b) { return b < a ? b : a; }
+// The second one where either is no number. Named, because compilers make compares and moves of what vectors say.
+#if defined(__AVX512F__)
+inline Floats greater(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline Floats lesser(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+#else
+inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }
+inline Floats lesser(Floats a, Floats b) { return a < b ? a : b; }
+#endif
+
+// Two vectors of logits, in any order.
+template <class Type>
+inline void read_two(const typename Type::Element* from, Floats* two) {
+  if constexpr (Type::kPerWord == 2) {
+    Words both;
+    memcpy(&both, from, sizeof both);
+    two[0] = bits<Floats>(both << 16), two[1] = bits<Floats>(both & 0xffff0000u);
+  } else {
+    two[0] = Type::read(from), two[1] = Type::read(from + kLanes);
+  }
+}
 
 // e^x of x from -87 to 0, to 2e-7: half the work of `exponential`, which also serves what lies outside. The polynomial
 // is 1 at 0, and otherwise of least relative error between the halves of log(2), by Lawson's weighted least squares.
@@ -38,6 +56,7 @@ inline Floats decayed(Floats x) {
 template <class Type>
 class Look {
   using Element = typename Type::Element;
+  static constexpr int kLine = 64 / sizeof(Element);
 
  public:
   Look(const Element* from, int64_t vocab) : from_(from), whole_(vocab / kLanes * kLanes) {
@@ -52,8 +71,8 @@ class Look {
     Floats first[kAhead], second[kAhead], mass[kAhead] = {}, spread[kAhead] = {};
     for (int i = 0; i < kAhead; i++) first[i] = second[i] = splat(-INFINITY);
     each([&](Floats x, int i) {
-      second[i] = greater(second[i], lesser(first[i], x));
-      first[i] = greater(first[i], x);
+      second[i] = greater(lesser(x, first[i]), second[i]);
+      first[i] = greater(x, first[i]);
     });
     for (int i = 1; i < kAhead; i++) {
       second[0] = greater(greater(second[0], second[i]), lesser(first[0], first[i]));
@@ -71,7 +90,7 @@ class Look {
     if (!std::isfinite(*top)) return;
     const Floats greatest = splat(*top), lowest = splat(-87.0f);  // a token below, or forbidden, adds nothing to a float
     each<true>([&](Floats x, int i) {  // the next law comes nearer meanwhile
-      const Floats below = greater(x - greatest, lowest), part = decayed(below);
+      const Floats below = greater(lowest, x - greatest), part = decayed(below);
       mass[i] += part;
       spread[i] = fma(part, below, spread[i]);  // what is no number shows here, whatever its bits
     });
@@ -86,8 +105,10 @@ class Look {
   void each(const Part& part) const {
     int64_t at = 0;
     for (; at + kAhead * kLanes <= whole_; at += kAhead * kLanes) {
-      for (int i = 0; kFetches && i < kAhead; i++) __builtin_prefetch(from_ + whole_ + at + i * kLanes);
-      for (int i = 0; i < kAhead; i++) part(Type::read(from_ + at + i * kLanes), i);
+      for (int i = 0; kFetches && i < kAhead * kLanes; i += kLine) __builtin_prefetch(from_ + whole_ + at + i);
+      Floats x[kAhead];
+      for (int i = 0; i < kAhead; i += 2) read_two<Type>(from_ + at + i * kLanes, x + i);
+      for (int i = 0; i < kAhead; i++) part(x[i], i);
     }
     for (; at < whole_; at += kLanes) part(Type::read(from_ + at), 0);
     part(tail_, 1);
@@ -107,10 +128,11 @@ class Look {
 
 template <class Type>
 void measure_all(const LawCall& call) {
-  const auto* logits = static_cast<const typename Type::Element*>(call.logits);
+  auto* logits = static_cast<typename Type::Element*>(call.logits);
   const int64_t count = call.count;
   for (int64_t at = 0; at < count; at++) {
     float* found = call.found + at;
+    if (call.barred >= 0) logits[at * call.vocab + call.barred] = Type::narrow_one(-INFINITY);
     Look<Type>(logits + at * call.vocab, call.vocab)
         .measure(call.tokens + at, found, found + count, found + 2 * count, found + 3 * count);
   }

@@ -19,7 +19,7 @@ class _Call(Structure):
     """Mirror of the C++ `LawCall`."""
 
     _fields_ = [
-        *[(name, c_int64) for name in ("is_bfloat16", "count", "vocab")],
+        *[(name, c_int64) for name in ("is_bfloat16", "count", "vocab", "barred")],
         *[(name, c_void_p) for name in ("logits", "tokens", "found")],
     ]
 
@@ -31,14 +31,14 @@ def offer(library: ctypes.CDLL) -> None:
     take(partial(_measure, library))
 
 
-def _measure(library: ctypes.CDLL, logits: Tensor) -> Measures | None:
+def _measure(library: ctypes.CDLL, logits: Tensor, barred: int) -> Measures | None:
     """Return what `outpace.sampling.measures.measure` returns; None where the call does not serve such logits."""
     if logits.device.type != "cpu" or logits.dtype not in (torch.float32, torch.bfloat16) or not logits.is_contiguous():
         return None
     rows, places, vocab = logits.shape
     tokens, found = np.empty((rows, places), np.int64), np.empty((4, rows, places), np.float32)
     call = _Call(
-        int(logits.dtype == torch.bfloat16), rows * places, vocab,
+        int(logits.dtype == torch.bfloat16), rows * places, vocab, barred,
         logits.data_ptr(), tokens.ctypes.data, found.ctypes.data,
     )  # fmt: skip
     library.outpace_laws(ctypes.byref(call))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,8 +121,11 @@ def _lay_whole(proposal: Proposal, start: list[int], is_even: bool) -> Layout:
     position = proposal.position
     assert position is not None  # a canvas has no order of its own
     if not is_even:
-        lengths = torch.tensor(proposal.length, device=position.device).unsqueeze(1)
-        position = position.masked_fill(torch.arange(position.shape[1], device=position.device) >= lengths, -1)
+        is_padding = np.arange(position.shape[1]) >= np.array(proposal.length)[:, np.newaxis]
+        if position.is_cpu:  # small arrays: numpy starts sooner
+            position = torch.from_numpy(np.where(is_padding, -1, position.numpy()))
+        else:
+            position = position.masked_fill(torch.from_numpy(is_padding).to(position.device), -1)
     return Layout(proposal.tokens, position, proposal.visible, proposal.ask, start)
 
 

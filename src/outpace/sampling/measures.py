@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from outpace.sampling.truncation import likeliest
 
-__all__ = ["Measures", "measure", "plain_measure", "take"]
+__all__ = ["Measures", "measure", "measure_there", "plain_measure", "take"]
 
 Floats = npt.NDArray[np.float64]
-_offered: list[Callable[[Tensor], Measures | None]] = []
+_offered: list[Callable[[Tensor, int], Measures | None]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +58,37 @@ class Measures:
         return found
 
 
-def take(look: Callable[[Tensor], Measures | None]) -> None:
+def take(look: Callable[[Tensor, int], Measures | None]) -> None:
     """Let compiled code look from now on, wherever it can; it answers None where it cannot."""
     _offered[:] = [look]
 
 
-def measure(logits: Tensor) -> Measures | None:
-    """Return the figures of logits [B, A, V] by compiled code; None where none serves."""
-    return _offered[0](logits) if _offered else None
+def measure(logits: Tensor, barred: int = -1) -> Measures | None:
+    """Return the figures of logits [B, A, V] by compiled code, or of a device; None on a host where no code serves.
+
+    Args:
+        logits: changed in place where a token is barred, whoever looks at them.
+        barred: a token that is ruled out of all laws first; -1 = none.
+    """
+    found = _offered[0](logits, barred) if _offered else None
+    if found is None and barred >= 0:
+        logits[..., barred] = float("-inf")
+    return measure_there(logits) if found is None and not logits.is_cpu else found
 
 
-def plain_measure(logits: Tensor) -> Measures:
-    """Return the same figures of logits [..., V] by tensors, in float64."""
-    wide = logits.double()
+def measure_there(logits: Tensor) -> Measures:
+    """Return the figures of logits [..., V] where they lie, brought to the host in one transfer; sums are float32."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
     best = wide.topk(2, dim=-1).values
     below = wide - best[..., :1]
     part = below.exp()
     moment = (part * below.clamp(min=-100)).sum(-1)
-    figures = (best[..., 0], best[..., 1], part.sum(-1), moment)
-    return Measures(likeliest(logits).cpu().numpy(), *(figure.cpu().numpy() for figure in figures))
+    # A token's number is exact among floats: there are fewer than 2 ** 24.
+    told = torch.stack([likeliest(logits).to(wide.dtype), best[..., 0], best[..., 1], part.sum(-1), moment])
+    tokens, *figures = told.cpu().numpy().astype(np.float64)
+    return Measures(tokens.astype(np.int64), *figures)
+
+
+def plain_measure(logits: Tensor) -> Measures:
+    """Return the same figures of logits [..., V] by tensors, in float64."""
+    return measure_there(logits.double())

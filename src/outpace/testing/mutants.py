@@ -1041,9 +1041,9 @@ CANVAS_MUTANTS = (
     _on_canvas(
         "shift-ignored-together",
         "where all rows step at once, the place before a shifted law is kept",
-        "canvas.together:_held",
-        lambda held: (
-            lambda before, after, parts: held(
+        "canvas.together:_keep",
+        lambda keep: (
+            lambda before, after, parts: keep(
                 before, after, replace(parts, canvas=replace(parts.canvas, logits_shift=False))
             )
         ),

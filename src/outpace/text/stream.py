@@ -11,12 +11,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from os.path import commonprefix
+from typing import Any
+from weakref import WeakKeyDictionary
 
 __all__ = ["TextStream"]
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_CHARACTER = 4  # bytes, hence at most this many tokens make one
 _MANY = 16  # tokens without one whole character, behind which no more are asked for
+
+# Which tokens never show, by whom they are decoded: the same of every text.
+_SILENT: WeakKeyDictionary[Any, dict[int, bool]] = WeakKeyDictionary()
+
+
+def _silent_of(decode: Callable[[list[int]], str]) -> dict[int, bool]:
+    """Return what is known of tokens that never show, shared by all texts that one tokenizer's own `decode` decodes."""
+    owner = getattr(decode, "__self__", None)
+    return {} if owner is None or decode != owner.decode else _SILENT.setdefault(owner, {})
 
 
 class TextStream:
@@ -48,7 +59,7 @@ class TextStream:
     ) -> None:
         self._decode = decode
         self._byte = byte or getattr(getattr(decode, "__self__", None), "byte", None) or _no_byte
-        self._is_silent: dict[int, bool] = {}
+        self._is_silent = _silent_of(decode)
         self._special = dict(special or {})
         self._naming = tuple(stop for stop in stops if any(name in stop for name in self._special.values()))
         self._stops = tuple(stop for stop in stops if stop not in self._naming)

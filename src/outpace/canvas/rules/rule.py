@@ -103,8 +103,8 @@ def surest(score: Floats, is_open: Bools, count: int | Ids) -> Bools:
     """
     size = score.shape[-1]
     if isinstance(count, int) and count == 1:  # as most rules do: no order is needed then
-        best = np.where(is_open, np.fmax(score, LEAST), -np.inf).argmax(-1) if size else -1
-        chosen: Bools = np.arange(size) == np.expand_dims(best, -1)
+        best: Any = np.where(is_open, np.fmax(score, LEAST), -np.inf).argmax(-1) if size else np.int64(-1)
+        chosen: Bools = np.arange(size) == best[..., np.newaxis]
         return chosen & is_open
     return first_ranked(ranks(score, is_open), count) & is_open
 

@@ -72,10 +72,9 @@ class CanvasBatch:
     extra: Any = None
 
     def rule_out(self, logits: Tensor) -> None:
-        """Set the banned tokens of logits [B, A, V] to -inf, in place."""
-        logits[..., self.parts.canvas.mask_id] = float("-inf")  # of every row
+        """Set the banned tokens of logits [B, A, V] to -inf, in place, but for the mask token: that is all rows'."""
         for index, banned in enumerate(self.banned):
-            if len(banned) > 1:
+            if banned.shape[0] > 1:
                 logits[index].index_fill_(-1, banned, float("-inf"))
 
 
@@ -192,9 +191,7 @@ class CanvasMethod(Method):
     def propose(self, view: View, state: CanvasBatch) -> Proposal:
         """Propose every visible place that the cache does not hold, of all that `forwarded` returns."""
         if self._is_together(view, state) and (table := state.canvases.table()) is not None:
-            # A new row holds what the loop's prefill has cached of it.
-            table = replace(table, held=np.array(view.cache.lengths).reshape(-1, 1))
-            return propose_all(table, state.parts, view.device, self.name)
+            return propose_all(table.prefilled(view.cache.lengths), state.parts, view.device, self.name)
         rows = state.canvases.list()
         for index, (row, length) in enumerate(zip(rows, view.cache.lengths, strict=True)):
             if len(row.held) != length:
@@ -225,7 +222,7 @@ class CanvasMethod(Method):
             state.rule_out(scores.logits)
             asked, canvas = proposal.carry, state.parts.canvas
             reading = read_all(scores.logits, asked.places, asked.rows, canvas, view.sampler)
-            return decide_all(asked.rows, advance_all(asked.rows, reading, state.parts))
+            return decide_all(asked.rows, advance_all(asked, reading, state.parts))
         readers = self.readers(scores, view, state)
         steps = [self.take(copies, reader, state.parts) for copies, reader in zip(proposal.carry, readers, strict=True)]
         return self.decide(steps, state)
@@ -235,7 +232,7 @@ class CanvasMethod(Method):
         canvas, rows = state.parts.canvas, state.canvases
         state.rule_out(scores.logits)
         # One look at all laws: what a rule asks of them is then on the host, whatever number of rows there are.
-        known = measure(scores.logits)
+        known = measure(scores.logits, canvas.mask_id)
 
         def reader(index: int) -> ReadCopy:
             logits, sampler = scores.logits[index], view.sampler.rows([index])

@@ -5,6 +5,10 @@ causal attention a mask so sees the text and all that is decided. The mask for a
 where a causal model speaks of it. The first place, as long as nothing behind it is decided, is said by the text's own
 last output, so that a window in which nothing else is near enough is written as by plain decoding.
 
+A model that was taught blocks in both directions (`Adapter.own_mask`) sees all of the window from each of its places,
+and masks stand at their own: that of the first place too, which completes the block and says nothing until some other
+place is decided.
+
 Where settings read the text so far (penalties, bad words, constraints), each place is drawn given those before it, and
 places are decided from left to right: of what a method chooses, the front is decided.
 """
@@ -13,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -40,11 +44,13 @@ class Windows:
         places: per row, those behind its text; none = no window is open. The first one is never decided.
         mask: the mask token, -1 = the model has none.
         limit: positions of the model's context.
+        is_block: a window sees all of itself, and its masks say their own places.
     """
 
     places: list[list[Place]] = field(default_factory=list)
     mask: int = -1
     limit: int = 0
+    is_block: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +117,13 @@ class OpenPlaces(Method):
             ConfigError: the model has no mask.
         """
         target, mask = context.target, context.target.mask_token
+        is_block = mask is None and target.own_mask is not None
+        mask = target.own_mask if is_block else mask
         if mask is None and self.block > 1:
             reason = "The model names no mask token: its config.json has no pard_token."
             raise ConfigError(reason, "Train one (outpace train stories-sets), or use block=1.")
         limit = target.capabilities.max_positions
-        return Windows([[] for _ in context.texts], -1 if mask is None else int(mask), limit)
+        return Windows([[] for _ in context.texts], -1 if mask is None else int(mask), limit, is_block)
 
     def propose(self, view: View, state: Windows) -> Proposal:
         """Lay out each row's window: what is decided, then masks."""
@@ -125,18 +133,22 @@ class OpenPlaces(Method):
         for row, length in enumerate(view.lengths):
             places = self._window(view, state, row)
             shown = [at for at, (token, _) in enumerate(places) if token >= 0]
-            masked = [at for at, (token, _) in enumerate(places) if token < 0 and (at or shown)]
+            # The text itself says a lone place, which needs no block.
+            has_first = bool(shown) or (state.is_block and len(places) > 1)
+            masked = [at for at, (token, _) in enumerate(places) if token < 0 and (at or has_first)]
             tokens.append([places[at][0] for at in shown] + [state.mask] * len(masked))
-            position.append([length + at for at in shown] + [length + at - 1 for at in masked])
+            position.append([length + at for at in shown] + [length + at - (not state.is_block) for at in masked])
         width = max(map(len, tokens))
         if not width:
             return nothing(view)
         table = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=view.device)
-        at = None  # masks alone stand where a chain would
-        if any(token >= 0 for places in state.places for token, _ in places):
+        at = visible = None  # masks alone stand where a chain would
+        if state.is_block:
+            visible = torch.ones(len(tokens), width, width, dtype=torch.bool, device=view.device)
+        if state.is_block or any(token >= 0 for places in state.places for token, _ in places):
             at = torch.tensor([row + [0] * (width - len(row)) for row in position], device=view.device)
         counts = [len(row) for row in tokens]
-        return Proposal(table, counts, position=at, origin=self.name, drafts=[0] * len(counts))
+        return Proposal(table, counts, position=at, visible=visible, origin=self.name, drafts=[0] * len(counts))
 
     def _window(self, view: View, state: Windows, row: int) -> list[Place]:
         """Return a row's places in this step; one at least."""
@@ -151,7 +163,8 @@ class OpenPlaces(Method):
         if self.block == 1:
             return super().accept(proposal, scores, view, state)
         windows = [self._window(view, state, row) for row in range(len(view.texts))]
-        asked = [_asked(places, count) for places, count in zip(windows, proposal.length, strict=True)]
+        pairs = zip(windows, proposal.length, strict=True)
+        asked = [_asked(places, count, state.is_block) for places, count in pairs]
         found = self._draw(asked, scores.logits, view, state.mask)
         is_ordered = self.is_ordered or view.sampler.settings.is_stateful
         texts, rest = list[list[Place]](), list[list[Place]]()
@@ -207,19 +220,23 @@ class OpenPlaces(Method):
     def observe(self, outcome: Outcome, view: View, state: Windows) -> Windows:
         """Take the windows as they are after the step."""
         del view
-        return state if outcome.decision is None else Windows(outcome.decision.carry, state.mask, state.limit)
+        return state if outcome.decision is None else replace(state, places=outcome.decision.carry)
 
 
-def _asked(places: Sequence[Place], count: int) -> list[tuple[int, int]]:
+def _asked(places: Sequence[Place], count: int, is_block: bool) -> list[tuple[int, int]]:
     """Return the open places of a window, each with where its law stands among the asked outputs.
 
     Args:
         places: of the window.
         count: nodes that were forwarded; the last ones may have been left out.
+        is_block: of `Windows`.
     """
     num_shown = sum(token >= 0 for token, _ in places)
     is_open = [at for at, (token, _) in enumerate(places) if token < 0]
-    found = [(at, number + (1 + num_shown if num_shown else 0)) for number, at in enumerate(is_open)]
+    first = 1 + num_shown if num_shown or is_block else 0  # index of the first mask, or of the text's own output
+    found = [(at, first + number) for number, at in enumerate(is_open)]
+    if is_block and not num_shown:
+        found[0] = (0, 0)
     return [(at, index) for at, index in found if index <= count] or [(0, 0)]
 
 

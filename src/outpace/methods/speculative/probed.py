@@ -57,7 +57,7 @@ class Probed(Headed):
         scores = drafts.carry if isinstance(drafts.carry, Tensor) else None
         drafts.carry = None
         drafter: ProbeDrafter = state.drafter
-        return drafter.hang(drafts, self.plans(drafts, scores, view, drafter))
+        return drafter.hang(drafts, self.plans(drafts, scores, view, drafter), view.lengths)
 
     def grow(self, view: View, drafter: Any, reach: list[int]) -> Proposal:
         """Draft as `Headed` does; the best tree tells how likely the walk reaches each node."""

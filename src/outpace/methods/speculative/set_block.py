@@ -5,7 +5,8 @@ Paper: Gat et al. (2025), arXiv 2509.04185, Set Block Decoding (choice=entropy);
 Guarantee: approximate; exact with block=1, which is plain decoding.
 Cost: one forward per step, over the tokens written since the last one and at most `block` masks and decided tokens.
 Differences: what is decided in a block stands before its masks and attention stays causal, so that one training serves
-    all rules; the papers' blocks see all of themselves. Tokens at the front of a block are text as soon as they are
+    all rules; the papers' blocks see all of themselves, as do those of a model that was taught such blocks
+    (Nemotron-Labs-Diffusion). Tokens at the front of a block are text as soon as they are
     decided: a later token never changes them. The text's cache entries are those of the causal model, never of a mask.
 """
 
@@ -49,7 +50,7 @@ class SetBlock(OpenPlaces):
         2025,
         "2509.04185",
         145,
-        "Attention in both directions within a block.",
+        "Training under attention in both directions within a block; a model that was so taught is decoded so.",
         _COMMAND,
     )
     papers: ClassVar[tuple[Paper, ...]] = (
@@ -59,7 +60,7 @@ class SetBlock(OpenPlaces):
             2025,
             "2509.24007",
             157,
-            "Attention in both directions within a block, and its checkpoints, which were not tried.",
+            "Training under attention in both directions within a block, and its checkpoints, which were not tried.",
             _COMMAND,
         ),
     )

@@ -7,8 +7,9 @@ Cost: at most 1 target forward per emitted token, over the drafts and `most` mas
     embedding of weights.
 Differences: the tuned weights are the target's with an adapter, which `outpace train drafter` writes beside the mask
     (load it with --adapter). A target whose files name a mask of its own needs no drafter: of a model trained to fill
-    sets of a block, this is the exact form (SDLM's self-speculative decoding, Liu et al., 2025, arXiv 2509.24007).
-    Drafts are coupled to the target's noise.
+    sets of a block, this is the exact form (SDLM's self-speculative decoding, Liu et al., 2025, arXiv 2509.24007), and
+    of one that was taught blocks in both directions as well (the quadratic mode of Nemotron-Labs-Diffusion, Fu et al.,
+    2026, arXiv 2607.05722). Drafts are coupled to the target's noise.
 """
 
 from __future__ import annotations

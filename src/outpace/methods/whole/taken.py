@@ -40,7 +40,8 @@ class TakenWhole(Method):
 
     def fitted(self, offered: Capabilities) -> tuple[TakenWhole, str]:
         """Return the method with a window no wider than the model's context."""
-        return replace(self, window=min(self.window, offered.max_positions)), ""
+        is_wide = self.window > offered.max_positions
+        return (replace(self, window=offered.max_positions) if is_wide else self), ""
 
     def start(self, context: Context) -> list[Tensor]:
         """Return per row the laws of its text, [N, V]."""
