@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from outpace.errors import ConfigError, ModelError, StorageError
 from outpace.text.ngram import NGram
@@ -97,6 +99,30 @@ def test_a_killed_run_resumes_to_the_same_loss(tmp_path: Path, data: Path, monke
     whole, killed = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
     assert whole["losses"] == killed["losses"]
     assert all(torch.equal(whole["network"][name], killed["network"][name]) for name in whole["network"])
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_a_compiled_loss_with_other_gradients_is_not_used(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, is_wrong: bool
+) -> None:
+    """A compiler that keeps the loss and doubles its gradients is found out by the first step."""
+    calls = [0]
+
+    def compiled(loss: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+        def run(*arguments: object) -> Tensor:
+            calls[0] += 1
+            found = loss(*arguments)
+            return 2 * found - found.detach() if is_wrong else found
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    assert train(TINY, tmp_path / "a", data=data, threads=1, compiled=True) == 0
+    assert calls[0] == (1 if is_wrong else 1 + TINY.steps)
+    assert ("has other gradients" in (tmp_path / "a" / "train.log").read_text()) == is_wrong
+    assert _train(tmp_path / "b", data) == 0
+    one, other = (checkpoint.load(tmp_path / name / "checkpoint.pt")["losses"] for name in ("a", "b"))
+    assert one == other
 
 
 def test_an_interrupt_saves_a_checkpoint_and_exits_130(

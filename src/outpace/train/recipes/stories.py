@@ -92,7 +92,7 @@ _BACKSPACE = Recipe(
     objective="backspace",
     parent="stories-draft",
     asked=16,
-    steps=200,
+    steps=1500,
     gpu_steps=4000,
     rows=8,
     length=96,
@@ -255,6 +255,7 @@ _RECIPES = (
         shape=replace(_BACKSPACE.shape, codes=1024, chosen=32),
         objective="codes",
         asked=384,
+        steps=3000,
     ),
     replace(
         _BACKSPACE,
