@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m outpace.train.nar.frequency", description=__doc__)
     parser.add_argument("models", nargs="*", help="zoo names or directories")
     parser.add_argument("--written", type=Path, nargs="+", default=[], help="targets that teachers wrote, JSON lines")
-    parser.add_argument("--set", default="multi30k:test:en-de")
+    parser.add_argument("--set", nargs="+", default=["multi30k:test:en-de"], help="of one source, read together")
     parser.add_argument("--method", default="one-pass")
     parser.add_argument("--count", type=int, default=0, help="sentences (default: all)")
     parser.add_argument("--bands", type=int, nargs="+", default=BANDS, help="where each band begins, the first 0")
@@ -149,12 +149,12 @@ def _measure(given: argparse.Namespace) -> int:
     from outpace.train.translation_quality import read_set
 
     data = find_data(given.data)
-    source, _, rest = given.set.partition(":")
+    source, _, rest = given.set[0].partition(":")
     counts = word_counts([target for _, target in read_set(f"{source}:train:{rest.partition(':')[2]}", data)])
     if given.written:
         _show_written(given, counts)
     if given.models:
-        _show_models(given, read_set(given.set, data, given.count), counts)
+        _show_models(given, [pair for name in given.set for pair in read_set(name, data, given.count)], counts)
     return 0
 
 

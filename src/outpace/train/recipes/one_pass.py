@@ -304,9 +304,9 @@ _LENGTHS = replace(
 )
 _TEXTS = (
     replace(
-        ONE_PASS_RAW,
+        WRITTEN,
         name="nar-ctc-curriculum",
-        summary="`nar-ctc-raw`, words and phrases before sentences; for research only.",
+        summary="`nar-ctc`, words and phrases before sentences; for research only.",
         curriculum=Curriculum(),
     ),
     replace(
