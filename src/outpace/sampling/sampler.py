@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from outpace.sampling.draws import drawn
+from outpace.sampling.draws import drawn, sampled
 from outpace.sampling.history import History, state_after
 from outpace.sampling.noise import Stream, gumbel, node_key, uniform
 from outpace.sampling.processors import bias, forbid, force
@@ -249,8 +249,12 @@ class Sampler:
         if self.settings.is_greedy:
             best = likeliest(logits)
             return best if ids is None else torch.where(best < 0, -1, ids[best.clamp(min=0)])
-        key = self.noise(stream, position, visit).reshape(-1)
-        law = self.law(logits.reshape(-1, logits.shape[-1]))
+        key, flat = self.noise(stream, position, visit).reshape(-1), logits.reshape(-1, logits.shape[-1])
+        if ids is None and not needs_order(self.settings):
+            found = sampled(flat, self.settings.temperature, key)
+            if found is not None:
+                return found.view(position.shape)
+        law = self.law(flat)
         return self.draw(law if ids is None else law.named(ids), key).view(position.shape)
 
     def margin(self, logits: Tensor, position: int, row: int, visit: int = 0) -> float:
