@@ -13,14 +13,16 @@ import torch
 from outpace.canvas import POLICIES, Canvas, CanvasRow, FixedBlocks, Ranked, Reading, advance, make_policy, read
 from outpace.canvas.parts import Parts
 from outpace.canvas.reading import Readings, read_all
+from outpace.canvas.rules.filtered import FEATURES, Filtered, PlaceFilter
 from outpace.canvas.rules.orders import ORDERS
 from outpace.canvas.rules.paced import Paced
 from outpace.canvas.rules.parallel import EntropyBounded, Factor
 from outpace.canvas.rules.position import Position
+from outpace.canvas.rules.prophet import EarlyCommit
 from outpace.canvas.rules.rule import Rule
 from outpace.canvas.rules.spread import Spread
-from outpace.canvas.table import CanvasRows, RowTable
-from outpace.canvas.together import FAR, advance_all, decide_all, propose_all, serves
+from outpace.canvas.table import FAR, CanvasRows, RowTable
+from outpace.canvas.together import advance_all, decide_all, propose_all, serves
 from outpace.canvas.window import lay_window, propose_windows
 from outpace.methods.diffusion.base import CanvasMethod
 from outpace.methods.diffusion.eb_sampler import EbSampler
@@ -32,6 +34,7 @@ from outpace.testing.world import PROMPTS, drive, make_run
 from outpace.types import FinishReason
 
 VOCAB, MASK, ENDS = 12, 11, (3, 5)
+FILTER = PlaceFilter(*(np.random.default_rng(3).normal(size=size) for size in ((4, len(FEATURES) + 1), 5)), VOCAB)
 BACKGROUND = np.linspace(0.0, 0.3, VOCAB)
 RULES: list[Rule] = [
     *(Ranked(order) for order in ORDERS),
@@ -43,6 +46,10 @@ RULES: list[Rule] = [
     EntropyBounded(1.5),
     EntropyBounded(0.8, "margin"),
     Position(0.1, 1.2, 2, BACKGROUND),
+    EarlyCommit(Ranked("margin"), (2.5, 2.0, 1.0)),
+    EarlyCommit(Spread(Ranked(), 5), (2.0, math.inf, 1.5), is_whole=True),
+    Filtered(0.4),
+    Filtered(0.55, FILTER),
 ]
 CANVASES = [
     Canvas(MASK),
@@ -295,3 +302,5 @@ def test_rows_are_a_list_to_some_and_a_table_to_others() -> None:
     table = CanvasRows([rows[1], scattered]).table()
     assert table is not None
     same_row(table.row(1), scattered)
+    for row, expected in zip(CanvasRows(table).rows([1, 0, 1]), (scattered, rows[1], scattered), strict=True):
+        same_row(row, expected)

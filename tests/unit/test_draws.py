@@ -7,7 +7,7 @@ import torch
 
 from outpace.bench import draws
 from outpace.kernels import load_library
-from outpace.sampling.draws import contenders, drawn, plain_drawn
+from outpace.sampling.draws import contenders, drawn, plain_drawn, sampled
 from outpace.sampling.noise import gumbel
 
 pytestmark = pytest.mark.skipif(load_library() is None, reason="no compiled kernels here")
@@ -45,11 +45,30 @@ def test_rows_that_are_no_laws_do_no_harm() -> None:
     logits[2] = float("nan")
     key, sound = torch.arange(4), torch.tensor([0, 3])
     assert torch.equal(drawn(logits, key)[sound], plain_drawn(logits, key)[sound])
-    logits[2] = float("-inf")  # more tokens than there is room for
+    logits[2] = float("-inf")
+    assert torch.equal(drawn(logits, key)[sound], plain_drawn(logits, key)[sound])
+    logits[2] = 1e300  # more tokens than there is room for
     assert contenders(logits, key) is None
     assert torch.equal(drawn(logits, key)[sound], plain_drawn(logits, key)[sound])
     for other in (logits.float(), logits[:, ::2]):
         assert contenders(other, key) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
+def test_logits_as_they_come_are_drawn_as_their_quotients(temperature: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for vocab in (1, 31, 700):
+        logits = (3 * torch.randn(60, vocab, generator=generator)).to(dtype)
+        logits[torch.rand(logits.shape, generator=generator) < 0.1] = float("-inf")
+        logits[:, vocab // 2] = 2.0
+        logits[7, 0], logits[8, -1], logits[9] = float("nan"), float("inf"), float("-inf")
+        key = torch.randint(-(2**62), 2**62, (60,), generator=generator)
+        expected = plain_drawn(logits.double() / temperature, key)
+        expected[7:10] = -1
+        found = sampled(logits, temperature, key)
+        assert found is not None
+        assert torch.equal(found, expected)
 
 
 def test_the_bench_times_both_ways(capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,9 @@ def _their_forward(model: Any, lm: LanguageModel, tokens: torch.Tensor, held: in
     return forward
 
 
-def overhead_ms(lm: LanguageModel, prompts: list[str], max_tokens: int, rows: int = 1, **settings: Any) -> float:
+def overhead_ms(
+    lm: LanguageModel, prompts: list[str], max_tokens: int, rows: int = 1, temperature: float = 0.0, **settings: Any
+) -> float:
     """Return milliseconds per step outside forwards, median over three rounds, of plain decoding of one token per step.
 
     Args:
@@ -127,12 +129,14 @@ def overhead_ms(lm: LanguageModel, prompts: list[str], max_tokens: int, rows: in
         prompts: each written by itself with one row, else repeated up to so many rows side by side.
         max_tokens: per row.
         rows: side by side.
+        temperature: of the draws; 0 = the likeliest tokens.
         settings: of the method.
     """
     batches = [[prompt] for prompt in prompts] if rows == 1 else [[prompts[i % len(prompts)] for i in range(rows)]]
     found: list[float] = []
     for batch in batches * 3:
-        results = lm.generate(batch, method="masked-diffusion", options=settings, max_tokens=max_tokens)
+        given: dict[str, Any] = {"options": settings, "max_tokens": max_tokens, "temperature": temperature}
+        results = lm.generate(batch, method="masked-diffusion", **given)
         timing, steps = results[0].timing, max(result.usage.num_steps for result in results)
         found.append(1e3 * (timing["decode_s"] - timing["score_s"]) / steps)
     return statistics.median(found)
@@ -152,7 +156,7 @@ def _work(given: argparse.Namespace) -> None:
         print(Table("", ("cached", "tokens", "ours, ms", "transformers, ms", "ratio"), cells).markdown())
         prompts = ["Once upon a time", "The little dog wanted to", "One day, a girl named Lily"]
         for rows in (1, given.rows):
-            found = overhead_ms(lm, prompts, 64, rows, cache=given.cache)
+            found = overhead_ms(lm, prompts, 64, rows, given.temperature, cache=given.cache)
             print(f"\noutside forwards, {rows} rows: {found:.3f} ms per step")
 
 
@@ -169,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--rows", type=int, default=32, help="rows side by side, for what a step costs outside forwards"
     )
     parser.add_argument("--cache", default="auto", help="the cache policy, for the same")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of the draws, for the same")
     parser.add_argument("--dtype", default="auto")
     return run_command(parser, _work, arguments)
 

@@ -82,6 +82,16 @@ class Reading:
         probs = self.probs.double()
         return _host(-(probs * probs.clamp(min=1e-300).log()).sum(-1))
 
+    @cached_property
+    def gap(self) -> Floats:
+        """[A] difference of the two greatest logits."""
+        if self.measured is not None:
+            with np.errstate(invalid="ignore"):
+                return self.measured.top - self.measured.second
+        best = self.logits.double().topk(2, dim=-1).values.cpu().numpy()
+        found: Floats = best[..., 0] - best[..., 1]
+        return found
+
     @property
     def is_broken(self) -> bool:
         """Whether some place has no law."""
@@ -151,6 +161,11 @@ class PartReading(Reading):
     def entropy(self) -> Floats:
         """[A], as in `Reading`."""
         return self.whole.entropy[self.index]
+
+    @cached_property
+    def gap(self) -> Floats:
+        """[A], as in `Reading`."""
+        return self.whole.gap[self.index]
 
 
 def read(

@@ -15,7 +15,9 @@ import numpy.typing as npt
 
 from outpace.canvas.row import Bools, CanvasRow, Floats, Ids
 
-__all__ = ["CanvasRows", "RowTable"]
+__all__ = ["FAR", "CanvasRows", "RowTable"]
+
+FAR = 1 << 40  # stands for a place where a row has fewer than others
 
 Number = TypeVar("Number", np.int64, np.float64)
 _NONE = -2  # no token, and no mask
@@ -87,6 +89,12 @@ class RowTable:
         # The places in the order of their slots come behind all places without one.
         held = np.arange(count) if self.slot is None else self.slot[at].argsort()[self.slot.shape[1] - count :]
         return CanvasRow(tokens, given, log_probs, prompt, base, end, ends, visit, step, age, held, self.memo[at])
+
+    def rows(self, index: Sequence[int]) -> RowTable:
+        """Return some of the rows, in that order, as wide as all of them."""
+        at = list(index)
+        arrays = {name: value[at] for name, value in self.__dict__.items() if isinstance(value, np.ndarray)}
+        return self.but(**arrays, memo=[self.memo[row] for row in at])
 
     def prefilled(self, lengths: Sequence[int]) -> RowTable:
         """Return the rows with what the loop's prefill has cached of new ones, whose caches are so long."""
@@ -161,7 +169,7 @@ class CanvasRows(Sequence[CanvasRow]):
 
     def rows(self, index: Sequence[int]) -> CanvasRows:
         """Return some of the rows, in that order."""
-        return CanvasRows([self.list()[at] for at in index])
+        return CanvasRows([self.list()[at] for at in index] if self._table is None else self._table.rows(index))
 
     def join(self, others: Sequence[CanvasRows]) -> CanvasRows:
         """Return the rows of several, these among them."""

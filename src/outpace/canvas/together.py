@@ -19,12 +19,10 @@ from outpace.canvas.parts import Parts
 from outpace.canvas.policies import Step
 from outpace.canvas.reading import Reading
 from outpace.canvas.row import Bools, Canvas, Ids
-from outpace.canvas.table import RowTable, first_of
+from outpace.canvas.table import FAR, RowTable, first_of
 from outpace.types import Decision, Proposal
 
-__all__ = ["FAR", "Asked", "Steps", "advance_all", "decide_all", "propose_all", "serves"]
-
-FAR = 1 << 40  # stands for a place where a row asks for fewer than others
+__all__ = ["Asked", "Steps", "advance_all", "decide_all", "propose_all", "serves"]
 
 
 def serves(parts: Parts) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, c_int64, c_void_p
+from ctypes import Structure, c_double, c_int64, c_void_p
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,7 @@ from outpace.sampling.draws import take
 
 __all__ = ["offer"]
 
+_KINDS = (torch.float64, torch.float32, torch.bfloat16)
 _ROOM = 64  # a law seldom leaves more than a dozen
 
 
@@ -21,8 +22,9 @@ class _Call(Structure):
     """Mirror of the C++ `DrawCall`."""
 
     _fields_ = [
-        *[(name, c_int64) for name in ("count", "vocab", "room")],
-        *[(name, c_void_p) for name in ("logits", "keys", "found", "sizes")],
+        *[(name, c_int64) for name in ("count", "vocab", "room", "bytes")],
+        ("temperature", c_double),
+        *[(name, c_void_p) for name in ("logits", "keys", "found", "sizes", "sound")],
     ]
 
 
@@ -33,14 +35,18 @@ def offer(library: ctypes.CDLL) -> None:
     take(partial(_contenders, library))
 
 
-def _contenders(library: ctypes.CDLL, logits: Tensor, key: Tensor) -> Tensor | None:
-    """Return what `outpace.sampling.draws.contenders` returns; None where a row has too many, or is of another kind."""
-    if logits.dtype != torch.float64 or not logits.is_contiguous() or not key.is_contiguous() or not logits.numel():
+def _contenders(library: ctypes.CDLL, logits: Tensor, temperature: float, key: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return what `outpace.sampling.draws.contenders` returns, and which laws [N] are any.
+
+    None where a row has too many, or is of another kind.
+    """
+    if logits.dtype not in _KINDS or not logits.is_contiguous() or not key.is_contiguous() or not logits.numel():
         return None
     count, vocab = logits.shape
-    found, sizes = np.empty((count, _ROOM), np.int64), np.empty(count, np.int64)
+    found, sizes, sound = np.empty((count, _ROOM), np.int64), np.empty(count, np.int64), np.empty(count, np.int64)
     call = _Call(
-        count, vocab, _ROOM, logits.data_ptr(), key.data_ptr(), found.ctypes.data, sizes.ctypes.data,
+        count, vocab, _ROOM, logits.element_size(), temperature,
+        logits.data_ptr(), key.data_ptr(), found.ctypes.data, sizes.ctypes.data, sound.ctypes.data,
     )  # fmt: skip
     library.outpace_draws(ctypes.byref(call))
     most = int(sizes.max())
@@ -48,4 +54,4 @@ def _contenders(library: ctypes.CDLL, logits: Tensor, key: Tensor) -> Tensor | N
         return None
     # A row with fewer than the others names its first one again, behind the rest: a tie goes to what comes first.
     ids = np.where(np.arange(most) < sizes[:, None], found[:, :most], found[:, :1])
-    return torch.from_numpy(ids)
+    return torch.from_numpy(ids), torch.from_numpy(sound.astype(np.bool_))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from outpace.sampling.draws import drawn
+from outpace.sampling.draws import drawn, sampled
 from outpace.sampling.history import History, state_after
 from outpace.sampling.noise import Stream, gumbel, node_key, uniform
 from outpace.sampling.processors import bias, forbid, force
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["History", "Law", "Sampler"]
 
+_NEAR = 1 << 17  # logits whose float64 lie in a second-level cache
 LARGEST = 1e38  # a bias or penalty beyond it counts as this much: float32 holds it, with any logit on top
 
 
@@ -249,9 +250,20 @@ class Sampler:
         if self.settings.is_greedy:
             best = likeliest(logits)
             return best if ids is None else torch.where(best < 0, -1, ids[best.clamp(min=0)])
-        key = self.noise(stream, position, visit).reshape(-1)
-        law = self.law(logits.reshape(-1, logits.shape[-1]))
-        return self.draw(law if ids is None else law.named(ids), key).view(position.shape)
+        key, flat = self.noise(stream, position, visit).reshape(-1), logits.reshape(-1, logits.shape[-1])
+        if ids is None and not needs_order(self.settings):
+            found = sampled(flat, self.settings.temperature, key)
+            if found is not None:
+                return found.view(position.shape)
+        # On a host few whole laws at a time, so that what is computed of them lies in a near cache.
+        is_whole = flat.is_cpu and not self.settings.top_k
+        size = max(1, _NEAR // flat.shape[-1] if is_whole else len(flat))
+        found = torch.empty(len(flat), dtype=torch.int64, device=flat.device)
+        for begin in range(0, len(flat), size):
+            part = slice(begin, begin + size)
+            law = self.law(flat[part])
+            found[part] = self.draw(law if ids is None else law.named(ids), key[part])
+        return found.view(position.shape)
 
     def margin(self, logits: Tensor, position: int, row: int, visit: int = 0) -> float:
         """Return how far the pick at one node is from being another token.

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import CanvasRow, Floats
-from outpace.canvas.rules.rule import Choice, Rule, eligible, surest
+from outpace.canvas.row import Bools, CanvasRow, Floats
+from outpace.canvas.rules.rule import Rule, eligible, surest
+from outpace.canvas.table import RowTable
 from outpace.errors import ConfigError
 
 __all__ = ["FEATURES", "Filtered", "PlaceFilter", "features", "read_filter"]
@@ -39,9 +40,10 @@ class PlaceFilter:
     vocab_size: int
 
     def score(self, known: Floats) -> Floats:
-        """Return [A] the probability that each place is written rightly now, of [A, F] features."""
-        inner = np.tanh(known @ self.hidden[:, :-1].T + self.hidden[:, -1])
-        found: Floats = 1 / (1 + np.exp(-(inner @ self.out[:-1] + self.out[-1])))
+        """Return [..., A] the probability that each place is written rightly now, of [..., A, F] features."""
+        # Not as matrix products, whose sums depend on how many places there are.
+        inner = np.tanh((known[..., np.newaxis, :] * self.hidden[:, :-1]).sum(-1) + self.hidden[:, -1])
+        found: Floats = 1 / (1 + np.exp(-((inner * self.out[:-1]).sum(-1) + self.out[-1])))
         return found
 
 
@@ -57,37 +59,39 @@ class Filtered(Rule):
     threshold: float
     learned: PlaceFilter | None = None
 
-    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
-        """Decide for one row."""
+    def writes(self, reading: Reading, row: CanvasRow | RowTable, memo: Any) -> Bools:
+        """Return the surest place, and all that reach the threshold."""
+        del memo
         is_open = eligible(reading, row)
         score = reading.confidence if self.learned is None else self.learned.score(features(reading, row))
-        return Choice(surest(score, is_open, 1) | (is_open & (score >= self.threshold)), memo=memo)
+        return surest(score, is_open, 1) | (is_open & (score >= self.threshold))
 
 
-def features(reading: Reading, row: CanvasRow) -> Floats:
-    """Return [A, F] what a filter knows of each place, in the order of `FEATURES`.
+def features(reading: Reading, row: CanvasRow | RowTable) -> Floats:
+    """Return [..., A, F] what a filter knows of each place, in the order of `FEATURES`.
 
     The drawn token's probability, -log2 of the rest; the law's entropy in nats; how far the two likeliest lie apart;
     one over the distance to the nearest decided place on the left and on the right; the open share of the block.
     """
     sure = np.clip(reading.confidence, 0.0, 1.0)
-    is_open = np.zeros(len(row.tokens) + 1, dtype=np.bool_)
-    is_open[reading.places] = True
-    place = np.arange(len(is_open))
-    left = np.maximum.accumulate(np.where(is_open, -1, place))
-    right = np.minimum.accumulate(np.where(is_open, len(is_open), place)[::-1])[::-1]
-    at, size = reading.places, max(row.end - row.base, 1)
-    top = reading.top_two
+    size = row.tokens.shape[-1]
+    is_open = np.zeros((*reading.places.shape[:-1], size + 2), dtype=np.bool_)
+    np.put_along_axis(is_open, np.minimum(reading.places, size + 1), True, -1)  # what is no place goes last, and off
+    is_open, place = is_open[..., :-1], np.arange(size + 1)
+    left = np.maximum.accumulate(np.where(is_open, -1, place), axis=-1)
+    right = np.minimum.accumulate(np.where(is_open, size + 1, place)[..., ::-1], axis=-1)[..., ::-1]
+    at, top = np.minimum(reading.places, size), reading.top_two
+    share = reading.within(row.end).sum(-1, keepdims=True) / np.maximum(row.end - row.base, 1)
     columns = (
         sure,
         -np.log2(1 - sure + 2**-16) / 16,
         reading.entropy / 4,
-        top[:, 0] - top[:, 1],
-        1 / (at - left[at]),
-        1 / (right[at] - at),
-        np.full(len(at), reading.within(row.end).sum() / size),
+        top[..., 0] - top[..., 1],
+        1 / np.maximum(at - np.take_along_axis(left, at, -1), 1),
+        1 / np.maximum(np.take_along_axis(right, at, -1) - at, 1),
+        np.broadcast_to(share, at.shape),
     )
-    return np.stack(columns, axis=1)
+    return np.stack(columns, axis=-1)
 
 
 @functools.lru_cache(maxsize=4)

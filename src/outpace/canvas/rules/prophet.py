@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,9 @@ import numpy as np
 
 from outpace.canvas.blocks import Schedule
 from outpace.canvas.reading import Reading
-from outpace.canvas.row import Bools, Canvas, CanvasRow
-from outpace.canvas.rules.rule import Choice, Rule
+from outpace.canvas.row import Bools, Canvas, CanvasRow, Floats
+from outpace.canvas.rules.rule import Rule
+from outpace.canvas.table import FAR, RowTable
 
 __all__ = ["EarlyCommit"]
 
@@ -23,7 +23,7 @@ class EarlyCommit(Rule):
     """Another rule, until the mean gap over a region passes what the progress asks for.
 
     Attributes:
-        inner: writes until then.
+        inner: writes until then; stated over arrays.
         gaps: the mean difference of the two greatest logits that commits, up to 0.33, up to 0.67 and beyond;
             infinite = never.
         is_whole: the region is every undecided place that was asked, not the block in work alone.
@@ -37,26 +37,30 @@ class EarlyCommit(Rule):
         """Return what the inner rule remembers."""
         return self.inner.start(row, canvas, schedule)
 
-    def choose(self, reading: Reading, row: CanvasRow, memo: Any) -> Choice:
-        """Decide for one row."""
-        region = np.ones(len(reading.places), dtype=np.bool_) if self.is_whole else reading.within(row.end)
-        limit = self.gaps[int(np.searchsorted(STAGES, self.progress(reading, row, region), side="right"))]
-        if math.isfinite(limit) and mean_gap(reading, region) >= limit:
-            return Choice(region if reading.waits is None else region & ~reading.waits, memo=memo)
-        return self.inner.choose(reading, row, memo)
+    def writes(self, reading: Reading, row: CanvasRow | RowTable, memo: Any) -> Bools:
+        """Return all that is left of the region, or what the inner rule writes."""
+        region = reading.within(FAR if self.is_whole else row.end)
+        limit = np.array(self.gaps)[np.searchsorted(STAGES, self.progress(reading, row, region), side="right")]
+        commits = np.isfinite(limit) & (mean_gap(reading, region)[..., np.newaxis] >= limit)
+        rest = region if reading.waits is None else region & ~reading.waits
+        return np.where(commits, rest, self.inner.writes(reading, row, memo))
 
-    def progress(self, reading: Reading, row: CanvasRow, region: Bools) -> float:
-        """Return the decided share, from 0 to 1, of the block or of the whole text.
+    def progress(self, reading: Reading, row: CanvasRow | RowTable, region: Bools) -> Floats:
+        """Return the decided share [..., 1], from 0 to 1, of the block or of the whole text.
 
         Places of the text that the model cannot see yet (later blocks under block attention) count as undecided.
         """
-        live = row.live()
-        begin, end = (row.prompt, live) if self.is_whole else (row.base, min(row.end, live))
-        reached = max(row.end, int(reading.places[-1]) + 1) if self.is_whole else end
-        return 1 - (int(region.sum()) + max(end - reached, 0)) / (end - begin)
+        live, masked = row.live(), region.sum(-1, keepdims=True)
+        if not self.is_whole:
+            return np.asarray(1 - masked / (np.minimum(row.end, live) - row.base))
+        last = np.where(region, reading.places, -1).max(-1, keepdims=True)
+        unseen = np.maximum(live - np.maximum(row.end, last + 1), 0)
+        return np.asarray(1 - (masked + unseen) / (live - row.prompt))
 
 
-def mean_gap(reading: Reading, region: Bools) -> float:
-    """Return the mean over a region [A] of the difference between the two greatest logits."""
-    best = reading.logits[region].double().topk(2, dim=-1).values
-    return float((best[:, 0] - best[:, 1]).mean())
+def mean_gap(reading: Reading, region: Bools) -> Floats:
+    """Return the mean [...] over a region [..., A] of the difference between the two greatest logits."""
+    # Added one by one, so that a row that asks for fewer places than others has the sum that it has alone.
+    total = np.where(region, reading.gap, 0.0).cumsum(-1)[..., -1]
+    found: Floats = total / np.maximum(region.sum(-1), 1)
+    return found
