@@ -77,13 +77,6 @@ _TINY = Recipe(
     long_share=0.0,
     sources=(tiny_stories(),),
 )
-_DEEP = replace(
-    _TINY,
-    name="stories-positions-deep",
-    summary="A causal Llama of ten narrow layers; what `stories-no-positions-deep` is compared with. For research.",
-    shape=replace(_TINY.shape, hidden=96, layers=10, heads=3, kv_heads=3, ffn=256),
-    steps=3000,
-)
 _VERSES = LlamaShape(hidden=96, layers=2, heads=3, kv_heads=3, head_dim=32, ffn=256, vocab=1280, context=256)
 _BACKSPACE = Recipe(
     name="stories-backspace",
@@ -118,13 +111,6 @@ _RECIPES = (
         name="stories-no-positions",
         summary="`stories-positions` without positions: causal attention alone tells what came first. For research.",
         shape=replace(_TINY.shape, rotary=False),
-    ),
-    _DEEP,
-    replace(
-        _DEEP,
-        name="stories-no-positions-deep",
-        summary="`stories-positions-deep` without positions: depth tells places apart. For research.",
-        shape=replace(_DEEP.shape, rotary=False),
     ),
     replace(
         _TINY,
