@@ -74,7 +74,57 @@ def test_a_burst_of_one_is_ordinary_sampling_in_the_order(model: AnyOrderModel, 
         assert one.log_probs == pytest.approx(chances, abs=1e-9)
 
 
-@pytest.mark.parametrize("method", [AnySubset(), AnySubset(most=2, order="plain"), SigmaGpt()], ids=str)
+def bursts(net: AnyOrderNet, one: Row, orders: int) -> tuple[list[int], int]:
+    """Write a row by bursts, a whole forward per place and per order; return it, and how many a method takes."""
+    text, sampler, nfe = [*one.tokens[: one.num_prompt], *one.canvas], Sampler(WARM, [one.key]), 0
+    ranks = uniform(sampler.noise(Stream.ORDER, torch.zeros(1, dtype=torch.int64)), torch.arange(len(text)))[0]
+    order = sorted(range(len(text)), key=lambda place: (text[place] < 0, float(ranks[place])))
+    known = sum(token >= 0 for token in text)
+    while known < len(text):
+        nfe, open_ones, given = nfe + 1, order[known:], torch.tensor([text]).clamp(min=0)
+        noise = sampler.noise(Stream.DRAFT, torch.tensor([open_ones]), known)[0]
+        laws, drawn = {}, {}
+        for at, place in enumerate(open_ones):
+            others = [other for other in open_ones if other != place]
+            laws[place] = net(given, torch.tensor([[*order[:known], place, *others]]))[0, known]
+            drawn[place] = int(sampler.draw(sampler.law(laws[place][None]), noise[at : at + 1])[0])
+        text[open_ones[0]], known, left = drawn[open_ones[0]], known + 1, open_ones[1:]
+        if not left:
+            break
+        nfe += 1
+        accept = sampler.noise(Stream.ACCEPT, torch.tensor([left]), known - 1)
+        chance = dict(zip(left, uniform(accept, torch.zeros(1, dtype=torch.int64))[0, :, 0].tolist(), strict=True))
+        more = sampler.noise(Stream.ORDER, torch.zeros(1, dtype=torch.int64), known)
+        shuffled = uniform(more, torch.arange((orders - 1) * len(left)))[0].view(orders - 1, len(left)).argsort(1)
+        best: tuple[int, list[int]] = (-1, left)
+        for way in [left, *([left[rank] for rank in row] for row in shuffled.tolist())]:
+            filled = torch.tensor([[drawn.get(place, token) for place, token in enumerate(text)]])
+            joint = net(filled, torch.tensor([[*order[:known], *way]]))[0, known:]
+            ratios = [float((joint[at, drawn[p]] - laws[p][drawn[p]]).exp()) for at, p in enumerate(way)]
+            kept = next((at for at, p in enumerate(way) if chance[p] >= ratios[at]), len(way))
+            best = (kept, way) if kept > best[0] else best
+        order = [*order[:known], *best[1]]
+        for place in best[1][: best[0]]:
+            text[place] = drawn[place]
+        known += best[0]
+    return text[one.num_prompt :], nfe
+
+
+def test_of_several_orders_the_one_that_keeps_most_is_taken(model: AnyOrderModel) -> None:
+    nfe = {}
+    for orders in (1, 5):
+        nfe[orders] = 0
+        for number in range(3):
+            one = row(number, [-1] * 9, (5,))
+            count = write(SigmaGpt(orders=orders), model, [one])
+            assert (one.written, count) == bursts(model.net, one, orders)
+            nfe[orders] += count
+    assert nfe[5] < nfe[1]
+
+
+@pytest.mark.parametrize(
+    "method", [AnySubset(), AnySubset(most=2, order="plain"), SigmaGpt(), SigmaGpt(orders=3)], ids=str
+)
 def test_given_pieces_stay_and_a_ragged_row_is_the_row_alone(model: AnyOrderModel, method: Method) -> None:
     rows = [row(0, REST), row(1, [-1] * 9, (5,)), row(2, [7, 8], (3, 3, 3))]
     write(method, model, rows)

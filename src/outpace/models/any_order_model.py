@@ -74,8 +74,7 @@ class AnyOrderModel(Adapter):
         self.check(outputs, skip)
         if inputs is None or visible is None:
             raise CapabilityError(_NEEDS_PLACES, "Use any-subset or sigma-gpt.")
-        cache.check_room(tokens.shape[1])
-        cache.stage(position)
+        cache.stage(position)  # nothing is ever kept, so that there is room for any forward
         cache.counter.add(tokens.numel(), self.capabilities.num_layers)
         laws = self.net.read(inputs.to(self.dtype), visible.unsqueeze(1))
         return Scores(laws if ask is None else laws.gather(1, ask.unsqueeze(-1).expand(-1, -1, laws.shape[-1])))

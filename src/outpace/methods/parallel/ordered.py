@@ -36,6 +36,7 @@ class OrderedRow:
         banned: [K] tokens that may not be written.
         stop: where the burst under test ends in the order; 0 = none is.
         drafts: laws [N, V] of the burst's places behind its first; None = no burst is under test.
+        tried: orders of those N places that are tested side by side, each with its own sight; the first is as drawn.
         is_broken: a law was none.
     """
 
@@ -47,13 +48,22 @@ class OrderedRow:
     banned: Tensor
     stop: int = 0
     drafts: Tensor | None = None
+    tried: tuple[tuple[int, ...], ...] = ()
     is_broken: bool = False
 
     def inputs(self, most: int, start: tuple[int, int]) -> tuple[list[tuple[int, int, int]], int]:
-        """Return token, place and next place of each input of the next forward, and which is the first one asked."""
+        """Return token, place and next place of each input of the next forward, and which is the first one asked.
+
+        A burst under test is laid once for each of its orders, behind what is known.
+        """
         before = [start, *((self.tokens[place], place) for place in self.order)]
         if self.stop:
-            return [(*before[at], self.order[at]) for at in range(self.stop)], self.known
+            laid = [(*before[at], self.order[at]) for at in range(self.known)]
+            for ranks in self.tried:
+                tested = [self.order[self.known + rank] for rank in ranks]
+                own = [before[self.known], *((self.tokens[place], place) for place in tested)]
+                laid += [(*own[at], place) for at, place in enumerate(tested)]
+            return laid, self.known
         stop = min(len(self.order), self.known + most) if most else len(self.order)
         laid = [(*before[min(at, self.known)], self.order[at]) for at in range(stop)]
         return laid or [(*start, 0)], self.known
@@ -136,6 +146,9 @@ class OrderedMethod(Method):
             sight = torch.ones(size, size, dtype=torch.bool).tril()
             if not row.stop:
                 sight[first:, first:] = torch.eye(size - first, dtype=torch.bool)
+            elif len(row.tried) > 1:  # orders do not see each other
+                ways = torch.arange(size - first) // (row.stop - first)
+                sight[first:, first:] &= ways[:, None] == ways
             visible[at, :size, :size] = sight
             ask[at, : size - first] = torch.arange(first, size)
         soft = state.target.laid(*table.to(view.device).unbind(-1))
@@ -181,7 +194,8 @@ class OrderedMethod(Method):
         stop = row.stop or (min(len(row.order), before + self.most) if self.most else len(row.order))
         if before == stop:  # everything was given
             return row
-        law = sampler.law(sampler.process(logits[: stop - before].index_fill(-1, row.banned, float("-inf")), None))
+        count = (stop - before) * (len(row.tried) if row.stop else 1)
+        law = sampler.law(sampler.process(logits[:count].index_fill(-1, row.banned, float("-inf")), None))
         after = replace(row, tokens=list(row.tokens), log_probs=list(row.log_probs))
         if not bool(law.is_sound.all()):
             after.is_broken = True
@@ -197,10 +211,16 @@ class OrderedMethod(Method):
         after.log_probs[row.order[before]] = float(probs[0, drawn[0]].log())
         after.known += 1
         after.stop, after.drafts = (stop, probs[1:]) if stop > after.known else (0, None)
+        after.tried = self._tried(sampler, stop - after.known, after.known) if after.stop else ()
         return after
 
+    def _tried(self, sampler: Sampler, count: int, known: int) -> tuple[tuple[int, ...], ...]:
+        """Return the orders in which a burst's places are tested."""
+        del sampler, known
+        return (tuple(range(count)),)
+
     def _tested(self, sampler: Sampler, row: OrderedRow, probs: Tensor, places: Tensor, visit: int) -> OrderedRow:
-        """Keep the drafts of a burst up to the first rejection."""
+        """Keep the drafts of a burst up to the first rejection, in the order that keeps most."""
         assert row.drafts is not None
         tested = row.order[row.known : row.stop]
         chances = uniform(sampler.noise(Stream.ACCEPT, places, visit), torch.zeros(1, dtype=torch.int64))[0, :, 0]
@@ -211,11 +231,20 @@ class OrderedMethod(Method):
             return int((law / noise.to(law.device)).argmax())
 
         drafts = torch.tensor([row.tokens[place] for place in tested], device=probs.device)
-        kept = keep_drafts(
-            drafts, probs, row.drafts, lambda at, keep: float(chances[at]) < keep, redraw if self.redraws else None
-        )
-        for at, (place, token) in enumerate(zip(tested, kept, strict=False)):
-            row.tokens[place], row.log_probs[place] = token, float(probs[at, token].log())
+        best, kept, said = row.tried[0], list[int](), probs
+        for ranks, laws in zip(row.tried, probs.split(len(tested)), strict=True):
+            own = torch.tensor(ranks, device=probs.device)
+            own_chances = chances[own.to(chances.device)].tolist()
+
+            def is_kept(at: int, keep: float, own_chances: list[float] = own_chances) -> bool:
+                return own_chances[at] < keep
+
+            found = keep_drafts(drafts[own], laws, row.drafts[own], is_kept, redraw if self.redraws else None)
+            if ranks is row.tried[0] or len(found) > len(kept):
+                best, kept, said = ranks, found, laws
+        row.order = [*row.order[: row.known], *(tested[rank] for rank in best), *row.order[row.stop :]]
+        for at, (rank, token) in enumerate(zip(best, kept, strict=False)):
+            row.tokens[tested[rank]], row.log_probs[tested[rank]] = token, float(said[at, token].log())
         row.known += len(kept)
-        row.stop, row.drafts = 0, None
+        row.stop, row.drafts, row.tried = 0, None, ()
         return row
