@@ -111,6 +111,7 @@ def test_answers_to_tasks_are_examples_too(tmp_path: Path, capsys: pytest.Captur
     assert filter_main([*asked, "--tasks", "copy,insert"]) == 0
     assert "of them right" in capsys.readouterr().out
     assert read_filter(str(tmp_path / "f.json")).vocab_size == 8192
+    assert filter_main([*asked, "--texts", "-3", "--tasks", "copy"]) == 2
     assert filter_main([*asked, "--tasks", "chess"]) == 2
     assert "no task 'chess'" in capsys.readouterr().err
 

@@ -108,3 +108,5 @@ def test_gaps_are_middle_sentences_and_mistakes_are_told(capsys: pytest.CaptureF
     assert "0 steps were asked for" in capsys.readouterr().err
     assert main(["--models", "stories-draft", "--draws", "1"]) == 2
     assert "Texts are compared." in capsys.readouterr().err
+    assert main(["--models", "stories-draft", "--temperatures", "nan"]) == 2
+    assert "temperatures from 0.01" in capsys.readouterr().err

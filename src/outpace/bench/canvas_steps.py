@@ -26,6 +26,7 @@ from outpace.bench.report import Table
 from outpace.bench.rounds import in_turns, timed
 from outpace.bench.stats import median_ratio
 from outpace.errors import ConfigError, ModelError
+from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
 from outpace.models.opening import locate
 
 __all__ = ["main", "overhead_ms", "step_times"]
@@ -143,6 +144,9 @@ def overhead_ms(
 
 
 def _work(given: argparse.Namespace) -> None:
+    if given.rows < 1 or given.repeats < 1:
+        raise ConfigError("There is nothing to measure.", "Give at least 1 to --rows and --repeats.")
+    MaskedDiffusion(cache=given.cache)  # refuses an unknown one before anything is measured
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(locate(given.model)[0])
         if given.params:

@@ -28,7 +28,7 @@ from torch import Tensor
 from outpace.bench.command import new_parser, run_command
 from outpace.bench.machine import describe
 from outpace.bench.report import Report, Table, new_report
-from outpace.errors import ConfigError
+from outpace.errors import ConfigError, ModelError
 from outpace.train.data import EOS_ID
 from outpace.train.flow import STOP, FlowTrainer, Gap, drawn, gaps, log_law, log_rewards, prompt_of
 from outpace.train.network import Llama, LlamaShape
@@ -141,21 +141,25 @@ def run_stories(
         temperatures: of the draws.
 
     Raises:
-        ConfigError: no gap, fewer than two draws, or a temperature of 0 or less.
-        ModelError: a directory that `outpace train` did not write.
+        ConfigError: no gap, fewer than two draws, or a temperature below 0.01 or above 100.
+        ModelError: a directory that `outpace train` did not write, a masked model, or one of another vocabulary.
     """
     from outpace.models.loading import resolve
     from outpace.train.data import find_data
     from outpace.train.export import load_network, load_tokenizer
     from outpace.train.sources import held_out_stories
 
-    if count < 1 or draws < 2 or min(temperatures) <= 0:
-        raise ConfigError("Texts are compared.", "Ask for a gap or more, two draws or more, and temperatures above 0.")
+    if count < 1 or draws < 2 or not all(0.01 <= heat <= 100 for heat in temperatures):
+        reason = "Ask for a gap or more, two draws or more, and temperatures from 0.01 to 100."
+        raise ConfigError("Texts are compared.", reason)
     teller, tokenizer = load_network(resolve(_TELLER)), load_tokenizer(resolve(_TELLER))
     [stop] = tokenizer.encode(STOP).ids
     most = FLOWS["stories-infill"].most
     found = gaps(held_out_stories(find_data(data)), lambda text: tokenizer.encode(text).ids, most)[:count]
     asked = {Path(name).name: (load_network(resolve(name)), prompt_of) for name in models}
+    for name, (network, _) in asked.items():
+        if not network.shape.causal or network.shape.vocab != teller.shape.vocab:
+            raise ModelError(f"{name} does not write from left to right in the words of {_TELLER}.", "Leave it out.")
     rows = []
     for name, (network, prompt) in ({f"{_TELLER}, from the left": (teller, _from_left)} | asked).items():
         prompts = [prompt(gap) for gap in found for _ in range(draws)]

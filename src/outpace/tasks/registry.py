@@ -80,7 +80,7 @@ def training_examples(name: str, num: int) -> Iterator[Example]:
     """
     task, left = Task(name), num
     for seed in count():
-        if not left:
+        if left <= 0:
             return
         example = task.sample(seed)
         if not example.is_test:

@@ -84,7 +84,7 @@ def load_network(directory: Path) -> Llama:
     """The training network of a zoo directory, in float32.
 
     Raises:
-        ModelError: When a file is missing.
+        ModelError: When a file is missing, or it holds a network of another kind.
     """
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -93,7 +93,10 @@ def load_network(directory: Path) -> Llama:
         raise ModelError(
             f"{directory} is no model of the zoo", "Give a directory that `outpace train` wrote."
         ) from error
-    network = Llama(shape_of(config))
+    try:
+        network = Llama(shape_of(config))
+    except KeyError as error:
+        raise ModelError(f"{directory} holds no Llama: {error} is not told", "Give one of the zoo's.") from error
     network.load_state_dict({name: weight.float() for name, weight in weights.items()})
     return network.eval()
 

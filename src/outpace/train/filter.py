@@ -27,6 +27,7 @@ from outpace.canvas.row import CanvasRow, Floats, Ids
 from outpace.canvas.rules.filtered import FEATURES, PlaceFilter, features
 from outpace.canvas.rules.ranked import Ranked
 from outpace.canvas.rules.rule import Choice
+from outpace.errors import ConfigError
 from outpace.failures import guarded
 from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
 from outpace.tasks import training_examples
@@ -111,6 +112,8 @@ def fit(examples: Examples, vocab_size: int, width: int = 16, steps: int = 600, 
 
 
 def _work(given: argparse.Namespace) -> int:
+    if given.texts < 1:
+        raise ConfigError(f"{given.texts} texts were asked for.", "A filter learns from one text or more.")
     given.out.parent.mkdir(parents=True, exist_ok=True)  # before the minutes that the texts take
     torch.set_num_threads(given.threads)
     lm = load(given.model)

@@ -91,7 +91,8 @@ class Trainer(Loop):
     mixture: DataMixture
     compiled: bool = False
     _loss: Callable[..., Tensor] = field(init=False)
-    _compiled: Callable[..., Tensor] | None = field(init=False)  # until the first step has tried it
+    _compiled: Callable[..., Tensor] | None = field(init=False)  # None = not used
+    _tried: set[tuple[int, ...]] = field(init=False, default_factory=set)  # shapes that it was tried with
 
     def __post_init__(self) -> None:
         """Build the optimisers, and compile the loss where that is possible."""
@@ -118,14 +119,18 @@ class Trainer(Loop):
     def loss(self) -> Tensor:
         """Return the loss of the step's rows."""
         arguments = self._arguments()
-        if self._compiled is not None:
-            # PyTorch 2.13 compiles SequenceMatch to the right loss with wrong gradients: its word is not taken for it.
-            if _same_gradients(self.network, self._compiled, self._loss, arguments):
-                self._loss = self._compiled
-            else:
+        if self._compiled is None:
+            return self._loss(self.network, *arguments)
+        # PyTorch 2.13 compiles SequenceMatch to the right loss with wrong gradients: its word is not taken for it, nor
+        # for another size of the rows, which is compiled anew.
+        shape = tuple(next(one for one in arguments if isinstance(one, Tensor)).shape)
+        if shape not in self._tried:
+            self._tried.add(shape)
+            if not _same_gradients(self.network, self._compiled, self._loss, arguments):
                 log.warning("compiled, the loss has other gradients: it is computed as it is written")
-            self._compiled = None
-        return self._loss(self.network, *arguments)
+                self._compiled = None
+                return self._loss(self.network, *arguments)
+        return self._compiled(self.network, *arguments)
 
     def described(self) -> Export:
         """Return the model as it is now, as its files tell it."""

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from outpace.errors import ConfigError
 from outpace.failures import guarded
 from outpace.train.bleu import bleu, tokenise
 from outpace.train.data import find_data
@@ -150,6 +151,9 @@ def _measure(given: argparse.Namespace) -> int:
 
     data = find_data(given.data)
     source, _, rest = given.set[0].partition(":")
+    kinds = {(name.partition(":")[0], name.rpartition(":")[2]) for name in given.set}
+    if len(kinds) > 1:
+        raise ConfigError("The sets are of several sources or directions.", "Words are counted in one training set.")
     counts = word_counts([target for _, target in read_set(f"{source}:train:{rest.partition(':')[2]}", data)])
     if given.written:
         _show_written(given, counts)
