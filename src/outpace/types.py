@@ -124,6 +124,15 @@ class Capabilities:
         """Whether text is written on a canvas: not every position waits for all before it."""
         return self.attention != "causal"
 
+    @property
+    def plain_method(self) -> str:
+        """The name of the method that writes where nobody names one, and that others are compared with."""
+        if self.is_one_pass:
+            return "one-pass"
+        if self.attention == "any-order":
+            return "sigma-gpt"
+        return "masked-diffusion" if self.is_canvas else "autoregressive"
+
 
 @dataclass(frozen=True, slots=True)
 class Outputs:

@@ -136,6 +136,34 @@ def test_several_samples_are_a_list(cli: Command, tiny: Path) -> None:
     assert cli("generate", *arguments).out == "\n---\n".join(sample["text"] for sample in shown) + "\n"
 
 
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        ("translate", "autoregressive"),
+        ("translate-fast", "one-pass"),
+        ("stories-mask", "masked-diffusion"),
+        ("stories-block", "masked-diffusion"),
+    ],
+)
+def test_where_nobody_names_a_method_one_that_fits_the_model_writes(cli: Command, model: str, method: str) -> None:
+    here = written(cli, "Lily went", "--model", model, "--max-tokens", 12)
+    there = outpace.load(model).generate("Lily went", max_tokens=12)
+    assert (here["method"], here["tokens"]) == (there.method, there.tokens) == (method, there.tokens)
+
+
+def test_a_model_s_files_may_ask_for_beams_or_its_card_for_a_method(cli: Command, tmp_path: Path) -> None:
+    asked, carded = tmp_path / "beams", tmp_path / "carded"
+    shutil.copytree(zoo.path("translate"), asked)
+    shutil.copytree(zoo.path("translate-fast"), carded)
+    wishes = json.loads((asked / "generation_config.json").read_text(encoding="utf-8"))
+    (asked / "generation_config.json").write_text(json.dumps({**wishes, "num_beams": 2}), encoding="utf-8")
+    (carded / "card.md").write_text("# carded\n\n- method: ctc-beam-search\n", encoding="utf-8")
+    for model, method in ((asked, "beam-search"), (carded, "ctc-beam-search")):
+        here = written(cli, "Ich habe keine Zeit.", "--model", model)
+        there = outpace.load(model).generate("Ich habe keine Zeit.")
+        assert (here["method"], here["tokens"]) == (there.method, there.tokens) == (method, there.tokens)
+
+
 def test_the_prompt_may_come_from_standard_input(cli: Command, tiny: Path) -> None:
     given = cli("generate", "the fox é", "--model", tiny, "--max-tokens", 5)
     for arguments in (["-"], []):

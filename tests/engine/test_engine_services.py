@@ -110,12 +110,14 @@ def test_masked_models_are_served() -> None:
     run(lambda: Engine(masked), use)
 
 
-def test_encoder_decoders_are_served() -> None:
-    lm = outpace.load("translate")
+@pytest.mark.parametrize(("name", "method"), [("translate", "autoregressive"), ("translate-fast", "one-pass")])
+def test_encoder_decoders_are_served(name: str, method: str) -> None:
+    lm = outpace.load(name)
     asks = [Ask(prompt=text, arguments={"max_tokens": 12}) for text in ("The dog is here.", "I see the house.")]
 
     async def use(engine: Engine) -> None:
         assert engine.traits.is_encoder_decoder and not engine.traits.has_hidden
+        assert engine.traits.plain_method == method
         for ask, (results, _) in zip(asks, await asyncio.gather(*(answer(engine, ask) for ask in asks)), strict=True):
             assert [told(result) for result in results] == wanted(lm, ask.prompt, dict(ask.arguments))
 

@@ -60,7 +60,7 @@ def governed(lm: LanguageModel, law: Any) -> LanguageModel:
     for one in [read_law(one) if isinstance(one, str) else one for one in given]:
         if isinstance(one, Control) and one.is_model and not lm.target.capabilities.is_canvas:
             site, other = _site(lm), lm.ending_with(lm.end_tokens)
-            other.target, other.tokenizer, lm = one.target(site), one.tokenizer(site), other
+            other.target, other.tokenizer, other.method, lm = one.target(site), one.tokenizer(site), "", other
     return lm
 
 

@@ -76,6 +76,7 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
         is_canvas=offered.is_canvas,
         has_text=lm.tokenizer is not None,
     )
+    arguments.setdefault("method", lm.method or offered.plain_method)
     request, settings = split(arguments)
     search, options = read_search(request.search, request.method, request.options)
     if search is not None and search.draws and "temperature" not in arguments:

@@ -21,6 +21,13 @@ def check_method(
 ) -> tuple[Method, int | None]:
     """Build a method from its options and see that it and its drafters fit a model, by the model's config alone.
 
+    Args:
+        model: as it is named.
+        name: of the method; "" = how the model is decoded where nobody says.
+        options: of the method, as they are written.
+        law, card: as `outpace.load` and its `generate` take them.
+        num_samples: texts from each prompt.
+
     Returns:
         The method and the model's vocabulary size (None = known only once the model is loaded).
 
@@ -29,7 +36,7 @@ def check_method(
     """
     from outpace.methods.registry import load_method
 
-    method = load_method(name).from_settings(options)
+    method = load_method(name).from_settings(options) if name else None  # a mistake there is told first
     from outpace.heads.files import is_head
     from outpace.heads.foreign.layouts import is_foreign
     from outpace.methods.misfit import check_fit, check_partner, check_search
@@ -37,10 +44,14 @@ def check_method(
     from outpace.models.loading import resolve
     from outpace.models.opening import offered_by
     from outpace.sampling import Sampling
-    from outpace.zoo import drafter_of
+    from outpace.zoo import drafter_of, method_of
 
+    offered = offered_by(model, card) if method is None else None
+    if method is None:
+        plain = "autoregressive" if offered is None else offered.plain_method
+        method = load_method(method_of(model) or plain).from_settings(options)
     check_search(method, Sampling(**(law or {})), num_samples)
-    offered = offered_by(model, card)
+    offered = offered or offered_by(model, card)
     if offered is None:  # a model that only transformers can load is checked when it is loaded
         return method, None
     check_fit(method, offered)

@@ -52,7 +52,6 @@ from outpace.cli.values import (
 from outpace.errors import ConfigError
 from outpace.failures import FAILURE, INTERRUPTED, interruptible, tell
 from outpace.sampling.settings import Sampling
-from outpace.zoo import method_of
 
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
@@ -119,7 +118,7 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="How to decode; `outpace methods` lists all (default: as the model's files ask, else plain)."
+            help="How to decode; `outpace methods` lists all (default: as the model's files ask, else what fits it)."
         ),
     ] = None,
     search: SearchName = None,
@@ -204,7 +203,7 @@ def generate(
         batch_size=batch_size,
         processes=tensor_parallel,
         model=model,
-        method=method or method_of(model),
+        method=method,
         search=search,
         options=options(option or []),
         is_chat=chat or any(it is not None for it in (system, tools, documents, template, chat_variable)),
@@ -409,7 +408,7 @@ def _check(request: _Asked) -> Method:
         request.found_by, rest = read_search(request.search, request.method or "autoregressive", request.options)
         request.options = dict(rest or {})
     given = (request.options, request.law, request.load["card"], request.run["num_samples"])
-    method, vocab_size = check_method(request.model, request.method or "autoregressive", *given)
+    method, vocab_size = check_method(request.model, request.method or "", *given)
     if vocab_size is not None and any(not 0 <= token < vocab_size for token in request.law.get("logit_bias", ())):
         raise ConfigError("A logit bias is for a token outside the vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
     return method

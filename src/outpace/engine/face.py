@@ -147,6 +147,7 @@ class Traits:
         defaults: what its generation_config.json asks for, by argument.
         end_tokens: ids that end a text.
         has_hidden: texts can be embedded.
+        plain_method: the method that writes where neither a request nor the server names one.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Traits:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     end_tokens: tuple[int, ...] = ()
     has_hidden: bool = False
+    plain_method: str = "autoregressive"
 
 
 @dataclass(slots=True)

@@ -120,7 +120,9 @@ class Auto(Method):
         )
 
     def fitted(self, offered: Capabilities) -> tuple[Method, str]:
-        """Leave out the arms that the model does not allow, down to plain decoding."""
+        """Leave out the arms that the model does not allow, down to plain decoding; one pass needs no drafts."""
+        if offered.is_one_pass:
+            return load_method(offered.plain_method)(), "The method 'auto' takes this model's whole text at once."
         arms = _made(self.arms)
         kept = [arm for arm in arms if not misfits(arm, offered) and arm.needs.width <= offered.max_positions]
         if len(kept) == len(arms):

@@ -30,7 +30,6 @@ _SURELY_FIT = 16  # characters per token of the context, up to which nobody coun
 _SLACK = 4  # times the characters of the longest tokens: some tokenizers drop or join what they do not know
 _MOST_BIASES, _MOST_WORDS, _MOST_TOP = 1024, 128, 20
 _MOST_DRAFTED = 1024  # of any option that is a number, unless its default is larger
-_PLAIN, _CANVAS_PLAIN = "autoregressive", "masked-diffusion"
 _FREE_OPTIONS = ("arms", "delimiters", "marks", "strategy")  # texts that name no file
 _READ_ELSEWHERE = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "json_schema", "regex", "ebnf")
 _SAME = (  # fields that ours have the name of, too
@@ -281,7 +280,7 @@ def _held(extra: Extra, found: dict[str, Any], settings: ServerSettings) -> dict
         ConfigError: there is no such search or method.
     """
     assert extra.search is not None
-    kind, name, options = load_search(extra.search), extra.method or _PLAIN, dict(extra.options)
+    kind, name, options = load_search(extra.search), extra.method or "autoregressive", dict(extra.options)
     fields = {field.name: field for part in (load_method(name), kind) for field in dataclasses.fields(part)}
     for key, value in extra.options.items():
         field, where = fields.get(key.replace("-", "_")), f"outpace.options.{key}"
@@ -352,7 +351,7 @@ def method(extra: Extra, engine: Face, settings: ServerSettings) -> dict[str, An
         Refused: a draft budget that the method has no setting for, or an option that names a file or is too large.
         ConfigError: there is no such method.
     """
-    plain = _CANVAS_PLAIN if engine.traits.is_canvas else _PLAIN
+    plain = engine.traits.plain_method
     if extra.draft == 0:
         if extra.method not in (None, plain) or extra.options:
             raise _wrong("outpace.draft", "outpace.draft is 0 beside a method. Leave one of them out.")
@@ -361,7 +360,7 @@ def method(extra: Extra, engine: Face, settings: ServerSettings) -> dict[str, An
     options = dict(extra.options)
     if name is None:
         name = settings.method
-        if engine.traits.is_canvas and name == "auto":
+        if name == "auto" and plain != "autoregressive":  # it drafts for models that write from left to right
             name = plain
         options = {**settings.options, **options} if name == settings.method else options
     fields = {field.name: field for field in dataclasses.fields(load_method(name))}

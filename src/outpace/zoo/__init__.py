@@ -107,8 +107,8 @@ def drafter_of(model: str) -> str:
 
 
 def method_of(model: str) -> str:
-    """Return how a model is decoded where nobody says: as the card of a shipped one names, else plainly."""
-    return (card(model).method if model in names() else "") or "autoregressive"
+    """Return the method that the card of a shipped model, or of a directory that was trained here, names; "" = none."""
+    return card(model).method if model in names() else _fact(_read(Path(model) / "card.md"), "method")
 
 
 def _read(file: Path) -> str:
