@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from outpace.api.engine import LanguageModel, load
+from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
 from outpace.methods.parallel.jacobi import Jacobi
 from outpace.methods.speculative.draft_model import DraftModel
@@ -17,7 +20,7 @@ from outpace.run.row import Row
 from outpace.testing.certificate import Certificate
 from outpace.testing.certify import PROMPTS as SAMPLES
 from outpace.testing.certify import SETTINGS, Flip, Line, certify, certify_model, logit_drift, own_prompts
-from outpace.testing.certify_all import Entry, certifiable, certify_all
+from outpace.testing.certify_all import Entry, certifiable, certify_all, entry_of
 from outpace.testing.plan import OutOfTime, Plan, Progress
 from outpace.testing.world import PROMPTS, drafter_for, target_for
 from outpace.types import Decision, Proposal, Scores, View
@@ -279,3 +282,11 @@ def test_methods_that_would_decode_plainly_are_named_and_not_run() -> None:
 def test_a_refusal_is_no_failure() -> None:
     (entry,) = certify_all("stories", ["pard"], limit_s=10.0, jobs=1)  # its drafter ships, but has no mask for places
     assert "pard_token" in entry.reason and not entry.is_failure
+
+
+def test_what_went_wrong_is_told_from_what_was_refused() -> None:
+    for error, is_failure in ((ConfigError("No."), False), (CapabilityError("No."), False), (ValueError("No."), True)):
+        done: Future[Any] = Future()
+        done.set_exception(error)
+        entry = entry_of("some", done)
+        assert entry.is_failure == is_failure and "No." in entry.reason

@@ -5,13 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from threading import Thread
 
 import torch
 
 from outpace.api.engine import LanguageModel, load
-from outpace.errors import ConfigError, OutpaceError
+from outpace.errors import CapabilityError, ConfigError, OutpaceError
 from outpace.heads.find import find_head
 from outpace.methods.base import Method
 from outpace.methods.misfit import misfits
@@ -20,7 +22,7 @@ from outpace.testing.certify import Certificate, Plan, certify_model, working_dt
 from outpace.types import Guarantee
 from outpace.zoo import drafter_of
 
-__all__ = ["Entry", "certifiable", "certify_all"]
+__all__ = ["Entry", "certifiable", "certify_all", "entry_of"]
 
 _PLAIN = "autoregressive"
 
@@ -151,23 +153,36 @@ def certify_all(
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_set_up, initargs=(model, dtype, threads)) as pool:
         waiting = {pool.submit(_certify, method, seed, limit_s): method.name for method in methods}
         for done in as_completed(waiting):
-            name, error = waiting[done], done.exception()
-            if isinstance(error, ConfigError):  # refused before it began: its drafter is of another kind, say
-                yield Entry(name, reason=str(error))
-            elif error is not None:
-                yield Entry(name, reason=f"{type(error).__name__}: {error}", is_failure=True)
-            else:
-                yield Entry(name, done.result())
+            yield entry_of(waiting[done], done)
+
+
+def entry_of(name: str, done: Future[Certificate]) -> Entry:
+    """Return what became of a method: its certificate, why it was refused, or what went wrong."""
+    error = done.exception()
+    if error is None:
+        return Entry(name, done.result())
+    if isinstance(error, ConfigError | CapabilityError):  # before it began: its drafter is of another kind, say
+        return Entry(name, reason=str(error))
+    return Entry(name, reason=f"{type(error).__name__}: {error}", is_failure=True)
 
 
 _loaded: dict[str, LanguageModel] = {}  # of a worker process
 
 
 def _set_up(model: str, dtype: str, threads: int) -> None:
+    Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _loaded["exact"] = load(model, dtype="float64")
     if (lower := working_dtype(_loaded["exact"], dtype)) != "float64":
         _loaded["rounded"] = load(model, dtype=lower)
+
+
+def _leave_with_parent() -> None:
+    """End this process when the one that started it is gone; a pool sees to that after Ctrl-C alone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _certify(method: Method, seed: int, limit_s: float) -> Certificate:
