@@ -24,7 +24,7 @@ _BITS = 8
 
 
 class RoundedKernels:
-    """The kernels of this package under `outpace.models.transformer.Kernels`, with weights of 8 bits."""
+    """The kernels of this package under `outpace.models.kernel_contract.Kernels`, with weights of 8 bits."""
 
     def supports(self, spec: Spec) -> bool:
         """Return whether decoders of this shape can be compiled."""

@@ -20,13 +20,14 @@ from outpace.models.gguf import GgufTensors
 from outpace.models.gguf_config import gguf_config
 from outpace.models.hfquant_files import QuantisedFiles
 from outpace.models.hfquant_settings import read_quantisation
+from outpace.models.kernel_contract import Kernels
 from outpace.models.lookup import find_family, make_spec
 from outpace.models.lora import AdaptedFiles, has_adapter
 from outpace.models.parallel import Split, SplitTransformer
 from outpace.models.seq2seq.families import is_pair
 from outpace.models.spec import Spec, spec_capabilities
 from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
-from outpace.models.transformer import Kernels, Transformer
+from outpace.models.transformer import Transformer
 from outpace.models.weights import can_pack
 from outpace.text.files import read_object
 from outpace.text.gguf_file import find_gguf, read_gguf

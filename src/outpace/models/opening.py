@@ -13,6 +13,7 @@ from outpace.models import any_order, diffusion_gemma, recurrent
 from outpace.models.byte_model import ByteModel, ByteNames, Voice, cover_rules
 from outpace.models.checkpoint import check_checkpoint
 from outpace.models.editing.files import is_editor, open_editor
+from outpace.models.kernel_contract import Kernels
 from outpace.models.loading import (
     load_model,
     pick_device,
@@ -27,7 +28,6 @@ from outpace.models.lora import base_directory
 from outpace.models.nar import files as nar
 from outpace.models.nets.files import MODEL_TYPE, open_net
 from outpace.models.parallel import Split
-from outpace.models.transformer import Kernels
 from outpace.text.byte_index import END
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter, Capabilities

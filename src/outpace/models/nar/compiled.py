@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from outpace.models.editing.encoder import Layer
+from outpace.models.kernel_contract import Kernels
 from outpace.models.seq2seq.adapter import EncoderDecoder
 from outpace.models.seq2seq.pair import PairSpec
 from outpace.models.spec import Spec
-from outpace.models.transformer import Kernels
 from outpace.models.weights import CrossWeights, LayerWeights, Matrix, Norm, Weights
 from outpace.types import Outputs
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from outpace.errors import ModelError, nearest
+from outpace.models.kernel_contract import Kernels
 from outpace.models.rounded import joined
-from outpace.models.transformer import Kernels
 from outpace.text.files import read_object
 
 from .model import NarModel

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from outpace.cache import Cache
+from outpace.models.kernel_contract import Kernels
 from outpace.models.one_pass import OnePassModel, end_law
-from outpace.models.transformer import Kernels
 
 from .compiled import compile_net
 from .network import NarNet, Pass

@@ -15,8 +15,9 @@ from torch import Tensor
 from outpace.cache import Cache
 from outpace.errors import ConfigError
 from outpace.models.graphs import Graphs
+from outpace.models.kernel_contract import Kernels
 from outpace.models.seq2seq.pair import PairSpec
-from outpace.models.transformer import Kernels, Transformer
+from outpace.models.transformer import Transformer
 from outpace.models.weights import Weights
 from outpace.types import Outputs
 

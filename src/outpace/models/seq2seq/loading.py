@@ -9,13 +9,13 @@ import torch
 
 from outpace.errors import ModelError
 from outpace.models.checkpoint import check_checkpoint
+from outpace.models.kernel_contract import Kernels, Shelf
 from outpace.models.loading import list_sources, loading_notes, pick_device, pick_dtype, read_config
 from outpace.models.seq2seq.adapter import EncoderDecoder
 from outpace.models.seq2seq.assemble import assemble_pair
 from outpace.models.seq2seq.families import find_pair, make_pair
 from outpace.models.seq2seq.pair import PairSpec
 from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
-from outpace.models.transformer import Kernels, Shelf
 from outpace.models.weights import can_pack
 from outpace.text.files import read_object
 from outpace.types import Capabilities
