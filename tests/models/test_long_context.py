@@ -95,8 +95,8 @@ def test_a_long_context_costs_memory_only_where_it_is_used(is_compiled: bool, tm
     ids = torch.zeros(1, 1 + FIRST_SLOTS, dtype=torch.int64)
     lm.target.score(ids, torch.arange(ids.shape[1])[None], None, cache, ask=torch.tensor([[0]]))
     assert cache.slots == 2 * FIRST_SLOTS
-    compiled = getattr(lm.target, "_compiled", None)
-    rotation = (compiled or lm.target)._rotation
+    compiled = lm.target._compiled
+    rotation = compiled._rotation if compiled is not None else lm.target._layouts.rotation
     assert max(len(cos) for tables in rotation._known.values() for cos, _ in tables) <= 4 * FIRST_SLOTS
 
 
@@ -126,4 +126,4 @@ def test_few_phases_are_kept(tmp_path: Path) -> None:
     lm = LanguageModel(load_model(tmp_path, "float64"))
     for size in range(SHORT + 1, SHORT + 4 + MOST_PHASES):
         lm.generate(IDS[:size], max_tokens=1)
-    assert len(lm.target._rotation._known) == MOST_PHASES
+    assert len(lm.target._layouts.rotation._known) == MOST_PHASES
