@@ -107,14 +107,14 @@ def test_drafts_obey_forced_codes(target: CodedTransformer, method: str) -> None
     assert lm.generate(TEXT, law=law, method=method, **given).tokens == forced != plain_text
     assert lm.generate(TEXT, law="codes:", **given).tokens == plain_text
     other = target.forcing({0: [3], 1: [7, 9]})
-    other.forced = {}
+    other.layers.forced = {}
     assert torch.equal(law_of(other, TEXT), law_of(target, TEXT))  # the model that others use stays as it is
 
 
 def test_recorded_codes_are_those_of_each_place(target: CodedTransformer) -> None:
     active = activity(target, TEXT)
     assert active.shape == (2, len(TEXT), 40) and bool((active.sum(-1) == 3).all())
-    assert torch.equal(active[:, :5], activity(target, TEXT[:5])) and target.seen is None
+    assert torch.equal(active[:, :5], activity(target, TEXT[:5])) and target.layers.seen is None
 
 
 @pytest.mark.parametrize(

@@ -48,14 +48,15 @@ TOPICS = 8  # of the toy
 
 def activity(target: CodedTransformer, ids: Sequence[int]) -> Tensor:
     """Return [layers, T, C] bool: which codes a model chooses at each token of a text."""
-    target.seen, found = [], list[Tensor]()
+    layers, found = target.layers, list[Tensor]()
+    layers.seen = []
     try:
         text_states(target, [*ids, ids[-1]])  # all tokens but the last are read
-        for layer, codes in enumerate(target.codes):
-            chosen = torch.cat(target.seen[layer :: len(target.codes)])
+        for layer, codes in enumerate(layers.codes):
+            chosen = torch.cat(layers.seen[layer :: len(layers.codes)])
             found.append(torch.zeros(len(ids), len(codes), dtype=torch.bool).scatter_(1, chosen, True))
     finally:
-        target.seen = None
+        layers.seen = None
     return torch.stack(found)
 
 

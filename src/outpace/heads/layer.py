@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from outpace.cache import FIRST_SLOTS, Cache, Counter
 from outpace.heads.draft import HeadDrafter, SlotDrafter
 from outpace.heads.model import HeadModel
-from outpace.models.transformer import rms_norm
+from outpace.models.layers import rms_norm
 from outpace.types import Context, Outcome, View
 
 __all__ = [

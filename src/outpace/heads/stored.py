@@ -33,10 +33,11 @@ from outpace.heads.modules import Map, Module, ModuleDrafter, Modules
 from outpace.heads.mtp import one_layer
 from outpace.heads.net import Batch, HeadConfig, HeadNet, Lesson
 from outpace.models.assemble import assemble_layer
+from outpace.models.layers import rms_norm
 from outpace.models.loading import open_tensors, read_config
 from outpace.models.lookup import find_family, make_spec
 from outpace.models.tensors import TensorFiles, find_tensor_files, one_thread
-from outpace.models.transformer import Transformer, rms_norm
+from outpace.models.transformer import Transformer
 from outpace.types import Adapter, Context
 
 __all__ = ["Layout", "find_layout", "has_modules", "open_stored"]

@@ -10,7 +10,7 @@ Differences: the paper has codebooks behind attention too, and grouped ones.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from outpace.errors import ConfigError, ModelError
+from outpace.models.layers import Layers
 from outpace.models.spec import Spec
 from outpace.models.tensors import TensorFiles
 from outpace.models.transformer import Transformer
 from outpace.models.weights import LayerWeights, Weights
 
-__all__ = ["CODES", "CodedTransformer", "chosen_codes", "read_codes", "summed_codes"]
+__all__ = ["CODES", "CodedLayers", "CodedTransformer", "chosen_codes", "read_codes", "summed_codes"]
 
 CODES = "model.layers.{}.mlp.codes"
 
@@ -68,6 +69,31 @@ def read_codes(config: Mapping[str, Any], files: TensorFiles, spec: Spec, like: 
     return found, count
 
 
+class CodedLayers(Layers):
+    """Layers with a codebook behind each feed-forward.
+
+    Args:
+        spec: the decoder's shape.
+        layers: their weights.
+        codes: per layer [C, hidden].
+        count: codes that are summed.
+    """
+
+    def __init__(self, spec: Spec, layers: Sequence[LayerWeights], codes: list[Tensor], count: int) -> None:
+        super().__init__(spec)
+        self.codes, self.count = codes, count
+        self.forced: dict[int, Tensor] = {}  # by layer
+        self.seen: list[Tensor] | None = None  # where codes are recorded, [N, count] per layer and forward
+        self._index = {id(layer): index for index, layer in enumerate(layers)}
+
+    def mlp(self, w: LayerWeights, x: Tensor) -> Tensor:
+        """Return the sum of the codes nearest to what a layer's feed-forward says."""
+        said, index = super().mlp(w, x), self._index[id(w)]
+        if self.seen is not None:
+            self.seen.append(chosen_codes(said, self.codes[index], self.count))
+        return summed_codes(said, self.codes[index], self.count, self.forced.get(index))
+
+
 class CodedTransformer(Transformer):
     """A decoder with a codebook behind each feed-forward layer.
 
@@ -77,12 +103,11 @@ class CodedTransformer(Transformer):
         count: codes that are summed.
     """
 
+    layers: CodedLayers
+
     def __init__(self, spec: Spec, weights: Weights, codes: list[Tensor], count: int, pack: bool | None = None) -> None:
         super().__init__(spec, weights, pack)
-        self.codes, self.count = codes, count
-        self.forced: dict[int, Tensor] = {}  # by layer
-        self.seen: list[Tensor] | None = None  # where codes are recorded, [N, count] per layer and forward
-        self._index = {id(layer): index for index, layer in enumerate(weights.layers)}
+        self.layers = CodedLayers(spec, weights.layers, codes, count)
 
     def forcing(self, codes: Mapping[int, list[int]]) -> CodedTransformer:
         """Return this decoder with codes of some layers forced at every place; weights are shared.
@@ -90,18 +115,14 @@ class CodedTransformer(Transformer):
         Raises:
             ConfigError: a layer or code that does not exist, or more of a layer than are summed.
         """
+        books, count = self.layers.codes, self.layers.count
         for layer, chosen in codes.items():
-            if not 0 <= layer < len(self.codes) or not all(0 <= code < len(self.codes[layer]) for code in chosen):
-                hint = f"Layers go to {len(self.codes) - 1}, codes to {len(self.codes[0]) - 1}."
+            if not 0 <= layer < len(books) or not all(0 <= code < len(books[layer]) for code in chosen):
+                hint = f"Layers go to {len(books) - 1}, codes to {len(books[0]) - 1}."
                 raise ConfigError(f"Layer {layer} has no codes {chosen}.", hint)
-            if len({*chosen}) < len(chosen) or len(chosen) > self.count:
-                raise ConfigError(f"{len(chosen)} codes of layer {layer} are forced.", f"{self.count} are summed.")
-        other = copy.copy(self)
-        other.forced = {layer: torch.tensor(chosen, device=self.device) for layer, chosen in codes.items() if chosen}
+            if len({*chosen}) < len(chosen) or len(chosen) > count:
+                raise ConfigError(f"{len(chosen)} codes of layer {layer} are forced.", f"{count} are summed.")
+        other, layers = copy.copy(self), copy.copy(self.layers)
+        layers.forced = {layer: torch.tensor(chosen, device=self.device) for layer, chosen in codes.items() if chosen}
+        other.layers = layers
         return other
-
-    def _mlp(self, w: LayerWeights, x: Tensor) -> Tensor:
-        said, index = super()._mlp(w, x), self._index[id(w)]
-        if self.seen is not None:
-            self.seen.append(chosen_codes(said, self.codes[index], self.count))
-        return summed_codes(said, self.codes[index], self.count, self.forced.get(index))

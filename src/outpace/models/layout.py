@@ -110,7 +110,8 @@ class Layouts:
             held: [B] int64, valid entries per row.
             extent: slots looked at; those that hold nothing are masked.
         """
-        layout = Layout(*position.shape, -1, extent)
+        rows, size = position.shape
+        layout = Layout(rows, size, -1, extent)
         self._lay_rows(layout, position, visible, cache, held)
         if self.spec.query_growth:
             layout.query_scale = self._query_scale(position)

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from outpace.errors import CapabilityError
+from outpace.models.layers import activate, rms_norm
 from outpace.models.spec import Spec, rope_tables
-from outpace.models.transformer import Transformer, activate, rms_norm
+from outpace.models.transformer import Transformer
 from outpace.models.weights import LayerWeights, Norm
 from outpace.types import Adapter
 
