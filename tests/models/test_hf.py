@@ -19,7 +19,9 @@ from outpace.methods.autoregressive import Autoregressive
 from outpace.methods.parallel.jacobi import Jacobi
 from outpace.methods.speculative.draft_model import DraftModel
 from outpace.methods.speculative.prompt_lookup import PromptLookup
-from outpace.models.hf import TransformersAdapter, TransformersSeq2Seq, load_transformers, wrap
+from outpace.models.hf import load_transformers, wrap
+from outpace.models.hf_adapter import TransformersAdapter
+from outpace.models.hf_seq2seq import TransformersSeq2Seq
 from outpace.run.layout import lay_out
 from outpace.run.loop import Run
 from outpace.run.row import Row

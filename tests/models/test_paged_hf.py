@@ -7,7 +7,8 @@ import torch
 from test_hf import MODES, make
 
 from outpace.cache import Cache, Counter, PagedCache
-from outpace.models.hf import TransformersAdapter, TransformersSeq2Seq
+from outpace.models.hf_adapter import TransformersAdapter
+from outpace.models.hf_seq2seq import TransformersSeq2Seq
 
 
 def read(adapter: TransformersAdapter, cache: Cache, counts: list[int], seed: int) -> torch.Tensor:

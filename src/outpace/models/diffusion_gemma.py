@@ -21,6 +21,7 @@ from torch import Tensor
 
 from outpace.cache import Cache, Counter
 from outpace.errors import CapabilityError, ConfigError, ModelError
+from outpace.models.hf_quiet import quiet
 from outpace.types import NO_OUTPUTS, Adapter, Capabilities, Outputs, Scores
 
 __all__ = ["MODEL_TYPE", "DiffusionGemma", "noisy", "open_diffusion_gemma"]
@@ -134,8 +135,6 @@ def open_diffusion_gemma(directory: Path, dtype: torch.dtype, device: torch.devi
         ModelError: the files are not whole, or hold tensors that nobody reads.
         CapabilityError: transformers is missing, or knows no such model.
     """
-    from outpace.models.hf import quiet
-
     try:
         from transformers import DiffusionGemmaForBlockDiffusion
     except ImportError as error:

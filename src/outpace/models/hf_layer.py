@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from outpace.errors import ModelError
-from outpace.models.hf import TransformersAdapter, quiet, wrap
+from outpace.models.hf import wrap
+from outpace.models.hf_adapter import TransformersAdapter
+from outpace.models.hf_quiet import quiet
 
 __all__ = ["foreign_layer"]
 
