@@ -157,8 +157,9 @@ def test_a_model_s_files_may_ask_for_beams_or_its_card_for_a_method(cli: Command
     shutil.copytree(zoo.path("translate-fast"), carded)
     wishes = json.loads((asked / "generation_config.json").read_text(encoding="utf-8"))
     (asked / "generation_config.json").write_text(json.dumps({**wishes, "num_beams": 2}), encoding="utf-8")
-    (carded / "card.md").write_text("# carded\n\n- method: ctc-beam-search\n", encoding="utf-8")
-    for model, method in ((asked, "beam-search"), (carded, "ctc-beam-search")):
+    cases = (asked, "", "beam-search"), (carded, "ctc-beam-search", "ctc-beam-search"), (carded, "jacobi2", "one-pass")
+    for model, named, method in (*cases, (carded, "masked-diffusion", "one-pass")):
+        (model / "card.md").write_text(f"# carded\n\n- method: {named}\n", encoding="utf-8")
         here = written(cli, "Ich habe keine Zeit.", "--model", model)
         there = outpace.load(model).generate("Ich habe keine Zeit.")
         assert (here["method"], here["tokens"]) == (there.method, there.tokens) == (method, there.tokens)

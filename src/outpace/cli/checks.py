@@ -39,17 +39,17 @@ def check_method(
     method = load_method(name).from_settings(options) if name else None  # a mistake there is told first
     from outpace.heads.files import is_head
     from outpace.heads.foreign.layouts import is_foreign
-    from outpace.methods.misfit import check_fit, check_partner, check_search
+    from outpace.methods.misfit import check_fit, check_partner, check_search, usual_method
     from outpace.models.byte_model import ByteNames
     from outpace.models.loading import resolve
     from outpace.models.opening import offered_by
     from outpace.sampling import Sampling
-    from outpace.zoo import drafter_of, method_of
+    from outpace.zoo import drafter_of
 
     offered = offered_by(model, card) if method is None else None
     if method is None:
-        plain = "autoregressive" if offered is None else offered.plain_method
-        method = load_method(method_of(model) or plain).from_settings(options)
+        usual = "autoregressive" if offered is None else usual_method(model, offered)
+        method = load_method(usual).from_settings(options)
     check_search(method, Sampling(**(law or {})), num_samples)
     offered = offered or offered_by(model, card)
     if offered is None:  # a model that only transformers can load is checked when it is loaded

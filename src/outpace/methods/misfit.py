@@ -7,8 +7,9 @@ from outpace.methods.base import Method
 from outpace.methods.registry import load_method, method_names
 from outpace.sampling import Sampling
 from outpace.types import Capabilities
+from outpace.zoo import method_of
 
-__all__ = ["check_fit", "check_partner", "check_search", "misfits"]
+__all__ = ["check_fit", "check_partner", "check_search", "misfits", "usual_method"]
 
 # What canvas methods write on; places in any order need methods of their own.
 _CANVASES = ("full", "block", "causal-block")
@@ -38,6 +39,18 @@ def misfits(method: Method, offered: Capabilities) -> list[str]:
         lacks.append(f"layers up to {max(needs.outputs.layers)} (the model has {offered.num_layers})")
     lacks += [f"an output {name!r}" for name in needs.outputs.heads if name not in offered.heads]
     return lacks
+
+
+def usual_method(model: str, offered: Capabilities) -> str:
+    """Return the name of the method that writes where nobody names one.
+
+    Args:
+        model: a shipped one's name, or the directory of one that was trained here; its card may name a method.
+        offered: what the model can do; a card's method that does not fit it, or that nobody knows, is passed over.
+    """
+    named = method_of(model)
+    is_fit = named in method_names() and not misfits(load_method(named)(), offered)
+    return named if is_fit else offered.plain_method
 
 
 def check_fit(method: Method, offered: Capabilities) -> None:

@@ -28,7 +28,7 @@ PAPERS = (
         "2106.00903",
         161,
         "",
-        "outpace train nar-ctc-rejuvenated",
+        "outpace train nar-ctc-bidirectional",
     ),
 )
 Teacher = tuple[PairNetwork, Tokenizer, Path]  # its network, its tokenizer, its directory
