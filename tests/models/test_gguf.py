@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
-from gguf import GGUFWriter
+from gguf import GGUFWriter, RopeScalingType
 from gguf_layouts import CASES, byte_tokenizer, dequantised, divisors, write_gguf
 from shapes import lifted, make_model, reference_logits
 from torch import Tensor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import outpace
 from outpace.errors import ModelError
@@ -51,6 +52,39 @@ def test_logits_equal_those_of_transformers(case: str, tmp_path: Path) -> None:
     limit = 1e-6 if case == "phi3-longrope" else 1e-9  # its scale is a float32 in the file
     assert distance(logits(load_model(path, "float64"), ids), expected) <= limit
     assert distance(logits(load_model(path, "float32", pack=False), ids), expected) <= 1e-4
+
+
+def _scaled(kind: str, factor: float) -> Callable[[GGUFWriter], None]:
+    def add(writer: GGUFWriter) -> None:
+        if kind:
+            writer.add_rope_scaling_type(RopeScalingType(kind))
+        writer.add_rope_scaling_factor(factor)
+        writer.add_rope_scaling_orig_ctx_len(32)
+
+    return add
+
+
+@pytest.mark.parametrize("kind", ["", "none", "linear", "yarn"])
+@pytest.mark.parametrize("case", ["llama", "llama-llama3"])
+def test_a_scaling_holds_beside_divisors_as_llama_cpp_has_it(case: str, kind: str, tmp_path: Path) -> None:
+    model = make_model(CASES[case]())
+    path = write_gguf(model, tmp_path / "model.gguf", more=_scaled(kind, 4.0))
+    reference = lifted(model)
+    settings = model.config.rope_parameters
+    theta, turned = settings["rope_theta"], reference.model.rotary_emb
+    apart = divisors(model.config, settings).double() if case == "llama-llama3" else 1.0
+    frequencies, scale = reference.model.rotary_emb.inv_freq, 1.0
+    if case == "llama-llama3":
+        frequencies = theta ** -(torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+    if kind == "yarn":  # as transformers computes it, from 32 tokens on
+        said = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": theta}
+        config = type(model.config)(**{**model.config.to_dict(), "rope_parameters": said})
+        frequencies, scale = ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
+    elif kind != "none":
+        frequencies = frequencies / 4.0
+    turned.inv_freq, turned.attention_scaling = frequencies.double() / apart, scale
+    expected = reference_logits(reference, IDS[:, :40])
+    assert distance(logits(load_model(path, "float64"), IDS[:, :40]), expected) <= (1e-6 if kind == "yarn" else 1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from outpace.errors import ConfigError
+from outpace import zoo
+from outpace.errors import ConfigError, ModelError
 from outpace.models.nar.ctc import CtcConfig
 from outpace.models.nets.gru import GruConfig
 from outpace.train import TRANSLATIONS, TranslationRecipe
@@ -44,7 +45,7 @@ def test_each_teacher_writes_its_own_side(tmp_path: Path) -> None:
 
     def open_teacher(name: str) -> tuple:
         asked.append(name)
-        return _Echo(), tokenizer, tmp_path / name
+        return _Echo(), tokenizer, tmp_path / name / "written"
 
     both = Mixture(forward="there", reverse="back", is_raw=True)
     found = both.pairs(PAIRS, open_teacher, "captions-en-de", torch.device("cpu"))
@@ -105,3 +106,13 @@ def test_a_recipe_learns_from_what_others_wrote(tmp_path: Path, monkeypatch: pyt
     missing = replace(recipe, mixture=Mixture(forward="bakc"))
     with pytest.raises(ConfigError, match="no recipe 'bakc' to teach"):
         build_translator(missing, tmp_path / "nar", tmp_path, steps=8, seed=0)
+    with pytest.raises(ModelError, match="begins with captions-teacher, which does not ship") as caught:
+        build_translator(
+            replace(recipe, mixture=Mixture(forward="captions-teacher")), tmp_path / "nar", tmp_path, steps=8, seed=0
+        )
+    assert f"outpace train captions-teacher --out {tmp_path / 'captions-teacher'}" in str(caught.value.hint)
+    # What a shipped teacher writes is kept beside the run: nobody writes into the package.
+    shipped = replace(recipe, direction="de-en", mixture=Mixture(forward="translate"))
+    build_translator(shipped, tmp_path / "nar", tmp_path, steps=8, seed=0)
+    assert (tmp_path / "translate" / "written" / "tatoeba-pairs-de-en.jsonl").is_file()
+    assert not (zoo.path("translate") / "written").exists()

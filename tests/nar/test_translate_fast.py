@@ -23,7 +23,7 @@ def fast() -> outpace.LanguageModel:
 def test_its_card_tells_what_it_is() -> None:
     card = zoo.card(NAME)
     assert card.method == "one-pass" and card.objective == "written" and card.parent == "translate"
-    assert card.licence == "Apache-2.0" and card.sources == ("tatoeba-pairs-few",)
+    assert card.licence == "Apache-2.0" and card.sources == ("tatoeba-pairs",)
     assert card.num_bytes <= 4_000_000 and sum(zoo.card(name).num_bytes for name in zoo.names()) <= 64_000_000
     assert zoo.drafter_of("translate") == "translate-draft"
     stored = load_file(zoo.path(NAME) / "model.safetensors")

@@ -32,7 +32,8 @@ class Request:
     """What to write, beyond the prompt and the sampling settings.
 
     Attributes:
-        method: a name, or a method object.
+        method: a name, or a method object. Calls that name none get what the model's files ask for, else what its kind
+            is decoded with (`outpace.methods.misfit.usual_method`).
         options: the method's settings, when it is given by name; first those of a search that is given by name.
         search: a search that holds several texts and returns the best: a name, or an object; None = none.
         max_tokens: most tokens to write per prompt.

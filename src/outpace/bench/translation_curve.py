@@ -99,7 +99,7 @@ class CurveOptions:
 
 def own_side(lm: LanguageModel, method: str) -> Side:
     """Return our loop with a method, its settings behind a colon."""
-    name, options = read_spelled(method)
+    name, options = read_spelled(method, ":")
 
     def run(work: Work) -> Answer:
         began = time.perf_counter()

@@ -159,15 +159,19 @@ def plugin_origins() -> dict[str, str]:
     return {name: entry.dist.name if entry.dist else entry.module for name, entry in found.items()}
 
 
-def read_spelled(text: str) -> tuple[str, dict[str, str]]:
+def read_spelled(text: str, between: str = ",") -> tuple[str, dict[str, str]]:
     """Return the name and the options that "NAME:key=value,key=value" spells.
+
+    Args:
+        text: what is read.
+        between: what parts one option from the next; a colon where several such texts stand in one list with commas.
 
     Raises:
         ConfigError: an option has no value.
     """
     name, _, rest = text.partition(":")
     options = dict[str, str]()
-    for word in filter(None, rest.split(",")):
+    for word in filter(None, rest.split(between)):
         key, sign, value = word.partition("=")
         if not key or not sign:
             raise ConfigError(f"{word!r} in {text!r} is no option.", "Write key=value.")

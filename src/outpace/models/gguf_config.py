@@ -133,21 +133,20 @@ class _Keys:
         found: dict[str, Any] = {"rope_theta": self.find("rope.freq_base", float, 10000.0)}
         if turning != head_dim:  # the next number up, so that the product comes out whole
             found["partial_rotary_factor"] = math.nextafter(turning / head_dim, 1)
-        divisors = self._divisors("rope_freqs.weight", turning)
-        if divisors:
-            return found | {"rope_type": "divided", "divisors": divisors}
-        kind = self.find("rope.scaling.type", str, "none")
+        if divisors := self._divisors("rope_freqs.weight", turning):  # a scaling may be stated beside them
+            found["divisors"] = divisors
+        kind = self.find("rope.scaling.type", str, "linear")  # where there is a factor
         factor = self.find("rope.scaling.factor", float, self.find("rope.scale_linear", float, 0.0))
         short, long = (self._divisors(f"rope_factors_{name}.weight", turning) for name in ("short", "long"))
-        if short and long:
+        if short and long and not divisors:
             found |= {"rope_type": "longrope", "short_factor": short, "long_factor": long}
             if (scale := self.find("rope.scaling.attn_factor", float)) is not None:
                 found["attention_factor"] = scale
-        elif kind == "linear" or (kind == "none" and factor):
-            found |= {"rope_type": "linear", "factor": factor or 1.0}
+        elif kind == "linear" and factor:
+            found |= {"rope_type": "linear", "factor": factor}
         elif kind == "yarn":
             found |= self._yarn(factor)
-        elif kind not in ("none", "longrope"):
+        elif kind not in ("linear", "none", "longrope"):
             raise ModelError(f"{self.gguf.path} scales rotations by {kind!r}, which is not known here.", _OTHERS)
         if original := self.find("rope.scaling.original_context_length", int):
             found["original_max_position_embeddings"] = original

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from outpace.errors import ModelError
@@ -59,11 +60,15 @@ def make_rope(settings: Settings, head_dim: int, trained: int) -> Rope:
         )
     dim = int(head_dim * (settings.get("partial_rotary_factor") or 1.0))
     try:
-        return SCALINGS[kind](settings, dim, trained)
+        rope = SCALINGS[kind](settings, dim, trained)
     except KeyError as missing:
         raise ModelError(
             f"Rotary scaling {kind!r} lacks {missing.args[0]!r} in config.json.", hint="Fetch the model's files again."
         ) from None
+    if not (divisors := settings.get("divisors")):
+        return rope
+    # Every frequency by a number of its own, as GGUF states the Llama 3 scaling; a scaling stated beside it holds too.
+    return replace(rope, inv_freq=tuple(f / divisor for f, divisor in zip(rope.inv_freq, divisors, strict=True)))
 
 
 def _plain(theta: float, dim: int) -> list[float]:
@@ -78,12 +83,6 @@ def _default(s: Settings, dim: int, trained: int) -> Rope:
 def _linear(s: Settings, dim: int, trained: int) -> Rope:
     del trained
     return Rope(tuple(f / s["factor"] for f in _plain(s["rope_theta"], dim)))
-
-
-def _divided(s: Settings, dim: int, trained: int) -> Rope:
-    """Every frequency by a number of its own, as GGUF states the Llama 3 scaling."""
-    del trained
-    return Rope(tuple(f / divisor for f, divisor in zip(_plain(s["rope_theta"], dim), s["divisors"], strict=True)))
 
 
 def _dynamic(s: Settings, dim: int, trained: int) -> Rope:
@@ -152,7 +151,6 @@ def _longrope(s: Settings, dim: int, trained: int) -> Rope:
 SCALINGS = {
     "default": _default,
     "linear": _linear,
-    "divided": _divided,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from outpace import zoo
 from outpace.errors import ConfigError, ModelError, NumericalError
 from outpace.failures import interruptible
 
@@ -193,17 +194,22 @@ def inherited(recipe: AnyRecipe, out: Path, make: Callable[[], Tokenizer]) -> tu
     if recipe.parent is None:
         return load_tokenizer(out) if (out / "tokenizer.json").is_file() else make(), None
     parent = beside(recipe.parent, out)
-    if not parent.is_dir():
-        there = out.resolve().parent / recipe.parent
-        reason = f"{recipe.name} begins with {recipe.parent}, which does not ship and was not trained beside it."
-        raise ModelError(reason, f"Train it first: outpace train {recipe.parent} --out {there}")
     return load_tokenizer(parent), parent
 
 
 def beside(name: str, out: Path) -> Path:
-    """Return the directory of another recipe's model: the one trained beside `out`, else the one that ships."""
-    trained = out.resolve().parent / name
-    return trained if (trained / "model.safetensors").is_file() else Path(__file__).parent.parent / "zoo" / name
+    """Return the directory of another recipe's model: the one trained beside `out`, else the one that ships.
+
+    Raises:
+        ModelError: It is nowhere; the hint says how to train it.
+    """
+    trained, shipped = out.resolve().parent / name, zoo.home() / name
+    if (trained / "model.safetensors").is_file():
+        return trained
+    if not (shipped / "model.safetensors").is_file():
+        reason = f"This training begins with {name}, which does not ship and was not trained beside {out}."
+        raise ModelError(reason, f"Train it first: outpace train {name} --out {trained}")
+    return shipped
 
 
 def run_loop(loop: Steps, out: Path, *, resume: bool) -> int:

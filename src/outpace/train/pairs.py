@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -80,11 +80,6 @@ def _tsv(paths: Sequence[Path]) -> list[Pair]:
     return [(row[1].strip(), row[0].strip()) for row in rows]
 
 
-def _tsv_thinned(paths: Sequence[Path]) -> list[Pair]:
-    """Return every second pair of training, and all of the other splits; neighbours are often the same sentence."""
-    return [pair for path in paths for pair in _tsv([path])[:: 2 if ".train." in path.name else 1]]
-
-
 def _aligned(paths: Sequence[Path]) -> list[Pair]:
     german, english = (_lines(path) for path in paths)
     if len(german) != len(english):
@@ -158,7 +153,6 @@ TATOEBA = PairSource(
     note="split by a hash of the English sentence",
     read=_tsv,
 )
-FEW_TATOEBA = replace(TATOEBA, name="tatoeba-pairs-few", note=f"{TATOEBA.note}; every second pair", read=_tsv_thinned)
 MULTI30K = PairSource(
     name="multi30k",
     splits={

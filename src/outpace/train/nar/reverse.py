@@ -31,7 +31,7 @@ PAPERS = (
         "outpace train nar-ctc-bidirectional",
     ),
 )
-Teacher = tuple[PairNetwork, Tokenizer, Path]  # its network, its tokenizer, its directory
+Teacher = tuple[PairNetwork, Tokenizer, Path]  # its network, its tokenizer, where its texts are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,5 +80,5 @@ class Mixture:
 def _written(teacher: Teacher, pairs: Sequence[Pair], name: str, device: torch.device) -> list[Pair]:
     from outpace.train.translation.written import written_pairs  # it imports the trainer's parts
 
-    network, tokenizer, directory = teacher
-    return written_pairs(network.to(device), tokenizer, pairs, directory / "written" / name, device)
+    network, tokenizer, store = teacher
+    return written_pairs(network.to(device), tokenizer, pairs, store / name, device)

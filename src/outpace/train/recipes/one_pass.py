@@ -26,7 +26,7 @@ from outpace.train.nar.permutation import LayerPermutation
 from outpace.train.nar.refining import Masked, MaskedTexts, Unrolled
 from outpace.train.nar.residual import ResidualGlancing
 from outpace.train.nar.stories import STORY_GAPS, STORY_PASSAGES
-from outpace.train.pairs import FEW_TATOEBA
+from outpace.train.pairs import TATOEBA
 from outpace.train.translation.noise import Noise
 
 from .pairs import SMALL
@@ -204,12 +204,12 @@ _NAR = (
         parent="translate",
         has_own_tokenizer=True,
         vocab=3000,
-        source=FEW_TATOEBA,
+        source=TATOEBA,
         method="one-pass",
         budget=1024,
         matrix_rate=8e-3,
         other_rate=4e-3,
-        steps=2000,
+        steps=13000,
         gpu_steps=40000,
         checkpoint_every=100,
     ),

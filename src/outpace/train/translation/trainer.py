@@ -28,7 +28,7 @@ from .look import HeldOut, draw_curves
 from .network import Criterion, PairNetwork
 from .noise import noiser
 from .snapshots import averaged, deepened, drop_others, keep_snapshot, recent_snapshots
-from .written import written_pairs
+from .written import store_of, written_pairs
 
 __all__ = ["PairTrainer", "batches_of", "build_translator"]
 
@@ -172,8 +172,8 @@ def build_translator(recipe: TranslationRecipe, out: Path, data: Path | None, *,
     torch.manual_seed(seed)
     network = _started(recipe.shape.build(recipe.vocab), recipe, parent, out)
     name = f"{source.name}-{recipe.direction or source.directions[0]}"
-    if parent is not None and directory is not None and recipe.objective == "written":
-        pairs = written_pairs(parent, tokenizer, pairs, directory / "written" / f"{name}.jsonl", device)
+    if parent is not None and recipe.parent is not None and recipe.objective == "written":
+        pairs = written_pairs(parent, tokenizer, pairs, store_of(recipe.parent, out) / f"{name}.jsonl", device)
         if recipe.has_own_tokenizer or recipe.start:
             tokenizer = _tokenizer(recipe, out, pairs)
     if recipe.mixture is not None:
@@ -259,11 +259,12 @@ def _load_parent(name: str | None, directory: Path, recipe: TranslationRecipe) -
 
 
 def _open_teacher(name: str, out: Path) -> Teacher:
-    """Return the network of another recipe's run, beside `out` or shipped, its tokenizer and its directory."""
+    """Return a teacher: the network of a run beside `out` or of a shipped model, and where its texts are kept."""
     if name not in TRANSLATIONS:
         raise ConfigError(f"There is no recipe {name!r} to teach.", nearest(name, TRANSLATIONS, "recipe"))
     directory = beside(name, out)
-    return TRANSLATIONS[name].shape.load(directory).requires_grad_(False), load_tokenizer(directory), directory
+    network = TRANSLATIONS[name].shape.load(directory).requires_grad_(False)
+    return network, load_tokenizer(directory), store_of(name, out)
 
 
 def _criterion(recipe: TranslationRecipe, parent: PairNetwork | None, raw: Callable[[], PairBatches]) -> Criterion:

@@ -21,7 +21,12 @@ from outpace.train.pairs import Pair
 from .look import translate_all
 from .network import PairNetwork
 
-__all__ = ["read_written", "written_pairs"]
+__all__ = ["read_written", "store_of", "written_pairs"]
+
+
+def store_of(teacher: str, out: Path) -> Path:
+    """Return where the texts of a recipe's model are kept: beside `out`, since one that ships lies in the package."""
+    return out.resolve().parent / teacher / "written"
 
 
 def written_pairs(
