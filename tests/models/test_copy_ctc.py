@@ -93,7 +93,7 @@ def test_ragged_rows_equal_single_rows() -> None:
 def test_one_step_writes_what_token_by_token_decoding_does(temperature: float) -> None:
     model = LanguageModel(tiny(copies=1.0), None, end_tokens=(0,))
     arguments = {"max_tokens": 30, "temperature": temperature, "seed": 3}
-    plain = model.generate(SOURCES, **arguments)
+    plain = model.generate(SOURCES, method="autoregressive", **arguments)
     whole = model.generate(SOURCES, method="one-pass", **arguments)
     assert [result.tokens for result in whole] == [result.tokens for result in plain]
     assert {result.usage.target_nfe for result in whole} == {1}
