@@ -43,6 +43,7 @@ __all__ = ["CurveOptions", "Point", "main", "measure", "run_curve"]
 
 METHODS = ("autoregressive", "beam-search:beams=4", "token-recycling", "jacobi")
 WARM = 3  # sentences that are not counted
+TURN, REST_S = 16, 0.3  # sentences that a side has in turn, and seconds before it has them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +119,9 @@ def measure(
     pairs: Sequence[tuple[str, str]],
     max_tokens: int = 96,
     batch: int = 0,
+    rest_s: float = REST_S,
 ) -> list[Point]:
-    """Translate pairs with each side in turns, and return a point for each.
+    """Translate pairs with each side in turns of `TURN` sentences, and return a point for each.
 
     Args:
         lm: the model, whose tokenizer all sides share.
@@ -128,12 +130,15 @@ def measure(
         pairs: sources and references; the first are not counted.
         max_tokens: of a text.
         batch: sentences side by side, once more; 0 = one at a time alone.
+        rest_s: seconds before each turn: threads of other libraries spin while they wait for work, a fifth of a second,
+            and would take a core from whoever is next.
     """
     written: dict[str, list[list[int]]] = {side: [] for side in sides}
     seconds, passes = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0)
     sources = [lm.encode(source) for source, _ in pairs]
-    for number, ids in enumerate(sources):
-        for side, run in sides.items():
+    for first, (side, run) in itertools.product(range(0, len(sources), TURN), sides.items()):
+        time.sleep(rest_s)
+        for number, ids in enumerate(sources[first : first + TURN], first):
             answer = run(_work_of(name, side, [ids], max_tokens))
             if number >= WARM:
                 written[side].append([token for token in answer.tokens[0] if token not in lm.end_tokens])
