@@ -126,7 +126,7 @@ class Capabilities:
 
     @property
     def plain_method(self) -> str:
-        """The name of the method that writes where nobody names one, and that others are compared with."""
+        """The name of plain decoding on such a model: what writes where nobody says more."""
         if self.is_one_pass:
             return "one-pass"
         if self.attention == "any-order":

@@ -158,11 +158,21 @@ def test_a_model_s_files_may_ask_for_beams_or_its_card_for_a_method(cli: Command
     wishes = json.loads((asked / "generation_config.json").read_text(encoding="utf-8"))
     (asked / "generation_config.json").write_text(json.dumps({**wishes, "num_beams": 2}), encoding="utf-8")
     cases = (asked, "", "beam-search"), (carded, "ctc-beam-search", "ctc-beam-search"), (carded, "jacobi2", "one-pass")
-    for model, named, method in (*cases, (carded, "masked-diffusion", "one-pass")):
-        (model / "card.md").write_text(f"# carded\n\n- method: {named}\n", encoding="utf-8")
+    passed_over = [(carded, named, "one-pass") for named in ("masked-diffusion", "draft-model", "M\xe8")]
+    for model, named, method in (*cases, *passed_over):
+        (model / "card.md").write_bytes(f"# carded\n\n- method: {named}\n".encode("latin-1"))
         here = written(cli, "Ich habe keine Zeit.", "--model", model)
         there = outpace.load(model).generate("Ich habe keine Zeit.")
         assert (here["method"], here["tokens"]) == (there.method, there.tokens) == (method, there.tokens)
+    # What nobody named gives way to what was asked for, and is what a trace tells.
+    (carded / "card.md").write_text("- method: ctc-beam-search\n", encoding="utf-8")
+    drawn = written(cli, "Ich habe keine Zeit.", "--model", carded, "--temperature", 0.8)
+    assert (
+        drawn["method"] == outpace.load(carded).generate("Ich habe keine Zeit.", temperature=0.8).method == "one-pass"
+    )
+    written(cli, "Ich habe keine Zeit.", "--model", asked, "--trace", tmp_path / "trace.jsonl")
+    assert json.loads((tmp_path / "trace.jsonl").read_text().split("\n")[0])["method"] == "beam-search"
+    assert written(cli, "Ich.", "--model", carded, "-o", "beam=2")["method"] == "ctc-beam-search"
 
 
 def test_the_prompt_may_come_from_standard_input(cli: Command, tiny: Path) -> None:

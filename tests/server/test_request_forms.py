@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -10,6 +11,10 @@ import pytest
 
 import outpace
 from outpace.doors.lm_eval import score_continuations
+from outpace.engine.face import Traits
+from outpace.server import asking
+from outpace.server.schemas import Extra
+from outpace.server.settings import ServerSettings
 
 
 def _events(http: httpx.Client, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -151,3 +156,13 @@ def test_a_healed_prompt_goes_on_inside_its_word(http: httpx.Client) -> None:
     assert healed["text"].startswith("me") and not cut["text"].startswith("me")
     frames = _events(http, "/v1/completions", body | {"healed": True, "stream": True})
     assert "".join(frame["choices"][0]["text"] for frame in frames if frame["choices"]) == healed["text"]
+
+
+def test_auto_and_no_drafts_on_a_model_of_one_pass() -> None:
+    engine: Any = SimpleNamespace(traits=Traits(name="fast", context=64, vocab_size=9, plain_method="one-pass"))
+    asked, settings = [{}, {"draft": 0}, {"draft": 0, "method": "autoregressive"}], ServerSettings()
+    found = [asking.method(Extra(**one), engine, settings)["method"] for one in asked]
+    assert found == ["one-pass", "one-pass", "autoregressive"]
+    engine.traits = Traits(name="left", context=64, vocab_size=9)
+    found = [asking.method(Extra(**one), engine, settings)["method"] for one in asked]
+    assert found == ["auto", "autoregressive", "autoregressive"]

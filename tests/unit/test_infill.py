@@ -11,7 +11,7 @@ from outpace.api.engine import LanguageModel
 from outpace.api.infill import filled, lay_pieces, read_gaps
 from outpace.errors import CapabilityError, ConfigError
 from outpace.methods.diffusion.masked_diffusion import MaskedDiffusion
-from outpace.models.spec import spec_capabilities
+from outpace.models.transformer import Transformer
 
 
 def letters(text: str, is_first: bool) -> list[int]:
@@ -26,9 +26,8 @@ def lm() -> LanguageModel:
 @pytest.fixture(scope="module")
 def blocks() -> LanguageModel:
     lm = outpace.load("stories-mask", dtype="float64", is_compiled=False)
-    target = lm.target
-    target.spec = dataclasses.replace(target.spec, attention="block", block_size=8)  # type: ignore[attr-defined]
-    target.capabilities = spec_capabilities(target.spec)  # type: ignore[attr-defined]
+    assert isinstance(lm.target, Transformer)
+    lm.target = Transformer(dataclasses.replace(lm.target.spec, attention="block", block_size=8), lm.target.weights)
     return lm
 
 

@@ -147,8 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         asked = Appending(given.span, given.keep)
         lm = load(given.model)
-        method = given.method or ("masked-diffusion" if lm.target.capabilities.is_canvas else "autoregressive")
-        law = {"temperature": given.temperature, "seed": given.seed, "method": method}
+        law = {"temperature": given.temperature, "seed": given.seed, "method": given.method}
         found = [
             token for kept in append(lm, given.prompt, asked, max_tokens=given.max_tokens, **law) for token in kept
         ]

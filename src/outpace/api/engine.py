@@ -26,7 +26,6 @@ from outpace.api.starting import start
 from outpace.arguments import flag, path, refused, whole
 from outpace.errors import CapabilityError, ConfigError
 from outpace.kernels.rounded import RoundedKernels
-from outpace.methods.misfit import usual_method
 from outpace.models.byte_model import ByteNames
 from outpace.models.generation import GenerationConfig, read_generation
 from outpace.models.graphs import make_graphs
@@ -42,6 +41,7 @@ from outpace.text.chat import Message, is_chat
 from outpace.text.languages import Frame, languages_of
 from outpace.text.tokenizer import Tokenizer
 from outpace.types import Adapter
+from outpace.zoo import method_of
 
 __all__ = ["LanguageModel", "load"]
 
@@ -154,7 +154,7 @@ def load(
     )
     generation.check_vocabulary(target.capabilities.vocab_size)
     lm.generation, lm.directory, lm.cuts_source = generation, directory, flag("cut_source", cut_source)
-    lm.method = usual_method(name, target.capabilities)
+    lm.method = method_of(name)
     if spoken is not None:
         _speak(lm, spoken)
     elif tokenizer.kind != "MarianTokenizer" and (known := languages_of(tokenizer)):
@@ -196,7 +196,7 @@ class LanguageModel:
         self.first_token: int | None = None  # of every text, where it names the language to be written
         self.cuts_source = False  # of sources that are too long only the beginning is read
         self.directory: Path | None = None  # its files, where it was loaded from some
-        self.method = ""  # for calls that name none; "" = plain decoding of its kind
+        self.method = ""  # that its card names, for calls that name none
         self.notes: list[str] = []  # of loading, for every result
         self.generation = GenerationConfig()  # what its files ask of a text; nothing unless `load` read them
         self.partners = Partners(self)

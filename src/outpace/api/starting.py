@@ -19,7 +19,7 @@ from outpace.cache import Cache, Pages
 from outpace.errors import CapabilityError, ConfigError
 from outpace.heads.model import HeadModel
 from outpace.methods.base import Method
-from outpace.methods.misfit import check_fit, check_search
+from outpace.methods.misfit import check_fit, check_search, usual_method
 from outpace.methods.mixed import Mixed
 from outpace.methods.registry import load_method
 from outpace.run.loop import Run
@@ -32,7 +32,7 @@ from outpace.types import Adapter, Capabilities, Wanted
 if TYPE_CHECKING:
     from outpace.api.engine import LanguageModel
 
-__all__ = ["CHUNK", "new_run", "own", "prepare", "shared_run", "start"]
+__all__ = ["CHUNK", "method_for", "new_run", "own", "prepare", "shared_run", "start"]
 
 CHUNK = 256  # prompt tokens per prefill forward
 _WIDEST = 256  # window nodes of any method, beside others
@@ -67,16 +67,10 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     offered, arguments = lm.target.capabilities, given(arguments)
     if lm.first_token is not None:
         arguments = {"forced_bos_token_id": [lm.first_token], **arguments}
-    if "search" in arguments:
-        arguments.setdefault("method", "autoregressive")  # the files may ask for beams, which are another search
+    if "search" in arguments:  # the files may ask for beams, which are another search
+        arguments.setdefault("method", offered.plain_method if offered.is_canvas else "autoregressive")
     # 1) What the model's own files ask holds wherever the caller says nothing else.
-    arguments, notes = lm.generation.join(
-        arguments,
-        () if flag("ignore_eos", arguments.get("ignore_eos", False)) else lm.end_tokens,
-        is_canvas=offered.is_canvas,
-        has_text=lm.tokenizer is not None,
-    )
-    arguments.setdefault("method", lm.method or offered.plain_method)
+    arguments, notes = _joined(lm, arguments)
     request, settings = split(arguments)
     search, options = read_search(request.search, request.method, request.options)
     if search is not None and search.draws and "temperature" not in arguments:
@@ -126,6 +120,27 @@ def prepare(lm: LanguageModel, prompt: Any, arguments: Mapping[str, Any]) -> Pla
     plan = Plan(rows, method, settings, request, models, tokenizers, is_fixed, is_single, is_text, notes, search=search)
     plan.is_single = is_single and plan.num_texts == 1
     return plan
+
+
+def method_for(lm: LanguageModel, arguments: Mapping[str, Any]) -> Method:
+    """Return the method that a call with such arguments is written by; arguments and errors are those of `prepare`."""
+    found, _ = _joined(lm, given(arguments))
+    return _method(found["method"], found.get("options"))
+
+
+def _joined(lm: LanguageModel, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a call's arguments with what the model's files, card and kind say where it says nothing, and notes."""
+    offered = lm.target.capabilities
+    found, notes = lm.generation.join(
+        arguments,
+        () if flag("ignore_eos", arguments.get("ignore_eos", False)) else lm.end_tokens,
+        is_canvas=offered.is_canvas,
+        has_text=lm.tokenizer is not None,
+    )
+    if "method" not in found:
+        is_drawn = found.get("temperature", 0) != 0 or found.get("num_samples", 1) != 1
+        found["method"] = usual_method(lm.method, offered, is_drawn)
+    return found, notes
 
 
 def _told_by(models: Mapping[str, Adapter]) -> list[str]:

@@ -100,7 +100,7 @@ class CurveOptions:
 
 def own_side(lm: LanguageModel, method: str) -> Side:
     """Return our loop with a method, its settings behind a colon."""
-    name, options = read_spelled(method, ":")
+    name, options = read_spelled(method, "," if "," in method else ":")
 
     def run(work: Work) -> Answer:
         began = time.perf_counter()

@@ -29,7 +29,8 @@ def check_method(
         num_samples: texts from each prompt.
 
     Returns:
-        The method and the model's vocabulary size (None = known only once the model is loaded).
+        The method and the model's vocabulary size (None = known only once the model is loaded, and with it what an
+        unnamed method is: plain decoding stands for it).
 
     Raises:
         OutpaceError: an unknown method, option, setting or model, or a method that does not fit.
@@ -44,14 +45,17 @@ def check_method(
     from outpace.models.loading import resolve
     from outpace.models.opening import offered_by
     from outpace.sampling import Sampling
-    from outpace.zoo import drafter_of
+    from outpace.zoo import drafter_of, method_of
 
-    offered = offered_by(model, card) if method is None else None
+    settings = Sampling(**(law or {}))
     if method is None:
-        usual = "autoregressive" if offered is None else usual_method(model, offered)
+        offered = offered_by(model, card)
+        if offered is None:  # a network of its own: it is loaded, and tells
+            return load_method("autoregressive")(), None
+        usual = usual_method(method_of(model), offered, num_samples > 1 or not settings.is_greedy)
         method = load_method(usual).from_settings(options)
-    check_search(method, Sampling(**(law or {})), num_samples)
-    offered = offered or offered_by(model, card)
+    check_search(method, settings, num_samples)
+    offered = offered_by(model, card)
     if offered is None:  # a model that only transformers can load is checked when it is loaded
         return method, None
     check_fit(method, offered)

@@ -275,6 +275,7 @@ def _share(split: Split, request: _Asked, method: Method) -> int:
 def _write_with(request: _Asked, method: Method, split: Split | None) -> int:
     """Load, generate, print; return the exit status."""
     from outpace.api.engine import load
+    from outpace.api.starting import method_for
 
     lm = load(request.model, split=split, **request.load)
     if request.fuse[0] is not None:
@@ -285,10 +286,11 @@ def _write_with(request: _Asked, method: Method, split: Split | None) -> int:
     law = {**request.law, "bad_words": bad_word_ids(request.bad_words, lm) or None}
     is_json = request.is_json or request.batch is not None
     record = ["margins", "log_probs"] if request.wants_log_probs else ["margins"] if is_json else []
-    is_named = request.method is not None or bool(request.options) or request.trace is not None
-    arguments = {"record": record, "method": method if is_named else None, **request.run, **law}
-    is_searched = lm.generation.is_searched(arguments)
-    num_texts = max(request.run["num_samples"], lm.generation.num_texts if is_searched else method.num_texts)
+    named = {"method": method} if request.method is not None else {"options": request.options or None}
+    arguments = {"record": record, **named, **request.run, **law}
+    if request.method is None and request.found_by is None:
+        method = method_for(lm, arguments)  # files, card and kind of the model say which
+    num_texts = max(request.run["num_samples"], method.num_texts)
     if request.found_by is not None:
         arguments["search"], num_texts = request.found_by, request.found_by.num_texts
     if request.batch is not None:

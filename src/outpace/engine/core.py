@@ -100,5 +100,5 @@ def read_traits(lm: LanguageModel, context: int) -> Traits:
         defaults={**lm.generation.law, **lm.generation.sampling},
         end_tokens=lm.end_tokens,
         has_hidden=offered.has_hidden and not offered.is_encoder_decoder,
-        plain_method=lm.method or offered.plain_method,
+        plain_method=offered.plain_method,
     )

@@ -147,7 +147,7 @@ class Traits:
         defaults: what its generation_config.json asks for, by argument.
         end_tokens: ids that end a text.
         has_hidden: texts can be embedded.
-        plain_method: the method that writes where neither a request nor the server names one.
+        plain_method: what plain decoding is called on such a model.
     """
 
     name: str

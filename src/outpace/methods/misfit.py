@@ -7,7 +7,6 @@ from outpace.methods.base import Method
 from outpace.methods.registry import load_method, method_names
 from outpace.sampling import Sampling
 from outpace.types import Capabilities
-from outpace.zoo import method_of
 
 __all__ = ["check_fit", "check_partner", "check_search", "misfits", "usual_method"]
 
@@ -41,16 +40,21 @@ def misfits(method: Method, offered: Capabilities) -> list[str]:
     return lacks
 
 
-def usual_method(model: str, offered: Capabilities) -> str:
+def usual_method(named: str, offered: Capabilities, is_drawn: bool = False) -> str:
     """Return the name of the method that writes where nobody names one.
 
     Args:
-        model: a shipped one's name, or the directory of one that was trained here; its card may name a method.
-        offered: what the model can do; a card's method that does not fit it, or that nobody knows, is passed over.
+        named: what the model's card names, or "". It is passed over where nobody knows it, where it does not fit the
+            model or needs another one, and where it cannot draw but something is to be drawn.
+        offered: what the model can do.
+        is_drawn: a temperature, or several samples, are asked for.
     """
-    named = method_of(model)
-    is_fit = named in method_names() and not misfits(load_method(named)(), offered)
-    return named if is_fit else offered.plain_method
+    if named not in method_names():
+        return offered.plain_method
+    method = load_method(named)()
+    is_apt = not misfits(method, offered) and method.fitted(offered)[0].needs.width <= offered.max_positions
+    is_alone = not method.needs.models and not method.needs.head
+    return named if is_apt and is_alone and (method.draws or not is_drawn) else offered.plain_method
 
 
 def check_fit(method: Method, offered: Capabilities) -> None:

@@ -353,9 +353,9 @@ def method(extra: Extra, engine: Face, settings: ServerSettings) -> dict[str, An
     """
     plain = engine.traits.plain_method
     if extra.draft == 0:
-        if extra.method not in (None, plain) or extra.options:
+        if extra.method not in (None, plain, "autoregressive") or extra.options:
             raise _wrong("outpace.draft", "outpace.draft is 0 beside a method. Leave one of them out.")
-        return {"method": plain}
+        return {"method": extra.method or plain}
     name = extra.method
     options = dict(extra.options)
     if name is None:

@@ -108,7 +108,12 @@ def drafter_of(model: str) -> str:
 
 def method_of(model: str) -> str:
     """Return the method that the card of a shipped model, or of a directory that was trained here, names; "" = none."""
-    return card(model).method if model in names() else _fact(_read(Path(model) / "card.md"), "method")
+    if model in names():
+        return card(model).method
+    try:  # any directory may hold a file of that name
+        return _fact((Path(model) / "card.md").read_text(encoding="utf-8", errors="replace"), "method")
+    except OSError:
+        return ""
 
 
 def _read(file: Path) -> str:

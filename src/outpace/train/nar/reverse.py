@@ -67,12 +67,14 @@ class Mixture:
             name: of the raw texts and their direction; what a teacher writes is kept under it.
             device: where teachers run.
         """
+        # Both are opened before either writes: one that is missing is told at once.
+        teachers = {teacher: open_teacher(teacher) for teacher in (self.forward, self.reverse) if teacher}
         found = list(raw) if self.is_raw else []
         if self.forward:
-            found += _written(open_teacher(self.forward), raw, f"{name}.jsonl", device)
+            found += _written(teachers[self.forward], raw, f"{name}.jsonl", device)
         if self.reverse:
             swapped = [(target, source) for source, target in raw]
-            written = _written(open_teacher(self.reverse), swapped, f"{name}-reverse.jsonl", device)
+            written = _written(teachers[self.reverse], swapped, f"{name}-reverse.jsonl", device)
             found += [(source, target) for target, source in written]
         return found
 
