@@ -138,8 +138,9 @@ def _joined(lm: LanguageModel, arguments: Mapping[str, Any]) -> tuple[dict[str, 
         has_text=lm.tokenizer is not None,
     )
     if "method" not in found:
-        is_drawn = found.get("temperature", 0) != 0 or found.get("num_samples", 1) != 1
-        found["method"] = usual_method(lm.method, offered, is_drawn)
+        asked = found.get("temperature", 0), found.get("num_samples", 1)  # not yet held to their types
+        is_plain = all(isinstance(value, int | float) for value in asked) and asked == (0, 1)
+        found["method"] = usual_method(lm.method, offered, is_drawn=not is_plain)
     return found, notes
 
 
