@@ -13,47 +13,12 @@
 # Versions: ctranslate2 4.8.5, numpy 2.4.6; float32 on a CPU. Date: 2026-11-29.
 . "$(dirname "$0")/common.sh"
 prepare ctranslate2==4.8.5 numpy==2.4.6
-FOLDER="$home" see <<'PY'
+FOLDER="$home" PYTHONPATH="$(dirname "$0")" PYTHONDONTWRITEBYTECODE=1 see <<'PY'
 import os
 
-import ctranslate2
-import numpy as np
-from ctranslate2.specs import TransformerDecoderModelSpec
-from ctranslate2.specs.common_spec import Activation
+from tiny_ctranslate2 import opened
 
-VOCAB, WIDTH, HEADS, INNER = 64, 32, 2, 64
-draw = np.random.default_rng(0)
-
-
-def some(*shape):
-    return (draw.standard_normal(shape) * 0.35).astype(np.float32)
-
-
-spec = TransformerDecoderModelSpec.from_config(
-    2, HEADS, activation=Activation.SWISH, pre_norm=True, ffn_glu=True, rms_norm=True, rotary_dim=0,
-    rotary_interleave=False,
-)
-decoder = spec.decoder
-decoder.scale_embeddings = False
-decoder.embeddings.weight, decoder.projection.weight = some(VOCAB, WIDTH), some(VOCAB, WIDTH)
-norms = [decoder.layer_norm]
-for layer in decoder.layer:
-    norms += [layer.self_attention.layer_norm, layer.ffn.layer_norm]
-    layer.self_attention.linear[0].weight = some(3 * WIDTH, WIDTH)
-    layer.self_attention.linear[1].weight = some(WIDTH, WIDTH)
-    layer.ffn.linear_0.weight, layer.ffn.linear_0_noact.weight = some(INNER, WIDTH), some(INNER, WIDTH)
-    layer.ffn.linear_1.weight = some(WIDTH, INNER)
-for norm in norms:
-    norm.gamma = np.ones(WIDTH, dtype=np.float32)
-names = ["<s>", "</s>", "<unk>", *(f"t{index}" for index in range(3, VOCAB))]
-spec.register_vocabulary(names)
-spec.config.bos_token, spec.config.eos_token, spec.config.unk_token = names[:3]
-spec.validate()
-folder = os.environ["FOLDER"] + "/model"
-os.makedirs(folder)
-spec.save(folder)
-generator = ctranslate2.Generator(folder, device="cpu", compute_type="float32", intra_threads=1)
-
+generator = opened(os.environ["FOLDER"])
 WORDS = ["t10", "t11", "t12", "t13", "t14", "t15"]
 
 

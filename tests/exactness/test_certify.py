@@ -285,7 +285,7 @@ def test_a_refusal_is_no_failure() -> None:
 
 
 def test_what_went_wrong_is_told_from_what_was_refused() -> None:
-    for error, is_failure in ((ConfigError("No."), False), (CapabilityError("No."), False), (ValueError("No."), True)):
+    for error, is_failure in ((ConfigError("No."), False), (CapabilityError("No."), True), (ValueError("No."), True)):
         done: Future[Any] = Future()
         done.set_exception(error)
         entry = entry_of("some", done)

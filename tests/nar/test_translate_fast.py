@@ -11,7 +11,6 @@ from outpace import zoo
 from outpace.errors import CapabilityError
 
 NAME = "translate-fast"
-pytestmark = pytest.mark.skipif(NAME not in zoo.names(), reason="the zoo is not there")
 SENTENCES = ["Ein Mann fährt Fahrrad.", "Ich habe keine Ahnung, was du meinst.", "Wo ist der Bahnhof?"]
 
 

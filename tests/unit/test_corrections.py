@@ -168,7 +168,6 @@ def test_recipes_of_editors_share_the_tokenizer_of_the_corrector() -> None:
     assert TRANSLATIONS["correct"].method == "input-guided"
 
 
-@pytest.mark.skipif("correct" not in outpace.zoo.names(), reason="the zoo is not there")
 def test_the_shipped_corrector_is_small_and_corrects() -> None:
     card = outpace.zoo.card("correct")
     assert card.parameters <= 2_200_000 and card.num_bytes <= 4_400_000 and card.method == "input-guided"

@@ -223,7 +223,6 @@ def test_the_public_texts_are_read() -> None:
     assert len(read_set("multi30k:test", data, 10)) == 10
 
 
-@pytest.mark.skipif("translate" not in outpace.zoo.names(), reason="the zoo is not there")
 def test_the_zoo_pair_is_small_and_shares_its_tokenizer() -> None:
     cards = [outpace.zoo.card(name) for name in ("translate", "translate-draft")]
     assert 4_000_000 <= cards[0].parameters <= 5_000_000 and cards[1].parameters <= 1_200_000

@@ -18,7 +18,7 @@ from outpace.heads.find import find_head
 from outpace.methods.base import Method
 from outpace.methods.misfit import misfits
 from outpace.methods.registry import load_method, method_names
-from outpace.testing.certify import Certificate, Plan, certify_model, working_dtype
+from outpace.testing.certify import Certificate, Plan, certify_model, own_prompts, working_dtype
 from outpace.types import Guarantee
 from outpace.zoo import drafter_of
 
@@ -161,7 +161,7 @@ def entry_of(name: str, done: Future[Certificate]) -> Entry:
     error = done.exception()
     if error is None:
         return Entry(name, done.result())
-    if isinstance(error, ConfigError | CapabilityError):  # before it began: its drafter is of another kind, say
+    if isinstance(error, ConfigError):  # refused before it began: its drafter is of another kind, say
         return Entry(name, reason=str(error))
     return Entry(name, reason=f"{type(error).__name__}: {error}", is_failure=True)
 
@@ -186,4 +186,9 @@ def _leave_with_parent() -> None:
 
 
 def _certify(method: Method, seed: int, limit_s: float) -> Certificate:
-    return certify_model(_loaded["exact"], method, rounded=_loaded.get("rounded"), seed=seed, plan=Plan(limit_s))
+    lm = _loaded["exact"]
+    try:
+        lm.generate(own_prompts(lm)[-1], method=method, max_tokens=1)
+    except CapabilityError as error:  # the model does not offer what it needs; raised later, it would be a failure
+        raise ConfigError(str(error), error.hint) from error
+    return certify_model(lm, method, rounded=_loaded.get("rounded"), seed=seed, plan=Plan(limit_s))
